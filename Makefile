@@ -1,0 +1,61 @@
+# Two commands for a newcomer: `make demo` and `make test`. `make help` lists the rest.
+
+PYTHON ?= $(or $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done),python3)
+BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.setup ## .venv with Tunesmith and its pinned dependencies; a second call re-uses it
+	@:
+
+demo: setup ## a fine-tuned model in a few minutes, judged on held-out rows against its base
+	$(BIN)/tunesmith demo
+
+test: .venv/.setup-test ## every test; PYTEST_ARGS="-k name" chooses some
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/.setup-dev ## lint, format, types, import contracts and the fast tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+format: .venv/.setup-dev ## rewrite the code as `make check` wants it
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove .venv and the caches, never a run
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Tunesmith needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -1)." >&2; \
+		echo "Name another one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# torch first and alone, so that its pin, not another package's range, decides which build is taken.
+.venv/.torch: constraints.txt .venv/.python
+	@echo 'Installing the pinned dependencies into .venv; the first time takes some minutes.'
+	$(PIP) $$(grep '^torch==' constraints.txt)
+	@touch $@
+
+.venv/.setup: pyproject.toml .venv/.torch
+	$(PIP) -e .
+	@touch $@
+
+.venv/.setup-test: .venv/.setup
+	$(PIP) -e '.[test]'
+	@touch $@
+
+.venv/.setup-dev: .venv/.setup-test
+	$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,117 @@
+"""`eval` and `generate`: what a model answers, and how good that is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from tunesmith.cli.console import Terminal
+from tunesmith.cli.options import AsJson, EvaluationKeys, GenerationKeys, System, Target
+from tunesmith.cli.session import session
+from tunesmith.cli.settings import generation_settings
+from tunesmith.cli.tables import metrics_table
+
+if TYPE_CHECKING:
+    from tunesmith.data.example import Message
+    from tunesmith.generate import Generation
+    from tunesmith.tuned import Tuned
+
+
+def evaluate(
+    target: Target,
+    settings: EvaluationKeys = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DATA", help="Rows to judge on.", show_default="the run's held-out rows"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a run again, or measure a model."""
+    with session(as_json) as terminal:
+        from tunesmith import finetune
+
+        verdict = finetune.evaluate(target, data=data, settings=settings or [], listener=terminal)
+        if verdict["verdict"] is not None:
+            from tunesmith.evaluation.compare import sentence
+
+            terminal.write(sentence(cast(Any, verdict)))
+        for line in metrics_table(verdict["metrics"]):
+            terminal.write(line)
+        terminal.result({"target": target, **verdict})
+
+
+def generate(
+    target: Target,
+    prompt: Annotated[
+        str, typer.Option("--prompt", metavar="TEXT", help="The user's message; - reads it from standard input.")
+    ],
+    settings: GenerationKeys = None,
+    system: System = None,
+    base: Annotated[bool, typer.Option("--base", help="Also show what the untuned base answers.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one prompt."""
+    with session(as_json) as terminal:
+        wanted = generation_settings(settings)
+        message = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+        from tunesmith import tuned
+        from tunesmith.generate import GenerationSettings
+
+        GenerationSettings(**wanted)  # a contradiction is reported before the model is loaded
+        messages = conversation(message, system)
+        model = tuned.load(target, listener=terminal)
+        found: dict[str, Any] = {"target": target, "model": model.describe, "prompt": message, "base": None}
+        if base:
+            terminal.write(terminal.styled("base:", bold=True))
+            with model.base() as untuned:
+                found["base"] = _answer(untuned, messages, wanted, terminal)
+            terminal.write(terminal.styled("tuned:", bold=True))
+        found["answers"] = _answer(model, messages, wanted, terminal)
+        terminal.result(found)
+
+
+def conversation(prompt: str, system: str | None) -> list[Message]:
+    """The messages of a single question."""
+    from tunesmith.data.example import Message
+
+    return ([Message("system", system)] if system else []) + [Message("user", prompt)]
+
+
+def _answer(
+    model: Tuned, messages: Sequence[Message], settings: dict[str, Any], terminal: Terminal
+) -> list[dict[str, Any]] | None:
+    """Writes the answers: a single one as it is decoded, and under ``--json`` none before they are complete."""
+    if not terminal.as_json and settings.get("num_return_sequences", 1) == 1:
+        stream_answer(model, messages, settings, terminal)
+        return None
+    answers = model.generate(messages, **settings)
+    for number, answer in enumerate(answers, start=1):
+        if len(answers) > 1:
+            terminal.write(terminal.styled(f"{number}:", bold=True))
+        terminal.answer(answer.text)
+    return [_json(answer) for answer in answers]
+
+
+def stream_answer(
+    model: Tuned,
+    messages: Sequence[Message],
+    settings: dict[str, Any],
+    terminal: Terminal,
+    *,
+    pieces: list[str] | None = None,
+) -> None:
+    """Writes one answer piece by piece, and a newline. The pieces are also added to ``pieces``."""
+    with closing(cast(Generator[str], model.stream(messages, **settings))) as stream:
+        for piece in stream:
+            terminal.answer(piece, end="")
+            if pieces is not None:
+                pieces.append(piece)
+    terminal.write("")
+
+
+def _json(answer: Generation) -> dict[str, Any]:
+    return {"text": answer.text, "tokens": len(answer.tokens), "stopped": answer.stopped}

@@ -1,0 +1,104 @@
+"""`chat`: a conversation, line by line."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.cli.answers import stream_answer
+from tunesmith.cli.console import Terminal
+from tunesmith.cli.options import GenerationKeys, System, Target
+from tunesmith.cli.session import Terminated, session
+from tunesmith.cli.settings import generation_settings
+from tunesmith.errors import RecipeError, TunesmithError
+
+if TYPE_CHECKING:
+    from tunesmith.data.example import Message
+    from tunesmith.tuned import Tuned
+
+WELCOME = "/reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
+
+
+def chat(target: Target, settings: GenerationKeys = None, system: System = None) -> None:
+    """Talk with a model.
+
+    A line is a message, and the model remembers. /reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
+    """
+    with session() as terminal:
+        wanted = generation_settings(settings)
+        if wanted.get("num_return_sequences", 1) != 1:
+            raise RecipeError("A conversation has one answer to a message", remedy="Leave num_return_sequences out.")
+        from tunesmith import tuned
+        from tunesmith.generate import GenerationSettings
+
+        GenerationSettings(**wanted)
+        model = tuned.load(target, listener=terminal)
+        Conversation(model, wanted, system=system, terminal=terminal).run()
+
+
+class Conversation:
+    """Messages so far, and the loop around them. Where standard input is no screen, mistakes end it."""
+
+    def __init__(self, model: Tuned, settings: dict[str, Any], *, system: str | None, terminal: Terminal) -> None:
+        self.model, self.settings, self.system, self.terminal = model, settings, system, terminal
+        self.interactive = sys.stdin.isatty()
+        self.messages: list[Message] = []
+
+    def run(self) -> None:
+        """Until the input ends."""
+        self._reset()
+        if self.interactive:
+            import readline  # noqa: F401  input() then has line editing and a history
+
+            self.terminal.note(f"{self.model.describe}\n{WELCOME}")
+        while (line := self._read()) is not None:
+            if line == "/exit":
+                return
+            if line == "/reset":
+                self._reset()
+                self.terminal.note("A new conversation.")
+            elif line:
+                self._reply(line)
+
+    def _reset(self) -> None:
+        from tunesmith.data.example import Message
+
+        self.messages = [Message("system", self.system)] if self.system else []
+
+    def _read(self) -> str | None:
+        """The next line without white space around it; None at the end."""
+        if not self.interactive:
+            line = sys.stdin.readline()
+            return line.strip() if line else None
+        try:
+            return input("> ").strip()
+        except EOFError:
+            self.terminal.note("")
+            return None
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            self.terminal.note(f"\n{WELCOME}")
+            return ""
+
+    def _reply(self, line: str) -> None:
+        """Answers a message. What was said before Ctrl-C stays in the conversation; a failed message does not."""
+        from tunesmith.data.example import Message
+
+        asked = [*self.messages, Message("user", line)]
+        pieces: list[str] = []
+        try:
+            stream_answer(self.model, asked, self.settings, self.terminal, pieces=pieces)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            self.terminal.note("\n(stopped)")
+        except TunesmithError as error:
+            if not self.interactive:
+                raise
+            self.terminal.error(error)
+            return
+        if pieces:
+            self.messages = [*asked, Message("assistant", "".join(pieces))]

@@ -1,0 +1,100 @@
+"""Progress of long work: bars on a screen, and for a pipe or a log file a plain line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from tunesmith.progress import Advance
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+TENTH = 10  # percent between two lines
+SHORTEST, LONGEST = 2.0, 30.0  # seconds between two lines
+
+
+class Drawing:
+    """The bars of nested tasks. The outermost stays on the screen when it is done, the others go."""
+
+    def __init__(self, stream: TextIO, *, colours: bool) -> None:
+        self._progress = _bars(stream, colours)
+        self._depth = 0
+        self._progress.start()
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Advance]:
+        """A bar with title, done / total, facts and the time left."""
+        bar = self._progress.add_task(title, total=total, facts="")
+        self._depth += 1
+        try:
+            yield lambda done, facts: self._progress.update(bar, completed=done, facts=_facts(facts))
+        finally:
+            self._depth -= 1
+            if self._depth:
+                self._progress.remove_task(bar)
+
+    def print(self, text: str) -> None:
+        """A line above the bars."""
+        from rich.text import Text
+
+        self._progress.console.print(Text.from_ansi(text), soft_wrap=True)
+
+    def stop(self) -> None:
+        """Leaves the screen as it stands, the cursor below."""
+        self._progress.stop()
+
+
+def _bars(stream: TextIO, colours: bool) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(file=stream, force_terminal=True, no_color=not colours, highlight=False)
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}", markup=False),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        redirect_stdout=False,  # standard output may be a pipe, and is written to as such
+        redirect_stderr=False,
+        speed_estimate_period=120,
+    )
+
+
+def plain_lines(
+    title: str, total: int, *, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Advance:
+    """A line at every tenth of the way, at most one in two seconds and at least one in thirty, and one at the end."""
+    begin = clock()
+    last_percent, last_time = 0, begin - SHORTEST
+
+    def advance(done: int, facts: Mapping[str, str]) -> None:
+        nonlocal last_percent, last_time
+        now, percent = clock(), 100 * done // max(total, 1)
+        waited = now - last_time
+        tenth = percent // TENTH > last_percent // TENTH and waited >= SHORTEST
+        if tenth or waited >= LONGEST or (done >= total and last_percent < 100):
+            last_percent, last_time = percent, now
+            left = (now - begin) * (total - done) / done if 0 < done < total else None
+            write("  ".join(filter(None, [f"{title}  {done}/{total} ({percent}%)", _facts(facts), _left(left)])))
+
+    return advance
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return "  ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f"{duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """``1:05`` or ``2:03:07``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

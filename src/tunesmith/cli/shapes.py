@@ -1,0 +1,90 @@
+"""What `--json` prints: the keys of each command's object, and the exit codes. docs/cli.md is made of this."""
+
+from __future__ import annotations
+
+EXIT_CODES = {
+    "0": "done",
+    "1": "a mistake that you can mend: the message says what, where, why and what to do (`check`: a run would stop); "
+    "also a fault of Tunesmith itself, with its traceback",
+    "2": "the command was not understood",
+    "3": "training failed: its run folder says how far it came, and `train RECIPE --resume` goes on",
+    "130, 143": "stopped by Ctrl-C, or by a termination signal; a run records that it was stopped",
+    "141": "the reader of standard output went away, as `head` does",
+}
+METRIC = "{NAME: {base, tuned, difference, interval: [low, high], verdict, reason, rows}}"
+TRAIN = {
+    "run": "the run folder",
+    "verdict": "`better`, `no evidence` or `worse`",
+    "metrics": f"`{METRIC}`; the first decides; empty without held-out rows",
+    "seconds": "of work, the verdict included",
+    "tokens": "`{rows, computed, supervised}`: tokens in the rows trained on, through the model, and learned",
+}
+ERROR = {
+    "error": "its kind: RecipeError, DataError, ModelError, RunError, TrainError or ExportError",
+    "what": "the fault in one sentence",
+    "where": "`file:line`, a recipe key or a folder; or null",
+    "why": "what was found and what was expected; or null",
+    "remedy": "what to do now; or null",
+}
+SUMMARY = {
+    "name": "the folder's name",
+    "run": "the run folder",
+    "status": "`running`, `finished`, `failed`, `stopped`, `interrupted` (its process is gone) or `damaged`",
+    "step": "optimizer steps taken, or null",
+    "total_steps": "in all, or null",
+    "verdict": "`better`, `no evidence`, `worse`, or null",
+    "metric": "the one that decides, or null",
+    "base": "its value for the base",
+    "tuned": "its value for the tuned model",
+    "updated": "UTC time of the last change",
+}
+SHAPES: dict[str, dict[str, str]] = {
+    "init": {
+        "recipe": "the file that was written",
+        "model": "its model",
+        "output_dir": "its run folder",
+        "rows": "rows that can be used",
+        "bad": "rows that cannot",
+        "format": "shape of the rows",
+        "metrics": "names of the metrics that were chosen",
+    },
+    "check": {
+        "good": "whether a run could begin; exit code 1 if not",
+        "notes": "how the shape was found, and what was held out",
+        "sources": "`[{path, side, split, format, rows, invalid, files: [{path, sha256}], ignored}]`",
+        "rows": "`{read, invalid, duplicate, too_long, truncated, held_out, trained}`",
+        "tokens": "`{total, supervised, computed}` of the training rows; null without a model",
+        "lengths": "`{median, longest, longest_row}` in tokens; null without a model",
+        "findings": "`[{id, severity: error | warning | info, count, rows, message, remedy}]`",
+        "bad": "`[{source, field, found, expected, raw}]`: every row that cannot be used",
+        "shown": "`[{source, tokens, supervised, text}]`: with --show, learned tokens between `[[` and `]]`",
+    },
+    "train": TRAIN,
+    "train --dry-run": {"settings": "`[{key, value, source}]`; source is `default`, `file:line`, `flag` or `auto`"},
+    "eval": {
+        "target": "what was judged",
+        "verdict": "`better`, `no evidence`, `worse`; null for a model without a base",
+        "metrics": f"`{METRIC}`; `{{NAME: {{value}}}}` for a model without a base",
+        "rows": "rows judged on",
+        "...": "and what else verdict.json holds",
+    },
+    "generate": {
+        "target": "what was asked",
+        "model": "what was loaded",
+        "prompt": "the user's message",
+        "base": "with --base: answers of the untuned base, as below; else null",
+        "answers": "`[{text, tokens, stopped}]`; stopped is false where the answer was cut off",
+    },
+    "runs list": {"runs": f"`[{{{', '.join(SUMMARY)}}}]`"},
+    "runs show": {
+        **SUMMARY,
+        "facts": "the recipe in short: `{name: text}`",
+        "result": "verdict.json, or null",
+        "error": "why a failed run failed, as below; or null",
+        "training": "`[[step, loss]]`",
+        "validation": "`[[step, loss]]`",
+        "checkpoints": "their folders, oldest first",
+        "best": "the step with the lowest validation loss, with that loss; or null",
+    },
+    "demo": TRAIN,
+}

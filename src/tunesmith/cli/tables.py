@@ -1,0 +1,58 @@
+"""Figures and tables as aligned plain text: the same on a screen and in a file, never cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunesmith.cli.console import printable
+
+GAP = "  "
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = ()) -> list[str]:
+    """Lines of aligned columns, the header first. None is a dash; the columns numbered in ``right`` stand to the right.
+
+    Wide characters (Chinese, say) take two places.
+    """
+    from rich.cells import cell_len
+
+    cells = [[" ".join(printable(text(value)).split()) for value in row] for row in [header, *rows]]
+    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(header))]
+
+    def padded(value: str, column: int) -> str:
+        blanks = " " * (widths[column] - cell_len(value))
+        return blanks + value if column in right else value + blanks
+
+    return [GAP.join(padded(value, column) for column, value in enumerate(row)).rstrip() for row in cells]
+
+
+def text(value: Any) -> str:
+    """A value as a person reads it: four digits of a float, a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Metrics of a verdict: base, tuned, difference and interval; of a model alone: its value."""
+    if any("value" in found for found in metrics.values()):
+        return table(("metric", "value"), [(name, found["value"]) for name, found in metrics.items()], right=(1,))
+    rows = []
+    for name, found in metrics.items():
+        low, high = found["interval"]
+        interval = f"{low:+.3g} to {high:+.3g}"
+        rows.append(
+            (name, found["base"], found["tuned"], f"{found['difference']:+.3g}", interval, found.get("verdict"))
+        )
+    return table(("metric", "base", "tuned", "difference", "interval", "verdict"), rows, right=(1, 2, 3))
+
+
+def settings_table(settings: Sequence[tuple[str, Any, str]]) -> list[str]:
+    """Every setting with its value and where it comes from."""
+    import json
+
+    rows = [(key, json.dumps(value, ensure_ascii=False, default=str), source) for key, value, source in settings]
+    return table(("key", "value", "source"), rows)

@@ -1,0 +1,1 @@
+"""Rows in, token ids with supervision out: reading, checking, templates and batches."""

@@ -1,0 +1,98 @@
+"""Arrow tables, of parquet files and of `datasets`, -> rows, each with its number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.data.rows import NOT_UTF8, BadRow, Row, Rows
+from tunesmith.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def parquet_rows(data: bytes, name: str) -> Rows:
+    """Rows of a parquet file; columns that `datasets` marked as class labels become the labels' names.
+
+    Raises:
+        DataError: the file is not parquet, or is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError("the parquet file cannot be read", where=name, why=str(error)) from error
+    yield from table_rows([table], name, label_names(table.schema.metadata))
+
+
+def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Column to class names, from the note that `datasets` leaves in a schema."""
+    note = (metadata or {}).get(b"huggingface")
+    features = (json.loads(note).get("info") or {}).get("features") or {} if note else {}
+    return {
+        column: feature["names"]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+    }
+
+
+def table_rows(tables: Iterable[pa.Table], name: str, labels: Mapping[str, Sequence[str]]) -> Rows:
+    """Rows of Arrow tables, counted from 1 through all of them.
+
+    Inside lists and structs a null says only that another row has the key, so it is taken away there; a null column
+    value stays. Columns of JSON text are decoded, class labels become their names (no name for -1: null).
+    """
+    number = 0
+    for table in tables:
+        convert = {column.name: _converter(column.type, labels.get(column.name)) for column in table.schema}
+        for batch in table.to_batches(max_chunksize=1000):
+            for fields in _batch_rows(batch, convert):
+                number += 1
+                source = f"{name}:{number}"
+                bad = isinstance(fields, str)
+                yield BadRow(source, "row", fields, "values that can be decoded", "") if bad else Row(fields, source)
+
+
+def _converter(kind: pa.DataType, labels: Sequence[str] | None = None) -> Callable[[Any], Any] | None:
+    """How a value that is not null becomes a field's value; None: as it is."""
+    import pyarrow as pa
+
+    if labels is not None:
+        return lambda value: labels[value] if 0 <= value < len(labels) else None
+    if isinstance(kind, pa.JsonType):
+        return json.loads
+    if pa.types.is_struct(kind):
+        inner = {part.name: _converter(part.type) for part in kind.fields}
+        return lambda value: {key: _apply(inner[key], item) for key, item in value.items() if item is not None}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        item_converter = _converter(kind.value_type)
+        return lambda value: [_apply(item_converter, item) for item in value]
+    return None
+
+
+def _apply(convert: Callable[[Any], Any] | None, value: Any) -> Any:
+    return value if convert is None or value is None else convert(value)
+
+
+def _batch_rows(batch: pa.RecordBatch, convert: Mapping[str, Callable[[Any], Any] | None]) -> Iterator[Any]:
+    """A dict for each row, or a text that says what is wrong with it."""
+    try:
+        rows: list[Any] = batch.to_pylist()
+    except UnicodeDecodeError:
+        rows = [_single_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
+    for row in rows:
+        try:
+            yield row if isinstance(row, str) else {key: _apply(convert[key], value) for key, value in row.items()}
+        except (ValueError, RecursionError) as error:
+            yield f"a column of JSON that is none ({error})"
+
+
+def _single_row(batch: pa.RecordBatch) -> dict[str, Any] | str:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError:
+        return NOT_UTF8

@@ -1,0 +1,200 @@
+"""Examples: what a row of every accepted shape becomes.
+
+The shapes, by their fields (those in brackets are optional, and absent when null):
+
+- alpaca: instruction, output, [input, system, tools]. The user's turn is the instruction, a blank line and the input.
+- prompt_completion: prompt, completion, [system, tools]. Two texts, or two lists of messages; only the completion
+  is learned.
+- messages: messages, [system, tools]. OpenAI's roles, tool calls and text parts; `train: false` or `weight: 0` on a
+  turn leaves it unlearned.
+- sharegpt: conversations of {from, value}, [system, tools].
+- text: text. A raw document without turns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tunesmith.data.message import (
+    Message,
+    RowError,
+    checked_json,
+    checked_text,
+    describe,
+    openai_message,
+    parsed_json,
+    present,
+    sharegpt_message,
+)
+from tunesmith.data.shape import detect_shape, map_columns
+
+__all__ = ["Example", "Message", "RowError", "detect_shape", "map_columns", "to_example"]
+
+SOME_TEXT = "a text that is not empty"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row: a conversation, or a raw text (then `messages` is empty). `source` is ``file:line``, counted from 1."""
+
+    messages: tuple[Message, ...]
+    source: str
+    tools: tuple[dict[str, Any], ...] = ()
+    text: str | None = None
+
+    def prompt_key(self) -> str:
+        """Everything before the last assistant turn, tools included, as one stable text; the text of a raw row.
+
+        Two answers to one prompt have one key, so a split by it keeps them together.
+        """
+        if self.text is not None:
+            return self.text
+        answers = [index for index, message in enumerate(self.messages) if message.role == "assistant"]
+        return _canonical(self.messages[: answers[-1]] if answers else self.messages, self.tools)
+
+    def content_key(self) -> str:
+        """The whole row as one stable text: equal for exact duplicates, wherever they come from."""
+        return self.text if self.text is not None else _canonical(self.messages, self.tools)
+
+    def characters(self) -> int:
+        """Length in characters, without tools and template: a rough measure before there is a tokenizer."""
+        if self.text is not None:
+            return len(self.text)
+        return sum(len(message.content) + len(message.reasoning_content or "") for message in self.messages)
+
+
+def to_example(
+    row: Mapping[str, Any],
+    *,
+    shape: str,
+    source: str,
+    columns: Mapping[str, str] | None = None,
+    instruction: str | None = None,
+) -> Example:
+    """One row of the named shape as an example.
+
+    Args:
+        row: column name to value, as the file has it.
+        shape: alpaca, prompt_completion, messages, sharegpt or text.
+        source: ``file:line``, carried along.
+        columns: canonical field to the file's column, for columns that have other names.
+        instruction: the instruction of every row (alpaca only).
+
+    Raises:
+        RowError: a field is missing, has the wrong type or is empty, or the turns do not end with an answer.
+    """
+    fields = map_columns(row, columns) if columns else row
+    if shape == "text":
+        return Example(messages=(), source=source, text=_text(fields, "text"))
+    messages = _alpaca(fields, instruction) if shape == "alpaca" else _CONVERSATIONS[shape](fields)
+    return Example(messages=tuple(messages), source=source, tools=_tools(fields.get("tools")))
+
+
+def _alpaca(fields: Mapping[str, Any], instruction: str | None) -> list[Message]:
+    given = fields.get("input")
+    body = "" if given is None else checked_text(given, "input")
+    head = instruction if instruction is not None else checked_text(present(fields, "instruction"), "instruction")
+    parts = [part for part in (head, body) if part.strip()]
+    if not parts:
+        raise RowError("instruction", describe(head), SOME_TEXT)
+    turns = [Message("user", "\n\n".join(parts)), Message("assistant", _text(fields, "output"))]
+    return _with_system(turns, fields)
+
+
+def _prompt_completion(fields: Mapping[str, Any]) -> list[Message]:
+    prompt, completion = present(fields, "prompt"), present(fields, "completion")
+    if not isinstance(prompt, list):
+        turns = [Message("user", _text(fields, "prompt")), Message("assistant", _text(fields, "completion"))]
+        return _with_system(turns, fields)
+    if not isinstance(completion, list) or not completion:
+        raise RowError("completion", describe(completion), "a list of messages, as the prompt is one")
+    # The prompt is given, so an assistant turn inside it is not learned.
+    before = [replace(openai_message(turn, f"prompt[{i}]"), train=False) for i, turn in enumerate(prompt)]
+    after = [openai_message(turn, f"completion[{i}]") for i, turn in enumerate(completion)]
+    return _conversation(_with_system(before + after, fields), "completion")
+
+
+def _openai(fields: Mapping[str, Any]) -> list[Message]:
+    messages = [openai_message(turn, f"messages[{i}]") for i, turn in enumerate(_turns(fields, "messages"))]
+    return _conversation(_with_system(messages, fields), "messages")
+
+
+def _sharegpt(fields: Mapping[str, Any]) -> list[Message]:
+    turns = _turns(fields, "conversations")
+    messages = [sharegpt_message(turn, f"conversations[{i}]") for i, turn in enumerate(turns)]
+    return _conversation(_with_system(messages, fields), "conversations")
+
+
+_CONVERSATIONS: Mapping[str, Callable[[Mapping[str, Any]], list[Message]]] = {
+    "prompt_completion": _prompt_completion,
+    "messages": _openai,
+    "sharegpt": _sharegpt,
+}
+
+
+def _conversation(messages: list[Message], field: str) -> list[Message]:
+    """The same turns, known to be a conversation that ends with an answer and has something to learn."""
+    for number, message in enumerate(messages, start=1):
+        if message.role in ("system", "developer") and number > 1:
+            raise RowError(field, f"a {message.role} turn at place {number}", "it only at the start")
+        wanted = message.role == "user" or (message.role == "assistant" and message.train)
+        if wanted and not message.content.strip() and not message.tool_calls:
+            raise RowError(field, f"turn {number} ({message.role}) with {describe(message.content)}", SOME_TEXT)
+    roles = [message.role for message in messages]
+    if "assistant" not in roles:
+        raise RowError(field, "no assistant turn", "a conversation that ends with an assistant turn")
+    if roles[-1] != "assistant":
+        raise RowError(field, f"a {roles[-1]} turn at the end", "an assistant turn at the end")
+    if "user" not in roles:
+        raise RowError(field, "no user turn", "a user turn before the last assistant turn")
+    if not any(message.train for message in messages if message.role == "assistant"):
+        raise RowError(field, "train: false or weight: 0 on every assistant turn", "an assistant turn to learn")
+    return messages
+
+
+def _with_system(messages: list[Message], fields: Mapping[str, Any]) -> list[Message]:
+    """The turns behind the row's own `system` text, where it has one."""
+    given = fields.get("system")
+    system = "" if given is None else checked_text(given, "system")
+    if not system.strip():
+        return messages
+    if messages and messages[0].role in ("system", "developer"):
+        raise RowError("system", "a system text beside a system turn", "one of the two")
+    return [Message("system", system), *messages]
+
+
+def _tools(value: object) -> tuple[dict[str, Any], ...]:
+    """The row's tools as they stand: a list of objects, or its JSON text."""
+    if isinstance(value, str):
+        value = parsed_json(value, "tools") if value.strip() else None
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise RowError("tools", describe(value), "a list of tools, or its JSON text")
+    for index, tool in enumerate(value):
+        if not isinstance(tool, dict):
+            raise RowError(f"tools[{index}]", describe(tool), "an object that describes a function")
+        checked_json(tool, f"tools[{index}]")
+    return tuple(value)
+
+
+def _turns(fields: Mapping[str, Any], field: str) -> list[Any]:
+    value = present(fields, field)
+    if not isinstance(value, list) or not value:
+        raise RowError(field, describe(value), "a list of turns")
+    return value
+
+
+def _text(fields: Mapping[str, Any], field: str) -> str:
+    value = checked_text(present(fields, field), field)
+    if not value.strip():
+        raise RowError(field, describe(value), SOME_TEXT)
+    return value
+
+
+def _canonical(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+    turns = [message.to_template() for message in messages]
+    return json.dumps([turns, tools], ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,106 @@
+"""What is noticed while rows become tokens: counted, with the first rows named, and said aloud as findings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tunesmith.data.check import ROWS_NAMED, Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One thing that can be noticed about a row."""
+
+    id: str
+    severity: Literal["warning", "info"]
+    message: str
+    remedy: str
+
+
+OWN_ROWS = Kind(
+    "turns_in_own_rows",
+    "info",
+    "the template rewrites earlier turns once they are history, so each assistant turn is trained as its own row",
+    "nothing to do; data.train_on: last trains one row a conversation",
+)
+EMPTY_THINKING = Kind(
+    "no_reasoning",
+    "info",
+    "the model thinks and the row has no reasoning: an empty thinking block is learned",
+    "give the turns reasoning_content, or set data.chat_template_kwargs: {enable_thinking: false} if the model knows it",
+)
+IMPLIED_END = Kind(
+    "implied_end_of_turn",
+    "info",
+    "the template ends a turn by the header of the next one; that token is learned as the end of the turn",
+    "nothing to do",
+)
+MARKS_EARLY = Kind(
+    "marks_in_prompt",
+    "info",
+    "the template's generation marks begin inside the prompt; what belongs to the prompt is not learned",
+    "nothing to do; {% generation %} belongs behind the assistant's header",
+)
+MARKS_SHORT = Kind(
+    "marks_leave_out",
+    "warning",
+    "the template's generation marks leave out tokens of the answer, and these are not learned",
+    "set {% generation %} around the whole answer in data.chat_template if they should be",
+)
+MARKS_UNUSED = Kind(
+    "marks_unused",
+    "info",
+    "the template's generation marks cannot be used on this row; the whole answer is learned, by prefix rendering",
+    "nothing to do",
+)
+REASONING_LOST = Kind(
+    "reasoning_lost",
+    "warning",
+    "the template leaves out the reasoning_content of a learned turn",
+    "give a template that writes it in data.chat_template, or put the reasoning into the content",
+)
+CONTENT_LOST = Kind(
+    "answer_rewritten",
+    "warning",
+    "the template drops or rewrites the text of a learned turn",
+    "look at the rows with --show, and give another template in data.chat_template",
+)
+HISTORY_LOST = Kind(
+    "turns_lost",
+    "warning",
+    "the template does not write the text of some system, user, tool or earlier assistant turns",
+    "look at the rows with --show; put the text into a turn that the template writes",
+)
+CONTROL_IN_RAW_TEXT = Kind(
+    "control_tokens_in_text",
+    "info",
+    "raw text holds control tokens, which are encoded as tokens",
+    "set data.control_tokens: text to encode them as plain text",
+)
+
+
+class Notes:
+    """Counts rows by what was noticed about them."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Kind, list[str]] = {}
+        self._counts: dict[Kind, int] = {}
+        self._last: dict[Kind, str] = {}
+
+    def note(self, kind: Kind, source: str) -> None:
+        """Counts a row; several turns of one row count once."""
+        if self._last.get(kind) == source:
+            return
+        self._last[kind] = source
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        rows = self._rows.setdefault(kind, [])
+        if len(rows) < ROWS_NAMED:
+            rows.append(source)
+
+    def findings(self) -> list[Finding]:
+        """What was noticed, in the order in which it was."""
+        return [
+            Finding(kind.id, kind.severity, count, list(self._rows[kind]), kind.message, kind.remedy)
+            for kind, count in self._counts.items()
+        ]

@@ -1,0 +1,73 @@
+"""Which rows an optimizer step sees: a pure function of the seed, the epoch and the step, so resuming needs no state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One optimizer step: its number from 1, the epoch reached at its end, and the rows it sums over."""
+
+    step: int
+    epoch: float
+    rows: tuple[int, ...]
+
+
+class Order:
+    """The accumulation windows of a whole run. The last window of an epoch is smaller where rows do not divide.
+
+    Args:
+        weights: how often an epoch sees each row; the fraction beyond whole passes is drawn by seed and epoch.
+        batch_size: rows in an optimizer step.
+        epochs: passes over the rows; a fraction ends inside a pass. Ignored where ``max_steps`` is given.
+        max_steps: optimizer steps in all.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, weights: Sequence[float], *, batch_size: int, epochs: float, max_steps: int | None, seed: int
+    ) -> None:
+        self.weights = np.asarray(weights, dtype=np.float64)
+        self.batch_size, self.seed = batch_size, seed
+        self.total_steps = max_steps if max_steps is not None else self._count(epochs)
+
+    def epoch_rows(self, epoch: int) -> np.ndarray:
+        """Row numbers of one pass, shuffled; a weight of 2.5 is two copies and, in half the epochs, a third."""
+        random = np.random.default_rng([self.seed, epoch])
+        whole = np.floor(self.weights)
+        copies = (whole + (random.random(len(self.weights)) < self.weights - whole)).astype(np.int64)
+        return random.permutation(np.repeat(np.arange(len(self.weights)), copies))
+
+    def steps_in(self, epoch: int) -> int:
+        """Windows of one pass, the last partial one counted."""
+        return math.ceil(len(self.epoch_rows(epoch)) / self.batch_size)
+
+    def windows(self, after: int = 0) -> Iterator[Window]:
+        """The windows behind step ``after``, in order."""
+        step, epoch = 0, 0
+        while step < self.total_steps:
+            rows = self.epoch_rows(epoch)
+            for start in range(0, len(rows), self.batch_size):
+                step += 1
+                part = rows[start : start + self.batch_size]
+                if step > after:
+                    yield Window(step, epoch + (start + len(part)) / len(rows), tuple(part.tolist()))
+                if step == self.total_steps:
+                    return
+            epoch += 1
+
+    def ends_epoch(self, window: Window) -> bool:
+        """Whether a pass over the rows is complete with this window."""
+        return window.epoch == int(window.epoch)
+
+    def _count(self, epochs: float) -> int:
+        whole = int(epochs)
+        steps = sum(self.steps_in(epoch) for epoch in range(whole))
+        if epochs > whole:
+            steps += math.ceil((epochs - whole) * len(self.epoch_rows(whole)) / self.batch_size)
+        return max(1, steps)

@@ -1,0 +1,1 @@
+"""The task that ``tunesmith demo`` shows: its rows, and the story told around them."""

@@ -1,0 +1,64 @@
+"""The errors a user can cause. A bug is never one of these, so it keeps its traceback."""
+
+from __future__ import annotations
+
+
+class TunesmithError(Exception):
+    """One clear message: what went wrong, where, why, and what to do about it.
+
+    Args:
+        what: the fault in one sentence.
+        where: ``file:line``, a recipe key or a folder.
+        why: what was found and what was expected.
+        remedy: what the user can do now.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, what: str, *, where: str | None = None, why: str | None = None, remedy: str | None = None
+    ) -> None:
+        self.what, self.where, self.why, self.remedy = what, where, why, remedy
+        super().__init__(self.render())
+
+    def render(self) -> str:
+        """The message as the command line prints it, one part a line."""
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        rest = [self.why, f"What to do: {self.remedy}" if self.remedy else None]
+        return "\n".join([head, *(f"  {line}" for part in rest if part for line in part.splitlines())])
+
+    def to_json(self) -> dict[str, str | None]:
+        """The same parts for ``--json``."""
+        return {
+            "error": type(self).__name__,
+            "what": self.what,
+            "where": self.where,
+            "why": self.why,
+            "remedy": self.remedy,
+        }
+
+
+class RecipeError(TunesmithError):
+    """A setting is unknown, of the wrong type, out of bounds or contradicts another."""
+
+
+class DataError(TunesmithError):
+    """The data cannot be read, or a row cannot be used as it stands."""
+
+
+class ModelError(TunesmithError):
+    """The model or its tokenizer cannot be found, read or used."""
+
+
+class RunError(TunesmithError):
+    """A run folder is missing, in use, finished or made by another recipe."""
+
+
+class TrainError(TunesmithError):
+    """Training began and cannot go on: a loss that is not finite, memory, a full disk."""
+
+    exit_code = 3
+
+
+class ExportError(TunesmithError):
+    """A trained model cannot be written in the form asked for."""

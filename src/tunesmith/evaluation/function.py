@@ -1,0 +1,146 @@
+"""A user's Python function as a metric: `my_module:score` in the recipe, imported before training starts."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import RecipeError
+from tunesmith.evaluation.base import WHERE
+
+FIELDS = ("answer", "truth", "prompt")
+FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionMetric:
+    """A user's function; ``call`` hands it answer, truth and prompt in the way that it takes them."""
+
+    name: str
+    call: Callable[[str, str, str], Any]
+
+    def score(self, answer: str, truth: str, prompt: str) -> float:
+        """Raises RecipeError if the function raises or returns anything but a finite number."""
+        try:
+            result = self.call(answer, truth, prompt)
+        except Exception as error:
+            raise self._refuse(f"raised {type(error).__name__}: {error}", answer) from error
+        try:
+            number = math.nan if isinstance(result, (str, bytes)) else float(result)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise self._refuse(f"returned {result!r}, which is not a finite number", answer)
+        return number
+
+    def fault_of(self, truth: str) -> str | None:
+        """What truths it can take is the function's own business."""
+        return None
+
+    def _refuse(self, fault: str, answer: str) -> RecipeError:
+        return RecipeError(
+            f"The metric {self.name} {fault}",
+            where=WHERE,
+            why=f"The answer was {answer[:200]!r}.",
+            remedy="It must return a finite number, higher for a better answer, for any text a model may write.",
+        )
+
+
+def function_metric(name: str) -> FunctionMetric:
+    """Imports `my_module:score` from the current folder or where Python finds modules.
+
+    The function takes answer, truth and prompt by these names in any order, or fewer of them; parameters of other names
+    take them by position. It returns a number, higher for a better answer.
+
+    Raises:
+        RecipeError: there is no such function, importing it fails, or its parameters do not fit.
+    """
+    return FunctionMetric(name, _caller(name, _import_function(name)))
+
+
+def _import_function(name: str) -> Callable[..., Any]:
+    if not FUNCTION.fullmatch(name):
+        raise RecipeError(
+            f"{name!r} does not name a Python function", where=WHERE, remedy="Write it as my_module:my_function."
+        )
+    module_name, _, attribute = name.partition(":")
+    try:
+        with _current_folder_first():
+            module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise _import_fault(name, error) from error
+        raise RecipeError(
+            f"There is no Python module {error.name!r} for the metric {name}",
+            where=WHERE,
+            why=f"It was looked for in {Path.cwd()} and where Python finds modules.",
+            remedy=f"Run from the folder that holds {module_name.replace('.', '/')}.py, or correct the name.",
+        ) from None
+    except Exception as error:
+        raise _import_fault(name, error) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        functions = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        what = f"The module {module_name} has no function {attribute!r}"
+        raise RecipeError(
+            what if function is None else f"{name} is not a function but {type(function).__name__}",
+            where=WHERE,
+            why=f"{module_name} has: {', '.join(functions) or 'no function'}.",
+            remedy="Correct the name behind the colon.",
+        )
+    return function
+
+
+def _import_fault(name: str, error: Exception) -> RecipeError:
+    return RecipeError(
+        f"The module of the metric {name} cannot be imported",
+        where=WHERE,
+        why=f"It raised {type(error).__name__}: {error}",
+        remedy="Correct the module; `python -c 'import ...'` shows where it fails.",
+    )
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    folder = str(Path.cwd())
+    importlib.invalidate_caches()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _caller(name: str, function: Callable[..., Any]) -> Callable[[str, str, str], Any]:
+    """By name where the parameters are called answer, truth and prompt; by position, in that order, where none is."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError as error:  # some functions written in C
+        raise _signature_fault(name, str(error)) from None
+    named = [one.name for one in parameters if one.name in FIELDS and one.kind != one.POSITIONAL_ONLY]
+    variable = [one.kind for one in parameters if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    needed = [one.kind for one in parameters if one.name not in named and one.default is one.empty]
+    needed = [kind for kind in needed if kind not in variable]
+    if named and not needed:
+        return lambda *values: function(**{key: values[FIELDS.index(key)] for key in named})
+    count = len(FIELDS) if inspect.Parameter.VAR_POSITIONAL in variable else len(needed)
+    if not named and inspect.Parameter.KEYWORD_ONLY not in needed and max(1, len(needed)) <= count <= len(FIELDS):
+        return lambda *values: function(*values[:count])
+    raise _signature_fault(name, f"It takes ({', '.join(map(str, parameters))})")
+
+
+def _signature_fault(name: str, why: str) -> RecipeError:
+    return RecipeError(
+        f"The function of the metric {name} cannot be called with an answer, its truth and its prompt",
+        where=WHERE,
+        why=f"{why.rstrip('.')}.",
+        remedy="Declare it as score(answer, truth, prompt), or with fewer of these three.",
+    )

@@ -1,0 +1,273 @@
+"""A model on held-out rows: losses from its logits, scores of its answers; and two such measurements compared.
+
+Prompt and reference answer are cut out of the encoded row, so evaluation sends the very tokens that training saw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.data.layout import Batch, LayoutName, micro_batches
+from tunesmith.data.template import Encoded
+from tunesmith.evaluation.base import RowScores
+from tunesmith.evaluation.compare import LARGEST_EXPONENT, compare
+from tunesmith.evaluation.loss import TokenScores, row_losses
+from tunesmith.evaluation.text import check_truths, score_answers, text_metrics
+from tunesmith.generate import Generation, GenerationSettings, check_prompts, decode_text, generate
+from tunesmith.progress import Listener
+from tunesmith.recipe import EvaluationSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One prompt to answer: its ids as generation sends them, the reference answer, and where it comes from."""
+
+    prompt: list[int]
+    prompt_text: str
+    truth: str
+    source: str
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The held-out rows of a run. ``groups`` [rows]: rows of one number are resampled together."""
+
+    rows: list[Encoded]
+    groups: list[int]
+    questions: list[Question]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one model did on a task: scores by metric, and its answers (none where no answer was asked for).
+
+    ``of_answers`` are the scores that stand for one question each.
+    """
+
+    scores: dict[str, RowScores]
+    of_answers: dict[str, RowScores]
+    answers: list[Generation]
+
+
+def make_task(
+    rows: Sequence[Encoded],
+    groups: Sequence[int],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    settings: EvaluationSettings,
+) -> Task:
+    """The rows to judge on: at most ``max_rows`` examples, drawn by seed; each example's last answer is its question.
+
+    Args:
+        rows: encoded held-out rows; several may come from one example.
+        groups: by example number: examples of one number are not independent (two answers to one prompt).
+
+    Raises:
+        DataError: a metric cannot score against one of the reference answers.
+    """
+    examples = sorted({row.example for row in rows})
+    if settings.max_rows is not None and len(examples) > settings.max_rows:
+        drawn = np.random.default_rng(settings.seed).choice(examples, settings.max_rows, replace=False)
+        examples = sorted(drawn.tolist())
+    kept = set(examples)
+    chosen = [row for row in rows if row.example in kept]
+    last = {row.example: row for row in chosen}
+    questions = [_question(last[number], tokenizer, stop_ids, groups[number]) for number in examples]
+    metrics = text_metrics(settings.metrics)
+    check_truths(metrics, [item.truth for item in questions], [item.source for item in questions])
+    return Task(chosen, [groups[row.example] for row in chosen], questions)
+
+
+def _question(row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], group: int) -> Question:
+    end = int(np.flatnonzero(row.supervised)[-1]) + 1
+    before = np.flatnonzero(~row.supervised[:end])
+    start = int(before[-1]) + 1 if len(before) else 0
+    answer = row.ids[start:end].tolist()
+    while answer and answer[-1] in stop_ids:
+        answer.pop()
+    prompt = row.ids[:start].tolist()
+    return Question(
+        prompt=prompt,
+        prompt_text=decode_text(tokenizer, prompt),
+        truth=decode_text(tokenizer, answer),
+        source=row.source,
+        group=group,
+    )
+
+
+def task_batches(task: Task, *, budget: int, layout: LayoutName) -> list[Batch]:
+    """The task's rows laid out once, for every loss that is taken on them."""
+    return micro_batches(task.rows, budget=budget, layout=layout)
+
+
+def token_scores(
+    model: nn.Module, task: Task, batches: Sequence[Batch], *, title: str, listener: Listener
+) -> TokenScores:
+    """Losses of every row of the task, with progress."""
+    with listener.task(title, len(batches)) as advance:
+        done = iter(range(1, len(batches) + 1))
+        return row_losses(
+            model,
+            batches,
+            rows=len(task.rows),
+            device=next(model.parameters()).device,
+            on_batch=lambda _: advance(next(done), {}),
+        )
+
+
+def check_questions(model: nn.Module, task: Task, settings: EvaluationSettings) -> None:
+    """Raises now what making the answers would raise after training: a prompt too long for the model."""
+    count = None if text_metrics(settings.metrics) else settings.samples
+    check_prompts(model, [question.prompt for question in task.questions[:count]], settings=_decoding(settings))
+
+
+def _decoding(settings: EvaluationSettings) -> GenerationSettings:
+    return GenerationSettings(
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=settings.do_sample,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=settings.seed,
+    )
+
+
+def answers(
+    model: nn.Module,
+    task: Task,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    settings: EvaluationSettings,
+    count: int | None,
+    title: str,
+    listener: Listener,
+) -> list[Generation]:
+    """Answers to the first ``count`` questions (None: all), one each."""
+    questions = task.questions[:count]
+    with listener.task(title, len(questions)) as advance:
+        done = 0
+
+        def on_batch(completed: int) -> None:
+            nonlocal done
+            done += completed
+            advance(done, {})
+
+        made = generate(
+            model,
+            tokenizer,
+            [question.prompt for question in questions],
+            settings=_decoding(settings),
+            stop_ids=stop_ids,
+            batch_size=settings.batch_size,
+            on_batch=on_batch,
+        )
+    return [sequences[0] for sequences in made]
+
+
+def measure(
+    model: nn.Module,
+    task: Task,
+    batches: Sequence[Batch],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    settings: EvaluationSettings,
+    name: str,
+    listener: Listener,
+    known: TokenScores | None = None,
+) -> Measured:
+    """Everything the recipe asks of one model. ``known``: token scores that were taken already, not taken again.
+
+    Answers are made for every question if a metric needs them, else for the samples alone.
+    """
+    with torch.no_grad():
+        tokens = known or token_scores(model, task, batches, title=f"{name}: loss", listener=listener)
+        metrics = text_metrics(settings.metrics)
+        count = None if metrics else settings.samples
+        made = [] if count == 0 else answers(
+            model, task, tokenizer=tokenizer, stop_ids=stop_ids, settings=settings, count=count,
+            title=f"{name}: answers", listener=listener,
+        )  # fmt: skip
+    of_answers: dict[str, RowScores] = {}
+    if metrics:
+        of_answers = score_answers(
+            metrics,
+            answers=[answer.text for answer in made],
+            truths=[question.truth for question in task.questions],
+            prompts=[question.prompt_text for question in task.questions],
+            groups=[question.group for question in task.questions],
+        )
+    return Measured({**tokens.scores(task.groups), **of_answers}, of_answers, made)
+
+
+def judge(
+    model: nn.Module,
+    base: AbstractContextManager[nn.Module] | None,
+    task: Task,
+    batches: Sequence[Batch],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    settings: EvaluationSettings,
+    listener: Listener,
+    known: TokenScores | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The verdict and the answers side by side. Without a base there is none to be better than, and no verdict.
+
+    Args:
+        model: the tuned model.
+        base: inside it, the untuned one.
+        known: the tuned model's token scores on this task, if they were taken already.
+
+    Returns:
+        The content of verdict.json, and the lines of samples.jsonl.
+    """
+    parts: dict[str, Any] = {
+        "tokenizer": tokenizer, "stop_ids": stop_ids, "settings": settings, "listener": listener,
+    }  # fmt: skip
+    tuned = measure(model, task, batches, name="tuned", known=known, **parts)
+    if base is None:
+        return _alone(tuned, settings.metrics, len(task.questions)), samples(task, None, tuned)
+    with base as untuned:
+        before = measure(untuned, task, batches, name="base", **parts)
+    verdict = compare(
+        before.scores,
+        tuned.scores,
+        metrics=settings.metrics,
+        confidence=settings.confidence,
+        resamples=settings.resamples,
+        seed=settings.seed,
+    )
+    return dict(verdict), samples(task, before, tuned)
+
+
+def _alone(measured: Measured, metrics: Sequence[str], rows: int) -> dict[str, Any]:
+    values = {name: scores.value for name, scores in measured.scores.items()}
+    values["perplexity"] = math.exp(min(values["loss"], LARGEST_EXPONENT))
+    names = [*metrics, *(["loss"] if "loss" not in metrics else [])]
+    return {"verdict": None, "metrics": {name: {"value": values[name]} for name in names}, "rows": rows}
+
+
+def samples(task: Task, base: Measured | None, tuned: Measured) -> list[dict[str, Any]]:
+    """Answers side by side, a line of samples.jsonl each."""
+    lines = []
+    for number, answer in enumerate(tuned.answers):
+        question = task.questions[number]
+        line: dict[str, Any] = {"source": question.source, "prompt": question.prompt_text, "truth": question.truth}
+        if base is not None:
+            line |= {"base": base.answers[number].text, "base_stopped": base.answers[number].stopped}
+        line |= {"tuned": answer.text, "tuned_stopped": answer.stopped}
+        scored = {name: float(of.total[number]) for name, of in tuned.of_answers.items()}
+        lines.append(line | {"scores": scored} if scored else line)
+    return lines

@@ -1,0 +1,135 @@
+"""The protocol of a method, and what every method needs: groups for the optimizer, counts, exact swaps of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the untuned weights come from (folder or hub id), the seed of an adapter, and the device of the model."""
+
+    base: str
+    revision: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+
+class Method(Protocol):
+    """One way to fine-tune. An instance serves one run: ``save`` writes what ``attach`` or ``load`` set up."""
+
+    name: str
+
+    def load_options(self) -> dict[str, Any]:
+        """Keyword arguments for ``from_pretrained``: quantization and placement. Raises ModelError if unusable here."""
+        ...
+
+    def attach(self, model: PreTrainedModel, batches: Any = None) -> nn.Module:
+        """Decides what trains and gives back the model to train; ``batches`` is for data-driven initialisation.
+
+        Raises ModelError where the settings do not fit the model.
+        """
+        ...
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """See ``parameter_groups`` below."""
+        ...
+
+    def reference(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """The untuned model, inside the context; afterwards weights, modes and what trains are as before."""
+        ...
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """Copies on the CPU of all that a checkpoint holds, by name. Call it outside ``reference``."""
+        ...
+
+    def save(self, state: dict[str, Tensor], to: Path) -> None:
+        """Writes a folder that the ecosystem loads; same state, same bytes."""
+        ...
+
+    def load(self, model: PreTrainedModel, path: Path, name: str = "default") -> nn.Module:
+        """Puts what ``save`` wrote onto an untuned model, ready to train on. Raises ModelError if they do not fit."""
+        ...
+
+    def merge(self, model: nn.Module) -> PreTrainedModel:
+        """A new model of plain weights; the model passed in keeps its own (so both are in memory at once)."""
+        ...
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """What trains, in the model's order, in at most two groups: ``{"params", "names", "decay"}``.
+
+    Weight decay is for matrices. Biases, norms and other vectors (such as DoRA's magnitudes) are spared, told by the
+    kind of module and the number of dimensions, not by name alone.
+    """
+    spared = {id(own) for module in model.modules() if _is_norm(module) for own in module.parameters(recurse=False)}
+    groups: dict[bool, dict[str, Any]] = {decay: {"params": [], "names": [], "decay": decay} for decay in (True, False)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = parameter.ndim > 1 and id(parameter) not in spared and not name.endswith("bias")
+            groups[decay]["params"].append(parameter)
+            groups[decay]["names"].append(name)
+    return [group for group in groups.values() if group["params"]]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)) or "norm" in type(module).__name__.lower()
+
+
+def trainable_line(model: nn.Module) -> str:
+    """``trainable params: … || all params: … || trainable%: …`` in PEFT's format; a 4-bit weight counts unpacked."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        packed = type(parameter).__name__ == "Params4bit"
+        count = parameter.numel() * (2 * parameter.element_size() if packed else 1)
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
+
+
+@contextmanager
+def exchanged(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Inside, each pair's first tensor has the second's values; afterwards its own storage again, bit for bit."""
+    own = [live.data for live, _ in pairs]
+    try:
+        for live, other in pairs:
+            live.data = other.to(device=live.device, dtype=live.dtype)
+        yield
+    finally:
+        for (live, _), data in zip(pairs, own, strict=True):
+            live.data = data
+
+
+@contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module is in train or eval mode, and every parameter trains or not, as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in trains:
+            parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, what is drawn on the CPU depends on the seed alone; the random state outside does not move."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU that no later step changes."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

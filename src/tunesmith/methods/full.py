@@ -1,0 +1,131 @@
+"""Full fine-tuning: every parameter trains, and a checkpoint is a model folder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunesmith.errors import ModelError
+from tunesmith.methods.base import Origin, exchanged, kept_modes, on_cpu, parameter_groups, seeded
+from tunesmith.model.load import quiet_transformers
+from tunesmith.recipe import FullSettings
+
+MAX_SHARD_SIZE = "5GB"
+
+
+class Full:
+    """All weights train. No second copy is held: ``reference`` reads the untuned weights from disk when asked."""
+
+    name = "full"
+
+    def __init__(self, settings: FullSettings, origin: Origin) -> None:
+        self.settings = settings
+        self.origin = origin
+        self._model: PreTrainedModel | None = None  # knows its config and how its files are laid out
+
+    def load_options(self) -> dict[str, Any]:
+        """Nothing: the weights load as they are."""
+        return {}
+
+    def attach(self, model: PreTrainedModel, batches: Any = None) -> PreTrainedModel:
+        """Every parameter trains. Raises ModelError for quantized weights, which have no gradient."""
+        packed = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
+        if packed:
+            raise ModelError(
+                "full fine-tuning cannot train quantized weights",
+                why=f"{len(packed)} weights are not floating point, such as {packed[0]}",
+                remedy="use method: qlora, or the unquantized model",
+            )
+        model.requires_grad_(True)
+        self._model = model
+        return model
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """See ``base.parameter_groups``."""
+        return parameter_groups(model)
+
+    @contextmanager
+    def reference(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The base weights from disk in place of the trained ones, which wait in memory: one model and one copy."""
+        assert isinstance(model, PreTrainedModel)
+        base = read_weights(self.origin.base, like=model, revision=self.origin.revision)
+        with kept_modes(model), exchanged(_paired(model, base)):
+            del base
+            yield model
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The state dict; a weight that two names share is held once, under the first."""
+        return on_cpu(_live(model))
+
+    def save(self, state: dict[str, Tensor], to: Path) -> None:
+        """config.json, generation_config.json and model.safetensors, in shards of at most 5 GB."""
+        assert self._model is not None, "save before attach or load"
+        with quiet_transformers():
+            self._model.save_pretrained(to, state_dict=dict(state), max_shard_size=MAX_SHARD_SIZE)
+
+    def load(self, model: PreTrainedModel, path: Path, name: str = "default") -> PreTrainedModel:
+        """The weights of a model folder into the model; ``name`` means nothing here, there is one set of weights."""
+        saved = read_weights(str(path), like=model)
+        with torch.no_grad():
+            for live, tensor in _paired(model, saved):
+                live.copy_(tensor)
+        return self.attach(model)
+
+    def merge(self, model: nn.Module) -> PreTrainedModel:
+        """A copy: the weights are plain already."""
+        assert isinstance(model, PreTrainedModel)
+        return copy.deepcopy(model)
+
+
+def read_weights(folder: str, *, like: PreTrainedModel, revision: str | None = None) -> dict[str, Tensor]:
+    """The state dict of a model folder on the CPU, in the dtype of ``like``, by the names that ``like`` uses.
+
+    transformers reads it, because a file may name and group weights otherwise than the module tree does.
+
+    Raises:
+        ModelError: the folder cannot be read, or lacks weights.
+    """
+    try:
+        with seeded(0), quiet_transformers():
+            found: Any = type(like).from_pretrained(
+                folder, revision=revision or "main", dtype=like.dtype, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ModelError("the weights cannot be read", where=folder, why=str(error)) from error
+    fresh, report = found
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError("weights are missing", where=folder, why=_some(missing), remedy="fetch or save it again")
+    return fresh.state_dict()
+
+
+def _live(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that a state dict holds, each once."""
+    seen: set[int] = set()
+    tensors = model.state_dict(keep_vars=True)
+    return {name: own for name, own in tensors.items() if not (id(own) in seen or seen.add(id(own)))}
+
+
+def _paired(model: PreTrainedModel, weights: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    live = _live(model)
+    wrong = [name for name, own in live.items() if name not in weights or weights[name].shape != own.shape]
+    wrong += weights.keys() - model.state_dict().keys()
+    if wrong:
+        raise ModelError(
+            "the saved weights are of another model",
+            why=f"names or shapes differ: {_some(sorted(wrong))}",
+            remedy="name the base model that this checkpoint was trained from",
+        )
+    return [(own, weights[name]) for name, own in live.items()]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,303 @@
+"""LoRA (arXiv:2106.09685) with PEFT, which gives the layers, their variants and the file format."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftModelForCausalLM,
+    TaskType,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.errors import ModelError
+from tunesmith.methods.base import Origin, exchanged, kept_modes, on_cpu, parameter_groups, seeded
+from tunesmith.recipe import AdapterSettings
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+LINEAR = (nn.Linear, Conv1D)
+REWRITES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # initialisations of others that change base weights
+
+
+class Lora:
+    """Low-rank updates beside frozen weights. Adapter weights are float32 whatever the base is held in."""
+
+    name = "lora"
+
+    def __init__(self, settings: AdapterSettings, origin: Origin) -> None:
+        self.settings = settings
+        self.origin = origin
+        self._config: PeftConfig | None = None
+        # PEFT trains biases, and some initialisations rewrite weights, in place: what they were, for `reference`.
+        self._replaced: WeakKeyDictionary[nn.Module, list[tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+    def load_options(self) -> dict[str, Any]:
+        """Nothing: the weights load as they are."""
+        return {}
+
+    def attach(self, model: PreTrainedModel, batches: Any = None) -> PeftModel:
+        """Freezes the model and adds adapters drawn from the seed alone; step zero equals the base.
+
+        Raises:
+            ModelError: a setting names modules that the model does not have, or that PEFT cannot adapt.
+        """
+        config = adapter_config(self.settings, model)
+        refuse_unmatched_names(self.settings, model)
+        linears = linear_names(model)
+        try:
+            adapted = self._wrap(model, config, "default")
+        except ValueError as error:
+            raise ModelError(
+                "the adapter does not fit this model",
+                where="method",
+                why=str(error),
+                remedy=f"linear modules of this model: {', '.join(linears)}",
+            ) from error
+        refuse_unmatched_patterns(self.settings, adapted)
+        config.base_model_name_or_path, config.revision = self.origin.base, self.origin.revision
+        return adapted
+
+    def _wrap(self, model: PreTrainedModel, config: PeftConfig, name: str) -> PeftModel:
+        before = [(live, live.detach().clone()) for live in _changed_in_place(model, config)]
+        mode = model.training
+        with seeded(self.origin.seed):
+            adapted = PeftModelForCausalLM(model, config, adapter_name=name, autocast_adapter_dtype=True)
+        self._replaced[adapted] = before
+        self._config = config
+        return adapted.train(mode)
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """See ``base.parameter_groups``."""
+        return parameter_groups(model)
+
+    @contextmanager
+    def reference(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Adapters off, modules_to_save in their original form, and the biases that PEFT trained in place swapped."""
+        assert isinstance(model, PeftModel)
+        with ExitStack() as stack:
+            stack.enter_context(kept_modes(model))
+            stack.enter_context(exchanged(self._replaced.get(model, [])))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
+                stack.enter_context(model.disable_adapter())
+            yield model
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The active adapter by the names of PEFT's files; not the embeddings, whose size training does not change."""
+        return on_cpu(adapter_weights(model))
+
+    def save(self, state: dict[str, Tensor], to: Path) -> None:
+        """adapter_model.safetensors and adapter_config.json, as PEFT writes them but with every list in order."""
+        assert self._config is not None, "save before attach or load"
+        to.mkdir(parents=True, exist_ok=True)
+        save_file(state, to / WEIGHTS_FILE, metadata={"format": "pt"})
+        values = {**self._config.to_dict(), "inference_mode": True}
+        text = json.dumps(values, indent=2, sort_keys=True, default=sorted)  # PEFT keeps module names in sets
+        (to / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+    def load(self, model: nn.Module, path: Path, name: str = "default") -> PeftModel:
+        """An adapter folder, ours or another PEFT adapter, onto an untuned model or beside the adapters it has.
+
+        The adapter becomes the active one and trains, except prompts, which PEFT can only run.
+
+        Raises:
+            ModelError: no adapter there, not safetensors, or not for this model.
+        """
+        weights = _read_adapter(path)
+        try:
+            config = PeftConfig.from_pretrained(str(path))
+            config.inference_mode = config.is_prompt_learning
+            adapted = self._add(model, config, name, weights)
+            result = set_peft_model_state_dict(adapted, weights, adapter_name=name)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise _does_not_fit(path, str(error)) from error
+        if config.is_prompt_learning:  # PEFT loads prompts apart from the state dict that the result is about
+            return adapted
+        trained = {key for key, parameter in adapted.named_parameters() if parameter.requires_grad}
+        missing = [key for key in result.missing_keys if key in trained]
+        if missing or result.unexpected_keys:
+            raise _does_not_fit(path, f"missing: {missing[:5]}, not known: {result.unexpected_keys[:5]}")
+        return adapted
+
+    def _add(self, model: nn.Module, config: PeftConfig, name: str, weights: dict[str, Tensor]) -> PeftModel:
+        if not isinstance(model, PeftModel):
+            assert isinstance(model, PreTrainedModel)
+            _grow_embeddings(model, weights)
+            return self._wrap(model, config, name)
+        if name not in model.peft_config:
+            model.add_adapter(name, config)
+        model.set_adapter(name)
+        self._config = model.peft_config[name]
+        return model
+
+    def merge(self, model: nn.Module) -> PreTrainedModel:
+        """Base plus update, in the dtype of the base, in a copy of the model. Raises ModelError over packed weights."""
+        assert isinstance(model, PeftModel)
+        if not all(parameter.is_floating_point() for parameter in model.parameters()):
+            raise ModelError("lora cannot merge into quantized weights", remedy="use method: qlora, which can")
+        return merged(copy.deepcopy(model))
+
+
+def adapter_config(settings: AdapterSettings, model: PreTrainedModel) -> LoraConfig:
+    """Every setting under its own name in PEFT's configuration."""
+    targets = settings.target_modules
+    if targets == "all-linear" and settings.layers_to_transform is not None:
+        targets = linear_names(model, head=False)  # PEFT picks layers only for targets given as a list
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.r,
+        lora_alpha=_whole(settings.lora_alpha),
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets,
+        exclude_modules=settings.exclude_modules,
+        bias=settings.bias,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        init_lora_weights=settings.init_lora_weights,
+        modules_to_save=settings.modules_to_save,
+        layers_to_transform=settings.layers_to_transform,
+        layers_pattern=settings.layers_pattern,
+        rank_pattern=dict(settings.rank_pattern),
+        alpha_pattern={key: _whole(value) for key, value in settings.alpha_pattern.items()},
+    )
+
+
+def _whole(value: float) -> Any:
+    """32 rather than 32.0: PEFT declares int, and other readers of its file may insist."""
+    return int(value) if float(value).is_integer() else value
+
+
+def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The active adapter's own tensors, not copies, by the names of PEFT's files."""
+    assert isinstance(model, PeftModel)
+    assert isinstance(model.active_adapter, str), "one adapter is active at a time"
+    return get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+
+
+def linear_names(model: PreTrainedModel, *, head: bool = True) -> list[str]:
+    """The last parts of the names of the linear modules: what ``target_modules`` can name."""
+    left_out = None if head else model.get_output_embeddings()
+    linears = [name for name, own in model.named_modules() if isinstance(own, LINEAR) and own is not left_out]
+    return sorted({name.rpartition(".")[2] for name in linears})
+
+
+def refuse_unmatched_names(settings: AdapterSettings, model: PreTrainedModel) -> None:
+    """PEFT ignores a name in a list that matches nothing as long as another one matches. Raises ModelError."""
+    modules = [name for name, _ in model.named_modules() if name]
+    for field in ("target_modules", "exclude_modules", "modules_to_save"):
+        names = getattr(settings, field)
+        for name in names if isinstance(names, list) else []:
+            if not any(module == name or module.endswith(f".{name}") for module in modules):
+                raise ModelError(
+                    f"the model has no module named {name!r}",
+                    where=f"method.{field}",
+                    remedy=f"linear modules of this model: {', '.join(linear_names(model))}",
+                )
+
+
+def refuse_unmatched_patterns(settings: AdapterSettings, adapted: PeftModel) -> None:
+    """Patterns and layer numbers that no adapted module matches. Raises ModelError."""
+    tuner = adapted.base_model
+    assert isinstance(tuner, BaseTuner)
+    targets = tuner.targeted_module_names
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in getattr(settings, field):  # the rule is that of PEFT's get_pattern_key
+            if not any(re.match(rf"(.*\.)?({key})$", target) for target in targets):
+                raise _no_match(f"method.{field}", key, targets)
+    layers = settings.layers_to_transform
+    for layer in [layers] if isinstance(layers, int) else layers or []:
+        if not any(str(layer) in target.split(".") for target in targets):
+            raise _no_match("method.layers_to_transform", layer, targets)
+
+
+def _no_match(field: str, key: str | int, targets: list[str]) -> ModelError:
+    return ModelError(
+        f"{key!r} matches no module that has an adapter",
+        where=field,
+        why=f"{len(targets)} modules have one, from {targets[0]} to {targets[-1]}",
+        remedy="correct it or leave it out",
+    )
+
+
+def merged(adapted: PeftModel) -> PreTrainedModel:
+    """Adds the adapter into the weights of this very model and takes PEFT's layers off. Raises ModelError."""
+    if adapted.active_peft_config.is_prompt_learning:
+        raise ModelError("a prompt adapter cannot be merged", why="it adds tokens, not weights")
+    tuner = adapted.base_model
+    assert isinstance(tuner, BaseTuner)
+    _own_shared_weights(adapted)
+    plain = tuner.merge_and_unload()
+    assert isinstance(plain, PreTrainedModel)
+    return plain
+
+
+def _own_shared_weights(adapted: PeftModel) -> None:
+    """An update of the head must not land in the embedding that shares its weight, nor the other way round."""
+    uses = Counter(id(parameter) for _, parameter in adapted.named_parameters(remove_duplicate=False))
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            layer = module.get_base_layer()
+            for name, parameter in list(layer.named_parameters(recurse=False)):
+                if uses[id(parameter)] > 1:
+                    setattr(layer, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+
+
+def _changed_in_place(model: nn.Module, config: PeftConfig) -> list[Tensor]:
+    """The base parameters that PEFT changes rather than leaves: trained biases, weights that an init rewrites."""
+    init = str(getattr(config, "init_lora_weights", "")).lower()
+    everything, bias = init.startswith(REWRITES_BASE), getattr(config, "bias", "none") != "none"
+    named = model.named_parameters()
+    return [own for name, own in named if everything or (bias and name.rpartition(".")[2] == "bias")]
+
+
+def _read_adapter(path: Path) -> dict[str, Tensor]:
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (path / file).is_file():
+            raise ModelError(
+                "this is not an adapter folder",
+                where=str(path),
+                why=f"it has no {file}",
+                remedy="name a folder that PEFT saved with safetensors; pickled weights (.bin) are not read",
+            )
+    try:
+        return load_file(path / WEIGHTS_FILE, device="cpu")
+    except SafetensorError as error:
+        raise ModelError("the adapter cannot be read", where=str(path / WEIGHTS_FILE), why=str(error)) from error
+
+
+def _does_not_fit(path: Path, why: str) -> ModelError:
+    return ModelError(
+        "the adapter does not fit this model",
+        where=str(path),
+        why=why,
+        remedy=f"name the model that {CONFIG_FILE} gives as base_model_name_or_path",
+    )
+
+
+def _grow_embeddings(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Adapters made elsewhere may bring an embedding with more rows, for tokens that they added."""
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding.weight, Tensor)
+    name = next(key for key, module in model.named_modules() if module is embedding)
+    for key in (f"base_model.model.{name}.weight", f"base_model.model.{name}.base_layer.weight"):
+        if key in weights and len(weights[key]) != len(embedding.weight):
+            model.resize_token_embeddings(len(weights[key]), mean_resizing=False)

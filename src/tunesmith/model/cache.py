@@ -1,0 +1,133 @@
+"""The cache folder: what is built once, by one process, and is either whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from tunesmith.errors import ModelError
+
+Say = Callable[[str], None]
+
+PROVENANCE = "provenance.json"
+"""Written last: names the source of a folder and the size and sha256 of each file in it."""
+
+WAIT_BEFORE_SAYING_S = 3.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def to_stderr(text: str) -> None:
+    """One line of progress for a person; standard output stays free for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def cache_dir() -> Path:
+    """``TUNESMITH_CACHE``, or the platform's cache folder for ``tunesmith``. It need not exist yet."""
+    chosen = os.environ.get("TUNESMITH_CACHE")
+    return Path(chosen).expanduser().resolve() if chosen else Path(platformdirs.user_cache_dir("tunesmith", False))
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether ``folder`` was built to its end and every file still has the size it had then."""
+    try:
+        files = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["files"]
+        return all((folder / name).stat().st_size == facts["bytes"] for name, facts in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def build_once(folder: Path, build: Callable[[Path], Mapping[str, object]], *, say: Say = to_stderr) -> Path:
+    """Return ``folder``, building it first if it is not there whole.
+
+    ``build`` fills an empty folder beside it and returns the facts for ``provenance.json``; only a rename makes the
+    result visible, so a process that dies leaves nothing that looks finished. One process builds, the others wait.
+
+    Raises:
+        ModelError: the cache cannot be written, or the disk is full.
+    """
+    if is_complete(folder):
+        return folder
+    with _cache_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_process(folder, say):
+            if not is_complete(folder):
+                _build(folder, build)
+    return folder
+
+
+def _build(folder: Path, build: Callable[[Path], Mapping[str, object]]) -> None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    _remove(partial)
+    partial.mkdir()
+    try:
+        _seal(partial, build(partial))
+        _remove(folder)
+        partial.rename(folder)
+    finally:
+        _remove(partial)
+
+
+def _seal(folder: Path, facts: Mapping[str, object]) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in paths:
+        path.chmod(0o644)  # safetensors writes files that only their owner may read
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
+    }
+    text = json.dumps({**facts, "files": files}, indent=2, ensure_ascii=False)
+    (folder / PROVENANCE).write_text(text + "\n", encoding="utf-8")
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _only_process(folder: Path, say: Say) -> Iterator[None]:
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=WAIT_BEFORE_SAYING_S)
+    except Timeout:
+        say(f"Another process is preparing {folder.name}; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _cache_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            what = f"the disk is full while preparing {folder.name}"
+        elif error.errno in _FORBIDDEN:
+            what = "the model cache cannot be written"
+        else:
+            raise
+        raise ModelError(
+            what,
+            where=str(folder.parent),
+            why=str(error),
+            remedy="free some space there, or set TUNESMITH_CACHE to a folder with room that you may write to.",
+        ) from error

@@ -1,0 +1,161 @@
+"""A GGUF file becomes a model folder: plain float32 safetensors, ``config.json`` and the tokenizer.
+
+GGUF holds arrays and metadata only, so nothing in it can run. Weights are dequantized exactly (float32).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tunesmith.errors import ModelError
+from tunesmith.model.cache import Say, build_once, cache_dir, sha256_of, to_stderr
+from tunesmith.model.gguf_tokenizer import build_tokenizer
+from tunesmith.model.load import quiet_transformers
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+    from transformers import PreTrainedModel
+
+FORMAT = 1
+"""Raised when the conversion changes, so that a folder converted by an older release is not used any more."""
+
+_ORIGINAL = "use the model's original folder or hub id (safetensors) instead."
+
+
+def from_gguf(path: Path, *, say: Say = to_stderr) -> Path:
+    """The model folder of a ``.gguf`` file, converted once into the cache and found there by the file's sha256.
+
+    Raises:
+        ModelError: the file is damaged, of an unknown architecture, or would lose weights in the conversion.
+    """
+    check_magic(path)
+    digest = sha256_of(path)
+    folder = cache_dir() / "models" / f"{path.stem}-{digest[:16]}-v{FORMAT}"
+
+    def build(to: Path) -> dict[str, object]:
+        return {"source": path.name, "source_sha256": digest, **convert(path, to, say=say)}
+
+    return build_once(folder, build, say=say)
+
+
+def check_magic(path: Path) -> None:
+    """Refuse a file that is not GGUF whatever its name says, or is one part of several."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ModelError(
+            "this is not a GGUF file",
+            where=str(path),
+            why=f"It begins with {magic!r} instead of b'GGUF'; a download may have been cut short.",
+            remedy="fetch the file again.",
+        )
+
+
+def convert(path: Path, to: Path, *, say: Say = to_stderr) -> dict[str, object]:
+    """Write the model in ``path`` into the folder ``to`` and return the facts worth keeping about it."""
+    reader, metadata = _read(path)
+    elements = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    say(f"Converting {path.name} to safetensors, once ({elements * 4 / 1e9:.1f} GB of float32).")
+    tokenizer = build_tokenizer(metadata, path)
+    model = _load(path)
+    _check_whole(model, reader, path)
+    _tidy(model, metadata)
+    with quiet_transformers():
+        model.save_pretrained(to)
+        tokenizer.save_pretrained(to)
+    _name_portable_class(to / "tokenizer_config.json")
+    return {
+        "licence": metadata.get("general.license"),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": "float32",
+        "converted_by": {name: version(name) for name in ("transformers", "gguf", "tokenizers")},
+        "format": FORMAT,
+    }
+
+
+def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+        if "general.architecture" not in metadata:
+            raise ValueError("It names no architecture.")
+    except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
+        raise ModelError(
+            "the GGUF file cannot be read", where=str(path), why=str(error), remedy="fetch the file again."
+        ) from error
+    if metadata.get("split.count", 1) > 1:
+        raise ModelError(
+            "the GGUF file is one part of several",
+            where=str(path),
+            why=f"The model is split into {metadata['split.count']} files.",
+            remedy="join them with llama.cpp's `gguf-split --merge` first.",
+        )
+    return reader, metadata
+
+
+def _load(path: Path) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+            )
+            model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            "this GGUF file cannot be turned into a trainable model", where=str(path), why=str(error), remedy=_ORIGINAL
+        ) from error
+    if report["missing_keys"]:
+        raise _lost(path, f"The file has no weights for: {', '.join(sorted(report['missing_keys'])[:5])}.")
+    return model
+
+
+def _check_whole(model: PreTrainedModel, reader: GGUFReader, path: Path) -> None:
+    """Every number of the file is in the model: the converter skips, without a word, tensors that it does not know."""
+    import numpy as np
+
+    scaled = [tensor for tensor in reader.tensors if tensor.name.startswith("rope_freqs") and np.any(tensor.data != 1)]
+    if scaled:
+        raise _lost(path, "Its rotary frequencies are scaled (rope_freqs), which would be dropped.")
+    held = sum(int(tensor.n_elements) for tensor in reader.tensors if not tensor.name.startswith("rope_freqs"))
+    loaded = sum(parameter.numel() for parameter in model.parameters())
+    if held != loaded:
+        raise _lost(path, f"The file holds {held:,} weights and the model made from it {loaded:,}.")
+
+
+def _lost(path: Path, why: str) -> ModelError:
+    return ModelError("converting this GGUF file would change the model", where=str(path), why=why, remedy=_ORIGINAL)
+
+
+def _tidy(model: PreTrainedModel, metadata: Mapping[str, Any]) -> None:
+    """Make the model a plain one: not marked as quantized, and with the settings as its makers wrote them."""
+    import numpy as np
+
+    config = model.config
+    of_converter = [(config, "quantization_config"), (config, "_model_name_or_path"), (config, "unk_token_id")]
+    for owner, name in [*of_converter, (model, "hf_quantizer")]:
+        if name in vars(owner):
+            delattr(owner, name)
+    for name, value in vars(config).items():
+        if isinstance(value, float):
+            setattr(config, name, float(str(np.float32(value))))  # 9.999999747378752e-06 was 1e-5 before float32
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    distinct = list(dict.fromkeys(end for end in ends if end is not None))
+    if len(distinct) > 1 and model.generation_config is not None:
+        model.generation_config.eos_token_id = distinct
+
+
+def _name_portable_class(path: Path) -> None:
+    """The class name that transformers 4 and 5 both read; it has no rules of its own beside ``tokenizer.json``."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

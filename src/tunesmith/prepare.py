@@ -1,0 +1,178 @@
+"""Everything before the first step: data, tokenizer, template, rows, and then weights with their method attached.
+
+The cheapest refusal comes first: rows are read before a model is fetched, and encoded before weights are loaded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith import corpus as corpora
+from tunesmith import plan
+from tunesmith.corpus import Corpus, Examples
+from tunesmith.data.check import Finding
+from tunesmith.data.template import ChatTemplate
+from tunesmith.errors import RecipeError
+from tunesmith.methods import build
+from tunesmith.methods.base import Method, trainable_line
+from tunesmith.model import attention
+from tunesmith.model.load import load_model, load_tokenizer, resolve_device, resolve_dtype, stop_ids
+from tunesmith.model.source import kind, resolve
+from tunesmith.progress import Listener
+from tunesmith.recipe import Recipe
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What is known before weights are loaded. ``recipe`` has every ``auto`` resolved that needs no weights."""
+
+    recipe: Recipe
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    stops: tuple[int, ...]
+    template: ChatTemplate
+    examples: Examples
+    corpus: Corpus
+
+
+@dataclass(slots=True)
+class Ready:
+    """A model with its method attached. ``recipe`` has every ``auto`` resolved."""
+
+    recipe: Recipe
+    model: nn.Module
+    method: Method
+
+
+def prepare(recipe: Recipe, listener: Listener) -> Prepared:
+    """Reads, splits and encodes the data for the recipe's model.
+
+    Raises:
+        DataError, ModelError, RecipeError: what a user can mend.
+    """
+    examples = corpora.read_examples(recipe.data, seed=recipe.training.seed, method=recipe.method.name)
+    corpora.check_metrics(recipe.evaluation.metrics, examples)
+    for note in examples.notes:
+        listener.say(note)
+    for finding in examples.findings:
+        listener.warn(_in_words(finding))
+    folder = resolve(
+        recipe.model.path,
+        revision=recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+        say=listener.say,
+    )
+    tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code)
+    stops = stop_ids(folder, tokenizer)
+    template = corpora.make_template(recipe.data, tokenizer, stops)
+    corpus = corpora.encode(examples, template, recipe.data, listener=listener)
+    for finding in template.findings:
+        listener.warn(_in_words(finding))
+    return Prepared(_resolve_settings(recipe, corpus, listener), folder, tokenizer, stops, template, examples, corpus)
+
+
+def _in_words(finding: Finding) -> str:
+    rows = f" ({', '.join(finding.rows[:3])}{', ...' if finding.count > 3 else ''})" if finding.rows else ""
+    return f"{finding.message}{rows}"
+
+
+def _resolve_settings(recipe: Recipe, corpus: Corpus, listener: Listener) -> Recipe:
+    """Every ``auto`` that needs no weights: a function of recipe, data and machine, never of a timing."""
+    training, model = recipe.training, recipe.model
+    device = resolve_device(model.device)
+    dtype = resolve_dtype(model.dtype, device, say=listener.warn)
+    local = kind(model.path) in ("model", "gguf")
+    longest = max(len(row.ids) for row in [*corpus.train, *corpus.held_out])
+    tokens, threads = training.micro_batch_tokens, training.threads
+    return recipe.with_values(
+        model={
+            "path": str(Path(model.path).expanduser().resolve()) if local else model.path,
+            "device": device,
+            "dtype": str(dtype).removeprefix("torch."),
+        },
+        data={"date": recipe.data.date or time.strftime("%Y-%m-%d")},
+        training={
+            "learning_rate": recipe.learning_rate,
+            "micro_batch_tokens": plan.micro_batch_tokens(device, longest) if tokens == "auto" else tokens,
+            "threads": plan.threads() if threads == "auto" else threads,
+        },
+    )
+
+
+def load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> Ready:
+    """Weights, attention and method; the layout and the checkpointing that only a loaded model can tell.
+
+    Args:
+        checkpoint: continue from this one; otherwise the method begins anew.
+
+    Raises:
+        ModelError: the weights cannot be loaded, or the method does not fit them.
+        RecipeError: the recipe asks for a layout that the model does not admit.
+    """
+    recipe = prepared.recipe
+    method = make_method(prepared)
+    base = load_base(prepared, method.load_options())
+    layout = _layout(prepared, base, listener)
+    model = method.load(base, checkpoint) if checkpoint else method.attach(base)
+    listener.say(trainable_line(model))
+    checkpointing = recipe.training.gradient_checkpointing
+    if checkpointing == "auto":
+        memory, tokens = plan.total_memory(recipe.model.device), int(recipe.training.micro_batch_tokens)
+        sizes = plan.shape(model, base.config, recipe.method)
+        checkpointing = plan.needs_checkpointing(sizes, tokens=tokens, memory=memory)
+    if checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    resolved = recipe.with_values(training={"layout": layout, "gradient_checkpointing": checkpointing})
+    return Ready(resolved, model, method)
+
+
+def make_method(prepared: Prepared) -> Method:
+    """The recipe's method. An adapter points to a hub id where that is the base, else to the base's folder."""
+    recipe = prepared.recipe
+    name, _, revision = recipe.model.path.partition("@")
+    hub = kind(recipe.model.path) == "hub"
+    return build(
+        recipe.method,
+        base=name if hub else str(prepared.folder),
+        revision=recipe.model.revision or revision or None if hub else None,
+        seed=recipe.training.seed,
+        device=recipe.model.device,
+    )
+
+
+def load_base(prepared: Prepared, options: Mapping[str, Any]) -> PreTrainedModel:
+    """The untuned weights, attending through ``model/attention.py``."""
+    settings = prepared.recipe.model
+    model = load_model(
+        prepared.folder,
+        dtype=getattr(torch, settings.dtype),
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+        **options,
+    )
+    attention.install(model)
+    return model
+
+
+def _layout(prepared: Prepared, base: nn.Module, listener: Listener) -> str:
+    asked = prepared.recipe.training.layout
+    if asked == "padded":
+        return asked
+    probe = attention.probe(base, prepared.corpus.train, device=prepared.recipe.model.device)
+    listener.say(f"layout: this model {probe.reason}")
+    if asked == "tree" and not probe.shares:
+        raise RecipeError(
+            "This model cannot share prefixes",
+            where="training.layout",
+            why=probe.reason,
+            remedy="Set training.layout: auto or padded.",
+        )
+    return "tree" if probe.shares else "padded"

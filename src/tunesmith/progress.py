@@ -1,0 +1,32 @@
+"""How long work tells what it does. The library is silent by default; the command line draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+Advance = Callable[[int, Mapping[str, str]], None]  # how much of the task is done, and facts such as {"loss": "0.412"}
+
+
+class Listener(Protocol):
+    """Hears what a run says. ``task`` is entered around long work; what it yields is called as the work goes on."""
+
+    def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def task(self, title: str, total: int) -> AbstractContextManager[Advance]: ...
+
+
+class Silent:
+    """A listener that hears nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing is said."""
+
+    def warn(self, text: str) -> None:
+        """Nothing is said; warnings are also stored in the run."""
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Advance]:
+        """Nothing is drawn."""
+        yield lambda done, facts: None

@@ -1,0 +1,338 @@
+"""Every setting of a run: its name, default, bounds and help, and the checks across settings.
+
+Names are those of transformers' TrainingArguments, PEFT's LoraConfig and BitsAndBytesConfig. Reading a recipe from
+YAML, with line numbers in its errors, is in ``recipe_file.py``; this module knows no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+Shape = Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text"]
+TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")  # computed from logits; every run can have them
+LEARNING_RATES = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4}  # what `learning_rate: auto` means
+
+
+class Settings(BaseModel):
+    """Base of every section: unknown keys and values of another type are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelSettings(Settings):
+    """Which model, and how its weights are held."""
+
+    path: str = Field(min_length=1, description="hub id, folder, .gguf file, or the bundled model's name")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="dtype of the weights")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    trust_remote_code: bool = Field(False, description="run Python code that the model's author ships")
+
+
+class SourceSettings(Settings):
+    """One file, folder, dataset or URL of rows."""
+
+    path: str = Field(min_length=1, description="file, folder, hub id user/name[@revision], or fsspec URL")
+    weight: float = Field(
+        1.0, gt=0, le=100, description="how often an epoch sees each row; fractions are drawn by seed"
+    )
+    format: Shape = Field("auto", description="shape of the rows; auto finds it from their columns")
+    name: str | None = Field(None, description="configuration of a hub dataset")
+    split: str | None = Field(None, description="split of a dataset")
+    columns: dict[str, str] = Field(default_factory=dict, description="field: column of the file that holds it")
+    instruction: str | None = Field(None, description="one instruction for all rows")
+
+
+class DataSettings(Settings):
+    """Rows, their shape, and the rules that turn them into tokens."""
+
+    train: list[SourceSettings] = Field(min_length=1, description="what to train on")
+    eval: float | list[SourceSettings] | None = Field(
+        None, description="a share held out by prompt hash, or sources; none: the dataset's own test split, else 0.1"
+    )
+    format: Shape = Field("auto", description="default for every source")
+    name: str | None = Field(None, description="default for every source")
+    split: str | None = Field(None, description="default for the training sources")
+    columns: dict[str, str] = Field(default_factory=dict, description="default for every source")
+    instruction: str | None = Field(None, description="default for every source")
+    max_length: int = Field(2048, ge=8, description="tokens in a row, prompt and answer together")
+    too_long: Literal["error", "drop", "truncate"] = Field("error", description="what happens to longer rows")
+    on_error: Literal["stop", "skip"] = Field("stop", description="skip sets bad rows aside in rejected.jsonl")
+    control_tokens: Literal["error", "text"] = Field("error", description="control tokens inside a message's text")
+    chat_template: str | None = Field(None, description="Jinja text, or a file, in place of the model's template")
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="such as enable_thinking: false")
+    date: str | None = Field(None, pattern=r"^\d{4}-\d\d-\d\d$", description="the date a template prints")
+    train_on: Literal["assistant", "last"] = Field("assistant", description="all assistant turns, or the last only")
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_source_is_a_list(cls, value: Any) -> Any:
+        return _as_sources(value)
+
+    @field_validator("eval", mode="before")
+    @classmethod
+    def _eval_share_or_sources(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            return value
+        return _as_sources(value)
+
+    @field_validator("eval", mode="after")
+    @classmethod
+    def _share_in_bounds(cls, value: Any) -> Any:
+        if isinstance(value, float) and not 0 <= value < 1:
+            raise ValueError(f"a share is at least 0 and below 1, found {value:g}")
+        return value
+
+    def sources(self, which: Literal["train", "eval"]) -> list[SourceSettings]:
+        """The sources of one side with the section's defaults filled in; no sources for a share."""
+        own = self.train if which == "train" else self.eval
+        if not isinstance(own, list):
+            return []
+        shared = ["format", "name", "columns", "instruction"] + (["split"] if which == "train" else [])
+        return [_fill(source, {name: getattr(self, name) for name in shared}) for source in own]
+
+
+def _as_sources(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+def _fill(source: SourceSettings, defaults: Mapping[str, Any]) -> SourceSettings:
+    return source.model_copy(
+        update={key: value for key, value in defaults.items() if key not in source.model_fields_set}
+    )
+
+
+class FullSettings(Settings):
+    """Full fine-tuning: every parameter trains."""
+
+    name: Literal["full"] = "full"
+
+
+class AdapterSettings(Settings):
+    """What lora and qlora share; every field is a field of peft.LoraConfig."""
+
+    r: int = Field(16, ge=1, description="rank of the update")
+    lora_alpha: float = Field(32, gt=0, description="the update is scaled by lora_alpha / r")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    target_modules: str | list[str] = Field("all-linear", description="names, a regular expression, or all-linear")
+    exclude_modules: str | list[str] | None = Field(None, description="names or a regular expression to leave out")
+    bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases train")
+    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) (arXiv:2312.03732)")
+    use_dora: bool = Field(False, description="weight-decomposed LoRA (arXiv:2402.09353)")
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = Field(True, description="how A and B begin")
+    modules_to_save: list[str] | None = Field(None, description="modules that train whole and are saved beside")
+    layers_to_transform: int | list[int] | None = Field(None, description="layer indexes that get an adapter")
+    layers_pattern: str | list[str] | None = Field(None, description="name of the list of layers")
+    rank_pattern: dict[str, int] = Field(default_factory=dict, description="module name: its own r")
+    alpha_pattern: dict[str, float] = Field(default_factory=dict, description="module name: its own lora_alpha")
+
+    @model_validator(mode="after")
+    def _pattern_needs_layers(self) -> AdapterSettings:
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise ValueError("layers_pattern says where layers_to_transform counts: give layers_to_transform too")
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            if self.layers_to_transform is not None:
+                raise ValueError("layers_to_transform needs target_modules as a list of names, or all-linear")
+        return self
+
+
+class LoraSettings(AdapterSettings):
+    """LoRA (Hu et al. 2021, arXiv:2106.09685) by PEFT."""
+
+    name: Literal["lora"] = "lora"
+
+
+class QloraSettings(AdapterSettings):
+    """QLoRA (Dettmers et al. 2023, arXiv:2305.14314): LoRA over a 4-bit base by bitsandbytes."""
+
+    name: Literal["qlora"] = "qlora"
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit data type")
+    bnb_4bit_use_double_quant: bool = Field(True, description="quantize the quantization constants too")
+    bnb_4bit_compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="dtype of matrix products; auto: float32 on a CPU, bfloat16 on a GPU that has it"
+    )
+
+
+def _method_name(value: Any) -> str:
+    return value.get("name", "lora") if isinstance(value, Mapping) else getattr(value, "name", "lora")
+
+
+MethodSettings = Annotated[
+    Annotated[FullSettings, Tag("full")]
+    | Annotated[LoraSettings, Tag("lora")]
+    | Annotated[QloraSettings, Tag("qlora")],
+    Discriminator(_method_name),
+]
+METHOD_SETTINGS: dict[str, type[Settings]] = {"full": FullSettings, "lora": LoraSettings, "qlora": QloraSettings}
+
+
+class TrainingSettings(Settings):
+    """The optimizer's steps."""
+
+    learning_rate: float | Literal["auto"] = Field("auto", description="peak rate; auto: 2e-4 for lora, 2e-5 for full")
+    num_train_epochs: float = Field(3.0, gt=0, description="passes over the rows")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps, in place of num_train_epochs")
+    batch_size: int = Field(16, ge=1, description="rows in one optimizer step")
+    per_device_train_batch_size: int | None = Field(
+        None, ge=1, description="with gradient_accumulation_steps: another way to say batch_size"
+    )
+    gradient_accumulation_steps: int | None = Field(None, ge=1, description="see per_device_train_batch_size")
+    micro_batch_tokens: int | Literal["auto"] = Field("auto", description="tokens computed in one forward pass")
+    layout: Literal["auto", "tree", "padded"] = Field("auto", description="shared prefixes once, or padded rows")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises")
+    warmup_steps: int | None = Field(None, ge=0, description="steps in which the rate rises, in place of the ratio")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="how the rate falls after the warm-up"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled decay; never on norms and biases")
+    optim: Literal["adamw_torch"] = Field("adamw_torch", description="optimizer")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0: not clipped")
+    logging_steps: int = Field(10, ge=1, description="steps between lines of metrics")
+    eval_strategy: Literal["steps", "epoch", "no"] = Field("steps", description="when validation loss is taken")
+    eval_steps: int = Field(50, ge=1, description="steps between validation losses")
+    save_strategy: Literal["steps", "epoch", "no"] = Field("steps", description="no: the last step only")
+    save_steps: int = Field(100, ge=1, description="steps between checkpoints")
+    save_total_limit: int | None = Field(None, ge=1, description="checkpoints kept; the best and the last stay")
+    gradient_checkpointing: bool | Literal["auto"] = Field("auto", description="recompute activations to save memory")
+    seed: int = Field(0, ge=0, lt=2**32)
+    threads: int | Literal["auto"] = Field("auto", description="CPU threads of a forward pass")
+    report_to: list[Literal["tensorboard"]] = Field(default_factory=lambda: ["tensorboard"])
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _name_or_none(cls, value: Any) -> Any:
+        return ([] if value == "none" else [value]) if isinstance(value, str) else value
+
+    @field_validator("micro_batch_tokens", "threads", "learning_rate", mode="after")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if value != "auto" and value <= 0:
+            raise ValueError(f"must be above 0, found {value:g}")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _batch_size_from_parts(cls, value: Any) -> Any:
+        """per_device_train_batch_size x gradient_accumulation_steps is accepted for batch_size."""
+        if not isinstance(value, Mapping) or value.get("per_device_train_batch_size") is None:
+            return value
+        parts = value["per_device_train_batch_size"], value.get("gradient_accumulation_steps") or 1
+        if not all(type(part) is int for part in parts):
+            return value  # the type error is reported by the field itself
+        product = parts[0] * parts[1]
+        if value.get("batch_size", product) != product:
+            raise ValueError(
+                f"batch_size {value['batch_size']} contradicts per_device_train_batch_size x "
+                f"gradient_accumulation_steps = {product}: give one of them"
+            )
+        return {**value, "batch_size": product}
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> TrainingSettings:
+        given = self.model_fields_set
+        for one, other in (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio")):
+            if one in given and other in given and getattr(self, one) is not None:
+                raise ValueError(f"{one} and {other} say the same thing: give one of them")
+        if self.gradient_accumulation_steps and not self.per_device_train_batch_size:
+            raise ValueError("gradient_accumulation_steps needs per_device_train_batch_size; or give batch_size alone")
+        for kind in ("eval", "save"):
+            if f"{kind}_steps" in given and getattr(self, f"{kind}_strategy") != "steps":
+                raise ValueError(
+                    f"{kind}_steps has no meaning under {kind}_strategy: {getattr(self, f'{kind}_strategy')}"
+                )
+        if self.warmup_steps and self.lr_scheduler_type == "constant":
+            raise ValueError("warm-up under lr_scheduler_type: constant would be ignored; use constant_with_warmup")
+        if self.warmup_ratio and self.lr_scheduler_type == "constant":
+            raise ValueError("warm-up under lr_scheduler_type: constant would be ignored; use constant_with_warmup")
+        return self
+
+
+class EvaluationSettings(Settings):
+    """How base and tuned model are compared on held-out rows."""
+
+    metrics: list[str] = Field(default_factory=list, description="the first decides the verdict; loss if none")
+    max_new_tokens: int = Field(256, ge=1, description="tokens of an answer at most")
+    max_rows: int | None = Field(None, ge=1, description="rows judged at most; drawn by seed")
+    batch_size: int = Field(16, ge=1, description="answers generated at a time")
+    do_sample: bool = False
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int = Field(0, ge=0)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval around the difference")
+    resamples: int = Field(10_000, ge=100, description="of the paired bootstrap")
+    samples: int = Field(5, ge=0, description="answers shown side by side")
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _sampling_is_on(self) -> EvaluationSettings:
+        for name in ("temperature", "top_p"):
+            if name in self.model_fields_set and not self.do_sample and getattr(self, name) != 1.0:
+                raise ValueError(f"{name} has no effect while do_sample is false: set do_sample: true or leave it out")
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ValueError("a metric is named twice")
+        return self
+
+
+class Recipe(Settings):
+    """A whole run, as the recipe file states it."""
+
+    model: ModelSettings
+    data: DataSettings
+    method: MethodSettings = Field(default_factory=LoraSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    output_dir: str = Field(min_length=1, description="the run folder")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Recipe:
+        sources = self.data.sources("train")
+        if all(source.format == "text" for source in sources):
+            refuse_answer_metrics(self.evaluation.metrics)
+        held_out = self.data.eval is None or bool(self.data.eval)
+        if not held_out and "eval_steps" in self.training.model_fields_set:
+            raise ValueError("training.eval_steps has nothing to evaluate on: data.eval is 0")
+        if not held_out and self.evaluation.metrics:
+            raise ValueError("evaluation.metrics has nothing to judge: data.eval is 0")
+        return self
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate, `auto` resolved by method."""
+        rate = self.training.learning_rate
+        return LEARNING_RATES[self.method.name] if rate == "auto" else rate
+
+    def with_values(self, **sections: Mapping[str, Any]) -> Recipe:
+        """A copy with some resolved values, section by section: ``with_values(training={"threads": 2})``."""
+        updates = {name: getattr(self, name).model_copy(update=dict(values)) for name, values in sections.items()}
+        return self.model_copy(update=updates)
+
+
+def refuse_answer_metrics(metrics: list[str]) -> None:
+    """Raw text has no prompt and no answer, so only token metrics can be asked for. Raises ValueError."""
+    refused = [name for name in metrics if name not in TOKEN_METRICS]
+    if refused:
+        raise ValueError(
+            f"evaluation.metrics: {', '.join(refused)} compares answers, and raw text has none; "
+            f"use {', '.join(TOKEN_METRICS)}"
+        )

@@ -1,0 +1,353 @@
+"""YAML 1.2 and ``key=value`` overrides -> Recipe, with file and line in every complaint and a source for every value."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import METHOD_SETTINGS, Recipe, Settings
+
+Path_ = tuple[str | int, ...]  # a key's way through a recipe: ("data", "train", 0, "path")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A recipe and where its values were said: ``origins`` maps a key's way to ``file:line`` or ``flag``."""
+
+    recipe: Recipe
+    origins: Mapping[Path_, str]
+
+    def origin(self, path: Path_) -> str:
+        """Where a value comes from: where its key was said, or the name that stands for the section, or ``default``."""
+        if path in self.origins:
+            return self.origins[path]
+        if path[-1] == "path" or path == (
+            "method",
+            "name",
+        ):  # `model: x`, `method: x`, `train: x` and `train: [x]` are short for mappings
+            section = path[:-1]
+            while section and section not in self.origins and isinstance(section[-1], int):
+                section = section[:-1]
+            deeper = [known for known in self.origins if known != section and known[: len(section)] == section]
+            if section in self.origins and all(self.origins[known] == "flag" for known in deeper):
+                return self.origins[section]
+        return "default"
+
+
+def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """A recipe from a YAML file, a mapping, or as it is, with ``section.key=value`` overrides on top.
+
+    Raises RecipeError naming file and line: not YAML, a key given twice, unknown, of another type, contradictory.
+    """
+    if isinstance(source, Recipe):
+        raw: dict[str, Any] = source.model_dump(exclude_unset=True)
+        raw.setdefault("method", {})["name"] = source.method.name
+        place, origins = "recipe", {}
+    elif isinstance(source, Mapping):
+        raw, place, origins = _plain(source), "recipe", {}
+    else:
+        place = str(source)
+        raw, origins = _read_yaml(Path(source))
+    for override in overrides:
+        path, value = _parse_override(override)
+        _put(raw, path, value, override)
+        for old in [known for known in origins if known[: len(path)] == path]:
+            del origins[old]
+        origins[path] = "flag"
+    try:
+        return LoadedRecipe(Recipe.model_validate(raw), origins)
+    except ValidationError as error:
+        raise _explain(error, raw, origins, place) from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, every value written out; reading it back gives an equal recipe."""
+    from io import StringIO
+
+    stream = StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[attr-defined]
+    yaml.width = 4096
+    values = recipe.model_dump()
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        values["training"].pop(name)  # batch_size says it
+    for one, other in (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio")):
+        training = values["training"]
+        training.pop(other if training[one] is not None else one)  # giving both is refused
+    for kind in ("eval", "save"):
+        if values["training"][f"{kind}_strategy"] != "steps":
+            values["training"].pop(f"{kind}_steps")
+    if values["data"]["eval"] == 0:
+        values["training"].pop("eval_steps", None)
+    yaml.dump(values, stream)
+    return stream.getvalue()
+
+
+def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    """Every value of a dumped recipe with its way; lists of settings are walked, other lists are values."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for index, item in enumerate(value):
+            yield from leaves(item, (*path, index))
+    else:
+        yield path, value
+
+
+def dotted(path: Path_) -> str:
+    """``data.train[0].path``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError("There is no such recipe", where=str(path), **_similar_files(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError("The recipe cannot be read", where=str(path), why=str(error)) from None
+    try:
+        document = YAML(typ="rt", pure=True).load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        duplicate = type(error).__name__ == "DuplicateKeyError"
+        raise RecipeError(
+            "A key is given twice" if duplicate else "The recipe is not valid YAML",
+            where=f"{path}:{line}",
+            why=str(error.problem),
+            remedy="Keep one of the two." if duplicate else "Mend the line; a colon needs a space behind it.",
+        ) from None
+    except YAMLError as error:
+        raise RecipeError("The recipe is not valid YAML", where=str(path), why=str(error)) from None
+    if not isinstance(document, CommentedMap):
+        raise RecipeError(
+            "The recipe is empty" if document is None else "The recipe is not a mapping of keys",
+            where=f"{path}:1",
+            remedy="`tunesmith init DATA` writes a recipe to begin with.",
+        )
+    origins: dict[Path_, str] = {}
+    _collect_lines(document, (), path, origins)
+    return _plain(document), origins
+
+
+def _similar_files(path: Path) -> dict[str, str]:
+    folder = path.parent
+    names = sorted(entry.name for entry in folder.glob("*.y*ml")) if folder.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    if close:
+        return {"remedy": f"Did you mean {folder / close[0]}?"}
+    return {"remedy": "Check the path; `tunesmith init DATA` writes a recipe to begin with."}
+
+
+def _collect_lines(node: Any, path: Path_, file: Path, origins: dict[Path_, str]) -> None:
+    if isinstance(node, CommentedMap):
+        for key, value in node.items():
+            origins[(*path, key)] = f"{file}:{node.lc.key(key)[0] + 1}"
+            _collect_lines(value, (*path, key), file, origins)
+    elif isinstance(node, CommentedSeq):
+        for index, value in enumerate(node):
+            origins[(*path, index)] = f"{file}:{node.lc.item(index)[0] + 1}"
+            _collect_lines(value, (*path, index), file, origins)
+
+
+def _plain(node: Any) -> Any:
+    """ruamel's nodes as plain Python values; a YAML date stays the text it was."""
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_plain(value) for value in node]
+    if isinstance(node, (datetime.date, datetime.datetime)):
+        return node.isoformat()
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _parse_override(override: str) -> tuple[Path_, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(
+            "This override is not key=value", where=override, remedy="Write section.key=value, such as training.seed=1."
+        )
+    try:
+        value = _plain(YAML(typ="rt", pure=True).load(text)) if text.strip() else None
+    except YAMLError as error:
+        raise RecipeError("The value of this override is not YAML", where=override, why=str(error)) from None
+    return tuple(key.strip().split(".")), value
+
+
+def _put(raw: dict[str, Any], path: Path_, value: Any, override: str) -> None:
+    node = raw
+    for position, part in enumerate(path[:-1]):
+        child = node.get(part)
+        if isinstance(child, str):  # `model: name` and `method: name` are short for a mapping
+            child = {"path" if part == "model" else "name": child}
+        if child is None:
+            child = {}
+        if not isinstance(child, dict):
+            raise RecipeError(
+                "This override goes into a value that has no keys",
+                where=override,
+                why=f"`{dotted(path[: position + 1])}`",
+            )
+        node[part] = child
+        node = child
+    node[str(path[-1])] = value
+
+
+def _explain(error: ValidationError, raw: Any, origins: Mapping[Path_, str], place: str) -> RecipeError:
+    """The first complaint as one message, with the others behind it."""
+    lines, first_where, remedies = [], None, []
+    for item in _distinct(error.errors()):
+        path, rest = _walk(raw, item["loc"])
+        if item["type"] == "value_error":
+            path = _named_key(item["msg"], path, origins)
+        where = _line(path, origins) or place
+        first_where = first_where or where
+        text, remedy = _sentence(item, path, rest, raw)
+        lines.append(text if where == first_where else f"{text} ({where})")
+        remedies += [remedy] if remedy and remedy not in remedies else []
+    return RecipeError(lines[0], where=first_where, why="\n".join(lines[1:]) or None, remedy=" ".join(remedies) or None)
+
+
+def _distinct(items: Sequence[Any]) -> list[Any]:
+    """One complaint a key: the members of a union each complain about the same value."""
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for item in items:
+        union_member = item["loc"][:-1] if _is_union_tag(item["loc"][-1:]) else item["loc"]
+        groups.setdefault(tuple(union_member), []).append(item)
+    merged = []
+    for loc, members in groups.items():
+        first = dict(members[0], loc=loc)
+        if len(members) > 1:
+            first["msg"] = " or ".join(dict.fromkeys(_expectation(member) for member in members))
+        merged.append(first)
+    return merged
+
+
+def _is_union_tag(part: tuple[Any, ...]) -> bool:
+    name = str(part[0]) if part else ""
+    return name.startswith(("literal[", "list[", "dict[")) or name in ("float", "int", "str", "bool")
+
+
+def _expectation(item: Any) -> str:
+    return item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+
+
+def _walk(raw: Any, loc: Sequence[str | int]) -> tuple[Path_, Path_]:
+    """Follows pydantic's location through what the user wrote, leaving out union tags; what is left over is missing."""
+    node, path = raw, []
+    for position, part in enumerate(loc):
+        if (isinstance(node, Mapping) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        ):
+            node = node[part]
+            path.append(part)
+        elif isinstance(part, str) and (part in METHOD_SETTINGS or _is_union_tag((part,))):
+            continue
+        elif part != 0:  # index 0 of a source that was given without a list
+            return tuple(path), tuple(loc[position:])
+    return tuple(path), ()
+
+
+def _named_key(message: str, section: Path_, origins: Mapping[Path_, str]) -> Path_:
+    """A check across settings names the keys it is about: the first of them that the user wrote, else the section."""
+    for word in re.findall(r"[a-z_0-9.]+", message):
+        path = (*section, *word.strip(".").split("."))
+        if path in origins:
+            return path
+    return section
+
+
+def _line(path: Path_, origins: Mapping[Path_, str]) -> str | None:
+    for end in range(len(path), 0, -1):
+        if path[:end] in origins:
+            origin = origins[path[:end]]
+            return f"flag {dotted(path[:end])}" if origin == "flag" else origin
+    return None
+
+
+def _sentence(item: Any, path: Path_, rest: Path_, raw: Any) -> tuple[str, str | None]:
+    key = dotted((*path, *rest))
+    if item["type"] == "extra_forbidden":
+        return _unknown_key(path, raw)
+    if item["type"] == "missing":
+        return f"`{key}` is missing", f"Add `{key}` to the recipe."
+    if item["type"] == "union_tag_invalid":
+        known = ", ".join(METHOD_SETTINGS)
+        close = difflib.get_close_matches(str(item["ctx"]["tag"]), METHOD_SETTINGS, n=1, cutoff=0.5)
+        hint = f"Did you mean `{close[0]}`?" if close else None
+        return f"`{key}`: there is no method `{item['ctx']['tag']}`; there are {known}", hint
+    text = _expectation(item)
+    if item["type"] == "value_error":
+        return text, None
+    return f"`{key}`: {text}, found {item['input']!r}", None
+
+
+def _unknown_key(path: Path_, raw: Any) -> tuple[str, str | None]:
+    section, name = path[:-1], str(path[-1])
+    model = _settings_at(section, raw)
+    owners = [method for method, settings in METHOD_SETTINGS.items() if name in settings.model_fields]
+    if section == ("method",) and owners:
+        current = raw["method"].get("name", "lora")
+        return f"`method.{name}` is a setting of {' and '.join(owners)}; the method here is {current}", (
+            f"Remove it, or set method.name: {owners[0]}."
+        )
+    close = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.6)
+    if close:
+        return f"`{dotted(path)}` is not a setting", f"Did you mean `{close[0]}`?"
+    elsewhere = [
+        dotted((section_name, name)) for section_name, settings in _sections().items() if name in settings.model_fields
+    ]
+    if elsewhere:
+        return f"`{dotted(path)}` is not a setting", f"Did you mean `{elsewhere[0]}`?"
+    everywhere = {
+        field: section_name for section_name, settings in _sections().items() for field in settings.model_fields
+    }
+    close = difflib.get_close_matches(name, everywhere, n=1, cutoff=0.75)
+    hint = f"Did you mean `{everywhere[close[0]]}.{close[0]}`? " if close else ""
+    known = ", ".join(model.model_fields)
+    return f"`{dotted(path)}` is not a setting", f"{hint}Known here: {known}."
+
+
+def _sections() -> dict[str, type[Settings]]:
+    found: dict[str, type[Settings]] = {}
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found[name] = field.annotation  # type: ignore[assignment]
+    found["method"] = METHOD_SETTINGS["qlora"]  # the one with every method setting
+    return found
+
+
+def _settings_at(section: Path_, raw: Any) -> type[BaseModel]:
+    """The settings class a section is read into; sources of data stand in lists."""
+    if not section:
+        return Recipe
+    if section[0] == "method":
+        return METHOD_SETTINGS.get(raw["method"].get("name", "lora"), METHOD_SETTINGS["lora"])
+    model: type[BaseModel] = _sections()[str(section[0])]
+    if len(section) > 1:
+        inner = get_args(model.model_fields[str(section[1])].annotation)
+        model = next((part for part in inner if isinstance(part, type) and issubclass(part, BaseModel)), model)
+        model = next(
+            (arg for part in inner for arg in get_args(part) if isinstance(arg, type) and issubclass(arg, BaseModel)),
+            model,
+        )
+    return model

@@ -1,0 +1,280 @@
+"""A recipe to begin with: looks at the rows and the machine and writes YAML that says why each value is what it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.data.check import split
+from tunesmith.data.example import Example
+from tunesmith.data.read import load, own_eval_split
+from tunesmith.data.splits import TRAIN
+from tunesmith.errors import DataError
+from tunesmith.evaluation.text import JsonFields
+from tunesmith.recipe import Shape, SourceSettings
+
+BUNDLED_MODEL = "smollm2-135m-instruct"
+SHARES = (0.1, 0.2, 0.3, 0.5)
+ENOUGH_HELD_OUT = 20  # rows; fewer seldom show a difference
+ROWS_JUDGED_ON_A_CPU = 200
+LABEL_LENGTH, LABELS = 100, 500  # characters, and distinct answers, up to which answers are labels
+CHARACTERS_PER_TOKEN = 4
+PLAIN_YAML = re.compile(r"[A-Za-z_./][\w./-]*")
+YAML_WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n", "."})
+ENDINGS = re.compile(r"(\.(jsonl|ndjson|json|csv|tsv|parquet|txt))?(\.(gz|bz2|xz))?$", re.IGNORECASE)
+NOT_PRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a run would have. ``gpu`` is its name, and ``gpu_bytes`` its memory."""
+
+    cpus: int
+    memory_bytes: int
+    gpu: str | None = None
+    gpu_bytes: int = 0
+
+    def __str__(self) -> str:
+        gpu = f"{self.gpu} ({self.gpu_bytes / GIB:.0f} GB)" if self.gpu else "no GPU"
+        return f"{self.cpus} CPU{'s' * (self.cpus != 1)}, {self.memory_bytes / GIB:.0f} GB of memory, {gpu}"
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """A recipe's text, and what it was made from. ``bad`` rows are among none of the ``rows``."""
+
+    text: str
+    model: str
+    output_dir: str
+    rows: int
+    bad: int
+    shape: str
+    reason: str
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """Metrics with the reason for them, and tokens of the longest answer."""
+
+    metrics: tuple[str, ...]
+    reason: str
+    new_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldOut:
+    """The line of data.eval, the rows on both sides, and ``own``: those of the dataset's own split."""
+
+    line: str
+    train: int
+    rows: int
+    own: Sequence[Example] = ()
+
+
+def this_machine() -> Machine:
+    """CPUs that this process may use, memory in all, and the GPU that torch sees."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cpus = len(os.sched_getaffinity(0))
+    if not torch.cuda.is_available():
+        return Machine(cpus, memory)
+    gpu = torch.cuda.get_device_properties(0)
+    return Machine(cpus, memory, gpu.name, gpu.total_memory)
+
+
+def starter_recipe(
+    data: str,
+    *,
+    model: str | None = None,
+    format: Shape = "auto",
+    columns: Mapping[str, str] | None = None,
+    instruction: str | None = None,
+    machine: Machine | None = None,
+) -> Starter:
+    """A commented LoRA recipe for the rows at ``data``.
+
+    Args:
+        data: file, folder, dataset or URL of rows.
+        model: the bundled one unless given.
+        format: shape of the rows; found from them unless given.
+        columns: field to column of the file.
+        instruction: one instruction for all rows.
+        machine: this one unless given.
+
+    Raises:
+        DataError: the data cannot be read, its shape is not known, or no row is good.
+    """
+    source = SourceSettings.model_validate(
+        {"path": data, "format": format, "columns": dict(columns or {}), "instruction": instruction}
+    )
+    loaded = load(source, on_error="skip")
+    machine = machine or this_machine()
+    held_out = _held_out(source, loaded.examples)
+    evaluation = _evaluation([*loaded.examples, *held_out.own])
+    output_dir = f"runs/{_name(data)}"
+    about = f"{len(loaded.examples):,} row{'s' * (len(loaded.examples) != 1)}, {loaded.reason}"
+    if loaded.bad:
+        about += f"; {len(loaded.bad):,} rows cannot be used, and `tunesmith check` names them"
+    lines = [
+        f"# {_comment(data)}: {_comment(about)}",
+        f"# Machine: {machine}",
+        "",
+        *_model_lines(model, machine),
+        *_data_lines(source, loaded.examples, held_out),
+        "method:",
+        "  name: lora  # trains a small adapter beside the weights; qlora: a quarter of the memory; full: all weights",
+        "  r: 16  # the adapter's rank: more can learn more, and needs more rows",
+        "  lora_alpha: 32",
+        *_training_lines(held_out, model),
+        *_evaluation_lines(evaluation, held_out, machine),
+        f"output_dir: {_yaml(output_dir)}",
+    ]
+    return Starter(
+        text="\n".join(lines) + "\n",
+        model=model or BUNDLED_MODEL,
+        output_dir=output_dir,
+        rows=len(loaded.examples),
+        bad=len(loaded.bad),
+        shape=loaded.shape,
+        reason=loaded.reason,
+        metrics=evaluation.metrics if held_out.rows else (),
+    )
+
+
+def _name(data: str) -> str:
+    """What a run on this data is called: the file without its endings, or the folder for train.csv and such."""
+    place = data.rstrip("/") if "://" in data else str(Path(data).absolute())
+    parts = [ENDINGS.sub("", part).partition("@")[0] for part in place.split("/")[-2:]]
+    name = parts[0] if parts[-1].lower() in (*TRAIN, "data") and parts[0] else parts[-1]
+    return re.sub(r"[^\w-]+", "-", name).strip("-") or "data"
+
+
+def _held_out(source: SourceSettings, examples: Sequence[Example]) -> _HeldOut:
+    """The dataset's own split; else the smallest share that holds out enough rows, else the one with the most."""
+    own = own_eval_split(source)
+    if own is not None:
+        rows = load(source.model_copy(update={"split": own}), role="eval", on_error="skip").examples
+        line = f"  # eval: the data's own split {own} ({len(rows):,} rows) is held out"
+        return _HeldOut(line, len(examples), len(rows), own=rows)
+    none = "  eval: 0  # too few different prompts to hold any out, so there will be no verdict"
+    best = _HeldOut(none, len(examples), 0)
+    for share in SHARES:
+        try:
+            train, rows = split(examples, share, 0)
+        except DataError:
+            continue
+        line = f"  eval: {share}  # {len(rows):,} rows are held out, chosen by their prompts, to judge on"
+        if len(rows) > best.rows:
+            best = _HeldOut(line, len(train), len(rows))
+        if len(rows) >= ENOUGH_HELD_OUT:
+            break
+    return best
+
+
+def _evaluation(examples: Sequence[Example]) -> _Evaluation:
+    """Metrics by what the answers look like."""
+    answers = [_answer(example) for example in examples if example.messages]
+    if not answers:
+        return _Evaluation((), "raw text has no answers to compare, so the verdict is by loss", None)
+    longest = max(map(len, answers))
+    new_tokens = min(1024, 32 * math.ceil((longest / 2 + 16) / 32))
+    if all(JsonFields().fault_of(answer) is None for answer in answers):
+        return _Evaluation(
+            ("json_exact", "json_fields"),
+            "every answer is a JSON object: equal as a whole, and field by field",
+            new_tokens,
+        )
+    distinct = len(set(answers))
+    if longest <= LABEL_LENGTH and distinct <= min(LABELS, len(answers) / 3):
+        reason = f"the answers are labels: {distinct:,} different ones, of at most {longest} characters"
+        return _Evaluation(("exact_match",), reason, new_tokens)
+    reason = "free text has many right answers, so the verdict is by loss; or name a function: [my_module:score]"
+    return _Evaluation((), reason, new_tokens)
+
+
+def _answer(example: Example) -> str:
+    return next(message.content for message in reversed(example.messages) if message.role == "assistant")
+
+
+def _model_lines(model: str | None, machine: Machine) -> list[str]:
+    if model is not None:
+        return [f"model: {_yaml(model)}"]
+    if machine.gpu is None:
+        why = "small enough for a CPU; a larger one (hub id, folder or .gguf file) learns more and takes longer"
+    else:
+        billions = 0.7 * machine.gpu_bytes / 3e9  # bf16 weights, and half as much again for activations
+        why = f"the smallest; this GPU has room for about {billions:.0f}B parameters under lora (a hub id or folder)"
+    return [f"model: {BUNDLED_MODEL}  # {why}"]
+
+
+def _data_lines(source: SourceSettings, examples: Sequence[Example], held_out: _HeldOut) -> list[str]:
+    lines = ["data:", f"  train: {_yaml(source.path)}", held_out.line]
+    if source.format != "auto":
+        lines.append(f"  format: {source.format}")
+    if source.columns:
+        pairs = ", ".join(f"{_yaml(field)}: {_yaml(column)}" for field, column in source.columns.items())
+        lines.append(f"  columns: {{{pairs}}}")
+    if source.instruction is not None:
+        lines.append(f"  instruction: {_yaml(source.instruction)}")
+    tokens = max(example.characters() for example in examples) // CHARACTERS_PER_TOKEN
+    wanted = 2 ** math.ceil(math.log2(max(2048, 1.25 * tokens)))
+    lines.append(f"  max_length: {wanted}  # tokens; the longest row has about {max(tokens, 1):,}, by its characters")
+    return lines
+
+
+def _training_lines(held_out: _HeldOut, model: str | None) -> list[str]:
+    batch_size = 4 if held_out.train < 100 else 8 if held_out.train < 1000 else 16
+    epochs = 5 if held_out.train < 300 else 3
+    steps = epochs * math.ceil(held_out.train / batch_size)
+    between = max(1, round(steps / 5))
+    rate = "2.0e-4  # usual for LoRA"
+    if model is None:
+        rate = "5.0e-4  # a model this small takes larger steps; 2.0e-4 is usual from 1B parameters on"
+    lines = [
+        "training:",
+        f"  num_train_epochs: {epochs}  # passes over {held_out.train:,} rows",
+        f"  batch_size: {batch_size}  # rows in an optimizer step, so about {steps:,} steps in all",
+        f"  learning_rate: {rate}",
+        "  warmup_ratio: 0.1",
+        "  lr_scheduler_type: cosine",
+        f"  logging_steps: {max(1, min(10, steps // 20))}",
+        f"  save_steps: {between}  # a run that was stopped goes on from its last checkpoint",
+        "  seed: 0",
+    ]
+    if held_out.rows:
+        lines.insert(-2, f"  eval_steps: {between}  # steps between validation losses")
+    return lines
+
+
+def _evaluation_lines(evaluation: _Evaluation, held_out: _HeldOut, machine: Machine) -> list[str]:
+    if not held_out.rows:
+        return []
+    lines = ["evaluation:", f"  metrics: [{', '.join(evaluation.metrics)}]  # {evaluation.reason}"]
+    if evaluation.new_tokens is not None:
+        lines.append(f"  max_new_tokens: {evaluation.new_tokens}  # room for the longest answer")
+    if machine.gpu is None and held_out.rows > ROWS_JUDGED_ON_A_CPU and evaluation.metrics:
+        lines.append(
+            f"  max_rows: {ROWS_JUDGED_ON_A_CPU}  # answers take their time on a CPU; more rows: a narrower interval"
+        )
+    return lines
+
+
+def _yaml(text: str) -> str:
+    """A text as a YAML scalar on one line: bare where that is safe, else in double quotes."""
+    if PLAIN_YAML.fullmatch(text) and text.lower() not in YAML_WORDS:
+        return text
+    quoted = json.dumps(text, ensure_ascii=False)
+    return NOT_PRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
+
+
+def _comment(text: str) -> str:
+    """A text that cannot end the comment it stands in."""
+    return NOT_PRINTABLE.sub("?", " ".join(text.split()))

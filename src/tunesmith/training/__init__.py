@@ -1,0 +1,1 @@
+"""The optimizer's steps: objective, optimizer, guard, checkpoints, and the loop that runs them."""

@@ -1,0 +1,111 @@
+"""The hot loop. It knows batches, a model, an optimizer and hooks; no recipe, method, tokenizer or path."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tunesmith.data.layout import Batch
+from tunesmith.training.guard import check_finite
+from tunesmith.training.objective import Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step: its number from 1, the epoch it reaches, and its micro-batches."""
+
+    number: int
+    epoch: float
+    batches: list[Batch]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came of a step. Tokens: in the rows, through the model, and labels. Seconds are wall time."""
+
+    step: int
+    epoch: float
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+    computed_tokens: int
+    supervised_tokens: int
+    micro_batches: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the composition root hangs on a step. ``due`` is asked after the step, in this order."""
+
+    on_step: Callable[[StepResult], None]
+    on_eval: Callable[[Step], None]
+    eval_due: Callable[[Step], bool]
+    save: Callable[[Step], None]
+    save_due: Callable[[Step], bool]
+
+
+def train(
+    model: nn.Module,
+    steps: Iterable[Step],
+    *,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    rate: Callable[[int], float],
+    max_grad_norm: float,
+    seed: int,
+    hooks: Hooks,
+) -> None:
+    """Runs the steps. The gradient of a step is that of its summed loss over its summed denominator,
+
+    whatever its micro-batches. Raises TrainError before a loss or gradient that is not finite reaches the weights.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    device = parameters[0].device
+    for step in steps:
+        begin = time.perf_counter()
+        model.train()
+        denominator = sum(objective.denominator(batch) for batch in step.batches)
+        loss = 0.0
+        for index, batch in enumerate(step.batches):
+            seed_dropout(seed, step.number, index)
+            total = objective.sum(model, batch.to(device))
+            (total / denominator).backward()
+            loss += total.item() / denominator
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf")).item()
+        check_finite(loss, norm, step=step.number)
+        learning_rate = rate(step.number)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        hooks.on_step(
+            StepResult(
+                step=step.number,
+                epoch=step.epoch,
+                loss=loss,
+                gradient_norm=norm,
+                learning_rate=learning_rate,
+                tokens=sum(batch.tokens for batch in step.batches),
+                computed_tokens=sum(batch.computed for batch in step.batches),
+                supervised_tokens=sum(batch.supervised for batch in step.batches),
+                micro_batches=len(step.batches),
+                seconds=time.perf_counter() - begin,
+            )
+        )
+        if hooks.eval_due(step):
+            hooks.on_eval(step)
+        if hooks.save_due(step):
+            hooks.save(step)
+
+
+def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
+    """Dropout depends on (seed, step, micro-batch) alone, so a resumed run draws what the unstopped run drew."""
+    digest = hashlib.sha256(f"{seed}|{step}|{micro_batch}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big"))

@@ -1,0 +1,215 @@
+"""A run, a checkpoint, an adapter folder or a model, ready to answer: with its own template, exactly as trained."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith.data.example import Message
+from tunesmith.data.template import ChatTemplate
+from tunesmith.errors import ModelError, RunError
+from tunesmith.generate import Generation, GenerationSettings, generate, stream
+from tunesmith.methods import build
+from tunesmith.methods.base import Method
+from tunesmith.model import attention
+from tunesmith.model.load import load_model, load_tokenizer, resolve_device, resolve_dtype, stop_ids
+from tunesmith.model.source import kind, resolve
+from tunesmith.progress import Listener, Silent
+from tunesmith.recipe import DataSettings, LoraSettings, MethodSettings, Recipe
+from tunesmith.recipe_file import read_recipe
+from tunesmith.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a path turned out to be: base model, what was trained on top (None: nothing), and the run it belongs to."""
+
+    base: str
+    revision: str | None
+    checkpoint: Path | None
+    method: MethodSettings | None
+    run: Run | None
+    recipe: Recipe | None
+
+
+class Tuned:
+    """A model that answers. ``model`` is in evaluation mode; ``base()`` is the untuned one."""
+
+    def __init__(
+        self,
+        target: Target,
+        model: nn.Module,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        template: ChatTemplate,
+        method: Method | None,
+        stops: tuple[int, ...],
+    ) -> None:
+        self.target, self.model, self.tokenizer = target, model, tokenizer
+        self.template, self.method, self.stop_ids = template, method, stops
+
+    @property
+    def describe(self) -> str:
+        """One line: what was loaded."""
+        if self.target.checkpoint is None:
+            return f"model {self.target.base}"
+        return f"{self.target.checkpoint} on {self.target.base}"
+
+    def generate(
+        self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), **settings: Any
+    ) -> list[Generation]:
+        """Answers to one prompt, ``num_return_sequences`` of them. Settings are those of GenerationSettings."""
+        prompt = self.template.prompt_ids(_conversation(messages), tuple(tools))  # type: ignore[arg-type]
+        made = generate(
+            self.model, self.tokenizer, [prompt], settings=GenerationSettings(**settings), stop_ids=self.stop_ids
+        )
+        return made[0]
+
+    def stream(
+        self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), **settings: Any
+    ) -> Iterator[str]:
+        """One answer in pieces, as they are decoded."""
+        prompt = self.template.prompt_ids(_conversation(messages), tuple(tools))  # type: ignore[arg-type]
+        return stream(
+            self.model, self.tokenizer, prompt, settings=GenerationSettings(**settings), stop_ids=self.stop_ids
+        )
+
+    @property
+    def device(self) -> str:
+        """Where the model computes."""
+        return str(next(self.model.parameters()).device)
+
+    def reference(self) -> AbstractContextManager[nn.Module] | None:
+        """A context with the untuned model, or None where nothing was tuned."""
+        return None if self.method is None else self.method.reference(self.model)
+
+    @contextmanager
+    def base(self) -> Iterator[Tuned]:
+        """Inside, what this object yields answers as the untuned model."""
+        reference = self.reference()
+        if reference is None:
+            yield self
+            return
+        with reference as model:
+            yield Tuned(
+                self.target, model, tokenizer=self.tokenizer, template=self.template, method=None, stops=self.stop_ids
+            )
+
+
+def load(
+    target: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    listener: Listener | None = None,
+) -> Tuned:
+    """Loads a run (its last checkpoint), a checkpoint, a PEFT adapter folder, or a model by folder, file or name.
+
+    Raises:
+        ModelError: there is no such thing, or it cannot be loaded.
+        RunError: the run has no checkpoint yet.
+    """
+    listener = listener or Silent()
+    found = find(str(target))
+    if found.recipe is not None:
+        dtype = found.recipe.model.dtype if dtype == "auto" else dtype
+        trust_remote_code = trust_remote_code or found.recipe.model.trust_remote_code
+    folder = resolve(found.base, revision=found.revision, trust_remote_code=trust_remote_code, say=listener.say)
+    place = resolve_device(device)
+    method = None
+    if found.method is not None:
+        method = build(found.method, base=str(folder), device=place)
+    options = method.load_options() if method else {}
+    model: nn.Module = load_model(
+        folder,
+        dtype=resolve_dtype(dtype, place, say=listener.warn),
+        device=place,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )
+    assert isinstance(model, PreTrainedModel)
+    attention.install(model)
+    tokenizer_folder = _tokenizer_folder(found.checkpoint, folder)
+    tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code=trust_remote_code)
+    stops = stop_ids(model, tokenizer)
+    if method is not None:
+        assert found.checkpoint is not None
+        model = method.load(model, found.checkpoint)
+    template = _template(found, tokenizer, stops)
+    return Tuned(
+        found, model.eval().requires_grad_(False), tokenizer=tokenizer, template=template, method=method, stops=stops
+    )
+
+
+def find(target: str) -> Target:
+    """What a path is. Raises ModelError where there is nothing of the name, RunError for a run without checkpoint."""
+    what = kind(target)
+    if what == "run":
+        run = Run.open(target)
+        if not run.checkpoints:
+            raise RunError(
+                "This run has no checkpoint yet",
+                where=target,
+                why=f"Its status is: {run.status().get('status')}.",
+                remedy="Let it train to its first save, or finish it with `tunesmith train RECIPE --resume`.",
+            )
+        return _of_run(run, run.checkpoints[-1])
+    folder = Path(target)
+    run = Run(folder.resolve().parent.parent)
+    if what in ("adapter", "model") and folder.resolve().parent.name == "checkpoints" and run.exists():
+        return _of_run(run, folder)
+    if what == "adapter":
+        base, revision = _base_of_adapter(folder)
+        return Target(base, revision, folder, LoraSettings(), None, None)
+    return Target(target, None, None, None, None, None)
+
+
+def _of_run(run: Run, checkpoint: Path) -> Target:
+    recipe = read_recipe(run.folder / "recipe.yaml").recipe
+    return Target(recipe.model.path, recipe.model.revision, checkpoint, recipe.method, run, recipe)
+
+
+def _base_of_adapter(folder: Path) -> tuple[str, str | None]:
+    """What adapter_config.json names as its base model, and the revision of it."""
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError("The adapter's configuration is not JSON", where=str(path), why=str(error)) from None
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            "The adapter does not say which model it belongs to",
+            where=str(path),
+            remedy='Fill in "base_model_name_or_path".',
+        )
+    return base, config.get("revision")
+
+
+def _tokenizer_folder(checkpoint: Path | None, base: Path) -> Path:
+    """A checkpoint's own tokenizer, where it has one: with its template, as it was trained."""
+    if checkpoint is not None and (checkpoint / "tokenizer_config.json").is_file():
+        return checkpoint
+    return base
+
+
+def _template(found: Target, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> ChatTemplate:
+    if found.run is not None:
+        return ChatTemplate.restore(tokenizer, found.run.read_json("template.json"), stop_ids=stops)
+    settings = DataSettings.model_validate({"train": "none"})
+    return ChatTemplate(tokenizer, stop_ids=stops, settings=settings, date=time.strftime("%Y-%m-%d"))
+
+
+def _conversation(messages: str | Sequence[Message]) -> tuple[Message, ...]:
+    if isinstance(messages, str):
+        return (Message("user", messages),)
+    return tuple(messages)

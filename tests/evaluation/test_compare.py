@@ -1,0 +1,257 @@
+"""The verdict: its statistics, against scipy and by simulation, and its words."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tunesmith.evaluation import compare as module
+from tunesmith.evaluation.base import RowScores, row_scores
+from tunesmith.evaluation.compare import bootstrap_differences, compare, least_groups, sentence
+
+
+def losses(mean, rows=200, seed=0, groups=None):
+    """Rows of unequal length whose loss varies around a mean."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(1, 60, size=rows).astype(float)
+    return RowScores(tokens * random.gamma(4.0, mean / 4.0, size=rows), tokens, groups)
+
+
+def shifted(scores, by, seed=1):
+    random = np.random.default_rng(seed)
+    noise = random.normal(by, 0.3, size=len(scores))
+    return RowScores(scores.total + noise * scores.weight, scores.weight, scores.groups)
+
+
+def rates(values, groups=None):
+    return row_scores(values, groups)
+
+
+def one(base, tuned, **arguments):
+    verdict = compare({"loss": base}, {"loss": tuned}, **arguments)
+    return verdict["metrics"]["loss"]
+
+
+def test_values_are_ratios_of_sums():
+    base = RowScores(np.array([10.0, 1.0]), np.array([1.0, 9.0]))
+    tuned = RowScores(np.array([2.0, 3.0]), np.array([1.0, 9.0]))
+    found = one(base, tuned)
+    assert (found["base"], found["tuned"]) == (1.1, 0.5)
+    assert found["difference"] == pytest.approx(-0.6)
+    assert found["rows"] == 2
+
+
+def test_the_interval_is_that_of_scipys_paired_percentile_bootstrap():
+    stats = pytest.importorskip("scipy.stats")
+    base = losses(2.0, rows=80)
+    tuned = shifted(base, -0.1)
+
+    def statistic(base_total, tuned_total, tokens, axis):
+        return tuned_total.sum(axis) / tokens.sum(axis) - base_total.sum(axis) / tokens.sum(axis)
+
+    reference = stats.bootstrap(
+        (base.total, tuned.total, base.weight),
+        statistic,
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(7),
+        vectorized=True,
+    )
+    found = one(base, tuned, resamples=20_000)
+    spread = reference.standard_error
+    assert found["interval"] == pytest.approx(list(reference.confidence_interval), abs=0.1 * spread)
+    assert bootstrap_differences(base, tuned, resamples=20_000).std(ddof=1) == pytest.approx(spread, rel=0.05)
+
+
+def test_a_95_percent_interval_covers_the_true_difference_in_about_95_percent_of_samples():
+    random = np.random.default_rng(3)
+    tokens = random.integers(5, 40, size=100_000).astype(float)
+    difficulty = random.gamma(4.0, 0.5, size=100_000)
+    gain = random.normal(-0.2, 0.5, size=100_000)
+    truth = (gain * tokens).sum() / tokens.sum()
+    inside = 0
+    for trial in range(300):
+        rows = random.integers(100_000, size=80)
+        base = RowScores(difficulty[rows] * tokens[rows], tokens[rows])
+        tuned = RowScores((difficulty + gain)[rows] * tokens[rows], tokens[rows])
+        low, high = np.quantile(bootstrap_differences(base, tuned, resamples=500, seed=trial), [0.025, 0.975])
+        inside += low <= truth <= high
+    assert 0.90 <= inside / 300 <= 0.985
+
+
+def test_without_a_difference_few_verdicts_claim_one():
+    random = np.random.default_rng(5)
+    claims = 0
+    for trial in range(300):
+        base, tuned = (rates((random.random(60) < 0.3).astype(float)) for _ in range(2))
+        claims += one(base, tuned, resamples=500, seed=trial)["verdict"] != "no evidence"
+    assert claims / 300 <= 0.09
+
+
+def test_swapping_base_and_tuned_turns_the_sign_and_the_verdict():
+    base = losses(2.0)
+    tuned = shifted(base, -0.2)
+    forward, backward = one(base, tuned), one(tuned, base)
+    assert (forward["verdict"], backward["verdict"]) == ("better", "worse")
+    assert backward["difference"] == -forward["difference"]
+    assert backward["interval"] == pytest.approx([-forward["interval"][1], -forward["interval"][0]], abs=1e-12)
+
+
+def test_pairing_finds_a_small_gain_that_the_spread_of_rows_would_hide():
+    base = losses(2.0, rows=100)
+    tuned = RowScores(base.total - 0.02 * base.weight, base.weight)
+    assert one(base, tuned)["verdict"] == "better"
+    assert one(base, tuned)["interval"] == pytest.approx([-0.02, -0.02])
+    shuffled = np.random.default_rng(0).permutation(100)
+    unpaired = RowScores(tuned.total[shuffled], tuned.weight[shuffled])
+    assert one(base, unpaired)["verdict"] == "no evidence"
+
+
+def test_higher_is_better_for_rates_and_lower_for_losses():
+    low, high = losses(1.0), losses(2.0)
+    verdict = compare(
+        {"loss": high, "token_accuracy": rates([0.0] * 200), "exact_match": rates([1.0] * 200)},
+        {"loss": low, "token_accuracy": rates([1.0] * 200), "exact_match": rates([0.0] * 200)},
+        metrics=["exact_match", "token_accuracy", "perplexity", "loss"],
+        resamples=200,
+    )
+    assert [(name, found["verdict"]) for name, found in verdict["metrics"].items()] == [
+        ("exact_match", "worse"),
+        ("token_accuracy", "better"),
+        ("perplexity", "better"),
+        ("loss", "better"),
+    ]
+    assert verdict["verdict"] == "worse" and verdict["decided_by"] == "exact_match"
+    assert verdict["metrics"]["token_accuracy"]["interval"] == [1.0, 1.0]
+
+
+def test_perplexity_is_the_exponential_in_every_resample():
+    base = losses(2.0, rows=50)
+    tuned = shifted(base, -0.2)
+    verdict = compare({"loss": base}, {"loss": tuned}, metrics=["perplexity"], resamples=500)
+    found = verdict["metrics"]["perplexity"]
+    assert found["base"] == math.exp(base.value) and found["tuned"] == math.exp(tuned.value)
+    assert found["difference"] == math.exp(tuned.value) - math.exp(base.value)
+    random = np.random.default_rng(0)
+    drawn = random.integers(50, size=(500, 50))
+    ratio = [scores.total[drawn].sum(1) / scores.weight[drawn].sum(1) for scores in (base, tuned)]
+    assert found["interval"] == pytest.approx(np.quantile(np.exp(ratio[1]) - np.exp(ratio[0]), [0.025, 0.975]).tolist())
+    assert list(verdict["metrics"]) == ["perplexity", "loss"]
+
+
+def test_a_perplexity_beyond_float64_is_still_json():
+    base, tuned = losses(5000.0), losses(2.0)
+    verdict = compare({"loss": base}, {"loss": tuned}, metrics=["perplexity"], resamples=200)
+    json.dumps(verdict, allow_nan=False)
+    assert verdict["verdict"] == "better"
+
+
+def test_the_first_metric_decides_and_loss_is_always_there():
+    scores = {"loss": losses(2.0), "exact_match": rates([0.0] * 200)}
+    verdict = compare(scores, scores, metrics=["exact_match"], resamples=200)
+    assert list(verdict["metrics"]) == ["exact_match", "loss"] and verdict["decided_by"] == "exact_match"
+    verdict = compare(scores, scores, resamples=200)
+    assert list(verdict["metrics"]) == ["loss"] and verdict["decided_by"] == "loss"
+    assert set(verdict) >= {"verdict", "metrics", "rows"} and verdict["rows"] == 200
+    assert json.loads(json.dumps(verdict, allow_nan=False)) == verdict
+
+
+def test_equal_scores_are_no_evidence():
+    found = one(losses(2.0), losses(2.0))
+    assert found["verdict"] == "no evidence" and found["interval"] == [0.0, 0.0]
+    assert found["reason"] is not None and found["reason"].startswith("Base and tuned model score alike")
+
+
+def test_a_difference_of_rounding_is_no_evidence():
+    base = losses(2.0)
+    tuned = RowScores(base.total * (1 - 1e-8), base.weight)
+    found = one(base, tuned)
+    assert found["interval"][1] < 0 and found["verdict"] == "no evidence"
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"), [(1, "no evidence"), (2, "no evidence"), (5, "no evidence"), (6, "better")]
+)
+def test_a_handful_of_rows_is_no_evidence_even_if_all_improve(rows, expected):
+    found = one(losses(2.0, rows=rows), losses(2.0, rows=rows))
+    assert found["verdict"] == "no evidence"
+    base = losses(2.0, rows=rows)
+    found = one(base, RowScores(base.total / 2, base.weight))
+    assert found["interval"][1] < 0 and found["verdict"] == expected
+    assert (found["reason"] is None) == (expected == "better")
+
+
+def test_few_differing_rows_among_many_equal_ones_are_no_evidence():
+    base = rates([0.0] * 100)
+    five, six = (rates([1.0] * count + [0.0] * (100 - count)) for count in (5, 6))
+    verdict = compare({"m": base, "loss": losses(1, 100)}, {"m": five, "loss": losses(1, 100)}, metrics=["m"])
+    assert verdict["metrics"]["m"]["interval"][0] > 0
+    assert verdict["verdict"] == "no evidence"
+    assert verdict["reason"] == "Only 5 of 100 rows differ; at 95% confidence it takes 6 that differ."
+    verdict = compare({"m": base, "loss": losses(1, 100)}, {"m": six, "loss": losses(1, 100)}, metrics=["m"])
+    assert verdict["verdict"] == "better"
+
+
+@pytest.mark.parametrize(("confidence", "groups"), [(0.75, 3), (0.9, 5), (0.95, 6), (0.99, 8), (0.999, 11)])
+def test_so_many_groups_must_differ_that_a_coin_would_hardly_put_them_on_one_side(confidence, groups):
+    assert least_groups(confidence) == groups
+    assert 2.0 ** (1 - groups) <= 1 - confidence + 1e-12 < 2.0 ** (2 - groups)
+
+
+def test_rows_of_a_group_are_resampled_together():
+    values = np.random.default_rng(2).normal(0.15, 1.0, size=20)
+    alone = rates([0.0] * 20), rates(values)
+    copies = np.repeat(np.arange(20), 10)
+    together = rates([0.0] * 200, groups=copies), rates(values[copies], groups=copies)
+    assert bootstrap_differences(*together, resamples=500) == pytest.approx(
+        bootstrap_differences(*alone, resamples=500)
+    )
+    ungrouped = rates([0.0] * 200), rates(values[copies])
+    narrow, wide = (np.ptp(bootstrap_differences(*pair, resamples=2000)) for pair in (ungrouped, together))
+    assert wide > 2 * narrow
+    assert compare({"loss": together[0]}, {"loss": together[1]}, resamples=500)["rows"] == 200
+
+
+def test_group_numbers_need_no_order():
+    values = np.random.default_rng(2).normal(size=6)
+    one_way = rates([0.0] * 6, groups=[0, 1, 2, 0, 1, 2]), rates(values, groups=[0, 1, 2, 0, 1, 2])
+    other = rates([0.0] * 6, groups=[7, 8, 9, 7, 8, 9]), rates(values, groups=[7, 8, 9, 7, 8, 9])
+    assert np.array_equal(bootstrap_differences(*one_way, resamples=50), bootstrap_differences(*other, resamples=50))
+
+
+def test_the_interval_depends_on_the_seed_and_not_on_how_memory_is_cut(monkeypatch):
+    base = losses(2.0, rows=50)
+    tuned = shifted(base, 0.0)
+    whole = bootstrap_differences(base, tuned, resamples=1000, seed=4)
+    assert not np.array_equal(whole, bootstrap_differences(base, tuned, resamples=1000, seed=5))
+    monkeypatch.setattr(module, "COUNTS_AT_A_TIME", 7 * 50)
+    assert np.array_equal(whole, bootstrap_differences(base, tuned, resamples=1000, seed=4))
+
+
+def test_a_wider_confidence_gives_a_wider_interval():
+    base = losses(2.0)
+    tuned = shifted(base, -0.1)
+    narrow, wide = one(base, tuned, confidence=0.8)["interval"], one(base, tuned, confidence=0.99)["interval"]
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_the_sentence_says_it_in_plain_words():
+    base, tuned = rates([0.0] * 97 + [1.0] * 3), rates([1.0] * 90 + [0.0] * 7 + [1.0] * 3)
+    scores = {"loss": losses(2.0, rows=100)}
+    verdict = compare({**scores, "json_exact": base}, {**scores, "json_exact": tuned}, metrics=["json_exact"])
+    low, high = verdict["metrics"]["json_exact"]["interval"]
+    assert sentence(verdict) == (
+        "Better than the base: json_exact 0.03 -> 0.93 on 100 held-out rows "
+        f"(difference +0.9, 95% interval {low:+.3g} to {high:+.3g})."
+    )
+    same = compare({"loss": losses(2.0, rows=1)}, {"loss": losses(2.0, rows=1)})
+    assert sentence(same) == (
+        f"No evidence that the tuned model is better or worse than the base: loss {losses(2.0, rows=1).value:.4g} -> "
+        f"{losses(2.0, rows=1).value:.4g} on 1 held-out row (difference +0, 95% interval +0 to +0, lower is better). "
+        "Base and tuned model score alike; at 95% confidence it takes 6 that differ."
+    )
+    assert sentence(compare({"loss": losses(1.0)}, {"loss": losses(3.0)})).startswith("Worse than the base: loss ")
