@@ -18,7 +18,6 @@ from tunesmith import plan
 from tunesmith.corpus import Examples
 from tunesmith.data.layout import Batch
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.evaluation.compare import sentence
 from tunesmith.evaluation.judge import Task, check_questions, judge, make_task, task_batches
 from tunesmith.evaluation.text import check_names
 from tunesmith.fit import Fit
@@ -27,6 +26,8 @@ from tunesmith.progress import Listener, Silent
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_file import dotted, dump, leaves, read_recipe
 from tunesmith.run import Run, environment
+from tunesmith.tuned import find
+from tunesmith.tuned import load as load_tuned
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ def train(
             run.clear()
             _write_facts(run, asked, ready.recipe, prepared)
         with _recorded_status(run):
+            run.set_status("running")
             task = _task(ready.recipe, prepared)
             if task is not None:
                 check_questions(ready.model, task, ready.recipe.evaluation)
@@ -150,12 +152,10 @@ def evaluate(
         data: rows to judge on; a run's own held-out rows where it is left out.
         settings: ``key=value`` over the run's evaluation section, such as ``metrics=[exact_match]``.
     """
-    from tunesmith.tuned import load as load_tuned
-
     listener = listener or Silent()
-    tuned = load_tuned(target, listener=listener)
-    recipe = _evaluation_recipe(tuned.target.recipe, str(target), data, settings)
+    recipe = _evaluation_recipe(find(str(target)).recipe, str(target), data, settings)
     check_names(recipe.evaluation.metrics)
+    tuned = load_tuned(target, listener=listener)
     examples = corpora.read_examples(recipe.data, seed=recipe.training.seed)
     if data is not None:
         examples = corpora.only_held_out(examples)
@@ -299,7 +299,6 @@ def _judge(fit: Fit, batches: list[Batch], listener: Listener) -> tuple[dict[str
         listener=listener,
         known=fit.final_scores,
     )
-    listener.say(sentence(verdict))  # type: ignore[arg-type]
     return {**verdict, "base_model": name, "step": fit.order.total_steps}, samples
 
 

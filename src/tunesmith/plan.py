@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from tunesmith.recipe import MethodSettings
 
-CPU_TOKENS = 512  # a larger forward pass gains nothing on a CPU (docs/lab.md) and costs memory
+CPU_TOKENS = 1024  # a larger forward pass gains nothing on a CPU and costs memory (docs/lab.md)
 GPU_TOKENS = 8192
 BYTES_TRAINED = 16  # fp32 weight, gradient and two moments of AdamW
 SHARE = 0.8  # of the memory that a plan may use

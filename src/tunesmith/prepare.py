@@ -19,6 +19,7 @@ from tunesmith import corpus as corpora
 from tunesmith import plan
 from tunesmith.corpus import Corpus, Examples
 from tunesmith.data.check import Finding
+from tunesmith.data.layout import LayoutName
 from tunesmith.data.template import ChatTemplate
 from tunesmith.errors import RecipeError
 from tunesmith.methods import build
@@ -111,7 +112,7 @@ def load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> Rea
     """Weights, attention and method; the layout and the checkpointing that only a loaded model can tell.
 
     Args:
-        checkpoint: continue from this one; otherwise the method begins anew.
+        checkpoint: continue from this one, with the layout that the recipe has resolved; None: begin anew.
 
     Raises:
         ModelError: the weights cannot be loaded, or the method does not fit them.
@@ -120,9 +121,9 @@ def load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> Rea
     recipe = prepared.recipe
     method = make_method(prepared)
     base = load_base(prepared, method.load_options())
-    layout = _layout(prepared, base, listener)
     model = method.load(base, checkpoint) if checkpoint else method.attach(base)
     listener.say(trainable_line(model))
+    layout = recipe.training.layout if checkpoint else _layout(prepared, model, listener)
     checkpointing = recipe.training.gradient_checkpointing
     if checkpointing == "auto":
         memory, tokens = plan.total_memory(recipe.model.device), int(recipe.training.micro_batch_tokens)
@@ -162,11 +163,12 @@ def load_base(prepared: Prepared, options: Mapping[str, Any]) -> PreTrainedModel
     return model
 
 
-def _layout(prepared: Prepared, base: nn.Module, listener: Listener) -> str:
+def _layout(prepared: Prepared, model: nn.Module, listener: Listener) -> LayoutName:
+    """Probed with the method attached, which at step zero is the base: a 4-bit layer must not run before."""
     asked = prepared.recipe.training.layout
     if asked == "padded":
         return asked
-    probe = attention.probe(base, prepared.corpus.train, device=prepared.recipe.model.device)
+    probe = attention.probe(model, prepared.corpus.train, device=prepared.recipe.model.device)
     listener.say(f"layout: this model {probe.reason}")
     if asked == "tree" and not probe.shares:
         raise RecipeError(

@@ -26,10 +26,10 @@ class ModelSettings(Settings):
     """Which model, and how its weights are held."""
 
     path: str = Field(min_length=1, description="hub id, folder, .gguf file, or the bundled model's name")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="dtype of the weights")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    trust_remote_code: bool = Field(False, description="run Python code that the model's author ships")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="dtype of the weights")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    trust_remote_code: bool = Field(default=False, description="run Python code that the model's author ships")
 
 
 class SourceSettings(Settings):
@@ -37,13 +37,13 @@ class SourceSettings(Settings):
 
     path: str = Field(min_length=1, description="file, folder, hub id user/name[@revision], or fsspec URL")
     weight: float = Field(
-        1.0, gt=0, le=100, description="how often an epoch sees each row; fractions are drawn by seed"
+        default=1.0, gt=0, le=100, description="how often an epoch sees each row; fractions are drawn by seed"
     )
-    format: Shape = Field("auto", description="shape of the rows; auto finds it from their columns")
-    name: str | None = Field(None, description="configuration of a hub dataset")
-    split: str | None = Field(None, description="split of a dataset")
+    format: Shape = Field(default="auto", description="shape of the rows; auto finds it from their columns")
+    name: str | None = Field(default=None, description="configuration of a hub dataset")
+    split: str | None = Field(default=None, description="split of a dataset")
     columns: dict[str, str] = Field(default_factory=dict, description="field: column of the file that holds it")
-    instruction: str | None = Field(None, description="one instruction for all rows")
+    instruction: str | None = Field(default=None, description="one instruction for all rows")
 
 
 class DataSettings(Settings):
@@ -51,21 +51,21 @@ class DataSettings(Settings):
 
     train: list[SourceSettings] = Field(min_length=1, description="what to train on")
     eval: float | list[SourceSettings] | None = Field(
-        None, description="a share held out by prompt hash, or sources; none: the dataset's own test split, else 0.1"
+        default=None, description="a share held out by prompt hash, or sources; none: the dataset's own test split, else 0.1"
     )
-    format: Shape = Field("auto", description="default for every source")
-    name: str | None = Field(None, description="default for every source")
-    split: str | None = Field(None, description="default for the training sources")
+    format: Shape = Field(default="auto", description="default for every source")
+    name: str | None = Field(default=None, description="default for every source")
+    split: str | None = Field(default=None, description="default for the training sources")
     columns: dict[str, str] = Field(default_factory=dict, description="default for every source")
-    instruction: str | None = Field(None, description="default for every source")
-    max_length: int = Field(2048, ge=8, description="tokens in a row, prompt and answer together")
-    too_long: Literal["error", "drop", "truncate"] = Field("error", description="what happens to longer rows")
-    on_error: Literal["stop", "skip"] = Field("stop", description="skip sets bad rows aside in rejected.jsonl")
-    control_tokens: Literal["error", "text"] = Field("error", description="control tokens inside a message's text")
-    chat_template: str | None = Field(None, description="Jinja text, or a file, in place of the model's template")
+    instruction: str | None = Field(default=None, description="default for every source")
+    max_length: int = Field(default=2048, ge=8, description="tokens in a row, prompt and answer together")
+    too_long: Literal["error", "drop", "truncate"] = Field(default="error", description="what happens to longer rows")
+    on_error: Literal["stop", "skip"] = Field(default="stop", description="skip sets bad rows aside in rejected.jsonl")
+    control_tokens: Literal["error", "text"] = Field(default="error", description="control tokens inside a message's text")
+    chat_template: str | None = Field(default=None, description="Jinja text, or a file, in place of the model's template")
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="such as enable_thinking: false")
-    date: str | None = Field(None, pattern=r"^\d{4}-\d\d-\d\d$", description="the date a template prints")
-    train_on: Literal["assistant", "last"] = Field("assistant", description="all assistant turns, or the last only")
+    date: str | None = Field(default=None, pattern=r"^\d{4}-\d\d-\d\d$", description="the date a template prints")
+    train_on: Literal["assistant", "last"] = Field(default="assistant", description="all assistant turns, or the last only")
 
     @field_validator("train", mode="before")
     @classmethod
@@ -115,18 +115,18 @@ class FullSettings(Settings):
 class AdapterSettings(Settings):
     """What lora and qlora share; every field is a field of peft.LoraConfig."""
 
-    r: int = Field(16, ge=1, description="rank of the update")
-    lora_alpha: float = Field(32, gt=0, description="the update is scaled by lora_alpha / r")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    target_modules: str | list[str] = Field("all-linear", description="names, a regular expression, or all-linear")
-    exclude_modules: str | list[str] | None = Field(None, description="names or a regular expression to leave out")
-    bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases train")
-    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) (arXiv:2312.03732)")
-    use_dora: bool = Field(False, description="weight-decomposed LoRA (arXiv:2402.09353)")
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = Field(True, description="how A and B begin")
-    modules_to_save: list[str] | None = Field(None, description="modules that train whole and are saved beside")
-    layers_to_transform: int | list[int] | None = Field(None, description="layer indexes that get an adapter")
-    layers_pattern: str | list[str] | None = Field(None, description="name of the list of layers")
+    r: int = Field(default=16, ge=1, description="rank of the update")
+    lora_alpha: float = Field(default=32, gt=0, description="the update is scaled by lora_alpha / r")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    target_modules: str | list[str] = Field(default="all-linear", description="names, a regular expression, or all-linear")
+    exclude_modules: str | list[str] | None = Field(default=None, description="names or a regular expression to leave out")
+    bias: Literal["none", "all", "lora_only"] = Field(default="none", description="which biases train")
+    use_rslora: bool = Field(default=False, description="scale by lora_alpha / sqrt(r) (arXiv:2312.03732)")
+    use_dora: bool = Field(default=False, description="weight-decomposed LoRA (arXiv:2402.09353)")
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = Field(default=True, description="how A and B begin")
+    modules_to_save: list[str] | None = Field(default=None, description="modules that train whole and are saved beside")
+    layers_to_transform: int | list[int] | None = Field(default=None, description="layer indexes that get an adapter")
+    layers_pattern: str | list[str] | None = Field(default=None, description="name of the list of layers")
     rank_pattern: dict[str, int] = Field(default_factory=dict, description="module name: its own r")
     alpha_pattern: dict[str, float] = Field(default_factory=dict, description="module name: its own lora_alpha")
 
@@ -134,9 +134,9 @@ class AdapterSettings(Settings):
     def _pattern_needs_layers(self) -> AdapterSettings:
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise ValueError("layers_pattern says where layers_to_transform counts: give layers_to_transform too")
-        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
-            if self.layers_to_transform is not None:
-                raise ValueError("layers_to_transform needs target_modules as a list of names, or all-linear")
+        pattern = isinstance(self.target_modules, str) and self.target_modules != "all-linear"
+        if pattern and self.layers_to_transform is not None:
+            raise ValueError("layers_to_transform needs target_modules as a list of names, or all-linear")
         return self
 
 
@@ -150,10 +150,10 @@ class QloraSettings(AdapterSettings):
     """QLoRA (Dettmers et al. 2023, arXiv:2305.14314): LoRA over a 4-bit base by bitsandbytes."""
 
     name: Literal["qlora"] = "qlora"
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit data type")
-    bnb_4bit_use_double_quant: bool = Field(True, description="quantize the quantization constants too")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(default="nf4", description="4-bit data type")
+    bnb_4bit_use_double_quant: bool = Field(default=True, description="quantize the quantization constants too")
     bnb_4bit_compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="dtype of matrix products; auto: float32 on a CPU, bfloat16 on a GPU that has it"
+        default="auto", description="dtype of matrix products; auto: float32 on a CPU, bfloat16 on a GPU that has it"
     )
 
 
@@ -173,36 +173,36 @@ METHOD_SETTINGS: dict[str, type[Settings]] = {"full": FullSettings, "lora": Lora
 class TrainingSettings(Settings):
     """The optimizer's steps."""
 
-    learning_rate: float | Literal["auto"] = Field("auto", description="peak rate; auto: 2e-4 for lora, 2e-5 for full")
-    num_train_epochs: float = Field(3.0, gt=0, description="passes over the rows")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps, in place of num_train_epochs")
-    batch_size: int = Field(16, ge=1, description="rows in one optimizer step")
+    learning_rate: float | Literal["auto"] = Field(default="auto", description="peak rate; auto: 2e-4 for lora, 2e-5 for full")
+    num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the rows")
+    max_steps: int | None = Field(default=None, ge=1, description="optimizer steps, in place of num_train_epochs")
+    batch_size: int = Field(default=16, ge=1, description="rows in one optimizer step")
     per_device_train_batch_size: int | None = Field(
-        None, ge=1, description="with gradient_accumulation_steps: another way to say batch_size"
+        default=None, ge=1, description="with gradient_accumulation_steps: another way to say batch_size"
     )
-    gradient_accumulation_steps: int | None = Field(None, ge=1, description="see per_device_train_batch_size")
-    micro_batch_tokens: int | Literal["auto"] = Field("auto", description="tokens computed in one forward pass")
-    layout: Literal["auto", "tree", "padded"] = Field("auto", description="shared prefixes once, or padded rows")
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises")
-    warmup_steps: int | None = Field(None, ge=0, description="steps in which the rate rises, in place of the ratio")
+    gradient_accumulation_steps: int | None = Field(default=None, ge=1, description="see per_device_train_batch_size")
+    micro_batch_tokens: int | Literal["auto"] = Field(default="auto", description="tokens computed in one forward pass")
+    layout: Literal["auto", "tree", "padded"] = Field(default="auto", description="shared prefixes once, or padded rows")
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="share of the steps in which the rate rises")
+    warmup_steps: int | None = Field(default=None, ge=0, description="steps in which the rate rises, in place of the ratio")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "cosine", description="how the rate falls after the warm-up"
+        default="cosine", description="how the rate falls after the warm-up"
     )
-    weight_decay: float = Field(0.0, ge=0, description="decoupled decay; never on norms and biases")
-    optim: Literal["adamw_torch"] = Field("adamw_torch", description="optimizer")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0: not clipped")
-    logging_steps: int = Field(10, ge=1, description="steps between lines of metrics")
-    eval_strategy: Literal["steps", "epoch", "no"] = Field("steps", description="when validation loss is taken")
-    eval_steps: int = Field(50, ge=1, description="steps between validation losses")
-    save_strategy: Literal["steps", "epoch", "no"] = Field("steps", description="no: the last step only")
-    save_steps: int = Field(100, ge=1, description="steps between checkpoints")
-    save_total_limit: int | None = Field(None, ge=1, description="checkpoints kept; the best and the last stay")
-    gradient_checkpointing: bool | Literal["auto"] = Field("auto", description="recompute activations to save memory")
-    seed: int = Field(0, ge=0, lt=2**32)
-    threads: int | Literal["auto"] = Field("auto", description="CPU threads of a forward pass")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled decay; never on norms and biases")
+    optim: Literal["adamw_torch"] = Field(default="adamw_torch", description="optimizer")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradients are clipped to this norm; 0: not clipped")
+    logging_steps: int = Field(default=10, ge=1, description="steps between lines of metrics")
+    eval_strategy: Literal["steps", "epoch", "no"] = Field(default="steps", description="when validation loss is taken")
+    eval_steps: int = Field(default=50, ge=1, description="steps between validation losses")
+    save_strategy: Literal["steps", "epoch", "no"] = Field(default="steps", description="no: the last step only")
+    save_steps: int = Field(default=100, ge=1, description="steps between checkpoints")
+    save_total_limit: int | None = Field(default=None, ge=1, description="checkpoints kept; the best and the last stay")
+    gradient_checkpointing: bool | Literal["auto"] = Field(default="auto", description="recompute activations to save memory")
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads of a forward pass")
     report_to: list[Literal["tensorboard"]] = Field(default_factory=lambda: ["tensorboard"])
 
     @field_validator("report_to", mode="before")
@@ -258,16 +258,16 @@ class EvaluationSettings(Settings):
     """How base and tuned model are compared on held-out rows."""
 
     metrics: list[str] = Field(default_factory=list, description="the first decides the verdict; loss if none")
-    max_new_tokens: int = Field(256, ge=1, description="tokens of an answer at most")
-    max_rows: int | None = Field(None, ge=1, description="rows judged at most; drawn by seed")
-    batch_size: int = Field(16, ge=1, description="answers generated at a time")
+    max_new_tokens: int = Field(default=256, ge=1, description="tokens of an answer at most")
+    max_rows: int | None = Field(default=None, ge=1, description="rows judged at most; drawn by seed")
+    batch_size: int = Field(default=16, ge=1, description="answers generated at a time")
     do_sample: bool = False
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    seed: int = Field(0, ge=0)
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval around the difference")
-    resamples: int = Field(10_000, ge=100, description="of the paired bootstrap")
-    samples: int = Field(5, ge=0, description="answers shown side by side")
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="of the interval around the difference")
+    resamples: int = Field(default=10_000, ge=100, description="of the paired bootstrap")
+    samples: int = Field(default=5, ge=0, description="answers shown side by side")
 
     @field_validator("metrics", mode="before")
     @classmethod

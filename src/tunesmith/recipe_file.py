@@ -1,4 +1,4 @@
-"""YAML 1.2 and ``key=value`` overrides -> Recipe, with file and line in every complaint and a source for every value."""
+"""YAML 1.2 and ``key=value`` overrides -> Recipe, with file and line in every complaint, and every value's source."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import METHOD_SETTINGS, Recipe, Settings
 
 Path_ = tuple[str | int, ...]  # a key's way through a recipe: ("data", "train", 0, "path")
+SHORT_FOR: Mapping[Path_, str] = {  # where a name stands for a mapping, and the key that the name is
+    ("model",): "path",
+    ("method",): "name",
+    ("data", "train"): "path",
+    ("data", "eval"): "path",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +164,9 @@ def _similar_files(path: Path) -> dict[str, str]:
 
 def _collect_lines(node: Any, path: Path_, file: Path, origins: dict[Path_, str]) -> None:
     if isinstance(node, CommentedMap):
+        own = node.lc.data or {}  # keys that came by a merge (<<) are not in it
         for key, value in node.items():
-            origins[(*path, key)] = f"{file}:{node.lc.key(key)[0] + 1}"
+            origins[(*path, key)] = f"{file}:{(own[key][0] if key in own else node.lc.line) + 1}"
             _collect_lines(value, (*path, key), file, origins)
     elif isinstance(node, CommentedSeq):
         for index, value in enumerate(node):
@@ -174,6 +182,8 @@ def _plain(node: Any) -> Any:
         return [_plain(value) for value in node]
     if isinstance(node, (datetime.date, datetime.datetime)):
         return node.isoformat()
+    if isinstance(node, ScalarBoolean):  # one with an anchor; an int to Python
+        return bool(node)
     for kind in (bool, int, float, str):
         if isinstance(node, kind):
             return kind(node)
@@ -194,22 +204,23 @@ def _parse_override(override: str) -> tuple[Path_, Any]:
 
 
 def _put(raw: dict[str, Any], path: Path_, value: Any, override: str) -> None:
-    node = raw
+    node: dict[Any, Any] = raw
     for position, part in enumerate(path[:-1]):
         child = node.get(part)
-        if isinstance(child, str):  # `model: name` and `method: name` are short for a mapping
-            child = {"path" if part == "model" else "name": child}
+        short = SHORT_FOR.get(path[: position + 1])
+        if isinstance(child, str) and short:
+            child = {short: child}
         if child is None:
             child = {}
         if not isinstance(child, dict):
             raise RecipeError(
                 "This override goes into a value that has no keys",
                 where=override,
-                why=f"`{dotted(path[: position + 1])}`",
+                why=f"`{dotted(path[: position + 1])}` is {child!r}.",
             )
         node[part] = child
         node = child
-    node[str(path[-1])] = value
+    node[path[-1]] = value
 
 
 def _explain(error: ValidationError, raw: Any, origins: Mapping[Path_, str], place: str) -> RecipeError:
@@ -228,11 +239,18 @@ def _explain(error: ValidationError, raw: Any, origins: Mapping[Path_, str], pla
 
 
 def _distinct(items: Sequence[Any]) -> list[Any]:
-    """One complaint a key: the members of a union each complain about the same value."""
+    """One complaint a key: the members of a union each complain about the same value.
+
+    Where one of them complains about something inside the value, the value was meant for that one.
+    """
+    entered = {
+        item["loc"][:end] for item in items for end in range(len(item["loc"]) - 1) if _is_union_tag(item["loc"][end:])
+    }
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for item in items:
-        union_member = item["loc"][:-1] if _is_union_tag(item["loc"][-1:]) else item["loc"]
-        groups.setdefault(tuple(union_member), []).append(item)
+        of_union = _is_union_tag(item["loc"][-1:])
+        if not (of_union and item["loc"][:-1] in entered):
+            groups.setdefault(item["loc"][:-1] if of_union else item["loc"], []).append(item)
     merged = []
     for loc, members in groups.items():
         first = dict(members[0], loc=loc)
@@ -255,16 +273,20 @@ def _walk(raw: Any, loc: Sequence[str | int]) -> tuple[Path_, Path_]:
     """Follows pydantic's location through what the user wrote, leaving out union tags; what is left over is missing."""
     node, path = raw, []
     for position, part in enumerate(loc):
-        if (isinstance(node, Mapping) and part in node) or (
-            isinstance(node, list) and isinstance(part, int) and part < len(node)
-        ):
+        if _holds(node, part):
             node = node[part]
             path.append(part)
-        elif isinstance(part, str) and (part in METHOD_SETTINGS or _is_union_tag((part,))):
+        elif part in METHOD_SETTINGS or _is_union_tag((part,)):
             continue
         elif part != 0:  # index 0 of a source that was given without a list
             return tuple(path), tuple(loc[position:])
     return tuple(path), ()
+
+
+def _holds(node: Any, part: str | int) -> bool:
+    if isinstance(node, Mapping):
+        return part in node
+    return isinstance(node, list) and isinstance(part, int) and part < len(node)
 
 
 def _named_key(message: str, section: Path_, origins: Mapping[Path_, str]) -> Path_:
@@ -296,8 +318,8 @@ def _sentence(item: Any, path: Path_, rest: Path_, raw: Any) -> tuple[str, str |
         hint = f"Did you mean `{close[0]}`?" if close else None
         return f"`{key}`: there is no method `{item['ctx']['tag']}`; there are {known}", hint
     text = _expectation(item)
-    if item["type"] == "value_error":
-        return text, None
+    if item["type"] == "value_error":  # of one value, or of a section whose message names its keys
+        return (text if isinstance(item["input"], (Mapping, BaseModel)) else f"`{key}`: {text}"), None
     return f"`{key}`: {text}, found {item['input']!r}", None
 
 

@@ -35,7 +35,7 @@ class Recorder:
         self.run, self.logging_steps, self.total_steps = run, logging_steps, total_steps
         self.totals = Totals(**totals)
         self.advance: Advance = lambda done, facts: None
-        self._seconds = 0.0
+        self._timed, self._seconds = 0, 0.0  # tokens and seconds of this window in this process
         self._writer = _events(run, step) if tensorboard else None
 
     def on_step(self, result: StepResult) -> None:
@@ -49,8 +49,9 @@ class Recorder:
         ):
             setattr(totals, name, getattr(totals, name) + value)
             setattr(totals, f"run_{name}", getattr(totals, f"run_{name}") + value)
+        self._timed += result.tokens
         self._seconds += result.seconds
-        facts = {"loss": f"{result.loss:.4f}", "tokens/s": f"{totals.tokens / self._seconds:.0f}"}
+        facts = {"loss": f"{result.loss:.4f}", "tokens/s": f"{self._timed / self._seconds:.0f}"}
         if totals.last_loss is not None:
             facts["eval loss"] = f"{totals.last_loss:.4f}"
         self.advance(result.step, facts)
@@ -69,11 +70,11 @@ class Recorder:
                 "tokens": totals.tokens,
                 "computed_tokens": totals.computed,
                 "supervised_tokens": totals.supervised,
-                "tokens_per_second": round(totals.tokens / self._seconds, 1),
+                "tokens_per_second": round(self._timed / self._seconds, 1),
             }
         )
         totals.loss_sum, totals.supervised, totals.tokens, totals.computed = 0.0, 0, 0, 0
-        self._seconds = 0.0
+        self._timed, self._seconds = 0, 0.0
 
     def on_eval(self, step: int, epoch: float, loss: float, seconds: float) -> None:
         """Writes a validation loss; the step with the lowest so far is the best (a pointer, nothing is copied)."""

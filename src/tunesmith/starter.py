@@ -122,7 +122,8 @@ def starter_recipe(
     output_dir = f"runs/{_name(data)}"
     about = f"{len(loaded.examples):,} row{'s' * (len(loaded.examples) != 1)}, {loaded.reason}"
     if loaded.bad:
-        about += f"; {len(loaded.bad):,} rows cannot be used, and `tunesmith check` names them"
+        bad = f"{len(loaded.bad):,} row{'s' * (len(loaded.bad) != 1)}"
+        about += f"; {bad} cannot be used (`tunesmith check` says why)"
     lines = [
         f"# {_comment(data)}: {_comment(about)}",
         f"# Machine: {machine}",
@@ -185,7 +186,8 @@ def _evaluation(examples: Sequence[Example]) -> _Evaluation:
     if not answers:
         return _Evaluation((), "raw text has no answers to compare, so the verdict is by loss", None)
     longest = max(map(len, answers))
-    new_tokens = min(1024, 32 * math.ceil((longest / 2 + 16) / 32))
+    most_bytes = max(len(answer.encode(errors="replace")) for answer in answers)
+    new_tokens = min(1024, 32 * math.ceil((most_bytes / 2 + 16) / 32))  # few tokenizers need one for two bytes
     if all(JsonFields().fault_of(answer) is None for answer in answers):
         return _Evaluation(
             ("json_exact", "json_fields"),

@@ -23,7 +23,7 @@ from tunesmith.model import attention
 from tunesmith.model.load import load_model, load_tokenizer, resolve_device, resolve_dtype, stop_ids
 from tunesmith.model.source import kind, resolve
 from tunesmith.progress import Listener, Silent
-from tunesmith.recipe import DataSettings, LoraSettings, MethodSettings, Recipe
+from tunesmith.recipe import DataSettings, LoraSettings, MethodSettings, Recipe, SourceSettings
 from tunesmith.recipe_file import read_recipe
 from tunesmith.run import Run
 
@@ -205,7 +205,7 @@ def _tokenizer_folder(checkpoint: Path | None, base: Path) -> Path:
 def _template(found: Target, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> ChatTemplate:
     if found.run is not None:
         return ChatTemplate.restore(tokenizer, found.run.read_json("template.json"), stop_ids=stops)
-    settings = DataSettings.model_validate({"train": "none"})
+    settings = DataSettings(train=[SourceSettings(path="none")])  # only the template's settings matter
     return ChatTemplate(tokenizer, stop_ids=stops, settings=settings, date=time.strftime("%Y-%m-%d"))
 
 

@@ -26,7 +26,13 @@ def make_tokenizer() -> TokenizerFactory:
     from transformers import PreTrainedTokenizerFast
 
     def metaspace() -> Tokenizer:
-        pieces = ["▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'[]/<>|_+=", "▁t", "▁th", "▁the"]
+        pieces = [
+            "▁",
+            *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'[]/<>|_+=",
+            "▁t",
+            "▁th",
+            "▁the",
+        ]
         tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
         vocabulary = {token: number for number, token in enumerate(tokens)}
         merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e")]

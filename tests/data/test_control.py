@@ -70,4 +70,4 @@ def test_thousands_of_control_tokens_are_looked_for_quickly():
     began = time.process_time()
     assert control.find(page) is None
     assert control.find(page + "<unused5999>") == "<unused5999>"
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 3

@@ -24,7 +24,16 @@ TALK = [
     {"role": "assistant", "content": "Four."},
 ]
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich", "days": 2}}}
-TOOLS = [{"type": "function", "function": {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "c"}}}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "d",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "c"}}},
+        },
+    }
+]
 WITH_CALL = [
     {"role": "user", "content": "Weather?"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
@@ -136,13 +145,13 @@ def test_tojson_keeps_html_and_other_scripts():
         "{% set n = namespace(_x=1) %}",
         "{% set n = namespace() %}{% set n._x = 1 %}",
         "{{ raise_exception.__globals__['json'] }}",
-        "{{ strftime_now.__closure__ }}",
+        "{{ strftime_now.__closure__[0] }}",
         "{{ dict.__init__.__globals__ }}",
         "{{ cycler.__init__.__globals__.os }}",
     ],
 )
 def test_the_sandbox_holds(source):
-    with pytest.raises(RenderError, match="unsafe|underscore|cannot store"):
+    with pytest.raises(RenderError, match=r"unsafe|underscore|cannot store"):
         renderer(source).render([{"role": "user"}], add_generation_prompt=False)
 
 
@@ -162,7 +171,10 @@ def test_dialect_hands_over_parts_text_arguments_and_known_roles_only_where_want
     assert plain.view({"role": "developer", "content": "x"}) == {"role": "system", "content": "x"}
     parts = Dialect.of(renderer("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"))
     assert parts.view({"role": "user", "content": "x"})["content"] == [{"type": "text", "text": "x"}]
-    source = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ '>' + c.function.arguments }}{% endfor %}{% endfor %}developer"
+    source = (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}"
+        "{{ '>' + c.function.arguments }}{% endfor %}{% endfor %}developer"
+    )
     text = Dialect.of(renderer(source))
     assert text == Dialect(parts=False, text_arguments=True, developer=True)
     seen = text.view({"role": "assistant", "content": "", "tool_calls": [CALL]})

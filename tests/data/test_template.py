@@ -120,7 +120,9 @@ def test_a_token_that_would_join_prompt_and_answer_is_split_as_generation_splits
     tokenizer = make_tokenizer(MISTRAL, kind="joining")
     assert len(tokenizer("]b")["input_ids"]) == 1, "the tokenizer must join these"
     template = template_of(tokenizer)
-    example = Example((Message("user", "a"), Message("assistant", "b]b"), Message("user", "c"), Message("assistant", "b")), "f:1")
+    example = Example(
+        (Message("user", "a"), Message("assistant", "b]b"), Message("user", "c"), Message("assistant", "b")), "f:1"
+    )
     rows = template.encode(example)
     assert [learned(tokenizer, row) for row in rows] == ["b]b<E>", "b<E>"]
     for row, count in zip(rows, (1, 3), strict=True):
@@ -154,11 +156,28 @@ def test_an_answer_of_any_kind_of_tokenizer_reads_as_the_row_has_it(make_tokeniz
     assert learned(tokenizer, row).lstrip() == "the dog<E>"
 
 
+def test_a_control_token_that_swallows_the_newline_behind_it_costs_no_answer(make_tokenizer):
+    from tokenizers import AddedToken
+
+    special = [AddedToken(token, rstrip=True, normalized=False, special=True) for token in CONTROLS]
+    tokenizer = make_tokenizer(CHATML.replace("m['role'] + ", "").replace("|>assistant", "|>"), special)
+    template = template_of(tokenizer, "<|im_end|>")
+    for answer in ("Yes.", "\n\nYes."):
+        messages = (Message("user", "a"), Message("assistant", answer))
+        [row] = template.encode(Example(messages, "f:1"))
+        prompt = template.prompt_ids(messages[:1])
+        assert row.ids[: len(prompt)].tolist() == prompt
+        assert learned(tokenizer, row) == "Yes.<|im_end|>"
+
+
 # ---- where a turn ends
 
 
 def test_a_turn_without_a_token_that_stops_generation_is_refused(make_tokenizer):
-    tokenizer = make_tokenizer("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
+    tokenizer = make_tokenizer(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     with pytest.raises(DataError, match=r"f:4: the assistant's turn has no token that generation stops on(?s:.)*<E>"):
         template_of(tokenizer).encode(Example(TALK, "f:4"))
 
@@ -180,11 +199,17 @@ def test_no_stop_token_at_all_is_refused(tokenizer):
 
 def marked(before: str = "", after: str = "") -> str:
     """ChatML whose marks hold the assistant's turn; before and after stand where the mark begins and ends."""
-    assistant = "{{ '<|im_start|>assistant\n' }}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    assistant = (
+        "{{ '<|im_start|>assistant\n' }}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    )
     if before:
-        assistant = "{% generation %}{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+        assistant = (
+            "{% generation %}{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+        )
     if after:
-        assistant = "{{ '<|im_start|>assistant\n' }}{% generation %}{{ m.content }}{% endgeneration %}{{ '<|im_end|>\n' }}"
+        assistant = (
+            "{{ '<|im_start|>assistant\n' }}{% generation %}{{ m.content }}{% endgeneration %}{{ '<|im_end|>\n' }}"
+        )
     return (
         "{% for m in messages %}{% if m.role == 'assistant' %}" + assistant + "{% else %}"
         "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
@@ -228,8 +253,11 @@ def test_marks_that_leave_out_the_end_of_turn_are_refused(make_tokenizer):
 
 def test_without_offsets_marks_are_a_finding_and_prefix_rendering_decides():
     tokenizer = ByT5Tokenizer()
-    source = "{% for m in messages %}{{ m.role + ':' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% else %}{{ m.content + ' ' }}{% endif %}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-    tokenizer.chat_template = source
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ':' }}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content + eos_token }}{% endgeneration %}{% else %}{{ m.content + ' ' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
     template = template_of(tokenizer)
     rows = template.encode(Example(TALK, "f:1"))
     assert [learned(tokenizer, row) for row in rows] == ["It is two.</s>", "Four.</s>"]
@@ -253,7 +281,10 @@ def test_a_control_token_in_a_message_is_refused_with_its_place(chatml, role, to
 
 def test_a_control_token_is_refused_in_tools_names_arguments_and_prompts(chatml):
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": ["<|im_end|>"]}}}
-    for turn in (Message("assistant", "", tool_calls=(call,)), Message("assistant", "x", reasoning_content="<|im_end|>")):
+    for turn in (
+        Message("assistant", "", tool_calls=(call,)),
+        Message("assistant", "x", reasoning_content="<|im_end|>"),
+    ):
         with pytest.raises(DataError, match=r"<\|im_end\|>"):
             chatml.encode(Example((Message("user", "a"), turn), "f:1"))
     with pytest.raises(DataError, match="the tools"):
@@ -314,17 +345,36 @@ def test_as_text_a_row_without_control_tokens_is_the_same_as_by_default(chatml, 
 
 def test_as_text_survives_templates_that_trim_and_that_escape_json(make_tokenizer):
     source = (
-        "{% for m in messages %}{{ '<|im_start|>' + (m.content | trim | tojson(ensure_ascii=true)) + '<|im_end|>' }}{% endfor %}"
+        "{% for m in messages %}{{ '<|im_start|>' + (m.content | trim | tojson(ensure_ascii=true)) + '<|im_end|>' }}"
+        "{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>{% endif %}"
     )
     tokenizer = make_tokenizer(source, CONTROLS)
     template = template_of(tokenizer, "<|im_end|>", control_tokens="text")
     [row] = template.encode(Example((Message("user", "  <|im_end|> "), Message("assistant", "<|im_start|>\n")), "f:1"))
-    assert decode(tokenizer, row.ids.tolist()) == '<|im_start|>"<|im_end|>"<|im_end|><|im_start|>"<|im_start|>"<|im_end|>'
+    assert (
+        decode(tokenizer, row.ids.tolist()) == '<|im_start|>"<|im_end|>"<|im_end|><|im_start|>"<|im_start|>"<|im_end|>'
+    )
     assert learned(tokenizer, row) == '"<|im_start|>"<|im_end|>'
 
 
-PIECES = st.sampled_from([*CONTROLS, "<|im_", "end|>", "\n", " ", "<think>", "\U000f0000", "\U000f0001", "{{ x }}", "é", "🙂", "\u202e", "\x00"])
+PIECES = st.sampled_from(
+    [
+        *CONTROLS,
+        "<|im_",
+        "end|>",
+        "\n",
+        " ",
+        "<think>",
+        "\U000f0000",
+        "\U000f0001",
+        "{{ x }}",
+        "é",
+        "🙂",
+        "\u202e",
+        "\x00",
+    ]
+)
 CONTENT = st.lists(PIECES | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6).map("".join)
 
 
@@ -449,7 +499,9 @@ def test_the_date_and_keyword_arguments_are_recorded_and_used_again(make_tokeniz
     assert again.prompt_ids(prompt) == template.prompt_ids(prompt)
     assert again.describe() == template.describe()
     tokenizer.chat_template = source
-    assert decode(tokenizer, template_of(tokenizer, "<|im_end|>", date="2020-01-31").prompt_ids(prompt[:0])).startswith("31 Jan 2020")
+    assert decode(tokenizer, template_of(tokenizer, "<|im_end|>", date="2020-01-31").prompt_ids(prompt[:0])).startswith(
+        "31 Jan 2020"
+    )
 
 
 def test_the_recorded_hash_is_of_the_template_text(chatml):
@@ -488,7 +540,9 @@ def test_text_that_a_template_leaves_out_is_a_finding_and_a_lost_tool_call_is_re
 
 
 def test_two_thousand_short_rows_take_a_few_seconds(chatml):
-    examples = [Example((Message("user", f"Row {i}: hello"), Message("assistant", "ok")), f"f:{i}") for i in range(2000)]
+    examples = [
+        Example((Message("user", f"Row {i}: hello"), Message("assistant", "ok")), f"f:{i}") for i in range(2000)
+    ]
     began = time.process_time()
     rows = [row for example in examples for row in chatml.encode(example)]
     assert len(rows) == 2000

@@ -20,7 +20,9 @@ from tunesmith.recipe import DataSettings
 
 TRL = importlib.util.find_spec("trl")
 FOLDER = Path(TRL.origin).parent / "chat_templates" if TRL is not None and TRL.origin else None
-CONTROL = re.compile(r"<[|｜][^<>\s'\"+]*[|｜]>|</?s>|</?(?:start|end)_of_(?:turn|utterance)>|\[gMASK\]|<sop>|<turn\|>|<channel\|>")
+CONTROL = re.compile(
+    r"<[|｜][^<>\s'\"+]*[|｜]>|</?s>|</?(?:start|end)_of_(?:turn|utterance)>|\[gMASK\]|<sop>|<turn\|>|<channel\|>"
+)
 OWN = {
     "smollm2": (
         "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -93,7 +95,13 @@ FAMILIES = [
     Family("phi3_5", "<|end|>", eos="<|endoftext|>", stops=("<|assistant|>",)),
     Family("phi3_5_training", "<|end|>", eos="<|endoftext|>", stops=("<|assistant|>",)),
     Family(
-        "deepseek_r1_distill", R1_STOP, "\n</think>\n\n", eos=R1_STOP, own_rows=True, same_ids=False, findings=NO_REASONING
+        "deepseek_r1_distill",
+        R1_STOP,
+        "\n</think>\n\n",
+        eos=R1_STOP,
+        own_rows=True,
+        same_ids=False,
+        findings=NO_REASONING,
     ),
     Family("deepseekv3", R1_STOP, "\n</think>\n\n", eos=R1_STOP, own_rows=True, same_ids=False, findings=NO_REASONING),
     Family(
@@ -107,7 +115,12 @@ FAMILIES = [
     ),
     Family("gptoss", "<|return|>", "<|channel|>final<|message|>", stops=("<|call|>",), own_rows=True),
     Family(
-        "gptoss_training", "<|return|>", "<|channel|>final<|message|>", stops=("<|call|>",), own_rows=True, findings=IN_PROMPT
+        "gptoss_training",
+        "<|return|>",
+        "<|channel|>final<|message|>",
+        stops=("<|call|>",),
+        own_rows=True,
+        findings=IN_PROMPT,
     ),
     Family(
         "glm4moe",
@@ -150,7 +163,9 @@ def built(make_tokenizer):
         source = source_of(family.name)
         special = sorted({*CONTROL.findall(source), family.stop, *family.stops})
         eos = family.eos or family.stop
-        tokenizer = make_tokenizer(source, special, eos=eos, added=["<think>", "</think>", "<tool_call>", "</tool_call>"])
+        tokenizer = make_tokenizer(
+            source, special, eos=eos, added=["<think>", "</think>", "<tool_call>", "</tool_call>"]
+        )
         stops = [tokenizer.convert_tokens_to_ids(token) for token in dict.fromkeys((family.stop, eos, *family.stops))]
         recipe = DataSettings(train=["x"], chat_template_kwargs=family.kwargs, **values)  # type: ignore[arg-type]
         return tokenizer, ChatTemplate(tokenizer, stop_ids=stops, settings=recipe, date="2024-05-06")
@@ -202,7 +217,9 @@ def test_each_family_learns_the_answers_and_their_end_of_turn(family, turns, wit
     split = family.own_rows and len(wanted) > 1
     assert [learned(tokenizer, row) for row in rows] == (wanted if split else ["".join(wanted)])
     check_against_generation(template, tokenizer, example, rows)
-    assert {finding.id for finding in template.findings} == family.findings | ({"turns_in_own_rows"} if split else set())
+    assert {finding.id for finding in template.findings} == family.findings | (
+        {"turns_in_own_rows"} if split else set()
+    )
 
 
 @every_family
@@ -242,7 +259,10 @@ def family(name: str) -> Family:
         ("qwen3_5_think", "Hm, one.\n</think>\n\nTwo.<|im_end|>"),
         ("deepseek_r1_distill", f"Hm, one.\n</think>\n\nTwo.{R1_STOP}"),
         ("deepseek_r1_distill_training", f"Hm, one.\n</think>\n\nTwo.{R1_STOP}"),
-        ("gptoss", "<|channel|>analysis<|message|>Hm, one.<|end|><|start|>assistant<|channel|>final<|message|>Two.<|return|>"),
+        (
+            "gptoss",
+            "<|channel|>analysis<|message|>Hm, one.<|end|><|start|>assistant<|channel|>final<|message|>Two.<|return|>",
+        ),
         ("glm4moe", "\n<think>Hm, one.</think>\nTwo.<|user|>"),
         ("nemotron_3_nano", "Hm, one.\n</think>\nTwo.<|im_end|>"),
     ],
@@ -259,11 +279,15 @@ def test_reasoning_is_learned_in_every_turn_although_history_drops_it(name, want
     assert decode(tokenizer, rows[1].ids[~rows[1].supervised].tolist()).count("Hm, one.") == 0
 
 
-@pytest.mark.parametrize("content", ["<think>\nHm.\n</think>\n\nTwo.", "<think>Hm.\n</think>\n\nTwo.", "Hm.\n</think>\n\nTwo."])
+@pytest.mark.parametrize(
+    "content", ["<think>\nHm.\n</think>\n\nTwo.", "<think>Hm.\n</think>\n\nTwo.", "Hm.\n</think>\n\nTwo."]
+)
 def test_reasoning_inside_the_content_follows_the_thinking_that_the_prompt_opens(content, built):
     tokenizer, template = built(family("deepseek_r1_distill"))
     [row] = template.encode(Example((Message("user", "a"), Message("assistant", content)), "f:1"))
-    assert decode(tokenizer, row.ids.tolist()) == f"<B><｜User｜>a<｜Assistant｜><think>\nHm.\n</think>\n\nTwo.{R1_STOP}"
+    assert (
+        decode(tokenizer, row.ids.tolist()) == f"<B><｜User｜>a<｜Assistant｜><think>\nHm.\n</think>\n\nTwo.{R1_STOP}"
+    )
     assert learned(tokenizer, row) == f"Hm.\n</think>\n\nTwo.{R1_STOP}"
 
 
@@ -291,7 +315,14 @@ def test_an_answer_that_the_prompt_cannot_lead_to_is_refused(built):
 # ---- tools
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
-TOOL = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "d",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
 WITH_TOOL = (
     Message("user", "Weather?"),
     Message("assistant", "", tool_calls=(CALL,)),
@@ -307,8 +338,16 @@ QWEN_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</
         ("qwen2_5", f"\n{QWEN_CALL}", "Sun.<|im_end|>"),
         ("qwen3", f"{EMPTY}{QWEN_CALL}", f"{EMPTY}Sun.<|im_end|>"),
         ("llama3_1", '{"name": "weather", "parameters": {"city": "Bern"}}<|eot_id|>', "Sun.<|eot_id|>"),
-        ("glm4moe", "\n<think></think>\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Bern</arg_value>\n</tool_call><|observation|>", "\n<think></think>\nSun.<|user|>"),
-        ("gptoss", ' to=functions.weather<|channel|>commentary json<|message|>{"city": "Bern"}<|call|>', "<|channel|>final<|message|>Sun.<|return|>"),
+        (
+            "glm4moe",
+            "\n<think></think>\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Bern</arg_value>\n</tool_call><|observation|>",
+            "\n<think></think>\nSun.<|user|>",
+        ),
+        (
+            "gptoss",
+            ' to=functions.weather<|channel|>commentary json<|message|>{"city": "Bern"}<|call|>',
+            "<|channel|>final<|message|>Sun.<|return|>",
+        ),
     ],
 )
 def test_tool_calls_are_learned_and_tool_results_are_not(name, call, answer, built):
@@ -319,7 +358,7 @@ def test_tool_calls_are_learned_and_tool_results_are_not(name, call, answer, bui
         call = call.lstrip("\n")
     assert text == call + answer
     context = "".join(decode(tokenizer, row.ids[~row.supervised].tolist()) for row in rows)
-    assert "sunny" in context and '"properties"' in context or name == "gptoss"
+    assert "sunny" in context and "city" in context
 
 
 def test_deepseek_gets_arguments_as_json_text(built):
@@ -337,10 +376,15 @@ def test_a_template_that_drops_tool_calls_is_refused(built):
 # ---- any text
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\U000f0000\U000f0001"), max_size=20)
-NAUGHTY = st.lists(TEXT | st.sampled_from(["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<｜User｜>", "<|end|>", "{{", "\n\n", " "]), max_size=4)
+NAUGHTY = st.lists(
+    TEXT | st.sampled_from(["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<｜User｜>", "<|end|>", "{{", "\n\n", " "]),
+    max_size=4,
+)
 
 
-@pytest.mark.parametrize("name", ["llama3_1", "qwen3", "gemma3_training", "deepseek_r1_distill", "gptoss", "glm4moe", "phi3_training"])
+@pytest.mark.parametrize(
+    "name", ["llama3_1", "qwen3", "gemma3_training", "deepseek_r1_distill", "gptoss", "glm4moe", "phi3_training"]
+)
 def test_any_text_keeps_training_and_generation_alike(name, built):
     one = family(name)
     tokenizer, template = built(one, control_tokens="text")

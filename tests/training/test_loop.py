@@ -193,3 +193,38 @@ def test_evaluation_comes_before_saving_and_only_when_due(model: Any) -> None:
     steps = [Step(n, n / 3, micro_batches(make_rows(2), budget=500, layout="tree")) for n in (1, 2, 3)]
     run(model, steps, recorder, rate=0.0)
     assert recorder.calls == ["eval 2", "save 2", "save 3"]
+
+
+class InjectedDropout(nn.Module):
+    """Dropout whose mask depends on a token's depth in its row alone, so that every layout can be given the same."""
+
+    def __init__(self, places: dict[str, torch.Tensor], seed: int) -> None:
+        super().__init__()
+        self.places, self.seed = places, seed
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        masks = (torch.rand(64, hidden.shape[-1], generator=generator) > 0.5).float() * 2
+        return hidden * masks[self.places["depth"]]
+
+
+def test_with_dropout_rows_share_the_mask_on_shared_tokens_and_nothing_else_changes(model: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], lora_dropout=0.5, init_lora_weights=False)
+    adapted = get_peft_model(model, settings).train()
+    places: dict[str, torch.Tensor] = {}
+    names = [name for name, module in adapted.named_modules() if isinstance(module, nn.Dropout)]
+    assert len(names) == 4
+    for number, name in enumerate(names):
+        adapted.set_submodule(name, InjectedDropout(places, number))
+    rows, objective, found = make_rows(6), CrossEntropy(), {}
+    for name, budget in (("tree", 10_000), ("padded", 1)):
+        total = torch.zeros(())
+        for batch in micro_batches(rows, budget=budget, layout=name):
+            places["depth"] = batch.position_ids
+            total = total + objective.sum(adapted, batch)
+        total.backward()
+        found[name] = (total.item(), gradients(adapted))
+    assert found["tree"][0] == pytest.approx(found["padded"][0], rel=1e-6)
+    assert torch.allclose(found["tree"][1], found["padded"][1], rtol=1e-4, atol=1e-6)

@@ -13,7 +13,7 @@ from tunesmith.cli.console import Terminal
 from tunesmith.cli.options import AsJson, EvaluationKeys, GenerationKeys, System, Target
 from tunesmith.cli.session import session
 from tunesmith.cli.settings import generation_settings
-from tunesmith.cli.tables import metrics_table
+from tunesmith.cli.tables import metrics_table, verdict_line
 
 if TYPE_CHECKING:
     from tunesmith.data.example import Message
@@ -36,9 +36,7 @@ def evaluate(
 
         verdict = finetune.evaluate(target, data=data, settings=settings or [], listener=terminal)
         if verdict["verdict"] is not None:
-            from tunesmith.evaluation.compare import sentence
-
-            terminal.write(sentence(cast(Any, verdict)))
+            terminal.write(verdict_line(verdict))
         for line in metrics_table(verdict["metrics"]):
             terminal.write(line)
         terminal.result({"target": target, **verdict})

@@ -96,14 +96,18 @@ class Terminal:
 
     def result(self, value: Mapping[str, Any]) -> None:
         """Under ``as_json``: the last line of standard output. Otherwise nothing."""
-        if self.as_json and not _write(self._stdout, to_json(value) + "\n"):
+        if self.as_json and not self._write_json(value):
             raise ReaderGone
 
     def error(self, error: TunesmithError) -> None:
         """The message in red on standard error, and as JSON where that was asked for."""
         _write(self._err, f"{style('error:', self._err, fg='red', bold=True)} {printable(error.render())}\n")
         if self.as_json:
-            _write(self._stdout, to_json(error.to_json()) + "\n")
+            self._write_json(error.to_json())
+
+    def _write_json(self, value: Mapping[str, Any]) -> bool:
+        utf8 = (self._stdout.encoding or "").lower().replace("-", "") == "utf8"
+        return _write(self._stdout, to_json(value, ascii_only=not utf8) + "\n")
 
     def styled(self, text: str, **how: Any) -> str:
         """The text in a style (``bold=True``, ``fg="red"``) where results may have one."""
@@ -150,9 +154,9 @@ def printable(text: str) -> str:
     return "".join(c if (c >= " " and not "\x7f" <= c <= "\x9f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
-def to_json(value: Any) -> str:
+def to_json(value: Any, *, ascii_only: bool = False) -> str:
     """One line of JSON. A number that is not finite becomes null, as JSON has none."""
-    return json.dumps(_json_value(value), ensure_ascii=False, allow_nan=False)
+    return json.dumps(_json_value(value), ensure_ascii=ascii_only, allow_nan=False)
 
 
 def _json_value(value: Any) -> Any:

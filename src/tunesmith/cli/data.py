@@ -65,7 +65,8 @@ def init(
         _write(file, starter.text)
         terminal.write(f"{starter.rows:,} rows: {starter.reason}")
         if starter.bad:
-            terminal.warn(f"{starter.bad:,} rows cannot be used: `tunesmith check {data}` names them.")
+            rows, them = ("row", "it") if starter.bad == 1 else ("rows", "them")
+            terminal.warn(f"{starter.bad:,} {rows} cannot be used: `tunesmith check {data}` names {them}.")
         terminal.write(f"Wrote {out}. Next: tunesmith check {out} --show 3, then tunesmith train {out}")
         terminal.result(
             {

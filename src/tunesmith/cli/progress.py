@@ -69,17 +69,19 @@ def plain_lines(
     title: str, total: int, *, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
 ) -> Advance:
     """A line at every tenth of the way, at most one in two seconds and at least one in thirty, and one at the end."""
-    begin = clock()
-    last_percent, last_time = 0, begin - SHORTEST
+    begin: tuple[float, int] | None = None  # time and amount at the first report: a resumed task begins in the middle
+    last_percent, last_time = 0, clock()
 
     def advance(done: int, facts: Mapping[str, str]) -> None:
-        nonlocal last_percent, last_time
+        nonlocal begin, last_percent, last_time
         now, percent = clock(), 100 * done // max(total, 1)
+        begin = begin or (now, done)
         waited = now - last_time
         tenth = percent // TENTH > last_percent // TENTH and waited >= SHORTEST
         if tenth or waited >= LONGEST or (done >= total and last_percent < 100):
             last_percent, last_time = percent, now
-            left = (now - begin) * (total - done) / done if 0 < done < total else None
+            start, first = begin
+            left = (now - start) * (total - done) / (done - first) if first < done < total else None
             write("  ".join(filter(None, [f"{title}  {done}/{total} ({percent}%)", _facts(facts), _left(left)])))
 
     return advance

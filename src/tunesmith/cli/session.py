@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from types import FrameType
@@ -28,7 +29,7 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
     """
     terminal = Terminal(as_json=as_json)
     code = 0
-    with _sigterm_unwinds(), redirect_stdout(sys.stderr if as_json else sys.stdout):
+    with _sigterm_unwinds(), _no_news_for_developers(), redirect_stdout(sys.stderr if as_json else sys.stdout):
         try:
             yield terminal
             terminal.flush()
@@ -45,6 +46,15 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
             code = READER_GONE
     if code:
         raise typer.Exit(code)
+
+
+@contextmanager
+def _no_news_for_developers() -> Iterator[None]:
+    """Libraries announce what their next version will change; here it stands in nobody's power to follow them."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from tunesmith.cli.console import printable
 
@@ -48,6 +48,13 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
             (name, found["base"], found["tuned"], f"{found['difference']:+.3g}", interval, found.get("verdict"))
         )
     return table(("metric", "base", "tuned", "difference", "interval", "verdict"), rows, right=(1, 2, 3))
+
+
+def verdict_line(verdict: Mapping[str, Any]) -> str:
+    """The verdict in a sentence, or why there is none."""
+    from tunesmith.evaluation.compare import sentence
+
+    return sentence(cast(Any, verdict)) if verdict["metrics"] else f"{verdict['verdict']}: {verdict['reason']}"
 
 
 def settings_table(settings: Sequence[tuple[str, Any, str]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from tunesmith.cli.console import Terminal
 from tunesmith.cli.options import AsJson, Overrides, Overwrite
 from tunesmith.cli.session import session
-from tunesmith.cli.tables import metrics_table, settings_table
+from tunesmith.cli.tables import metrics_table, settings_table, verdict_line
 
 RecipeFile = Annotated[
     str,
@@ -47,9 +48,9 @@ def train(
         from tunesmith import finetune
 
         result = finetune.train(recipe, overrides or [], resume=resume, overwrite=overwrite, listener=terminal)
-        if result.verdict.get("metrics"):
-            for line in metrics_table(result.verdict["metrics"]):
-                terminal.write(line)
+        terminal.write(verdict_line(result.verdict))
+        for line in metrics_table(result.metrics) if result.metrics else []:
+            terminal.write(line)
         terminal.write(f"The run is {result.run}. Next: tunesmith runs show {result.run}, tunesmith chat {result.run}")
         terminal.result(result.to_json())
 

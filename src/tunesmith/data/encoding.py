@@ -91,7 +91,7 @@ class TextEncoder:
         return self._call(text, split=split, offsets=offsets)
 
     def _call(self, text: str, *, split: bool = False, offsets: bool = False) -> Tokens:
-        offsets = offsets and self.tokenizer.is_fast
+        offsets = offsets and bool(self.tokenizer.is_fast)
         options: dict[str, Any] = {"return_offsets_mapping": True} if offsets else {}
         out = self.tokenizer(
             text,

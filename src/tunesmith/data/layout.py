@@ -2,6 +2,8 @@
 
 The rows of one optimizer step may be regrouped freely, because the step's loss is a sum over their labels. In a causal
 model the hidden state of a prefix does not depend on what follows, so a prefix that rows share is laid out once.
+
+With dropout, rows share the mask on the tokens that they share. Each row's own distribution is what it would be alone.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ EMPTY_THINKING = Kind(
     "no_reasoning",
     "info",
     "the model thinks and the row has no reasoning: an empty thinking block is learned",
-    "give the turns reasoning_content, or set data.chat_template_kwargs: {enable_thinking: false} if the model knows it",
+    "give the turns reasoning_content, or set data.chat_template_kwargs: {enable_thinking: false} if it is known",
 )
 IMPLIED_END = Kind(
     "implied_end_of_turn",

@@ -1,4 +1,4 @@
-"""Which rows an optimizer step sees: a pure function of the seed, the epoch and the step, so resuming needs no state."""
+"""Which rows an optimizer step sees: a pure function of seed, epoch and step, so that resuming needs no state."""
 
 from __future__ import annotations
 

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
-
+from tunesmith.data.conversation import Conversation
 from tunesmith.errors import DataError
 
 _PROBE = "tunesmith-answer"
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
-class Talk(Protocol):
-    """What is needed of a conversation."""
-
-    @property
-    def turns(self) -> Any: ...
-    @property
-    def source(self) -> str: ...
-    def with_turn(self, number: int, turn: Mapping[str, Any]) -> str: ...
-
-
-def text_after_prefill(talk: Talk, number: int, prompt: str, full: str) -> str:
+def text_after_prefill(talk: Conversation, number: int, prompt: str, full: str) -> str:
     """What the assistant has to write behind ``prompt`` for turn ``number``, where ``full`` does not begin with it.
 
     The template is asked how it writes an opaque answer: what stands before it must begin the prompt (the rest of the
@@ -61,7 +49,7 @@ def thinks_nothing(prompt: str, answer: str) -> bool:
     return bool(found) and begins.strip() == opened
 
 
-def _refusal(talk: Talk, prompt: str, full: str) -> DataError:
+def _refusal(talk: Conversation, prompt: str, full: str) -> DataError:
     same = _common(prompt, full)
     thinks = _CLOSE in prompt[same:] or _CLOSE in prompt[-40:]
     closed = "give it no reasoning, or let the prompt think: data.chat_template_kwargs: {enable_thinking: true}."

@@ -15,12 +15,13 @@ import numpy as np
 
 from tunesmith.data.check import Finding
 from tunesmith.data.control import ControlTokens, control_texts
+from tunesmith.data.conversation import Conversation
 from tunesmith.data.encoding import TextEncoder
 from tunesmith.data.example import Example, Message
 from tunesmith.data.notes import CONTROL_IN_RAW_TEXT, Notes
 from tunesmith.data.rendering import Dialect, Renderer, RenderError
 from tunesmith.data.template_source import choose_templates
-from tunesmith.data.turns import Conversation, Supervisor, check_row
+from tunesmith.data.turns import Supervisor, check_row
 from tunesmith.errors import DataError, ModelError
 
 if TYPE_CHECKING:

@@ -8,12 +8,13 @@ stops on, is the turn. {% generation %} marks, where a template has them, may le
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tunesmith.data.conversation import Conversation
 from tunesmith.data.encoding import TextEncoder, Tokens
 from tunesmith.data.notes import (
     CONTENT_LOST,
@@ -28,61 +29,10 @@ from tunesmith.data.notes import (
     Notes,
 )
 from tunesmith.data.prefill import text_after_prefill, thinks_nothing
-from tunesmith.data.rendering import Dialect, Renderer, RenderError
+from tunesmith.data.rendering import RenderError
 from tunesmith.errors import DataError
 
 _FIRST, _SECOND, _THIRD = "tunesmith-first", "tunesmith-second", "tunesmith-third"
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Turns as the template will see them, rendered as far as is asked."""
-
-    renderer: Renderer
-    dialect: Dialect
-    turns: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]]
-    source: str
-
-    def prompt(self, count: int) -> str:
-        """The first ``count`` turns with the generation prompt.
-
-        Raises:
-            DataError: the template refuses them.
-        """
-        return self._guarded(self.turns[:count], add_generation_prompt=True)[0]
-
-    def full(self, count: int) -> tuple[str, list[tuple[int, int]]]:
-        """The first ``count`` turns, and the characters that {% generation %} marks hold.
-
-        Raises:
-            DataError: the template refuses them.
-        """
-        return self._guarded(self.turns[:count], add_generation_prompt=False)
-
-    def with_turn(self, number: int, turn: Mapping[str, Any]) -> str:
-        """The turns up to ``number`` with another one in its place.
-
-        Raises:
-            DataError: the template refuses them.
-        """
-        return self._guarded([*self.turns[:number], turn], add_generation_prompt=False)[0]
-
-    def _guarded(
-        self, turns: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool
-    ) -> tuple[str, list[tuple[int, int]]]:
-        seen = [self.dialect.view(turn) for turn in turns]
-        try:
-            if add_generation_prompt:
-                return self.renderer.render(seen, self.tools, add_generation_prompt=True), []
-            return self.renderer.render_marked(seen, self.tools)
-        except RenderError as error:
-            raise DataError(
-                "the chat template refuses this conversation",
-                where=self.source,
-                why=f"the template says: {error}",
-                remedy=_remedy(str(error)),
-            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,14 +257,3 @@ def _written(content: str, text: str) -> bool:
     """Whether a text stands in the rendering, white space around it and thinking before it aside."""
     visible = content.rsplit("</think>", 1)[-1].strip()
     return visible in text or json.dumps(visible, ensure_ascii=False)[1:-1] in text
-
-
-def _remedy(message: str) -> str:
-    lowered = message.lower()
-    if "alternate" in lowered:
-        return "join neighbouring turns of one role, so that user and assistant alternate, or set data.chat_template."
-    if "system" in lowered:
-        return "put the system text at the beginning of the first user turn, or set data.chat_template."
-    if "tool" in lowered:
-        return "use a model whose template knows tools, or give such a template in data.chat_template."
-    return "change the row to what the template accepts, or give another template in data.chat_template."

@@ -63,13 +63,15 @@ def save(
 
 def load(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Puts the optimizer's state back and returns the saved JSON. Raises TrainError if the checkpoint is damaged."""
+    file = checkpoint / OPTIMIZER
     try:
-        load_optimizer_state(optimizer, load_file(checkpoint / OPTIMIZER))
+        load_optimizer_state(optimizer, load_file(file))
+        file = checkpoint / STATE
         return read_state(checkpoint)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise TrainError(
             "The checkpoint cannot be read",
-            where=str(checkpoint),
+            where=str(file),
             why=f"{type(error).__name__}: {error}",
             remedy="Remove this checkpoint folder: --resume then continues from the one before it.",
         ) from error

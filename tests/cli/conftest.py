@@ -1,0 +1,163 @@
+"""Runs commands inside the test's process, with fakes where the library would load a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import tunesmith
+from tunesmith.cli import main
+
+VERDICT = {
+    "verdict": "better",
+    "decided_by": "exact_match",
+    "reason": None,
+    "rows": 40,
+    "confidence": 0.95,
+    "resamples": 10_000,
+    "seed": 0,
+    "metrics": {
+        "exact_match": {
+            "base": 0.05,
+            "tuned": 0.85,
+            "difference": 0.8,
+            "interval": [0.65, 0.925],
+            "verdict": "better",
+            "reason": None,
+            "rows": 40,
+        }
+    },
+}
+
+
+@dataclass
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out.splitlines()[-1])
+
+
+@dataclass
+class Calls:
+    """What a fake was asked, and what it is to do."""
+
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    act: Callable[[], None] = lambda: None
+
+
+@pytest.fixture
+def command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Outcome]:
+    """Runs one command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: str) -> Outcome:
+        with pytest.raises(SystemExit) as stopped:
+            main(list(argv))
+        captured = capsys.readouterr()
+        code = stopped.value.code
+        return Outcome(0 if code is None else int(code), captured.out, captured.err)
+
+    return run
+
+
+def replace_module(monkeypatch: pytest.MonkeyPatch, name: str, fake: Any) -> None:
+    """Puts a fake in place of ``tunesmith.<name>``, whether or not the real one has been imported."""
+    monkeypatch.setitem(sys.modules, f"tunesmith.{name}", fake)
+    monkeypatch.setattr(tunesmith, name, fake, raising=False)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """The name of a recipe that is read without a complaint, in the folder that commands run in."""
+    (tmp_path / "recipe.yaml").write_text("model: m\ndata: {train: rows.jsonl}\noutput_dir: runs/rows\n")
+    return "recipe.yaml"
+
+
+@pytest.fixture
+def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """A library that trains nothing and is done at once."""
+    calls = Calls()
+
+    def train(recipe: Any, overrides: Any = (), *, resume: bool = False, overwrite: bool = False, listener: Any) -> Any:
+        calls.asked.append({"recipe": recipe, "overrides": overrides, "resume": resume, "overwrite": overwrite})
+        listener.say("the story")
+        listener.warn("few rows")
+        with listener.task("training", 4) as advance:
+            calls.act()
+            advance(4, {"loss": "0.5"})
+        print("a library's own line")
+        facts = {
+            "run": "runs/rows",
+            "verdict": "better",
+            "metrics": VERDICT["metrics"],
+            "seconds": 1.5,
+            "tokens": {"rows": 9},
+        }
+        return SimpleNamespace(run=Path("runs/rows"), verdict=VERDICT, to_json=lambda: facts)
+
+    def dry_run(recipe: Any, overrides: Any = (), *, listener: Any) -> Any:
+        return [("model.path", "m", f"{recipe}:1"), ("training.learning_rate", 2e-4, "auto")]
+
+    def evaluate(target: Any, *, data: Any = None, settings: Any = (), listener: Any) -> Any:
+        calls.asked.append({"target": target, "data": data, "settings": settings})
+        calls.act()
+        return VERDICT
+
+    replace_module(monkeypatch, "finetune", SimpleNamespace(train=train, dry_run=dry_run, evaluate=evaluate))
+    return calls
+
+
+class FakeModel:
+    """Answers with its name and the number of messages that it was sent."""
+
+    describe = "model fake"
+
+    def __init__(self, calls: Calls, name: str = "tuned") -> None:
+        self.calls, self.name = calls, name
+
+    def stream(self, messages: Any, **settings: Any) -> Iterator[str]:
+        self.calls.asked.append({"messages": [(m.role, m.content) for m in messages], "settings": settings})
+        yield f"{self.name}"
+        self.calls.act()
+        yield f" {len(messages)}\x07"
+
+    def generate(self, messages: Any, **settings: Any) -> list[Any]:
+        count = settings.get("num_return_sequences", 1)
+        return [SimpleNamespace(text="".join(self.stream(messages, **settings)), tokens=(1, 2), stopped=True)] * count
+
+    @contextmanager
+    def base(self) -> Iterator[FakeModel]:
+        yield FakeModel(self.calls, "base")
+
+
+@pytest.fixture
+def tuned(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """A model that is loaded at once."""
+    calls = Calls()
+    replace_module(
+        monkeypatch, "generate", SimpleNamespace(GenerationSettings=lambda **settings: None)
+    )  # imports torch
+    replace_module(monkeypatch, "tuned", SimpleNamespace(load=lambda target, *, listener: FakeModel(calls)))
+    return calls
+
+
+@pytest.fixture
+def verdict() -> dict[str, Any]:
+    """verdict.json of a run that got better."""
+    return VERDICT

@@ -1,0 +1,314 @@
+"""Commands against a library of fakes: what they ask of it, what they print where, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import tunesmith
+from tunesmith.cli.shapes import ERROR, SHAPES
+from tunesmith.errors import ModelError, TrainError
+
+Command = Callable[..., Any]
+HEAVY = {"torch", "transformers", "numpy", "datasets", "peft", "ruamel", "rich"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "unwanted"),
+    [
+        (["--help"], "0", HEAVY | {"pydantic"}),
+        (["--version"], "0", HEAVY | {"pydantic"}),
+        (["train", "--help"], "0", HEAVY),  # typer itself reads a command's arguments with pydantic
+        (["trian", "x"], "2", HEAVY),
+        (["train"], "2", HEAVY),
+        (["train", "x", "--resum"], "2", HEAVY),
+    ],
+)
+def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str], expected: str, unwanted: set[str]) -> None:
+    program = (
+        "import sys, tunesmith.cli\n"
+        f"try: tunesmith.cli.main({arguments!r})\n"
+        "except SystemExit as stop: print(stop.code, *sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    code, *modules = done.stderr.splitlines()[-1].split()
+    assert code == expected
+    assert unwanted.intersection(modules) == set()
+
+
+def test_the_version_is_the_packages(command: Command) -> None:
+    assert command("--version").out == f"tunesmith {tunesmith.__version__}\n"
+
+
+def test_no_command_shows_the_help(command: Command) -> None:
+    outcome = command()
+    assert outcome.code == 2
+    assert "Usage: tunesmith" in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian", "recipe.yaml"], "train"),
+        (["train"], "RECIPE"),
+        (["train", "r.yaml", "--overwite"], "--overwrite"),
+        (["train", "r.yaml", "--resume", "--overwrite"], "give one of them"),
+        (["generate", "runs/x"], "--prompt"),
+        (["check", "rows.jsonl", "--show", "3"], "--model"),
+        (["check", "rows.jsonl", "--show", "-1", "--model", "m"], "greater than or equal to 0"),
+        (["check", "rows.jsonl", "--format", "csv"], "alpaca"),
+        (["init", "rows.jsonl", "--columns", "input"], "FIELD=COLUMN"),
+    ],
+)
+def test_a_command_that_is_not_understood_exits_with_2(command: Command, arguments: list[str], said: str) -> None:
+    outcome = command(*arguments)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert outcome.out == ""
+
+
+def test_train_hands_recipe_and_overrides_to_the_library(command: Command, recipe: str, finetune: Any) -> None:
+    outcome = command("train", recipe, "training.seed=1", "--resume", "method.r=4")
+    assert outcome.code == 0
+    assert finetune.asked == [
+        {"recipe": recipe, "overrides": ["training.seed=1", "method.r=4"], "resume": True, "overwrite": False}
+    ]
+    assert outcome.out.splitlines() == [
+        "the story",
+        "a library's own line",
+        "metric       base  tuned  difference  interval         verdict",
+        "exact_match  0.05   0.85        +0.8  +0.65 to +0.925  better",
+        "The run is runs/rows. Next: tunesmith runs show runs/rows, tunesmith chat runs/rows",
+    ]
+    assert outcome.err == "warning: few rows\ntraining  4/4 (100%)  loss 0.5\n"
+
+
+def test_train_under_json_prints_one_line_and_the_rest_on_standard_error(
+    command: Command, recipe: str, finetune: Any
+) -> None:
+    outcome = command("train", recipe, "--json")
+    assert outcome.out.count("\n") == 1
+    assert list(outcome.json) == list(SHAPES["train"])
+    assert "the story\n" in outcome.err and "a library's own line\n" in outcome.err
+
+
+def test_a_run_folder_can_be_resumed(command: Command, finetune: Any, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    assert command("train", "runs", "--resume").code == 0
+    assert finetune.asked[0]["recipe"] == "runs"
+
+
+def test_dry_run_shows_every_setting_with_its_source(command: Command, recipe: str, finetune: Any) -> None:
+    assert command("train", recipe, "--dry-run").out.splitlines() == [
+        "key                     value   source",
+        'model.path              "m"     recipe.yaml:1',
+        "training.learning_rate  0.0002  auto",
+    ]
+    found = command("train", recipe, "--dry-run", "--json").json
+    assert found["settings"][1] == {"key": "training.learning_rate", "value": 0.0002, "source": "auto"}
+    assert finetune.asked == []
+
+
+def test_a_missing_recipe_is_a_mistake_with_a_remedy(command: Command, recipe: str, finetune: Any) -> None:
+    outcome = command("train", "recipes.yaml")
+    assert outcome.code == 1
+    assert outcome.err == ("error: recipes.yaml: There is no such recipe\n  What to do: Did you mean recipe.yaml?\n")
+    assert finetune.asked == []
+
+
+def test_an_unknown_key_is_a_mistake_with_file_and_line(command: Command, recipe: str, tmp_path: Path) -> None:
+    with (tmp_path / recipe).open("a") as file:
+        file.write("training: {learning_rat: 1e-4}\n")
+    outcome = command("train", recipe, "--json")
+    assert outcome.code == 1
+    assert list(outcome.json) == list(ERROR)
+    assert outcome.json["where"] == "recipe.yaml:4"
+    assert outcome.json["remedy"] == "Did you mean `learning_rate`?"
+    assert outcome.err.startswith("error: recipe.yaml:4: `training.learning_rat` is not a setting")
+
+
+@pytest.mark.parametrize(("error", "code"), [(ModelError("no"), 1), (TrainError("nan"), 3)])
+def test_the_exit_code_is_the_errors(command: Command, recipe: str, finetune: Any, error: Exception, code: int) -> None:
+    def fail() -> None:
+        raise error
+
+    finetune.act = fail
+    outcome = command("train", recipe, "--json")
+    assert outcome.code == code
+    assert outcome.json["error"] == type(error).__name__
+
+
+def test_a_bug_keeps_its_traceback(recipe: str, finetune: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.chdir(tmp_path)
+    finetune.act = fail
+    with pytest.raises(ZeroDivisionError):
+        tunesmith_main(["train", recipe])
+
+
+def tunesmith_main(arguments: list[str]) -> None:
+    from tunesmith.cli import main
+
+    main(arguments)
+
+
+def test_ctrl_c_exits_with_130(command: Command, recipe: str, finetune: Any) -> None:
+    finetune.act = lambda: signal.raise_signal(signal.SIGINT)
+    outcome = command("train", recipe, "--json")
+    assert (outcome.code, outcome.out) == (130, "")
+    assert outcome.err.endswith("Stopped.\n")
+
+
+def test_a_termination_signal_unwinds_as_ctrl_c_does_and_exits_with_143(
+    command: Command, recipe: str, finetune: Any
+) -> None:
+    unwound = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            signal.raise_signal(signal.SIGTERM)  # the second one, which `timeout` sends, does not disturb
+            unwound.append(True)
+            raise
+
+    finetune.act = work
+    outcome = command("train", recipe, "--json")
+    assert (outcome.code, outcome.out, unwound) == (143, "", [True])
+    assert outcome.err.endswith("Stopped by a termination signal.\n")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_eval_hands_its_settings_on(command: Command, finetune: Any) -> None:
+    outcome = command("eval", "runs/x", "max_rows=5", "--data", "new.jsonl")
+    assert finetune.asked == [{"target": "runs/x", "data": "new.jsonl", "settings": ["max_rows=5"]}]
+    assert outcome.out.startswith("Better than the base: exact_match 0.05 -> 0.85 on 40 held-out rows")
+    assert list(command("eval", "runs/x", "--json").json)[:2] == ["target", "verdict"]
+
+
+def test_generate_streams_one_answer_with_the_systems_message(command: Command, tuned: Any) -> None:
+    outcome = command("generate", "runs/x", "--prompt", "hello", "--system", "be brief", "max_new_tokens=5")
+    assert outcome.out == "tuned 2\x07\n", "a file gets what the model said"
+    assert tuned.asked == [{"messages": [("system", "be brief"), ("user", "hello")], "settings": {"max_new_tokens": 5}}]
+
+
+def test_generate_reads_the_prompt_from_standard_input(
+    command: Command, tuned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(read=lambda: "two\nlines\n"))
+    command("generate", "runs/x", "--prompt", "-")
+    assert tuned.asked[0]["messages"] == [("user", "two\nlines")]
+
+
+def test_generate_shows_several_answers_and_the_base(command: Command, tuned: Any) -> None:
+    outcome = command("generate", "x", "--prompt", "p", "--base", "num_return_sequences=2", "do_sample=true")
+    assert outcome.out == "base:\n1:\nbase 1\x07\n2:\nbase 1\x07\ntuned:\n1:\ntuned 1\x07\n2:\ntuned 1\x07\n"
+
+
+def test_generate_under_json_has_every_answer(command: Command, tuned: Any) -> None:
+    found = command("generate", "x", "--prompt", "p", "--json").json
+    assert set(found) == set(SHAPES["generate"])
+    assert found["answers"] == [{"text": "tuned 1\x07", "tokens": 2, "stopped": True}]
+    assert found["base"] is None
+    assert command("generate", "x", "--prompt", "p", "--base", "--json").json["base"][0]["text"] == "base 1\x07"
+
+
+def test_a_mistaken_generation_setting_is_refused_before_the_model_is_loaded(command: Command, tuned: Any) -> None:
+    outcome = command("generate", "x", "--prompt", "p", "temprature=1", "--json")
+    assert outcome.code == 1
+    assert outcome.json["remedy"] == "Did you mean `temperature`?"
+    assert tuned.asked == []
+
+
+def test_demo_runs_the_story_in_runs_demo(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tunesmith.demo
+
+    asked: list[Any] = []
+
+    def run(folder: Path, *, overwrite: bool, listener: Any) -> dict[str, Any]:
+        asked.append((folder, overwrite))
+        listener.say("five rows")
+        return dict.fromkeys(SHAPES["demo"], 0)
+
+    fake = SimpleNamespace(run=run)
+    monkeypatch.setitem(sys.modules, "tunesmith.demo.story", fake)
+    monkeypatch.setattr(tunesmith.demo, "story", fake, raising=False)
+    assert command("demo").out == "five rows\n"
+    assert list(command("demo", "--overwrite", "--json").json) == list(SHAPES["demo"])
+    assert asked == [(Path("runs/demo"), False), (Path("runs/demo"), True)]
+
+
+SLEEPER = """
+import sys, time, types, tunesmith
+def train(recipe, overrides, *, resume, overwrite, listener):
+    try:
+        listener.say("begun")
+        time.sleep(60)
+    except BaseException as error:
+        print("recorded", isinstance(error, KeyboardInterrupt), file=sys.stderr)
+        raise
+sys.modules["tunesmith.finetune"] = tunesmith.finetune = types.SimpleNamespace(train=train)
+from tunesmith.cli import main
+main(["train", "recipe.yaml", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_process_stops_it_with_its_code(number: int, code: int, recipe: str, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", SLEEPER], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert err.startswith("recorded True\n") and "Traceback" not in err
+
+
+LISTING = "from tunesmith.cli import main; main(['runs', 'list', 'runs'])"
+
+
+def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", LISTING], cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_work_goes_on_where_nobody_reads_its_story(recipe: str, tmp_path: Path) -> None:
+    program = SLEEPER.replace("time.sleep(60)", "open('trained', 'w').close(); sys.exit(0)")
+    read, write = os.pipe()
+    os.close(read)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, stdout=write, stderr=write, check=False)
+    os.close(write)
+    assert (tmp_path / "trained").exists()
+
+
+def test_an_encoding_that_lacks_a_character_is_no_reason_for_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("modél: x\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", "from tunesmith.cli import main; main(['train', 'r.yaml', '--json'])"],
+        cwd=tmp_path,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "mod\\xe9l" in done.stderr.decode("ascii")
+    assert json.loads(done.stdout.decode("ascii"))["remedy"].endswith("Did you mean `model`?")

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.cli.shapes import SHAPES, SUMMARY
+from tunesmith.run import Run
+
+Command = Callable[..., Any]
+METRICS = [
+    {"step": 10, "epoch": 0.5, "loss": 4.0},
+    {"step": 20, "epoch": 1.0, "loss": 2.0},
+    {"step": 20, "epoch": 1.0, "eval_loss": 1.0},
+]
+
+
+@pytest.fixture
+def finished(tmp_path: Path, verdict: dict[str, Any]) -> Run:
+    """runs/rows, as a finished run leaves it."""
+    run = Run(tmp_path / "runs" / "rows")
+    run.folder.mkdir(parents=True)
+    run.write_text("recipe.yaml", "model: m\ndata: {train: rows.jsonl}\noutput_dir: runs/rows\n")
+    for line in METRICS:
+        run.append("metrics.jsonl", line)
+    run.write_json("verdict.json", verdict)
+    run.write_json("ledger.json", {"rows": {"read": 120, "invalid": 2, "too_long": 0, "held_out": 18, "trained": 100}})
+    facts = {"step": 20, "total_steps": 20, "seconds": 61.0, "best": {"step": 20, "loss": 1.0}}
+    run.set_status("finished", **facts, tokens={"rows": 9000, "computed": 5000, "supervised": 1000})
+    (run.folder / "checkpoints" / "step-000020").mkdir(parents=True)
+    return run
+
+
+def test_runs_are_listed_with_status_and_verdict(command: Command, finished: Run) -> None:
+    lines = command("runs", "list").out.splitlines()
+    updated = finished.status()["updated"]
+    assert lines[0].split() == ["run", "status", "step", "verdict", "metric", "base", "->", "tuned", "updated"]
+    assert lines[1].split() == [
+        "runs/rows",
+        "finished",
+        "20/20",
+        "better",
+        "exact_match",
+        "0.05",
+        "->",
+        "0.85",
+        updated,
+    ]
+
+
+def test_the_list_under_json_has_every_fact(command: Command, finished: Run) -> None:
+    (found,) = command("runs", "list", "--json").json["runs"]
+    assert list(found) == list(SUMMARY)
+    assert found["tuned"] == 0.85 and found["step"] == 20
+
+
+def test_a_run_whose_process_is_gone_is_interrupted_and_one_at_work_is_running(command: Command, finished: Run) -> None:
+    finished.set_status("running")
+    assert command("runs", "list", "--json").json["runs"][0]["status"] == "interrupted"
+    with finished.lock():
+        assert command("runs", "list", "--json").json["runs"][0]["status"] == "running"
+
+
+def test_a_damaged_run_does_not_hide_the_others(command: Command, finished: Run, tmp_path: Path) -> None:
+    other = tmp_path / "runs" / "other"
+    other.mkdir()
+    (other / "recipe.yaml").write_text("")
+    (other / "status.json").write_text("{")
+    found = command("runs", "list", "--json").json["runs"]
+    assert [(run["name"], run["status"]) for run in found] == [("other", "damaged"), ("rows", "finished")]
+
+
+def test_a_folder_without_runs_and_no_folder_at_all(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert command("runs", "list", "empty").out == "There are no runs in empty.\n"
+    outcome = command("runs", "list")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: runs: There is no such folder")
+
+
+def test_show_has_facts_verdict_curve_and_checkpoints(command: Command, finished: Run) -> None:
+    out = command("runs", "show", "runs/rows").out
+    assert "rows      100 trained, 18 held out, 2 invalid\n" in out
+    assert "tokens    5,000 computed, 1,000 supervised\n" in out
+    assert "training  3 epochs, batch size 16, learning rate 0.0002\n" in out
+    assert "Better than the base: exact_match 0.05 -> 0.85 on 40 held-out rows" in out
+    assert re.search(r"^4 \|·$", out, re.MULTILINE) and re.search(r"^1 \| +o$", out, re.MULTILINE)
+    assert out.endswith("runs/rows/checkpoints/step-000020  best by validation loss\n")
+
+
+def test_show_under_json_has_the_documented_keys(command: Command, finished: Run, verdict: dict[str, Any]) -> None:
+    found = command("runs", "show", "runs/rows", "--json").json
+    assert list(found) == list(SHAPES["runs show"])
+    assert found["training"] == [[10, 4.0], [20, 2.0]]
+    assert found["validation"] == [[20, 1.0]]
+    assert found["result"] == verdict
+
+
+def test_show_says_why_a_run_failed(command: Command, finished: Run) -> None:
+    finished.set_status("failed", error={"what": "The loss of step 3 is not finite"})
+    (finished.folder / "verdict.json").unlink()
+    assert "error: The loss of step 3 is not finite\n" in command("runs", "show", "runs/rows").out
+
+
+def test_a_run_that_has_just_begun_can_be_shown(command: Command, tmp_path: Path) -> None:
+    run = Run(tmp_path / "new")
+    run.folder.mkdir()
+    run.write_text("recipe.yaml", "model: m\ndata: {train: rows.jsonl}\noutput_dir: new\n")
+    run.set_status("running")
+    assert command("runs", "show", "new").code == 0
+    assert command("runs", "list", ".").out.splitlines()[1].split()[:3] == ["new", "interrupted", "–"]
+
+
+def test_what_is_no_run_is_refused(command: Command, tmp_path: Path) -> None:
+    outcome = command("runs", "show", "nothing", "--json")
+    assert outcome.code == 1
+    assert json.loads(outcome.out)["what"] == "This folder holds no run"

@@ -1,0 +1,173 @@
+"""A checkpoint is whole or not there; what is kept, what is removed, and what a damaged one says."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tunesmith.errors import TrainError
+from tunesmith.training import checkpoint
+from tunesmith.training.optim import build_optimizer, optimizer_state
+
+
+def make_optimizer(names: tuple[str, ...] = ("weight",), *, stepped: bool = True) -> torch.optim.Optimizer:
+    parameters = [nn.Parameter(torch.ones(3)) for _ in names]
+    optimizer = build_optimizer(
+        [{"params": parameters, "names": list(names), "decay": True}],
+        learning_rate=0.1,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        epsilon=1e-8,
+    )
+    if stepped:
+        for number, parameter in enumerate(parameters, start=1):
+            parameter.grad = torch.arange(3.0) * number
+        optimizer.step()
+    return optimizer
+
+
+def write_model(folder: Path) -> None:
+    save_file({"weight": torch.arange(4.0)}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+
+
+def save(folder: Path, step: int, **changes: Any) -> Path:
+    values: dict[str, Any] = {"write_model": write_model, "optimizer": make_optimizer(), "state": {}, **changes}
+    return checkpoint.save(folder, step, **values)
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+
+
+def test_a_checkpoint_holds_model_optimizer_and_state(tmp_path: Path) -> None:
+    saved = make_optimizer()
+    folder = save(tmp_path / "checkpoints", 7, optimizer=saved, state={"totals": {"loss_sum": 0.1}})
+    assert folder == tmp_path / "checkpoints" / "step-000007"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json", "model.safetensors", "optimizer.safetensors", "training_state.json",
+    ]  # fmt: skip
+    assert load_file(folder / "model.safetensors")["weight"].tolist() == [0, 1, 2, 3]
+    fresh = make_optimizer(stepped=False)
+    assert checkpoint.load(folder, fresh) == {"step": 7, "totals": {"loss_sum": 0.1}}
+    one, other = optimizer_state(saved), optimizer_state(fresh)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert [path.name for path in folder.parent.iterdir()] == ["step-000007"], "nothing is left beside it"
+
+
+def test_a_number_survives_the_state_to_the_last_bit(tmp_path: Path) -> None:
+    value = 0.1 + 0.2
+    assert checkpoint.load(save(tmp_path, 1, state={"loss": value}), make_optimizer())["loss"] == value
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_write_that_is_broken_off_leaves_no_checkpoint(tmp_path: Path, error: type[BaseException]) -> None:
+    save(tmp_path, 1)
+
+    def broken(folder: Path) -> None:
+        write_model(folder)
+        raise error("midway")
+
+    with pytest.raises(error, match="midway"):
+        save(tmp_path, 2, write_model=broken)
+    assert steps(tmp_path) == [1]
+    checkpoint.remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_a_full_disk_is_told_and_spares_the_checkpoint_of_the_same_step(tmp_path: Path) -> None:
+    save(tmp_path, 2, state={"whole": True})
+
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(TrainError) as caught:
+        save(tmp_path, 2, write_model=full)
+    assert caught.value.where == str(tmp_path / "step-000002")
+    assert "No space left on device" in str(caught.value.why)
+    assert caught.value.exit_code == 3
+    assert checkpoint.read_state(tmp_path / "step-000002") == {"step": 2, "whole": True}
+
+
+def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
+    stale = save(tmp_path, 2, state={"time": 1})
+    (stale / "stale").touch()
+    (tmp_path / ".step-000002.tmp").mkdir()
+    (tmp_path / ".step-000002.tmp" / "rest").touch()
+    again = save(tmp_path, 2, state={"time": 2})
+    assert checkpoint.read_state(again) == {"step": 2, "time": 2}
+    assert not (again / "stale").exists()
+    assert not (again / "rest").exists()
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == dict.fromkeys(modes, 0o640)
+    assert len(modes) == 4
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+
+
+def test_the_newest_and_the_protected_are_never_removed(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40, 100):
+        (tmp_path / checkpoint.name(step)).mkdir()
+    checkpoint.prune(tmp_path, keep=3, protected={20})
+    assert steps(tmp_path) == [20, 40, 100], "the oldest go, the best of them stays"
+    checkpoint.prune(tmp_path, keep=1, protected={20})
+    assert steps(tmp_path) == [20, 100]
+    checkpoint.prune(tmp_path, keep=1, protected=set())
+    assert steps(tmp_path) == [100]
+    checkpoint.prune(tmp_path, keep=1, protected=set())
+    assert steps(tmp_path) == [100]
+
+
+def test_fewer_than_the_limit_are_all_kept(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (tmp_path / checkpoint.name(step)).mkdir()
+    checkpoint.prune(tmp_path, keep=5, protected=set())
+    assert steps(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("name", [checkpoint.OPTIMIZER, checkpoint.STATE])
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, name: str, damage: str) -> None:
+    folder = save(tmp_path, 3)
+    path = folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with pytest.raises(TrainError) as caught:
+        checkpoint.load(folder, make_optimizer())
+    assert (caught.value.what, caught.value.where) == ("The checkpoint cannot be read", str(path))
+
+
+def test_an_optimizer_of_another_model_is_an_error(tmp_path: Path) -> None:
+    folder = save(tmp_path, 3, optimizer=make_optimizer(("weight", "adapter")))
+    with pytest.raises(TrainError, match="adapter"):
+        checkpoint.load(folder, make_optimizer())
+
+
+def test_the_state_is_readable_by_people(tmp_path: Path) -> None:
+    folder = save(tmp_path, 3, state={"best_step": None})
+    text = (folder / checkpoint.STATE).read_text()
+    assert json.loads(text) == {"step": 3, "best_step": None}
+    assert text.endswith("}\n")
