@@ -25,5 +25,5 @@ def test_it_trains(path: Path, tmp_path: Path, tiny_model_dir: Path, monkeypatch
     overrides = [f"model={tiny_model_dir}", f"output_dir={tmp_path / 'run'}", "training.threads=1"]
     result = train(path, overrides)
     assert (result.run / "verdict.json").is_file()
-    assert list(result.metrics)[0] == recipe.evaluation.metrics[0]
+    assert next(iter(result.metrics)) == recipe.evaluation.metrics[0]
     assert result.metrics["loss"]["tuned"] != result.metrics["loss"]["base"]

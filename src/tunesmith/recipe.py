@@ -51,7 +51,8 @@ class DataSettings(Settings):
 
     train: list[SourceSettings] = Field(min_length=1, description="what to train on")
     eval: float | list[SourceSettings] | None = Field(
-        default=None, description="a share held out by prompt hash, or sources; none: the dataset's own test split, else 0.1"
+        default=None,
+        description="a share held out by prompt hash, or sources; none: the dataset's own test split, else 0.1",
     )
     format: Shape = Field(default="auto", description="default for every source")
     name: str | None = Field(default=None, description="default for every source")
@@ -61,11 +62,17 @@ class DataSettings(Settings):
     max_length: int = Field(default=2048, ge=8, description="tokens in a row, prompt and answer together")
     too_long: Literal["error", "drop", "truncate"] = Field(default="error", description="what happens to longer rows")
     on_error: Literal["stop", "skip"] = Field(default="stop", description="skip sets bad rows aside in rejected.jsonl")
-    control_tokens: Literal["error", "text"] = Field(default="error", description="control tokens inside a message's text")
-    chat_template: str | None = Field(default=None, description="Jinja text, or a file, in place of the model's template")
+    control_tokens: Literal["error", "text"] = Field(
+        default="error", description="control tokens inside a message's text"
+    )
+    chat_template: str | None = Field(
+        default=None, description="Jinja text, or a file, in place of the model's template"
+    )
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="such as enable_thinking: false")
     date: str | None = Field(default=None, pattern=r"^\d{4}-\d\d-\d\d$", description="the date a template prints")
-    train_on: Literal["assistant", "last"] = Field(default="assistant", description="all assistant turns, or the last only")
+    train_on: Literal["assistant", "last"] = Field(
+        default="assistant", description="all assistant turns, or the last only"
+    )
 
     @field_validator("train", mode="before")
     @classmethod
@@ -118,8 +125,12 @@ class AdapterSettings(Settings):
     r: int = Field(default=16, ge=1, description="rank of the update")
     lora_alpha: float = Field(default=32, gt=0, description="the update is scaled by lora_alpha / r")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    target_modules: str | list[str] = Field(default="all-linear", description="names, a regular expression, or all-linear")
-    exclude_modules: str | list[str] | None = Field(default=None, description="names or a regular expression to leave out")
+    target_modules: str | list[str] = Field(
+        default="all-linear", description="names, a regular expression, or all-linear"
+    )
+    exclude_modules: str | list[str] | None = Field(
+        default=None, description="names or a regular expression to leave out"
+    )
     bias: Literal["none", "all", "lora_only"] = Field(default="none", description="which biases train")
     use_rslora: bool = Field(default=False, description="scale by lora_alpha / sqrt(r) (arXiv:2312.03732)")
     use_dora: bool = Field(default=False, description="weight-decomposed LoRA (arXiv:2402.09353)")
@@ -173,7 +184,9 @@ METHOD_SETTINGS: dict[str, type[Settings]] = {"full": FullSettings, "lora": Lora
 class TrainingSettings(Settings):
     """The optimizer's steps."""
 
-    learning_rate: float | Literal["auto"] = Field(default="auto", description="peak rate; auto: 2e-4 for lora, 2e-5 for full")
+    learning_rate: float | Literal["auto"] = Field(
+        default="auto", description="peak rate; auto: 2e-4 for lora, 2e-5 for full"
+    )
     num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the rows")
     max_steps: int | None = Field(default=None, ge=1, description="optimizer steps, in place of num_train_epochs")
     batch_size: int = Field(default=16, ge=1, description="rows in one optimizer step")
@@ -182,9 +195,13 @@ class TrainingSettings(Settings):
     )
     gradient_accumulation_steps: int | None = Field(default=None, ge=1, description="see per_device_train_batch_size")
     micro_batch_tokens: int | Literal["auto"] = Field(default="auto", description="tokens computed in one forward pass")
-    layout: Literal["auto", "tree", "padded"] = Field(default="auto", description="shared prefixes once, or padded rows")
+    layout: Literal["auto", "tree", "padded"] = Field(
+        default="auto", description="shared prefixes once, or padded rows"
+    )
     warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="share of the steps in which the rate rises")
-    warmup_steps: int | None = Field(default=None, ge=0, description="steps in which the rate rises, in place of the ratio")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="steps in which the rate rises, in place of the ratio"
+    )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         default="cosine", description="how the rate falls after the warm-up"
     )
@@ -200,7 +217,9 @@ class TrainingSettings(Settings):
     save_strategy: Literal["steps", "epoch", "no"] = Field(default="steps", description="no: the last step only")
     save_steps: int = Field(default=100, ge=1, description="steps between checkpoints")
     save_total_limit: int | None = Field(default=None, ge=1, description="checkpoints kept; the best and the last stay")
-    gradient_checkpointing: bool | Literal["auto"] = Field(default="auto", description="recompute activations to save memory")
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        default="auto", description="recompute activations to save memory"
+    )
     seed: int = Field(default=0, ge=0, lt=2**32)
     threads: int | Literal["auto"] = Field(default="auto", description="CPU threads of a forward pass")
     report_to: list[Literal["tensorboard"]] = Field(default_factory=lambda: ["tensorboard"])

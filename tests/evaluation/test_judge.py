@@ -111,7 +111,7 @@ def test_an_example_of_several_rows_is_asked_once_by_its_last(template: ChatTemp
     assert [question.group for question in task.questions] == [7, 8]
 
 
-def test_a_raw_text_is_judged_by_its_tokens_alone(template: ChatTemplate, model: Any) -> None:
+def test_a_raw_text_is_asked_for_all_but_its_first_token(template: ChatTemplate) -> None:
     task = task_of(template, [Example((), "held.jsonl:1", text="a document")])
     (question,) = task.questions
     assert len(question.prompt) == 1
