@@ -101,7 +101,8 @@ class Run:
         try:
             yield
         finally:
-            os.close(owner.pop())
+            if owner:  # else this is a forked child, which has closed its copy already
+                os.close(owner.pop())
 
     def clear(self) -> None:
         """Removes what a run has written, under its lock; the folder and its lock stay."""
