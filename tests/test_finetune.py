@@ -186,6 +186,64 @@ def test_resume_starts_continues_or_returns_what_is_stored(values: dict[str, Any
     assert third.to_json() == first.to_json()
 
 
+@pytest.mark.parametrize(
+    ("training", "held_out"),
+    [
+        ({"max_steps": 4, "warmup_steps": 1}, 0.25),
+        ({"num_train_epochs": 1.0, "save_strategy": "epoch", "eval_strategy": "epoch"}, 0.25),
+        ({"num_train_epochs": 1.0}, 0.0),
+    ],
+)
+def test_a_run_folder_can_be_resumed_whatever_its_settings(
+    values: dict[str, Any], training: dict[str, Any], held_out: float
+) -> None:
+    steps = {"eval_steps", "save_steps", "num_train_epochs"}
+    kept = {name: value for name, value in values["training"].items() if name not in steps}
+    recipe = {**values, "training": {**kept, **training}, "evaluation": {"samples": 0}}
+    first = train(with_values(recipe, data={"eval": held_out}))
+    assert train(first.run, resume=True).to_json() == first.to_json()
+
+
+def test_the_ledger_counts_the_tokens_of_one_epoch_by_weight(values: dict[str, Any], data: Path) -> None:
+    source = {"path": str(data), "weight": 0.5}
+    result = train(with_values(values, data={"train": [source]}))
+    counts = json.loads((result.run / "ledger.json").read_text())["tokens"]
+    assert 0 < counts["computed"] < counts["total"]
+    assert counts["supervised"] < counts["total"] / 4
+
+
+def test_rows_beyond_the_positions_of_the_model_are_refused(values: dict[str, Any], data: Path) -> None:
+    row = {"instruction": "Name the colour.", "input": "very " * 600, "output": "red"}
+    data.write_text(data.read_text() + json.dumps(row) + "\n")
+    with pytest.raises(DataError, match="512 tokens"):
+        train(values)
+
+
+def test_an_answer_that_cannot_be_judged_is_refused_before_a_run_begins(values: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="cannot be judged by json_fields"):
+        train(with_values(values, evaluation={"metrics": ["json_fields"]}))
+    assert not Path(values["output_dir"]).exists()
+
+
+def test_other_rows_are_read_as_the_training_rows_were(
+    values: dict[str, Any], tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,colour\n" + "".join(f"{WORDS[n % 7]} thing {n},{WORDS[n % 7]}\n" for n in range(40)))
+    source = {"path": str(path), "columns": {"input": "text", "output": "colour"}, "instruction": "Name the colour."}
+    run = train(with_values(values, data={"train": [source], "eval": 0.25})).run
+    found = evaluate(run, data=str(path))
+    alone = {"path": str(path), "columns": source["columns"], "instruction": "Something else."}
+    other = train(with_values(values, data={"train": [alone]}, output_dir=str(tmp_path / "other"))).run
+    assert found["rows"] == 40
+    assert found["metrics"]["loss"]["base"] != evaluate(other, data=str(path))["metrics"]["loss"]["base"]
+
+
+def test_a_validation_loss_that_is_not_finite_is_a_failed_training(values: dict[str, Any]) -> None:
+    with pytest.raises(TrainError, match="step 1"):
+        train(with_values(values, training={"learning_rate": 1e30, "eval_steps": 1}))
+
+
 def test_evaluation_between_steps_changes_no_weight(values: dict[str, Any], tmp_path: Path) -> None:
     method = {"name": "lora", "r": 4, "lora_dropout": 0.2}
     often = train(with_values(values, method=method, training={"eval_steps": 1}))
@@ -207,6 +265,13 @@ def test_both_layouts_train_to_the_same_weights(values: dict[str, Any], tmp_path
     two = load_file(Run(other.run).checkpoints[-1] / "adapter_model.safetensors")
     for name, tensor in one.items():
         assert torch.allclose(tensor, two[name], rtol=1e-3, atol=2e-4), name
+
+
+def test_a_qlora_run_is_judged_again_against_the_same_base(values: dict[str, Any]) -> None:
+    result = train(with_values(values, method="qlora"))
+    again = evaluate(result.run)
+    assert again["base_model"] == result.verdict["base_model"] == "untuned, unquantized"
+    assert again["metrics"]["loss"]["base"] == pytest.approx(result.metrics["loss"]["base"], rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ["full", "qlora"])
@@ -275,6 +340,14 @@ def test_other_rows_and_metrics_can_be_judged(values: dict[str, Any], data: Path
     assert alone["metrics"]["loss"]["value"] == pytest.approx(found["metrics"]["loss"]["base"], rel=1e-5)
     with pytest.raises(RunError, match="no rows to judge"):
         evaluate(tiny_model_dir)
+
+
+def test_a_run_without_held_out_rows_has_nothing_to_judge_again(values: dict[str, Any]) -> None:
+    kept = {name: value for name, value in values["training"].items() if name != "eval_steps"}
+    recipe = {**values, "training": kept, "data": {**values["data"], "eval": 0.0}, "evaluation": {}}
+    run = train(recipe).run
+    with pytest.raises(RunError, match="no rows to judge"):
+        evaluate(run)
 
 
 def test_an_adapter_made_elsewhere_answers_and_is_judged(tmp_path: Path, data: Path, tiny_model_dir: Path) -> None:

@@ -409,3 +409,16 @@ def test_a_recipe_object_takes_overrides() -> None:
     assert read.training.max_steps == 2
     assert read.method == QloraSettings(r=4)
     assert recipe.training.max_steps is None
+
+
+@pytest.mark.parametrize("line", ["date: 2026-13-45", 'date: "2026-02-30"'])
+def test_a_date_that_no_calendar_has_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"model: m\noutput_dir: o\ndata:\n  train: a.jsonl\n  {line}\n")
+    with pytest.raises(RecipeError, match=r"r\.yaml:5: `data\.date`"):
+        read_recipe(path)
+
+
+def test_a_folder_in_place_of_a_recipe_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="add --resume"):
+        read_recipe(tmp_path)

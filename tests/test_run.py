@@ -104,6 +104,22 @@ def test_a_run_is_overwritten_only_when_asked(tmp_path: Path) -> None:
     run.check_free(overwrite=True)
 
 
+def test_a_run_killed_while_it_was_set_up_can_be_started_again(tmp_path: Path) -> None:
+    run = started(tmp_path / "out")
+    with run.lock():
+        run.clear()
+    run.write_text("recipe.yaml", "half: written\n")
+    assert not run.exists()
+    run.check_free(overwrite=False)
+
+
+def test_an_error_of_an_earlier_attempt_does_not_stay(tmp_path: Path) -> None:
+    run = started(tmp_path / "out")
+    run.set_status("failed", error={"what": "x"})
+    run.set_status("finished", seconds=1.0)
+    assert "error" not in run.status()
+
+
 def test_clearing_leaves_the_lock_and_follows_no_link(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -113,7 +129,8 @@ def test_clearing_leaves_the_lock_and_follows_no_link(tmp_path: Path) -> None:
     (run.folder / "link").symlink_to(outside)
     with run.lock():
         run.clear()
-        assert [entry.name for entry in run.folder.iterdir()] == [".lock"]
+        assert sorted(entry.name for entry in run.folder.iterdir()) == [".lock", "status.json"]
+    assert run.status() == {"status": "starting"}
     assert (outside / "kept").exists()
 
 

@@ -173,6 +173,13 @@ def encode(
             why=f"All {len(examples.train)} rows have more than {settings.max_length} tokens.",
             remedy="Raise data.max_length, or set data.too_long: truncate.",
         )
+    if examples.held_out and not held_out.kept:
+        raise DataError(
+            "No row is left to judge on",
+            where="data.max_length",
+            why=f"All {len(examples.held_out)} held-out rows have more than {settings.max_length} tokens.",
+            remedy="Raise data.max_length, or set data.too_long: truncate.",
+        )
     return Corpus(
         train=train.kept,
         weights=[examples.weights[row.example] for row in train.kept],

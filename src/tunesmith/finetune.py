@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from tunesmith import corpus as corpora
 from tunesmith import plan
 from tunesmith.corpus import Examples
 from tunesmith.data.layout import Batch
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.evaluation.judge import Task, check_questions, judge, make_task, task_batches
+from tunesmith.evaluation.judge import Task, check_questions, judge, task_batches
 from tunesmith.evaluation.text import check_names
-from tunesmith.fit import Fit
-from tunesmith.prepare import Prepared, Ready, load, load_base, prepare
+from tunesmith.fit import Fit, memory_faults
+from tunesmith.prepare import Prepared, load, load_base, make_held_out_task, prepare, untuned
 from tunesmith.progress import Listener, Silent
 from tunesmith.recipe import Recipe
-from tunesmith.recipe_file import dotted, dump, leaves, read_recipe
+from tunesmith.recipe_file import dotted, dump, leaves, portable, read_recipe
 from tunesmith.run import Run, environment
 from tunesmith.tuned import find
 from tunesmith.tuned import load as load_tuned
@@ -96,19 +95,17 @@ def train(
         torch.set_num_threads(int(prepared.recipe.training.threads))
         last = run.checkpoints[-1] if continues and run.checkpoints else None
         ready = load(prepared, last, listener)
+        if prepared.task is not None:
+            check_questions(ready.model, prepared.task, ready.recipe.evaluation)
         if not continues:
             run.clear()
             _write_facts(run, asked, ready.recipe, prepared)
         with _recorded_status(run):
             run.set_status("running")
-            task = _task(ready.recipe, prepared)
-            if task is not None:
-                check_questions(ready.model, task, ready.recipe.evaluation)
-            batches = _batches(ready.recipe, task)
-            fit = Fit(run, ready, prepared, task=task, eval_batches=batches)
+            fit = Fit(run, ready, prepared, eval_batches=_batches(ready.recipe, prepared.task))
             _count_tokens(fit, listener)
             tokens = fit.run_steps(listener)
-            verdict, samples = _judge(fit, batches, listener)
+            verdict, samples = _judge(fit, listener)
             run.write_text("samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in samples))
             run.write_json("verdict.json", verdict)
             seconds = round(time.perf_counter() - begin, 1)
@@ -129,7 +126,7 @@ def dry_run(
     given = dict(leaves(loaded.recipe.model_dump()))
     lines = []
     for path, value in leaves(prepared.recipe.model_dump()):
-        resolved = path not in given or (given[path] in ("auto", None) and value != given[path])
+        resolved = path not in given or value != given[path]
         lines.append((dotted(path), value, "auto" if resolved else loaded.origin(path)))
     return lines
 
@@ -163,21 +160,27 @@ def evaluate(
         _check_same_data(tuned.target.run, examples)
     corpora.check_metrics(recipe.evaluation.metrics, examples)
     corpus = corpora.encode(examples, tuned.template, recipe.data, listener=listener)
-    task = make_task(
-        corpus.held_out, corpus.groups, tokenizer=tuned.tokenizer, stop_ids=tuned.stop_ids, settings=recipe.evaluation
+    task = make_held_out_task(
+        examples, corpus, tokenizer=tuned.tokenizer, stops=tuned.stop_ids, settings=recipe.evaluation
     )
-    budget = plan.micro_batch_tokens(str(tuned.device), max(len(row.ids) for row in task.rows))
-    verdict, _ = judge(
-        tuned.model,
-        tuned.reference(),
-        task,
-        task_batches(task, budget=budget, layout="padded" if recipe.training.layout == "padded" else "tree"),
-        tokenizer=tuned.tokenizer,
-        stop_ids=tuned.stop_ids,
-        settings=recipe.evaluation,
-        listener=listener,
-    )
-    return verdict
+    if task is None:
+        raise _no_rows_to_judge(str(target), "The run held no rows out (data.eval is 0).")
+    check_questions(tuned.model, task, recipe.evaluation)
+    budget = plan.micro_batch_tokens(tuned.device, max(len(row.ids) for row in task.rows))
+    context, name = tuned.reference()
+    with memory_faults():
+        verdict, _ = judge(
+            tuned.model,
+            context,
+            task,
+            # What was never probed is not shared: a plain model or an adapter made elsewhere.
+            task_batches(task, budget=budget, layout="tree" if recipe.training.layout == "tree" else "padded"),
+            tokenizer=tuned.tokenizer,
+            stop_ids=tuned.stop_ids,
+            settings=recipe.evaluation,
+            listener=listener,
+        )
+    return {**verdict, "base_model": name}
 
 
 def _asked_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, resume: bool) -> Recipe:
@@ -193,7 +196,7 @@ def _stored_recipe(run: Run) -> Recipe:
 
 
 def _check_same_recipe(run: Run, asked: Recipe) -> None:
-    before, now = dict(leaves(run.status()["asked"])), dict(leaves(asked.model_dump(mode="json")))
+    before, now = dict(leaves(run.status()["asked"])), dict(leaves(portable(asked)))
     changed = [path for path in {**before, **now} if before.get(path) != now.get(path)]
     if changed:
         lines = [f"{dotted(path)}: {before.get(path)!r} then, {now.get(path)!r} now" for path in changed[:10]]
@@ -231,22 +234,7 @@ def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared) ->
         lines = (json.dumps(asdict(row), ensure_ascii=False) for row in prepared.examples.rejected)
         run.write_text("rejected.jsonl", "".join(f"{line}\n" for line in lines))
     run.write_json("ledger.json", prepared.corpus.ledger.to_json())
-    run.set_status("running", asked=asked.model_dump(mode="json"), step=0)
-
-
-def _task(recipe: Recipe, prepared: Prepared) -> Task | None:
-    """Held-out rows to judge on; raw text is judged by its tokens alone."""
-    corpus = prepared.corpus
-    if not corpus.held_out:
-        return None
-    task = make_task(
-        corpus.held_out,
-        corpus.groups,
-        tokenizer=prepared.tokenizer,
-        stop_ids=prepared.stops,
-        settings=recipe.evaluation,
-    )
-    return replace(task, questions=[]) if prepared.examples.raw_text else task
+    run.set_status("running", asked=portable(asked), step=0)
 
 
 def _batches(recipe: Recipe, task: Task | None) -> list[Batch]:
@@ -257,64 +245,51 @@ def _batches(recipe: Recipe, task: Task | None) -> list[Batch]:
 
 def _count_tokens(fit: Fit, listener: Listener) -> None:
     """Says how many tokens an epoch has, computes and learns from, and completes the ledger with them."""
-    steps = fit.order.steps_in(0)
-    batches = [batch for step in fit.steps() if step.number <= steps for batch in step.batches]
-    rows, computed, supervised = (
+    batches = fit.first_epoch()
+    ledger = fit.prepared.corpus.ledger
+    tokens = ledger.tokens
+    tokens.total, tokens.computed, tokens.supervised = (
         sum(getattr(batch, name) for batch in batches) for name in ("tokens", "computed", "supervised")
     )
-    ledger = fit.prepared.corpus.ledger
-    ledger.tokens.computed = computed
     fit.run.write_json("ledger.json", ledger.to_json())
-    counts = ledger.rows
+    counts, drawn = ledger.rows, len(fit.order.epoch_rows(0))
     listener.say(
         f"rows: {counts.read} read, {counts.invalid} invalid, {counts.too_long} too long, "
         f"{counts.held_out} held out, {counts.trained} to train on"
+        + (f" ({drawn} in the first epoch by their weights)" if set(fit.order.weights) != {1.0} else "")
     )
     listener.say(
-        f"tokens in an epoch: {rows:,} in the rows, {computed:,} computed ({1 - computed / rows:.0%} saved), "
-        f"{supervised:,} supervised; {fit.order.total_steps} steps in all"
+        f"tokens in an epoch: {tokens.total:,} in the rows, {tokens.computed:,} computed "
+        f"({1 - tokens.computed / tokens.total:.0%} saved), {tokens.supervised:,} supervised; "
+        f"steps in all: {fit.order.total_steps}"
     )
 
 
-def _judge(fit: Fit, batches: list[Batch], listener: Listener) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _judge(fit: Fit, listener: Listener) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The last checkpoint against the base. Without held-out rows there is no evidence, and the verdict says so."""
+    step, prepared = fit.order.total_steps, fit.prepared
     if fit.task is None:
         nothing = "There are no held-out rows (data.eval is 0)."
-        return {
-            "verdict": "no evidence",
-            "reason": nothing,
-            "metrics": {},
-            "rows": 0,
-            "step": fit.order.total_steps,
-        }, []
-    context, name = _reference(fit.ready, fit.prepared)
-    verdict, samples = judge(
+        return {"verdict": "no evidence", "reason": nothing, "metrics": {}, "rows": 0, "step": step}, []
+    context, name = untuned(
+        fit.ready.method,
         fit.ready.model,
-        context,
-        fit.task,
-        batches,
-        tokenizer=fit.prepared.tokenizer,
-        stop_ids=fit.prepared.stops,
-        settings=fit.ready.recipe.evaluation,
-        listener=listener,
-        known=fit.final_scores,
+        device=prepared.recipe.model.device,
+        load_plain=lambda: load_base(prepared, {}),
     )
-    return {**verdict, "base_model": name, "step": fit.order.total_steps}, samples
-
-
-def _reference(ready: Ready, prepared: Prepared) -> tuple[AbstractContextManager[nn.Module], str]:
-    """The untuned model and what it is: for qlora the unquantized one, where it fits beside the tuned model."""
-    if ready.method.name != "qlora":
-        return ready.method.reference(ready.model), "untuned"
-    parameters = sum(parameter.numel() for parameter in ready.model.parameters())
-    if not plan.unquantized_base_fits(parameters, memory=plan.total_memory(prepared.recipe.model.device)):
-        return ready.method.reference(ready.model), "untuned, quantized"
-
-    @contextmanager
-    def unquantized() -> Iterator[nn.Module]:
-        yield load_base(prepared, {})
-
-    return unquantized(), "untuned, unquantized"
+    with memory_faults():
+        verdict, samples = judge(
+            fit.ready.model,
+            context,
+            fit.task,
+            fit.eval_batches,
+            tokenizer=prepared.tokenizer,
+            stop_ids=prepared.stops,
+            settings=fit.ready.recipe.evaluation,
+            listener=listener,
+            known=fit.final_scores,
+        )
+    return {**verdict, "base_model": name, "step": step}, samples
 
 
 @contextmanager
@@ -349,23 +324,37 @@ def _recorded_status(run: Run) -> Iterator[None]:
 def _evaluation_recipe(stored: Recipe | None, target: str, data: str | None, settings: Sequence[str]) -> Recipe:
     """The run's recipe, or a plain one, with the rows to judge on and the settings that were given."""
     if stored is None and data is None:
-        raise RunError(
-            "There are no rows to judge on",
-            where=target,
-            why="This is no run, so it has no held-out rows of its own.",
-            remedy="Name them with --data.",
-        )
-    raw: dict[str, Any] = {"model": target, "data": {"train": data}, "output_dir": "unused"}
-    if stored is not None:
-        raw = stored.model_dump(exclude_unset=True)
+        raise _no_rows_to_judge(target, "This is no run, so it has no held-out rows of its own.")
+    plain: dict[str, Any] = {"model": target, "data": {"train": data}, "output_dir": "unused"}
+    raw = plain if stored is None else portable(stored)
     if data is not None:
-        section = {key: value for key, value in raw["data"].items() if key not in ("train", "eval", "split", "name")}
-        raw["data"] = {**section, "train": data, "eval": 0.0}
-        raw["training"] = {key: value for key, value in raw.get("training", {}).items() if key != "eval_steps"}
+        raw["data"] = {**raw["data"], "train": [_read_like_training(stored, target, data)], "eval": 0.0}
+        raw["data"] |= {"split": None, "name": None}
+        raw["training"] = {name: value for name, value in raw.get("training", {}).items() if name != "eval_steps"}
     metrics = raw.pop("evaluation", {})
-    recipe = read_recipe(raw, []).recipe
-    evaluation = read_recipe({**raw, "data": {"train": "unused"}, "evaluation": metrics}, _prefixed(settings)).recipe
-    return recipe.model_copy(update={"evaluation": evaluation.evaluation})
+    recipe = read_recipe(raw).recipe
+    judged = read_recipe({**plain, "data": {"train": "unused"}, "evaluation": metrics}, _prefixed(settings)).recipe
+    return recipe.model_copy(update={"evaluation": judged.evaluation})
+
+
+def _read_like_training(stored: Recipe | None, target: str, data: str) -> dict[str, Any]:
+    """New rows are read as the training rows were: the same shape, columns and instruction, so the same prompt."""
+    if stored is None:
+        return {"path": data}
+    kept = ("format", "columns", "instruction")
+    ways = [{name: getattr(source, name) for name in kept} for source in stored.data.sources("train")]
+    if any(way != ways[0] for way in ways):
+        raise RunError(
+            "The run's training sources were read in different ways, so it is not known how to read other rows",
+            where=target,
+            why="They differ in format, columns or instruction.",
+            remedy="Give rows of the shape {messages}, and train with a recipe of one source; or judge the run's own.",
+        )
+    return {"path": data, **ways[0]}
+
+
+def _no_rows_to_judge(target: str, why: str) -> RunError:
+    return RunError("There are no rows to judge on", where=target, why=why, remedy="Name them with --data.")
 
 
 def _prefixed(settings: Sequence[str]) -> list[str]:

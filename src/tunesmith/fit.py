@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import torch
 
 from tunesmith.data.layout import Batch, micro_batches
 from tunesmith.data.order import Order
-from tunesmith.errors import TrainError
-from tunesmith.evaluation.judge import Task, token_scores
+from tunesmith.errors import ModelError, TrainError
+from tunesmith.evaluation.judge import token_scores
 from tunesmith.evaluation.loss import TokenScores
 from tunesmith.model.load import save_tokenizer
 from tunesmith.prepare import Prepared, Ready
@@ -31,15 +31,12 @@ class Fit:
     """The steps of a run from its last checkpoint on. ``final_scores`` are the held-out scores of the last step.
 
     Args:
-        task: held-out rows for the validation loss, or None where there are none.
-        eval_batches: the task, laid out.
+        eval_batches: the held-out rows, laid out for the validation loss; none where there are none.
     """
 
-    def __init__(
-        self, run: Run, ready: Ready, prepared: Prepared, *, task: Task | None, eval_batches: list[Batch]
-    ) -> None:
+    def __init__(self, run: Run, ready: Ready, prepared: Prepared, *, eval_batches: list[Batch]) -> None:
         self.run, self.ready, self.prepared = run, ready, prepared
-        self.task, self.eval_batches = task, eval_batches
+        self.task, self.eval_batches = prepared.task, eval_batches
         self.settings = ready.recipe.training
         self.order = Order(
             prepared.corpus.weights,
@@ -60,11 +57,19 @@ class Fit:
 
     def steps(self, *, after: int = 0) -> Iterator[Step]:
         """Every step behind ``after``, its rows laid out."""
+        for window in self.order.windows(after=after):
+            yield Step(window.step, window.epoch, self.lay_out(window.rows))
+
+    def lay_out(self, rows: Sequence[int]) -> list[Batch]:
+        """The micro-batches of one step."""
         budget, layout = int(self.settings.micro_batch_tokens), self.settings.layout
         assert layout != "auto"
-        for window in self.order.windows(after=after):
-            rows = [self.prepared.corpus.train[number] for number in window.rows]
-            yield Step(window.step, window.epoch, micro_batches(rows, budget=budget, layout=layout))
+        return micro_batches([self.prepared.corpus.train[number] for number in rows], budget=budget, layout=layout)
+
+    def first_epoch(self) -> list[Batch]:
+        """Every micro-batch of the first pass over the rows, whether or not the run is that long."""
+        rows, size = self.order.epoch_rows(0).tolist(), self.order.batch_size
+        return [batch for start in range(0, len(rows), size) for batch in self.lay_out(rows[start : start + size])]
 
     def run_steps(self, listener: Listener) -> dict[str, int]:
         """Trains to the last step. Returns token counts of the whole run: in rows, computed, supervised."""
@@ -83,7 +88,8 @@ class Fit:
             totals=done.get("totals", {}),
             step=first,
         )
-        with listener.task("training", self.order.total_steps) as advance, _memory_faults():
+        self.run.set_status("running", step=first, total_steps=self.order.total_steps)
+        with listener.task("training", self.order.total_steps) as advance, memory_faults():
             self.recorder.advance = advance
             train(
                 self.ready.model,
@@ -134,7 +140,15 @@ class Fit:
         """Validation loss of the weights as they stand."""
         assert self.task is not None
         begin = time.perf_counter()
-        scores = token_scores(self.ready.model, self.task, self.eval_batches, title="validation", listener=Silent())
+        try:
+            scores = token_scores(self.ready.model, self.task, self.eval_batches, title="validation", listener=Silent())
+        except ModelError as error:
+            raise TrainError(
+                f"The validation loss of step {step.number} is not finite",
+                where=f"step {step.number}",
+                why=f"The learning rate of this step was {self.rate()(step.number):g}.",
+                remedy="Lower training.learning_rate or add warm-up (training.warmup_ratio: 0.1).",
+            ) from error
         self.recorder.on_eval(step.number, step.epoch, scores.loss, time.perf_counter() - begin)
         if step.number == self.order.total_steps:
             self.final_scores = scores
@@ -169,7 +183,7 @@ class Fit:
 
 
 @contextmanager
-def _memory_faults() -> Iterator[None]:
+def memory_faults() -> Iterator[None]:
     """Memory that runs out is the user's to mend, so it gets a message of its own."""
     try:
         yield
@@ -183,8 +197,8 @@ def _memory_faults() -> Iterator[None]:
 
 def _out_of_memory(error: BaseException) -> TrainError:
     return TrainError(
-        "Memory ran out in a training step",
+        "Memory ran out",
         why=str(error).splitlines()[0] if str(error) else None,
         remedy="Lower training.micro_batch_tokens, set training.gradient_checkpointing: true, or use method qlora. "
-        "The last checkpoint is whole: continue with --resume.",
+        "Checkpoints that were written are whole: continue with --resume.",
     )

@@ -15,6 +15,7 @@ from tunesmith.corpus import Examples
 from tunesmith.data.check import Finding, Ledger
 from tunesmith.data.example import Example
 from tunesmith.data.read import BadRow, own_eval_split
+from tunesmith.evaluation.text import check_names
 from tunesmith.progress import Listener, Silent
 from tunesmith.recipe import DataSettings, ModelSettings, Shape, SourceSettings
 from tunesmith.recipe_file import read_recipe
@@ -120,7 +121,8 @@ def inspect(
     given = {"format": format, "columns": dict(columns or {}), "instruction": instruction}
     given = {name: value for name, value in given.items() if value not in ("auto", {}, None)}
     if data.endswith(RECIPE_ENDINGS):
-        recipe = read_recipe(data, []).recipe
+        recipe = read_recipe(data).recipe
+        check_names(recipe.evaluation.metrics)
         settings = recipe.data.model_copy(update=given)
         source = recipe.model if model is None else ModelSettings.model_validate({"path": model})
         seed, method = recipe.training.seed, recipe.method.name

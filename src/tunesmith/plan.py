@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from tunesmith.methods.base import weights_in
 from tunesmith.recipe import MethodSettings
 
 CPU_TOKENS = 1024  # a larger forward pass gains nothing on a CPU and costs memory (docs/lab.md)
@@ -53,7 +54,7 @@ def threads() -> int:
 def shape(model: nn.Module, config: PretrainedConfig, method: MethodSettings) -> Shape:
     """The sizes of a model with its method attached."""
     text = config.get_text_config()
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    counts = [(weights_in(parameter), parameter.requires_grad) for parameter in model.parameters()]
     first = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     return Shape(
         parameters=sum(count for count, _ in counts),

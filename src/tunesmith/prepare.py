@@ -6,14 +6,15 @@ The cheapest refusal comes first: rows are read before a model is fetched, and e
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith import corpus as corpora
 from tunesmith import plan
@@ -22,18 +23,22 @@ from tunesmith.data.check import Finding
 from tunesmith.data.layout import LayoutName
 from tunesmith.data.template import ChatTemplate
 from tunesmith.errors import RecipeError
+from tunesmith.evaluation.judge import Task, make_task
 from tunesmith.methods import build
-from tunesmith.methods.base import Method, trainable_line
+from tunesmith.methods.base import Method, trainable_line, weights_in
 from tunesmith.model import attention
 from tunesmith.model.load import load_model, load_tokenizer, resolve_device, resolve_dtype, stop_ids
 from tunesmith.model.source import kind, resolve
 from tunesmith.progress import Listener
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import EvaluationSettings, Recipe
 
 
 @dataclass(slots=True)
 class Prepared:
-    """What is known before weights are loaded. ``recipe`` has every ``auto`` resolved that needs no weights."""
+    """What is known before weights are loaded. ``recipe`` has every ``auto`` resolved that needs no weights.
+
+    ``task`` is what the run is judged on; None where no row is held out.
+    """
 
     recipe: Recipe
     folder: Path
@@ -42,6 +47,7 @@ class Prepared:
     template: ChatTemplate
     examples: Examples
     corpus: Corpus
+    task: Task | None
 
 
 @dataclass(slots=True)
@@ -64,7 +70,7 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     for note in examples.notes:
         listener.say(note)
     for finding in examples.findings:
-        listener.warn(_in_words(finding))
+        (listener.say if finding.severity == "info" else listener.warn)(_in_words(finding))
     folder = resolve(
         recipe.model.path,
         revision=recipe.model.revision,
@@ -74,10 +80,40 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code)
     stops = stop_ids(folder, tokenizer)
     template = corpora.make_template(recipe.data, tokenizer, stops)
+    recipe = _within_positions(recipe, folder, listener)
     corpus = corpora.encode(examples, template, recipe.data, listener=listener)
     for finding in template.findings:
-        listener.warn(_in_words(finding))
-    return Prepared(_resolve_settings(recipe, corpus, listener), folder, tokenizer, stops, template, examples, corpus)
+        (listener.say if finding.severity == "info" else listener.warn)(_in_words(finding))
+    task = make_held_out_task(examples, corpus, tokenizer=tokenizer, stops=stops, settings=recipe.evaluation)
+    resolved = _resolve_settings(recipe, corpus, listener)
+    return Prepared(resolved, folder, tokenizer, stops, template, examples, corpus, task)
+
+
+def make_held_out_task(
+    examples: Examples,
+    corpus: Corpus,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: tuple[int, ...],
+    settings: EvaluationSettings,
+) -> Task | None:
+    """What to judge on; raw text is judged by its tokens alone. Raises DataError for a truth no metric can score."""
+    if not corpus.held_out:
+        return None
+    task = make_task(corpus.held_out, corpus.groups, tokenizer=tokenizer, stop_ids=stops, settings=settings)
+    return replace(task, questions=[]) if examples.raw_text else task
+
+
+def _within_positions(recipe: Recipe, folder: Path, listener: Listener) -> Recipe:
+    """A model cannot see past its positions, so ``max_length`` is at most their number."""
+    config = AutoConfig.from_pretrained(
+        folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True
+    ).get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)  # a state-space model has none
+    if limit is None or recipe.data.max_length <= limit:
+        return recipe
+    listener.say(f"data.max_length: {recipe.data.max_length} -> {limit}, the positions that this model has")
+    return recipe.with_values(data={"max_length": limit})
 
 
 def _in_words(finding: Finding) -> str:
@@ -161,6 +197,27 @@ def load_base(prepared: Prepared, options: Mapping[str, Any]) -> PreTrainedModel
     )
     attention.install(model)
     return model
+
+
+def untuned(
+    method: Method, model: nn.Module, *, device: str, load_plain: Callable[[], nn.Module]
+) -> tuple[AbstractContextManager[nn.Module], str]:
+    """A context with the untuned model, and what it is: for qlora the unquantized one, where it fits beside the other.
+
+    Args:
+        load_plain: loads the unquantized base.
+    """
+    if method.name != "qlora":
+        return method.reference(model), "untuned"
+    parameters = sum(weights_in(parameter) for parameter in model.parameters())
+    if not plan.unquantized_base_fits(parameters, memory=plan.total_memory(device)):
+        return method.reference(model), "untuned, quantized"
+
+    @contextmanager
+    def unquantized() -> Iterator[nn.Module]:
+        yield load_plain()
+
+    return unquantized(), "untuned, unquantized"
 
 
 def _layout(prepared: Prepared, model: nn.Module, listener: Listener) -> LayoutName:

@@ -6,6 +6,7 @@ YAML, with line numbers in its errors, is in ``recipe_file.py``; this module kno
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -91,6 +92,13 @@ class DataSettings(Settings):
     def _share_in_bounds(cls, value: Any) -> Any:
         if isinstance(value, float) and not 0 <= value < 1:
             raise ValueError(f"a share is at least 0 and below 1, found {value:g}")
+        return value
+
+    @field_validator("date", mode="after")
+    @classmethod
+    def _in_the_calendar(cls, value: str | None) -> str | None:
+        if value is not None:
+            datetime.date.fromisoformat(value)  # its own message says what is wrong
         return value
 
     def sources(self, which: Literal["train", "eval"]) -> list[SourceSettings]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
@@ -80,14 +81,18 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML, every value written out; reading it back gives an equal recipe."""
-    from io import StringIO
-
     stream = StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[attr-defined]
     yaml.width = 4096
-    values = recipe.model_dump()
+    yaml.dump(portable(recipe), stream)
+    return stream.getvalue()
+
+
+def portable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values that read back as an equal recipe: of two ways to say a thing, only one."""
+    values = recipe.model_dump(mode="json")
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         values["training"].pop(name)  # batch_size says it
     for one, other in (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio")):
@@ -98,8 +103,7 @@ def dump(recipe: Recipe) -> str:
             values["training"].pop(f"{kind}_steps")
     if values["data"]["eval"] == 0:
         values["training"].pop("eval_steps", None)
-    yaml.dump(values, stream)
-    return stream.getvalue()
+    return values
 
 
 def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
@@ -127,10 +131,16 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise RecipeError("There is no such recipe", where=str(path), **_similar_files(path)) from None
+    except IsADirectoryError:
+        raise RecipeError(
+            "This is a folder, not a recipe",
+            where=str(path),
+            remedy="Name a YAML file; to continue the run in a run folder, add --resume.",
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError("The recipe cannot be read", where=str(path), why=str(error)) from None
     try:
-        document = YAML(typ="rt", pure=True).load(text)
+        document = _yaml().load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         duplicate = type(error).__name__ == "DuplicateKeyError"
@@ -151,6 +161,19 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
     origins: dict[Path_, str] = {}
     _collect_lines(document, (), path, origins)
     return _plain(document), origins
+
+
+class _Constructor(RoundTripConstructor):
+    """A date stays the text it was, so that one which no calendar has is the setting's to refuse."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda constructor, node: node.value)
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="rt", pure=True)
+    yaml.Constructor = _Constructor
+    return yaml
 
 
 def _similar_files(path: Path) -> dict[str, str]:
@@ -175,13 +198,11 @@ def _collect_lines(node: Any, path: Path_, file: Path, origins: dict[Path_, str]
 
 
 def _plain(node: Any) -> Any:
-    """ruamel's nodes as plain Python values; a YAML date stays the text it was."""
+    """ruamel's nodes as plain Python values."""
     if isinstance(node, Mapping):
         return {key: _plain(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
         return [_plain(value) for value in node]
-    if isinstance(node, (datetime.date, datetime.datetime)):
-        return node.isoformat()
     if isinstance(node, ScalarBoolean):  # one with an anchor; an int to Python
         return bool(node)
     for kind in (bool, int, float, str):
@@ -197,7 +218,7 @@ def _parse_override(override: str) -> tuple[Path_, Any]:
             "This override is not key=value", where=override, remedy="Write section.key=value, such as training.seed=1."
         )
     try:
-        value = _plain(YAML(typ="rt", pure=True).load(text)) if text.strip() else None
+        value = _plain(_yaml().load(text)) if text.strip() else None
     except YAMLError as error:
         raise RecipeError("The value of this override is not YAML", where=override, why=str(error)) from None
     return tuple(key.strip().split(".")), value

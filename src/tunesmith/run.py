@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from tunesmith.errors import RunError
 
-State = Literal["running", "finished", "failed", "stopped"]
+State = Literal["starting", "running", "finished", "failed", "stopped"]
 RECORDED_PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors", "numpy",
 )  # fmt: skip
@@ -51,8 +51,8 @@ class Run:
         return run
 
     def exists(self) -> bool:
-        """Whether this folder is a run, begun or finished."""
-        return (self.folder / "status.json").is_file() and (self.folder / "recipe.yaml").is_file()
+        """Whether this folder is a run, begun or finished; one that was killed while it was set up is not yet."""
+        return self.status().get("status", "starting") != "starting"
 
     def check_free(self, *, overwrite: bool) -> None:
         """Raises RunError if starting here would overwrite something that was not given up for it."""
@@ -60,14 +60,14 @@ class Run:
             return
         if not self.folder.is_dir():
             raise RunError("The output folder is a file", where=str(self.folder), remedy="Name another output_dir.")
-        if not self.exists():
+        if not self.status():
             raise RunError(
                 "The output folder holds files that are not a run",
                 where=str(self.folder),
                 why="Nothing is overwritten that Tunesmith did not write.",
                 remedy="Name another output_dir.",
             )
-        if not overwrite:
+        if self.exists() and not overwrite:
             raise RunError(
                 "The output folder already holds a run",
                 where=str(self.folder),
@@ -105,9 +105,10 @@ class Run:
                 os.close(owner.pop())
 
     def clear(self) -> None:
-        """Removes what a run has written, under its lock; the folder and its lock stay."""
+        """Removes what a run has written, under its lock. A kill in the middle leaves a folder known as ours."""
+        self.write_json("status.json", {"status": "starting"})
         for entry in self.folder.iterdir():
-            if entry.name == ".lock":
+            if entry.name in (".lock", "status.json"):
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -166,9 +167,10 @@ class Run:
         return self.read_json("status.json") if (self.folder / "status.json").is_file() else {}
 
     def set_status(self, status: State, **facts: Any) -> None:
-        """Records where the run stands; facts recorded earlier stay."""
+        """Records where the run stands; facts recorded earlier stay, but for the error of an earlier attempt."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.write_json("status.json", {**self.status(), "status": status, "updated": now, **facts})
+        known = {name: value for name, value in self.status().items() if name != "error"}
+        self.write_json("status.json", {**known, "status": status, "updated": now, **facts})
 
     @property
     def checkpoints(self) -> list[Path]:

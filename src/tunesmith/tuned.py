@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.example import Message
 from tunesmith.data.template import ChatTemplate
-from tunesmith.errors import ModelError, RunError
+from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.generate import Generation, GenerationSettings, generate, stream
 from tunesmith.methods import build
 from tunesmith.methods.base import Method
 from tunesmith.model import attention
 from tunesmith.model.load import load_model, load_tokenizer, resolve_device, resolve_dtype, stop_ids
 from tunesmith.model.source import kind, resolve
+from tunesmith.prepare import untuned
 from tunesmith.progress import Listener, Silent
 from tunesmith.recipe import DataSettings, LoraSettings, MethodSettings, Recipe, SourceSettings
 from tunesmith.recipe_file import read_recipe
@@ -52,8 +53,9 @@ class Tuned:
         template: ChatTemplate,
         method: Method | None,
         stops: tuple[int, ...],
+        load_plain: Callable[[], nn.Module],
     ) -> None:
-        self.target, self.model, self.tokenizer = target, model, tokenizer
+        self.target, self.model, self.tokenizer, self.load_plain = target, model, tokenizer, load_plain
         self.template, self.method, self.stop_ids = template, method, stops
 
     @property
@@ -87,20 +89,28 @@ class Tuned:
         """Where the model computes."""
         return str(next(self.model.parameters()).device)
 
-    def reference(self) -> AbstractContextManager[nn.Module] | None:
-        """A context with the untuned model, or None where nothing was tuned."""
-        return None if self.method is None else self.method.reference(self.model)
+    def reference(self) -> tuple[AbstractContextManager[nn.Module] | None, str | None]:
+        """A context with the untuned model and what it is; None where nothing was tuned."""
+        if self.method is None:
+            return None, None
+        return untuned(self.method, self.model, device=self.device, load_plain=self.load_plain)
 
     @contextmanager
     def base(self) -> Iterator[Tuned]:
         """Inside, what this object yields answers as the untuned model."""
-        reference = self.reference()
+        reference, _ = self.reference()
         if reference is None:
             yield self
             return
         with reference as model:
             yield Tuned(
-                self.target, model, tokenizer=self.tokenizer, template=self.template, method=None, stops=self.stop_ids
+                self.target,
+                model,
+                tokenizer=self.tokenizer,
+                template=self.template,
+                method=None,
+                stops=self.stop_ids,
+                load_plain=self.load_plain,
             )
 
 
@@ -124,30 +134,42 @@ def load(
         dtype = found.recipe.model.dtype if dtype == "auto" else dtype
         trust_remote_code = trust_remote_code or found.recipe.model.trust_remote_code
     folder = resolve(found.base, revision=found.revision, trust_remote_code=trust_remote_code, say=listener.say)
-    place = resolve_device(device)
+    place = _device(found.recipe, device, listener)
     method = None
     if found.method is not None:
         method = build(found.method, base=str(folder), device=place)
-    options = method.load_options() if method else {}
-    model: nn.Module = load_model(
-        folder,
-        dtype=resolve_dtype(dtype, place, say=listener.warn),
-        device=place,
-        trust_remote_code=trust_remote_code,
-        **options,
-    )
-    assert isinstance(model, PreTrainedModel)
-    attention.install(model)
+    kind_of_number = resolve_dtype(dtype, place, say=listener.warn)
+
+    def load_weights(options: Mapping[str, Any]) -> PreTrainedModel:
+        weights = load_model(folder, dtype=kind_of_number, device=place, trust_remote_code=trust_remote_code, **options)
+        attention.install(weights)
+        return weights
+
+    base = load_weights(method.load_options() if method else {})
     tokenizer_folder = _tokenizer_folder(found.checkpoint, folder)
     tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code=trust_remote_code)
-    stops = stop_ids(model, tokenizer)
-    if method is not None:
-        assert found.checkpoint is not None
-        model = method.load(model, found.checkpoint)
-    template = _template(found, tokenizer, stops)
+    stops = stop_ids(base, tokenizer)
+    model = method.load(base, found.checkpoint) if method and found.checkpoint else base
     return Tuned(
-        found, model.eval().requires_grad_(False), tokenizer=tokenizer, template=template, method=method, stops=stops
+        found,
+        model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        template=_template(found, tokenizer, stops),
+        method=method,
+        stops=stops,
+        load_plain=lambda: load_weights({}).eval(),
     )
+
+
+def _device(recipe: Recipe | None, asked: str, listener: Listener) -> str:
+    """The run's own device where this machine has it, unless another is asked for."""
+    if recipe is None or asked != "auto":
+        return resolve_device(asked)
+    try:
+        return resolve_device(recipe.model.device)
+    except RecipeError as error:
+        listener.warn(f"{error.what}; the run was trained there")
+        return resolve_device("auto")
 
 
 def find(target: str) -> Target:

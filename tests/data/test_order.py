@@ -43,9 +43,14 @@ def test_a_fraction_of_an_epoch_and_max_steps_end_inside_a_pass() -> None:
     assert [window.step for window in order(10, max_steps=8).windows()][-1] == 8
 
 
-def test_the_end_of_an_epoch_is_known() -> None:
-    made = order(10)
-    assert [made.ends_epoch(window) for window in made.windows()] == [False, False, True] * 2
+def test_an_epoch_ends_on_a_whole_number() -> None:
+    assert [window.epoch == int(window.epoch) for window in order(10).windows()] == [False, False, True] * 2
+
+
+def test_weights_far_below_one_leave_a_row_in_every_epoch() -> None:
+    made = order(3, weights=[1e-9] * 3)
+    assert made.total_steps == 2
+    assert [len(window.rows) for window in made.windows()] == [1, 1]
 
 
 def test_a_weight_says_how_often_an_epoch_sees_a_row() -> None:

@@ -154,7 +154,7 @@ def _report(found: Inspection, terminal: Terminal) -> None:
         terminal.write(f"and {len(found.bad) - BAD_ROWS_SHOWN:,} more bad rows (--json has all of them)")
     for finding in found.findings:
         _report_finding(finding, terminal)
-    terminal.write("Ready to train." if found.is_good else "Not ready: a run would stop here.")
+    terminal.write("Ready to train." if found.is_good else "Not ready: mend what is marked as an error first.")
 
 
 def _report_finding(finding: Finding, terminal: Terminal) -> None:

@@ -41,6 +41,8 @@ class Order:
         random = np.random.default_rng([self.seed, epoch])
         whole = np.floor(self.weights)
         copies = (whole + (random.random(len(self.weights)) < self.weights - whole)).astype(np.int64)
+        if not copies.any():  # weights far below 1: an epoch has one row at least
+            copies[random.integers(len(copies))] = 1
         return random.permutation(np.repeat(np.arange(len(self.weights)), copies))
 
     def steps_in(self, epoch: int) -> int:
@@ -60,10 +62,6 @@ class Order:
                 if step == self.total_steps:
                     return
             epoch += 1
-
-    def ends_epoch(self, window: Window) -> bool:
-        """Whether a pass over the rows is complete with this window."""
-        return window.epoch == int(window.epoch)
 
     def _count(self, epochs: float) -> int:
         whole = int(epochs)

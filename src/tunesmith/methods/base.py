@@ -84,12 +84,17 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)) or "norm" in type(module).__name__.lower()
 
 
+def weights_in(parameter: nn.Parameter) -> int:
+    """How many weights a parameter holds; two in each byte where bitsandbytes has packed it."""
+    packed = type(parameter).__name__ == "Params4bit"
+    return parameter.numel() * (2 * parameter.element_size() if packed else 1)
+
+
 def trainable_line(model: nn.Module) -> str:
     """``trainable params: … || all params: … || trainable%: …`` in PEFT's format; a 4-bit weight counts unpacked."""
     trainable = total = 0
     for parameter in model.parameters():
-        packed = type(parameter).__name__ == "Params4bit"
-        count = parameter.numel() * (2 * parameter.element_size() if packed else 1)
+        count = weights_in(parameter)
         total += count
         trainable += count if parameter.requires_grad else 0
     return f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
