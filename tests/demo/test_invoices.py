@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.demo.invoices import (
+    DATE_STYLES,
     DAYS,
     FIRST_DAY,
     FOREIGN,
@@ -117,7 +118,8 @@ def test_headers_are_written_as_the_cldr_has_it() -> None:
 
 
 def test_english_headers_name_the_month_because_english_has_two_orders_for_numeric_dates() -> None:
-    assert PHRASINGS["en_US"].date_styles == PHRASINGS["en_GB"].date_styles == ("medium", "long")
+    for locale in ("en_US", "en_GB"):
+        assert all("Mar" in date_text(date(2024, 3, 4), style=style, locale=locale) for style in DATE_STYLES)
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others() -> None:
@@ -137,7 +139,7 @@ def test_write_gives_the_same_bytes_each_time_in_two_files(tmp_path: Path) -> No
 
 
 def _dates(day: date) -> Iterator[str]:
-    return (date_text(day, style=style, locale=locale) for locale, p in PHRASINGS.items() for style in p.date_styles)
+    return (date_text(day, style=style, locale=locale) for locale in PHRASINGS for style in DATE_STYLES)
 
 
 def _amounts(amount: Decimal, currency: str) -> Iterator[str]:

@@ -57,19 +57,16 @@ class Phrasing:
 
     currency: str
     prefixes: tuple[str, ...]
-    date_styles: tuple[str, ...]
     training: tuple[str, ...]
     held_out: tuple[str, ...]
 
 
-WORDED = ("medium", "long")
-ANY = ("short", "medium", "long")
+DATE_STYLES = ("medium", "long")  # years of four digits; medium is numeric in some locales, in words in others
 
 PHRASINGS: dict[str, Phrasing] = {
     "de_DE": Phrasing(
         "EUR",
         ("RE", "R", "AR"),
-        ANY,
         training=(
             "Rechnung {number}\nDatum: {date}\nGesamtbetrag: {amount}",
             "Rechnung Nr. {number} vom {date}\nZu zahlen: {amount}",
@@ -87,7 +84,6 @@ PHRASINGS: dict[str, Phrasing] = {
     "en_US": Phrasing(
         "USD",
         ("INV", "IN", "B"),
-        WORDED,
         training=(
             "Invoice {number}\nDate: {date}\nTotal: {amount}",
             "INVOICE NO. {number}\nInvoice date {date}\nAmount due {amount}",
@@ -105,7 +101,6 @@ PHRASINGS: dict[str, Phrasing] = {
     "pl_PL": Phrasing(
         "PLN",
         ("FV", "FS", "F"),
-        ANY,
         training=(
             "Faktura {number}\nData: {date}\nRazem: {amount}",
             "Faktura nr {number} z dnia {date}\nDo zapłaty: {amount}",
@@ -123,7 +118,6 @@ PHRASINGS: dict[str, Phrasing] = {
     "fr_FR": Phrasing(
         "EUR",
         ("FA", "F", "FC"),
-        ANY,
         training=(
             "Facture {number}\nDate : {date}\nTotal : {amount}",
             "Facture n° {number} du {date}\nNet à payer : {amount}",
@@ -141,7 +135,6 @@ PHRASINGS: dict[str, Phrasing] = {
     "pt_BR": Phrasing(
         "BRL",
         ("NF", "FT", "F"),
-        ANY,
         training=(
             "Fatura {number}\nData: {date}\nTotal: {amount}",
             "Fatura nº {number} de {date}\nTotal a pagar: {amount}",
@@ -159,7 +152,6 @@ PHRASINGS: dict[str, Phrasing] = {
     "sv_SE": Phrasing(
         "SEK",
         ("F", "FA", "KF"),
-        ANY,
         training=(
             "Faktura {number}\nDatum: {date}\nTotalt: {amount}",
             "Fakturanummer: {number}\nFakturadatum: {date}\nAtt betala: {amount}",
@@ -177,7 +169,6 @@ PHRASINGS: dict[str, Phrasing] = {
     "en_GB": Phrasing(
         "GBP",
         ("SI", "INV", "GB"),
-        WORDED,
         training=(
             "Tax invoice {number}\nTax point: {date}\nTotal payable: {amount}",
             "Invoice no: {number}\nDate of issue: {date}\nTotal inc. VAT: {amount}",
@@ -195,7 +186,6 @@ PHRASINGS: dict[str, Phrasing] = {
     "it_IT": Phrasing(
         "EUR",
         ("FT", "FE", "V"),
-        ANY,
         training=(
             "Fattura {number}\nData: {date}\nTotale: {amount}",
             "Fattura n. {number} in data {date}\nTotale da pagare: {amount}",
@@ -213,7 +203,6 @@ PHRASINGS: dict[str, Phrasing] = {
     "cs_CZ": Phrasing(
         "CZK",
         ("FV", "VF", "FA"),
-        ANY,
         training=(
             "Faktura {number}\nDatum: {date}\nCelkem: {amount}",
             "Faktura č. {number} ze dne {date}\nK úhradě: {amount}",
@@ -231,7 +220,6 @@ PHRASINGS: dict[str, Phrasing] = {
     "nl_NL": Phrasing(
         "EUR",
         ("F", "FN", "VF"),
-        ANY,
         training=(
             "Factuur {number}\nDatum: {date}\nTotaal: {amount}",
             "Factuurnummer: {number}\nFactuurdatum: {date}\nTotaalbedrag: {amount}",
@@ -249,7 +237,6 @@ PHRASINGS: dict[str, Phrasing] = {
     "es_ES": Phrasing(
         "EUR",
         ("FAC", "F", "A"),
-        ANY,
         training=(
             "Factura {number}\nFecha: {date}\nTotal: {amount}",
             "Factura n.º {number}\nFecha de emisión: {date}\nTotal a pagar: {amount}",
@@ -267,7 +254,6 @@ PHRASINGS: dict[str, Phrasing] = {
     "da_DK": Phrasing(
         "DKK",
         ("F", "FN", "SF"),
-        ANY,
         training=(
             "Faktura {number}\nDato: {date}\nI alt: {amount}",
             "Fakturanummer: {number}\nFakturadato: {date}\nAt betale: {amount}",
@@ -344,7 +330,7 @@ def _row(locale: str, template: str, rng: random.Random) -> dict[str, str]:
     currency = rng.choice(FOREIGN) if rng.random() < FOREIGN_SHARE else phrasing.currency
     header = template.format(
         number=number,
-        date=date_text(day, style=rng.choice(phrasing.date_styles), locale=locale),
+        date=date_text(day, style=rng.choice(DATE_STYLES), locale=locale),
         amount=amount_text(amount, currency, locale=locale, iso_code=rng.random() < ISO_CODE_SHARE),
     )
     truth = {"number": number, "date": day.isoformat(), "amount": str(amount), "currency": currency}
@@ -352,7 +338,7 @@ def _row(locale: str, template: str, rng: random.Random) -> dict[str, str]:
 
 
 def date_text(day: date, *, style: str, locale: str) -> str:
-    """``day`` in one of the CLDR's styles of ``locale``: ``"short"``, ``"medium"`` or ``"long"``."""
+    """``day`` in one of the CLDR's styles of ``locale``, such as ``"medium"`` or ``"long"``."""
     return format_date(day, format=style, locale=locale)
 
 
