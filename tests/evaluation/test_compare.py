@@ -255,3 +255,9 @@ def test_the_sentence_says_it_in_plain_words():
         "Base and tuned model score alike; at 95% confidence it takes 6 that differ."
     )
     assert sentence(compare({"loss": losses(1.0)}, {"loss": losses(3.0)})).startswith("Worse than the base: loss ")
+
+
+def test_too_few_rows_are_said_to_be_too_few() -> None:
+    verdict = compare({"loss": row_scores([2.0] * 3)}, {"loss": row_scores([1.0] * 3)}, resamples=200)
+    assert verdict["verdict"] == "no evidence"
+    assert verdict["reason"] == "There are only 3 rows; at 95% confidence it takes 6 that differ."

@@ -186,4 +186,6 @@ def _too_little(base: RowScores, tuned: RowScores, confidence: float) -> str | N
         return None
     kind = "rows" if base.groups is None else "independent groups of rows"
     found = f"Only {differing} of {len(sums)} {kind} differ" if differing else "Base and tuned model score alike"
+    if differing == len(sums):
+        found = f"There are only {differing} {kind}"
     return f"{found}; at {100 * confidence:g}% confidence it takes {needed} that differ."
