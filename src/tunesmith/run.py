@@ -52,7 +52,10 @@ class Run:
 
     def exists(self) -> bool:
         """Whether this folder is a run, begun or finished; one that was killed while it was set up is not yet."""
-        return self.status().get("status", "starting") != "starting"
+        try:
+            return self.status().get("status", "starting") != "starting"
+        except RunError:  # damaged: a run all the same, and whoever reads it is told
+            return True
 
     def check_free(self, *, overwrite: bool) -> None:
         """Raises RunError if starting here would overwrite something that was not given up for it."""

@@ -109,7 +109,9 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
             "seconds": 1.5,
             "tokens": {"rows": 9},
         }
-        return SimpleNamespace(run=Path("runs/rows"), verdict=VERDICT, to_json=lambda: facts)
+        return SimpleNamespace(
+            run=Path("runs/rows"), verdict=VERDICT, metrics=VERDICT["metrics"], to_json=lambda: facts
+        )
 
     def dry_run(recipe: Any, overrides: Any = (), *, listener: Any) -> Any:
         return [("model.path", "m", f"{recipe}:1"), ("training.learning_rate", 2e-4, "auto")]

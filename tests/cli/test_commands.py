@@ -85,6 +85,8 @@ def test_train_hands_recipe_and_overrides_to_the_library(command: Command, recip
     assert outcome.out.splitlines() == [
         "the story",
         "a library's own line",
+        "Better than the base: exact_match 0.05 -> 0.85 on 40 held-out rows "
+        "(difference +0.8, 95% interval +0.65 to +0.925).",
         "metric       base  tuned  difference  interval         verdict",
         "exact_match  0.05   0.85        +0.8  +0.65 to +0.925  better",
         "The run is runs/rows. Next: tunesmith runs show runs/rows, tunesmith chat runs/rows",

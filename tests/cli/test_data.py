@@ -71,7 +71,7 @@ def test_check_names_bad_rows_and_exits_with_1(command: Command, rows: str) -> N
         "bad row rows.jsonl:41: completion: found an empty text, expected a text that is not empty",
         "info 40 rows to train on; the guide says 1K-10K for LoRA and 10K or more for full fine-tuning",
         "  add rows if you can",
-        "Not ready: a run would stop here.",
+        "Not ready: mend what is marked as an error first.",
     ]
 
 

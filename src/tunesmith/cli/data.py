@@ -105,7 +105,7 @@ def check(
 ) -> None:
     """Read every row and say what stands out.
 
-    With a model it also counts tokens and shows which of them would be learned. Exit code 1 if a run would stop.
+    With a model it also counts tokens and shows which of them would be learned. Exit code 1 for something to mend.
     """
     mapping = columns_of(columns)
     if show and model is None and not data.endswith((".yaml", ".yml")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 EXIT_CODES = {
     "0": "done",
-    "1": "a mistake that you can mend: the message says what, where, why and what to do (`check`: a run would stop); "
+    "1": "a mistake that you can mend: the message says what, where, why and what to do (`check`: in the data); "
     "also a fault of Tunesmith itself, with its traceback",
     "2": "the command was not understood",
     "3": "training failed: its run folder says how far it came, and `train RECIPE --resume` goes on",
