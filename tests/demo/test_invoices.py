@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.demo.invoices import (
+    CURRENCIES,
     DATE_STYLES,
     DAYS,
     FIRST_DAY,
@@ -20,6 +21,7 @@ from tunesmith.demo.invoices import (
     PHRASINGS,
     amount_text,
     date_text,
+    phrasing_of,
     rows,
     write,
 )
@@ -28,16 +30,16 @@ TRAINING = {template for phrasing in PHRASINGS.values() for template in phrasing
 HELD_OUT = {template for phrasing in PHRASINGS.values() for template in phrasing.held_out}
 
 
-def test_there_are_twelve_locales_with_six_training_and_three_held_out_templates_each() -> None:
-    assert len(PHRASINGS) == 12
-    assert {(len(p.training), len(p.held_out)) for p in PHRASINGS.values()} == {(6, 3)}
+def test_there_are_twelve_locales_and_each_language_has_eight_training_and_four_held_out_templates() -> None:
+    assert len(CURRENCIES) == 12
+    assert {locale.partition("_")[0] for locale in CURRENCIES} == set(PHRASINGS)
+    assert {(len(p.training), len(p.held_out)) for p in PHRASINGS.values()} == {(8, 4)}
     assert sum(len(p.held_out) for p in PHRASINGS.values()) == len(HELD_OUT)
 
 
 @pytest.mark.parametrize("template", sorted(TRAINING | HELD_OUT))
-def test_a_template_names_each_field_once_and_ends_no_amount_with_a_full_stop(template: str) -> None:
+def test_a_template_names_each_field_once(template: str) -> None:
     assert sorted(re.findall(r"\{(\w+)\}", template)) == ["amount", "date", "number"]
-    assert "{amount}." not in template
 
 
 def test_no_held_out_template_nor_any_line_of_one_occurs_in_training_of_any_locale() -> None:
@@ -67,8 +69,8 @@ def test_the_text_of_a_date_decides_the_date_in_every_locale() -> None:
 def test_the_text_of_an_amount_decides_amount_and_currency_in_every_locale() -> None:
     meanings: dict[str, set[tuple[Decimal, str]]] = {}
     values = [Decimal(cents).scaleb(-2) for cents in (500, 505, 1249, 12490, 100000, 124900, 124950, 1249500, 9999999)]
-    for locale, phrasing in PHRASINGS.items():
-        for currency in {phrasing.currency, *FOREIGN}:
+    for locale, home in CURRENCIES.items():
+        for currency in {home, *FOREIGN}:
             for value in values:
                 for iso_code in (False, True):
                     text = amount_text(value, currency, locale=locale, iso_code=iso_code)
@@ -103,23 +105,24 @@ def test_the_instruction_names_the_four_keys_and_is_the_same_for_all_rows() -> N
 
 def test_the_locales_and_their_templates_take_turns() -> None:
     wordings = [_wording(row) for row in rows(36, seed=3, held_out=True)]
-    templates = [phrasing.held_out[turn] for turn in range(3) for phrasing in PHRASINGS.values()]
+    templates = [phrasing_of(locale).held_out[turn] for turn in range(3) for locale in CURRENCIES]
     assert wordings == [re.sub(r"\{\w+\}", "_", template) for template in templates]
 
 
 def test_headers_are_written_as_the_cldr_has_it() -> None:
     day, amount = date(2024, 3, 4), Decimal("1249.50")
-    assert date_text(day, style="long", locale="cs_CZ") == "4. března 2024"
-    assert date_text(day, style="short", locale="sv_SE") == "2024-03-04"
+    assert date_text(day, style="long", locale="es_EC") == "4 de marzo de 2024"
+    assert date_text(day, style="medium", locale="de_AT") == "04.03.2024"
     assert amount_text(amount, "EUR", locale="fr_FR", iso_code=False) == "1\u202f249,50\xa0€"
-    assert amount_text(amount, "DKK", locale="da_DK", iso_code=False) == "1.249,50\xa0kr."
+    assert amount_text(amount, "CHF", locale="de_CH", iso_code=False) == "CHF\xa01’249.50"
     assert amount_text(amount, "CAD", locale="en_GB", iso_code=False) == "CA$1,249.50"
     assert amount_text(amount, "USD", locale="de_DE", iso_code=True) == "USD 1.249,50"
 
 
-def test_english_headers_name_the_month_because_english_has_two_orders_for_numeric_dates() -> None:
-    for locale in ("en_US", "en_GB"):
-        assert all("Mar" in date_text(date(2024, 3, 4), style=style, locale=locale) for style in DATE_STYLES)
+def test_only_german_headers_have_numeric_dates_because_english_has_two_orders_for_them() -> None:
+    for locale in CURRENCIES:
+        texts = [date_text(date(2024, 3, 4), style=style, locale=locale) for style in DATE_STYLES]
+        assert all(re.search(r"[Mm]a|mars|Mär", text) for text in texts) is not locale.startswith("de")
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others() -> None:
@@ -139,13 +142,13 @@ def test_write_gives_the_same_bytes_each_time_in_two_files(tmp_path: Path) -> No
 
 
 def _dates(day: date) -> Iterator[str]:
-    return (date_text(day, style=style, locale=locale) for locale in PHRASINGS for style in DATE_STYLES)
+    return (date_text(day, style=style, locale=locale) for locale in CURRENCIES for style in DATE_STYLES)
 
 
 def _amounts(amount: Decimal, currency: str) -> Iterator[str]:
     return (
         amount_text(amount, currency, locale=locale, iso_code=iso_code)
-        for locale in PHRASINGS
+        for locale in CURRENCIES
         for iso_code in (False, True)
     )
 
