@@ -109,6 +109,25 @@ def test_padding_on_the_left_moves_no_position_in_other_architectures(model_clas
     assert ids_of(found) == [[greedy_by_hand(model, prompt, 8, stop=())] for prompt in prompts]
 
 
+SHARED = [[7, 8, 9, 10, 11, 12, *own] for own in ([13], [13, 14, 15, 16], [30, 31], [12, 12, 12])]
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_what_all_prompts_begin_with_is_computed_once_unless_a_window_slides_over_it(sliding, tokenizer):
+    window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0} if sliding else {}
+    config = Qwen2Config(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, bos_token_id=None, eos_token_id=None, **window,
+    )  # fmt: skip
+    model = sharpened(Qwen2ForCausalLM(config).eval())
+    expected = [[greedy_by_hand(model, prompt, 8, stop=())] for prompt in SHARED]
+    shapes = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, given: shapes.append(tuple(given[0].shape)))
+    found = generate(model, tokenizer, SHARED, settings=GenerationSettings(max_new_tokens=8), stop_ids=())
+    assert ids_of(found) == expected
+    assert shapes[:2] == [(4, 10), (4, 1)] if sliding else shapes[:2] == [(1, 6), (4, 4)]
+
+
 def test_an_answer_ends_before_the_stop_token_and_says_so(model, tokenizer):
     sharpened(model)
     (whole,) = generate(model, tokenizer, [PROMPTS[1]], settings=GenerationSettings(max_new_tokens=10), stop_ids=())[0]

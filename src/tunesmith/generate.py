@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
@@ -28,6 +29,7 @@ from transformers import (
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.cache_utils import DynamicLayer
 
 from tunesmith.errors import ModelError, RecipeError
 
@@ -315,11 +317,13 @@ def _decode(
     """New token ids of each job, at most its own number of them; what follows a stop token has no meaning."""
     width, steps = max(len(job.prompt) for job in jobs), max(job.new_tokens for job in jobs)
     pad_id = stop_ids[0] if stop_ids else 0  # masked in the prompt, and behind a stop token in the answer
+    shared = _shared_prefix(model, jobs)
     input_ids = torch.full((len(jobs), width), pad_id)
     attention_mask = torch.zeros_like(input_ids)
-    for row, job in enumerate(jobs):
-        input_ids[row, width - len(job.prompt) :] = torch.tensor(job.prompt)
-        attention_mask[row, width - len(job.prompt) :] = 1
+    for row, job in enumerate(jobs):  # padding stands between what all prompts share and what each has of its own
+        own = width - len(job.prompt) + shared
+        input_ids[row, :shared], attention_mask[row, :shared] = torch.tensor(job.prompt[:shared]), 1
+        input_ids[row, own:], attention_mask[row, own:] = torch.tensor(job.prompt[shared:]), 1
     device = _generator_model(model).device
     config = GenerationConfig(
         max_new_tokens=steps,
@@ -333,6 +337,7 @@ def _decode(
             output = cast(Any, model).generate(
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.to(device),
+                **_computed_prefix(model, input_ids[:1, :shared].to(device), len(jobs)),
                 generation_config=config,
                 logits_processor=_processors(jobs, settings, width=width, steps=steps),
                 stopping_criteria=StoppingCriteriaList([stopping] if stopping else []),
@@ -345,6 +350,33 @@ def _decode(
         ) from error
     rows = output[:, width:].tolist()
     return [row[: job.new_tokens] for row, job in zip(rows, jobs, strict=True)]
+
+
+def _shared_prefix(model: nn.Module, jobs: Sequence[_Job]) -> int:
+    """How many tokens at the beginning of all prompts are computed once; at least one of each prompt is left out.
+
+    None where a layer has a sliding window or a recurrent state, which would take the padding behind the prefix for
+    part of the text.
+    """
+    if len(jobs) == 1 or not all(type(layer) is DynamicLayer for layer in _empty_cache(model).layers):
+        return 0
+    first, last = min(job.prompt for job in jobs), max(job.prompt for job in jobs)
+    limit = min(len(job.prompt) for job in jobs) - 1
+    return next((place for place in range(limit) if first[place] != last[place]), limit)
+
+
+def _empty_cache(model: nn.Module) -> DynamicCache:
+    return DynamicCache(config=_generator_model(model).config.get_text_config(decoder=True))
+
+
+def _computed_prefix(model: nn.Module, prefix: Tensor, count: int) -> dict[str, Any]:
+    """Keys and values of a prefix [1, P], computed once and repeated for ``count`` prompts."""
+    if prefix.shape[1] == 0:
+        return {}
+    cache = _empty_cache(model)
+    cast(Any, model)(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(count)
+    return {"past_key_values": cache}
 
 
 def _finish(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int]) -> Generation:

@@ -27,6 +27,7 @@ from tunesmith.evaluation.judge import Task, make_task
 from tunesmith.methods import build
 from tunesmith.methods.base import Method, trainable_line, weights_in
 from tunesmith.model import attention
+from tunesmith.model.fused import fuse
 from tunesmith.model.load import load_model, load_tokenizer, resolve_device, resolve_dtype, stop_ids
 from tunesmith.model.source import kind, resolve
 from tunesmith.progress import Listener
@@ -158,6 +159,7 @@ def load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> Rea
     method = make_method(prepared)
     base = load_base(prepared, method.load_options())
     model = method.load(base, checkpoint) if checkpoint else method.attach(base)
+    fuse(base)
     listener.say(trainable_line(model))
     layout = recipe.training.layout if checkpoint else _layout(prepared, model, listener)
     checkpointing = recipe.training.gradient_checkpointing

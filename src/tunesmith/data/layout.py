@@ -1,4 +1,4 @@
-"""Encoded rows -> batches: a prefix tree, where what rows have in common is computed once, or padded rows.
+"""Encoded rows -> batches: prefix trees, where what rows have in common is computed once, or padded rows.
 
 The rows of one optimizer step may be regrouped freely, because the step's loss is a sum over their labels. In a causal
 model the hidden state of a prefix does not depend on what follows, so a prefix that rows share is laid out once.
@@ -8,6 +8,7 @@ With dropout, rows share the mask on the tokens that they share. Each row's own 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 LayoutName = Literal["tree", "padded"]
+LEAST_SHARED = 16  # tokens: what a segment of its own costs in attention calls, in tokens computed (docs/lab.md)
+BATCH_COST = 64  # tokens: what a batch of its own costs, most of it for reading the weights once more
 
 
 class TokenRow(Protocol):
@@ -93,33 +96,85 @@ class Batch:
         return self.edges.target.numel()
 
 
-def micro_batches(rows: Sequence[TokenRow], *, budget: int, layout: LayoutName) -> list[Batch]:
+def micro_batches(
+    rows: Sequence[TokenRow], *, budget: int, layout: LayoutName, least: int = LEAST_SHARED
+) -> list[Batch]:
     """Groups the rows of one optimizer step under a token budget and lays each group out.
 
     A row longer than the budget gets a batch of its own. The result depends on the rows alone, in their order.
     """
-    groups = _tree_groups(rows, budget) if layout == "tree" else _padded_groups(rows, budget)
-    lay_out = tree_batch if layout == "tree" else padded_batch
-    return [lay_out(rows, group) for group in groups]
+    if layout == "padded":
+        return [padded_batch(rows, group) for group in _padded_groups(rows, budget)]
+    return [tree_batch(rows, group, least=least) for group in _tree_groups(rows, budget, least)]
 
 
-def _tree_groups(rows: Sequence[TokenRow], budget: int) -> list[list[int]]:
-    """Neighbours in dictionary order share the most; a group's common prefix is that of its first and last row."""
+def _tree_groups(rows: Sequence[TokenRow], budget: int, least: int) -> list[list[int]]:
+    """Neighbours in dictionary order share the most, so a group is a run of that order.
+
+    Where the runs end is chosen so that the tokens to compute are fewest, counting ``BATCH_COST`` for each batch:
+    dynamic programming over the ends, on sizes that are exact but for prefixes shorter than ``least``. A run that comes
+    out larger than the budget for that reason is cut again.
+    """
     order = sorted(range(len(rows)), key=lambda number: rows[number].ids.astype(">i4").tobytes())
-    groups: list[list[int]] = []
-    total = 0
-    for number in order:
-        if groups:
-            group = groups[-1]
-            prefix = _common_prefix(rows[group[0]].ids, rows[number].ids)
-            grown = total + len(rows[number].ids)
-            if grown - len(group) * prefix <= budget:  # every row but one does without the prefix
-                group.append(number)
-                total = grown
-                continue
-        groups.append([number])
-        total = len(rows[number].ids)
-    return groups
+    ids = [rows[number].ids for number in order]
+    shared = np.array([0, *(_common_prefix(one, other) for one, other in itertools.pairwise(ids))])
+    shared[shared < least] = 0
+    added = np.cumsum([0, *(len(row) for row in ids)]) - np.cumsum([0, *shared])
+    # A run from i to j computes added[j + 1] - added[i] tokens, and what row i shares with the row before it.
+    best, start = np.zeros(len(ids) + 1), np.zeros(len(ids), dtype=int)
+    first = 0
+    for last in range(len(ids)):
+        while first < last and added[last + 1] - added[first] + shared[first] > budget:
+            first += 1
+        costs = best[first : last + 1] + shared[first : last + 1] - added[first : last + 1]
+        start[last] = first + int(costs.argmin())
+        best[last + 1] = costs.min() + added[last + 1] + BATCH_COST
+    runs: list[list[int]] = []
+    last = len(ids)
+    while last:
+        first = int(start[last - 1])
+        runs[:0] = _within(rows, order[first:last], budget, least)
+        last = first
+    return runs
+
+
+def _within(rows: Sequence[TokenRow], run: list[int], budget: int, least: int) -> list[list[int]]:
+    """The run, halved until each part is within the budget."""
+    if len(run) == 1 or _Trie(rows, run, least).size <= budget:
+        return [run]
+    middle = len(run) // 2
+    return [*_within(rows, run[:middle], budget, least), *_within(rows, run[middle:], budget, least)]
+
+
+class _Trie:
+    """Rows in dictionary order as segments in depth-first order: each a run of tokens that one or more rows share.
+
+    A branch is made only where it saves ``least`` tokens, because each segment costs a call to the attention kernel in
+    each layer. Equal rows are one.
+    """
+
+    def __init__(self, rows: Sequence[TokenRow], run: Sequence[int], least: int) -> None:
+        self.parents: list[int] = []
+        self.spans: list[tuple[int, int, int]] = []  # row, first token, the one behind the last
+        self.leaf: list[int] = []  # of each row of the run, its last segment
+        ids = [rows[number].ids for number in run]
+        shared = np.array([0, *(_common_prefix(one, other) for one, other in itertools.pairwise(ids))])
+        waiting = [(0, len(run), 0, -1)]  # rows from, to; how deep they are laid out already, in which segment
+        while waiting:
+            first, last, depth, parent = waiting.pop()
+            common = int(shared[first + 1 : last].min()) if last - first > 1 else len(ids[first])
+            alike = common == len(ids[last - 1])  # and so with every row between: the longest comes last
+            if alike or common - depth >= least:
+                if common > depth:
+                    self.parents.append(parent)
+                    self.spans.append((run[first], depth, common))
+                    parent, depth = len(self.spans) - 1, common
+                if alike:
+                    self.leaf += [parent] * (last - first)
+                    continue
+            cuts = [first, *(first + 1 + np.flatnonzero(shared[first + 1 : last] < depth + least)), last]
+            waiting += [(int(i), int(j), depth, parent) for i, j in reversed(list(itertools.pairwise(cuts)))]
+        self.size = sum(end - start for _, start, end in self.spans)
 
 
 def _padded_groups(rows: Sequence[TokenRow], budget: int) -> list[list[int]]:
@@ -139,33 +194,28 @@ def _common_prefix(one: np.ndarray, other: np.ndarray) -> int:
     return int(differs.argmax()) if differs.any() else limit
 
 
-def tree_batch(rows: Sequence[TokenRow], group: Sequence[int]) -> Batch:
-    """A one-level prefix tree in one line of tokens: the common prefix, then what each row adds to it.
+def tree_batch(rows: Sequence[TokenRow], group: Sequence[int], *, least: int = LEAST_SHARED) -> Batch:
+    """A trie of the rows in one line of tokens, depth first: what rows share stands once, before what each adds.
 
-    Without a common prefix the rows stand side by side, each seeing only itself.
+    Rows that share nothing stand side by side, each seeing only itself.
     """
-    ids = [rows[number].ids for number in group]
-    shared = len(ids[0])
-    for other in ids[1:]:
-        shared = min(shared, _common_prefix(ids[0], other))
-    suffixes = [row[shared:] for row in ids]
-    starts = shared + np.cumsum([0, *(len(suffix) for suffix in suffixes)])
-    positions = [np.arange(shared), *(np.arange(shared, len(row)) for row in ids)]
-    segments = np.repeat(np.arange(len(ids) + 1), [shared, *(len(suffix) for suffix in suffixes)])
-    # Where each row's token t stands in the line: in the prefix, or behind its own start.
-    places = [
-        np.concatenate([np.arange(shared), start + np.arange(len(row) - shared)])
-        for row, start in zip(ids, starts, strict=False)
-    ]
-    parent = np.full(len(ids) + 1, 0 if shared else -1)
-    parent[0] = -1
+    order = sorted(group, key=lambda number: rows[number].ids.astype(">i4").tobytes())
+    trie = _Trie(rows, order, least)
+    starts = np.cumsum([0, *(end - start for _, start, end in trie.spans)])
+    # Where the tokens of each segment and all before it stand in the line, from the root on.
+    places: list[np.ndarray] = []
+    for parent, begin, (_, start, end) in zip(trie.parents, starts, trie.spans, strict=False):
+        before = places[parent] if parent >= 0 else np.arange(0)
+        places.append(np.concatenate([before, begin + np.arange(end - start)]))
+    segments = np.repeat(np.arange(len(trie.spans)), [end - start for _, start, end in trie.spans])
+    leaf = dict(zip(order, trie.leaf, strict=True))
     return _batch(
         rows,
         group,
-        input_ids=np.concatenate([ids[0][:shared], *suffixes])[None],
-        position_ids=np.concatenate(positions)[None],
-        places=places,
-        attention=Tree(torch.from_numpy(parent), torch.from_numpy(segments[None].astype(np.int64))),
+        input_ids=np.concatenate([rows[number].ids[start:end] for number, start, end in trie.spans])[None],
+        position_ids=np.concatenate([np.arange(start, end) for _, start, end in trie.spans])[None],
+        places=[places[leaf[number]] for number in group],
+        attention=Tree(torch.tensor(trie.parents), torch.from_numpy(segments[None].astype(np.int64))),
     )
 
 

@@ -6,7 +6,8 @@ Dates, month names, numbers and currencies are written by Babel from the Unicode
 belongs there. The phrasings around them are ours: see :data:`PHRASINGS`. What makes a row's truth certain:
 
 - ``number`` is copied as it is written.
-- ``date`` is ISO 8601. Only German headers have numeric dates, day first (04.03.2024); all others name the month.
+- ``date`` is ISO 8601. A header has a numeric date, day first (04/03/2024, 04.03.2024), or names the month; English
+  has two orders for numeric dates, so American headers name the month.
 - ``amount`` is a string with a point and two decimals, ``"1249.00"``: a JSON number would drop the zeros, and money is
   no float. Only currencies with two decimals are used, so the last two digits are always the decimals.
 - ``currency`` is the ISO 4217 code. A header shows either that code or the CLDR's symbol of the header's own locale,
@@ -25,7 +26,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 
-from babel.dates import format_date
+from babel.dates import format_date, format_skeleton
 from babel.numbers import format_currency, format_decimal
 
 INSTRUCTION = (
@@ -37,6 +38,8 @@ DAYS = (date(2026, 12, 31) - FIRST_DAY).days + 1
 FOREIGN = ("USD", "EUR", "GBP", "CAD", "CHF")
 FOREIGN_SHARE = 0.3
 ISO_CODE_SHARE = 0.25
+NUMERIC_SHARE = 0.5
+FIRST_NINE_SHARE = 0.3
 NUMBER_SHAPES = (
     "{prefix}-{serial}",
     "{prefix}{serial}",
@@ -46,7 +49,7 @@ NUMBER_SHAPES = (
 )
 
 
-DATE_STYLES = ("medium", "long")  # years of four digits; medium is numeric in German, a short month elsewhere
+MONTH_FIRST = "en_US"  # its numeric dates would read as other days elsewhere, so it names the month
 
 CURRENCIES = {
     "en_US": "USD",
@@ -90,6 +93,8 @@ PHRASINGS: dict[str, Phrasing] = {
             "Amount owing: {amount}\nInvoice ref {number}\nRaised on {date}",
             "Tax invoice {number}\nTax point: {date}\nTotal payable: {amount}",
             "Total inc. VAT: {amount}\nSales invoice {number} of {date}",
+            "{date} - invoice {number}\nTo pay: {amount}",
+            "On {date} we issued invoice {number} for {amount}",
         ),
         held_out=(
             "Your invoice {number} from {date}\nKindly remit {amount}",
@@ -109,6 +114,8 @@ PHRASINGS: dict[str, Phrasing] = {
             "RECHNUNG {number}\nausgestellt am {date}\nBetrag: {amount}",
             "Faktura {number}, {date}\nFälliger Betrag: {amount}",
             "Zahlbetrag {amount}\nRe.-Nr.: {number}\nDatum der Rechnung: {date}",
+            "Rechnung {number} - {date}\nRechnungssumme: {amount}",
+            "Wir haben am {date} die Rechnung {number} über {amount} gestellt",
         ),
         held_out=(
             "Unsere Rechnung {number}, erstellt am {date}\nBitte überweisen Sie {amount}",
@@ -128,6 +135,8 @@ PHRASINGS: dict[str, Phrasing] = {
             "FACTURE {number}\nÉmise le {date}\nMontant TTC {amount}",
             "Solde dû : {amount}\nFacture {number}, {date}",
             "Date de facturation {date}\nN° {number}\nTotal à payer {amount}",
+            "Facture {number} - {date}\nÀ payer : {amount}",
+            "Le {date}, nous avons émis la facture {number} de {amount}",
         ),
         held_out=(
             "Votre facture {number}, établie le {date}\nSomme à régler : {amount}",
@@ -147,6 +156,8 @@ PHRASINGS: dict[str, Phrasing] = {
             "FATTURA {number}\nData di emissione: {date}\nTotale fattura: {amount}",
             "Fattura {number} del {date}\nSaldo dovuto: {amount}",
             "Importo {amount}\nFatt. n. {number}\nemessa il {date}",
+            "Fattura {number} - {date}\nDa pagare: {amount}",
+            "In data {date} abbiamo emesso la fattura {number} di {amount}",
         ),
         held_out=(
             "La Sua fattura {number}, datata {date}\nDa versare: {amount}",
@@ -166,6 +177,8 @@ PHRASINGS: dict[str, Phrasing] = {
             "FACTURA {number}\nFecha {date}\nTOTAL {amount}",
             "Factura {number} del {date}\nSaldo pendiente: {amount}",
             "Valor total {amount}\nNo. de factura {number}\n{date}",
+            "Factura {number} - {date}\nA pagar: {amount}",
+            "El {date} hemos emitido la factura {number} por {amount}",
         ),
         held_out=(
             "Su factura {number}, emitida el {date}\nDebe abonar: {amount}",
@@ -235,22 +248,28 @@ def _turns(held_out: bool) -> Iterator[tuple[str, str]]:
 
 
 def _row(locale: str, template: str, rng: random.Random) -> dict[str, str]:
-    day = FIRST_DAY + timedelta(days=rng.randrange(DAYS))
+    day = _day(rng)
     number = _number(phrasing_of(locale).prefixes, day.year, rng)
     amount = _amount(rng)
     currency = rng.choice(FOREIGN) if rng.random() < FOREIGN_SHARE else CURRENCIES[locale]
     header = template.format(
         number=number,
-        date=date_text(day, style=rng.choice(DATE_STYLES), locale=locale),
+        date=date_text(day, locale=locale, numeric=rng.random() < NUMERIC_SHARE and locale != MONTH_FIRST),
         amount=amount_text(amount, currency, locale=locale, iso_code=rng.random() < ISO_CODE_SHARE),
     )
     truth = {"number": number, "date": day.isoformat(), "amount": str(amount), "currency": currency}
     return {"instruction": INSTRUCTION, "input": header, "output": json.dumps(truth, separators=(",", ":"))}
 
 
-def date_text(day: date, *, style: str, locale: str) -> str:
-    """``day`` in one of the CLDR's styles of ``locale``, such as ``"medium"`` or ``"long"``."""
-    return format_date(day, format=style, locale=locale)
+def _day(rng: random.Random) -> date:
+    """Any day of the years, but more from the first nine of a month: a day of one digit is harder to copy."""
+    day = FIRST_DAY + timedelta(days=rng.randrange(DAYS))
+    return day.replace(day=rng.randint(1, 9)) if rng.random() < FIRST_NINE_SHARE else day
+
+
+def date_text(day: date, *, locale: str, numeric: bool) -> str:
+    """``day`` as the CLDR's numeric date with a year of four digits, or with the month's full name."""
+    return format_skeleton("yMMdd", day, locale=locale) if numeric else format_date(day, format="long", locale=locale)
 
 
 def amount_text(amount: Decimal, currency: str, *, locale: str, iso_code: bool) -> str:

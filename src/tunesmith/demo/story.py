@@ -13,7 +13,7 @@ from tunesmith.progress import Listener
 from tunesmith.recipe_file import dump, read_recipe
 from tunesmith.run import Run
 
-TRAIN_ROWS, HELD_OUT_ROWS, SEED, SHOWN = 960, 100, 0, 5
+TRAIN_ROWS, HELD_OUT_ROWS, SEED, SHOWN = 600, 100, 0, 5
 
 
 def recipe_values(data: Path, folder: Path) -> dict[str, Any]:
@@ -25,15 +25,15 @@ def recipe_values(data: Path, folder: Path) -> dict[str, Any]:
         "training": {
             "learning_rate": 1e-3,
             "num_train_epochs": 1.0,
-            "batch_size": 8,
+            "batch_size": 6,
             "warmup_ratio": 0.05,
             "logging_steps": 10,
             "eval_strategy": "no",
         },
         "evaluation": {
             "metrics": ["json_exact", "json_fields", "json_valid"],
-            "max_new_tokens": 72,
-            "batch_size": 50,
+            "max_new_tokens": 64,
+            "batch_size": 100,
             "samples": SHOWN,
         },
         "output_dir": str(folder),

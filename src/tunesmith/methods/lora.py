@@ -31,6 +31,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import Origin, exchanged, kept_modes, on_cpu, parameter_groups, seeded
+from tunesmith.methods.fused import fuse_adapters
 from tunesmith.recipe import AdapterSettings
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -83,6 +84,7 @@ class Lora:
             adapted = PeftModelForCausalLM(model, config, adapter_name=name, autocast_adapter_dtype=True)
         self._replaced[adapted] = before
         self._config = config
+        fuse_adapters(adapted)
         return adapted.train(mode)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -145,6 +147,7 @@ class Lora:
             return self._wrap(model, config, name)
         if name not in model.peft_config:
             model.add_adapter(name, config)
+            fuse_adapters(model)
         model.set_adapter(name)
         self._config = model.peft_config[name]
         return model

@@ -1,17 +1,28 @@
-"""Hidden states -> log-probabilities of the targets. Logits exist only where a label needs them.
+"""Hidden states -> log-probabilities of the targets. Logits exist only where a label needs them, a chunk at a time.
 
-The model's own ``logits_to_keep`` does the projection, so scaling, soft-capping and tied or adapted heads are its own.
+The decoder gives the hidden states; the output layer and what the model does to its logits (scaling, soft-capping) are
+applied here, after they were compared once with the model's own logits. A model for which they differ projects itself,
+through ``logits_to_keep``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
-from tunesmith.data.layout import Batch
-from tunesmith.model.attention import forward_arguments
+from tunesmith.data.layout import Batch, Edges
+from tunesmith.model.attention import forward_arguments, laid_out
+
+CHUNK = 2**23  # logits in memory at a time: 32 MiB of fp32
+AGREE = 8.0  # times the rounding of the dtype: how near the model's own logits ours must be
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +35,196 @@ class Targets:
 
 def target_logprobs(model: nn.Module, batch: Batch) -> Targets:
     """One forward pass over a batch that is already on the model's device. Gradients flow through ``logprobs``."""
-    logits = model(**forward_arguments(batch), logits_to_keep=batch.predicts, use_cache=False).logits
-    logits = logits.reshape(-1, logits.shape[-1]).float()  # [N, V], one line for each True of `predicts`
-    assert len(logits) == int(batch.predicts.sum()), "this model ignores logits_to_keep"
-    edges = batch.edges
-    # A flat index_select, because the backward pass of advanced indexing adds up repeated logits in no fixed order.
-    flat = edges.logit * logits.shape[-1] + edges.target
-    logprobs = torch.log_softmax(logits, dim=-1).view(-1).index_select(0, flat)
-    with torch.no_grad():
-        correct = logits.argmax(dim=-1)[edges.logit] == edges.target
+    base = _base(model)
+    form = _form(base)
+    with laid_out(batch):
+        if base is None or form is None:
+            logits = model(**forward_arguments(batch), logits_to_keep=batch.predicts, use_cache=False).logits
+            logits = logits.reshape(-1, logits.shape[-1])  # [N, V], one line for each True of `predicts`
+            assert len(logits) == int(batch.predicts.sum()), "this model ignores logits_to_keep"
+            return Targets(*_Pick.apply(logits, batch.edges.logit, batch.edges.target))
+        hidden = base.get_decoder()(**forward_arguments(batch), use_cache=False).last_hidden_state
+    kept = hidden.flatten(0, 1).index_select(0, batch.predicts.flatten().nonzero()[:, 0])
+    head = base.get_output_embeddings()
+    if type(head) is nn.Linear and not any(own.requires_grad for own in head.parameters()):
+        return Targets(*_FrozenHead.apply(kept, head.weight, head.bias, form, batch.edges))
+    return _through_module(head, form, kept, batch.edges)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a model does to the output layer's logits: ``cap * tanh(scale * logits / cap)``, or scaling alone."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """In fp32."""
+        logits = logits.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """The derivative, from the logits that came out."""
+        return self.scale if self.cap is None else (1 - (logits / self.cap) ** 2) * self.scale
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities and their gradient in one pass over chunks, for an output layer that does not train.
+
+    The gradient of sum_e g_e logprob_e, where edge e reads hidden state h_n and has target t, is, by h_n,
+    sum_e g_e W[t] - (sum_e g_e) softmax(W h_n) W. The product softmax W does not depend on g, so it is made while the
+    logits are at hand: no logits are kept, none are made twice, and any objective may come after.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, form: Form, edges: Edges
+    ) -> tuple[Tensor, Tensor]:
+        needed = hidden.requires_grad
+        logprobs = torch.empty(len(edges.target), dtype=torch.float32, device=hidden.device)
+        slopes = torch.ones_like(logprobs)
+        correct = torch.empty(len(edges.target), dtype=torch.bool, device=hidden.device)
+        mean = torch.empty_like(hidden) if needed else None
+        for start, end, own in _chunks(len(hidden), len(weight), edges):
+            logits = form(nn.functional.linear(hidden[start:end], weight, bias))
+            line, target = edges.logit[own] - start, edges.target[own]
+            picked = logits[line, target]
+            highest, best = logits.max(-1)
+            correct[own] = best[line] == target
+            if form.cap is not None:
+                slopes[own] = form.slope(picked)  # type: ignore[assignment]
+            inner = form.slope(logits) if needed and form.cap is not None else None
+            shares = torch.softmax(logits, -1)
+            # log-sum-exp by way of the likeliest token, whose share is never small
+            total = highest - shares.gather(-1, best[:, None])[:, 0].log()
+            logprobs[own] = picked - total[line]
+            if mean is not None:
+                inside = shares if inner is None else shares.mul_(inner)
+                mean[start:end] = inside.to(weight.dtype) @ weight
+        if form.cap is None:
+            slopes.fill_(form.scale)
+            if mean is not None and form.scale != 1.0:
+                mean.mul_(form.scale)
+        ctx.mark_non_differentiable(correct)
+        ctx.edges, ctx.weight = edges, weight
+        if mean is not None:
+            ctx.save_for_backward(mean, slopes)
+        return logprobs, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        mean, slopes = ctx.saved_tensors
+        edges, weight = ctx.edges, ctx.weight
+        # Sorted by logit or not, edges of one logit add up in the order of the edges: the same each time.
+        sums = torch.zeros(len(mean), dtype=torch.float32, device=mean.device).index_add_(0, edges.logit, gradient)
+        of_hidden = mean * -sums[:, None].to(mean.dtype)
+        of_hidden.index_add_(0, edges.logit, weight[edges.target] * (gradient * slopes)[:, None].to(weight.dtype))
+        return of_hidden, None, None, None, None
+
+
+class _Pick(torch.autograd.Function):
+    """logits [N, V] -> log-probability [E] of ``target`` at line ``line``, and whether it was the likeliest."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, line: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.logsumexp(logits.float(), -1)
+        correct = logits.argmax(-1)[line] == target
+        ctx.mark_non_differentiable(correct)
+        ctx.save_for_backward(logits, total, line, target)
+        return logits[line, target].float() - total[line], correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        logits, total, line, target = ctx.saved_tensors
+        sums = torch.zeros_like(total).index_add_(0, line, gradient)
+        result = (logits - total[:, None]).exp_().mul_(-sums[:, None])
+        result.view(-1).index_add_(0, line * logits.shape[-1] + target, gradient.to(result.dtype))
+        return result.to(logits.dtype), None, None
+
+
+def _through_module(head: Any, form: Form, hidden: Tensor, edges: Edges) -> Targets:
+    """An output layer that trains or is adapted: where its logits are many, the backward pass makes them again."""
+    width = head.weight.shape[0] if isinstance(getattr(head, "weight", None), Tensor) else CHUNK
+    chunks = list(_chunks(len(hidden), width, edges))
+
+    def one(part: Tensor, line: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return _Pick.apply(form(head(part)), line, target)  # type: ignore[return-value]
+
+    logprobs = torch.empty(len(edges.target), dtype=torch.float32, device=hidden.device)
+    correct = torch.empty(len(edges.target), dtype=torch.bool, device=hidden.device)
+    for start, end, own in chunks:
+        part, line, target = hidden[start:end], edges.logit[own] - start, edges.target[own]
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            made: Any = checkpoint(one, part, line, target, use_reentrant=False)
+        else:
+            made = one(part, line, target)
+        logprobs = logprobs.index_copy(0, own, made[0])
+        correct[own] = made[1]
     return Targets(logprobs, correct)
+
+
+def _chunks(lines: int, width: int, edges: Edges) -> Iterator[tuple[int, int, Tensor]]:
+    """First line, the one behind the last, and the edges that read these lines [indices]."""
+    size = max(CHUNK // width, 1)
+    for start in range(0, lines, size):
+        end = min(start + size, lines)
+        yield start, end, ((edges.logit >= start) & (edges.logit < end)).nonzero()[:, 0]
+
+
+def _base(model: Any) -> Any:
+    """The causal language model under an adapter; None where the adapter adds tokens of its own."""
+    if hasattr(model, "get_base_model"):
+        return None if model.active_peft_config.is_prompt_learning else model.get_base_model()
+    return model
+
+
+_forms: WeakKeyDictionary[nn.Module, Form | None] = WeakKeyDictionary()
+
+
+def _form(base: Any) -> Form | None:
+    """What the model does to its logits, by its config; None where that does not give the model's own logits."""
+    if base is None:
+        return None
+    if base not in _forms:
+        form = _form_by_config(base.config.get_text_config())
+        _forms[base] = form if _agrees(base, form) else None
+    return _forms[base]
+
+
+def _form_by_config(config: Any) -> Form:
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Form(scale, getattr(config, "final_logit_softcapping", None) or None)
+
+
+@torch.no_grad()
+def _agrees(base: Any, form: Form) -> bool:
+    """Compares on a few tokens, without dropout and without a change of mode."""
+    head = base.get_output_embeddings()
+    if head is None:
+        return False
+    device = base.get_input_embeddings().weight.device
+    ids = torch.arange(8, device=device)[None] % base.config.get_text_config().vocab_size
+    asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    with _eval_mode(base):
+        expected = base(**asked).logits.float()
+        try:
+            found = form(head(base.get_decoder()(**asked).last_hidden_state))
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # a decoder of another shape
+            return False
+    allowed = AGREE * torch.finfo(head.weight.dtype).eps * expected.abs().max()
+    return expected.shape == found.shape and bool((expected - found).abs().max() <= allowed)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

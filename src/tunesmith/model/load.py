@@ -127,7 +127,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 def load_model(
     folder: Path, *, dtype: torch.dtype, device: str, trust_remote_code: bool = False, **load_options: Any
 ) -> PreTrainedModel:
-    """The weights of ``folder`` (safetensors only) on ``device``, in evaluation mode, with ``sdpa`` attention.
+    """The weights of ``folder`` (safetensors only) on ``device``, in evaluation mode.
 
     Loading uses no random numbers: a weight that the files lack is refused, never made up.
 
@@ -142,7 +142,6 @@ def load_model(
     check_config(folder, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {
         "dtype": dtype,
-        "attn_implementation": "sdpa",
         "use_safetensors": True,
         "local_files_only": True,
         "trust_remote_code": trust_remote_code,

@@ -1,0 +1,159 @@
+"""PEFT's LoRA layers with the forward and backward passes of ``model/kernels.py``.
+
+Only plain LoRA on linear layers is taken over, and only while it is plain: one active adapter of its input's dtype,
+neither merged nor disabled. Everything else (DoRA and other variants, several adapters, autocast) runs PEFT's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.model.kernels import Frozen, adapted_linears
+
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+def fuse_adapters(model: nn.Module) -> int:
+    """Installs the fused passes, as methods of the layers themselves; returns how many layers have them.
+
+    A layer that already has them is left alone, so this may be called again after adapters were added.
+    """
+    count = 0
+    for parent in model.modules():
+        children = {name: child for name, child in parent.named_children() if _fusable(child)}
+        for names in SAME_INPUT:
+            together = [children.pop(name) for name in names if name in children]
+            count += _install(together)
+        for child in children.values():
+            count += _install([child])
+    return count
+
+
+def _fusable(layer: nn.Module) -> bool:
+    if "forward" in layer.__dict__:  # ours already, or a hook of accelerate
+        return False
+    return (type(layer) is LoraLinear and type(layer.get_base_layer()) in (nn.Linear, Conv1D)) or _is_four_bit(layer)
+
+
+def _is_four_bit(layer: nn.Module) -> bool:
+    """PEFT's layer over bitsandbytes' 4-bit one; by name, because importing bitsandbytes takes seconds."""
+    return type(layer).__module__ == "peft.tuners.lora.bnb" and type(layer).__name__ == "Linear4bit"
+
+
+def _install(layers: Sequence[nn.Module]) -> int:
+    siblings = _Siblings(layers)
+    for layer in layers:
+        layer._siblings = siblings  # type: ignore[assignment]
+        layer.forward = MethodType(_forward, layer)
+    return len(layers)
+
+
+class _Siblings:
+    """Layers that their parent calls in turn with the same input. The first computes for all of them.
+
+    What the others will be asked for waits here; it is handed out only for the very tensor that it was computed from.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = tuple(layers)
+        self.waiting: dict[nn.Module, Tensor] = {}
+        self.made_from: tuple[Any, ...] = ()
+
+    def take(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        if layer in self.waiting and self.made_from[0] is x and self.made_from[1:] == _moment(x):
+            return self.waiting.pop(layer)
+        return None
+
+    def keep(self, x: Tensor, outputs: dict[nn.Module, Tensor]) -> None:
+        self.waiting, self.made_from = outputs, (x, *_moment(x)) if outputs else ()
+
+
+def _moment(x: Tensor) -> tuple[Any, ...]:
+    return x._version, torch.is_grad_enabled()
+
+
+def _forward(self: Any, x: Tensor, *args: Any, **settings: Any) -> Tensor:
+    """The forward pass of a layer that has siblings, or none."""
+    if args or settings or not _plain(self, x):
+        return type(self).forward(self, x, *args, **settings)
+    siblings: _Siblings = self._siblings
+    made = siblings.take(self, x)
+    if made is not None:
+        if not siblings.waiting:
+            siblings.keep(x, {})
+        return made
+    first = self is siblings.layers[0] and all(_plain(layer, x) for layer in siblings.layers)
+    layers = siblings.layers if first else (self,)
+    parts = [_parts(layer, x) for layer in layers]
+    outputs = adapted_linears(
+        x,
+        [frozen for frozen, *_ in parts],
+        [adapter for _, adapter, *_ in parts],
+        [scale for _, _, scale, _ in parts],
+        [mask for *_, mask in parts],
+    )
+    siblings.keep(x, dict(zip(layers[1:], outputs[1:], strict=True)))
+    return outputs[0]
+
+
+def _plain(layer: Any, x: Tensor) -> bool:
+    """Whether PEFT's forward pass would be base(x) + scale * B(A(dropout(x))) and nothing else."""
+    if (
+        layer.disable_adapters
+        or layer.merged
+        or len(layer.active_adapters) != 1
+        or torch.is_autocast_enabled(x.device.type)
+    ):
+        return False
+    name, base = layer.active_adapters[0], layer.base_layer
+    if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias[name]:
+        return False
+    down, up = layer.lora_A[name], layer.lora_B[name]
+    if type(layer.lora_dropout[name]) not in (nn.Identity, nn.Dropout):
+        return False
+    if base.bias is not None and (base.bias.requires_grad or base.bias.dtype != x.dtype):
+        return False
+    if not x.dtype == down.weight.dtype == up.weight.dtype:
+        return False
+    if _is_four_bit(layer):  # one token at a time is faster by bitsandbytes' own kernels, which have no gradient
+        return (
+            torch.is_grad_enabled()
+            and base.compute_dtype in (None, x.dtype)
+            and base.weight.quant_state.dtype == x.dtype
+        )
+    return base.weight.dtype == x.dtype and not base.weight.requires_grad
+
+
+def _parts(layer: Any, x: Tensor) -> tuple[Frozen, tuple[Tensor, Tensor], float, Tensor | None]:
+    name, base = layer.active_adapters[0], layer.base_layer
+    dropout = layer.lora_dropout[name]
+    mask = None
+    if isinstance(dropout, nn.Dropout) and dropout.training:
+        mask = functional.dropout(torch.ones_like(x), dropout.p)  # drawn as PEFT draws it: one mask a layer
+    adapter = (layer.lora_A[name].weight, layer.lora_B[name].weight)
+    return Frozen(_weight(layer, base), base.bias), adapter, float(layer.scaling[name]), mask
+
+
+def _weight(layer: nn.Module, base: Any) -> Callable[[], Tensor]:
+    if _is_four_bit(layer):
+        return partial(_dequantized, base)
+    return partial(_plain_weight, base)
+
+
+def _plain_weight(base: Any) -> Tensor:
+    return base.weight.T if isinstance(base, Conv1D) else base.weight
+
+
+def _dequantized(base: Any) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(base.weight.data, base.weight.quant_state)

@@ -1,0 +1,85 @@
+"""Norms and gated feed-forward blocks of a model, put onto the passes of ``model/kernels.py``.
+
+Nothing is taken over by its name: a module qualifies by its parts, and then must give on random input what it gave
+before. What does not qualify keeps its own code.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+
+from tunesmith.model.kernels import rms_norm, silu_product
+
+AGREE = 1e-5  # relative to the largest output: rounding, in fp32
+
+
+def fuse(model: nn.Module) -> int:
+    """Installs the fused passes in fp32 modules that allow them; returns how many. The weights are in place by then."""
+    count = 0
+    module: Any
+    for module in model.modules():
+        if "forward" in module.__dict__:
+            continue
+        if _is_norm(module):
+            width, fused = module.weight.numel(), _norm_forward
+        elif _is_gated(module):
+            width, fused = _input_width(module.gate_proj), _gated_forward
+        else:
+            continue
+        if width and _same(module, width, fused):
+            module.forward = MethodType(fused, module)
+            count += 1
+    return count
+
+
+def _is_norm(module: Any) -> bool:
+    weight = getattr(module, "weight", None)
+    plain = isinstance(weight, nn.Parameter) and weight.ndim == 1 and weight.dtype == torch.float32
+    return plain and len(list(module.parameters())) == 1 and isinstance(_epsilon(module), float)
+
+
+def _epsilon(norm: Any) -> Any:
+    return next((getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name)), None)
+
+
+def _is_gated(module: Any) -> bool:
+    parts = all(isinstance(getattr(module, name, None), nn.Module) for name in ("gate_proj", "up_proj", "down_proj"))
+    return parts and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
+
+
+def _input_width(linear: Any) -> int | None:
+    return getattr(linear, "in_features", None)
+
+
+def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
+    if hidden_states.dtype != torch.float32 or self.weight.dtype != torch.float32:
+        return type(self).forward(self, hidden_states)
+    return rms_norm(hidden_states, self.weight, _epsilon(self))
+
+
+def _gated_forward(self: Any, x: Tensor) -> Tensor:
+    return self.down_proj(silu_product(self.gate_proj(x), self.up_proj(x)))
+
+
+def _same(module: nn.Module, width: int, fused: Any) -> bool:
+    """Both on the same two random vectors, without dropout; a module that takes other arguments does not qualify."""
+    modes = [(part, part.training) for part in module.modules()]
+    parameter = next(module.parameters())
+    x = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0)).to(parameter.device)
+    try:
+        module.eval()
+        with torch.no_grad():
+            expected, found = module(x), fused(module, x)
+    except (TypeError, RuntimeError, ValueError, AttributeError):
+        return False
+    finally:
+        for part, training in modes:
+            part.training = training
+    if not isinstance(expected, Tensor) or expected.shape != found.shape:
+        return False
+    return bool((expected - found).abs().max() <= AGREE * expected.abs().max())

@@ -1,0 +1,143 @@
+"""The passes of a step on plain tensors, with as few trips through memory as their derivatives allow.
+
+Each function computes what the modules of transformers and PEFT compute, to rounding, and has its own backward pass:
+products accumulate in place instead of being added up by autograd, and what is cheap is computed again, not kept.
+Gradients of gradients are not supported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A linear map that does not train: its weight [out, in], made when it is asked for, and its bias [out]."""
+
+    weight: Callable[[], Tensor]
+    bias: Tensor | None
+
+
+def adapted_linears(
+    x: Tensor,
+    frozen: Sequence[Frozen],
+    adapters: Sequence[tuple[Tensor, Tensor]],
+    scales: Sequence[float],
+    masks: Sequence[Tensor | None],
+) -> tuple[Tensor, ...]:
+    """``x W_i^T + b_i + scale_i (x mask_i) A_i^T B_i^T`` for linear maps that read the same ``x``.
+
+    Args:
+        x: [..., in].
+        frozen: the maps W_i, b_i.
+        adapters: pairs A_i [r, in], B_i [out, r].
+        scales: one number an adapter.
+        masks: what dropout multiplies each adapter's input with, of the shape of ``x``, or None.
+
+    Returns:
+        [..., out_i] for each map.
+    """
+    flat = [part for pair in adapters for part in pair]
+    return _AdaptedLinears.apply(x, tuple(frozen), tuple(scales), tuple(masks), *flat)  # type: ignore[return-value]
+
+
+class _AdaptedLinears(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        frozen: tuple[Frozen, ...],
+        scales: tuple[float, ...],
+        masks: tuple[Tensor | None, ...],
+        *adapters: Tensor,
+    ) -> tuple[Tensor, ...]:
+        flat = x.reshape(-1, x.shape[-1])
+        inner, outputs = [], []
+        for number, (layer, scale, mask) in enumerate(zip(frozen, scales, masks, strict=True)):
+            down, up = adapters[2 * number], adapters[2 * number + 1]
+            hidden = (flat if mask is None else flat * mask.view_as(flat)) @ down.T
+            output = functional.linear(flat, layer.weight(), layer.bias).addmm_(hidden, up.T, alpha=scale)
+            inner.append(hidden)
+            outputs.append(output.view(*x.shape[:-1], -1))
+        ctx.frozen, ctx.scales = frozen, scales
+        ctx.save_for_backward(x, *masks, *adapters, *inner)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        count = len(ctx.frozen)
+        x, *saved = ctx.saved_tensors
+        masks, adapters, inner = saved[:count], saved[count : 3 * count], saved[3 * count :]
+        flat = x.reshape(-1, x.shape[-1])
+        total: Tensor | None = None
+        of_adapters: list[Tensor | None] = []
+        for number, (layer, scale, mask) in enumerate(zip(ctx.frozen, ctx.scales, masks, strict=True)):
+            down, up = adapters[2 * number], adapters[2 * number + 1]
+            gradient = gradients[number].reshape(-1, up.shape[0])
+            of_inner = (gradient @ up).mul_(scale)
+            of_up = (gradient.T @ inner[number]).mul_(scale)
+            of_down = of_inner.T @ (flat if mask is None else flat * mask.view_as(flat))
+            of_adapters += [of_down, of_up]
+            if ctx.needs_input_grad[0]:
+                weight = layer.weight()
+                summed = gradient @ weight if total is None else total.addmm_(gradient, weight)
+                total = (
+                    summed.addmm_(of_inner, down)
+                    if mask is None
+                    else summed.addcmul_(of_inner @ down, mask.view_as(flat))
+                )
+        return (None if total is None else total.view_as(x), None, None, None, *of_adapters)
+
+
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up`` of one shape, keeping nothing but its two inputs."""
+    return _SiluProduct.apply(gate, up)  # type: ignore[return-value]
+
+
+class _SiluProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gate, up = ctx.saved_tensors
+        of_gate = torch.ops.aten.silu_backward(gradient * up, gate)
+        return of_gate, functional.silu(gate).mul_(gradient)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """``x / sqrt(mean(x^2) + epsilon) * weight`` over the last dimension, for fp32 ``x``."""
+    return _RmsNorm.apply(x, weight, epsilon)  # type: ignore[return-value]
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        size = x.shape[-1]
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(size).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, scale = ctx.saved_tensors
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (gradient * x).mul_(scale).flatten(0, -2).sum(0)
+        if not ctx.needs_input_grad[0]:
+            return None, of_weight, None
+        scaled = gradient * weight
+        along = torch.linalg.vecdot(scaled, x).unsqueeze(-1).mul_(scale.pow(3)).div_(-x.shape[-1])
+        return scaled.mul_(scale).addcmul_(x, along), of_weight, None

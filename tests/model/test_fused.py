@@ -1,0 +1,54 @@
+"""Norms and feed-forward blocks run on our passes only where that changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import config_for
+
+from tunesmith.model.fused import fuse
+
+
+def tiny(name: str, **changes: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config_for(name, **changes), dtype=torch.float32)
+    for parameter in model.parameters():  # norms begin at ones, where a forgotten weight would not show
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    return model.eval()
+
+
+@pytest.mark.parametrize(("name", "count"), [("llama", 7), ("qwen3", 11), ("olmo2", 11), ("mistral", 7), ("qwen2", 7)])
+def test_a_fused_model_gives_the_logits_and_gradients_that_it_gave_before(name: str, count: int) -> None:
+    model, ids = tiny(name), torch.arange(3, 23)[None]
+    results = []
+    for _ in range(2):
+        model.zero_grad()
+        logits = model(input_ids=ids).logits
+        logits.square().mean().backward()
+        results.append((logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+        fused = fuse(model)
+    assert fused == 0, "the second call finds nothing left to do"
+    own = sum("forward" in module.__dict__ for module in model.modules())
+    assert own == count, "two layers: each norm and each feed-forward block"
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
+    for before, after in zip(results[0][1], results[1][1], strict=True):
+        assert torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0) > 0.99999
+        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-5 * float(before.abs().max()))
+
+
+def test_a_norm_that_adds_one_to_its_weight_and_a_block_with_another_activation_keep_their_own_code() -> None:
+    assert fuse(tiny("gemma")) == 0
+
+
+def test_a_fused_norm_leaves_other_dtypes_to_its_own_code() -> None:
+    model = tiny("llama")
+    norm = model.model.norm
+    x = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = norm(x)
+    fuse(model)
+    assert torch.equal(norm(x), expected)
