@@ -7,7 +7,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraint
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check bench format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ check: .venv/.setup-dev ## lint, format, types, import contracts and the fast te
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+bench: .venv/.setup-dev ## Tunesmith beside other trainers; QUICK=1 takes under 12 minutes, BENCH_ARGS is passed on
+	$(BIN)/python bench/peers.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 format: .venv/.setup-dev ## rewrite the code as `make check` wants it
 	$(BIN)/ruff check --fix

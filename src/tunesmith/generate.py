@@ -317,10 +317,13 @@ def _decode(
     """New token ids of each job, at most its own number of them; what follows a stop token has no meaning."""
     width, steps = max(len(job.prompt) for job in jobs), max(job.new_tokens for job in jobs)
     pad_id = stop_ids[0] if stop_ids else 0  # masked in the prompt, and behind a stop token in the answer
-    shared = _shared_prefix(model, jobs)
+    cache = _plain_cache(model, width + steps)
+    # Padding stands between what all prompts share and what each has of its own; a sliding window or a recurrent state
+    # would take it for part of the text.
+    shared = _shared_prefix(jobs) if cache is not None else 0
     input_ids = torch.full((len(jobs), width), pad_id)
     attention_mask = torch.zeros_like(input_ids)
-    for row, job in enumerate(jobs):  # padding stands between what all prompts share and what each has of its own
+    for row, job in enumerate(jobs):
         own = width - len(job.prompt) + shared
         input_ids[row, :shared], attention_mask[row, :shared] = torch.tensor(job.prompt[:shared]), 1
         input_ids[row, own:], attention_mask[row, own:] = torch.tensor(job.prompt[shared:]), 1
@@ -334,10 +337,12 @@ def _decode(
     )
     try:
         with evaluation_mode(model), _own_defaults_aside(model):
+            if cache is not None:
+                _fill(cache, model, input_ids[:1, :shared].to(device), len(jobs))
             output = cast(Any, model).generate(
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.to(device),
-                **_computed_prefix(model, input_ids[:1, :shared].to(device), len(jobs)),
+                past_key_values=cache,
                 generation_config=config,
                 logits_processor=_processors(jobs, settings, width=width, steps=steps),
                 stopping_criteria=StoppingCriteriaList([stopping] if stopping else []),
@@ -352,31 +357,55 @@ def _decode(
     return [row[: job.new_tokens] for row, job in zip(rows, jobs, strict=True)]
 
 
-def _shared_prefix(model: nn.Module, jobs: Sequence[_Job]) -> int:
-    """How many tokens at the beginning of all prompts are computed once; at least one of each prompt is left out.
+class _RoomyLayer(DynamicLayer):
+    """Keys and values in memory that is taken at once; a DynamicLayer copies all of them for each new token."""
 
-    None where a layer has a sliding window or a recurrent state, which would take the padding behind the prefix for
-    part of the text.
-    """
-    if len(jobs) == 1 or not all(type(layer) is DynamicLayer for layer in _empty_cache(model).layers):
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.stores: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        used, batch = self.get_seq_length(), len(key_states)
+        end = used + key_states.shape[-2]
+        if not self.stores or len(self.stores[0]) != batch or self.stores[0].shape[-2] < end:
+            kept = (self.keys, self.values)
+            room = max(self.room, end)
+            self.stores = [new.new_empty(*new.shape[:2], room, new.shape[-1]) for new in (key_states, value_states)]
+            for store, old in zip(self.stores, kept, strict=True):
+                if used and old is not None:
+                    store[:, :, :used] = old
+        for store, new in zip(self.stores, (key_states, value_states), strict=True):
+            store[:, :, used:end] = new
+        self.keys, self.values = (store[:, :, :end] for store in self.stores)
+        return self.keys, self.values
+
+
+def _plain_cache(model: nn.Module, room: int) -> DynamicCache | None:
+    """A cache for ``room`` tokens; None where a layer has a sliding window or a recurrent state."""
+    cache = DynamicCache(config=_generator_model(model).config.get_text_config(decoder=True))
+    if not cache.layers or not all(type(layer) is DynamicLayer for layer in cache.layers):
+        return None
+    cache.layers[:] = [_RoomyLayer(room) for _ in cache.layers]
+    return cache
+
+
+def _shared_prefix(jobs: Sequence[_Job]) -> int:
+    """How many tokens all prompts begin with; at least one of each prompt is left out."""
+    if len(jobs) == 1:
         return 0
     first, last = min(job.prompt for job in jobs), max(job.prompt for job in jobs)
     limit = min(len(job.prompt) for job in jobs) - 1
     return next((place for place in range(limit) if first[place] != last[place]), limit)
 
 
-def _empty_cache(model: nn.Module) -> DynamicCache:
-    return DynamicCache(config=_generator_model(model).config.get_text_config(decoder=True))
-
-
-def _computed_prefix(model: nn.Module, prefix: Tensor, count: int) -> dict[str, Any]:
+def _fill(cache: DynamicCache, model: nn.Module, prefix: Tensor, count: int) -> None:
     """Keys and values of a prefix [1, P], computed once and repeated for ``count`` prompts."""
-    if prefix.shape[1] == 0:
-        return {}
-    cache = _empty_cache(model)
-    cast(Any, model)(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    cache.batch_repeat_interleave(count)
-    return {"past_key_values": cache}
+    if prefix.shape[1]:
+        cast(Any, model)(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(count)
 
 
 def _finish(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int]) -> Generation:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 LayoutName = Literal["tree", "padded"]
 LEAST_SHARED = 16  # tokens: what a segment of its own costs in attention calls, in tokens computed (docs/lab.md)
+NEIGHBOURS = 4  # rows on each side that are looked at to estimate where a row branches off
 BATCH_COST = 64  # tokens: what a batch of its own costs, most of it for reading the weights once more
 
 
@@ -112,13 +113,13 @@ def _tree_groups(rows: Sequence[TokenRow], budget: int, least: int) -> list[list
     """Neighbours in dictionary order share the most, so a group is a run of that order.
 
     Where the runs end is chosen so that the tokens to compute are fewest, counting ``BATCH_COST`` for each batch:
-    dynamic programming over the ends, on sizes that are exact but for prefixes shorter than ``least``. A run that comes
-    out larger than the budget for that reason is cut again.
+    dynamic programming over the ends, on sizes that are nearly exact. A run that comes out larger than the budget is
+    cut again.
     """
     order = sorted(range(len(rows)), key=lambda number: rows[number].ids.astype(">i4").tobytes())
     ids = [rows[number].ids for number in order]
     shared = np.array([0, *(_common_prefix(one, other) for one, other in itertools.pairwise(ids))])
-    shared[shared < least] = 0
+    shared = _branch_depths(shared, least)
     added = np.cumsum([0, *(len(row) for row in ids)]) - np.cumsum([0, *shared])
     # A run from i to j computes added[j + 1] - added[i] tokens, and what row i shares with the row before it.
     best, start = np.zeros(len(ids) + 1), np.zeros(len(ids), dtype=int)
@@ -138,12 +139,29 @@ def _tree_groups(rows: Sequence[TokenRow], budget: int, least: int) -> list[list
     return runs
 
 
+def _branch_depths(shared: np.ndarray, least: int) -> np.ndarray:
+    """At which depth each row would leave the one before it: its neighbours' where that is less than ``least`` higher.
+
+    A branch that its neighbours make above it, by fewer than ``least`` tokens, is the one that it takes part in.
+    """
+    depths = np.where(shared < least, 0, shared)
+    for distance in range(1, NEIGHBOURS + 1):
+        for here, there in ((slice(distance, None), slice(-distance)), (slice(-distance), slice(distance, None))):
+            near = (depths[here] - shared[there] < least) & (shared[there] >= least)
+            depths[here] = np.where(near, np.minimum(depths[here], shared[there]), depths[here])
+    return depths
+
+
 def _within(rows: Sequence[TokenRow], run: list[int], budget: int, least: int) -> list[list[int]]:
-    """The run, halved until each part is within the budget."""
+    """The run as it is if it keeps the budget, else cut wherever the budget is full."""
     if len(run) == 1 or _Trie(rows, run, least).size <= budget:
         return [run]
-    middle = len(run) // 2
-    return [*_within(rows, run[:middle], budget, least), *_within(rows, run[middle:], budget, least)]
+    parts: list[list[int]] = [[]]
+    for number in run:
+        if parts[-1] and _Trie(rows, [*parts[-1], number], least).size > budget:
+            parts.append([])
+        parts[-1].append(number)
+    return parts
 
 
 class _Trie:

@@ -72,9 +72,7 @@ def _spans(tree: Tree) -> list[tuple[int, int, int]]:
     return [(starts[n], starts[n + 1], starts[last[n]]) for n in range(len(parents)) if sizes[n]]
 
 
-def _piece(
-    first: int, last: int, start: int, end: int, position_ids: Tensor, sees: Callable[..., Any]
-) -> Piece | None:
+def _piece(first: int, last: int, start: int, end: int, position_ids: Tensor, sees: Callable[..., Any]) -> Piece | None:
     """Keys from start to end for queries from first to last; None where no query sees any of them."""
     causal = first == start
     if sees is causal_mask_function:
