@@ -284,6 +284,18 @@ def test_a_peft_model_generates_with_its_adapter(model, tokenizer):
     assert "".join(pieces) == found[1][0].text
 
 
+def test_a_peft_model_with_a_prompt_of_its_own_generates(model, tokenizer):
+    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+    for config in (PromptTuningConfig, PrefixTuningConfig):
+        tuned = get_peft_model(model, config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+        settings = GenerationSettings(max_new_tokens=4)
+        together = generate(tuned, tokenizer, SHARED, settings=settings, stop_ids=())
+        alone = [generate(tuned, tokenizer, [prompt], settings=settings, stop_ids=())[0] for prompt in SHARED]
+        assert ids_of(together) == ids_of(alone)
+        model = tuned.get_base_model()
+
+
 def test_the_tree_attention_of_training_generates_the_same_text(model, tokenizer):
     from tunesmith.model.attention import install
 

@@ -384,7 +384,13 @@ class _RoomyLayer(DynamicLayer):
 
 
 def _plain_cache(model: nn.Module, room: int) -> DynamicCache | None:
-    """A cache for ``room`` tokens; None where a layer has a sliding window or a recurrent state."""
+    """A cache for ``room`` tokens; None where a layer has a sliding window or a recurrent state.
+
+    None, too, for an adapter of prompts (PEFT), which fills a cache of its own.
+    """
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        return None
     cache = DynamicCache(config=_generator_model(model).config.get_text_config(decoder=True))
     if not cache.layers or not all(type(layer) is DynamicLayer for layer in cache.layers):
         return None
