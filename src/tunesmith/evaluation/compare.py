@@ -102,7 +102,7 @@ def bootstrap_differences(
         number = min(chunk, resamples - start)
         drawn = random.integers(groups, size=(number, groups)) + np.arange(number)[:, None] * groups
         counts = np.bincount(drawn.ravel(), minlength=number * groups).reshape(number, groups)
-        totals = counts @ sums  # [number, 4]
+        totals = np.einsum("ng,gk->nk", counts, sums)  # [number, 4]; a BLAS product may round by the size of the chunk
         of_base, of_tuned = totals[:, 0] / totals[:, 1], totals[:, 2] / totals[:, 3]
         differences.append(_scale(of_tuned, exponential) - _scale(of_base, exponential))
     return np.concatenate(differences)
