@@ -10,17 +10,24 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.generate import Generation, GenerationSettings, check_prompts, evaluation_mode, generate, stream
+from tunesmith.model import attention
 
 STOP = (2,)
 PROMPTS = [[5, 6, 7], [11, 12, 13, 14, 15, 16, 17, 18, 19], [40], [33, 34, 35, 36, 37], [90, 91, 92, 93, 94, 95, 96]]
@@ -109,7 +116,7 @@ def test_padding_on_the_left_moves_no_position_in_other_architectures(model_clas
     assert ids_of(found) == [[greedy_by_hand(model, prompt, 8, stop=())] for prompt in prompts]
 
 
-SHARED = [[7, 8, 9, 10, 11, 12, *own] for own in ([13], [13, 14, 15, 16], [30, 31], [12, 12, 12])]
+SHARED = [[*range(40, 60), *own] for own in ([13], [13, 14, 15, 16], [30, 31], [12, 12, 12])]
 
 
 @pytest.mark.parametrize("sliding", [False, True])
@@ -121,11 +128,41 @@ def test_what_all_prompts_begin_with_is_computed_once_unless_a_window_slides_ove
     )  # fmt: skip
     model = sharpened(Qwen2ForCausalLM(config).eval())
     expected = [[greedy_by_hand(model, prompt, 8, stop=())] for prompt in SHARED]
+    generate(model, tokenizer, SHARED, settings=GenerationSettings(max_new_tokens=1), stop_ids=())  # tries a gap, once
     shapes = []
     model.get_input_embeddings().register_forward_pre_hook(lambda module, given: shapes.append(tuple(given[0].shape)))
     found = generate(model, tokenizer, SHARED, settings=GenerationSettings(max_new_tokens=8), stop_ids=())
     assert ids_of(found) == expected
-    assert shapes[:2] == [(4, 10), (4, 1)] if sliding else shapes[:2] == [(1, 6), (4, 4)]
+    assert shapes[:2] == [(4, 24), (4, 1)] if sliding else shapes[:2] == [(1, 20), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config"),
+    [
+        (MptForCausalLM, MptConfig(vocab_size=100, d_model=32, n_heads=2, n_layers=2, max_seq_len=64)),
+        (
+            GPTNeoForCausalLM,
+            GPTNeoConfig(
+                vocab_size=100, hidden_size=32, num_layers=2, num_heads=2, window_size=4,
+                attention_types=[[["global", "local"], 1]], max_position_embeddings=64,
+            ),
+        ),
+        (
+            Gemma2ForCausalLM,
+            Gemma2Config(
+                vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                num_key_value_heads=1, head_dim=16, sliding_window=64,
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_models_that_count_places_or_cap_their_scores_answer_as_if_alone(model_class, config, tokenizer):
+    config.bos_token_id = config.eos_token_id = None
+    model = sharpened(model_class(config).eval())
+    attention.install(model)
+    expected = [[greedy_by_hand(model, prompt, 8, stop=())] for prompt in SHARED]
+    found = generate(model, tokenizer, SHARED, settings=GenerationSettings(max_new_tokens=8), stop_ids=())
+    assert ids_of(found) == expected
 
 
 def test_an_answer_ends_before_the_stop_token_and_says_so(model, tokenizer):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from transformers.cache_utils import DynamicLayer
 from tunesmith.errors import ModelError, RecipeError
 
 DEFAULT_NEW_TOKENS = 256
+LEAST_SHARED = 16  # tokens at the beginning of prompts that are worth a pass of their own
 PARTIAL_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for the first bytes of a character
 
 
@@ -142,8 +144,8 @@ def generate(
 ) -> list[list[Generation]]:
     """Answers to prompts of token ids, as ``[prompt][sequence]`` in the order of the prompts.
 
-    Prompts are batched by length with padding on the left, the longest first; equal prompts are decoded once when
-    greedy. The model's mode and the random state are afterwards what they were.
+    Prompts are batched by length, the longest first, and what all of a batch begin with is computed once; equal prompts
+    are decoded once when greedy. The model's mode and the random state are afterwards what they were.
 
     Args:
         model: a transformers causal model, or a PEFT model around one.
@@ -318,9 +320,10 @@ def _decode(
     width, steps = max(len(job.prompt) for job in jobs), max(job.new_tokens for job in jobs)
     pad_id = stop_ids[0] if stop_ids else 0  # masked in the prompt, and behind a stop token in the answer
     cache = _plain_cache(model, width + steps)
-    # Padding stands between what all prompts share and what each has of its own; a sliding window or a recurrent state
-    # would take it for part of the text.
+    # Padding stands between what all prompts share and what each has of its own, if the model can tell it from text.
     shared = _shared_prefix(jobs) if cache is not None else 0
+    if shared < LEAST_SHARED or not _sees_through_gaps(model):
+        shared = 0
     input_ids = torch.full((len(jobs), width), pad_id)
     attention_mask = torch.zeros_like(input_ids)
     for row, job in enumerate(jobs):
@@ -370,8 +373,9 @@ class _RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         used, batch = self.get_seq_length(), len(key_states)
         end = used + key_states.shape[-2]
-        if not self.stores or len(self.stores[0]) != batch or self.stores[0].shape[-2] < end:
-            kept = (self.keys, self.values)
+        kept = (self.keys, self.values)
+        own = bool(self.stores) and kept[0] is not None and kept[0].data_ptr() == self.stores[0].data_ptr()
+        if not own or len(self.stores[0]) != batch or self.stores[0].shape[-2] < end:
             room = max(self.room, end)
             self.stores = [new.new_empty(*new.shape[:2], room, new.shape[-1]) for new in (key_states, value_states)]
             for store, old in zip(self.stores, kept, strict=True):
@@ -396,6 +400,42 @@ def _plain_cache(model: nn.Module, room: int) -> DynamicCache | None:
         return None
     cache.layers[:] = [_RoomyLayer(room) for _ in cache.layers]
     return cache
+
+
+_through_gaps: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _sees_through_gaps(model: nn.Module) -> bool:
+    """Whether padding in the middle of a text changes nothing, tried once on a few tokens.
+
+    It does where distance is counted in places of the line instead of positions: ALiBi, local layers of older models.
+    """
+    inner = _generator_model(model)
+    if inner not in _through_gaps:
+        config = inner.config.get_text_config(decoder=True)
+        gap = 8 + (getattr(config, "window_size", None) or 0)  # GPT-Neo's local layers; newer windows say so themselves
+        ids = torch.arange(1, 9) % config.vocab_size
+        line = torch.cat([ids[:-1], torch.zeros(gap, dtype=torch.long), ids[-1:]])
+        mask = torch.ones_like(line)
+        mask[7:-1] = 0
+        with evaluation_mode(model), _own_defaults_aside(model):
+            plain = _last_logits(inner, ids, torch.ones_like(ids))
+            parted = _last_logits(inner, line, mask)
+        allowed = 32 * torch.finfo(plain.dtype).eps * float(plain.abs().max())
+        _through_gaps[inner] = bool((plain - parted).abs().max() <= allowed)
+    return _through_gaps[inner]
+
+
+def _last_logits(inner: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits behind the last token of a line, with the positions that ``generate`` gives it."""
+    made = inner.generate(
+        input_ids=ids[None].to(inner.device),
+        attention_mask=mask[None].to(inner.device),
+        generation_config=GenerationConfig(
+            max_new_tokens=1, pad_token_id=0, output_scores=True, return_dict_in_generate=True
+        ),
+    )
+    return made.scores[0]
 
 
 def _shared_prefix(jobs: Sequence[_Job]) -> int:

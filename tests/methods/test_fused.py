@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -145,3 +146,32 @@ def test_a_copy_of_the_model_computes_with_its_own_weights() -> None:
             parameter.data.zero_()
     assert torch.equal(model(input_ids=ids).logits, before)
     assert (twin(input_ids=ids).logits - before).abs().max() > 1e-3
+
+
+def test_layers_called_in_another_order_or_not_at_all_leave_nothing_wrong(calls: list[int]) -> None:
+    model = adapted()
+    block, x = model.get_base_model().model.layers[0].self_attn, torch.randn(1, 5, 32)
+    plain = unfused(model).get_base_model().model.layers[0].self_attn
+    for name in ("k_proj", "q_proj", "v_proj"):
+        torch.testing.assert_close(getattr(block, name)(x), getattr(plain, name)(x))
+    assert calls == [3]
+    block.q_proj(x)  # two wait, and their graph with them
+    twin = copy.deepcopy(block)
+    torch.testing.assert_close(twin.k_proj(x), plain.k_proj(x))
+    twin.load_state_dict(pickle.loads(pickle.dumps(block)).state_dict())  # noqa: S301
+
+
+def test_it_runs_in_inference_mode() -> None:
+    model, ids = adapted(), torch.arange(3, 23)[None]
+    expected = model(input_ids=ids).logits.detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(model(input_ids=ids).logits, expected)
+
+
+def test_the_input_of_a_dropout_may_be_laid_out_in_any_way() -> None:
+    layer = adapted(lora_dropout=0.3).get_base_model().model.layers[0].self_attn.o_proj.train()
+    x = torch.randn(2, 32, 5).transpose(1, 2)
+    torch.manual_seed(0)
+    found = layer(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, type(layer).forward(layer, x))

@@ -101,6 +101,37 @@ def test_attention_by_pieces_is_masked_attention_in_values_and_gradients(key_hea
         torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precision_trains_through_the_pieces(dtype: torch.dtype) -> None:
+    model, batch = tiny(config_for("llama")), tree_batch(make_rows(), range(6))
+    gradients = []
+    for kind in (torch.float32, dtype):
+        model.zero_grad()
+        target_logprobs(model.to(kind), batch).logprobs.sum().backward()
+        gradients.append(torch.cat([own.grad.float().flatten() for own in model.parameters()]))
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
+
+
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_checkpointing_computes_the_same_pieces_again(layout: str) -> None:
+    model, rows = tiny(config_for("llama")).train(), make_rows()
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.zero_grad()
+        for batch in micro_batches(rows, budget=300, layout=layout):  # type: ignore[arg-type]
+            target_logprobs(model, batch).logprobs.sum().backward()
+        gradients.append(torch.cat([own.grad.flatten() for own in model.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
+def test_soft_capped_scores_of_padded_rows_are_finite() -> None:
+    model = tiny(config_for("gemma2", head_dim=8, sliding_window=4))
+    batch = padded_batch([Row(np.arange(3, 40)), Row(np.arange(3, 10))], range(2))
+    assert torch.isfinite(target_logprobs(model, batch).logprobs).all()
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -114,7 +145,7 @@ def test_a_window_shorter_than_the_rows_is_shared_too(name: str, changes: dict[s
     assert attention.probe(model, make_rows(), device="cpu").shares
 
 
-def test_attention_dropout_and_other_devices_get_the_dense_mask() -> None:
+def test_attention_dropout_is_drawn() -> None:
     model, rows = tiny(config_for("llama", attention_dropout=0.5)).train(), make_rows()
     batch = tree_batch(rows, range(6))
     torch.manual_seed(0)

@@ -52,3 +52,33 @@ def test_a_fused_norm_leaves_other_dtypes_to_its_own_code() -> None:
     expected = norm(x)
     fuse(model)
     assert torch.equal(norm(x), expected)
+
+
+class Block(torch.nn.Module):
+    """A gated block as Seed-OSS has it: with dropout of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (torch.nn.Linear(8, 8) for _ in range(3))
+        self.act_fn = torch.nn.SiLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return torch.nn.functional.dropout(made, 0.5, training=self.training)
+
+
+class GatedNorm(torch.nn.Module):
+    """A norm as Mamba 2 has it: with a second input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = torch.nn.Parameter(torch.ones(8)), 1e-6
+
+    def forward(self, hidden_states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        normed = hidden_states * torch.rsqrt(hidden_states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * (normed if gate is None else normed * torch.nn.functional.silu(gate))
+
+
+@pytest.mark.parametrize("module", [Block(), GatedNorm()], ids=["dropout", "second input"])
+def test_a_module_that_does_more_keeps_its_own_code(module: torch.nn.Module) -> None:
+    assert fuse(torch.nn.Sequential(module)) == 0

@@ -88,6 +88,14 @@ def test_a_model_whose_logits_are_not_what_its_config_says_projects_itself() -> 
     compare(model, batch)
 
 
+def test_a_hook_on_a_frozen_head_is_not_passed_over() -> None:
+    model = tiny(config_for("llama"))
+    head = model.get_output_embeddings()
+    head.requires_grad_(False)
+    head.register_forward_hook(lambda module, given, made: made * 1.5)
+    compare(model, tree_batch(make_rows(), range(6)))
+
+
 def _squared(output: Any) -> Any:
     output.logits = output.logits * output.logits.abs()
     return output

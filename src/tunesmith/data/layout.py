@@ -8,6 +8,7 @@ With dropout, rows share the mask on the tokens that they share. Each row's own 
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -156,12 +157,9 @@ def _within(rows: Sequence[TokenRow], run: list[int], budget: int, least: int) -
     """The run as it is if it keeps the budget, else cut wherever the budget is full."""
     if len(run) == 1 or _Trie(rows, run, least).size <= budget:
         return [run]
-    parts: list[list[int]] = [[]]
-    for number in run:
-        if parts[-1] and _Trie(rows, [*parts[-1], number], least).size > budget:
-            parts.append([])
-        parts[-1].append(number)
-    return parts
+    fits = bisect.bisect_right(range(1, len(run)), budget, key=lambda count: _Trie(rows, run[:count], least).size)
+    fits = max(fits, 1)
+    return [run[:fits], *_within(rows, run[fits:], budget, least)]
 
 
 class _Trie:

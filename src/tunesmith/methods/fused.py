@@ -6,9 +6,10 @@ neither merged nor disabled. Everything else (DoRA and other variants, several a
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -53,32 +54,45 @@ def _install(layers: Sequence[nn.Module]) -> int:
     siblings = _Siblings(layers)
     for layer in layers:
         layer._siblings = siblings  # type: ignore[assignment]
-        layer.forward = MethodType(_forward, layer)
+        layer.forward = partial(_forward, layer)
     return len(layers)
 
 
 class _Siblings:
-    """Layers that their parent calls in turn with the same input. The first computes for all of them.
+    """Layers that their parent calls in turn with the same input. The first to be called computes for all of them.
 
-    What the others will be asked for waits here; it is handed out only for the very tensor that it was computed from.
+    What the others will be asked for waits here; it is handed out only for the very tensor that it was computed from,
+    in the same thread and mode. It is no part of the model: copies and pickles are without it.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self.layers = tuple(layers)
-        self.waiting: dict[nn.Module, Tensor] = {}
-        self.made_from: tuple[Any, ...] = ()
+        self.waiting: tuple[Tensor, tuple[Any, ...], dict[nn.Module, Tensor]] | None = None
 
     def take(self, layer: nn.Module, x: Tensor) -> Tensor | None:
-        if layer in self.waiting and self.made_from[0] is x and self.made_from[1:] == _moment(x):
-            return self.waiting.pop(layer)
-        return None
+        waiting = self.waiting
+        if waiting is None or waiting[0] is not x or waiting[1] != _moment(layer, x):
+            return None
+        made = waiting[2].pop(layer, None)
+        if not waiting[2]:
+            self.waiting = None
+        return made
 
-    def keep(self, x: Tensor, outputs: dict[nn.Module, Tensor]) -> None:
-        self.waiting, self.made_from = outputs, (x, *_moment(x)) if outputs else ()
+    def keep(self, layer: nn.Module, x: Tensor, outputs: dict[nn.Module, Tensor]) -> None:
+        self.waiting = (x, _moment(layer, x), outputs) if outputs else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Siblings:
+        memo[id(self)] = twin = _Siblings(())
+        twin.layers = copy.deepcopy(self.layers, memo)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layers": self.layers, "waiting": None}
 
 
-def _moment(x: Tensor) -> tuple[Any, ...]:
-    return x._version, torch.is_grad_enabled()
+def _moment(layer: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    version = None if x.is_inference() else x._version
+    return version, torch.is_grad_enabled(), layer.training, threading.get_ident()
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **settings: Any) -> Tensor:
@@ -88,11 +102,9 @@ def _forward(self: Any, x: Tensor, *args: Any, **settings: Any) -> Tensor:
     siblings: _Siblings = self._siblings
     made = siblings.take(self, x)
     if made is not None:
-        if not siblings.waiting:
-            siblings.keep(x, {})
         return made
-    first = self is siblings.layers[0] and all(_plain(layer, x) for layer in siblings.layers)
-    layers = siblings.layers if first else (self,)
+    together = all(_plain(layer, x) for layer in siblings.layers)
+    layers = (self, *(layer for layer in siblings.layers if layer is not self)) if together else (self,)
     parts = [_parts(layer, x) for layer in layers]
     outputs = adapted_linears(
         x,
@@ -101,7 +113,7 @@ def _forward(self: Any, x: Tensor, *args: Any, **settings: Any) -> Tensor:
         [scale for _, _, scale, _ in parts],
         [mask for *_, mask in parts],
     )
-    siblings.keep(x, dict(zip(layers[1:], outputs[1:], strict=True)))
+    siblings.keep(self, x, dict(zip(layers[1:], outputs[1:], strict=True)))
     return outputs[0]
 
 

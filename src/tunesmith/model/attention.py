@@ -154,7 +154,8 @@ def _attend(
             attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
             attention_mask = attention_mask.tril(key.shape[2] - query.shape[2])[None, None]
         eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
-        additive = _additive(attention_mask, query.dtype)
+        # Not minus infinity: a query in the padding on the left sees nothing, and its softmax must stay finite.
+        additive = _additive(attention_mask, query.dtype, torch.finfo(query.dtype).min)
         return eager(module, query, key, value, additive, dropout=dropout, scaling=scaling, **settings)[0], None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **settings)
 
@@ -181,7 +182,8 @@ class _PieceAttention(torch.autograd.Function):
         shared = key.shape[1]
         queries, keys, values, out = _grouped(query, shared), _grouped(key, shared), _grouped(value, shared), None
         out = _grouped(output.transpose(1, 2), shared)
-        sums = query.new_empty(heads // shared, length, shared).transpose(1, 2)
+        precise = torch.promote_types(query.dtype, torch.float32)
+        sums = query.new_empty(heads // shared, length, shared, dtype=precise).transpose(1, 2)
         for piece in pieces:
             at, of = slice(*piece.queries), slice(*piece.keys)
             part, part_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -201,8 +203,8 @@ class _PieceAttention(torch.autograd.Function):
                 out[:, :, at], sums[:, :, at] = part, part_sum
                 continue
             joined = torch.logaddexp(sums[:, :, at], part_sum)
-            out[:, :, at].mul_((sums[:, :, at] - joined).exp_().unsqueeze(-1))
-            out[:, :, at].addcmul_(part, (part_sum - joined).exp_().unsqueeze(-1))
+            out[:, :, at].mul_((sums[:, :, at] - joined).exp_().unsqueeze(-1).to(part.dtype))
+            out[:, :, at].addcmul_(part, (part_sum - joined).exp_().unsqueeze(-1).to(part.dtype))
             sums[:, :, at] = joined
         ctx.pieces, ctx.scaling = pieces, scaling
         ctx.save_for_backward(query, key, value, output, sums)
@@ -242,9 +244,9 @@ def _grouped(heads: Tensor, shared: int) -> Tensor:
     return heads[0].unflatten(0, (shared, -1)).transpose(0, 1)
 
 
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a bool mask allows, else minus infinity."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+def _additive(allowed: Tensor, dtype: torch.dtype, refused: float = -torch.inf) -> Tensor:
+    """0 where a bool mask allows, else ``refused``."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, refused)
 
 
 def forward_arguments(batch: Batch) -> dict[str, Any]:
@@ -283,7 +285,7 @@ def probe(model: nn.Module, rows: Sequence[TokenRow], *, device: torch.device | 
             alone = [padded_batch([row], [0]) for row in pair]
             expected = torch.cat([target_logprobs(model, batch.to(device)).logprobs for batch in alone])
             numbers = list(range(len(pair)))
-            together = {"padded": padded_batch(pair, numbers), "tree": tree_batch(pair, numbers)}
+            together = {"padded": padded_batch(pair, numbers), "tree": tree_batch(pair, numbers, least=1)}
             found = {
                 name: (target_logprobs(model, batch.to(device)).logprobs - expected).abs().max().item()
                 for name, batch in together.items()

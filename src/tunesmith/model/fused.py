@@ -6,7 +6,8 @@ before. What does not qualify keeps its own code.
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def fuse(model: nn.Module) -> int:
         else:
             continue
         if width and _same(module, width, fused):
-            module.forward = MethodType(fused, module)
+            module.forward = partial(fused, module)
             count += 1
     return count
 
@@ -67,19 +68,33 @@ def _gated_forward(self: Any, x: Tensor) -> Tensor:
 
 
 def _same(module: nn.Module, width: int, fused: Any) -> bool:
-    """Both on the same two random vectors, without dropout; a module that takes other arguments does not qualify."""
+    """Both on the same two random vectors, in training mode (with the same draws, should there be dropout) and without.
+
+    A module that takes other arguments does not qualify.
+    """
+    if len(signature(type(module).forward).parameters) != 2:
+        return False
     modes = [(part, part.training) for part in module.modules()]
     parameter = next(module.parameters())
     x = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0)).to(parameter.device)
     try:
-        module.eval()
         with torch.no_grad():
-            expected, found = module(x), fused(module, x)
+            return all(_agree(module.train(mode), x, fused) for mode in (True, False))
     except (TypeError, RuntimeError, ValueError, AttributeError):
         return False
     finally:
         for part, training in modes:
             part.training = training
+
+
+def _agree(module: nn.Module, x: Tensor, fused: Any) -> bool:
+    devices = [] if x.device.type == "cpu" else [x.device]
+    made = []
+    for way in (module, partial(fused, module)):
+        with torch.random.fork_rng(devices, device_type="cuda" if x.device.type == "cpu" else x.device.type):
+            torch.manual_seed(0)
+            made.append(way(x))
+    expected, found = made
     if not isinstance(expected, Tensor) or expected.shape != found.shape:
         return False
     return bool((expected - found).abs().max() <= AGREE * expected.abs().max())

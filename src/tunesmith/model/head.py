@@ -46,9 +46,14 @@ def target_logprobs(model: nn.Module, batch: Batch) -> Targets:
         hidden = base.get_decoder()(**forward_arguments(batch), use_cache=False).last_hidden_state
     kept = hidden.flatten(0, 1).index_select(0, batch.predicts.flatten().nonzero()[:, 0])
     head = base.get_output_embeddings()
-    if type(head) is nn.Linear and not any(own.requires_grad for own in head.parameters()):
+    if _is_plain(head) and not any(own.requires_grad for own in head.parameters()):
         return Targets(*_FrozenHead.apply(kept, head.weight, head.bias, form, batch.edges))
     return _through_module(head, form, kept, batch.edges)
+
+
+def _is_plain(head: Any) -> bool:
+    """A linear layer whose weight and bias are all that it computes with."""
+    return type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
 
 
 @dataclass(frozen=True, slots=True)

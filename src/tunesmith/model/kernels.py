@@ -62,7 +62,7 @@ class _AdaptedLinears(torch.autograd.Function):
         inner, outputs = [], []
         for number, (layer, scale, mask) in enumerate(zip(frozen, scales, masks, strict=True)):
             down, up = adapters[2 * number], adapters[2 * number + 1]
-            hidden = (flat if mask is None else flat * mask.view_as(flat)) @ down.T
+            hidden = (flat if mask is None else flat * mask.reshape(flat.shape)) @ down.T
             output = functional.linear(flat, layer.weight(), layer.bias).addmm_(hidden, up.T, alpha=scale)
             inner.append(hidden)
             outputs.append(output.view(*x.shape[:-1], -1))
@@ -84,7 +84,7 @@ class _AdaptedLinears(torch.autograd.Function):
             gradient = gradients[number].reshape(-1, up.shape[0])
             of_inner = (gradient @ up).mul_(scale)
             of_up = (gradient.T @ inner[number]).mul_(scale)
-            of_down = of_inner.T @ (flat if mask is None else flat * mask.view_as(flat))
+            of_down = of_inner.T @ (flat if mask is None else flat * mask.reshape(flat.shape))
             of_adapters += [of_down, of_up]
             if ctx.needs_input_grad[0]:
                 weight = layer.weight()
@@ -92,7 +92,7 @@ class _AdaptedLinears(torch.autograd.Function):
                 total = (
                     summed.addmm_(of_inner, down)
                     if mask is None
-                    else summed.addcmul_(of_inner @ down, mask.view_as(flat))
+                    else summed.addcmul_(of_inner @ down, mask.reshape(flat.shape))
                 )
         return (None if total is None else total.view_as(x), None, None, None, *of_adapters)
 
