@@ -38,8 +38,8 @@ DAYS = (date(2026, 12, 31) - FIRST_DAY).days + 1
 FOREIGN = ("USD", "EUR", "GBP", "CAD", "CHF")
 FOREIGN_SHARE = 0.3
 ISO_CODE_SHARE = 0.25
-NUMERIC_SHARE = 0.5
-FIRST_NINE_SHARE = 0.3
+NUMERIC_SHARE = 0.6
+FIRST_NINE_SHARE = 0.3  # of training rows
 NUMBER_SHAPES = (
     "{prefix}-{serial}",
     "{prefix}{serial}",
@@ -208,7 +208,7 @@ def rows(count: int, *, seed: int, held_out: bool) -> list[dict[str, str]]:
     made: list[dict[str, str]] = []
     while len(made) < count:
         locale, template = next(turns)
-        row = _row(locale, template, rng)
+        row = _row(locale, template, rng, first_nine=0.0 if held_out else FIRST_NINE_SHARE)
         if row["input"] not in seen:
             seen.add(row["input"])
             made.append(row)
@@ -247,8 +247,8 @@ def _turns(held_out: bool) -> Iterator[tuple[str, str]]:
         turn += 1
 
 
-def _row(locale: str, template: str, rng: random.Random) -> dict[str, str]:
-    day = _day(rng)
+def _row(locale: str, template: str, rng: random.Random, *, first_nine: float) -> dict[str, str]:
+    day = _day(rng, first_nine)
     number = _number(phrasing_of(locale).prefixes, day.year, rng)
     amount = _amount(rng)
     currency = rng.choice(FOREIGN) if rng.random() < FOREIGN_SHARE else CURRENCIES[locale]
@@ -261,10 +261,10 @@ def _row(locale: str, template: str, rng: random.Random) -> dict[str, str]:
     return {"instruction": INSTRUCTION, "input": header, "output": json.dumps(truth, separators=(",", ":"))}
 
 
-def _day(rng: random.Random) -> date:
-    """Any day of the years, but more from the first nine of a month: a day of one digit is harder to copy."""
+def _day(rng: random.Random, first_nine: float) -> date:
+    """Any day of the years. Training sees more of a month's first nine: a day of one digit is harder to copy."""
     day = FIRST_DAY + timedelta(days=rng.randrange(DAYS))
-    return day.replace(day=rng.randint(1, 9)) if rng.random() < FIRST_NINE_SHARE else day
+    return day.replace(day=rng.randint(1, 9)) if rng.random() < first_nine else day
 
 
 def date_text(day: date, *, locale: str, numeric: bool) -> str:

@@ -13,7 +13,7 @@ from tunesmith.progress import Listener
 from tunesmith.recipe_file import dump, read_recipe
 from tunesmith.run import Run
 
-TRAIN_ROWS, HELD_OUT_ROWS, SEED, SHOWN = 510, 100, 0, 5
+TRAIN_ROWS, HELD_OUT_ROWS, SEED, SHOWN = 540, 100, 0, 5
 
 
 def recipe_values(data: Path, folder: Path) -> dict[str, Any]:
