@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tunesmith.data.layout import Batch, padded_batch, tree_batch
 from tunesmith.model import head
-from tunesmith.model.attention import forward_arguments, laid_out
+from tunesmith.model.attention import forward_arguments, laid_out, probe
 from tunesmith.model.head import target_logprobs
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -86,6 +86,29 @@ def test_a_model_whose_logits_are_not_what_its_config_says_projects_itself() -> 
     model.forward = lambda *given, **named: _squared(own(*given, **named))
     assert head._form(model) is None
     compare(model, batch)
+
+
+def test_a_model_that_makes_all_its_logits_whatever_is_asked_gives_those_of_the_labels() -> None:
+    model = tiny(config_for("llama"))
+    own = model.forward
+    model.forward = lambda *given, logits_to_keep=0, **named: _squared(own(*given, **named))
+    assert head._form(model) is None
+    compare(model, tree_batch(make_rows(), range(6)))
+    compare(model, padded_batch(make_rows(), range(6)))
+
+
+@pytest.mark.parametrize("projects_itself", [True, False])
+def test_a_model_that_takes_neither_positions_nor_logits_to_keep_is_not_asked_for_them(projects_itself: bool) -> None:
+    model, rows = tiny(config_for("llama")), make_rows()
+    expected = target_logprobs(model, padded_batch(rows, range(6))).logprobs
+    other = tiny(config_for("llama"))
+    inner = other if projects_itself else other.model
+    own = inner.forward
+    inner.forward = lambda input_ids, attention_mask: own(input_ids=input_ids, attention_mask=attention_mask)
+    head._forms[other] = None if projects_itself else head.Form()
+    torch.testing.assert_close(target_logprobs(other, padded_batch(rows, range(6))).logprobs, expected)
+    assert probe(model, rows, device="cpu").shares
+    assert not probe(other, rows, device="cpu").shares
 
 
 def test_a_hook_on_a_frozen_head_is_not_passed_over() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,16 +40,34 @@ def target_logprobs(model: nn.Module, batch: Batch) -> Targets:
     form = _form(base)
     with laid_out(batch):
         if base is None or form is None:
-            logits = model(**forward_arguments(batch), logits_to_keep=batch.predicts, use_cache=False).logits
-            logits = logits.reshape(-1, logits.shape[-1])  # [N, V], one line for each True of `predicts`
-            assert len(logits) == int(batch.predicts.sum()), "this model ignores logits_to_keep"
-            return Targets(*_Pick.apply(logits, batch.edges.logit, batch.edges.target))
-        hidden = base.get_decoder()(**forward_arguments(batch), use_cache=False).last_hidden_state
+            return Targets(*_Pick.apply(_own_logits(model, batch), batch.edges.logit, batch.edges.target))
+        decoder = base.get_decoder()
+        hidden = decoder(**_accepted(decoder, {**forward_arguments(batch), "use_cache": False})).last_hidden_state
     kept = hidden.flatten(0, 1).index_select(0, batch.predicts.flatten().nonzero()[:, 0])
     head = base.get_output_embeddings()
     if _is_plain(head) and not any(own.requires_grad for own in head.parameters()):
         return Targets(*_FrozenHead.apply(kept, head.weight, head.bias, form, batch.edges))
     return _through_module(head, form, kept, batch.edges)
+
+
+def _own_logits(model: Any, batch: Batch) -> Tensor:
+    """[N, V], one line for each True of ``predicts``, also from a model that makes all its logits whatever is asked."""
+    arguments = {**forward_arguments(batch), "logits_to_keep": batch.predicts, "use_cache": False}
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    logits = model(**_accepted(inner, arguments)).logits
+    if logits.shape[:2] == batch.predicts.shape:
+        return logits[batch.predicts]
+    logits = logits.reshape(-1, logits.shape[-1])
+    assert len(logits) == int(batch.predicts.sum()), "logits of other places than were asked for"
+    return logits
+
+
+def _accepted(called: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the model's own ``forward`` takes: a state-space model or one of hub code may know no positions."""
+    known = signature(called.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in known}
 
 
 def _is_plain(head: Any) -> bool:
@@ -215,9 +234,10 @@ def _agrees(base: Any, form: Form) -> bool:
     ids = torch.arange(8, device=device)[None] % base.config.get_text_config().vocab_size
     asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with _eval_mode(base):
-        expected = base(**asked).logits.float()
+        expected = base(**_accepted(base, asked)).logits.float()
         try:
-            found = form(head(base.get_decoder()(**asked).last_hidden_state))
+            decoder = base.get_decoder()
+            found = form(head(decoder(**_accepted(decoder, asked)).last_hidden_state))
         except (AttributeError, RuntimeError, TypeError, ValueError):  # a decoder of another shape
             return False
     allowed = AGREE * torch.finfo(head.weight.dtype).eps * expected.abs().max()
