@@ -15,6 +15,7 @@ from memory import peak_bytes
 
 from tunesmith import plan
 from tunesmith.data.layout import micro_batches
+from tunesmith.data.order import Order
 from tunesmith.methods import build
 from tunesmith.model import attention
 from tunesmith.model.fused import fuse
@@ -30,6 +31,43 @@ SETTINGS: dict[str, Any] = {"lora": LoraSettings, "qlora": QloraSettings, "full"
 def main(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     device = job["device"]
+    model, method = _model(job)
+    rows = [_row(row) for row in job["rows"]]
+    layout = "tree" if attention.probe(model, rows, device=device).shares else "padded"
+    budget = job["budget"] or plan.micro_batch_tokens(device, max(len(row.ids) for row in rows))
+    steps, layout_seconds = [], []
+    for number in range(len(rows) // job["batch"]):
+        begin = time.perf_counter()
+        part = rows[number * job["batch"] : (number + 1) * job["batch"]]
+        batches = micro_batches(part, budget=budget, layout=layout)
+        layout_seconds.append(time.perf_counter() - begin)
+        steps.append(Step(number + 1, 0.0, batches))
+    loss = _loss(model, steps[0], device)
+    optimizer = build_optimizer(
+        method.parameter_groups(model), learning_rate=job["rate"], weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8
+    )
+    timed = _train(model, steps, optimizer, job["rate"])[1:]
+    peak = peak_bytes(device)
+    outside = _outside_operators(model, steps[-1], optimizer, job["rate"]) if device == "cpu" else None
+    mean = sum(step.seconds for step in timed) / len(timed)
+    return {
+        "step_zero_loss": loss,
+        "supervised": sum(batch.supervised for step in steps for batch in step.batches),
+        "seconds": [step.seconds + laid for step, laid in zip(timed, layout_seconds[1:], strict=True)],
+        "tokens": [step.tokens for step in timed],
+        "computed": [step.computed_tokens for step in timed],
+        "supervised_tokens": [step.supervised_tokens for step in timed],
+        "layout_share": sum(layout_seconds) / len(steps) / mean,
+        "order_share": _order_seconds(job["epoch_rows"], job["batch"]) / mean,
+        "outside_share": outside,
+        "layout": layout,
+        "peak_bytes": peak,
+    }
+
+
+def _model(job: dict[str, Any]) -> tuple[Any, Any]:
+    """The model with its method attached, as a run makes it."""
+    device = job["device"]
     adapter = {} if job["method"] == "full" else {"r": job["r"], "lora_alpha": 2 * job["r"]}
     method = build(SETTINGS[job["method"]](**adapter), base=job["model"], device=device)
     dtype = resolve_dtype("auto", device)
@@ -37,48 +75,47 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     attention.install(base)
     model = method.attach(base)
     fuse(base)
-    rows = [_row(row) for row in job["rows"]]
-    probe = attention.probe(model, rows, device=device)
-    layout = "tree" if probe.shares else "padded"
-    budget = job["budget"] or plan.micro_batch_tokens(device, max(len(row.ids) for row in rows))
-    steps, layout_seconds = [], 0.0
-    for number in range(len(rows) // job["batch"]):
-        begin = time.perf_counter()
-        part = rows[number * job["batch"] : (number + 1) * job["batch"]]
-        batches = micro_batches(part, budget=budget, layout=layout)
-        layout_seconds += time.perf_counter() - begin
-        steps.append(Step(number + 1, 0.0, batches))
-    objective = CrossEntropy()
-    with torch.no_grad():
-        first = steps[0].batches
-        sums = [objective.sum(model.eval(), batch.to(device)).item() for batch in first]
-        loss = sum(sums) / sum(objective.denominator(batch) for batch in first)
-    optimizer = build_optimizer(
-        method.parameter_groups(model), learning_rate=job["rate"], weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8
-    )
-    results: list[StepResult] = []
-    nothing: Any = lambda *_: False  # noqa: E731
-    train(
-        model, steps, objective=objective, optimizer=optimizer, rate=lambda _: job["rate"], max_grad_norm=1.0, seed=0,
-        hooks=Hooks(results.append, nothing, nothing, nothing, nothing),
-    )  # fmt: skip
-    timed = results[1:]
-    return {
-        "step_zero_loss": loss,
-        "supervised": sum(batch.supervised for step in steps for batch in step.batches),
-        "seconds": [step.seconds for step in timed],
-        "tokens": [step.tokens for step in timed],
-        "computed": [step.computed_tokens for step in timed],
-        "supervised_tokens": [step.supervised_tokens for step in timed],
-        "layout_share": layout_seconds / len(steps) / (sum(step.seconds for step in timed) / len(timed)),
-        "layout": layout,
-        "peak_bytes": peak_bytes(device),
-        "versions": {"torch": torch.__version__},
-    }
+    return model, method
 
 
 def _row(row: dict[str, list[int]]) -> Any:
     return SimpleNamespace(ids=np.array(row["input_ids"], dtype=np.int32), supervised=np.array(row["labels"]) != -100)
+
+
+@torch.no_grad()
+def _loss(model: Any, step: Step, device: str) -> float:
+    objective = CrossEntropy()
+    sums = [objective.sum(model.eval(), batch.to(device)).item() for batch in step.batches]
+    return sum(sums) / sum(objective.denominator(batch) for batch in step.batches)
+
+
+def _train(model: Any, steps: list[Step], optimizer: Any, rate: float) -> list[StepResult]:
+    results: list[StepResult] = []
+    nothing: Any = lambda *_: False  # noqa: E731
+    train(
+        model, steps, objective=CrossEntropy(), optimizer=optimizer, rate=lambda _: rate, max_grad_norm=1.0, seed=0,
+        hooks=Hooks(results.append, nothing, nothing, nothing, nothing),
+    )  # fmt: skip
+    return results
+
+
+def _outside_operators(model: Any, step: Step, optimizer: Any, rate: float) -> float:
+    """Share of one more step that torch's profiler sees in no operator: Python, autograd, and the profiler itself."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        [result] = _train(model, [step], optimizer, rate)
+    inside = sum(
+        event.self_cpu_time_total
+        for event in profile.key_averages()
+        if "::" in event.key and not event.key.startswith("autograd::")
+    )
+    return 1 - inside / 1e6 / result.seconds
+
+
+def _order_seconds(rows: int, batch: int) -> float:
+    """What deciding the rows of a step takes, over an epoch."""
+    begin = time.perf_counter()
+    steps = sum(1 for _ in Order(np.ones(rows), batch_size=batch, epochs=1, max_steps=None, seed=0).windows())
+    return (time.perf_counter() - begin) / steps
 
 
 if __name__ == "__main__":

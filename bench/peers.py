@@ -1,262 +1,210 @@
 """Tunesmith beside other trainers: the same rows, ids, labels, adapter shape, optimizer and steps, in turn (A B B A).
 
-    python bench/peers.py            every workload and method
-    python bench/peers.py --quick    workloads a and d for lora, in under 12 minutes on 2 cores
+    python bench/peers.py            every workload, method and trainer
+    python bench/peers.py --quick    workloads a and d for lora beside TRL, in under 12 minutes on 2 cores
 
-Each run is a process of its own, in the trainer's own environment. A run whose loss before the first step differs by
-more than 1e-6 (relative, fp32), or that learns from another number of tokens, is void. Timings of a shared machine
-drift, so only ratios within one run of this script mean anything.
+Each run is a process of its own, in the trainer's own environment. A line whose loss before the first step differs by
+more than 1e-6 (relative, fp32), or that learns from another number of tokens, is void, and so is one whose run failed.
+Timings of a shared machine drift, so only ratios within one run of this script mean anything.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import platform
-import statistics
-import subprocess
+import re
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import environments
+import process
+import report
+import roofline
+import shapes
+import torch
+import workloads
+from filelock import FileLock, Timeout
+from transformers import AutoConfig, AutoTokenizer
+
+from tunesmith.model.source import resolve
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 GATE = 1e-6
 GATE_BF16 = 2e-2
-
-
-@dataclass
-class Line:
-    """One trainer on one workload: what its runs measured, and why they do not count if they do not."""
-
-    workload: str
-    method: str
-    trainer: str
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    void: str | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Of all timed steps of all runs."""
-        return sum(sum(run["seconds"]) for run in self.runs)
-
-    def rate(self, name: str) -> float:
-        """Tokens of a kind, in all timed steps, a second."""
-        return sum(sum(run[name]) for run in self.runs) / self.seconds
-
-    @property
-    def peak(self) -> int:
-        return max(run["peak_bytes"] for run in self.runs)
+SMALL_BUDGET = 512  # tokens of a micro-batch at which our own qlora is held against our own lora
+LONG_STEPS = 1  # timed steps of workload e at most: one has as many tokens as 30 of the others
 
 
 @dataclass(frozen=True)
 class Trainer:
+    """``environment``: None for this one. ``options`` go into the job."""
+
     name: str
-    python: Path
-    script: Path
+    script: str
+    environment: str | None
     options: dict[str, Any]
     methods: tuple[str, ...] = ("lora", "full", "qlora")
 
 
+TRAINERS = (
+    Trainer(report.OURS, "ours.py", None, {}),
+    Trainer(report.TUNED, "trl_sft.py", "trl", {"tuned": True}),
+    Trainer("trl as installed", "trl_sft.py", "trl", {"tuned": False}, ("lora", "full")),
+    Trainer("llamafactory tuned", "llamafactory_sft.py", "llamafactory", {}),
+    Trainer("litgpt", "litgpt_sft.py", "litgpt", {}, ("lora",)),
+)
+OWN = tuple(
+    Trainer(f"{report.OURS} {method}", "ours.py", None, {"method": method, "budget": SMALL_BUDGET})
+    for method in ("lora", "qlora")
+)
+
+
 def main() -> None:
     arguments = _arguments()
-    from tunesmith.model.source import resolve
+    lock = FileLock(Path(sys.prefix) / ".bench.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        sys.exit("Another benchmark runs here, and two at once would measure each other. Wait for it, or end it.")
+    with lock, tempfile.TemporaryDirectory() as folder:
+        model = arguments.model or str(resolve("smollm2-135m-instruct"))
+        if arguments.shape:
+            shapes.save(shapes.config(arguments.shape), Path(folder), tokenizer=Path(model), device=arguments.device)
+            model = folder
+        _compare_all(arguments, model)
 
-    device = arguments.device
-    model = arguments.model or str(resolve("smollm2-135m-instruct"))
-    trainers = [
-        Trainer("tunesmith", Path(sys.executable), HERE / "ours.py", {"budget": arguments.budget}),
-        Trainer("trl tuned", _environment("trl"), HERE / "trl_sft.py", {"tuned": True}, ("lora", "full")),
-    ]
-    if not arguments.quick:
-        trainers.append(
-            Trainer("trl as installed", _environment("trl"), HERE / "trl_sft.py", {"tuned": False}, ("lora", "full"))
+
+def _compare_all(arguments: argparse.Namespace, model: str) -> None:
+    """Saves what there is after each comparison, so that an interrupted run keeps what it has."""
+    about = {"machine": _machine(arguments), "environments": {"tunesmith": environments.versions(Path(sys.executable))}}
+    wanted = [(name, method, TRAINERS) for name in arguments.workloads for method in arguments.methods]
+    if {"lora", "qlora"} <= set(arguments.methods):
+        wanted.append((arguments.workloads[0], f"at {SMALL_BUDGET} tokens", OWN))
+    done: list[report.Comparison] = []
+    for number, (name, method, trainers) in enumerate(wanted, start=1):
+        able = [some for some in trainers if trainers is OWN or _takes_part(some, method, arguments)]
+        load = _workload(arguments, model, name)
+        print(
+            f"\n[{number}/{len(wanted)}] {name} {method}: {load.source}, {len(load.rows)} rows, {load.tokens} tokens, "
+            f"{load.supervised} supervised",
+            flush=True,
         )
-    workloads = arguments.workloads or (["a", "d"] if arguments.quick else ["a", "b", "c", "d", "e"])
-    methods = arguments.methods or (["lora"] if arguments.quick else ["lora", "full", "qlora"])
-    report: dict[str, Any] = {"machine": _machine(), "sgemm": [], "lines": [], "shares": {}}
-    lines: list[Line] = []
-    for name in workloads:
-        for method in methods:
-            made = _compare(name, method, trainers, model, device, arguments, report)
-            lines += made
-            _print(made, report["shares"].get(f"{name} {method}"))
-    report["lines"] = [asdict(line) for line in lines]
+        done.append(_compare(load, method, able, model, arguments, about["environments"]))
+        print(report.table(done[-1]), flush=True)
+        if arguments.out:
+            report.save(arguments.out, done, about)
     if arguments.out:
-        Path(arguments.out).write_text(json.dumps(report, indent=1), encoding="utf-8")
-    _summary(lines, report)
+        print(f"\n{arguments.out} and its plot")
+    if ratio := report.qlora_ratio(done[-1]):
+        print(f"\n{ratio}")
+    print("\n" + (report.summary(done) or "no summary: it needs lora on a and d, ours and TRL tuned, not void"))
+
+
+def _takes_part(trainer: Trainer, method: str, arguments: argparse.Namespace) -> bool:
+    return trainer.name in arguments.trainers and method in trainer.methods
+
+
+def _workload(arguments: argparse.Namespace, model: str, name: str) -> workloads.Workload:
+    steps = 1 + (min(arguments.steps, LONG_STEPS) if name == "e" else arguments.steps)  # the first is not timed
+    return workloads.make(name, AutoTokenizer.from_pretrained(model), data=arguments.data, steps=steps)
 
 
 def _compare(
-    name: str, method: str, trainers: list[Trainer], model: str, device: str, arguments: Any, report: dict[str, Any]
-) -> list[Line]:
+    load: workloads.Workload, method: str, trainers: list[Trainer], model: str, arguments: Any, installed: dict
+) -> report.Comparison:
     """Every trainer twice, forward and backward in the list, with the machine's own speed between the runs."""
-    import roofline
-    import torch
-    import workloads
-    from transformers import AutoConfig, AutoTokenizer
-
-    steps = arguments.steps + 1  # the first is not timed
-    load = workloads.make(name, AutoTokenizer.from_pretrained(model), data=Path(arguments.data), steps=steps)
     job = {
-        "model": model, "rows": load.rows, "batch": load.batch, "method": method, "r": 16, "rate": 2e-4,
-        "threads": arguments.threads, "device": device,
+        "model": model, "rows": load.rows, "batch": load.batch, "peer_rows": load.peer_rows, "method": method,
+        "r": 16, "rate": 2e-4, "threads": arguments.threads, "device": arguments.device, "budget": arguments.budget,
+        "epoch_rows": load.epoch_rows,
     }  # fmt: skip
-    print(
-        f"\n{name}: {load.source}, {len(load.rows)} rows, {load.tokens} tokens, {load.supervised} supervised; {method}"
-    )
-    able = [trainer for trainer in trainers if method in trainer.methods]
-    lines = {trainer.name: Line(name, method, trainer.name) for trainer in able}
-    speeds = []
-    for trainer in [*able, *reversed(able)]:
-        torch.set_num_threads(arguments.threads)
-        speeds.append(roofline.sgemm() if device == "cpu" else 0.0)
-        run = _run(trainer, {**job, **trainer.options})
-        if isinstance(run, str):
-            lines[trainer.name].void = run
-        else:
-            lines[trainer.name].runs.append(run)
-    report["sgemm"] += speeds
-    ours = lines["tunesmith"]
-    for line in lines.values():
-        line.void = line.void or _gate(line, ours, device)
-    if ours.runs and device == "cpu":
-        config = AutoConfig.from_pretrained(model)
-        parts = [load.rows[at : at + load.batch] for at in range(load.batch, len(load.rows), load.batch)]
-        flops = sum(_flops(roofline, config, method, part) for part in parts)
-        seconds = statistics.mean(sum(run["seconds"]) for run in ours.runs)
-        report["shares"][f"{name} {method}"] = flops / seconds / statistics.mean(speeds)
-    return list(lines.values())
-
-
-def _flops(roofline: Any, config: Any, method: str, rows: list[dict[str, list[int]]]) -> float:
-    distinct, logits, pairs = roofline.trie_counts(rows)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width, kept = config.num_attention_heads * size, config.num_key_value_heads * size
-    layer = config.hidden_size * (2 * width + 2 * kept) + 3 * config.hidden_size * config.intermediate_size
-    return roofline.floor_flops(
-        method=method, distinct=distinct, logits=logits, pairs=pairs, linear=layer * config.num_hidden_layers,
-        head=config.vocab_size * config.hidden_size, layers=config.num_hidden_layers, width=width,
+    timed = [load.rows[at : at + load.batch] for at in range(load.batch, len(load.rows), load.batch)]
+    found = report.Comparison(
+        load.name, method, load.source, load.epoch_rows, load.epoch_rows * load.tokens / len(load.rows),
+        roofline.floor_per_token(AutoConfig.from_pretrained(model), "full" if method == "full" else "lora", timed),
+        {trainer.name: report.Line(trainer.name) for trainer in trainers},
     )  # fmt: skip
-
-
-def _run(trainer: Trainer, job: dict[str, Any]) -> dict[str, Any] | str:
-    """What the run measured, or the last line of its error."""
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answered = Path(folder) / "job.json", Path(folder) / "result.json"
-        asked.write_text(json.dumps(job), encoding="utf-8")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1"}
-        begin = time.perf_counter()
-        done = subprocess.run(
-            [trainer.python, trainer.script, asked, answered], env=environment, capture_output=True, text=True
-        )
-        if done.returncode or not answered.is_file():
-            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            print(f"  {trainer.name:<18} failed: {last[0][:160]}", flush=True)
-            return last[0]
-        result = json.loads(answered.read_text(encoding="utf-8"))
-    rate = sum(result["tokens"]) / sum(result["seconds"])
-    print(f"  {trainer.name:<18} {rate:8.0f} tokens/s  ({time.perf_counter() - begin:.0f} s with loading)", flush=True)
-    return result
-
-
-def _gate(line: Line, ours: Line, device: str) -> str | None:
-    if not line.runs or not ours.runs:
-        return "no run"
-    allowed = GATE if device == "cpu" else GATE_BF16
-    for run in line.runs:
-        expected = ours.runs[0]["step_zero_loss"]
-        if abs(run["step_zero_loss"] / expected - 1) > allowed:
-            return f"loss before the first step {run['step_zero_loss']:.7f}, expected {expected:.7f}"
-        if run["supervised"] != ours.runs[0]["supervised"]:
-            return f"{run['supervised']} supervised tokens, expected {ours.runs[0]['supervised']}"
-    return None
-
-
-def _print(lines: list[Line], share: float | None) -> None:
-    ours = lines[0]
-    for line in lines:
+    torch.set_num_threads(arguments.threads)
+    in_turn = [*trainers, *reversed(trainers)]
+    for number, trainer in enumerate(in_turn, start=1):
+        line = found.lines[trainer.name]
         if line.void:
-            print(f"  {line.trainer:<18} void: {line.void}")
             continue
-        note = f"  {share:.2f} of sgemm on floor FLOPs" if line is ours and share else ""
-        ratio = "" if line is ours or ours.void else f"  ours is {ours.rate('tokens') / line.rate('tokens'):.1f}x"
-        print(
-            f"  {line.trainer:<18} {line.rate('tokens'):8.0f} real tokens/s {line.rate('supervised_tokens'):7.0f} "
-            f"supervised/s  peak {line.peak / 1e9:5.2f} GB{ratio}{note}",
-            flush=True,
-        )
+        found.sgemm.append(roofline.sgemm(arguments.device))
+        begin = time.perf_counter()
+        try:
+            line.runs.append(_run(trainer, job, arguments.limit, installed))
+        except (environments.Unavailable, process.Failed) as error:
+            line.void = str(error)
+        said = f"failed: {line.void}" if line.void else f"{time.perf_counter() - begin:.0f} s with loading"
+        print(f"  run {number} of {len(in_turn)}: {trainer.name}, {said}", flush=True)
+    tolerance = math.inf if trainers[0] in OWN else GATE if arguments.device == "cpu" else GATE_BF16
+    for line in found.lines.values():
+        line.void = line.void or report.gate(line, found.lines[trainers[0].name], tolerance=tolerance)
+    return found
 
 
-def _summary(lines: list[Line], report: dict[str, Any]) -> None:
-    """The one line that a script reads."""
-
-    def found(workload: str, trainer: str) -> Line | None:
-        some = (line for line in lines if (line.workload, line.method, line.trainer) == (workload, "lora", trainer))
-        return next((line for line in some if line.void is None), None)
-
-    ratios, peaks, shares = {}, [], []
-    for name, workload in (("shared", "a"), ("plain", "d")):
-        ours, peer = found(workload, "tunesmith"), found(workload, "trl tuned")
-        if ours is None or peer is None:
-            continue
-        ratios[name] = ours.rate("tokens") / peer.rate("tokens")
-        peaks.append(ours.peak / peer.peak)
-        shares.append(report["shares"].get(f"{workload} lora", float("nan")))
-    if len(ratios) == 2:
-        print(
-            f"\nspeedup_shared={ratios['shared']:.1f} speedup_plain={ratios['plain']:.1f} "
-            f"sgemm_share={min(shares):.2f} peak_memory_ratio={max(peaks):.2f}"
-        )
+def _run(trainer: Trainer, job: dict[str, Any], limit: float, installed: dict) -> dict[str, Any]:
+    """One run, in an environment that is made on its first use and noted in ``installed``."""
+    python = Path(sys.executable) if trainer.environment is None else environments.python(trainer.environment)
+    if trainer.environment and trainer.environment not in installed:
+        installed[trainer.environment] = environments.versions(python)
+    return process.run(python, HERE / trainer.script, {**job, **trainer.options}, limit=limit)
 
 
-def _environment(name: str) -> Path:
-    """The interpreter of a peer's own environment, made from bench/requirements-NAME.txt when there is none."""
-    folder = ROOT / f".venv-bench-{name}"
-    python = folder / "bin" / "python"
-    marker = folder / ".made"
-    wanted = (HERE / f"requirements-{name}.txt").read_text(encoding="utf-8")
-    if not marker.is_file() or marker.read_text(encoding="utf-8") != wanted:
-        print(f"making {folder.name}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        torch = next(line for line in wanted.splitlines() if line.startswith("torch=="))
-        for what in ([torch], ["-r", str(HERE / f"requirements-{name}.txt")]):
-            subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *what], check=True)
-        marker.write_text(wanted, encoding="utf-8")
-    return python
-
-
-def _machine() -> dict[str, Any]:
-    import torch
-
+def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
     return {
-        "cpu": cpu.partition(":")[2].strip() or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cpu": cpu.partition(":")[2].strip() or platform.processor() or platform.machine(),
+        "threads": arguments.threads,
+        "gpu": torch.cuda.get_device_name() if arguments.device != "cpu" else None,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "model": arguments.shape or Path(arguments.model or "smollm2-135m-instruct").name,
+        "steps": arguments.steps,
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def _arguments() -> Any:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _default_report(arguments: argparse.Namespace) -> Path:
+    """bench/results/DATE-MACHINE.json"""
+    machine = _machine(arguments)
+    name = re.sub(r"[^a-z0-9]+", "-", f"{machine['gpu'] or machine['cpu']} {machine['threads']} threads".lower())
+    return HERE / "results" / f"{machine['date']}-{name.strip('-')}.json"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    names = [trainer.name for trainer in TRAINERS]
+    data = os.environ.get("TUNESMITH_BENCH_DATA", str(ROOT.parent / "shared" / "data"))
     parser.add_argument("--quick", action="store_true", help="workloads a and d, lora, TRL tuned alone")
-    parser.add_argument("--workloads", nargs="*", choices=list("abcde"))
-    parser.add_argument("--methods", nargs="*", choices=["lora", "full", "qlora"])
-    parser.add_argument("--steps", type=int, default=4, help="timed steps of each run")
+    parser.add_argument("--workloads", nargs="+", choices=list("abcde"))
+    parser.add_argument("--methods", nargs="+", choices=["lora", "full", "qlora"])
+    parser.add_argument("--trainers", nargs="+", choices=names, help="beside our own")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of each run; e has one at most")
+    parser.add_argument("--limit", type=float, default=7200, help="seconds of a run, after which it is void")
     parser.add_argument("--model", help="a model folder; the bundled model by default")
-    parser.add_argument("--data", default=os.environ.get("TUNESMITH_BENCH_DATA", str(ROOT.parent / "shared" / "data")))
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shape", choices=list(shapes.SHAPES), help="random weights at this shape instead")
+    parser.add_argument("--data", type=Path, default=Path(data), help="folder of the files that a, b and c read")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda (bf16)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--budget", type=int, default=0, help="our tokens of a micro-batch; 0: automatic")
-    parser.add_argument("--out", help="where the report goes, as JSON")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="the report; bench/results/DATE-MACHINE.json, and none with --quick")
+    arguments = parser.parse_args()
+    if arguments.steps < 1:
+        parser.error("--steps is at least 1")
+    arguments.workloads = arguments.workloads or (["a", "d"] if arguments.quick else list("abcde"))
+    arguments.methods = arguments.methods or (["lora"] if arguments.quick else ["lora", "full", "qlora"])
+    arguments.trainers = [report.OURS, *(arguments.trainers or ([report.TUNED] if arguments.quick else names))]
+    if arguments.out is None and not arguments.quick:
+        arguments.out = _default_report(arguments)
+    return arguments
 
 
 if __name__ == "__main__":

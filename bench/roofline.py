@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
 SIZE, TIMES = 1536, 12
 
 
-def sgemm() -> float:
-    """FLOP/s of a product of two square fp32 matrices on all threads: the median of some."""
-    one, other = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
+def sgemm(device: str = "cpu") -> float:
+    """FLOP/s of a product of two square matrices on all threads, the median of some: fp32 on a CPU, bf16 on a GPU."""
+    size, dtype = (SIZE, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(TIMES + 2):
         begin = time.perf_counter()
         one @ other
+        if device != "cpu":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
-    return 2 * SIZE**3 / sorted(seconds[2:])[TIMES // 2]
+    return 2 * size**3 / sorted(seconds[2:])[TIMES // 2]
 
 
 def floor_flops(
@@ -58,3 +62,24 @@ def trie_counts(rows: list[dict[str, list[int]]]) -> tuple[int, int, int]:
                 pairs += depth + 1
             node = found
     return len(nodes), len(predicting), pairs
+
+
+def floor_per_token(config: Any, method: str, steps: list[list[dict[str, list[int]]]]) -> float:
+    """Floor FLOPs of these steps by the tokens of their rows.
+
+    Args:
+        config: a llama-like model's.
+        steps: the rows of each.
+    """
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width, kept = config.num_attention_heads * size, config.num_key_value_heads * size
+    layer = config.hidden_size * (2 * width + 2 * kept) + 3 * config.hidden_size * config.intermediate_size
+    flops = tokens = 0.0
+    for rows in steps:
+        distinct, logits, pairs = trie_counts(rows)
+        tokens += sum(len(row["input_ids"]) for row in rows)
+        flops += floor_flops(
+            method=method, distinct=distinct, logits=logits, pairs=pairs, linear=layer * config.num_hidden_layers,
+            head=config.vocab_size * config.hidden_size, layers=config.num_hidden_layers, width=width,
+        )  # fmt: skip
+    return flops / tokens
