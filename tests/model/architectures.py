@@ -35,7 +35,7 @@ FALL_BACK = {
     """),
     "They have code of their own for attention or positions, by the place in the line": _listed("""
     bart big_bird bigbird_pegasus blenderbot blenderbot-small bloom blt camembert codegen data2vec-text doge falcon
-    git gpt_neo gpt_neox_japanese gptj marian mbart megatron-bert mpt mvp openai-gpt pegasus plbart reformer rembert
+    git gpt_neo gpt_neox_japanese gptj marian mbart megatron-bert mpt mvp openai-gpt pegasus plbart rembert
     roberta roberta-prelayernorm roformer trocr xglm xlm-roberta xlm-roberta-xl xmod
     """),
 }
@@ -48,6 +48,7 @@ NOT_BUILT = {
     "musicgen_melody": ("transformers does not take the language model out of its wrapper", "'dropout'"),
 }
 NOT_CAUSAL = ("cpmant", "prophetnet", "xlm", "xlnet")  # what they predict changes with the tokens behind it
+ONE_LENGTH = ("reformer",)  # in training a row must fill the model's positions
 NAMED = _listed("""
     llama mistral qwen2 qwen3 qwen3_moe mixtral gemma phi phi3 olmo2 granite smollm3 gpt2 gpt_neox opt stablelm cohere
     llama4_text ernie4_5 glm4 starcoder2
@@ -194,6 +195,7 @@ REFUSED = """## Cannot be trained
 Encoders, encoder-decoders and classifiers are refused, because they do not predict the next token. Of those that do:
 """
 SEES = "What they predict changes with the tokens behind it, so a loss would mean nothing"
+FILLS = "A row must be as long as the model has positions"
 
 
 def page() -> str:
@@ -201,7 +203,7 @@ def page() -> str:
     reasons: dict[str, list[str]] = {}
     for name, (why, _) in NOT_BUILT.items():
         reasons.setdefault(why, []).append(name)
-    refused = {**reasons, SEES: NOT_CAUSAL}
+    refused = {**reasons, FILLS: ONE_LENGTH, SEES: NOT_CAUSAL}
     parts = [INTRODUCTION, _wrapped(SHARE, ""), PADDED, _points(FALL_BACK), REFUSED, _points(refused)]
     return "\n".join(parts)
 
