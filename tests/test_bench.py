@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from bench import process, report, roofline, shapes, workloads
+from bench import environments, process, report, roofline, shapes, workloads
 
 NOWHERE = Path("no-such-folder")
 
@@ -195,3 +195,34 @@ def test_a_run_hands_its_job_over_and_its_result_back(tmp_path: Path) -> None:
     script = tmp_path / "echo.py"
     script.write_text("import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])", encoding="utf-8")
     assert process.run(Path(sys.executable), script, {"threads": 3}, limit=60) == {"threads": 3}
+
+
+def test_an_environment_is_made_again_until_it_was_finished_from_its_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+    (tmp_path / "bench").mkdir()
+    wanted = tmp_path / "bench" / "requirements-peer.txt"
+    wanted.write_text("torch==1\npeer==2\n", encoding="utf-8")
+    monkeypatch.setattr(environments, "HERE", tmp_path / "bench")
+
+    def interrupted(command: list[Any]) -> None:
+        (tmp_path / ".venv-bench-peer").mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environments, "_call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        environments.python("peer")
+    monkeypatch.setattr(environments, "_call", lambda command: calls.append([str(part) for part in command]))
+    assert environments.python("peer") == tmp_path / ".venv-bench-peer" / "bin" / "python"
+    assert "--clear" in calls[0] and calls[1][-1] == "torch==1" and "--no-deps" in calls[2]
+    environments.python("peer")
+    assert len(calls) == 3
+    wanted.write_text("torch==1\npeer==3\n", encoding="utf-8")
+    environments.python("peer")
+    assert len(calls) == 6
+
+
+def test_an_environment_that_cannot_be_made_says_why() -> None:
+    with pytest.raises(environments.Unavailable, match="no such wheel"):
+        environments._call([sys.executable, "-c", "raise SystemExit('no such wheel')"])
