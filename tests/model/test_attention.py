@@ -9,25 +9,10 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny import Row, config_for, make_rows, tiny
-from torch import Tensor
 
-from tunesmith.data.layout import Tree, micro_batches, padded_batch, tree_batch
+from tunesmith.data.layout import micro_batches, padded_batch, tree_batch
 from tunesmith.model import attention
 from tunesmith.model.head import target_logprobs
-
-TREE = Tree(torch.tensor([-1, 0, 1, 0]), torch.tensor([[0, 1, 1, 2, 3]]))
-POSITIONS = torch.tensor([[0, 1, 2, 3, 1]])
-
-
-def test_a_token_sees_its_ancestors_and_its_own_segment_up_to_itself() -> None:
-    pieces = attention.pieces_of(TREE, POSITIONS)
-    assert attention.dense_mask(pieces, 5, torch.device("cpu"))[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 0, 0, 0, 1],
-    ]
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo2", "granite", "smollm3"])
@@ -44,61 +29,6 @@ def test_families_share_prefixes_exactly(name: str) -> None:
                     found[starts[number] : starts[number + 1]] = scores[batch.edges.row == number]
             assert (found - alone).abs().max().item() < 5e-6, layout
     assert attention.probe(model, rows, device="cpu").shares
-
-
-def test_the_pieces_of_a_tree_meet_no_pair_twice_and_none_in_vain() -> None:
-    pieces = attention.pieces_of(TREE, POSITIONS)
-    found = [(piece.queries, piece.keys, piece.causal, piece.mask) for piece in pieces]
-    assert found == [
-        ((0, 1), (0, 1), True, None),
-        ((1, 3), (1, 3), True, None),
-        ((3, 4), (3, 4), True, None),
-        ((4, 5), (4, 5), True, None),
-        ((1, 5), (0, 1), False, None),
-        ((3, 4), (1, 3), False, None),
-    ]
-
-
-def test_a_window_is_measured_by_position_not_by_place_in_the_line() -> None:
-    from transformers.masking_utils import sliding_window_causal_mask_function
-
-    pieces = attention.pieces_of(TREE, POSITIONS, sliding_window_causal_mask_function(2))
-    assert attention.dense_mask(pieces, 5, torch.device("cpu"))[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [0, 1, 1, 0, 0],
-        [0, 0, 1, 1, 0],
-        [1, 0, 0, 0, 1],
-    ]
-
-
-@pytest.mark.parametrize("window", [None, 3, 7])
-@pytest.mark.parametrize("key_heads", [1, 2, 6])
-def test_attention_by_pieces_is_masked_attention_in_values_and_gradients(key_heads: int, window: int | None) -> None:
-    from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
-
-    rows = [Row(np.concatenate([np.arange(18), np.arange(20, 20 + n)])) for n in (5, 1, 8)]
-    batch = tree_batch(rows, range(3))
-    assert isinstance(batch.attention, Tree)
-    sees = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
-    pieces = attention.pieces_of(batch.attention, batch.position_ids, sees)
-    length, generator = batch.computed, torch.Generator().manual_seed(0)
-
-    def heads(count: int) -> Tensor:
-        drawn = torch.randn(1, length, count, 16, generator=generator, dtype=torch.float64)
-        return drawn.transpose(1, 2).requires_grad_()
-
-    query, key, value, weight = heads(6), heads(key_heads), heads(key_heads), heads(6).detach().transpose(1, 2)
-    mask = attention.dense_mask(pieces, length, torch.device("cpu"))
-    copies = [part.repeat_interleave(6 // key_heads, 1) for part in (key, value)]
-    expected = torch.nn.functional.scaled_dot_product_attention(query, *copies, attn_mask=mask, scale=0.3).transpose(
-        1, 2
-    )
-    found = attention._PieceAttention.apply(query, key, value, 0.3, pieces)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    gradients = [torch.autograd.grad((output * weight).sum(), (query, key, value)) for output in (expected, found)]
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,11 +1,15 @@
 """Norms and gated feed-forward blocks of a model, put onto the passes of ``model/kernels.py``.
 
 Nothing is taken over by its name: a module qualifies by its parts, and then must give on random input what it gave
-before. What does not qualify keeps its own code.
+before. What does not qualify keeps its own code. The feed-forward block of the last layer is computed only for the
+tokens whose hidden states are read, where the caller says which (``reading``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -21,7 +25,7 @@ AGREE = 1e-5  # relative to the largest output: rounding, in fp32
 
 def fuse(model: nn.Module) -> int:
     """Installs the fused passes in fp32 modules that allow them; returns how many. The weights are in place by then."""
-    count = 0
+    count, last = 0, _last_layer(model)
     module: Any
     for module in model.modules():
         if "forward" in module.__dict__:
@@ -34,8 +38,29 @@ def fuse(model: nn.Module) -> int:
             continue
         if width and _same(module, width, fused):
             module.forward = partial(fused, module)
+            if last is not None and fused is _gated_forward and module in last.children():
+                module.forward = partial(_last_gated_forward, module, last)
             count += 1
     return count
+
+
+_read: ContextVar[Tensor | None] = ContextVar("read", default=None)
+
+
+@contextmanager
+def reading(places: Tensor | None) -> Iterator[None]:
+    """Inside, of the last hidden states only those at ``places`` of the flattened batch are read; None: all of them."""
+    token = _read.set(places)
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
+def _last_layer(model: Any) -> nn.Module | None:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    layers = getattr(decoder, "layers", None)
+    return layers[-1] if isinstance(layers, nn.ModuleList) and len(layers) else None
 
 
 def _is_norm(module: Any) -> bool:
@@ -65,6 +90,16 @@ def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
 
 def _gated_forward(self: Any, x: Tensor) -> Tensor:
     return self.down_proj(silu_product(self.gate_proj(x), self.up_proj(x)))
+
+
+def _last_gated_forward(self: Any, layer: Any, x: Tensor) -> Tensor:
+    places = _read.get()
+    # A layer that is computed again in the backward pass must find then what it found here.
+    if places is None or (layer.training and getattr(layer, "gradient_checkpointing", False)):
+        return _gated_forward(self, x)
+    flat = x.flatten(0, -2)
+    made = _gated_forward(self, flat.index_select(0, places))
+    return torch.zeros_like(flat).index_copy(0, places, made).view_as(x)
 
 
 def _same(module: nn.Module, width: int, fused: Any) -> bool:

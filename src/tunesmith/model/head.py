@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tunesmith.data.layout import Batch, Edges
 from tunesmith.model.attention import forward_arguments, laid_out
+from tunesmith.model.fused import reading
 
 CHUNK = 2**23  # logits in memory at a time: 32 MiB of fp32
 AGREE = 8.0  # times the rounding of the dtype: how near the model's own logits ours must be
@@ -38,12 +39,15 @@ def target_logprobs(model: nn.Module, batch: Batch) -> Targets:
     """One forward pass over a batch that is already on the model's device. Gradients flow through ``logprobs``."""
     base = _base(model)
     form = _form(base)
+    leaves = form is not None and _leaves_unread(base)
     with laid_out(batch):
         if base is None or form is None:
             return Targets(*_Pick.apply(_own_logits(model, batch), batch.edges.logit, batch.edges.target))
-        decoder = base.get_decoder()
-        hidden = decoder(**_accepted(decoder, {**forward_arguments(batch), "use_cache": False})).last_hidden_state
-    kept = hidden.flatten(0, 1).index_select(0, batch.predicts.flatten().nonzero()[:, 0])
+        decoder, places = base.get_decoder(), batch.predicts.flatten().nonzero()[:, 0]
+        arguments = _accepted(decoder, {**forward_arguments(batch), "use_cache": False})
+        with reading(places if leaves and len(places) < batch.computed else None):
+            hidden = decoder(**arguments).last_hidden_state
+    kept = hidden.flatten(0, 1).index_select(0, places)
     head = base.get_output_embeddings()
     if _is_plain(head) and not any(own.requires_grad for own in head.parameters()):
         return Targets(*_FrozenHead.apply(kept, head.weight, head.bias, form, batch.edges))
@@ -207,6 +211,7 @@ def _base(model: Any) -> Any:
 
 
 _forms: WeakKeyDictionary[nn.Module, Form | None] = WeakKeyDictionary()
+_leaving: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _form(base: Any) -> Form | None:
@@ -230,9 +235,7 @@ def _agrees(base: Any, form: Form) -> bool:
     head = base.get_output_embeddings()
     if head is None:
         return False
-    device = base.get_input_embeddings().weight.device
-    ids = torch.arange(8, device=device)[None] % base.config.get_text_config().vocab_size
-    asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    asked = _few_tokens(base)
     with _eval_mode(base):
         expected = base(**_accepted(base, asked)).logits.float()
         try:
@@ -242,6 +245,30 @@ def _agrees(base: Any, form: Form) -> bool:
             return False
     allowed = AGREE * torch.finfo(head.weight.dtype).eps * expected.abs().max()
     return expected.shape == found.shape and bool((expected - found).abs().max() <= allowed)
+
+
+def _few_tokens(base: Any) -> dict[str, Any]:
+    device = base.get_input_embeddings().weight.device
+    ids = torch.arange(8, device=device)[None] % base.config.get_text_config().vocab_size
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+
+
+@torch.no_grad()
+def _leaves_unread(base: Any) -> bool:
+    """Whether the last layer may leave out tokens that are not read: tried once on a few."""
+    if base not in _leaving:
+        decoder, asked = base.get_decoder(), _few_tokens(base)
+        places = torch.tensor([3, 7], device=asked["input_ids"].device)
+        made = []
+        with _eval_mode(base):
+            for read in (None, places):
+                with reading(read):
+                    hidden = decoder(**_accepted(decoder, asked)).last_hidden_state
+                made.append(hidden.flatten(0, 1)[places])
+        whole, part = made
+        allowed = AGREE * torch.finfo(whole.dtype).eps * whole.abs().max()
+        _leaving[base] = bool((whole - part).abs().max() <= allowed)
+    return _leaving[base]
 
 
 @contextmanager

@@ -49,6 +49,8 @@ def adapted_linears(
 
 
 class _AdaptedLinears(torch.autograd.Function):
+    """Adapters that read the same input, dropout included, are one: their A_i are stacked and multiplied once."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -58,13 +60,14 @@ class _AdaptedLinears(torch.autograd.Function):
         masks: tuple[Tensor | None, ...],
         *adapters: Tensor,
     ) -> tuple[Tensor, ...]:
-        flat = x.reshape(-1, x.shape[-1])
-        inner, outputs = [], []
-        for number, (layer, scale, mask) in enumerate(zip(frozen, scales, masks, strict=True)):
-            down, up = adapters[2 * number], adapters[2 * number + 1]
-            hidden = (flat if mask is None else flat * mask.reshape(flat.shape)) @ down.T
-            output = functional.linear(flat, layer.weight(), layer.bias).addmm_(hidden, up.T, alpha=scale)
-            inner.append(hidden)
+        flat, ups = x.reshape(-1, x.shape[-1]), adapters[1::2]
+        stacks = _stacks(masks)
+        inner = [_masked(flat, masks[stack[0]]) @ _stacked(adapters, stack).T for stack in stacks]
+        outputs = []
+        for number, hidden in enumerate(_members(inner, stacks, ups)):
+            layer = frozen[number]
+            output = functional.linear(flat, layer.weight(), layer.bias)
+            output.addmm_(hidden, ups[number].T, alpha=scales[number])
             outputs.append(output.view(*x.shape[:-1], -1))
         ctx.frozen, ctx.scales = frozen, scales
         ctx.save_for_backward(x, *masks, *adapters, *inner)
@@ -76,25 +79,57 @@ class _AdaptedLinears(torch.autograd.Function):
         count = len(ctx.frozen)
         x, *saved = ctx.saved_tensors
         masks, adapters, inner = saved[:count], saved[count : 3 * count], saved[3 * count :]
-        flat = x.reshape(-1, x.shape[-1])
+        flat, ups, stacks = x.reshape(-1, x.shape[-1]), adapters[1::2], _stacks(masks)
+        of_outputs = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
+        of_inner = [torch.empty_like(hidden) for hidden in inner]
+        of_downs: list[Tensor] = []
+        of_ups: list[Tensor] = []
+        hiddens, of_hiddens = (_members(parts, stacks, ups) for parts in (inner, of_inner))
+        for gradient, up, scale, hidden, of_hidden in zip(
+            of_outputs, ups, ctx.scales, hiddens, of_hiddens, strict=True
+        ):
+            torch.mm(gradient, up, out=of_hidden).mul_(scale)
+            of_ups.append((gradient.T @ hidden).mul_(scale))
         total: Tensor | None = None
-        of_adapters: list[Tensor | None] = []
-        for number, (layer, scale, mask) in enumerate(zip(ctx.frozen, ctx.scales, masks, strict=True)):
-            down, up = adapters[2 * number], adapters[2 * number + 1]
-            gradient = gradients[number].reshape(-1, up.shape[0])
-            of_inner = (gradient @ up).mul_(scale)
-            of_up = (gradient.T @ inner[number]).mul_(scale)
-            of_down = of_inner.T @ (flat if mask is None else flat * mask.reshape(flat.shape))
-            of_adapters += [of_down, of_up]
-            if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0]:
+            for layer, gradient in zip(ctx.frozen, of_outputs, strict=True):
                 weight = layer.weight()
-                summed = gradient @ weight if total is None else total.addmm_(gradient, weight)
-                total = (
-                    summed.addmm_(of_inner, down)
-                    if mask is None
-                    else summed.addcmul_(of_inner @ down, mask.reshape(flat.shape))
-                )
+                total = gradient @ weight if total is None else total.addmm_(gradient, weight)
+        for stack, part in zip(stacks, of_inner, strict=True):
+            mask = masks[stack[0]]
+            of_downs += (part.T @ _masked(flat, mask)).split([ups[number].shape[1] for number in stack])
+            if total is not None and mask is None:
+                total.addmm_(part, _stacked(adapters, stack))
+            elif total is not None:
+                total.addcmul_(part @ _stacked(adapters, stack), mask.reshape(flat.shape))
+        of_adapters = [part for pair in zip(of_downs, of_ups, strict=True) for part in pair]
         return (None if total is None else total.view_as(x), None, None, None, *of_adapters)
+
+
+def _stacks(masks: Sequence[Tensor | None]) -> list[list[int]]:
+    """Which adapters are computed as one: all of them without dropout, each alone with it."""
+    if all(mask is None for mask in masks):
+        return [list(range(len(masks)))]
+    return [[number] for number in range(len(masks))]
+
+
+def _stacked(adapters: Sequence[Tensor], stack: Sequence[int]) -> Tensor:
+    """The A_i of a stack, one below the other."""
+    downs = [adapters[2 * number] for number in stack]
+    return downs[0] if len(downs) == 1 else torch.cat(downs)
+
+
+def _members(parts: Sequence[Tensor], stacks: Sequence[Sequence[int]], ups: Sequence[Tensor]) -> list[Tensor]:
+    """Of each adapter its own columns of what was computed for its stack."""
+    return [
+        own
+        for part, stack in zip(parts, stacks, strict=True)
+        for own in part.split([ups[number].shape[1] for number in stack], dim=1)
+    ]
+
+
+def _masked(flat: Tensor, mask: Tensor | None) -> Tensor:
+    return flat if mask is None else flat * mask.reshape(flat.shape)
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
