@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,13 +14,18 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from tests.tiny import config_for, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import tunesmith
+from tunesmith import memory, plan, prepare, rehearsal
 from tunesmith.data.example import Message
-from tunesmith.errors import DataError, RecipeError, RunError, TrainError
+from tunesmith.errors import DataError, ModelError, RecipeError, RunError, TrainError
 from tunesmith.finetune import dry_run, evaluate, train
 from tunesmith.fit import Fit
+from tunesmith.progress import Silent
+from tunesmith.recipe_file import read_recipe
+from tunesmith.rehearsal import Rehearsal
 from tunesmith.run import Run
 from tunesmith.training.loop import Step
 
@@ -111,7 +117,7 @@ def test_a_run_leaves_everything_that_explains_it(values: dict[str, Any]) -> Non
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "recipe.yaml", "environment.json", "data.json", "template.json", "ledger.json", "metrics.jsonl",
-        "samples.jsonl", "verdict.json", "status.json", "checkpoints",
+        "samples.jsonl", "verdict.json", "status.json", "memory.json", "checkpoints",
     }  # fmt: skip
     verdict = json.loads((folder / "verdict.json").read_text())
     assert verdict["verdict"] in ("better", "no evidence", "worse")
@@ -456,8 +462,144 @@ def test_a_dry_run_resolves_everything_and_writes_nothing(values: dict[str, Any]
     assert lines["training.threads"] == (len(os.sched_getaffinity(0)), "auto")
     assert lines["model.dtype"] == ("float32", "auto")
     assert lines["training.weight_decay"] == (0.0, "default")
-    assert isinstance(lines["training.micro_batch_tokens"][0], int)
+    assert lines["training.micro_batch_tokens"] == (plan.CPU_TOKENS, "auto")
+    assert lines["training.gradient_checkpointing"] == (False, "auto")
+    assert lines["training.layout"] == ("auto", "default")
     assert not Path(values["output_dir"]).exists()
+
+
+def test_a_dry_run_says_how_much_memory_is_predicted(values: dict[str, Any]) -> None:
+    listener = Listener()
+    dry_run(values, listener=listener)
+    said = next(line for line in listener.lines if line.startswith("memory: "))
+    assert re.fullmatch(
+        r"memory: 0\.5 GB predicted, of [\d.]+ GB, at 160 tokens in a micro-batch, without gradient checkpointing", said
+    )
+
+
+def test_predicted_and_measured_peak_are_told_before_training_and_kept(values: dict[str, Any]) -> None:
+    listener = Listener()
+    run = train(values, listener=listener).run
+    stored = json.loads((run / "memory.json").read_text())
+    assert set(stored) == {"tokens", "predicted", "measured", "needed", "total", "parts"}
+    assert set(stored["parts"]) == {"libraries", "weights", "optimizer", "activations", "working", "judging"}
+    assert 100 < stored["tokens"] <= 160
+    assert stored["total"] == memory.total_memory("cpu")
+    assert stored["measured"] <= stored["needed"] < stored["total"]
+    line = f"micro-batch ({stored['tokens']} tokens), of {stored['total'] / 2**30:.1f} GB"
+    assert any(said.startswith("memory: ") and said.endswith(line) for said in listener.lines)
+
+
+@pytest.mark.parametrize("method", [{"name": "lora", "r": 4, "lora_dropout": 0.1}, {"name": "lora", "r": 4}, "full"])
+def test_the_measured_step_changes_no_byte_of_a_run(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    short = {"num_train_epochs": 1.0, "learning_rate": 1e-3}
+    measured = train(with_values(values, method=method, training=short, output_dir=str(tmp_path / "measured")))
+    monkeypatch.setattr(Fit, "rehearse", lambda self, batches: Rehearsal(0, 0, 0, 0, 0))
+    unmeasured = train(with_values(values, method=method, training=short, output_dir=str(tmp_path / "unmeasured")))
+    assert final_bytes(measured.run) == final_bytes(unmeasured.run)
+    one, two = (Run(result.run).read_lines("metrics.jsonl") for result in (measured, unmeasured))
+    assert without_times(one) == without_times(two)
+
+
+def test_what_cannot_fit_is_refused_before_weights_are_loaded(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loads(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(memory, "total_memory", lambda device: 2**28)
+    monkeypatch.setattr(prepare, "load_base", loads)
+    recipe = with_values(values, training={"micro_batch_tokens": "auto"})
+    with pytest.raises(ModelError, match=r"with gradient checkpointing needs 0\.5 GB") as caught:
+        train(recipe)
+    assert "0.2 GB of the 0.2 GB of cpu may be used" in str(caught.value)
+    assert not Path(values["output_dir"]).exists()
+
+
+def test_a_measured_step_refuses_before_anything_is_written(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(rehearsal, "measure", lambda *_, **__: (2**30, 2**60))
+        with pytest.raises(ModelError, match="by a measured step of"):
+            train(values)
+        assert not Path(values["output_dir"]).exists()
+    first = train(values)
+    before = final_bytes(first.run)
+    monkeypatch.setattr(rehearsal, "measure", lambda *_, **__: (2**30, 2**60))
+    with pytest.raises(ModelError):
+        train(values, overwrite=True)
+    assert final_bytes(first.run) == before
+
+
+def test_the_plan_is_stored_and_used_again_on_resume_whatever_the_memory_then(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    automatic = {"micro_batch_tokens": "auto", "gradient_checkpointing": "auto"}
+    recipe = with_values(values, training=automatic)
+    roomy = prepare.prepare(read_recipe(recipe).recipe, Silent()).plan
+    assert not roomy.checkpointing
+    least = plan.predict(roomy.shape, tokens=1, checkpointing=False, memory=roomy.memory).training
+    monkeypatch.setattr(rehearsal, "measure", lambda *_, **__: (0, 0))
+    monkeypatch.setattr(memory, "give_back_large_blocks", lambda: None)
+    monkeypatch.setattr(plan, "HOLES", 1e4)  # so that only checkpointing fits
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "total_memory", lambda device: 2 * least)
+        expected = train({**recipe, "output_dir": str(tmp_path / "whole")})
+        stop_at(patch, 6)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)
+    stored = read_recipe(Path(values["output_dir"]) / "recipe.yaml").recipe.training
+    assert (stored.micro_batch_tokens, stored.gradient_checkpointing) == (plan.CPU_TOKENS, True)
+    assert final_bytes(train(recipe, resume=True).run) == final_bytes(expected.run)
+
+
+def test_a_router_that_asks_for_an_auxiliary_loss_is_told_that_there_is_none(
+    values: dict[str, Any], tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    folder = tmp_path / "mixture"
+    shutil.copytree(tiny_model_dir, folder)
+    sizes = {"vocab_size": 400, "max_position_embeddings": 512, "num_local_experts": 4, "num_experts_per_tok": 2}
+    for asks in (True, False):
+        tiny(config_for("mixtral", **sizes, output_router_logits=asks)).save_pretrained(folder)
+        listener = Listener()
+        recipe = with_values(values, model=str(folder), training={"num_train_epochs": 1.0})
+        result = train({**recipe, "output_dir": str(tmp_path / f"asks-{asks}")}, listener=listener)
+        said = [line for line in listener.lines if line.startswith("router: trained without its auxiliary loss")]
+        assert len(said) == asks
+        assert result.verdict["metrics"]["loss"]["tuned"] < result.verdict["metrics"]["loss"]["base"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_run_of_a_real_model_stays_near_what_was_predicted(
+    tmp_path: Path, smollm2_dir: Path, checkpointing: bool
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    text = " ".join(f"{word} house {n}" for n, word in enumerate(WORDS * 4))
+    rows = [{"instruction": f"Repeat {n}.", "input": f"{n} {text}", "output": text} for n in range(16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "model": str(smollm2_dir), "data": {"train": str(path), "eval": 0.0}, "output_dir": str(tmp_path / "run"),
+        "training": {"max_steps": 2, "batch_size": 8, "threads": 1, "gradient_checkpointing": checkpointing},
+    }  # fmt: skip
+    script = (
+        "import json, sys, resource\n"
+        "from tunesmith.finetune import train\n"
+        "train(json.loads(sys.argv[1]))\n"
+        "print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(recipe)], capture_output=True, text=True, check=True
+    )
+    stored = json.loads((tmp_path / "run" / "memory.json").read_text())
+    peak = int(done.stdout.splitlines()[-1])
+    assert stored["tokens"] > 800
+    assert 0.75 * peak < stored["predicted"] < 1.3 * peak
+    assert 0.7 * peak < stored["measured"] < 1.1 * peak
+    assert stored["needed"] > 0.9 * peak
 
 
 def test_the_limit_on_checkpoints_keeps_the_last_and_the_best(values: dict[str, Any]) -> None:

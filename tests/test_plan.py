@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from tunesmith import plan
-from tunesmith.plan import Shape
-from tunesmith.recipe import FullSettings, LoraSettings, QloraSettings
+from tunesmith.errors import ModelError
+from tunesmith.plan import LIBRARIES, SHARE, Plan
+from tunesmith.recipe import TrainingSettings
+from tunesmith.sizes import Shape
 
 SMALL = Shape(
-    parameters=1000, trainable=100, layers=2, hidden=8, intermediate=16, vocabulary=50, weight_bytes=2.0
+    device="cpu", method="lora", weights=4000, trained=400, beside=0, layers=2, kept=1000, mask=0, hidden=32, widest=64,
+    vocabulary=50, head=0, unpacked=0,
 )  # fmt: skip
+WIDE = replace(SMALL, kept=1_000_000, hidden=10_000, layers=30)
+
+
+def needs(tokens: int, checkpointing: bool = False, shape: Shape = WIDE) -> int:
+    return plan.predict(shape, tokens=tokens, checkpointing=checkpointing, memory=2**40).training
+
+
+def choose(memory: float, shape: Shape = WIDE, longest: int = 300, **training: object) -> Plan:
+    settings = TrainingSettings.model_validate(training)
+    return plan.choose(shape, settings, longest=longest, memory=int(memory), where="the model")
 
 
 def test_a_forward_pass_holds_the_budget_of_the_device_or_the_longest_row() -> None:
@@ -25,54 +36,135 @@ def test_a_forward_pass_holds_the_budget_of_the_device_or_the_longest_row() -> N
     assert plan.micro_batch_tokens("cuda", 9000) == 9000
 
 
+def test_the_ladder_goes_from_what_suits_the_device_down_to_the_longest_row() -> None:
+    assert plan.ladder("cpu", 300) == [1024, 768, 512, 384, 300]
+    assert plan.ladder("cpu", 1024) == [1024]
+    assert plan.ladder("cuda", 3000) == [8192, 6144, 4096, 3072, 3000]
+    assert plan.ladder("cuda", 10_000) == [10_000]
+
+
 def test_threads_are_the_processors_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5})
     assert plan.threads() == 3
 
 
-def test_memory_is_all_of_the_machine_whatever_is_free() -> None:
-    assert plan.total_memory("cpu") == plan.total_memory("cpu") > 2**28
-
-
-def test_the_shape_of_a_model_is_read_from_its_config_and_its_parameters(tiny_model_dir: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
-    model.requires_grad_(False)
-    model.model.norm.weight.requires_grad_(True)
-    attention = 64 * 64 * 2 + 64 * 32 * 2  # queries and output; keys and values with half the heads
-    parameters = 400 * 64 + 2 * (attention + 3 * 64 * 128 + 2 * 64) + 64
-    assert plan.shape(model, model.config, LoraSettings()) == Shape(
-        parameters=parameters, trainable=64, layers=2, hidden=64, intermediate=128, vocabulary=400, weight_bytes=4
-    )
-    half = plan.shape(model.to(torch.bfloat16), model.config, FullSettings())
-    assert half.weight_bytes == 2
-
-
-def test_a_config_without_an_intermediate_size_has_four_times_the_hidden_one() -> None:
-    config = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2)
-    found = plan.shape(GPT2LMHeadModel(config), config, FullSettings())
-    assert (found.layers, found.hidden, found.intermediate, found.vocabulary) == (1, 8, 32, 20)
-
-
-def test_a_quantized_weight_takes_half_a_byte_and_its_constants() -> None:
-    assert plan.weight_bytes(QloraSettings(), torch.float32) == 0.6
-    assert plan.weight_bytes(LoraSettings(), torch.float32) == 4
-    assert plan.weight_bytes(FullSettings(), torch.float16) == 2
-
-
 def test_the_peak_is_weights_optimizer_activations_and_logits() -> None:
-    layer = 10 * (10 * 8 + 4 * 16) * 4
-    rest = 1000 * 2 + 100 * 16 + 4 * 10 * 50 * 4
-    assert plan.peak_bytes(SMALL, tokens=10, checkpointing=False) == rest + 2 * layer == 23_120
-    assert plan.peak_bytes(SMALL, tokens=10, checkpointing=True) == rest + 2 * 10 * 8 * 4 + layer == 18_000
+    peak = plan.predict(SMALL, tokens=10, checkpointing=False, memory=2**40)
+    assert (peak.libraries, peak.weights, peak.optimizer) == (LIBRARIES, 4000, 3 * 400)
+    assert peak.activations == 2 * 10 * 1000 * 1.7 == 34_000
+    assert peak.working == 3 * 10 * 50 * 4 + 2 * 10 * 32 == 6_640
+    assert peak.judging == LIBRARIES + 4000 + 2 * 400 + 6_000 + 10 * (5 * 64 + 4 * 32)
+    assert peak.total == peak.training == LIBRARIES + 45_840
 
 
-def test_activations_are_recomputed_only_where_the_plain_step_does_not_fit() -> None:
-    enough = int(23_120 / plan.SHARE)
-    assert not plan.needs_checkpointing(SMALL, tokens=10, memory=enough)
-    assert plan.needs_checkpointing(SMALL, tokens=10, memory=enough - 2)
-    assert plan.needs_checkpointing(SMALL, tokens=11, memory=enough)
+def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer_whole() -> None:
+    peak = plan.predict(SMALL, tokens=10, checkpointing=True, memory=2**40)
+    assert peak.activations == int((2 * 10 * 32 + 10 * 1000) * 1.1) == 11_704
+
+
+def test_the_heap_of_a_cpu_gets_more_holes_after_the_first_micro_batch() -> None:
+    heap = choose(2**40, SMALL, longest=10, batch_size=1)
+    assert heap.later_holes(10) == int(0.3 * 34_000)
+    assert replace(heap, checkpointing=True).later_holes(10) == 0
+    assert replace(heap, shape=replace(SMALL, device="cuda")).later_holes(10) == 0
+
+
+def test_what_trains_what_is_packed_and_a_dense_mask_count() -> None:
+    def predicted(**changes: int) -> plan.Peak:
+        return plan.predict(replace(SMALL, **changes), tokens=10, checkpointing=False, memory=2**40)  # type: ignore[arg-type]
+
+    assert predicted(head=700).working == 6_640 + 3 * 700
+    assert predicted(unpacked=900).working == 6_640 + 2 * 900
+    assert predicted(mask=2).activations == int(2 * 10 * (1000 + 10 * 2) * 1.7)
+    assert predicted(widest=500).working == 5 * 10 * 500
+
+
+def test_the_logits_of_a_chunk_are_all_there_are_at_a_time() -> None:
+    peak = plan.predict(replace(SMALL, vocabulary=2**20), tokens=1000, checkpointing=False, memory=2**40)
+    assert peak.working == 3 * 4 * 2**23 + 2 * 1000 * 32
+
+
+def test_a_quantized_base_is_judged_beside_the_unquantized_one_where_that_fits() -> None:
+    shape = replace(SMALL, method="qlora", beside=4 * 10**9)
+    fits, does_not = (plan.predict(shape, tokens=10, checkpointing=False, memory=n) for n in (7 * 10**9, 6 * 10**9))
+    assert fits.judging == does_not.judging + 4 * 10**9
+    assert fits.total == fits.judging
+
+
+def test_the_prediction_rises_with_the_tokens_and_falls_with_checkpointing() -> None:
+    tokens = [64, 256, 300, 384, 512, 768, 1024, 4096]
+    for checkpointing in (False, True):
+        found = [needs(count, checkpointing) for count in tokens]
+        assert found == sorted(set(found))
+    assert all(needs(count, True) < needs(count) for count in tokens)
+
+
+@pytest.mark.parametrize("budget", [1024, 768, 512, 384, 300])
+def test_the_largest_budget_that_fits_is_taken(budget: int) -> None:
+    exactly = needs(budget) / SHARE
+    found = choose(exactly + 2)
+    assert (found.budget, found.checkpointing) == (budget, False)
+    below = choose(exactly - 2)
+    assert below.budget < budget or below.checkpointing
+
+
+def test_checkpointing_comes_only_where_nothing_fits_without_it() -> None:
+    found = choose(needs(300) / SHARE - 2)
+    assert (found.budget, found.checkpointing) == (1024, True)
+    tight = choose(needs(300, True) / SHARE + 2)
+    assert (tight.budget, tight.checkpointing) == (300, True)
+
+
+def test_the_same_inputs_give_the_same_plan() -> None:
+    assert choose(20 * 2**30) == choose(20 * 2**30)
+
+
+def test_what_the_recipe_gives_is_kept() -> None:
+    given = choose(2**40, micro_batch_tokens=700, gradient_checkpointing=True)
+    assert (given.budget, given.checkpointing) == (700, True)
+    assert choose(needs(300, True) / SHARE + 2, micro_batch_tokens=300).checkpointing
+    assert choose(needs(384) / SHARE + 2, gradient_checkpointing=False).budget == 384
+    assert choose(needs(700) + 2, micro_batch_tokens=700, gradient_checkpointing=False).budget == 700
+
+
+def test_no_micro_batch_is_larger_than_a_step_nor_smaller_than_a_row() -> None:
+    assert choose(2**40, batch_size=2).tokens == 600
+    assert choose(2**40, batch_size=16).tokens == 1024
+    assert choose(2**40, micro_batch_tokens=100).tokens == 300
+
+
+def test_what_cannot_fit_is_refused_with_its_figures() -> None:
+    gib = 2**30
+    with pytest.raises(ModelError) as caught:
+        choose(gib)
+    refusal = caught.value
+    assert refusal.what == "This run does not fit into memory"
+    assert refusal.where == "the model"
+    needed = f"{needs(300, True) / gib:.1f} GB"
+    assert f"300 tokens with gradient checkpointing needs {needed}, predicted (libraries 0.5 GB" in str(refusal.why)
+    assert "0.8 GB of the 1.0 GB of cpu may be used" in str(refusal.why)
+    assert refusal.remedy == (
+        "use method: qlora; lower training.micro_batch_tokens (now 300) or data.max_length; or take a smaller model."
+    )
+
+
+def test_a_refusal_names_what_the_method_and_the_recipe_leave_to_do() -> None:
+    with pytest.raises(ModelError, match="use method: lora or qlora"):
+        choose(2**30, replace(WIDE, method="full"))
+    with pytest.raises(ModelError, match=r"set training\.gradient_checkpointing: true"):
+        choose(2**30, gradient_checkpointing=False)
+    with pytest.raises(ModelError) as caught:
+        choose(2**30, replace(WIDE, method="qlora"))
+    assert "use method" not in str(caught.value)
 
 
 def test_the_unquantized_base_is_taken_where_it_fits_beside_the_tuned_model() -> None:
     assert plan.unquantized_base_fits(1_000, memory=6_251)
     assert not plan.unquantized_base_fits(1_000, memory=6_249)
+
+
+def test_a_plan_says_what_it_expects() -> None:
+    said = str(choose(8 * 2**30, SMALL))
+    assert (
+        said == "memory: 0.5 GB predicted, of 8.0 GB, at 1,024 tokens in a micro-batch, without gradient checkpointing"
+    )

@@ -97,13 +97,17 @@ def train(
         ready = load(prepared, last, listener)
         if prepared.task is not None:
             check_questions(ready.model, prepared.task, ready.recipe.evaluation)
+        fit = Fit(run, ready, prepared, eval_batches=_batches(ready.recipe, prepared.task))
+        epoch = fit.first_epoch()
+        rehearsal = fit.rehearse(epoch)
+        listener.say(str(rehearsal))
         if not continues:
             run.clear()
             _write_facts(run, asked, ready.recipe, prepared)
         with _recorded_status(run):
             run.set_status("running")
-            fit = Fit(run, ready, prepared, eval_batches=_batches(ready.recipe, prepared.task))
-            _count_tokens(fit, listener)
+            run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
+            _count_tokens(fit, epoch, listener)
             tokens = fit.run_steps(listener)
             verdict, samples = _judge(fit, listener)
             run.write_text("samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in samples))
@@ -118,11 +122,13 @@ def dry_run(
 ) -> list[tuple[str, Any, str]]:
     """Every setting as (dotted key, resolved value, where it comes from). Data and tokenizer are read, no weights.
 
-    What only the loaded model can tell (layout, checkpointing) stays ``auto``.
+    What only the loaded model can tell (the layout) stays ``auto``. The listener hears what memory is predicted.
     """
+    listener = listener or Silent()
     loaded = read_recipe(recipe, overrides)
     check_names(loaded.recipe.evaluation.metrics)
-    prepared = prepare(loaded.recipe, listener or Silent())
+    prepared = prepare(loaded.recipe, listener)
+    listener.say(str(prepared.plan))
     given = dict(leaves(loaded.recipe.model_dump()))
     lines = []
     for path, value in leaves(prepared.recipe.model_dump()):
@@ -243,9 +249,8 @@ def _batches(recipe: Recipe, task: Task | None) -> list[Batch]:
     return task_batches(task, budget=int(recipe.training.micro_batch_tokens), layout=layout) if task else []
 
 
-def _count_tokens(fit: Fit, listener: Listener) -> None:
+def _count_tokens(fit: Fit, batches: Sequence[Batch], listener: Listener) -> None:
     """Says how many tokens an epoch has, computes and learns from, and completes the ledger with them."""
-    batches = fit.first_epoch()
     ledger = fit.prepared.corpus.ledger
     tokens = ledger.tokens
     tokens.total, tokens.computed, tokens.supervised = (

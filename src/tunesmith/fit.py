@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tunesmith.data.layout import Batch, micro_batches
 from tunesmith.data.order import Order
 from tunesmith.errors import ModelError, TrainError
@@ -20,6 +18,7 @@ from tunesmith.model.load import save_tokenizer
 from tunesmith.prepare import Prepared, Ready
 from tunesmith.progress import Listener, Silent
 from tunesmith.recorder import Recorder
+from tunesmith.rehearsal import Rehearsal, ran_out, rehearse
 from tunesmith.run import Run
 from tunesmith.training import checkpoint
 from tunesmith.training.loop import Hooks, Step, train
@@ -70,6 +69,18 @@ class Fit:
         """Every micro-batch of the first pass over the rows, whether or not the run is that long."""
         rows, size = self.order.epoch_rows(0).tolist(), self.order.batch_size
         return [batch for start in range(0, len(rows), size) for batch in self.lay_out(rows[start : start + size])]
+
+    def rehearse(self, batches: Sequence[Batch]) -> Rehearsal:
+        """Measures the heaviest of the batches before the first step. Raises ModelError if the run would not fit."""
+        recipe = self.ready.recipe
+        return rehearse(
+            self.ready.model,
+            batches,
+            objective=CrossEntropy(),
+            plan=self.prepared.plan,
+            device=recipe.model.device,
+            where=recipe.model.path,
+        )
 
     def run_steps(self, listener: Listener) -> dict[str, int]:
         """Trains to the last step. Returns token counts of the whole run: in rows, computed, supervised."""
@@ -187,10 +198,8 @@ def memory_faults() -> Iterator[None]:
     """Memory that runs out is the user's to mend, so it gets a message of its own."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(error) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
             raise
         raise _out_of_memory(error) from error
 

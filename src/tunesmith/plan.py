@@ -1,49 +1,107 @@
 """What fits, before training: every `auto` that depends on memory, as a pure function of model, recipe and data.
 
 Nothing here measures free memory or time: the same inputs give the same choice on every day, so a run can be resumed.
+The measured step (``rehearsal.py``) may only refuse. Constants were fitted to measured peaks, see docs/lab.md.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
-from torch import nn
-from transformers import PretrainedConfig
 
-from tunesmith.methods.base import weights_in
-from tunesmith.recipe import MethodSettings
+from tunesmith.errors import ModelError
+from tunesmith.model.head import CHUNK
+from tunesmith.recipe import TrainingSettings
+from tunesmith.sizes import FP32, Shape
+
+__all__ = ["Peak", "Plan", "choose", "ladder", "micro_batch_tokens", "predict", "threads"]
 
 CPU_TOKENS = 1024  # a larger forward pass gains nothing on a CPU and costs memory (docs/lab.md)
 GPU_TOKENS = 8192
-BYTES_TRAINED = 16  # fp32 weight, gradient and two moments of AdamW
-SHARE = 0.8  # of the memory that a plan may use
+LADDER = (8192, 6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256)  # the budgets that `auto` chooses from
+SHARE = 0.8  # of the memory that `auto` may plan with: a prediction can be wrong by a fifth
+MEASURED_SHARE = 0.95  # of the memory that a measured step may need: the rest is the system's
+GIB = 2**30
+LIBRARIES = 480 * 2**20  # measured: Python, torch, transformers and PEFT with nothing loaded, resident on a CPU
+CONTEXT = 500 * 2**20  # not measured here: what CUDA takes of a GPU for itself
+HOLES = 1.7  # measured: resident for each byte of activations after some steps in glibc's heap, which leaves holes
+LATER_HOLES = 0.3  # measured: the share of that which is not there yet in the first micro-batch
+FEW_HOLES = 1.1  # where large blocks are given back (checkpointing), and in torch's own allocator on a GPU
+OPTIMIZER = 3  # a gradient and AdamW's two moments, each as large as the parameter
+LOGITS = 3  # fp32 copies of a chunk of logits
+HEAD_GRADIENTS = 3  # of a trained output layer: one chunk's, the sum so far, and the new sum
+BACKWARD = 5  # a layer's widest activations that its backward pass has at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What of a model's config decides its memory. Counts are parameters; sizes are in elements."""
+class Peak:
+    """Bytes at the fullest moment of training, by what holds them; ``judging`` is all that judging holds at a time."""
 
-    parameters: int
-    trainable: int
-    layers: int
-    hidden: int
-    intermediate: int
-    vocabulary: int
-    weight_bytes: float
+    libraries: int
+    weights: int
+    optimizer: int
+    activations: int
+    working: int
+    judging: int
+
+    @property
+    def training(self) -> int:
+        """Bytes of a step."""
+        return self.libraries + self.weights + self.optimizer + self.activations + self.working
+
+    @property
+    def total(self) -> int:
+        """Bytes of the whole run."""
+        return max(self.training, self.judging)
+
+    def __str__(self) -> str:
+        names = {"optimizer": "gradients and optimizer", "working": "logits and working space"}
+        parts = [(names.get(field.name, field.name), getattr(self, field.name)) for field in fields(self)[:-1]]
+        return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts)
 
 
-def total_memory(device: str) -> int:
-    """Bytes of the device, used or free."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A choice: the budget of a micro-batch, the most tokens that one can have, and whether to checkpoint."""
+
+    shape: Shape
+    budget: int
+    tokens: int
+    checkpointing: bool
+    memory: int
+
+    def peak(self, tokens: int | None = None) -> Peak:
+        """The prediction for a micro-batch; for the largest there can be unless ``tokens`` are given."""
+        largest = self.tokens if tokens is None else tokens
+        return predict(self.shape, tokens=largest, checkpointing=self.checkpointing, memory=self.memory)
+
+    def later_holes(self, tokens: int) -> int:
+        """Bytes by which a process grows after its first micro-batch, as the heap breaks into pieces."""
+        return int(LATER_HOLES * self.peak(tokens).activations) if self._in_heap else 0
+
+    @property
+    def _in_heap(self) -> bool:
+        return self.shape.device == "cpu" and not self.checkpointing
+
+    def __str__(self) -> str:
+        how = "with" if self.checkpointing else "without"
+        return (
+            f"memory: {gigabytes(self.peak().total)} predicted, of {gigabytes(self.memory)}, "
+            f"at {self.tokens:,} tokens in a micro-batch, {how} gradient checkpointing"
+        )
 
 
 def micro_batch_tokens(device: str, longest_row: int) -> int:
-    """The token budget of one forward pass: the device's own, or the longest row where that is longer."""
-    return max(CPU_TOKENS if torch.device(device).type == "cpu" else GPU_TOKENS, longest_row)
+    """The token budget that suits a device, memory aside: its own, or the longest row where that is longer."""
+    return ladder(device, longest_row)[0]
+
+
+def ladder(device: str, longest_row: int) -> list[int]:
+    """The budgets that `auto` tries, from the one that suits the device down to the longest row, which must fit."""
+    good = CPU_TOKENS if torch.device(device).type == "cpu" else GPU_TOKENS
+    return [tokens for tokens in LADDER if longest_row < tokens <= good] + [longest_row]
 
 
 def threads() -> int:
@@ -51,38 +109,82 @@ def threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def shape(model: nn.Module, config: PretrainedConfig, method: MethodSettings) -> Shape:
-    """The sizes of a model with its method attached."""
-    text = config.get_text_config()
-    counts = [(weights_in(parameter), parameter.requires_grad) for parameter in model.parameters()]
-    first = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    return Shape(
-        parameters=sum(count for count, _ in counts),
-        trainable=sum(count for count, trains in counts if trains),
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        intermediate=getattr(text, "intermediate_size", None)
-        or 4 * text.hidden_size,  # GPT-2 and OPT name it otherwise
-        vocabulary=text.vocab_size,
-        weight_bytes=weight_bytes(method, first.dtype),
+def predict(shape: Shape, *, tokens: int, checkpointing: bool, memory: int) -> Peak:
+    """The peak of a run whose largest micro-batch has so many tokens. Good to a fifth for llama-like models.
+
+    Gradients are counted beside the activations, because those of the micro-batch before are held meanwhile.
+    With checkpointing a layer keeps its input, and one layer at a time the rest.
+    """
+    on_cpu = shape.device == "cpu"
+    layer = tokens * (shape.kept + tokens * shape.mask)
+    kept = shape.layers * tokens * shape.hidden + layer if checkpointing else shape.layers * layer
+    logits = min(tokens, max(CHUNK // shape.vocabulary, 1)) * shape.vocabulary * FP32 * LOGITS
+    head = logits + 2 * tokens * shape.hidden + HEAD_GRADIENTS * shape.head
+    libraries = LIBRARIES if on_cpu else CONTEXT
+    beside = shape.beside if _judged_beside(shape, memory) else 0
+    moments = (OPTIMIZER - 1) * shape.trained
+    forward = int(logits + tokens * (BACKWARD * shape.widest + 4 * shape.hidden))
+    return Peak(
+        libraries=libraries,
+        weights=shape.weights,
+        optimizer=OPTIMIZER * shape.trained,
+        activations=int(kept * (HOLES if on_cpu and not checkpointing else FEW_HOLES)),
+        working=max(head, BACKWARD * tokens * shape.widest) + 2 * shape.unpacked,
+        judging=libraries + shape.weights + moments + beside + forward,
     )
 
 
-def peak_bytes(shape: Shape, *, tokens: int, checkpointing: bool) -> int:
-    """An estimate of a step's peak: weights, what AdamW holds, activations of one micro-batch, and its logits.
+def choose(shape: Shape, settings: TrainingSettings, *, longest: int, memory: int, where: str) -> Plan:
+    """The largest budget of the ladder that fits, first without checkpointing, then with it; what is given is kept.
 
-    A decoder layer keeps about 10 hidden-sized and 4 intermediate-sized tensors a token for its backward pass; with
-    checkpointing, one hidden-sized tensor a layer and one layer in full.
+    Args:
+        longest: tokens of the longest row.
+        memory: bytes in all.
+        where: what a refusal names: the model.
+
+    Raises:
+        ModelError: nothing that the recipe allows fits.
     """
-    layer = tokens * (10 * shape.hidden + 4 * shape.intermediate) * 4
-    activations = shape.layers * tokens * shape.hidden * 4 + layer if checkpointing else shape.layers * layer
-    logits = 4 * tokens * shape.vocabulary * 4
-    return int(shape.parameters * shape.weight_bytes + shape.trainable * BYTES_TRAINED + activations + logits)
+    asked = (settings.micro_batch_tokens, settings.gradient_checkpointing)
+    budgets = ladder(shape.device, longest) if asked[0] == "auto" else [int(asked[0])]
+    ways = (False, True) if asked[1] == "auto" else (bool(asked[1]),)
+    share = SHARE if "auto" in asked else 1.0
+    plan = None
+    for checkpointing in ways:
+        for budget in budgets:
+            tokens = min(max(budget, longest), settings.batch_size * longest)
+            plan = Plan(shape, budget, tokens, checkpointing, memory)
+            if plan.peak().training <= share * memory:
+                return plan
+    assert plan is not None
+    raise does_not_fit(plan, needed=plan.peak().training, share=share, how=f"predicted ({plan.peak()})", where=where)
 
 
-def needs_checkpointing(shape: Shape, *, tokens: int, memory: int) -> bool:
-    """`gradient_checkpointing: auto`: only where the plain step would not fit."""
-    return peak_bytes(shape, tokens=tokens, checkpointing=False) > SHARE * memory
+def does_not_fit(plan: Plan, *, needed: int, share: float, how: str, where: str) -> ModelError:
+    """The one refusal, of a prediction and of a measured step.
+
+    Args:
+        needed: bytes.
+        share: of the memory, that may be used.
+        how: ``needed`` was found.
+    """
+    way = "with" if plan.checkpointing else "without"
+    cheaper = {"full": ["use method: lora or qlora"], "lora": ["use method: qlora"]}.get(plan.shape.method, [])
+    checkpoint = [] if plan.checkpointing else ["set training.gradient_checkpointing: true"]
+    return ModelError(
+        "This run does not fit into memory",
+        where=where,
+        why=f"A micro-batch of {plan.tokens:,} tokens {way} gradient checkpointing needs {gigabytes(needed)}, {how}. "
+        f"{gigabytes(int(share * plan.memory))} of the {gigabytes(plan.memory)} of {plan.shape.device} may be used.",
+        remedy="; ".join(
+            [
+                *checkpoint,
+                *cheaper,
+                f"lower training.micro_batch_tokens (now {plan.budget:,}) or data.max_length",
+                "or take a smaller model.",
+            ]
+        ),
+    )
 
 
 def unquantized_base_fits(parameters: int, *, memory: int) -> bool:
@@ -90,6 +192,10 @@ def unquantized_base_fits(parameters: int, *, memory: int) -> bool:
     return parameters * (4 + 1) < SHARE * memory
 
 
-def weight_bytes(method: MethodSettings, dtype: torch.dtype) -> float:
-    """Bytes a parameter of the base takes: half a byte and its constants under qlora."""
-    return 0.6 if method.name == "qlora" else dtype.itemsize
+def gigabytes(size: int) -> str:
+    """``2.2 GB``, of 2^30 bytes."""
+    return f"{size / GIB:.1f} GB"
+
+
+def _judged_beside(shape: Shape, memory: int) -> bool:
+    return shape.method == "full" or unquantized_base_fits(shape.beside // FP32, memory=memory)

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith import corpus as corpora
-from tunesmith import plan
+from tunesmith import memory, plan
 from tunesmith.corpus import Corpus, Examples
 from tunesmith.data.check import Finding
 from tunesmith.data.layout import LayoutName
@@ -30,15 +30,17 @@ from tunesmith.model import attention
 from tunesmith.model.fused import fuse
 from tunesmith.model.load import load_model, load_tokenizer, resolve_device, resolve_dtype, stop_ids
 from tunesmith.model.source import kind, resolve
+from tunesmith.plan import Plan
 from tunesmith.progress import Listener
 from tunesmith.recipe import EvaluationSettings, Recipe
+from tunesmith.sizes import shape_of
 
 
 @dataclass(slots=True)
 class Prepared:
     """What is known before weights are loaded. ``recipe`` has every ``auto`` resolved that needs no weights.
 
-    ``task`` is what the run is judged on; None where no row is held out.
+    ``plan`` says what will be in memory. ``task`` is what the run is judged on; None where no row is held out.
     """
 
     recipe: Recipe
@@ -49,6 +51,7 @@ class Prepared:
     examples: Examples
     corpus: Corpus
     task: Task | None
+    plan: Plan
 
 
 @dataclass(slots=True)
@@ -81,13 +84,19 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code)
     stops = stop_ids(folder, tokenizer)
     template = corpora.make_template(recipe.data, tokenizer, stops)
-    recipe = _within_positions(recipe, folder, listener)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True)
+    recipe = _within_positions(recipe, config, listener)
+    _say_if_router_is_not_balanced(config, listener)
     corpus = corpora.encode(examples, template, recipe.data, listener=listener)
     for finding in template.findings:
         (listener.say if finding.severity == "info" else listener.warn)(_in_words(finding))
     task = make_held_out_task(examples, corpus, tokenizer=tokenizer, stops=stops, settings=recipe.evaluation)
-    resolved = _resolve_settings(recipe, corpus, listener)
-    return Prepared(resolved, folder, tokenizer, stops, template, examples, corpus, task)
+    recipe = _resolve_settings(recipe, listener)
+    chosen = _plan(recipe, config, folder, corpus)
+    recipe = recipe.with_values(
+        training={"micro_batch_tokens": chosen.budget, "gradient_checkpointing": chosen.checkpointing}
+    )
+    return Prepared(recipe, folder, tokenizer, stops, template, examples, corpus, task, chosen)
 
 
 def make_held_out_task(
@@ -105,16 +114,22 @@ def make_held_out_task(
     return replace(task, questions=[]) if examples.raw_text else task
 
 
-def _within_positions(recipe: Recipe, folder: Path, listener: Listener) -> Recipe:
+def _within_positions(recipe: Recipe, config: PretrainedConfig, listener: Listener) -> Recipe:
     """A model cannot see past its positions, so ``max_length`` is at most their number."""
-    config = AutoConfig.from_pretrained(
-        folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True
-    ).get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)  # a state-space model has none
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)  # a state-space model has none
     if limit is None or recipe.data.max_length <= limit:
         return recipe
     listener.say(f"data.max_length: {recipe.data.max_length} -> {limit}, the positions that this model has")
     return recipe.with_values(data={"max_length": limit})
+
+
+def _say_if_router_is_not_balanced(config: PretrainedConfig, listener: Listener) -> None:
+    """transformers would add the router's auxiliary loss, which depends on the micro-batch. Ours never does."""
+    if getattr(config.get_text_config(), "output_router_logits", False):
+        listener.say(
+            "router: trained without its auxiliary loss, which this model's config asks for (output_router_logits); "
+            "the loss is that of the supervised tokens alone, whatever the micro-batches"
+        )
 
 
 def _in_words(finding: Finding) -> str:
@@ -122,14 +137,12 @@ def _in_words(finding: Finding) -> str:
     return f"{finding.message}{rows}"
 
 
-def _resolve_settings(recipe: Recipe, corpus: Corpus, listener: Listener) -> Recipe:
-    """Every ``auto`` that needs no weights: a function of recipe, data and machine, never of a timing."""
+def _resolve_settings(recipe: Recipe, listener: Listener) -> Recipe:
+    """Every ``auto`` but the plan's: a function of recipe and machine, never of a timing."""
     training, model = recipe.training, recipe.model
     device = resolve_device(model.device)
     dtype = resolve_dtype(model.dtype, device, say=listener.warn)
     local = kind(model.path) in ("model", "gguf")
-    longest = max(len(row.ids) for row in [*corpus.train, *corpus.held_out])
-    tokens, threads = training.micro_batch_tokens, training.threads
     return recipe.with_values(
         model={
             "path": str(Path(model.path).expanduser().resolve()) if local else model.path,
@@ -139,14 +152,24 @@ def _resolve_settings(recipe: Recipe, corpus: Corpus, listener: Listener) -> Rec
         data={"date": recipe.data.date or time.strftime("%Y-%m-%d")},
         training={
             "learning_rate": recipe.learning_rate,
-            "micro_batch_tokens": plan.micro_batch_tokens(device, longest) if tokens == "auto" else tokens,
-            "threads": plan.threads() if threads == "auto" else threads,
+            "threads": plan.threads() if training.threads == "auto" else training.threads,
         },
     )
 
 
+def _plan(recipe: Recipe, config: PretrainedConfig, folder: Path, corpus: Corpus) -> Plan:
+    """Micro-batch and checkpointing: a function of model, recipe, data and total memory."""
+    return plan.choose(
+        shape_of(config, recipe, folder),
+        recipe.training,
+        longest=max(len(row.ids) for row in [*corpus.train, *corpus.held_out]),
+        memory=memory.total_memory(recipe.model.device),
+        where=recipe.model.path,
+    )
+
+
 def load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> Ready:
-    """Weights, attention and method; the layout and the checkpointing that only a loaded model can tell.
+    """Weights, attention and method; the layout that only a loaded model can tell.
 
     Args:
         checkpoint: continue from this one, with the layout that the recipe has resolved; None: begin anew.
@@ -162,15 +185,11 @@ def load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> Rea
     fuse(base)
     listener.say(trainable_line(model))
     layout = recipe.training.layout if checkpoint else _layout(prepared, model, listener)
-    checkpointing = recipe.training.gradient_checkpointing
-    if checkpointing == "auto":
-        memory, tokens = plan.total_memory(recipe.model.device), int(recipe.training.micro_batch_tokens)
-        sizes = plan.shape(model, base.config, recipe.method)
-        checkpointing = plan.needs_checkpointing(sizes, tokens=tokens, memory=memory)
-    if checkpointing:
+    if recipe.training.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    resolved = recipe.with_values(training={"layout": layout, "gradient_checkpointing": checkpointing})
-    return Ready(resolved, model, method)
+        if recipe.model.device == "cpu":
+            memory.give_back_large_blocks()
+    return Ready(recipe.with_values(training={"layout": layout}), model, method)
 
 
 def make_method(prepared: Prepared) -> Method:
@@ -197,8 +216,20 @@ def load_base(prepared: Prepared, options: Mapping[str, Any]) -> PreTrainedModel
         trust_remote_code=settings.trust_remote_code,
         **options,
     )
+    if options:
+        _own_memory(model)
+    text = model.config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False  # nobody reads them, and transformers cannot generate while it collects them
     attention.install(model)
     return model
+
+
+def _own_memory(model: nn.Module) -> None:
+    """Copies what was not quantized on loading, else one embedding keeps the whole file of weights mapped."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "cpu" and tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
 
 
 def untuned(
@@ -212,7 +243,7 @@ def untuned(
     if method.name != "qlora":
         return method.reference(model), "untuned"
     parameters = sum(weights_in(parameter) for parameter in model.parameters())
-    if not plan.unquantized_base_fits(parameters, memory=plan.total_memory(device)):
+    if not plan.unquantized_base_fits(parameters, memory=memory.total_memory(device)):
         return method.reference(model), "untuned, quantized"
 
     @contextmanager

@@ -4,7 +4,8 @@ recipe.yaml        every setting, resolved          ledger.json     where every 
 environment.json   versions, git, threads           metrics.jsonl   a line each logging step and evaluation
 data.json          sources and their hashes         samples.jsonl   answers of base and tuned model, side by side
 template.json      the chat template as used        verdict.json    better, no evidence, or worse
-status.json        where the run stands             checkpoints/step-NNNNNN/
+memory.json        peak, predicted and measured     status.json     where the run stands
+checkpoints/step-NNNNNN/
 """
 
 from __future__ import annotations

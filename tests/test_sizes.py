@@ -1,0 +1,122 @@
+"""The sizes of a model are read from its config, without its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import config_for
+from transformers import AutoConfig, GPT2Config
+
+from tunesmith.errors import ModelError
+from tunesmith.recipe_file import read_recipe
+from tunesmith.sizes import Shape, shape_of
+
+PARAMETERS = 400 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
+LINEAR = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+NORMS = (2 * 64 + 4) * 4  # and the log-sum-exp of four heads
+PRODUCTS = (2 * 64 + 2 * 32 + 2 * 128) * 4  # query, output, key and value; gate and up
+INPUTS = (64 + 64 + 128) * 4  # of the projections that share one, of gate and up, of down
+ADAPTER = 2 * 4 * (128 + 96 + 96 + 128 + 3 * 192)  # r = 4: the sizes of both sides of each map, over two layers
+
+
+def shape(config: Any, method: Any = "full", *, dtype: str = "float32", device: str = "cpu", **training: Any) -> Shape:
+    recipe = read_recipe(
+        {
+            "model": {"path": "tiny", "dtype": dtype, "device": device},
+            "data": {"train": "rows.jsonl"},
+            "method": method,
+            "training": training,
+            "output_dir": "run",
+        }
+    ).recipe
+    return shape_of(config, recipe, Path("nowhere"))
+
+
+@pytest.fixture
+def config(tiny_model_dir: Path) -> Any:
+    return AutoConfig.from_pretrained(tiny_model_dir)
+
+
+def test_full_trains_all_and_keeps_the_inputs_of_its_maps(config: Any) -> None:
+    assert shape(config) == Shape(
+        device="cpu", method="full", weights=4 * PARAMETERS, trained=4 * PARAMETERS, beside=4 * PARAMETERS, layers=2,
+        kept=NORMS + PRODUCTS + INPUTS, mask=0, hidden=256, widest=512, vocabulary=400, head=4 * 400 * 64, unpacked=0,
+    )  # fmt: skip
+
+
+def test_lora_trains_the_adapters_and_keeps_rank_sized_products_too(config: Any) -> None:
+    found = shape(config, {"name": "lora", "r": 4})
+    assert (found.weights, found.trained) == (4 * (PARAMETERS + ADAPTER), 4 * ADAPTER)
+    assert found.kept == NORMS + PRODUCTS + INPUTS + 7 * 4 * 4
+    assert (found.head, found.beside, found.unpacked) == (0, 0, 0)
+
+
+def test_dropout_keeps_a_mask_for_each_adapter(config: Any) -> None:
+    plain, dropped = (shape(config, {"name": "lora", "r": 4, "lora_dropout": p}) for p in (0.0, 0.1))
+    assert dropped.kept - plain.kept == (3 * 64 + 64 + 2 * 64 + 128) * 4
+
+
+def test_only_the_maps_that_have_an_adapter_keep_their_inputs(config: Any) -> None:
+    found = shape(config, {"name": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"]})
+    assert found.kept == NORMS + PRODUCTS + 64 * 4 + 2 * 4 * 4
+
+
+def test_a_quantized_map_takes_half_a_byte_a_weight_and_its_constants(config: Any) -> None:
+    found = shape(config, {"name": "qlora", "r": 4})
+    saved = LINEAR * (4 - 0.5 - 1 / 64 - 1 / 4096)
+    assert found.weights == 4 * (PARAMETERS + ADAPTER) - int(saved)
+    assert (found.beside, found.unpacked) == (4 * PARAMETERS, 4 * 64 * 128)
+    single = shape(config, {"name": "qlora", "r": 4, "bnb_4bit_use_double_quant": False})
+    assert single.weights == 4 * (PARAMETERS + ADAPTER) - int(LINEAR * (4 - 0.5 - 4 / 64))
+
+
+def test_outside_fp32_transformers_and_peft_keep_what_they_keep(config: Any) -> None:
+    full = shape(config, dtype="bfloat16")
+    assert full.trained == 2 * PARAMETERS
+    assert full.kept == NORMS + (2 * 64 + 2 * 32 + 3 * 128) * 2 + INPUTS // 2
+    lora = shape(config, {"name": "lora", "r": 4}, dtype="bfloat16")
+    assert (lora.weights, lora.trained) == (2 * PARAMETERS + 4 * ADAPTER, 4 * ADAPTER)
+    assert lora.kept == full.kept - INPUTS // 2 + (3 * 64 + 64 + 2 * 64 + 128) * 4 + 7 * 4 * 4
+
+
+def test_keys_are_repeated_where_no_pieces_are_computed(config: Any) -> None:
+    tree, padded = shape(config), shape(config, layout="padded")
+    assert padded.kept - tree.kept == 2 * (64 - 32) * 4
+    gpu = shape(config, device="cuda", dtype="bfloat16")
+    assert (gpu.device, gpu.mask) == ("cuda", 2)
+
+
+def test_a_config_without_an_intermediate_size_has_four_times_the_hidden_one() -> None:
+    config = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    found = shape(config)
+    assert (found.layers, found.hidden, found.widest, found.vocabulary) == (1, 32, 128, 20)
+
+
+def test_a_mixture_keeps_the_experts_that_a_token_has() -> None:
+    one, two = (shape(config_for("mixtral", num_local_experts=4, num_experts_per_tok=n)) for n in (1, 2))
+    assert two.kept - one.kept == (2 * 48 + 2 * 32) * 4
+    assert two.weights == one.weights
+
+
+def test_a_model_whose_files_are_quantized_has_their_size(config: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    recipe = read_recipe(
+        {"model": {"path": "tiny", "dtype": "float32", "device": "cpu"}, "data": {"train": "x"}, "output_dir": "run"}
+    ).recipe
+    found = shape_of(config, recipe, tmp_path)
+    assert found.weights == 1000 + found.trained
+
+
+def test_a_method_that_does_not_fit_is_refused_before_weights_are_loaded(config: Any) -> None:
+    with pytest.raises(ModelError, match="no_such_map"):
+        shape(config, {"name": "lora", "target_modules": ["no_such_map"]})
+
+
+def test_nothing_is_drawn_at_random(config: Any) -> None:
+    before = torch.get_rng_state()
+    shape(config, {"name": "lora", "r": 4})
+    assert torch.equal(torch.get_rng_state(), before)
