@@ -51,27 +51,32 @@ class Counting:
 
 
 @torch.no_grad()
-def step_zero_loss(model: Any, collator: Any, job: dict[str, Any]) -> float:
-    """Mean loss of the first step's rows. In training mode, as nothing drops out: evaluation repacks 4-bit layers."""
-    device, total, labels_seen = next(model.parameters()).device, 0.0, 0
+def step_zero_loss(model: Any, collator: Any, job: dict[str, Any]) -> dict[str, float]:
+    """Mean loss of the first step's rows, the logits normalised in fp32 and in fp64 (bench/README.md says why).
+
+    In training mode, as nothing drops out: evaluation repacks 4-bit layers.
+    """
+    device, totals, labels_seen = next(model.parameters()).device, [0.0, 0.0], 0
     for begin in range(0, job["batch"], job["peer_rows"]):
         rows = [dict(row) for row in job["rows"][begin : begin + job["peer_rows"]]]
         batch = {name: part.to(device) for name, part in collator(rows).items()}
         labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch).logits[:, : labels.shape[1]].float()
-        total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
-        labels_seen += int((labels != -100).sum())
-    return total / labels_seen
+        kept = labels != -100
+        logits = model(**batch).logits[:, : labels.shape[1]][kept]
+        for number, exact in enumerate((logits.float(), logits.double())):
+            totals[number] += torch.nn.functional.cross_entropy(exact, labels[kept], reduction="sum").item()
+        labels_seen += int(kept.sum())
+    return {"step_zero_loss": totals[0] / labels_seen, "step_zero_loss_fp64": totals[1] / labels_seen}
 
 
-def measured(job: dict[str, Any], *, loss: float, clock: Clock, counting: Counting) -> dict[str, Any]:
+def measured(job: dict[str, Any], *, loss: dict[str, float], clock: Clock, counting: Counting) -> dict[str, Any]:
     """The result of a run. The first step is not timed; a collator that works ahead is cut to the steps."""
     passes = job["batch"] // job["peer_rows"]
     tokens, supervised = (
         _by_step(counts, passes, len(clock.seconds)) for counts in (counting.tokens, counting.supervised)
     )
     return {
-        "step_zero_loss": loss,
+        **loss,
         "supervised": sum(supervised),
         "seconds": clock.seconds[1:],
         "tokens": tokens[1:],

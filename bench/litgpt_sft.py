@@ -9,6 +9,7 @@ by litgpt's own function, in memory.
 from __future__ import annotations
 
 import json
+import operator
 import sys
 import time
 from pathlib import Path
@@ -36,7 +37,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     first = _passes(job["rows"][: job["batch"]], job["peer_rows"])
     with torch.no_grad():
         counts = [int((batch["labels"][:, 1:] != -100).sum()) for batch in first]
-        sums = [_loss(model, _to(fabric, batch)).item() * count for batch, count in zip(first, counts, strict=True)]
+        losses = [[_loss(model, _to(fabric, batch), exact=exact).item() for batch in first] for exact in (False, True)]
+        means = [sum(map(operator.mul, each, counts)) / sum(counts) for each in losses]
     seconds = []
     for step in batches:
         begin = time.perf_counter()
@@ -50,7 +52,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         seconds.append(time.perf_counter() - begin)
     supervised = [sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in step) for step in batches]
     return {
-        "step_zero_loss": sum(sums) / sum(counts),
+        "step_zero_loss": means[0],
+        "step_zero_loss_fp64": means[1],
         "supervised": sum(supervised),
         "seconds": seconds[1:],
         "tokens": [sum(int(batch["token_counts"]["raw"].sum()) for batch in step) for step in batches][1:],
@@ -91,9 +94,12 @@ def _config(given: dict[str, Any], job: dict[str, Any]) -> Config:
     )  # fmt: skip
 
 
-def _loss(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+def _loss(model: Any, batch: dict[str, Any], *, exact: bool = False) -> torch.Tensor:
+    """As litgpt's script has it. ``exact``: with the logits normalised in fp64."""
     logits = model(batch["input_ids"], lm_head_chunk_size=128)
     logits[-1] = logits[-1][..., :-1, :]
+    if exact:
+        logits = [chunk.double() for chunk in logits]
     return chunked_cross_entropy(logits, batch["labels"][..., 1:])
 
 

@@ -33,7 +33,8 @@ class Watch(Clock):
 
     def __init__(self, job: dict[str, Any], collators: list[Counting]) -> None:
         super().__init__()
-        self.job, self.collators, self.loss = job, collators, float("nan")
+        self.job, self.collators = job, collators
+        self.loss: dict[str, float] = {}
 
     def on_train_begin(self, *given: Any, model: Any, **named: Any) -> None:
         model.train()

@@ -92,6 +92,8 @@ def test_the_gate_takes_the_same_loss_and_the_same_labels_alone() -> None:
     assert report.gate(report.Line("peer", [run(4.0 * (1 + 9e-7))]), ours, tolerance=1e-6) is None
     assert "loss" in str(report.gate(report.Line("peer", [run(), run(4.0 * (1 - 2e-6))]), ours, tolerance=1e-6))
     assert "loss" in str(report.gate(report.Line("peer", [run(float("nan"))]), ours, tolerance=1e-6))
+    exact = {**run(4.0 * (1 - 7e-6)), "step_zero_loss_fp64": 4.0}
+    assert report.gate(report.Line("peer", [exact]), ours, tolerance=1e-6) is None
     labels = report.gate(report.Line("peer", [run(supervised=11)]), ours, tolerance=1e-6)
     assert labels == "11 supervised tokens, expected 10"
     assert report.gate(report.Line("peer"), ours, tolerance=1e-6) == "no run"
