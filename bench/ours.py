@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from memory import peak_bytes
 
-from tunesmith import plan
+from tunesmith import memory, plan
 from tunesmith.data.layout import micro_batches
 from tunesmith.data.order import Order
 from tunesmith.methods import build
 from tunesmith.model import attention
 from tunesmith.model.fused import fuse
 from tunesmith.model.load import load_model, resolve_dtype
+from tunesmith.prepare import PLANNED_STEPS
 from tunesmith.recipe import FullSettings, LoraSettings, QloraSettings
 from tunesmith.training.loop import Hooks, Step, StepResult, train
 from tunesmith.training.objective import CrossEntropy
@@ -34,11 +35,12 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     model, method = _model(job)
     rows = [_row(row) for row in job["rows"]]
     layout = "tree" if attention.probe(model, rows, device=device).shares else "padded"
-    budget = job["budget"] or plan.micro_batch_tokens(device, max(len(row.ids) for row in rows))
+    parts = [rows[at : at + job["batch"]] for at in range(0, len(rows) - job["batch"] + 1, job["batch"])]
+    shared = parts[:PLANNED_STEPS] if layout == "tree" else []
+    budget = job["budget"] or plan.micro_batch_tokens(device, max(len(row.ids) for row in rows), shared)
     steps, layout_seconds = [], []
-    for number in range(len(rows) // job["batch"]):
+    for number, part in enumerate(parts):
         begin = time.perf_counter()
-        part = rows[number * job["batch"] : (number + 1) * job["batch"]]
         batches = micro_batches(part, budget=budget, layout=layout)
         layout_seconds.append(time.perf_counter() - begin)
         steps.append(Step(number + 1, 0.0, batches))
@@ -71,6 +73,8 @@ def _model(job: dict[str, Any]) -> tuple[Any, Any]:
     adapter = {} if job["method"] == "full" else {"r": job["r"], "lora_alpha": 2 * job["r"]}
     method = build(SETTINGS[job["method"]](**adapter), base=job["model"], device=device)
     dtype = resolve_dtype("auto", device)
+    if device == "cpu":
+        memory.keep_freed_blocks()
     base = load_model(Path(job["model"]), dtype=dtype, device=device, **method.load_options())
     attention.install(base)
     model = method.attach(base)

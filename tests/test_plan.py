@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 import pytest
+from tests.tiny import Row
 
 from tunesmith import plan
 from tunesmith.errors import ModelError
@@ -41,6 +42,17 @@ def test_the_ladder_goes_from_what_suits_the_device_down_to_the_longest_row() ->
     assert plan.ladder("cpu", 1024) == [1024]
     assert plan.ladder("cuda", 3000) == [8192, 6144, 4096, 3072, 3000]
     assert plan.ladder("cuda", 10_000) == [10_000]
+
+
+def test_a_budget_grows_where_rows_share_a_long_prefix_and_only_there() -> None:
+    def rows(prefix: int, own: int) -> list[Row]:
+        return [Row([*range(prefix), *range(10_000 + own * n, 10_000 + own * (n + 1))]) for n in range(16)]
+
+    shared, apart = rows(1500, 300), rows(0, 300)
+    assert plan.micro_batch_tokens("cpu", 1800) == 1800
+    assert plan.micro_batch_tokens("cpu", 1800, [shared]) == 8192  # 1,500 and 16 times 300 are 6,300
+    assert plan.micro_batch_tokens("cpu", 300, [apart]) == 1024
+    assert plan.ladder("cpu", 1800, [shared]) == [8192, 6144, 4096, 3072, 2048, 1800]
 
 
 def test_threads_are_the_processors_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

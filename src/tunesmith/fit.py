@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.layout import Batch, micro_batches
-from tunesmith.data.order import Order
 from tunesmith.errors import ModelError, TrainError
 from tunesmith.evaluation.judge import token_scores
 from tunesmith.evaluation.loss import TokenScores
 from tunesmith.model.load import save_tokenizer
-from tunesmith.prepare import Prepared, Ready
+from tunesmith.prepare import Prepared, Ready, order_of
 from tunesmith.progress import Listener, Silent
 from tunesmith.recorder import Recorder
 from tunesmith.rehearsal import Rehearsal, ran_out, rehearse
@@ -37,13 +36,7 @@ class Fit:
         self.run, self.ready, self.prepared = run, ready, prepared
         self.task, self.eval_batches = prepared.task, eval_batches
         self.settings = ready.recipe.training
-        self.order = Order(
-            prepared.corpus.weights,
-            batch_size=self.settings.batch_size,
-            epochs=self.settings.num_train_epochs,
-            max_steps=self.settings.max_steps,
-            seed=self.settings.seed,
-        )
+        self.order = order_of(ready.recipe, prepared.corpus)
         self.optimizer = build_optimizer(
             ready.method.parameter_groups(ready.model),
             learning_rate=ready.recipe.learning_rate,

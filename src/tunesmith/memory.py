@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 PROC, CGROUPS = Path("/proc/self"), Path("/sys/fs/cgroup")
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGE = 2**20  # bytes
+HEAP_MOST = 2**25  # bytes: glibc takes no larger threshold
 
 
 def total_memory(device: str) -> int:
@@ -79,7 +80,19 @@ def give_back_large_blocks() -> None:
     Else what lives long (a layer's input) pins the holes around it, and checkpointing saves a fifth of what it could
     (docs/lab.md). Other C libraries have no such setting and no such need.
     """
-    try:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
-    except (AttributeError, OSError):
-        return
+    _mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def keep_freed_blocks() -> None:
+    """Makes glibc keep what is freed for the next step, for the rest of the process.
+
+    Else the passes of a step, which take and free the same few sizes, fault the same pages in again and again: 5% of
+    a step where attention is made of many small pieces (docs/lab.md).
+    """
+    _mallopt(M_MMAP_THRESHOLD, HEAP_MOST)
+    _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _mallopt(name: int, value: int) -> None:
+    with suppress(AttributeError, OSError):  # no glibc
+        ctypes.CDLL(None).mallopt(name, value)

@@ -7,10 +7,12 @@ The measured step (``rehearsal.py``) may only refuse. Constants were fitted to m
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 
+from tunesmith.data.layout import TokenRow, micro_batches
 from tunesmith.errors import ModelError
 from tunesmith.model.head import CHUNK
 from tunesmith.recipe import TrainingSettings
@@ -18,9 +20,10 @@ from tunesmith.sizes import FP32, Shape
 
 __all__ = ["Peak", "Plan", "choose", "ladder", "micro_batch_tokens", "predict", "threads"]
 
-CPU_TOKENS = 1024  # a larger forward pass gains nothing on a CPU and costs memory (docs/lab.md)
+CPU_TOKENS = 1024  # a larger forward pass gains nothing on a CPU and costs memory (docs/lab.md), prefixes aside
 GPU_TOKENS = 8192
-LADDER = (8192, 6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256)  # the budgets that `auto` chooses from
+LADDER = (16384, 12288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256)  # what `auto` chooses from
+WORTH = 0.95  # a larger budget is taken where it leaves so much of the tokens to compute, or less
 SHARE = 0.8  # of the memory that `auto` may plan with: a prediction can be wrong by a fifth
 MEASURED_SHARE = 0.95  # of the memory that a measured step may need: the rest is the system's
 GIB = 2**30
@@ -93,15 +96,33 @@ class Plan:
         )
 
 
-def micro_batch_tokens(device: str, longest_row: int) -> int:
-    """The token budget that suits a device, memory aside: its own, or the longest row where that is longer."""
-    return ladder(device, longest_row)[0]
+def micro_batch_tokens(device: str, longest_row: int, steps: Sequence[Sequence[TokenRow]] = ()) -> int:
+    """The token budget that suits device and data, memory aside; see ``ladder``."""
+    return ladder(device, longest_row, steps)[0]
 
 
-def ladder(device: str, longest_row: int) -> list[int]:
-    """The budgets that `auto` tries, from the one that suits the device down to the longest row, which must fit."""
+def ladder(device: str, longest_row: int, steps: Sequence[Sequence[TokenRow]] = ()) -> list[int]:
+    """The budgets that `auto` tries, from the one that suits device and data down to the longest row, which must fit.
+
+    A device has a size that suits it. Where rows share long prefixes, a larger budget computes fewer tokens, because a
+    prefix is computed once in each micro-batch.
+
+    Args:
+        steps: the rows of some optimizer steps; none where rows are not to share.
+    """
     good = CPU_TOKENS if torch.device(device).type == "cpu" else GPU_TOKENS
-    return [tokens for tokens in LADDER if longest_row < tokens <= good] + [longest_row]
+    best = max(good, longest_row)
+    tokens = _computed(steps, best)
+    for budget in sorted(rung for rung in LADDER if rung > best):
+        fewer = _computed(steps, budget)
+        if fewer < WORTH * tokens:
+            best, tokens = budget, fewer
+    return [rung for rung in LADDER if longest_row < rung <= best] + [longest_row]
+
+
+def _computed(steps: Sequence[Sequence[TokenRow]], budget: int) -> int:
+    batches = (batch for rows in steps for batch in micro_batches(rows, budget=budget, layout="tree"))
+    return sum(batch.computed for batch in batches)
 
 
 def threads() -> int:
@@ -134,19 +155,28 @@ def predict(shape: Shape, *, tokens: int, checkpointing: bool, memory: int) -> P
     )
 
 
-def choose(shape: Shape, settings: TrainingSettings, *, longest: int, memory: int, where: str) -> Plan:
+def choose(
+    shape: Shape,
+    settings: TrainingSettings,
+    *,
+    longest: int,
+    memory: int,
+    where: str,
+    steps: Sequence[Sequence[TokenRow]] = (),
+) -> Plan:
     """The largest budget of the ladder that fits, first without checkpointing, then with it; what is given is kept.
 
     Args:
         longest: tokens of the longest row.
         memory: bytes in all.
         where: what a refusal names: the model.
+        steps: the rows of some optimizer steps that may share prefixes.
 
     Raises:
         ModelError: nothing that the recipe allows fits.
     """
     asked = (settings.micro_batch_tokens, settings.gradient_checkpointing)
-    budgets = ladder(shape.device, longest) if asked[0] == "auto" else [int(asked[0])]
+    budgets = ladder(shape.device, longest, steps) if asked[0] == "auto" else [int(asked[0])]
     ways = (False, True) if asked[1] == "auto" else (bool(asked[1]),)
     share = SHARE if "auto" in asked else 1.0
     plan = None

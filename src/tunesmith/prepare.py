@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from tunesmith import memory, plan
 from tunesmith.corpus import Corpus, Examples
 from tunesmith.data.check import Finding
 from tunesmith.data.layout import LayoutName
-from tunesmith.data.template import ChatTemplate
+from tunesmith.data.order import Order
+from tunesmith.data.template import ChatTemplate, Encoded
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.judge import Task, make_task
 from tunesmith.methods import build
@@ -34,6 +36,8 @@ from tunesmith.plan import Plan
 from tunesmith.progress import Listener
 from tunesmith.recipe import EvaluationSettings, Recipe
 from tunesmith.sizes import shape_of
+
+PLANNED_STEPS = 4  # whose rows the budget of a micro-batch is chosen by
 
 
 @dataclass(slots=True)
@@ -165,6 +169,25 @@ def _plan(recipe: Recipe, config: PretrainedConfig, folder: Path, corpus: Corpus
         longest=max(len(row.ids) for row in [*corpus.train, *corpus.held_out]),
         memory=memory.total_memory(recipe.model.device),
         where=recipe.model.path,
+        steps=[] if recipe.training.layout == "padded" else _first_steps(recipe, corpus),
+    )
+
+
+def _first_steps(recipe: Recipe, corpus: Corpus) -> list[list[Encoded]]:
+    """The rows of a few steps, to see what they share."""
+    windows = islice(order_of(recipe, corpus).windows(), PLANNED_STEPS)
+    return [[corpus.train[number] for number in window.rows] for window in windows]
+
+
+def order_of(recipe: Recipe, corpus: Corpus) -> Order:
+    """Which rows each step of the run sees."""
+    settings = recipe.training
+    return Order(
+        corpus.weights,
+        batch_size=settings.batch_size,
+        epochs=settings.num_train_epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
     )
 
 
@@ -186,10 +209,22 @@ def load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> Rea
     listener.say(trainable_line(model))
     layout = recipe.training.layout if checkpoint else _layout(prepared, model, listener)
     if recipe.training.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if recipe.model.device == "cpu":
-            memory.give_back_large_blocks()
+        _recompute(base)
+    if recipe.model.device == "cpu":
+        (memory.give_back_large_blocks if recipe.training.gradient_checkpointing else memory.keep_freed_blocks)()
     return Ready(recipe.with_values(training={"layout": layout}), model, method)
+
+
+def _recompute(base: PreTrainedModel) -> None:
+    """Gradient checkpointing. Raises RecipeError for a model without it."""
+    if not base.supports_gradient_checkpointing:
+        raise RecipeError(
+            "This model cannot recompute its layers",
+            where="training.gradient_checkpointing",
+            why=f"{type(base).__name__} does not support it in transformers.",
+            remedy="Set training.gradient_checkpointing: false, and a smaller micro_batch_tokens if memory is short.",
+        )
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def make_method(prepared: Prepared) -> Method:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tunesmith.data.layout import Tree, tree_batch
 from tunesmith.model import pieces
+from tunesmith.model.piece_attention import piece_attention
 
 TREE = Tree(torch.tensor([-1, 0, 1, 0]), torch.tensor([[0, 1, 1, 2, 3]]))
 POSITIONS = torch.tensor([[0, 1, 2, 3, 1]])
@@ -26,17 +27,19 @@ def test_a_token_sees_its_ancestors_and_its_own_segment_up_to_itself() -> None:
     ]
 
 
-def test_the_pieces_of_a_tree_meet_no_pair_twice_and_none_in_vain() -> None:
+def test_the_pieces_of_a_tree_meet_no_pair_twice_and_none_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "FEW_KEYS", 3)
     parts = pieces.pieces_of(TREE, POSITIONS)
-    found = [(piece.queries, piece.keys, piece.causal, piece.mask) for piece in parts]
+    found = [(piece.queries, piece.keys, piece.causal, piece.alone) for piece in parts]
     assert found == [
-        ((0, 1), (0, 1), True, None),
-        ((1, 3), (1, 3), True, None),
-        ((3, 4), (3, 4), True, None),
-        ((4, 5), (4, 5), True, None),
-        ((1, 5), (0, 1), False, None),
-        ((3, 4), (1, 3), False, None),
+        ((0, 1), ((0, 1),), True, True),
+        ((1, 3), ((0, 3),), True, True),
+        ((3, 4), ((3, 4),), True, False),  # it would see four
+        ((4, 5), ((0, 1), (4, 5)), True, True),
+        ((3, 4), ((0, 1),), False, False),
+        ((3, 4), ((1, 3),), False, False),
     ]
+    assert not any(piece.mask is not None for piece in parts)
 
 
 def test_a_window_is_measured_by_position_not_by_place_in_the_line() -> None:
@@ -52,7 +55,7 @@ def test_a_window_is_measured_by_position_not_by_place_in_the_line() -> None:
     ]
 
 
-@pytest.mark.parametrize("few", [0, 7, 192])  # all by the flash kernel, some by products, all by products
+@pytest.mark.parametrize("few", [0, 7, 20, 192])  # from all by the flash kernel to all by products
 @pytest.mark.parametrize("window", [None, 3, 7])
 @pytest.mark.parametrize("key_heads", [1, 2, 6])
 @pytest.mark.parametrize("share", [True, False])
@@ -64,7 +67,8 @@ def test_attention_by_pieces_is_masked_attention_in_values_and_gradients(
     monkeypatch.setattr(pieces, "FEW_KEYS", few)
     begins = [np.arange(18)] * 3 if share else [np.arange(n, 4) for n in range(3)]
     rows = [Row(np.concatenate([begin, np.arange(20, 20 + n)])) for begin, n in zip(begins, (5, 1, 8), strict=True)]
-    batch = tree_batch(rows, range(3))
+    rows += [Row(np.concatenate([rows[0].ids[:-2], [60, 61, 62]])), Row(np.concatenate([rows[2].ids[:-3], [70, 71]]))]
+    batch = tree_batch(rows, range(5), least=1)
     assert isinstance(batch.attention, Tree)
     sees = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
     parts = pieces.pieces_of(batch.attention, batch.position_ids, sees)
@@ -80,7 +84,7 @@ def test_attention_by_pieces_is_masked_attention_in_values_and_gradients(
     expected = torch.nn.functional.scaled_dot_product_attention(query, *copies, attn_mask=mask, scale=0.3).transpose(
         1, 2
     )
-    found = pieces.piece_attention(query, key, value, 0.3, parts)
+    found = piece_attention(query, key, value, 0.3, parts)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     gradients = [torch.autograd.grad((output * weight).sum(), (query, key, value)) for output in (expected, found)]
     for one, other in zip(*gradients, strict=True):

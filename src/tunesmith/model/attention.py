@@ -24,7 +24,8 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from tunesmith.data.layout import Batch, Padded, TokenRow, Tree, padded_batch, tree_batch
 from tunesmith.errors import ModelError
-from tunesmith.model.pieces import Piece, additive, dense_mask, piece_attention, pieces_of
+from tunesmith.model.piece_attention import piece_attention
+from tunesmith.model.pieces import Piece, additive, dense_mask, pieces_of
 
 IMPLEMENTATION = "tunesmith"
 BESIDE_EAGER = "tunesmith-eager"  # for models whose own attention is the one in their file, which may do more than sdpa

@@ -45,11 +45,13 @@ def adapted_linears(
         [..., out_i] for each map.
     """
     flat = [part for pair in adapters for part in pair]
-    return _AdaptedLinears.apply(x, tuple(frozen), tuple(scales), tuple(masks), *flat)  # type: ignore[return-value]
+    # Only where a backward pass may follow: without one, answers are bit for bit what PEFT's own layers give.
+    together = torch.is_grad_enabled() and all(mask is None for mask in masks)
+    return _AdaptedLinears.apply(x, tuple(frozen), tuple(scales), tuple(masks), together, *flat)  # type: ignore[return-value]
 
 
 class _AdaptedLinears(torch.autograd.Function):
-    """Adapters that read the same input, dropout included, are one: their A_i are stacked and multiplied once."""
+    """``together``: the adapters read the very same input, so their A_i are stacked and multiplied once."""
 
     @staticmethod
     def forward(
@@ -58,18 +60,17 @@ class _AdaptedLinears(torch.autograd.Function):
         frozen: tuple[Frozen, ...],
         scales: tuple[float, ...],
         masks: tuple[Tensor | None, ...],
+        together: bool,
         *adapters: Tensor,
     ) -> tuple[Tensor, ...]:
-        flat, ups = x.reshape(-1, x.shape[-1]), adapters[1::2]
-        stacks = _stacks(masks)
-        inner = [_masked(flat, masks[stack[0]]) @ _stacked(adapters, stack).T for stack in stacks]
+        flat = x.reshape(-1, x.shape[-1])
+        stacks = _stacks(adapters[0::2], masks, together=together)
+        inner = [_masked(flat, mask) @ down.T for down, mask in stacks]
         outputs = []
-        for number, hidden in enumerate(_members(inner, stacks, ups)):
-            layer = frozen[number]
-            output = functional.linear(flat, layer.weight(), layer.bias)
-            output.addmm_(hidden, ups[number].T, alpha=scales[number])
+        for layer, up, scale, hidden in zip(frozen, adapters[1::2], scales, _members(inner, adapters), strict=True):
+            output = functional.linear(flat, layer.weight(), layer.bias).addmm_(hidden, up.T, alpha=scale)
             outputs.append(output.view(*x.shape[:-1], -1))
-        ctx.frozen, ctx.scales = frozen, scales
+        ctx.frozen, ctx.scales, ctx.together = frozen, scales, together
         ctx.save_for_backward(x, *masks, *adapters, *inner)
         return tuple(outputs)
 
@@ -79,53 +80,46 @@ class _AdaptedLinears(torch.autograd.Function):
         count = len(ctx.frozen)
         x, *saved = ctx.saved_tensors
         masks, adapters, inner = saved[:count], saved[count : 3 * count], saved[3 * count :]
-        flat, ups, stacks = x.reshape(-1, x.shape[-1]), adapters[1::2], _stacks(masks)
+        flat, ups = x.reshape(-1, x.shape[-1]), adapters[1::2]
+        total: Tensor | None = None
         of_outputs = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
-        of_inner = [torch.empty_like(hidden) for hidden in inner]
-        of_downs: list[Tensor] = []
-        of_ups: list[Tensor] = []
-        hiddens, of_hiddens = (_members(parts, stacks, ups) for parts in (inner, of_inner))
+        of_inner = [torch.empty_like(part) for part in inner]
+        of_ups = []
         for gradient, up, scale, hidden, of_hidden in zip(
-            of_outputs, ups, ctx.scales, hiddens, of_hiddens, strict=True
+            of_outputs, ups, ctx.scales, _members(inner, adapters), _members(of_inner, adapters), strict=True
         ):
             torch.mm(gradient, up, out=of_hidden).mul_(scale)
             of_ups.append((gradient.T @ hidden).mul_(scale))
-        total: Tensor | None = None
         if ctx.needs_input_grad[0]:
             for layer, gradient in zip(ctx.frozen, of_outputs, strict=True):
                 weight = layer.weight()
                 total = gradient @ weight if total is None else total.addmm_(gradient, weight)
-        for stack, part in zip(stacks, of_inner, strict=True):
-            mask = masks[stack[0]]
-            of_downs += (part.T @ _masked(flat, mask)).split([ups[number].shape[1] for number in stack])
+        of_downs = []
+        stacks = _stacks(adapters[0::2], masks, together=ctx.together)
+        for (down, mask), part in zip(stacks, of_inner, strict=True):
+            of_downs.append(part.T @ _masked(flat, mask))
             if total is not None and mask is None:
-                total.addmm_(part, _stacked(adapters, stack))
-            elif total is not None:
-                total.addcmul_(part @ _stacked(adapters, stack), mask.reshape(flat.shape))
-        of_adapters = [part for pair in zip(of_downs, of_ups, strict=True) for part in pair]
-        return (None if total is None else total.view_as(x), None, None, None, *of_adapters)
+                total.addmm_(part, down)
+            elif total is not None and mask is not None:
+                total.addcmul_(part @ down, mask.reshape(flat.shape))
+        of_downs = _members([part.T for part in of_downs], adapters)
+        of_adapters = [part for down, up in zip(of_downs, of_ups, strict=True) for part in (down.T, up)]
+        return (None if total is None else total.view_as(x), None, None, None, None, *of_adapters)
 
 
-def _stacks(masks: Sequence[Tensor | None]) -> list[list[int]]:
-    """Which adapters are computed as one: all of them without dropout, each alone with it."""
-    if all(mask is None for mask in masks):
-        return [list(range(len(masks)))]
-    return [[number] for number in range(len(masks))]
+def _stacks(
+    downs: Sequence[Tensor], masks: Sequence[Tensor | None], *, together: bool
+) -> list[tuple[Tensor, Tensor | None]]:
+    """What is computed as one, with its dropout: all A_i one below the other, or each alone."""
+    if len(downs) > 1 and together:
+        return [(torch.cat(tuple(downs)), None)]
+    return list(zip(downs, masks, strict=True))
 
 
-def _stacked(adapters: Sequence[Tensor], stack: Sequence[int]) -> Tensor:
-    """The A_i of a stack, one below the other."""
-    downs = [adapters[2 * number] for number in stack]
-    return downs[0] if len(downs) == 1 else torch.cat(downs)
-
-
-def _members(parts: Sequence[Tensor], stacks: Sequence[Sequence[int]], ups: Sequence[Tensor]) -> list[Tensor]:
+def _members(parts: Sequence[Tensor], adapters: Sequence[Tensor]) -> Sequence[Tensor]:
     """Of each adapter its own columns of what was computed for its stack."""
-    return [
-        own
-        for part, stack in zip(parts, stacks, strict=True)
-        for own in part.split([ups[number].shape[1] for number in stack], dim=1)
-    ]
+    downs = adapters[0::2]
+    return parts if len(parts) == len(downs) else parts[0].split([len(down) for down in downs], 1)
 
 
 def _masked(flat: Tensor, mask: Tensor | None) -> Tensor:

@@ -238,7 +238,7 @@ def _load_errors(folder: Path, device: str) -> Iterator[None]:
             why=str(error).splitlines()[0],
             remedy="use a smaller model, or method qlora.",
         ) from error
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, SafetensorError) as error:
         raise _not_loaded(folder, "the model cannot be loaded", error) from error
     except RuntimeError as error:
         if "mismatch" not in str(error):
