@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.model.architectures import FALL_BACK, SHARE, tiny_config
 from tests.tiny import config_for
 from transformers import AutoConfig, GPT2Config
 
@@ -120,3 +121,16 @@ def test_nothing_is_drawn_at_random(config: Any) -> None:
     before = torch.get_rng_state()
     shape(config, {"name": "lora", "r": 4})
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SHARE, *(name for names in FALL_BACK.values() for name in names)])
+def test_every_architecture_that_trains_has_a_shape(name: str) -> None:
+    found = shape(tiny_config(name))
+    assert found.weights > 0 and found.trained > 0
+    assert found.layers > 0 and found.kept > 0
+
+
+@pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])
+def test_sizes_that_differ_by_layer_count_as_the_largest(name: str) -> None:
+    assert shape(tiny_config(name)).widest >= 48 * 4

@@ -99,14 +99,14 @@ def train(
             check_questions(ready.model, prepared.task, ready.recipe.evaluation)
         fit = Fit(run, ready, prepared, eval_batches=_batches(ready.recipe, prepared.task))
         epoch = fit.first_epoch()
-        rehearsal = fit.rehearse(epoch)
-        listener.say(str(rehearsal))
-        if not continues:
+        if not continues:  # a run that has begun was measured then
+            rehearsal = fit.rehearse(epoch)
+            listener.say(str(rehearsal))
             run.clear()
             _write_facts(run, asked, ready.recipe, prepared)
+            run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
         with _recorded_status(run):
             run.set_status("running")
-            run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
             _count_tokens(fit, epoch, listener)
             tokens = fit.run_steps(listener)
             verdict, samples = _judge(fit, listener)

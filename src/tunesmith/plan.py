@@ -177,7 +177,8 @@ def choose(
     """
     asked = (settings.micro_batch_tokens, settings.gradient_checkpointing)
     budgets = ladder(shape.device, longest, steps) if asked[0] == "auto" else [int(asked[0])]
-    ways = (False, True) if asked[1] == "auto" else (bool(asked[1]),)
+    both = (False, True) if shape.recomputes else (False,)
+    ways = both if asked[1] == "auto" else (bool(asked[1]),)
     share = SHARE if "auto" in asked else 1.0
     plan = None
     for checkpointing in ways:
@@ -200,7 +201,8 @@ def does_not_fit(plan: Plan, *, needed: int, share: float, how: str, where: str)
     """
     way = "with" if plan.checkpointing else "without"
     cheaper = {"full": ["use method: lora or qlora"], "lora": ["use method: qlora"]}.get(plan.shape.method, [])
-    checkpoint = [] if plan.checkpointing else ["set training.gradient_checkpointing: true"]
+    able = plan.shape.recomputes and not plan.checkpointing
+    checkpoint = ["set training.gradient_checkpointing: true"] if able else []
     return ModelError(
         "This run does not fit into memory",
         where=where,

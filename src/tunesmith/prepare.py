@@ -251,20 +251,8 @@ def load_base(prepared: Prepared, options: Mapping[str, Any]) -> PreTrainedModel
         trust_remote_code=settings.trust_remote_code,
         **options,
     )
-    if options:
-        _own_memory(model)
-    text = model.config.get_text_config()
-    if getattr(text, "output_router_logits", False):
-        text.output_router_logits = False  # nobody reads them, and transformers cannot generate while it collects them
     attention.install(model)
     return model
-
-
-def _own_memory(model: nn.Module) -> None:
-    """Copies what was not quantized on loading, else one embedding keeps the whole file of weights mapped."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.device.type == "cpu" and tensor.is_floating_point():
-            tensor.data = tensor.data.clone()
 
 
 def untuned(
@@ -291,9 +279,11 @@ def untuned(
 def _layout(prepared: Prepared, model: nn.Module, listener: Listener) -> LayoutName:
     """Probed with the method attached, which at step zero is the base: a 4-bit layer must not run before."""
     asked = prepared.recipe.training.layout
+    probe = attention.probe(
+        model, prepared.corpus.train, device=prepared.recipe.model.device
+    )  # refuses what sees ahead
     if asked == "padded":
         return asked
-    probe = attention.probe(model, prepared.corpus.train, device=prepared.recipe.model.device)
     listener.say(f"layout: this model {probe.reason}")
     if asked == "tree" and not probe.shares:
         raise RecipeError(

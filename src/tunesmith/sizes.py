@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttributeError
 
 from tunesmith.methods import build
 from tunesmith.methods.fused import SAME_INPUT
@@ -35,6 +36,7 @@ class Shape:
     that judging holds beside the tuned one. A token leaves ``kept`` in each layer for the backward pass, and ``mask``
     for each token that it may see. ``hidden`` and ``widest`` are one token's hidden state and widest activation.
     ``head`` is the output layer's weight where it trains, else 0; ``unpacked`` the largest 4-bit weight as dequantized.
+    ``recomputes``: the model supports gradient checkpointing.
     """
 
     device: str
@@ -50,6 +52,7 @@ class Shape:
     vocabulary: int
     head: int
     unpacked: int
+    recomputes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +91,15 @@ def shape_of(config: PretrainedConfig, recipe: Recipe, folder: Path) -> Shape:
         weights=held + _size(attached.parameters()) - plain,
         trained=_size(own for own in attached.parameters() if own.requires_grad),
         beside=plain if method in ("full", "qlora") else 0,
-        layers=text.num_hidden_layers,
+        layers=_most(text, "num_hidden_layers") or 1,
         kept=_kept(text, recipe, trains),
         mask=0 if device == "cpu" or recipe.training.layout == "padded" else dtype.itemsize,
-        hidden=text.hidden_size * dtype.itemsize,
-        widest=max(text.hidden_size, _intermediate(text)) * dtype.itemsize,
-        vocabulary=text.vocab_size,
+        hidden=_most(text, "hidden_size") * dtype.itemsize,
+        widest=max(_most(text, "hidden_size"), _intermediate(text)) * dtype.itemsize,
+        vocabulary=_most(text, "vocab_size") or 1,
         head=_size(own for own in head.parameters() if own.requires_grad) if head is not None else 0,
         unpacked=max(map(torch.numel, linears.values()), default=0) * dtype.itemsize if method == "qlora" else 0,
+        recomputes=model.supports_gradient_checkpointing,
     )
 
 
@@ -158,12 +162,21 @@ def _adapters(model: nn.Module) -> list[_Linear]:
 
 def _intermediate(text: Any) -> int:
     """Elements of a feed-forward block for each token, all of its experts together."""
-    width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size  # GPT-2 and OPT name it otherwise
-    experts = getattr(text, "num_experts_per_tok", None)
+    width = _most(text, "intermediate_size") or 4 * _most(text, "hidden_size")  # GPT-2 and OPT name it otherwise
+    experts = _most(text, "num_experts_per_tok")
     if not experts:
         return width
-    shared = getattr(text, "shared_expert_intermediate_size", None) or 0
-    return experts * (getattr(text, "moe_intermediate_size", None) or width) + shared
+    return experts * (_most(text, "moe_intermediate_size") or width) + _most(text, "shared_expert_intermediate_size")
+
+
+def _most(text: Any, name: str) -> int:
+    """A number of the config, the largest where layers differ; 0 where there is none."""
+    try:
+        value = getattr(text, name, None)
+    except AmbiguousGlobalPerLayerAttributeError:
+        value = [getattr(layer, name, None) for layer in text.per_layer_config]
+    values = value if isinstance(value, list | tuple) else [value]
+    return max((int(one) for one in values if isinstance(one, int | float)), default=0)
 
 
 def _kept(text: Any, recipe: Recipe, trains: list[_Linear]) -> int:
@@ -173,14 +186,14 @@ def _kept(text: Any, recipe: Recipe, trains: list[_Linear]) -> int:
     are repeated for all heads where the pieces of ``model/attention.py`` do not compute it. A gated block keeps gate
     and up, and outside fp32 silu(gate). Experts get copies of their tokens.
     """
-    dtype, hidden, heads = _dtype(recipe), text.hidden_size, getattr(text, "num_attention_heads", None) or 1
-    size = getattr(text, "head_dim", None) or hidden // heads
-    query, key = heads * size, (getattr(text, "num_key_value_heads", None) or heads) * size
+    dtype, hidden, heads = _dtype(recipe), _most(text, "hidden_size"), _most(text, "num_attention_heads") or 1
+    size = _most(text, "head_dim") or hidden // heads
+    query, key = heads * size, (_most(text, "num_key_value_heads") or heads) * size
     pieces = recipe.model.device == "cpu" and recipe.training.layout != "padded"
     attention = 2 * query + 2 * (key if pieces else query)
     gated = (2 if dtype is torch.float32 else 3) * _intermediate(text)
-    copies = 2 * hidden * (getattr(text, "num_experts_per_tok", None) or 0)
-    inputs = _inputs(recipe, trains) // text.num_hidden_layers
+    copies = 2 * hidden * _most(text, "num_experts_per_tok")
+    inputs = _inputs(recipe, trains) // (_most(text, "num_hidden_layers") or 1)
     return (2 * hidden + heads) * FP32 + (attention + gated + copies) * dtype.itemsize + inputs
 
 

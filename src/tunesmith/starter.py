@@ -82,8 +82,9 @@ def this_machine() -> Machine:
     """CPUs that this process may use, memory in all, and the GPU that torch sees."""
     import torch
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cpus = len(os.sched_getaffinity(0))
+    from tunesmith.memory import total_memory
+
+    cpus, memory = len(os.sched_getaffinity(0)), total_memory("cpu")
     if not torch.cuda.is_available():
         return Machine(cpus, memory)
     gpu = torch.cuda.get_device_properties(0)

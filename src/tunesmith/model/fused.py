@@ -39,7 +39,7 @@ def fuse(model: nn.Module) -> int:
         if width and _same(module, width, fused):
             module.forward = partial(fused, module)
             if last is not None and fused is _gated_forward and module in last.children():
-                module.forward = partial(_last_gated_forward, module, last)
+                module.forward = partial(_last_gated_forward, module)
             count += 1
     return count
 
@@ -92,10 +92,9 @@ def _gated_forward(self: Any, x: Tensor) -> Tensor:
     return self.down_proj(silu_product(self.gate_proj(x), self.up_proj(x)))
 
 
-def _last_gated_forward(self: Any, layer: Any, x: Tensor) -> Tensor:
+def _last_gated_forward(self: Any, x: Tensor) -> Tensor:
     places = _read.get()
-    # A layer that is computed again in the backward pass must find then what it found here.
-    if places is None or (layer.training and getattr(layer, "gradient_checkpointing", False)):
+    if places is None:
         return _gated_forward(self, x)
     flat = x.flatten(0, -2)
     made = _gated_forward(self, flat.index_select(0, places))

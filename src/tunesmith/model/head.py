@@ -39,7 +39,7 @@ def target_logprobs(model: nn.Module, batch: Batch) -> Targets:
     """One forward pass over a batch that is already on the model's device. Gradients flow through ``logprobs``."""
     base = _base(model)
     form = _form(base)
-    leaves = form is not None and _leaves_unread(base)
+    leaves = form is not None and not _recomputes(base) and _leaves_unread(base)
     with laid_out(batch):
         if base is None or form is None:
             return Targets(*_Pick.apply(_own_logits(model, batch), batch.edges.logit, batch.edges.target))
@@ -52,6 +52,11 @@ def target_logprobs(model: nn.Module, batch: Batch) -> Targets:
     if _is_plain(head) and not any(own.requires_grad for own in head.parameters()):
         return Targets(*_FrozenHead.apply(kept, head.weight, head.bias, form, batch.edges))
     return _through_module(head, form, kept, batch.edges)
+
+
+def _recomputes(base: nn.Module) -> bool:
+    """A layer that is computed again in the backward pass must find then what it found first."""
+    return base.training and any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
 
 
 def _own_logits(model: Any, batch: Batch) -> Tensor:

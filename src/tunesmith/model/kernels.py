@@ -69,7 +69,7 @@ class _AdaptedLinears(torch.autograd.Function):
         outputs = []
         for layer, up, scale, hidden in zip(frozen, adapters[1::2], scales, _members(inner, adapters), strict=True):
             output = functional.linear(flat, layer.weight(), layer.bias).addmm_(hidden, up.T, alpha=scale)
-            outputs.append(output.view(*x.shape[:-1], -1))
+            outputs.append(output.view(*x.shape[:-1], output.shape[-1]))
         ctx.frozen, ctx.scales, ctx.together = frozen, scales, together
         ctx.save_for_backward(x, *masks, *adapters, *inner)
         return tuple(outputs)

@@ -155,7 +155,19 @@ def load_model(
         if "device_map" not in options:
             model.to(device)  # pyright: ignore[reportArgumentType]
     _check_report(report, folder)
+    if "quantization_config" in load_options:
+        _own_memory(model)
+    text = model.config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False  # nobody reads them, and transformers cannot generate while it collects them
     return model.eval()
+
+
+def _own_memory(model: PreTrainedModel) -> None:
+    """Copies what was not quantized on loading, else one embedding keeps the whole file of weights mapped."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "cpu" and tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
 
 
 def stop_ids(source: Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
