@@ -13,6 +13,7 @@ from torch import Tensor
 from tunesmith.data.layout import Batch, padded_batch, tree_batch
 from tunesmith.model import head
 from tunesmith.model.attention import forward_arguments, laid_out, probe
+from tunesmith.model.fused import fuse
 from tunesmith.model.head import target_logprobs
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -134,3 +135,15 @@ def test_an_adapter_on_the_head_is_not_passed_over() -> None:
     assert any(
         "lm_head" in name and own.grad.abs().max() > 0 for name, own in adapted.named_parameters() if own.requires_grad
     )
+
+
+def test_layers_that_are_computed_again_leave_nothing_out_whoever_holds_the_flag() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny(config_for("llama")).train()
+        fuse(model)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        target_logprobs(model, tree_batch(make_rows(), range(6))).logprobs.sum().backward()
+        gradients.append(torch.cat([own.grad.flatten() for own in model.parameters() if own.grad is not None]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
