@@ -24,6 +24,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from tunesmith.data.layout import Batch, Padded, TokenRow, Tree, padded_batch, tree_batch
 from tunesmith.errors import ModelError
+from tunesmith.model import flex
 from tunesmith.model.piece_attention import piece_attention
 from tunesmith.model.pieces import Piece, additive, dense_mask, pieces_of
 
@@ -73,6 +74,8 @@ def _make_mask(otherwise: Callable[..., Tensor | None], *args: Any, **settings: 
     assert settings["q_length"] == settings["kv_length"] == length, "another batch than the one that is laid out"
     mask = torch.zeros(1, dtype=torch.bool, device=batch.input_ids.device).expand(1, 1, length, length)
     mask.pieces = pieces_of(batch.attention, batch.position_ids, settings["mask_function"])  # type: ignore[attr-defined]
+    if mask.device.type == "cuda":
+        mask.blocks = flex.block_mask(batch.attention, batch.position_ids, settings["mask_function"])  # type: ignore[attr-defined]
     return mask
 
 
@@ -92,10 +95,14 @@ def _attend(
     if chosen is not None and pieces is None:
         attention_mask = _only(attention_mask, chosen, key.shape[2])
     if pieces is not None:
-        own = query.device.type == "cpu" and dropout == 0 and query.shape[-1] == value.shape[-1]
+        own = dropout == 0 and query.shape[-1] == value.shape[-1]
         if own and settings.get("position_bias") is None and not _beyond_sdpa(settings):
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            return piece_attention(query, key, value, scale, pieces), None
+            if query.device.type == "cpu":
+                return piece_attention(query, key, value, scale, pieces), None
+            blocks = getattr(attention_mask, "blocks", None)
+            if blocks is not None and flex.works(query.device, query.dtype, query.shape[-1]):
+                return flex.attend(query, key, value, blocks, scale), None
         attention_mask = dense_mask(pieces, query.shape[2], query.device)
     if _beyond_sdpa(settings):
         if attention_mask is None:
