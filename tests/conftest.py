@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tunesmith.model.cache import cache_dir
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -50,6 +53,19 @@ def build_tokenizer(folder: Path) -> None:
     )
     fast.chat_template = CHATML
     fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests make stays out of the user's cache; the models in it are still found, and a fetched one is kept."""
+    folder = tmp_path_factory.mktemp("cache")
+    for name in ("models", "downloads"):
+        kept = cache_dir() / name
+        kept.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESMITH_CACHE", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")

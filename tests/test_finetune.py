@@ -92,7 +92,7 @@ class Listener:
 
     warn = say
 
-    def task(self, title: str, total: int) -> Any:
+    def task(self, title: str, total: int | None) -> Any:
         from tunesmith.progress import Silent
 
         return Silent().task(title, total)
@@ -128,9 +128,11 @@ def test_a_run_leaves_everything_that_explains_it(values: dict[str, Any]) -> Non
     rows = ledger["rows"]
     assert rows["read"] == 44 == rows["held_out"] + rows["trained"]
     assert verdict["rows"] == rows["held_out"]
-    assert ledger["tokens"]["computed"] < ledger["tokens"]["total"]
-    assert result.tokens["supervised"] == 2 * ledger["tokens"]["supervised"]
-    assert result.tokens["rows"] == 2 * ledger["tokens"]["total"]
+    assert ledger["epoch"]["computed"] < ledger["epoch"]["total"]
+    assert result.tokens["supervised"] == 2 * ledger["epoch"]["supervised"]
+    assert result.tokens["rows"] == 2 * ledger["epoch"]["total"]
+    assert ledger["epoch"]["total"] == ledger["tokens"]["trained"]
+    assert ledger["epoch"]["supervised"] == ledger["supervised"]["trained"]
     assert [path.name for path in Run(folder).checkpoints][-1] == f"step-{verdict['step']:06d}"
     status = Run(folder).status()
     assert status["status"] == "finished"
@@ -213,9 +215,46 @@ def test_a_run_folder_can_be_resumed_whatever_its_settings(
 def test_the_ledger_counts_the_tokens_of_one_epoch_by_weight(values: dict[str, Any], data: Path) -> None:
     source = {"path": str(data), "weight": 0.5}
     result = train(with_values(values, data={"train": [source]}))
-    counts = json.loads((result.run / "ledger.json").read_text())["tokens"]
-    assert 0 < counts["computed"] < counts["total"]
+    ledger = json.loads((result.run / "ledger.json").read_text())
+    counts = ledger["epoch"]
+    assert 0 < counts["computed"] < counts["total"] < ledger["tokens"]["trained"]
     assert counts["supervised"] < counts["total"] / 4
+
+
+def test_losses_of_a_mixture_are_told_source_by_source(values: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    lines = [{"instruction": "Count.", "input": f"item {n}", "output": f"{n} and {n + 1}"} for n in range(30)]
+    other.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sources = [{"path": str(data)}, {"path": str(other), "rows": 12}]
+    listener = Listener()
+    result = train(with_values(values, data={"train": sources, "eval": 0.25}), listener=listener)
+    ledger = json.loads((result.run / "ledger.json").read_text())
+    verdict = json.loads((result.run / "verdict.json").read_text())
+    assert set(verdict["by_source"]) == {str(data), str(other)}
+    loss = verdict["metrics"]["loss"]
+    held_out = ledger["supervised"]["held_out"]
+    for name, found in verdict["by_source"].items():
+        assert found["rows"] == ledger["sources"][name]["rows"]["held_out"] > 0
+        assert found["tokens"] == ledger["sources"][name]["supervised"]["held_out"]
+        assert found["tuned"] != found["base"]
+    for side in ("base", "tuned"):
+        mean = sum(found[side] * found["tokens"] for found in verdict["by_source"].values()) / held_out
+        assert mean == pytest.approx(loss[side], rel=1e-6)
+    validations = [line for line in Run(result.run).read_lines("metrics.jsonl") if "eval_loss" in line]
+    for line in validations:
+        apart = line["eval_loss_by_source"]
+        assert set(apart) == set(verdict["by_source"])
+        mean = sum(apart[name] * verdict["by_source"][name]["tokens"] for name in apart) / held_out
+        assert mean == pytest.approx(line["eval_loss"], rel=1e-6)
+    at_end = validations[-1]["eval_loss_by_source"]
+    assert at_end == pytest.approx({name: found["tuned"] for name, found in verdict["by_source"].items()}, rel=1e-6)
+    assert any(line.startswith(f"{other}: 12 rows of an epoch") for line in listener.lines)
+
+
+def test_one_source_has_no_losses_apart(values: dict[str, Any]) -> None:
+    run = train(with_values(values, training={"num_train_epochs": 1.0})).run
+    assert "by_source" not in json.loads((run / "verdict.json").read_text())
+    assert all("eval_loss_by_source" not in line for line in Run(run).read_lines("metrics.jsonl"))
 
 
 def test_rows_beyond_the_positions_of_the_model_are_refused(values: dict[str, Any], data: Path) -> None:
@@ -346,6 +385,12 @@ def test_other_rows_and_metrics_can_be_judged(values: dict[str, Any], data: Path
     assert alone["metrics"]["loss"]["value"] == pytest.approx(found["metrics"]["loss"]["base"], rel=1e-5)
     with pytest.raises(RunError, match="no rows to judge"):
         evaluate(tiny_model_dir)
+
+
+def test_other_rows_are_judged_whole_whatever_the_run_set_aside(values: dict[str, Any], data: Path) -> None:
+    section = {"eval": 0.2, "test": 0.2, "clean": {"dedupe": True, "balance": 2}, "max_lost": 0.9}
+    run = train(with_values(values, data=section, training={"num_train_epochs": 1.0})).run
+    assert evaluate(run, data=str(data))["rows"] == 44
 
 
 def test_a_run_without_held_out_rows_has_nothing_to_judge_again(values: dict[str, Any]) -> None:

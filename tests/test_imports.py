@@ -16,7 +16,7 @@ LIGHT = {
     "tunesmith.run": TENSORS,
     "tunesmith.data.example": TENSORS,
     "tunesmith.data.read": TENSORS,
-    "tunesmith.data.check": TENSORS,
+    "tunesmith.data.scan": TENSORS,
     "tunesmith.demo.invoices": TENSORS,
 }
 

@@ -1,18 +1,31 @@
-"""From the recipe's data section to encoded rows: read, split, found, encoded, fitted, and every row accounted for.
+"""From the recipe's data section to encoded rows: looked at, placed, encoded, fitted, and every row accounted for.
 
-Reading and splitting need no tokenizer, so whatever is wrong with the rows stops a run before a model is fetched.
+Reading and placing need no tokenizer, so whatever is wrong with the rows stops a run before a model is fetched. Rows
+are read twice: once for what is said of them, once to become tokens; they are never all in memory.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.check import Finding, Ledger, findings, split
-from tunesmith.data.example import Example
-from tunesmith.data.read import BadRow, Loaded, load, own_eval_split
+import numpy as np
+
+from tunesmith.data.clean import PLACE, place_rows
+from tunesmith.data.finding import Finding
+from tunesmith.data.findings import findings
+from tunesmith.data.ledger import PLACES, Counts, Ledger
+from tunesmith.data.near import THRESHOLD
+from tunesmith.data.pool import Processes, RayPool
+from tunesmith.data.read import own_eval_split
+from tunesmith.data.rows import BadRow
+from tunesmith.data.scan import Scan, Scanned, Side, first_of, scan
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.progress import Listener, Silent
 from tunesmith.recipe import DataSettings, SourceSettings, refuse_answer_metrics
@@ -20,88 +33,171 @@ from tunesmith.recipe import DataSettings, SourceSettings, refuse_answer_metrics
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tunesmith.data.length import Fitted
-    from tunesmith.data.template import ChatTemplate, Encoded
+    from tunesmith.data.template import ChatTemplate
+    from tunesmith.tokens import EncodedRows
 
 DEFAULT_EVAL_SHARE = 0.1
+KEPT = ("trained", "held_out", "test")
+LOST = ("invalid", "duplicate", "leaked", "unbalanced", "too_long")
 
 
 @dataclass(slots=True)
-class Examples:
-    """Rows before a tokenizer has seen them. ``weights`` go with ``train``; ``origin``: id of an example -> source."""
+class Survey:
+    """The rows before a tokenizer has seen them: what is known of each, and what becomes of it.
 
-    train: list[Example]
-    held_out: list[Example]
-    weights: list[float]
-    rejected: list[BadRow]
+    ``place`` [rows] are indexes of PLACES. ``sources`` is what a run records of them.
+    """
+
+    settings: DataSettings
+    scan: Scan
+    place: np.ndarray
     findings: list[Finding]
     sources: list[dict[str, Any]]
-    origin: dict[int, str]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def rejected(self) -> list[BadRow]:
+        """Rows that cannot be used."""
+        return self.scan.bad
 
     @property
     def raw_text(self) -> bool:
         """Whether the rows are documents without turns."""
-        return all(example.text is not None for example in [*self.train, *self.held_out])
+        return bool(self.scan.raw_text[self.scan.good].all())
+
+    def ledger(self) -> Ledger:
+        """Where the rows went, without their tokens."""
+        return _ledger(self.scan, self.place)
 
 
 @dataclass(slots=True)
 class Corpus:
-    """Encoded rows, ready to lay out. ``weights`` go with ``train``; ``groups`` are by held-out example number."""
+    """Encoded rows, ready to lay out. ``groups`` [rows of the survey]: examples of one number share their prompt.
 
-    train: list[Encoded]
-    weights: list[float]
-    held_out: list[Encoded]
-    groups: list[int]
-    ledger: Ledger
-
-
-def read_examples(settings: DataSettings, *, seed: int, method: str | None = None) -> Examples:
-    """Reads every source and takes the held-out rows apart: the recipe's own, the dataset's own, or a share.
-
-    Raises DataError for what cannot be read, and for bad rows unless ``on_error`` is ``skip``.
+    ``weights`` and ``train_sources`` go with ``train``: how often an epoch sees a row, and which source it is of;
+    ``quotas`` are the rows of an epoch by source, where the recipe gives a number. ``left_out``: examples too long.
     """
-    loaded = [load(source, role="train", on_error=settings.on_error) for source in settings.sources("train")]
-    train = [example for part in loaded for example in part.examples]
-    weights = [
-        source.weight for source, part in zip(settings.sources("train"), loaded, strict=True) for _ in part.examples
-    ]
-    sources = [
-        _described(source, part, "train") for source, part in zip(settings.sources("train"), loaded, strict=True)
-    ]
-    notes = [f"{source.path}: {part.reason}" for source, part in zip(settings.sources("train"), loaded, strict=True)]
-    held_out: list[Example] = []
-    eval_sources, note = _eval_sources(settings)
-    notes += [note] if note else []
-    for source in eval_sources:
-        part = load(source, role="eval", on_error=settings.on_error)
-        loaded.append(part)
-        held_out += part.examples
-        sources.append(_described(source, part, "eval"))
-    if not eval_sources:
-        share = DEFAULT_EVAL_SHARE if settings.eval is None else settings.eval
-        assert isinstance(share, float | int)
-        if share:
-            weight_of = {id(example): weight for example, weight in zip(train, weights, strict=True)}
-            train, held_out = split(train, share, seed)
-            weights = [weight_of[id(example)] for example in train]
-            notes.append(f"held out by prompt: {len(held_out)} of {len(train) + len(held_out)} rows (share {share:g})")
-    named = [*settings.sources("train"), *eval_sources]
-    return Examples(
-        train,
-        held_out,
-        weights,
-        rejected=[row for part in loaded for row in part.bad],
-        findings=findings(train, held_out, method=method, max_length=settings.max_length),
-        sources=sources,
-        origin={id(row): source.path for source, part in zip(named, loaded, strict=True) for row in part.examples},
-        notes=notes,
+
+    train: EncodedRows
+    held_out: EncodedRows
+    weights: np.ndarray
+    train_sources: np.ndarray
+    quotas: dict[int, int]
+    source_names: list[str]
+    groups: np.ndarray
+    ledger: Ledger
+    findings: list[Finding]
+    left_out: np.ndarray
+
+    def shares(self, rows: np.ndarray) -> list[str]:
+        """A line for each source of a mixture: its share of these rows (numbers of ``train``) and of their tokens."""
+        sources, tokens = self.train_sources[rows], self.train.lengths[rows]
+        if len(np.unique(self.train_sources)) < 2:
+            return []
+        lines = []
+        for source in np.unique(self.train_sources).tolist():
+            own = sources == source
+            share, of_tokens = own.mean(), tokens[own].sum() / tokens.sum()
+            lines.append(
+                f"{self.source_names[source]}: {own.sum():,} rows of an epoch ({share:.1%}), "
+                f"{of_tokens:.1%} of its tokens"
+            )
+        return lines
+
+
+def survey(
+    settings: DataSettings,
+    *,
+    seed: int,
+    method: str | None = None,
+    against: SourceSettings | None = None,
+    near: bool = False,
+    stops: bool | None = None,
+    ray: bool = False,
+    listener: Listener | None = None,
+) -> Survey:
+    """Looks at every row and decides what becomes of it: the recipe's own held-out rows, the dataset's, or a share.
+
+    Args:
+        settings: the recipe's data section.
+        seed: of the draw that holds rows out.
+        method: for the advice on the number of rows.
+        against: rows that should not be among those to train on.
+        near: look for near duplicates, also where ``data.clean`` does not.
+        stops: whether bad rows stop a run, where that is not what ``on_error`` says.
+        ray: look at the rows on a Ray cluster, and not in processes of this machine.
+        listener: hears what goes on.
+
+    Raises:
+        DataError: what cannot be read, and bad rows unless ``on_error`` is ``skip``.
+    """
+    named, note, shares = _named_sources(settings, against)
+    clean = settings.clean
+    similarity = THRESHOLD if isinstance(clean.near_dedupe, bool) else float(clean.near_dedupe)
+    seen = scan(
+        named,
+        seed=seed,
+        listener=listener or Silent(),
+        group=settings.group,
+        mask=clean.mask,
+        threshold=similarity if near or clean.near_dedupe else None,
+        pool=RayPool() if ray else Processes(workers()),
+    )
+    if settings.on_error == "stop" and seen.bad:
+        raise _refusal(seen)
+    place = place_rows(seen, settings, eval_share=shares[0], test_share=shares[1])
+    notes = [f"{each.settings.path}: {each.reader.reason}" for each in seen.sources if each.side == "train"]
+    kept = {name: int((place == PLACE[name]).sum()) for name in ("held_out", "test", "trained")}
+    if shares[0]:
+        note = f"held out by {settings.group or 'prompt'}: {kept['held_out']} of {sum(kept.values())} rows"
+        note += f" (share {shares[0]:g}{', of each answer' if settings.stratify else ''})"
+    return Survey(
+        settings,
+        seen,
+        place,
+        findings=findings(seen, place, method=method, max_length=settings.max_length, stops=stops is not False),
+        sources=[_described(each, seen) for each in seen.sources if each.side != "against"],
+        notes=[*notes, *([note] if note else [])],
     )
 
 
-def only_held_out(examples: Examples) -> Examples:
+def _refusal(seen: Scan) -> DataError:
+    """Of the first source that has bad rows."""
+    begin = 0
+    for each in seen.sources:
+        good = int(seen.good[each.rows].sum())
+        bad = each.rows.stop - each.rows.start - good
+        if bad:
+            return each.reader.refusal(seen.bad[begin : begin + bad], bad, good)
+        begin += bad
+    raise AssertionError("there are bad rows, and no source has any")
+
+
+def workers() -> int:
+    """Processes for reading and encoding: ``TUNESMITH_WORKERS``, or the CPUs that this process may use."""
+    return int(os.environ.get("TUNESMITH_WORKERS", 0)) or len(os.sched_getaffinity(0))
+
+
+def only_held_out(found: Survey) -> Survey:
     """The same rows, all of them to judge on and none to train on."""
-    return replace(examples, train=[], weights=[], held_out=examples.train, findings=[])
+    place = np.where(found.place == PLACE["trained"], PLACE["held_out"], found.place)
+    return replace(found, place=place.astype(np.int8), findings=[])
+
+
+def _named_sources(
+    settings: DataSettings, against: SourceSettings | None
+) -> tuple[list[tuple[SourceSettings, Side]], str | None, tuple[float, float]]:
+    """Every source with its side, a note on where held-out rows come from, and the shares that are held out."""
+    named: list[tuple[SourceSettings, Side]] = [(source, "train") for source in settings.sources("train")]
+    eval_sources, note = _eval_sources(settings)
+    named.extend((source, "eval") for source in eval_sources)
+    named.extend((source, "test") for source in settings.sources("test"))
+    if against is not None:
+        named.append((against, "against"))
+    share = 0.0 if eval_sources else DEFAULT_EVAL_SHARE if settings.eval is None else settings.eval
+    test = settings.test if isinstance(settings.test, float | int) else 0.0
+    assert isinstance(share, float | int)
+    return named, note, (float(share), float(test))
 
 
 def _eval_sources(settings: DataSettings) -> tuple[list[SourceSettings], str | None]:
@@ -118,22 +214,25 @@ def _eval_sources(settings: DataSettings) -> tuple[list[SourceSettings], str | N
     return own, f"held out: the dataset's own {names}"
 
 
-def _described(source: SourceSettings, part: Loaded, side: str) -> dict[str, Any]:
+def _described(scanned: Scanned, seen: Scan) -> dict[str, Any]:
+    rows = scanned.rows
     return {
-        "path": source.path,
-        "side": side,
-        "split": part.split,
-        "format": part.shape,
-        "rows": len(part.examples) + len(part.bad),
-        "invalid": len(part.bad),
-        "files": [{"path": name, "sha256": digest} for name, digest in part.files],
-        "ignored": part.ignored,
+        "path": scanned.settings.path,
+        "side": scanned.side,
+        "split": scanned.reader.split,
+        "format": scanned.reader.shape,
+        "rows": rows.stop - rows.start,
+        "invalid": int((~seen.good[rows]).sum()),
+        "weight": scanned.settings.weight,
+        "rows_an_epoch": scanned.settings.rows,
+        "files": [{"path": name, "sha256": digest} for name, digest in scanned.reader.files()],
+        "ignored": scanned.reader.ignored,
     }
 
 
-def check_metrics(metrics: Sequence[str], examples: Examples) -> None:
+def check_metrics(metrics: Sequence[str], found: Survey) -> None:
     """Raises RecipeError for a metric that compares answers where the rows turned out to be raw text."""
-    if not examples.raw_text:
+    if not found.raw_text:
         return
     try:
         refuse_answer_metrics(list(metrics))
@@ -145,71 +244,198 @@ def make_template(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, st
     """The chat template of a run, with the date it prints fixed to the recipe's or to today's."""
     from tunesmith.data.template import ChatTemplate
 
-    date = settings.date or time.strftime("%Y-%m-%d")
-    return ChatTemplate(tokenizer, stop_ids=stop_ids, settings=settings, date=date)
+    return ChatTemplate(tokenizer, stop_ids=stop_ids, settings=settings, date=date_of(settings))
+
+
+def date_of(settings: DataSettings) -> str:
+    """The date that templates print."""
+    return settings.date or time.strftime("%Y-%m-%d")
 
 
 def encode(
-    examples: Examples, template: ChatTemplate, settings: DataSettings, *, listener: Listener | None = None
+    found: Survey,
+    template: ChatTemplate,
+    *,
+    listener: Listener | None = None,
 ) -> Corpus:
     """Token ids and labels of every row, the too long ones treated as the recipe says, and the ledger of it all.
 
-    Raises DataError for a row that the template or the supervision rule cannot take.
+    Raises DataError for a row that the template or the supervision rule cannot take, and when more rows are lost than
+    ``data.max_lost`` allows.
     """
-    from tunesmith.data.length import fit
+    from tunesmith.model.cache import cache_dir
+    from tunesmith.tokens import encoded
 
-    sides = (examples.train, examples.held_out)
-    encoded: tuple[list[Encoded], list[Encoded]] = ([], [])
-    with (listener or Silent()).task("rows to tokens", sum(map(len, sides))) as advance:
-        for offset, rows, side in zip((0, len(examples.train)), sides, encoded, strict=True):
-            for number, example in enumerate(rows):
-                side += template.encode(example, number)
-                advance(offset + number + 1, {})
-    train, held_out = (fit(side, settings.max_length, settings.too_long) for side in encoded)
-    if examples.train and not train.kept:
-        raise DataError(
-            "No row is left to train on",
-            where="data.max_length",
-            why=f"All {len(examples.train)} rows have more than {settings.max_length} tokens.",
-            remedy="Raise data.max_length, or set data.too_long: truncate.",
-        )
-    if examples.held_out and not held_out.kept:
-        raise DataError(
-            "No row is left to judge on",
-            where="data.max_length",
-            why=f"All {len(examples.held_out)} held-out rows have more than {settings.max_length} tokens.",
-            remedy="Raise data.max_length, or set data.too_long: truncate.",
-        )
-    return Corpus(
-        train=train.kept,
-        weights=[examples.weights[row.example] for row in train.kept],
-        held_out=held_out.kept,
-        groups=_groups(examples.held_out),
-        ledger=_ledger(examples, train, held_out),
+    settings = found.settings
+    rows, noticed = encoded(
+        found.scan.examples(),
+        total=int(found.scan.own.sum()),
+        template=template,
+        folder=Path(template.tokenizer.name_or_path),
+        key=_content_key(found),
+        cache=cache_dir(),
+        workers=workers(),
+        listener=listener or Silent(),
+    )
+    fitted = _fitted(rows, found, settings)
+    corpus = _corpus(found, rows, fitted, noticed)
+    refuse_lost(corpus.ledger, settings)
+    return corpus
+
+
+def _content_key(found: Survey) -> str:
+    """Of everything that decides which examples there are, in which order."""
+    readings = [
+        (each.side, each.settings.model_dump(mode="json", exclude={"weight", "rows"}), each.reader.shape,
+         each.reader.files(), each.readings[0].mask)
+        for each in found.scan.sources
+        if each.side != "against"
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(readings, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """By encoded row: whether it is kept as it stands or cut; by example: its place, too long ones in theirs."""
+
+    kept: np.ndarray
+    cut: np.ndarray
+    place: np.ndarray
+
+
+def _fitted(rows: EncodedRows, found: Survey, settings: DataSettings) -> _Fitted:
+    """A row is cut at its right end; one whose labels all lie behind the cut is dropped.
+
+    Raises:
+        DataError: there are longer rows and ``too_long`` is "error"; it names the longest.
+    """
+    wanted = np.isin(found.place[rows.examples], [PLACE[name] for name in KEPT])
+    long = wanted & (rows.lengths > settings.max_length)
+    rule = "drop" if settings.clean.max_length else settings.too_long
+    if rule == "error" and long.any():
+        raise too_long(rows, long, int(wanted.sum()), settings.max_length)
+    cut = np.zeros(len(rows), bool)
+    if rule == "truncate":
+        for number in np.flatnonzero(long).tolist():
+            cut[number] = bool(rows[number].supervised[: settings.max_length].any())
+    kept = wanted & (~long | cut)
+    place = found.place.copy()
+    gone = np.setdiff1d(rows.examples[wanted], rows.examples[kept])
+    place[gone] = PLACE["too_long"]
+    for side, name in (("trained", "train on"), ("held_out", "judge on")):
+        before = found.scan.own & (found.place == PLACE[side])
+        if before.any() and not (place[found.scan.own] == PLACE[side]).any():
+            raise DataError(
+                f"No row is left to {name}",
+                where="data.max_length",
+                why=f"All {int(before.sum())} rows have more than {settings.max_length} tokens.",
+                remedy="Raise data.max_length, or set data.too_long: truncate.",
+            )
+    return _Fitted(kept, cut, place)
+
+
+NAMED = 5  # so many of the longest rows are named
+
+
+def too_long(rows: EncodedRows, long: np.ndarray, total: int, max_length: int) -> DataError:
+    """The refusal of rows that are too long."""
+    numbers = np.flatnonzero(long)
+    longest = numbers[np.argsort(-rows.lengths[numbers], kind="stable")]
+    names = [f"{rows[int(number)].source}: {rows.lengths[number]:,} tokens" for number in longest[:NAMED]]
+    more = [f"and {len(numbers) - NAMED:,} more"] if len(numbers) > NAMED else []
+    return DataError(
+        f"{len(numbers):,} of {total:,} rows are longer than data.max_length ({max_length:,} tokens)",
+        where=rows[int(longest[0])].source,
+        why="\n".join(["the longest:", *names, *more]),
+        remedy=(
+            f"set data.max_length: {rows.lengths[longest[0]]} (it costs memory), data.too_long: drop (leaves these "
+            "rows out), or data.too_long: truncate (cuts the end of their answers)."
+        ),
     )
 
 
-def _ledger(examples: Examples, train: Fitted, held_out: Fitted) -> Ledger:
-    """Rows as they stand in the files: an example that became several rows is one, kept if any of them is."""
-    ledger = Ledger()
-    for source in examples.sources:
-        counts = ledger.source(source["path"])
-        counts.read += source["rows"]
-        counts.invalid += source["invalid"]
-    for side, rows, fitted in (("trained", examples.train, train), ("held_out", examples.held_out, held_out)):
-        kept = {row.example for row in fitted.kept}
-        truncated = {row.example for row in fitted.truncated}
-        for number, example in enumerate(rows):
-            counts = ledger.source(examples.origin[id(example)])
-            place = side if number in kept else "too_long"
-            setattr(counts, place, getattr(counts, place) + 1)
-            counts.truncated += number in kept and number in truncated
-    ledger.tokens.total = sum(len(row.ids) for row in train.kept)
-    ledger.tokens.supervised = sum(int(row.supervised.sum()) for row in train.kept)
+def _corpus(found: Survey, rows: EncodedRows, fitted: _Fitted, noticed: list[Finding]) -> Corpus:
+    seen, limit = found.scan, found.settings.max_length
+    sides = {}
+    for name in ("trained", "held_out"):
+        numbers = np.flatnonzero(fitted.kept & (fitted.place[rows.examples] == PLACE[name]))
+        sides[name] = rows.select(numbers, longest=limit)
+    train, held_out = sides["trained"], sides["held_out"]
+    weights = np.array([each.settings.weight for each in seen.sources])
+    quotas = {
+        number: each.settings.rows
+        for number, each in enumerate(seen.sources)
+        if each.settings.rows is not None and each.side == "train"
+    }
+    return Corpus(
+        train=train,
+        held_out=held_out,
+        weights=weights[seen.source[train.examples]],
+        train_sources=seen.source[train.examples],
+        quotas=quotas,
+        source_names=[each.settings.path for each in seen.sources],
+        groups=first_of(seen.prompt),
+        ledger=_ledger(seen, fitted.place, rows, fitted, limit),
+        findings=noticed,
+        left_out=np.flatnonzero(fitted.place == PLACE["too_long"]),
+    )
+
+
+def _ledger(
+    seen: Scan, place: np.ndarray, rows: EncodedRows | None = None, fitted: _Fitted | None = None, limit: int = 0
+) -> Ledger:
+    """Rows as they stand in the files: an example that became several rows is one, kept if any of them is.
+
+    Tokens that were cut off, and those of rows that were dropped from a kept example, went to ``too_long``.
+    """
+    ledger = Ledger(tokenized=rows is not None)
+    amounts: dict[str, np.ndarray] = {"rows": np.ones(len(seen), np.int64)}
+    lost: dict[str, np.ndarray] = {}
+    truncated = np.zeros(len(seen), bool)
+    if rows is not None and fitted is not None:
+        truncated[rows.examples[fitted.cut]] = True
+        kept_place = np.isin(place[rows.examples], [PLACE[name] for name in KEPT])
+        for unit, whole, short in (
+            ("tokens", rows.lengths, np.minimum(rows.lengths, limit)),
+            ("supervised", rows.supervised_counts, rows.select(np.arange(len(rows)), longest=limit).supervised_counts),
+        ):
+            kept = np.where(kept_place, np.where(fitted.kept, short, 0), whole)
+            amounts[unit] = _by_example(rows, kept, len(seen))
+            lost[unit] = _by_example(rows, whole - kept, len(seen))
+    for number, each in enumerate(seen.sources):
+        if each.side == "against":
+            continue
+        account, mine = ledger.source(each.settings.path), slice(each.rows.start, each.rows.stop)
+        for unit, amount in amounts.items():
+            counts: Counts = getattr(account, unit)
+            placed = np.bincount(place[mine], weights=amount[mine], minlength=len(PLACES)).astype(np.int64)
+            if unit in lost:
+                placed[PLACE["too_long"]] += int(lost[unit][mine].sum())
+            for name, count in zip(PLACES, placed.tolist(), strict=True):
+                setattr(counts, name, getattr(counts, name) + count)
+            counts.read += int(amount[mine].sum()) + (int(lost[unit][mine].sum()) if unit in lost else 0)
+        account.truncated += int(truncated[mine].sum())
+        assert number == 0 or each.rows.start == seen.sources[number - 1].rows.stop
     ledger.check()
     return ledger
 
 
-def _groups(examples: Sequence[Example]) -> list[int]:
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(example.prompt_key(), len(numbers)) for example in examples]
+def _by_example(rows: EncodedRows, amount: np.ndarray, count: int) -> np.ndarray:
+    return np.bincount(rows.examples, weights=amount, minlength=count).astype(np.int64)
+
+
+def refuse_lost(ledger: Ledger, settings: DataSettings) -> None:
+    """Raises DataError where more rows are lost than ``data.max_lost`` allows."""
+    if settings.max_lost is None:
+        return
+    counts = ledger.rows
+    lost = sum(getattr(counts, name) for name in LOST)
+    share = lost / counts.read
+    if share > settings.max_lost:
+        where = ", ".join(f"{getattr(counts, name):,} {name.replace('_', ' ')}" for name in LOST)
+        raise DataError(
+            f"{lost:,} of {counts.read:,} rows are lost before training ({share:.1%})",
+            where="data.max_lost",
+            why=f"{where}; data.max_lost allows {settings.max_lost:.1%}",
+            remedy="look at them with `tunesmith check`, mend the data, or raise data.max_lost",
+        )

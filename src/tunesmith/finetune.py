@@ -14,8 +14,9 @@ import torch
 
 from tunesmith import corpus as corpora
 from tunesmith import plan
-from tunesmith.corpus import Examples
+from tunesmith.corpus import Survey
 from tunesmith.data.layout import Batch
+from tunesmith.data.ledger import EpochTokens
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.evaluation.judge import Task, check_questions, judge, task_batches
 from tunesmith.evaluation.text import check_names
@@ -91,7 +92,7 @@ def train(
         begin = time.perf_counter()
         prepared = prepare(_stored_recipe(run) if continues else asked, listener)
         if continues:
-            _check_same_data(run, prepared.examples)
+            _check_same_data(run, prepared.survey)
         torch.set_num_threads(int(prepared.recipe.training.threads))
         last = run.checkpoints[-1] if continues and run.checkpoints else None
         ready = load(prepared, last, listener)
@@ -159,15 +160,15 @@ def evaluate(
     recipe = _evaluation_recipe(find(str(target)).recipe, str(target), data, settings)
     check_names(recipe.evaluation.metrics)
     tuned = load_tuned(target, listener=listener)
-    examples = corpora.read_examples(recipe.data, seed=recipe.training.seed)
+    survey = corpora.survey(recipe.data, seed=recipe.training.seed)
     if data is not None:
-        examples = corpora.only_held_out(examples)
+        survey = corpora.only_held_out(survey)
     elif tuned.target.run is not None:
-        _check_same_data(tuned.target.run, examples)
-    corpora.check_metrics(recipe.evaluation.metrics, examples)
-    corpus = corpora.encode(examples, tuned.template, recipe.data, listener=listener)
+        _check_same_data(tuned.target.run, survey)
+    corpora.check_metrics(recipe.evaluation.metrics, survey)
+    corpus = corpora.encode(survey, tuned.template, listener=listener)
     task = make_held_out_task(
-        examples, corpus, tokenizer=tuned.tokenizer, stops=tuned.stop_ids, settings=recipe.evaluation
+        survey, corpus, tokenizer=tuned.tokenizer, stops=tuned.stop_ids, settings=recipe.evaluation
     )
     if task is None:
         raise _no_rows_to_judge(str(target), "The run held no rows out (data.eval is 0).")
@@ -214,11 +215,11 @@ def _check_same_recipe(run: Run, asked: Recipe) -> None:
         )
 
 
-def _check_same_data(run: Run, examples: Examples) -> None:
+def _check_same_data(run: Run, survey: Survey) -> None:
     def digests(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         return [(file["path"], file["sha256"]) for source in sources for file in source["files"]]
 
-    before, now = digests(run.read_json("data.json")), digests(examples.sources)
+    before, now = digests(run.read_json("data.json")), digests(survey.sources)
     changed = sorted({path for path, _ in set(before) ^ set(now)})
     if changed:
         raise RunError(
@@ -233,11 +234,12 @@ def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared) ->
     """What the run was asked, on what, by which versions; status last, because it makes the folder a run."""
     run.write_text("recipe.yaml", dump(recipe))
     run.write_json("environment.json", environment(int(recipe.training.threads)))
-    run.write_json("data.json", prepared.examples.sources)
-    run.write_json("findings.json", [asdict(finding) for finding in prepared.examples.findings])
+    run.write_json("data.json", prepared.survey.sources)
+    findings = [*prepared.survey.findings, *prepared.corpus.findings]
+    run.write_json("findings.json", [finding.to_json() for finding in findings])
     run.write_json("template.json", prepared.template.describe())
-    if prepared.examples.rejected:
-        lines = (json.dumps(asdict(row), ensure_ascii=False) for row in prepared.examples.rejected)
+    if prepared.survey.rejected:
+        lines = (json.dumps(asdict(row), ensure_ascii=False) for row in prepared.survey.rejected)
         run.write_text("rejected.jsonl", "".join(f"{line}\n" for line in lines))
     run.write_json("ledger.json", prepared.corpus.ledger.to_json())
     run.set_status("running", asked=portable(asked), step=0)
@@ -252,17 +254,15 @@ def _batches(recipe: Recipe, task: Task | None) -> list[Batch]:
 def _count_tokens(fit: Fit, batches: Sequence[Batch], listener: Listener) -> None:
     """Says how many tokens an epoch has, computes and learns from, and completes the ledger with them."""
     ledger = fit.prepared.corpus.ledger
-    tokens = ledger.tokens
-    tokens.total, tokens.computed, tokens.supervised = (
-        sum(getattr(batch, name) for batch in batches) for name in ("tokens", "computed", "supervised")
+    tokens = EpochTokens(
+        *(sum(getattr(batch, name) for batch in batches) for name in ("tokens", "supervised", "computed"))
     )
+    ledger.epoch = tokens
     fit.run.write_json("ledger.json", ledger.to_json())
-    counts, drawn = ledger.rows, len(fit.order.epoch_rows(0))
-    listener.say(
-        f"rows: {counts.read} read, {counts.invalid} invalid, {counts.too_long} too long, "
-        f"{counts.held_out} held out, {counts.trained} to train on"
-        + (f" ({drawn} in the first epoch by their weights)" if set(fit.order.weights) != {1.0} else "")
-    )
+    for line in ledger.in_words():
+        listener.say(line)
+    for line in fit.prepared.corpus.shares(fit.order.epoch_rows(0)):
+        listener.say(line)
     listener.say(
         f"tokens in an epoch: {tokens.total:,} in the rows, {tokens.computed:,} computed "
         f"({1 - tokens.computed / tokens.total:.0%} saved), {tokens.supervised:,} supervised; "
@@ -334,7 +334,9 @@ def _evaluation_recipe(stored: Recipe | None, target: str, data: str | None, set
     raw = plain if stored is None else portable(stored)
     if data is not None:
         raw["data"] = {**raw["data"], "train": [_read_like_training(stored, target, data)], "eval": 0.0}
-        raw["data"] |= {"split": None, "name": None}
+        masked = raw["data"].get("clean", {}).get("mask_pii", False)
+        raw["data"] |= {"split": None, "name": None, "test": None, "group": None, "stratify": False, "max_lost": None}
+        raw["data"]["clean"] = {"mask_pii": masked}  # the same prompts as in training, and every row
         raw["training"] = {name: value for name, value in raw.get("training", {}).items() if name != "eval_steps"}
     metrics = raw.pop("evaluation", {})
     recipe = read_recipe(raw).recipe

@@ -153,7 +153,8 @@ class Fit:
                 why=f"The learning rate of this step was {self.rate()(step.number):g}.",
                 remedy="Lower training.learning_rate or add warm-up (training.warmup_ratio: 0.1).",
             ) from error
-        self.recorder.on_eval(step.number, step.epoch, scores.loss, time.perf_counter() - begin)
+        apart = self.task.losses_by_source(scores.scores()["loss"])
+        self.recorder.on_eval(step.number, step.epoch, scores.loss, time.perf_counter() - begin, apart)
         if step.number == self.order.total_steps:
             self.final_scores = scores
 

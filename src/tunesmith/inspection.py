@@ -7,13 +7,16 @@ tokenizer is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tunesmith import corpus as corpora
-from tunesmith.corpus import Examples
-from tunesmith.data.check import Finding, Ledger
-from tunesmith.data.example import Example
+from tunesmith.corpus import Survey
+from tunesmith.data import summary
+from tunesmith.data.finding import Finding, rows_in_words
+from tunesmith.data.ledger import Ledger
 from tunesmith.data.read import BadRow, own_eval_split
 from tunesmith.evaluation.text import check_names
 from tunesmith.progress import Listener, Silent
@@ -25,22 +28,14 @@ if TYPE_CHECKING:
 
     from tunesmith.data.template import Encoded
 
+SCHEMA = 1  # of to_json; a key that changes its meaning or goes away raises it
 RECIPE_ENDINGS = (".yaml", ".yml")
-ROWS_NAMED = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Tokens of a row that trains: the median, and the longest with its place."""
-
-    median: int
-    longest: int
-    longest_row: str
+FINDINGS_NAMED = 3
 
 
 @dataclass(slots=True)
 class Inspection:
-    """What `check` reports. ``lengths``, ``shown``, ``tokenizer`` and token counts are there where a model was named.
+    """What `check` reports. ``shown``, ``tokenizer`` and token counts are there where a model was named.
 
     ``stops`` is whether bad rows stop a run (``data.on_error``).
     """
@@ -51,26 +46,50 @@ class Inspection:
     findings: list[Finding]
     bad: list[BadRow]
     stops: bool
-    lengths: Lengths | None = None
+    lengths: dict[str, Any]
+    labels: dict[str, Any] | None
+    scripts: list[dict[str, Any]]
+    languages: dict[str, Any] | None
+    diversity: dict[str, Any]
     shown: list[Encoded] = field(default_factory=list)
     tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def is_good(self) -> bool:
         """Whether a run could begin: no row that stops it, and no finding that makes its verdict worthless."""
-        return not (self.bad and self.stops) and all(finding.severity != "error" for finding in self.findings)
+        return all(finding.severity != "error" for finding in self.findings)
+
+    @property
+    def judgement(self) -> str:
+        """The whole in two or three sentences."""
+        rows = self.ledger.rows
+        usable = rows.read - rows.invalid
+        parts = [f"{rows_in_words(usable)} can be used" + (f", {rows.invalid:,} cannot" if rows.invalid else "") + "."]
+        grave = [finding for finding in self.findings if finding.severity == "error"]
+        doubtful = [finding for finding in self.findings if finding.severity == "warning"]
+        if grave:
+            parts.append(f"Not ready to train on: {_named(grave)}.")
+        elif doubtful:
+            parts.append(f"Ready to train on, but look at {_named(doubtful)} first.")
+        else:
+            parts.append("Ready to train on: nothing is wrong that could be seen.")
+        return " ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """``{"good", "notes", "sources", "rows", "tokens", "lengths", "findings", "bad", "shown"}``."""
-        ledger = self.ledger.to_json()
+        """The report as plain values; ``docs/cli.md`` describes it."""
         return {
+            "schema": SCHEMA,
             "good": self.is_good,
+            "judgement": self.judgement,
             "notes": self.notes,
             "sources": self.sources,
-            "rows": ledger["rows"],
-            "tokens": ledger["tokens"] if self.lengths else None,
-            "lengths": asdict(self.lengths) if self.lengths else None,
-            "findings": [asdict(finding) for finding in self.findings],
+            "ledger": self.ledger.to_json(),
+            "lengths": self.lengths,
+            "labels": self.labels,
+            "scripts": self.scripts,
+            "languages": self.languages,
+            "diversity": self.diversity,
+            "findings": [finding.to_json() for finding in self.findings],
             "bad": [asdict(row) for row in self.bad],
             "shown": self._shown_json(),
         }
@@ -78,17 +97,23 @@ class Inspection:
     def _shown_json(self) -> list[dict[str, Any]]:
         if self.tokenizer is None:
             return []
-        from tunesmith.data.show import plain_text
+        from tunesmith.data.show import spans
 
         return [
             {
                 "source": row.source,
                 "tokens": len(row.ids),
                 "supervised": int(row.supervised.sum()),
-                "text": plain_text(row, self.tokenizer),
+                "pieces": [[text, learned] for text, learned in spans(row, self.tokenizer)],
             }
             for row in self.shown
         ]
+
+
+def _named(found: list[Finding]) -> str:
+    names = [f"{finding.id.replace('_', ' ')} ({finding.count:,})" for finding in found[:FINDINGS_NAMED]]
+    more = len(found) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
 
 
 def inspect(
@@ -98,6 +123,8 @@ def inspect(
     format: Shape = "auto",
     columns: Mapping[str, str] | None = None,
     instruction: str | None = None,
+    against: str | None = None,
+    near: bool = True,
     show: int = 0,
     listener: Listener | None = None,
 ) -> Inspection:
@@ -109,6 +136,8 @@ def inspect(
         format: shape of the rows; with columns and instruction, on top of the recipe's.
         columns: field to column of the file.
         instruction: one instruction for all rows.
+        against: rows, read as the data is, that should not be in it.
+        near: look for near duplicates.
         show: training rows to hand back as tokens; needs a model.
         listener: hears what goes on; nobody by default.
 
@@ -118,93 +147,92 @@ def inspect(
         RecipeError: the recipe is wrong.
     """
     listener = listener or Silent()
-    given = {"format": format, "columns": dict(columns or {}), "instruction": instruction}
-    given = {name: value for name, value in given.items() if value not in ("auto", {}, None)}
-    if data.endswith(RECIPE_ENDINGS):
-        recipe = read_recipe(data).recipe
-        check_names(recipe.evaluation.metrics)
-        settings = recipe.data.model_copy(update=given)
-        source = recipe.model if model is None else ModelSettings.model_validate({"path": model})
-        seed, method = recipe.training.seed, recipe.method.name
-    else:
-        settings = _plain_settings(data, given)
-        source = None if model is None else ModelSettings.model_validate({"path": model})
-        seed, method = 0, None
-    examples = corpora.read_examples(settings.model_copy(update={"on_error": "skip"}), seed=seed, method=method)
-    found = Inspection(
-        notes=examples.notes,
-        sources=examples.sources,
-        ledger=_ledger(examples),
-        findings=examples.findings,
-        bad=examples.rejected,
+    settings, source, seed, method = settings_of(data, model, format=format, columns=columns, instruction=instruction)
+    other = None if against is None else settings.sources("train")[0].model_copy(
+        update={"path": against, "split": None, "name": None}
+    )  # fmt: skip
+    found = corpora.survey(
+        settings.model_copy(update={"on_error": "skip"}),
+        seed=seed,
+        method=method,
+        against=other,
+        near=near,
         stops=settings.on_error == "stop",
+        listener=listener,
+    )
+    seen = found.scan
+    rows = np.flatnonzero(seen.own)
+    longest = int(rows[seen.characters[rows].argmax()])
+    report = Inspection(
+        notes=found.notes,
+        sources=found.sources,
+        ledger=found.ledger(),
+        findings=found.findings,
+        bad=found.rejected,
+        stops=settings.on_error == "stop",
+        lengths=summary.lengths(seen.characters[rows], "characters", seen.places(np.array([longest]))[0]),
+        labels=summary.labels(seen),
+        scripts=summary.scripts(seen),
+        languages=summary.languages(seen),
+        diversity=summary.diversity(seen),
     )
     if source is not None:
-        _tokens(found, examples, settings, source, show=show, listener=listener)
-    return found
+        _tokens(report, found, source, show=show, listener=listener)
+    return report
 
 
-def _plain_settings(data: str, given: Mapping[str, Any]) -> DataSettings:
+def settings_of(
+    data: str,
+    model: str | None,
+    overrides: Sequence[str] = (),
+    *,
+    format: Shape = "auto",
+    columns: Mapping[str, str] | None = None,
+    instruction: str | None = None,
+) -> tuple[DataSettings, ModelSettings | None, int, str | None]:
+    """Data section, model, seed and method of a recipe, or of plain data with what was said of it.
+
+    Args:
+        overrides: ``key=value`` over the data section.
+    """
+    given = {"format": format, "columns": dict(columns or {}), "instruction": instruction}
+    given = {name: value for name, value in given.items() if value not in ("auto", {}, None)}
+    named = None if model is None else ModelSettings.model_validate({"path": model})
+    overrides = [override if override.startswith("data.") else f"data.{override}" for override in overrides]
+    if not data.endswith(RECIPE_ENDINGS):
+        raw = {"model": "unused", "data": _plain_section(data, given), "output_dir": "unused"}
+        return read_recipe(raw, overrides).recipe.data, named, 0, None
+    recipe = read_recipe(data, overrides).recipe
+    check_names(recipe.evaluation.metrics)
+    return recipe.data.model_copy(update=given), named or recipe.model, recipe.training.seed, recipe.method.name
+
+
+def _plain_section(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Nothing is held out of plain data but what it holds out itself, so that every row is looked at."""
     own = own_eval_split(SourceSettings.model_validate({"path": data, **given}))
-    return DataSettings.model_validate({"train": data, "eval": 0.0 if own is None else None, **given})
+    return {"train": data, **({"eval": 0.0} if own is None else {}), **given}
 
 
-def _ledger(examples: Examples) -> Ledger:
-    ledger = Ledger()
-    for source in examples.sources:
-        counts = ledger.source(source["path"])
-        counts.read += source["rows"]
-        counts.invalid += source["invalid"]
-    for example in examples.train:
-        ledger.source(examples.origin[id(example)]).trained += 1
-    for example in examples.held_out:
-        ledger.source(examples.origin[id(example)]).held_out += 1
-    ledger.check()
-    return ledger
-
-
-def _tokens(
-    found: Inspection,
-    examples: Examples,
-    settings: DataSettings,
-    model: ModelSettings,
-    *,
-    show: int,
-    listener: Listener,
-) -> None:
+def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: int, listener: Listener) -> None:
     """Adds what only a tokenizer can tell. Rows that are too long become a finding, so that the rest is still seen."""
     from tunesmith.model.load import load_tokenizer, stop_ids
     from tunesmith.model.source import resolve
 
-    trusted = model.trust_remote_code
+    settings, trusted = found.settings, model.trust_remote_code
     folder = resolve(model.path, revision=model.revision, trust_remote_code=trusted, say=listener.say)
     tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
     template = corpora.make_template(settings, tokenizer, stop_ids(folder, tokenizer))
-    lenient = settings.model_copy(update={"too_long": "drop"}) if settings.too_long == "error" else settings
-    corpus = corpora.encode(examples, template, lenient, listener=listener)
-    found.tokenizer, found.ledger, found.shown = tokenizer, corpus.ledger, corpus.train[:show]
-    found.findings = [finding for finding in found.findings if finding.id != "long_rows"]  # it was a guess
-    found.findings += template.findings
-    lost = _lost(examples.train, corpus.train) + _lost(examples.held_out, corpus.held_out)
-    if lost and settings.too_long == "error":
-        found.findings.append(_too_long(lost, settings.max_length))
-    by_length = sorted(corpus.train, key=lambda row: len(row.ids))
-    longest = by_length[-1]
-    found.lengths = Lengths(len(by_length[len(by_length) // 2].ids), len(longest.ids), longest.source)
-
-
-def _lost(examples: Sequence[Example], kept: Sequence[Encoded]) -> list[str]:
-    numbers = {row.example for row in kept}
-    return [example.source for number, example in enumerate(examples) if number not in numbers]
-
-
-def _too_long(rows: Sequence[str], max_length: int) -> Finding:
-    return Finding(
-        id="too_long",
-        severity="error",
-        count=len(rows),
-        rows=list(rows[:ROWS_NAMED]),
-        message=f"{len(rows):,} rows have more than {max_length:,} tokens (data.max_length)",
-        remedy="raise data.max_length (it costs memory), or set data.too_long: drop or truncate",
-    )
+    stops = settings.too_long == "error" and not settings.clean.max_length
+    lenient = settings.model_copy(update={"max_lost": None, "too_long": "drop" if stops else settings.too_long})
+    made = corpora.encode(replace(found, settings=lenient), template, listener=listener)
+    report.tokenizer, report.ledger = tokenizer, made.ledger
+    report.shown = list(made.train[:show])
+    report.findings = [finding for finding in report.findings if finding.id != "long_rows"]  # it was a guess
+    report.findings += made.findings
+    if stops and len(made.left_out):
+        words = f"{rows_in_words(len(made.left_out))} have more than {settings.max_length:,} tokens (data.max_length)"
+        remedy = "raise data.max_length (it costs memory), or set data.too_long: drop or truncate"
+        report.findings.insert(0, Finding("too_long", "error", found.scan.places(made.left_out), words, remedy))
+    lengths = np.concatenate([made.train.lengths, made.held_out.lengths])
+    longest = max((rows for rows in (made.train, made.held_out) if len(rows)), key=lambda rows: rows.lengths.max())
+    report.lengths = summary.lengths(lengths, "tokens", longest[int(longest.lengths.argmax())].source)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.ledger import PLACES
 from tunesmith.errors import RunError
 from tunesmith.run import Run, find_runs
 
@@ -121,11 +122,14 @@ def details(folder: str | Path) -> Details:
     )
 
 
+KEPT = ("trained", "held_out")
+
+
 def _counts(run: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     if (run.folder / "ledger.json").is_file():
         rows = run.read_json("ledger.json")["rows"]
-        apart = [f"{rows[name]:,} {name.replace('_', ' ')}" for name in ("invalid", "too_long") if rows.get(name)]
+        apart = [f"{rows[name]:,} {name.replace('_', ' ')}" for name in PLACES if name not in KEPT and rows.get(name)]
         found.append(("rows", ", ".join([f"{rows['trained']:,} trained", f"{rows['held_out']:,} held out", *apart])))
     tokens = status.get("tokens") or {}
     if tokens:

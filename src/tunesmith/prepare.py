@@ -6,21 +6,22 @@ The cheapest refusal comes first: rows are read before a model is fetched, and e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith import corpus as corpora
 from tunesmith import memory, plan
-from tunesmith.corpus import Corpus, Examples
-from tunesmith.data.check import Finding
+from tunesmith.corpus import Corpus, Survey
+from tunesmith.data.finding import Finding
 from tunesmith.data.layout import LayoutName
 from tunesmith.data.order import Order
 from tunesmith.data.template import ChatTemplate, Encoded
@@ -52,7 +53,7 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     stops: tuple[int, ...]
     template: ChatTemplate
-    examples: Examples
+    survey: Survey
     corpus: Corpus
     task: Task | None
     plan: Plan
@@ -73,12 +74,11 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     Raises:
         DataError, ModelError, RecipeError: what a user can mend.
     """
-    examples = corpora.read_examples(recipe.data, seed=recipe.training.seed, method=recipe.method.name)
-    corpora.check_metrics(recipe.evaluation.metrics, examples)
-    for note in examples.notes:
+    survey = corpora.survey(recipe.data, seed=recipe.training.seed, method=recipe.method.name, listener=listener)
+    corpora.check_metrics(recipe.evaluation.metrics, survey)
+    for note in survey.notes:
         listener.say(note)
-    for finding in examples.findings:
-        (listener.say if finding.severity == "info" else listener.warn)(_in_words(finding))
+    _tell(survey.findings, listener)
     folder = resolve(
         recipe.model.path,
         revision=recipe.model.revision,
@@ -91,20 +91,20 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True)
     recipe = _within_positions(recipe, config, listener)
     _say_if_router_is_not_balanced(config, listener)
-    corpus = corpora.encode(examples, template, recipe.data, listener=listener)
-    for finding in template.findings:
-        (listener.say if finding.severity == "info" else listener.warn)(_in_words(finding))
-    task = make_held_out_task(examples, corpus, tokenizer=tokenizer, stops=stops, settings=recipe.evaluation)
+    survey = replace(survey, settings=recipe.data)
+    corpus = corpora.encode(survey, template, listener=listener)
+    _tell(corpus.findings, listener)
+    task = make_held_out_task(survey, corpus, tokenizer=tokenizer, stops=stops, settings=recipe.evaluation)
     recipe = _resolve_settings(recipe, listener)
     chosen = _plan(recipe, config, folder, corpus)
     recipe = recipe.with_values(
         training={"micro_batch_tokens": chosen.budget, "gradient_checkpointing": chosen.checkpointing}
     )
-    return Prepared(recipe, folder, tokenizer, stops, template, examples, corpus, task, chosen)
+    return Prepared(recipe, folder, tokenizer, stops, template, survey, corpus, task, chosen)
 
 
 def make_held_out_task(
-    examples: Examples,
+    survey: Survey,
     corpus: Corpus,
     *,
     tokenizer: PreTrainedTokenizerBase,
@@ -112,10 +112,20 @@ def make_held_out_task(
     settings: EvaluationSettings,
 ) -> Task | None:
     """What to judge on; raw text is judged by its tokens alone. Raises DataError for a truth no metric can score."""
-    if not corpus.held_out:
+    if not len(corpus.held_out):
         return None
     task = make_task(corpus.held_out, corpus.groups, tokenizer=tokenizer, stop_ids=stops, settings=settings)
-    return replace(task, questions=[]) if examples.raw_text else task
+    if survey.raw_text:
+        task = replace(task, questions=[])
+    return replace(task, sources=_rows_by_source(survey, task))
+
+
+def _rows_by_source(survey: Survey, task: Task) -> dict[str, np.ndarray]:
+    """The task's rows of each path, where there are several."""
+    paths = np.array([each.settings.path for each in survey.scan.sources])
+    of_rows = paths[survey.scan.source[[row.example for row in task.rows]]]
+    names = np.unique(of_rows).tolist()
+    return {name: np.flatnonzero(of_rows == name) for name in names} if len(names) > 1 else {}
 
 
 def _within_positions(recipe: Recipe, config: PretrainedConfig, listener: Listener) -> Recipe:
@@ -136,9 +146,10 @@ def _say_if_router_is_not_balanced(config: PretrainedConfig, listener: Listener)
         )
 
 
-def _in_words(finding: Finding) -> str:
-    rows = f" ({', '.join(finding.rows[:3])}{', ...' if finding.count > 3 else ''})" if finding.rows else ""
-    return f"{finding.message}{rows}"
+def _tell(findings: Sequence[Finding], listener: Listener) -> None:
+    for finding in findings:
+        rows = f" ({', '.join(finding.rows[:3])}{', ...' if finding.count > 3 else ''})" if finding.count else ""
+        (listener.say if finding.severity == "info" else listener.warn)(f"{finding.message}{rows}")
 
 
 def _resolve_settings(recipe: Recipe, listener: Listener) -> Recipe:
@@ -166,7 +177,7 @@ def _plan(recipe: Recipe, config: PretrainedConfig, folder: Path, corpus: Corpus
     return plan.choose(
         shape_of(config, recipe, folder),
         recipe.training,
-        longest=max(len(row.ids) for row in [*corpus.train, *corpus.held_out]),
+        longest=max(int(rows.lengths.max()) for rows in (corpus.train, corpus.held_out) if len(rows)),
         memory=memory.total_memory(recipe.model.device),
         where=recipe.model.path,
         steps=[] if recipe.training.layout == "padded" else _first_steps(recipe, corpus),
@@ -184,6 +195,8 @@ def order_of(recipe: Recipe, corpus: Corpus) -> Order:
     settings = recipe.training
     return Order(
         corpus.weights,
+        sources=corpus.train_sources,
+        quotas=corpus.quotas,
         batch_size=settings.batch_size,
         epochs=settings.num_train_epochs,
         max_steps=settings.max_steps,

@@ -10,11 +10,14 @@ Advance = Callable[[int, Mapping[str, str]], None]  # how much of the task is do
 
 
 class Listener(Protocol):
-    """Hears what a run says. ``task`` is entered around long work; what it yields is called as the work goes on."""
+    """Hears what a run says. ``task`` is entered around long work; what it yields is called as the work goes on.
+
+    The total is None where nobody knows it yet.
+    """
 
     def say(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
-    def task(self, title: str, total: int) -> AbstractContextManager[Advance]: ...
+    def task(self, title: str, total: int | None) -> AbstractContextManager[Advance]: ...
 
 
 class Silent:
@@ -27,6 +30,6 @@ class Silent:
         """Nothing is said; warnings are also stored in the run."""
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Advance]:
+    def task(self, title: str, total: int | None) -> Iterator[Advance]:
         """Nothing is drawn."""
         yield lambda done, facts: None

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Shape = Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text"]
+PersonalData = Literal["email", "phone", "iban", "card", "secret"]
+PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)
 TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")  # computed from logits; every run can have them
 LEARNING_RATES = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4}  # what `learning_rate: auto` means
 
@@ -40,11 +42,51 @@ class SourceSettings(Settings):
     weight: float = Field(
         default=1.0, gt=0, le=100, description="how often an epoch sees each row; fractions are drawn by seed"
     )
+    rows: int | None = Field(
+        default=None, ge=1, description="rows of this source in an epoch, drawn by seed, in place of weight"
+    )
     format: Shape = Field(default="auto", description="shape of the rows; auto finds it from their columns")
     name: str | None = Field(default=None, description="configuration of a hub dataset")
     split: str | None = Field(default=None, description="split of a dataset")
     columns: dict[str, str] = Field(default_factory=dict, description="field: column of the file that holds it")
     instruction: str | None = Field(default=None, description="one instruction for all rows")
+
+    @model_validator(mode="after")
+    def _weight_or_rows(self) -> SourceSettings:
+        if self.rows is not None and "weight" in self.model_fields_set:
+            raise ValueError("rows and weight say the same thing: give one of them")
+        return self
+
+
+class CleanSettings(Settings):
+    """What is taken out of the rows to train on. Nothing is, unless it is named here."""
+
+    dedupe: bool = Field(default=False, description="of rows that are the same, the first stays")
+    near_dedupe: bool | float = Field(
+        default=False, description="of near duplicates the first stays; a number is the similarity that makes one"
+    )
+    drop_leaked: bool = Field(
+        default=False, description="rows whose prompt is held out; with near_dedupe, near duplicates of those too"
+    )
+    mask_pii: bool | list[PersonalData] = Field(
+        default=False, description="personal data replaced by its kind: all kinds, or a list of them"
+    )
+    balance: int | None = Field(default=None, ge=1, description="rows of one answer at most, drawn by seed")
+    max_length: bool = Field(default=False, description="rows longer than data.max_length; as data.too_long: drop")
+
+    @field_validator("near_dedupe", mode="after")
+    @classmethod
+    def _similarity_in_bounds(cls, value: bool | float) -> bool | float:
+        if not isinstance(value, bool) and not 0.5 <= value <= 1:
+            raise ValueError(f"a similarity is at least 0.5 and at most 1, found {value:g}")
+        return value
+
+    @property
+    def mask(self) -> tuple[str, ...]:
+        """The kinds of personal data to mask."""
+        if isinstance(self.mask_pii, bool):
+            return PERSONAL_DATA if self.mask_pii else ()
+        return tuple(self.mask_pii)
 
 
 class DataSettings(Settings):
@@ -54,6 +96,17 @@ class DataSettings(Settings):
     eval: float | list[SourceSettings] | None = Field(
         default=None,
         description="a share held out by prompt hash, or sources; none: the dataset's own test split, else 0.1",
+    )
+    test: float | list[SourceSettings] | None = Field(
+        default=None, description="a share or sources kept apart from training and verdict"
+    )
+    group: str | None = Field(
+        default=None, description="column whose value, in place of the prompt, keeps rows on one side of a split"
+    )
+    stratify: bool = Field(default=False, description="hold out the same share of each answer")
+    clean: CleanSettings = Field(default_factory=CleanSettings, description="what is taken out before training")
+    max_lost: float | None = Field(
+        default=None, ge=0, lt=1, description="stop when a larger share of all rows read is lost on the way"
     )
     format: Shape = Field(default="auto", description="default for every source")
     name: str | None = Field(default=None, description="default for every source")
@@ -80,14 +133,23 @@ class DataSettings(Settings):
     def _one_source_is_a_list(cls, value: Any) -> Any:
         return _as_sources(value)
 
-    @field_validator("eval", mode="before")
+    @field_validator("clean", mode="before")
+    @classmethod
+    def _names_or_settings(cls, value: Any) -> Any:
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            return value
+        if "balance" in value:
+            raise ValueError("balance needs a number of rows: clean: {balance: 500}")
+        return dict.fromkeys(value, True)
+
+    @field_validator("eval", "test", mode="before")
     @classmethod
     def _eval_share_or_sources(cls, value: Any) -> Any:
         if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             return value
         return _as_sources(value)
 
-    @field_validator("eval", mode="after")
+    @field_validator("eval", "test", mode="after")
     @classmethod
     def _share_in_bounds(cls, value: Any) -> Any:
         if isinstance(value, float) and not 0 <= value < 1:
@@ -101,9 +163,20 @@ class DataSettings(Settings):
             datetime.date.fromisoformat(value)  # its own message says what is wrong
         return value
 
-    def sources(self, which: Literal["train", "eval"]) -> list[SourceSettings]:
+    @model_validator(mode="after")
+    def _sides_agree(self) -> DataSettings:
+        shares = [share for share in (self.eval, self.test) if isinstance(share, float)]
+        if sum(shares) >= 1:
+            raise ValueError("data.eval and data.test leave no row to train on")
+        if self.stratify and self.group is not None:
+            raise ValueError("stratify and group cannot both decide on which side a row is: give one of them")
+        if self.clean.max_length and self.too_long == "truncate":
+            raise ValueError("clean.max_length leaves long rows out and too_long: truncate cuts them: give one of them")
+        return self
+
+    def sources(self, which: Literal["train", "eval", "test"]) -> list[SourceSettings]:
         """The sources of one side with the section's defaults filled in; no sources for a share."""
-        own = self.train if which == "train" else self.eval
+        own = getattr(self, which)
         if not isinstance(own, list):
             return []
         shared = ["format", "name", "columns", "instruction"] + (["split"] if which == "train" else [])

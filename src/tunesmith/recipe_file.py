@@ -26,6 +26,7 @@ SHORT_FOR: Mapping[Path_, str] = {  # where a name stands for a mapping, and the
     ("method",): "name",
     ("data", "train"): "path",
     ("data", "eval"): "path",
+    ("data", "test"): "path",
 }
 
 
@@ -81,12 +82,21 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML, every value written out; reading it back gives an equal recipe."""
+    return _to_yaml(portable(recipe))
+
+
+def dump_section(name: str, settings: Settings) -> str:
+    """One section as YAML, what was said in it and no more."""
+    return _to_yaml({name: settings.model_dump(mode="json", exclude_unset=True)})
+
+
+def _to_yaml(values: Mapping[str, Any]) -> str:
     stream = StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[attr-defined]
     yaml.width = 4096
-    yaml.dump(portable(recipe), stream)
+    yaml.dump(values, stream)
     return stream.getvalue()
 
 
@@ -101,6 +111,9 @@ def portable(recipe: Recipe) -> dict[str, Any]:
     for kind in ("eval", "save"):
         if values["training"][f"{kind}_strategy"] != "steps":
             values["training"].pop(f"{kind}_steps")
+    for side in ("train", "eval", "test"):
+        for source in values["data"][side] if isinstance(values["data"][side], list) else ():
+            source.pop("weight" if source["rows"] is not None else "rows")
     if values["data"]["eval"] == 0:
         values["training"].pop("eval_steps", None)
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -76,11 +77,18 @@ class Recorder:
         totals.loss_sum, totals.supervised, totals.tokens, totals.computed = 0.0, 0, 0, 0
         self._timed, self._seconds = 0, 0.0
 
-    def on_eval(self, step: int, epoch: float, loss: float, seconds: float) -> None:
-        """Writes a validation loss; the step with the lowest so far is the best (a pointer, nothing is copied)."""
+    def on_eval(
+        self, step: int, epoch: float, loss: float, seconds: float, by_source: Mapping[str, float] | None = None
+    ) -> None:
+        """Writes a validation loss; the step with the lowest so far is the best (a pointer, nothing is copied).
+
+        Args:
+            by_source: the loss on each source's rows, where they are of several.
+        """
         totals = self.totals
         totals.last_loss = loss
-        self._record({"step": step, "epoch": round(epoch, 4), "eval_loss": loss, "eval_seconds": round(seconds, 3)})
+        line = {"step": step, "epoch": round(epoch, 4), "eval_loss": loss, "eval_seconds": round(seconds, 3)}
+        self._record({**line, "eval_loss_by_source": dict(by_source)} if by_source else line)
         if totals.best_loss is None or loss < totals.best_loss:
             totals.best_step, totals.best_loss = step, loss
 
@@ -96,8 +104,10 @@ class Recorder:
     def _record(self, line: dict[str, Any]) -> None:
         self.run.append("metrics.jsonl", line)
         if self._writer is not None:
-            for name, value in line.items():
-                if name not in ("step", "epoch"):
+            apart = line.get("eval_loss_by_source", {})
+            scalars = {**line, **{f"eval_loss/{source}": loss for source, loss in apart.items()}}
+            for name, value in scalars.items():
+                if name not in ("step", "epoch", "eval_loss_by_source"):
                     side = "eval" if name.startswith("eval_") else "train"
                     self._writer.add_scalar(f"{side}/{name.removeprefix('eval_')}", value, line["step"])
             self._writer.flush()

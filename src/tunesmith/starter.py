@@ -6,23 +6,26 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.data.check import split
-from tunesmith.data.example import Example
-from tunesmith.data.read import load, own_eval_split
+from tunesmith import corpus as corpora
+from tunesmith.corpus import Survey
+from tunesmith.data.clean import PLACE, place_rows
+from tunesmith.data.finding import rows_in_words
+from tunesmith.data.findings import labels_of
+from tunesmith.data.read import own_eval_split
+from tunesmith.data.scan import Scan
 from tunesmith.data.splits import TRAIN
 from tunesmith.errors import DataError
 from tunesmith.evaluation.text import JsonFields
-from tunesmith.recipe import Shape, SourceSettings
+from tunesmith.recipe import DataSettings, Shape, SourceSettings
 
 BUNDLED_MODEL = "smollm2-135m-instruct"
 SHARES = (0.1, 0.2, 0.3, 0.5)
 ENOUGH_HELD_OUT = 20  # rows; fewer seldom show a difference
 ROWS_JUDGED_ON_A_CPU = 200
-LABEL_LENGTH, LABELS = 100, 500  # characters, and distinct answers, up to which answers are labels
 CHARACTERS_PER_TOKEN = 4
 PLAIN_YAML = re.compile(r"[A-Za-z_./][\w./-]*")
 YAML_WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n", "."})
@@ -70,12 +73,11 @@ class _Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class _HeldOut:
-    """The line of data.eval, the rows on both sides, and ``own``: those of the dataset's own split."""
+    """The line of data.eval, and the rows on both sides."""
 
     line: str
     train: int
     rows: int
-    own: Sequence[Example] = ()
 
 
 def this_machine() -> Machine:
@@ -116,21 +118,23 @@ def starter_recipe(
     source = SourceSettings.model_validate(
         {"path": data, "format": format, "columns": dict(columns or {}), "instruction": instruction}
     )
-    loaded = load(source, on_error="skip")
+    share = 0.0 if own_eval_split(source) is None else None
+    found = corpora.survey(DataSettings.model_validate({"train": [source], "eval": share, "on_error": "skip"}), seed=0)
     machine = machine or this_machine()
-    held_out = _held_out(source, loaded.examples)
-    evaluation = _evaluation([*loaded.examples, *held_out.own])
+    held_out = _held_out(found)
+    evaluation = _evaluation(found.scan)
+    own = found.scan.sources[0]
+    rows, bad = _counts(found.scan, own.rows)
     output_dir = f"runs/{_name(data)}"
-    about = f"{len(loaded.examples):,} row{'s' * (len(loaded.examples) != 1)}, {loaded.reason}"
-    if loaded.bad:
-        bad = f"{len(loaded.bad):,} row{'s' * (len(loaded.bad) != 1)}"
-        about += f"; {bad} cannot be used (`tunesmith check` says why)"
+    about = f"{rows_in_words(rows)}, {own.reader.reason}"
+    if bad:
+        about += f"; {rows_in_words(bad)} cannot be used (`tunesmith check` says why)"
     lines = [
         f"# {_comment(data)}: {_comment(about)}",
         f"# Machine: {machine}",
         "",
         *_model_lines(model, machine),
-        *_data_lines(source, loaded.examples, held_out),
+        *_data_lines(source, found.scan, held_out),
         "method:",
         "  name: lora  # trains a small adapter beside the weights; qlora: a quarter of the memory; full: all weights",
         "  r: 16  # the adapter's rank: more can learn more, and needs more rows",
@@ -143,10 +147,10 @@ def starter_recipe(
         text="\n".join(lines) + "\n",
         model=model or BUNDLED_MODEL,
         output_dir=output_dir,
-        rows=len(loaded.examples),
-        bad=len(loaded.bad),
-        shape=loaded.shape,
-        reason=loaded.reason,
+        rows=rows,
+        bad=bad,
+        shape=own.reader.shape,
+        reason=own.reader.reason,
         metrics=evaluation.metrics if held_out.rows else (),
     )
 
@@ -159,52 +163,56 @@ def _name(data: str) -> str:
     return re.sub(r"[^\w-]+", "-", name).strip("-") or "data"
 
 
-def _held_out(source: SourceSettings, examples: Sequence[Example]) -> _HeldOut:
+def _counts(scan: Scan, rows: slice) -> tuple[int, int]:
+    good = int(scan.good[rows].sum())
+    return good, rows.stop - rows.start - good
+
+
+def _held_out(found: Survey) -> _HeldOut:
     """The dataset's own split; else the smallest share that holds out enough rows, else the one with the most."""
-    own = own_eval_split(source)
-    if own is not None:
-        rows = load(source.model_copy(update={"split": own}), role="eval", on_error="skip").examples
-        line = f"  # eval: the data's own split {own} ({len(rows):,} rows) is held out"
-        return _HeldOut(line, len(examples), len(rows), own=rows)
+    train, held_out = (_counts(found.scan, each.rows)[0] for each in (found.scan.sources[0], found.scan.sources[-1]))
+    if len(found.scan.sources) > 1:
+        split = found.scan.sources[-1].reader.split
+        return _HeldOut(f"  # eval: the data's own split {split} ({held_out:,} rows) is held out", train, held_out)
     none = "  eval: 0  # too few different prompts to hold any out, so there will be no verdict"
-    best = _HeldOut(none, len(examples), 0)
+    best = _HeldOut(none, train, 0)
     for share in SHARES:
         try:
-            train, rows = split(examples, share, 0)
+            place = place_rows(found.scan, found.settings, eval_share=share, test_share=0.0)
         except DataError:
             continue
-        line = f"  eval: {share}  # {len(rows):,} rows are held out, chosen by their prompts, to judge on"
-        if len(rows) > best.rows:
-            best = _HeldOut(line, len(train), len(rows))
-        if len(rows) >= ENOUGH_HELD_OUT:
+        rows = int((place == PLACE["held_out"]).sum())
+        line = f"  eval: {share}  # {rows:,} rows are held out, chosen by their prompts, to judge on"
+        if rows > best.rows:
+            best = _HeldOut(line, train - rows, rows)
+        if rows >= ENOUGH_HELD_OUT:
             break
     return best
 
 
-def _evaluation(examples: Sequence[Example]) -> _Evaluation:
+def _evaluation(scan: Scan) -> _Evaluation:
     """Metrics by what the answers look like."""
-    answers = [_answer(example) for example in examples if example.messages]
-    if not answers:
+    if not (scan.good & ~scan.raw_text).any():
         return _Evaluation((), "raw text has no answers to compare, so the verdict is by loss", None)
-    longest = max(map(len, answers))
-    most_bytes = max(len(answer.encode(errors="replace")) for answer in answers)
+    answers = (example.answer() for block in scan.examples() for _, example in block if example.text is None)
+    most_bytes, json_objects = 0, True
+    for answer in answers:
+        most_bytes = max(most_bytes, len(answer.encode(errors="replace")))
+        json_objects = json_objects and JsonFields().fault_of(answer) is None
     new_tokens = min(1024, 32 * math.ceil((most_bytes / 2 + 16) / 32))  # few tokenizers need one for two bytes
-    if all(JsonFields().fault_of(answer) is None for answer in answers):
+    if json_objects:
         return _Evaluation(
             ("json_exact", "json_fields"),
             "every answer is a JSON object: equal as a whole, and field by field",
             new_tokens,
         )
-    distinct = len(set(answers))
-    if longest <= LABEL_LENGTH and distinct <= min(LABELS, len(answers) / 3):
-        reason = f"the answers are labels: {distinct:,} different ones, of at most {longest} characters"
+    labels = labels_of(scan)
+    if labels is not None:
+        longest = int(scan.answer_characters.max())
+        reason = f"the answers are labels: {len(labels):,} different ones, of at most {longest} characters"
         return _Evaluation(("exact_match",), reason, new_tokens)
     reason = "free text has many right answers, so the verdict is by loss; or name a function: [my_module:score]"
     return _Evaluation((), reason, new_tokens)
-
-
-def _answer(example: Example) -> str:
-    return next(message.content for message in reversed(example.messages) if message.role == "assistant")
 
 
 def _model_lines(model: str | None, machine: Machine) -> list[str]:
@@ -218,7 +226,7 @@ def _model_lines(model: str | None, machine: Machine) -> list[str]:
     return [f"model: {BUNDLED_MODEL}  # {why}"]
 
 
-def _data_lines(source: SourceSettings, examples: Sequence[Example], held_out: _HeldOut) -> list[str]:
+def _data_lines(source: SourceSettings, scan: Scan, held_out: _HeldOut) -> list[str]:
     lines = ["data:", f"  train: {_yaml(source.path)}", held_out.line]
     if source.format != "auto":
         lines.append(f"  format: {source.format}")
@@ -227,7 +235,7 @@ def _data_lines(source: SourceSettings, examples: Sequence[Example], held_out: _
         lines.append(f"  columns: {{{pairs}}}")
     if source.instruction is not None:
         lines.append(f"  instruction: {_yaml(source.instruction)}")
-    tokens = max(example.characters() for example in examples) // CHARACTERS_PER_TOKEN
+    tokens = int(scan.characters[scan.sources[0].rows].max()) // CHARACTERS_PER_TOKEN
     wanted = 2 ** math.ceil(math.log2(max(2048, 1.25 * tokens)))
     lines.append(f"  max_length: {wanted}  # tokens; the longest row has about {max(tokens, 1):,}, by its characters")
     return lines

@@ -65,11 +65,21 @@ def test_check_names_bad_rows_and_exits_with_1(command: Command, rows: str) -> N
     outcome = command("check", rows)
     assert outcome.code == 1
     assert outcome.out.splitlines() == [
+        "40 rows can be used, 1 cannot. Not ready to train on: invalid rows (1).",
         "rows.jsonl: columns prompt, completion -> prompt_completion",
-        "rows of     read  invalid  too long  truncated  held out  trained",
-        "rows.jsonl    41        1         0          0         0       40",
+        "                    read  invalid  trained",
+        "rows of rows.jsonl    41        1       40",
+        "characters of a row: 12 to 14, half below 13, 95% below 14; the longest is rows.jsonl:12",
+        "  from  to  rows",
+        "    12  12     5  ##########",
+        "    13  13    20  ########################################",
+        "    14  14    15  ##############################",
+        "labels: 2 different answers, from the largest to the smallest no (20), yes (20)",
+        "scripts: Latin 100.0%",
         "bad row rows.jsonl:41: completion: found an empty text, expected a text that is not empty",
-        "info 40 rows to train on; the guide says 1K-10K for LoRA and 10K or more for full fine-tuning",
+        "error invalid_rows: 1 row that cannot be read, or used as an example (rows.jsonl:41)",
+        "  correct them, or set data.on_error: skip to set them aside",
+        "info few_rows: 40 rows to train on; the guide says 1K-10K for LoRA and 10K or more for full fine-tuning",
         "  add rows if you can",
         "Not ready: mend what is marked as an error first.",
     ]
@@ -81,15 +91,23 @@ def test_check_under_json_is_one_object(command: Command, rows: str) -> None:
     assert outcome.out.count("\n") == 1
     assert list(outcome.json) == list(SHAPES["check"])
     assert outcome.json["bad"][0]["source"] == "rows.jsonl:41"
-    assert outcome.json["rows"] == {
+    assert (outcome.json["schema"], outcome.json["good"]) == (1, False)
+    ledger = outcome.json["ledger"]
+    assert ledger["rows"] == {
         "read": 41,
         "invalid": 1,
         "duplicate": 0,
+        "leaked": 0,
+        "unbalanced": 0,
         "too_long": 0,
-        "truncated": 0,
         "held_out": 0,
+        "test": 0,
         "trained": 40,
     }
+    assert (ledger["tokens"], ledger["supervised"], ledger["truncated"], ledger["epoch"]) == (None, None, 0, None)
+    assert list(ledger["sources"]) == ["rows.jsonl"]
+    (invalid,) = [finding for finding in outcome.json["findings"] if finding["severity"] == "error"]
+    assert (invalid["id"], invalid["count"], invalid["rows"]) == ("invalid_rows", 1, ["rows.jsonl:41"])
 
 
 def test_check_of_a_recipe_that_sets_bad_rows_aside_is_good(
@@ -104,10 +122,14 @@ def test_check_of_a_recipe_that_sets_bad_rows_aside_is_good(
     assert "Ready to train." in outcome.out
     found = command("check", "r.yaml", "--show", "1", "--json").json
     assert found["good"] is True
-    assert found["shown"][0]["text"].endswith("[[no<|im_end|>]]\n")
-    assert found["rows"]["trained"] + found["rows"]["held_out"] == 40
-    assert found["lengths"]["longest"] >= found["lengths"]["median"] > 0
-    assert found["tokens"]["total"] > found["tokens"]["supervised"] > 0
+    assert ["no<|im_end|>", True] in found["shown"][0]["pieces"]
+    assert found["shown"][0]["tokens"] > found["shown"][0]["supervised"] > 0
+    assert found["ledger"]["rows"]["trained"] + found["ledger"]["rows"]["held_out"] == 40
+    assert found["ledger"]["tokens"]["trained"] > found["ledger"]["supervised"]["trained"] > 0
+    at = found["lengths"]["quantiles"]
+    assert found["lengths"]["unit"] == "tokens"
+    assert at["max"] >= at["p50"] >= at["min"] > 0
+    assert sum(bar["rows"] for bar in found["lengths"]["histogram"]) == 40
 
 
 def test_check_counts_rows_that_are_too_long_and_still_shows_the_rest(
@@ -122,5 +144,141 @@ def test_check_counts_rows_that_are_too_long_and_still_shows_the_rest(
     assert outcome.code == 1
     (finding,) = [finding for finding in outcome.json["findings"] if finding["severity"] == "error"]
     assert (finding["id"], finding["count"], finding["rows"]) == ("too_long", 1, ["rows.jsonl:42"])
-    assert outcome.json["rows"]["too_long"] == 1
-    assert outcome.json["rows"]["trained"] == 40
+    assert outcome.json["ledger"]["rows"]["too_long"] == 1
+    assert outcome.json["ledger"]["rows"]["trained"] == 40
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt, answer in rows))
+    return path.name
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> str:
+    """Twelve different rows, none of them bad."""
+    return write(tmp_path / "good.jsonl", *((f"question {n}", f"answer number {n}") for n in range(12)))
+
+
+def test_check_against_other_rows_names_what_is_in_both(command: Command, good: str, tmp_path: Path) -> None:
+    other = write(tmp_path / "test.jsonl", ("question 3", "another"), ("never asked", "x y"), ("question 7", "z z"))
+    outcome = command("check", good, "--against", other, "--json")
+    (leak,) = [finding for finding in outcome.json["findings"] if finding["id"] == "leakage"]
+    assert sorted(leak["rows"]) == ["good.jsonl:4", "good.jsonl:8", "test.jsonl:1", "test.jsonl:3"]
+    assert leak["count"] == 4
+    assert outcome.json["ledger"]["rows"]["read"] == 12
+    assert [source["path"] for source in outcome.json["sources"]] == [good]
+    assert outcome.code == (0 if outcome.json["good"] else 1)
+    alone = command("check", good, "--json")
+    assert alone.code == 0
+    assert "leakage" not in {finding["id"] for finding in alone.json["findings"]}
+
+
+def test_rows_that_are_compared_with_are_not_part_of_the_data(
+    command: Command, good: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    other = write(tmp_path / "test.jsonl", ("unlike the rest", "fine"), ("слово " * 3000, "да"))
+    for model in ([], ["--model", str(tiny_model_dir)]):
+        alone = command("check", good, *model, "--json").json
+        beside = command("check", good, "--against", other, *model, "--json").json
+        for part in ("good", "ledger", "lengths", "scripts", "labels", "languages", "diversity", "bad"):
+            assert beside[part] == alone[part], part
+
+
+def test_check_against_nothing_is_a_mistake(command: Command, good: str) -> None:
+    outcome = command("check", good, "--against", "nowhere.jsonl")
+    assert outcome.code == 1
+    assert "nowhere.jsonl: there is no such file or folder" in outcome.err
+
+
+def test_check_writes_its_report_as_a_page(command: Command, good: str, tmp_path: Path) -> None:
+    outcome = command("check", good, "--html", "reports/page.html")
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[-1] == "Wrote reports/page.html"
+    page = (tmp_path / "reports" / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>") or page.startswith("<!doctype html>")
+    assert good in page
+    found = command("check", good, "--html", f"{good}/page.html", "--json")
+    assert (found.code, found.json["error"], found.json["where"]) == (1, "RecipeError", f"{good}/page.html")
+    assert found.json["what"] == "The report cannot be written"
+
+
+def test_a_page_is_written_of_data_that_is_not_good_too(command: Command, rows: str, tmp_path: Path) -> None:
+    outcome = command("check", rows, "--html", "page.html", "--json")
+    assert (outcome.code, outcome.json["good"]) == (1, False)
+    assert "rows.jsonl:41" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_near_duplicates_are_looked_for_unless_told_not_to(command: Command, tmp_path: Path) -> None:
+    text = " ".join(f"word{number}" for number in range(60))
+    name = write(
+        tmp_path / "near.jsonl", (text, "same answer"), (text.replace("word7 ", "word7x "), "same answer"), ("b", "c d")
+    )
+    near = command("check", name, "--json").json
+    (finding,) = [finding for finding in near["findings"] if finding["id"] == "near_duplicates"]
+    assert finding["rows"] == ["near.jsonl:1", "near.jsonl:2"]
+    assert near["diversity"]["clusters"] == [{"rows": 2, "first": "near.jsonl:1"}]
+    outcome = command("check", name, "--no-near", "--json")
+    assert "near_duplicates" not in {finding["id"] for finding in outcome.json["findings"]}
+    assert outcome.json["diversity"]["clusters"] == []
+
+
+def test_prepare_writes_a_dataset_and_says_where_the_rows_went(command: Command, rows: str, tmp_path: Path) -> None:
+    outcome = command("prepare", rows, "--out", "made", "on_error=skip", "eval=0.25", "--json")
+    assert outcome.code == 0
+    assert list(outcome.json) == list(SHAPES["prepare"])
+    splits, counts = outcome.json["splits"], outcome.json["ledger"]["rows"]
+    assert splits == {"train": counts["trained"], "validation": counts["held_out"]}
+    assert sum(splits.values()) == 40
+    assert (outcome.json["folder"], outcome.json["rejected"], counts["invalid"]) == ("made", 1, 1)
+    again = command("prepare", rows, "--out", "made", "on_error=skip", "eval=0.25", "--overwrite")
+    assert again.out.splitlines() == [
+        f"rows: 41 read: 1 invalid, {splits['validation']} held out, {splits['train']} trained",
+        f"Wrote made: train {splits['train']}, validation {splits['validation']} rows. Next: tunesmith init made",
+    ]
+    assert command("init", "made").code == 0
+    assert command("check", "made", "--json").json["ledger"]["rows"]["read"] == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ([], "DataError"),  # a bad row
+        (["nonsense=1"], "RecipeError"),
+        (["on_error=skip", "clean=[max_length]"], "RecipeError"),
+        (["on_error=skip", "eval=0.9", "test=0.2"], "RecipeError"),
+    ],
+)
+def test_prepare_refuses_what_can_be_mended_with_1(
+    command: Command, rows: str, tmp_path: Path, arguments: list[str], error: str
+) -> None:
+    outcome = command("prepare", rows, "--out", "made", *arguments, "--json")
+    assert (outcome.code, outcome.json["error"]) == (1, error)
+    assert not (tmp_path / "made").exists()
+
+
+def test_prepare_overwrites_only_when_told_to_and_only_its_own(command: Command, good: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("precious")
+    for flags in ([], ["--overwrite"]):
+        outcome = command("prepare", good, "--out", "mine", *flags)
+        assert outcome.code == 1
+        assert "there is something in this folder already" in outcome.err
+    assert (tmp_path / "mine" / "file").read_text() == "precious"
+    assert command("prepare", good, "--out", "made").code == 0
+    assert command("prepare", good, "--out", "made").code == 1
+    assert command("prepare", good, "--out", "made", "--overwrite").code == 0
+
+
+def test_prepare_needs_a_folder_to_write(command: Command, good: str) -> None:
+    outcome = command("prepare", good)
+    assert outcome.code == 2
+    assert "--out" in outcome.err
+
+
+def test_prepare_into_the_folder_it_runs_in_is_no_fault(
+    command: Command, good: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    outcome = command("prepare", str(tmp_path / good), "--out", ".")
+    assert "Traceback" not in outcome.err

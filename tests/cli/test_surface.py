@@ -9,10 +9,27 @@ import pytest
 from tunesmith.cli.docs import commands, page
 from tunesmith.cli.shapes import SHAPES
 
-MOST_FLAGS = 8
+MOST_FLAGS = 9
 SURFACE = {
     "init": (["DATA"], ["--model", "--out", "--columns", "--instruction", "--format", "--overwrite", "--json"]),
-    "check": (["DATA|RECIPE"], ["--model", "--show", "--format", "--columns", "--instruction", "--json"]),
+    "check": (
+        ["DATA|RECIPE"],
+        [
+            "--model",
+            "--show",
+            "--against",
+            "--html",
+            "--no-near",
+            "--format",
+            "--columns",
+            "--instruction",
+            "--json",
+        ],
+    ),
+    "prepare": (
+        ["DATA|RECIPE", "KEY=VALUE"],
+        ["--out", "--model", "--format", "--columns", "--instruction", "--ray", "--overwrite", "--json"],
+    ),
     "train": (["RECIPE", "KEY=VALUE"], ["--resume", "--overwrite", "--dry-run", "--json"]),
     "eval": (["TARGET", "KEY=VALUE"], ["--data", "--json"]),
     "generate": (["TARGET", "KEY=VALUE"], ["--prompt", "--system", "--base", "--json"]),

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.csv_rows import delimited_rows
+from tunesmith.data.csv_rows import delimited_blocks, delimited_rows
 from tunesmith.data.rows import BadRow, Row
 from tunesmith.errors import DataError
 
 
 def read(text: str | bytes, delimiter: str = ",") -> list[Row | BadRow]:
-    return list(delimited_rows(text.encode() if isinstance(text, str) else text, "f.csv", delimiter))
+    file = io.BytesIO(text.encode() if isinstance(text, str) else text)
+    return [row for block in delimited_blocks(file, "f.csv", delimiter) for row in delimited_rows(block)]
 
 
 def test_records_over_several_lines_have_the_number_of_their_first_line():

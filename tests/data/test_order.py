@@ -66,3 +66,39 @@ def test_a_weight_says_how_often_an_epoch_sees_a_row() -> None:
 def test_the_number_of_steps_is_known_before(rows: int, batch_size: int, epochs: float) -> None:
     made = order(rows, batch_size=batch_size, epochs=epochs)
     assert len(list(made.windows())) == made.total_steps
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    wanted=st.lists(st.one_of(st.none(), st.integers(1, 80)), min_size=4, max_size=4),
+    seed=st.integers(0, 5),
+)
+def test_a_quota_is_the_rows_of_a_source_in_every_epoch(sizes: list[int], wanted: list[int | None], seed: int) -> None:
+    sources = np.repeat(np.arange(len(sizes)), sizes)
+    quotas = {number: rows for number, rows in enumerate(wanted[: len(sizes)]) if rows is not None}
+
+    def made() -> Order:
+        return order(0, weights=[1.0] * len(sources), sources=sources, quotas=quotas, seed=seed)
+
+    for epoch in range(3):
+        rows = made().epoch_rows(epoch)
+        copies = np.bincount(rows, minlength=len(sources))
+        for number, size in enumerate(sizes):
+            quota = quotas.get(number, size)
+            assert copies[sources == number].sum() == quota
+            assert set(copies[sources == number]) <= {quota // size, quota // size + 1}
+        assert (rows == made().epoch_rows(epoch)).all()
+
+
+def test_a_quota_below_the_size_of_its_source_draws_other_rows_in_another_epoch() -> None:
+    made = order(0, weights=[1.0] * 40, sources=np.zeros(40, int), quotas={0: 10})
+    drawn = [frozenset(made.epoch_rows(epoch).tolist()) for epoch in range(30)]
+    assert all(len(rows) == 10 for rows in drawn)
+    assert len(set(drawn)) == 30
+    assert frozenset.union(*drawn) == frozenset(range(40))
+
+
+def test_a_quota_for_a_source_without_rows_gives_none() -> None:
+    made = order(0, weights=[1.0] * 3, sources=np.array([0, 0, 2]), quotas={1: 5})
+    assert sorted(made.epoch_rows(0).tolist()) == [0, 1, 2]

@@ -63,7 +63,7 @@ def write_parquet(path: Path, rows: list[dict]) -> Path:
         ("r.json", json.dumps(ROWS, indent=1), [2, 6]),
         ("r.csv", "prompt,completion\na,b\nc,d\n", [2, 3]),
         ("r.tsv", "prompt\tcompletion\na\tb\nc\td\n", [2, 3]),
-        ("r.jsonl.gz", gzip.compress(LINES.encode()), [1, 2]),
+        ("r.jsonl.gz", gzip.compress(LINES.encode(), mtime=0), [1, 2]),
         ("r.jsonl.bz2", bz2.compress(LINES.encode()), [1, 2]),
         ("r.csv.xz", lzma.compress(b"prompt,completion\na,b\nc,d\n"), [2, 3]),
     ],
@@ -193,7 +193,7 @@ def test_bad_rows_stop_with_all_of_them_found_first(tmp_path: Path):
     error = refused(path)
     assert error.what == "3 of 4 rows cannot be used"
     assert str(error.why).splitlines() == [
-        f"{path}:1: row: found no JSON: Expecting property name enclosed in double quotes at column 2, "
+        f"{path}:1: row: found no JSON: Expecting property name enclosed in double quotes at column 2 (byte 2), "
         "expected one JSON object on the line",
         f"{path}:3: completion: found null, expected a text",
         f"{path}:4: completion: found no such field, expected a text",
@@ -306,7 +306,7 @@ def test_urls_of_files_and_folders_are_read_through_fsspec(tmp_path: Path):
 
     memory = fsspec.filesystem("memory")
     memory.pipe("/rows/a.jsonl", LINES.encode())
-    memory.pipe("/rows/b.csv.gz", gzip.compress(b"prompt,completion\ne,f\n"))
+    memory.pipe("/rows/b.csv.gz", gzip.compress(b"prompt,completion\ne,f\n", mtime=0))
     memory.pipe("/rows/README.md", b"x")
     try:
         one = load(source("memory://rows/a.jsonl"))
@@ -330,11 +330,11 @@ def test_a_url_that_leads_nowhere_is_one_error(url: str):
 def test_a_file_that_may_not_be_read_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from fsspec.implementations.local import LocalFileSystem
 
-    def denied(self: object, path: str) -> bytes:
+    def denied(self: object, path: str, mode: str) -> object:
         raise PermissionError(13, "Permission denied", path)
 
     path = write(tmp_path / "r.jsonl", LINES)
-    monkeypatch.setattr(LocalFileSystem, "cat_file", denied)
+    monkeypatch.setattr(LocalFileSystem, "open", denied)
     error = refused(path)
     assert "Permission denied" in str(error.why)
     assert error.remedy == "check that you may read it"
@@ -491,7 +491,7 @@ def test_reading_needs_neither_torch_nor_transformers_nor_datasets(tmp_path: Pat
 import sys
 from tunesmith.data.read import load
 from tunesmith.recipe import SourceSettings
-from tunesmith.data import check
+from tunesmith.data import clean, findings, ledger, summary
 load(SourceSettings(path={str(path)!r}))
 print(sorted({{"torch", "transformers", "datasets", "pyarrow"}} & set(sys.modules)))
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.data.shape import check_columns, detect_shape, did_you_mean
+from tunesmith.data.shape import check_columns, detect_shape, did_you_mean, other_shape
 from tunesmith.errors import DataError
 
 
@@ -42,6 +42,7 @@ def test_rows_of_two_shapes_are_refused_with_both_names():
         detect_shape([{"messages": 1}, {"prompt": 1, "completion": 1}])
     assert caught.value.what == "the rows fit more than one shape: messages and prompt_completion"
     assert caught.value.remedy == "name the shape: data.format: messages"
+    assert str(caught.value.why).startswith("messages has messages, as 1 of the first 2 rows have; ")
 
 
 def test_text_beside_a_label_is_the_users_decision():
@@ -100,3 +101,13 @@ def test_an_instruction_beside_the_rows_own_is_refused_and_so_is_one_without_a_p
 def test_did_you_mean_knows_other_letter_case_and_gives_nothing_far_away():
     assert did_you_mean("TEXT", ["text", "label"]) == "text"
     assert did_you_mean("zzz", ["text", "label"]) is None
+
+
+def test_another_shape_is_named_where_a_tenth_of_the_first_rows_have_it():
+    rows = [{"prompt": 1, "completion": 1}] * 18 + [{"instruction": 1, "output": 1}] * 2
+    given = {"shape": "prompt_completion", "columns": {}, "instruction": None}
+    said = "2 of the first 20 rows have the shape alpaca (instruction, output), and are read as prompt_completion"
+    assert other_shape(rows, **given) == said
+    assert other_shape(rows[:19], **given) is None
+    assert other_shape([{"prompt": 1, "completion": 1, "text": 1}], **given) is None
+    assert other_shape([{"prompt": 1}], **given) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ class Heard(Silent):
     """A listener that keeps the titles of tasks and how far each came."""
 
     def __init__(self) -> None:
-        self.tasks: dict[str, list[int]] = {}
+        self.tasks: dict[str, list[Any]] = {}
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Advance]:
+    def task(self, title: str, total: int | None) -> Iterator[Advance]:
         """Keeps every count that is told, the total first."""
         self.tasks[title] = [total]
         yield lambda done, facts: self.tasks[title].append(done)
@@ -313,3 +314,24 @@ def test_without_a_base_there_are_values_and_no_verdict(
     assert [set(sample) for sample in samples] == [
         {"source", "prompt", "truth", "tuned", "tuned_stopped", "scores"}
     ] * 2
+
+
+def test_losses_of_a_mixture_are_told_apart(template: ChatTemplate, model: Any, tokenizer: Any) -> None:
+    task = task_of(template, [talk(number) for number in range(5)])
+    mixture = replace(task, sources={"a.jsonl": np.array([0, 3]), "b.jsonl": np.array([1, 2, 4])})
+    base = token_scores(model, task, task_batches(task, budget=500, layout="padded"), title="x", listener=Silent())
+    known = TokenScores(np.array([1.0, 2.0, 3.0, 5.0, 4.0]), base.correct, base.tokens)
+    verdict, _ = judged(model, nullcontext(model), mixture, tokenizer, known=known)
+    tokens = base.tokens
+    assert set(verdict["by_source"]) == {"a.jsonl", "b.jsonl"}
+    for name, rows in mixture.sources.items():
+        assert verdict["by_source"][name] == {
+            "rows": len(rows),
+            "tokens": int(tokens[rows].sum()),
+            "base": pytest.approx(base.nll_sum[rows].sum() / tokens[rows].sum()),
+            "tuned": pytest.approx(known.nll_sum[rows].sum() / tokens[rows].sum()),
+        }
+    assert mixture.losses_by_source(known.scores()["loss"])["a.jsonl"] == pytest.approx(6 / tokens[[0, 3]].sum())
+    alone, _ = judged(model, nullcontext(model), task, tokenizer, known=known)
+    assert "by_source" not in alone
+    assert {name: value for name, value in verdict.items() if name != "by_source"} == alone

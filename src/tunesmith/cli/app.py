@@ -27,6 +27,7 @@ runs_app = typer.Typer(
 
 app.command("init")(data.init)
 app.command("check")(data.check)
+app.command("prepare")(data.prepare)
 app.command("train")(training.train)
 app.command("eval")(answers.evaluate)
 app.command("generate")(answers.generate)

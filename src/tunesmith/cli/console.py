@@ -70,7 +70,7 @@ class Terminal:
         _write(self._err, printable(text) + "\n")
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Advance]:
+    def task(self, title: str, total: int | None) -> Iterator[Advance]:
         """Progress on standard error: a bar on a screen, a line now and then elsewhere. Tasks may be nested."""
         if not _can_draw(self._err):
             yield plain_lines(title, total, write=self.note)

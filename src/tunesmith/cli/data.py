@@ -1,9 +1,9 @@
-"""`init` and `check`: the data before anything trains."""
+"""`init`, `check` and `prepare`: the data before anything trains."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,14 +11,15 @@ from tunesmith.cli.console import Terminal, printable
 from tunesmith.cli.options import AsJson, Columns, Format, Instruction, Overwrite, columns_of
 from tunesmith.cli.session import session
 from tunesmith.cli.settings import in_flags
-from tunesmith.cli.tables import table
+from tunesmith.cli.tables import bars, table
+from tunesmith.data.ledger import PLACES
 from tunesmith.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from tunesmith.data.check import Finding
+    from tunesmith.data.finding import Finding
     from tunesmith.inspection import Inspection
 
-BAD_ROWS_SHOWN, PLACES_SHOWN = 20, 5
+BAD_ROWS_SHOWN, PLACES_SHOWN, SAMPLES_SHOWN, MIX_SHOWN = 20, 5, 2, 6
 COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 Data = Annotated[str, typer.Argument(metavar="DATA", help="File, folder, dataset or URL of rows.", show_default=False)]
@@ -81,12 +82,12 @@ def init(
         )
 
 
-def _write(file: Path, content: str) -> None:
+def _write(file: Path, content: str, *, what: str = "recipe") -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise RecipeError("The recipe cannot be written", where=str(file), why=error.strerror) from None
+        raise RecipeError(f"The {what} cannot be written", where=str(file), why=error.strerror) from None
 
 
 def check(
@@ -98,6 +99,16 @@ def check(
         ),
     ] = None,
     show: Annotated[int, typer.Option("--show", min=0, metavar="N", help="Rows to show as tokens; needs a model.")] = 0,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="DATA", help="Rows that should not be in the data, such as a test set."),
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write the report as one page, too.")
+    ] = None,
+    no_near: Annotated[
+        bool, typer.Option("--no-near", help="Do not look for near duplicates, which takes time.")
+    ] = False,
     format: Format = "auto",
     columns: Columns = None,
     instruction: Instruction = None,
@@ -120,15 +131,71 @@ def check(
                 format=format,
                 columns=mapping,
                 instruction=instruction,
+                against=against,
+                near=not no_near,
                 show=show,
                 listener=terminal,
             )
         except DataError as error:
             raise error if data.endswith((".yaml", ".yml")) else in_flags(error) from None
         _report(found, terminal)
-        terminal.result(found.to_json())
+        report = found.to_json() if as_json or html else {}
+        if html:
+            from tunesmith.data_report import data_report
+
+            _write(Path(html), data_report(report, title=data), what="report")
+            terminal.write(f"Wrote {html}")
+        terminal.result(report)
         if not found.is_good:
             raise typer.Exit(1)
+
+
+def prepare(
+    data: DataOrRecipe,
+    out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="The dataset to write.", show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the data section, such as clean=[dedupe] or test=0.1."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="Counts tokens for max_length.", show_default="the recipe's"),
+    ] = None,
+    format: Format = "auto",
+    columns: Columns = None,
+    instruction: Instruction = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Look at the rows on a Ray cluster.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Clean, split and write rows as a dataset that anything can load.
+
+    What is taken out is what the data section's `clean` names; every row that is not written is in rejected.jsonl.
+    """
+    mapping = columns_of(columns)
+    with session(as_json) as terminal:
+        from tunesmith.preparation import prepare_data
+
+        try:
+            made = prepare_data(
+                data,
+                out,
+                settings=settings or [],
+                model=model,
+                format=format,
+                columns=mapping,
+                instruction=instruction,
+                ray=ray,
+                overwrite=overwrite,
+                listener=terminal,
+            )
+        except DataError as error:
+            raise error if data.endswith((".yaml", ".yml")) else in_flags(error) from None
+        for line in made.ledger.in_words():
+            terminal.write(line)
+        splits = ", ".join(f"{name} {rows:,}" for name, rows in made.splits.items())
+        terminal.write(f"Wrote {out}: {splits} rows. Next: tunesmith init {out}")
+        terminal.result(made.to_json())
 
 
 def _report(found: Inspection, terminal: Terminal) -> None:
@@ -137,17 +204,28 @@ def _report(found: Inspection, terminal: Terminal) -> None:
 
         show(found.shown, found.tokenizer, console=terminal.rich_console())
         terminal.write("")
+    terminal.write(printable(found.judgement))
     for note in found.notes:
         terminal.write(printable(note))
-    names = ("read", "invalid", "too_long", "truncated", "held_out", "trained")
-    rows = [(path, *(getattr(counts, name) for name in names)) for path, counts in found.ledger.sources.items()]
-    for line in table(("rows of", *(name.replace("_", " ") for name in names)), rows, right=range(1, len(names) + 1)):
-        terminal.write(line)
-    if found.lengths is not None:
-        tokens = found.ledger.tokens
-        lengths = f"{found.lengths.median:,}, the longest {found.lengths.longest:,} ({found.lengths.longest_row})"
-        terminal.write(f"{tokens.total:,} tokens to train on, {tokens.supervised:,} of them learned")
-        terminal.write(f"tokens of a row: {printable(lengths)}")
+    _report_ledger(found, terminal)
+    at = found.lengths["quantiles"]
+    terminal.write(
+        f"{found.lengths['unit']} of a row: {at['min']:,} to {at['max']:,}, half below {at['p50']:,}, "
+        f"95% below {at['p95']:,}; the longest is {printable(found.lengths['longest'])}"
+    )
+    for line in bars(found.lengths["histogram"]):
+        terminal.write(f"  {line}")
+    if found.labels is not None:
+        counts = found.labels["counts"]
+        ends = [counts[0], counts[-1]]
+        named = ", ".join(f"{printable(each['label'])} ({each['rows']:,})" for each in ends)
+        terminal.write(
+            f"labels: {found.labels['distinct']:,} different answers, from the largest to the smallest {named}"
+        )
+    terminal.write("scripts: " + _mix(found.scripts))
+    if found.languages is not None:
+        sampled = found.languages["sampled"]
+        terminal.write(f"languages of {sampled:,} rows drawn from all: " + _mix(found.languages["counts"]))
     for row in found.bad[:BAD_ROWS_SHOWN]:
         terminal.write(f"{terminal.styled('bad row', fg='red')} {printable(str(row))}")
     if len(found.bad) > BAD_ROWS_SHOWN:
@@ -157,11 +235,38 @@ def _report(found: Inspection, terminal: Terminal) -> None:
     terminal.write("Ready to train." if found.is_good else "Not ready: mend what is marked as an error first.")
 
 
+def _report_ledger(found: Inspection, terminal: Terminal) -> None:
+    ledger = found.ledger
+    names = [
+        "read",
+        *(place for place in PLACES if getattr(ledger.rows, place)),
+        *(["truncated"] if ledger.truncated else []),
+    ]
+    rows = [
+        (
+            f"rows of {path}",
+            *(getattr(account.rows, name) if name != "truncated" else account.truncated for name in names),
+        )
+        for path, account in ledger.sources.items()
+    ]
+    if ledger.tokenized:
+        for unit, counts in (("tokens", ledger.tokens), ("supervised tokens", ledger.supervised)):
+            rows.append((unit, *(getattr(counts, name, "") for name in names)))
+    for line in table(("", *(name.replace("_", " ") for name in names)), rows, right=range(1, len(names) + 1)):
+        terminal.write(line)
+
+
+def _mix(counts: list[dict[str, Any]]) -> str:
+    total = sum(each["rows"] for each in counts)
+    return ", ".join(f"{each['name']} {each['rows'] / total:.1%}" for each in counts[:MIX_SHOWN])
+
+
 def _report_finding(finding: Finding, terminal: Terminal) -> None:
     places = finding.rows[:PLACES_SHOWN]
-    more = ", ..." if len(finding.rows) > PLACES_SHOWN else ""
+    more = ", ..." if finding.count > PLACES_SHOWN else ""
     where = f" ({', '.join(places)}{more})" if places else ""
-    terminal.write(
-        f"{terminal.styled(finding.severity, fg=COLOURS[finding.severity])} {printable(finding.message + where)}"
-    )
+    severity = terminal.styled(finding.severity, fg=COLOURS[finding.severity])
+    terminal.write(f"{severity} {finding.id}: {printable(finding.message + where)}")
+    for sample in finding.samples[:SAMPLES_SHOWN]:
+        terminal.write(f"  {printable(f'{sample.row}: {sample.text}')}")
     terminal.write(f"  {printable(finding.remedy)}")

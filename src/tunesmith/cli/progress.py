@@ -25,7 +25,7 @@ class Drawing:
         self._progress.start()
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Advance]:
+    def task(self, title: str, total: int | None) -> Iterator[Advance]:
         """A bar with title, done / total, facts and the time left."""
         bar = self._progress.add_task(title, total=total, facts="")
         self._depth += 1
@@ -66,9 +66,11 @@ def _bars(stream: TextIO, colours: bool) -> Progress:
 
 
 def plain_lines(
-    title: str, total: int, *, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    title: str, total: int | None, *, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
 ) -> Advance:
     """A line at every tenth of the way, at most one in two seconds and at least one in thirty, and one at the end."""
+    if total is None:
+        return _counting_lines(title, write=write, clock=clock)
     begin: tuple[float, int] | None = None  # time and amount at the first report: a resumed task begins in the middle
     last_percent, last_time = 0, clock()
 
@@ -83,6 +85,20 @@ def plain_lines(
             start, first = begin
             left = (now - start) * (total - done) / (done - first) if first < done < total else None
             write("  ".join(filter(None, [f"{title}  {done}/{total} ({percent}%)", _facts(facts), _left(left)])))
+
+    return advance
+
+
+def _counting_lines(title: str, *, write: Callable[[str], None], clock: Callable[[], float]) -> Advance:
+    """Where the end is not known: how much is done, at least once in thirty seconds."""
+    last = clock()
+
+    def advance(done: int, facts: Mapping[str, str]) -> None:
+        nonlocal last
+        now = clock()
+        if now - last >= LONGEST:
+            last = now
+            write("  ".join(filter(None, [f"{title}  {done:,}", _facts(facts)])))
 
     return advance
 

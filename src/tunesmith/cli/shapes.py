@@ -38,6 +38,10 @@ SUMMARY = {
     "tuned": "its value for the tuned model",
     "updated": "UTC time of the last change",
 }
+LEDGER = (
+    "`{rows, tokens, supervised: {read, invalid, duplicate, leaked, unbalanced, too_long, held_out, test, trained}, "
+    "truncated, sources: {path: the same}, epoch: {total, supervised, computed}}`; what is not known is null"
+)
 SHAPES: dict[str, dict[str, str]] = {
     "init": {
         "recipe": "the file that was written",
@@ -49,15 +53,29 @@ SHAPES: dict[str, dict[str, str]] = {
         "metrics": "names of the metrics that were chosen",
     },
     "check": {
+        "schema": "1; raised when a key changes its meaning or goes away",
         "good": "whether a run could begin; exit code 1 if not",
+        "judgement": "the whole in two or three sentences",
         "notes": "how the shape was found, and what was held out",
-        "sources": "`[{path, side, split, format, rows, invalid, files: [{path, sha256}], ignored}]`",
-        "rows": "`{read, invalid, duplicate, too_long, truncated, held_out, trained}`",
-        "tokens": "`{total, supervised, computed}` of the training rows; null without a model",
-        "lengths": "`{median, longest, longest_row}` in tokens; null without a model",
-        "findings": "`[{id, severity: error | warning | info, count, rows, message, remedy}]`",
+        "sources": "`[{path, side, split, format, rows, invalid, weight, rows_an_epoch, files: [{path, sha256}], "
+        "ignored}]`",
+        "ledger": LEDGER,
+        "lengths": "`{unit: tokens | characters, quantiles: {min, p5, p25, p50, p75, p95, p99, max}, "
+        "histogram: [{from, to, rows}], longest: file:line}`",
+        "labels": "`{distinct, counts: [{label, rows}]}`; null where answers are no labels",
+        "scripts": "`[{name, rows}]`: scripts of the prompts",
+        "languages": "`{sampled, counts: [{name, rows}]}` of a sample; null where none was drawn",
+        "diversity": "`{first_words, most_frequent: [{text, rows}], clusters: [{rows, first: file:line}]}`",
+        "findings": "`[{id, severity: error | warning | info, count, rows: [file:line], samples: [{row, text}], "
+        "message, remedy}]`: every row is named",
         "bad": "`[{source, field, found, expected, raw}]`: every row that cannot be used",
-        "shown": "`[{source, tokens, supervised, text}]`: with --show, learned tokens between `[[` and `]]`",
+        "shown": "`[{source, tokens, supervised, pieces: [[text, learned]]}]`: with --show",
+    },
+    "prepare": {
+        "folder": "the dataset; `datasets.load_from_disk` reads it",
+        "splits": "`{train, validation, test}`: rows of each that there is",
+        "ledger": LEDGER,
+        "rejected": "rows that were not written; they are in rejected.jsonl",
     },
     "train": TRAIN,
     "train --dry-run": {"settings": "`[{key, value, source}]`; source is `default`, `file:line`, `flag` or `auto`"},

@@ -8,6 +8,7 @@ from typing import Any, cast
 from tunesmith.cli.console import printable
 
 GAP = "  "
+MOST_BARS = 12
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = ()) -> list[str]:
@@ -25,6 +26,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequen
         return blanks + value if column in right else value + blanks
 
     return [GAP.join(padded(value, column) for column, value in enumerate(row)).rstrip() for row in cells]
+
+
+def bars(histogram: Sequence[Mapping[str, int]], *, width: int = 40) -> list[str]:
+    """A histogram ``[{from, to, rows}]`` lying on its side, neighbours joined where there are more than twelve bars."""
+    step = -(-len(histogram) // MOST_BARS)
+    groups = [histogram[start : start + step] for start in range(0, len(histogram), step)]
+    joined = [(group[0]["from"], group[-1]["to"] - 1, sum(bar["rows"] for bar in group)) for group in groups]
+    most = max(rows for _, _, rows in joined)
+    rows = [(f"{low:,}", f"{high:,}", f"{rows:,}", "#" * -(-width * rows // most)) for low, high, rows in joined]
+    return table(("from", "to", "rows", ""), rows, right=(0, 1, 2))
 
 
 def text(value: Any) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tunesmith.data.rows import NOT_UTF8, BadRow, Row, Rows
+from tunesmith.data.rows import BLOCK_BYTES, NOT_UTF8, BadRow, Block, Row, Rows
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+MOST_ROWS = 4096  # of a block, however small they are
 
-def parquet_rows(data: bytes, name: str) -> Rows:
-    """Rows of a parquet file; columns that `datasets` marked as class labels become the labels' names.
+
+def parquet_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
+    """Row groups of a parquet file, in parts of about a megabyte.
 
     Raises:
         DataError: the file is not parquet, or is damaged.
@@ -23,10 +25,26 @@ def parquet_rows(data: bytes, name: str) -> Rows:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        parquet = pq.ParquetFile(file, buffer_size=BLOCK_BYTES, pre_buffer=False)
+        groups = [parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups)]
+        size = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+        rows = min(max(BLOCK_BYTES // max(size, 1), 1), MOST_ROWS)
+        yield from batch_blocks(parquet.iter_batches(batch_size=rows, use_threads=False), name)
     except (pa.ArrowException, OSError) as error:
         raise DataError("the parquet file cannot be read", where=name, why=str(error)) from error
-    yield from table_rows([table], name, label_names(table.schema.metadata))
+
+
+def batch_blocks(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[Block]:
+    """Arrow batches, each written as an Arrow stream with its schema; rows are counted from 1 through all of them."""
+    import pyarrow as pa
+
+    start = 1
+    for batch in batches:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as stream:
+            stream.write_batch(batch)
+        yield Block(name, start, sink.getvalue().to_pybytes())
+        start += batch.num_rows
 
 
 def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
@@ -40,21 +58,23 @@ def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
     }
 
 
-def table_rows(tables: Iterable[pa.Table], name: str, labels: Mapping[str, Sequence[str]]) -> Rows:
-    """Rows of Arrow tables, counted from 1 through all of them.
+def arrow_rows(block: Block) -> Rows:
+    """Rows of an Arrow stream, each with its number.
 
     Inside lists and structs a null says only that another row has the key, so it is taken away there; a null column
-    value stays. Columns of JSON text are decoded, class labels become their names (no name for -1: null).
+    value stays. Columns of JSON text are decoded; columns that `datasets` marked as class labels become the labels'
+    names (no name for -1: null).
     """
-    number = 0
-    for table in tables:
-        convert = {column.name: _converter(column.type, labels.get(column.name)) for column in table.schema}
-        for batch in table.to_batches(max_chunksize=1000):
-            for fields in _batch_rows(batch, convert):
-                number += 1
-                source = f"{name}:{number}"
-                bad = isinstance(fields, str)
-                yield BadRow(source, "row", fields, "values that can be decoded", "") if bad else Row(fields, source)
+    import pyarrow as pa
+
+    stream = pa.ipc.open_stream(block.payload)
+    labels = label_names(stream.schema.metadata)
+    convert = {column.name: _converter(column.type, labels.get(column.name)) for column in stream.schema}
+    rows = (fields for batch in stream for fields in _batch_rows(batch, convert))
+    for number, fields in enumerate(rows, start=block.start):
+        source = f"{block.name}:{number}"
+        bad = isinstance(fields, str)
+        yield BadRow(source, "row", fields, "values that can be decoded", "") if bad else Row(fields, source)
 
 
 def _converter(kind: pa.DataType, labels: Sequence[str] | None = None) -> Callable[[Any], Any] | None:

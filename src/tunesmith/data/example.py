@@ -14,7 +14,7 @@ The shapes, by their fields (those in brackets are optional, and absent when nul
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,14 +50,31 @@ class Example:
 
         Two answers to one prompt have one key, so a split by it keeps them together.
         """
-        if self.text is not None:
-            return self.text
-        answers = [index for index, message in enumerate(self.messages) if message.role == "assistant"]
-        return _canonical(self.messages[: answers[-1]] if answers else self.messages, self.tools)
+        return self.keys()[0]
+
+    def last_answer(self) -> int:
+        """Index of the last assistant turn; the number of turns where there is none."""
+        for index in range(len(self.messages) - 1, -1, -1):
+            if self.messages[index].role == "assistant":
+                return index
+        return len(self.messages)
+
+    def answer(self) -> str:
+        """The text of the last assistant turn; none in a raw row."""
+        return self.messages[self.last_answer()].content if self.text is None else ""
 
     def content_key(self) -> str:
         """The whole row as one stable text: equal for exact duplicates, wherever they come from."""
-        return self.text if self.text is not None else _canonical(self.messages, self.tools)
+        return self.keys()[1]
+
+    def keys(self) -> tuple[str, str]:
+        """``(prompt_key, content_key)``, in little more time than one of them."""
+        if self.text is not None:
+            return self.text, self.text
+        turns = [_canonical_turn(message) for message in self.messages]
+        tools = _canonical(self.tools) if self.tools else "[]"
+        prompt, content = ",".join(turns[: self.last_answer()]), ",".join(turns)
+        return f"[[{prompt}],{tools}]", f"[[{content}],{tools}]"
 
     def characters(self) -> int:
         """Length in characters, without tools and template: a rough measure before there is a tokenizer."""
@@ -195,6 +212,12 @@ def _text(fields: Mapping[str, Any], field: str) -> str:
     return value
 
 
-def _canonical(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
-    turns = [message.to_template() for message in messages]
-    return json.dumps([turns, tools], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+def _canonical_turn(message: Message) -> str:
+    """``_canonical(message.to_template())``; most turns have nothing but a role and content, and are written faster."""
+    is_plain = message.tool_call_id is None and message.name is None and message.reasoning_content is None
+    if is_plain and not message.tool_calls:
+        return f'{{"content":{_canonical(message.content)},"role":{_canonical(message.role)}}}'
+    return _canonical(message.to_template())
+
+
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode

@@ -1,11 +1,11 @@
-"""What is noticed while rows become tokens: counted, with the first rows named, and said aloud as findings."""
+"""What is noticed while rows become tokens, with the rows that it is about: said aloud as findings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from tunesmith.data.check import ROWS_NAMED, Finding
+from tunesmith.data.finding import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +81,30 @@ CONTROL_IN_RAW_TEXT = Kind(
 
 
 class Notes:
-    """Counts rows by what was noticed about them."""
+    """Gathers rows by what was noticed about them."""
 
     def __init__(self) -> None:
         self._rows: dict[Kind, list[str]] = {}
-        self._counts: dict[Kind, int] = {}
-        self._last: dict[Kind, str] = {}
 
     def note(self, kind: Kind, source: str) -> None:
-        """Counts a row; several turns of one row count once."""
-        if self._last.get(kind) == source:
-            return
-        self._last[kind] = source
-        self._counts[kind] = self._counts.get(kind, 0) + 1
+        """Names a row; several turns of one row count once."""
         rows = self._rows.setdefault(kind, [])
-        if len(rows) < ROWS_NAMED:
+        if not rows or rows[-1] != source:
             rows.append(source)
 
     def findings(self) -> list[Finding]:
         """What was noticed, in the order in which it was."""
-        return [
-            Finding(kind.id, kind.severity, count, list(self._rows[kind]), kind.message, kind.remedy)
-            for kind, count in self._counts.items()
-        ]
+        return [Finding(kind.id, kind.severity, rows, kind.message, kind.remedy) for kind, rows in self._rows.items()]
+
+    def take(self) -> Notes:
+        """What was noticed so far; it begins anew."""
+        taken = Notes()
+        taken._rows, self._rows = self._rows, {}
+        return taken
+
+    def merge(self, later: Notes) -> None:
+        """Adds what was noticed about the rows that follow these, as if one had named them all."""
+        for kind, rows in later._rows.items():
+            named = self._rows.setdefault(kind, [])
+            again = bool(named) and named[-1] == rows[0]  # one row more on both sides of the border
+            named += rows[again:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ class Order:
 
     Args:
         weights: how often an epoch sees each row; the fraction beyond whole passes is drawn by seed and epoch.
+        sources: the source that each row is of; needed where there are quotas.
+        quotas: source to the rows of it that an epoch has, in place of weights: whole passes, and the rest drawn.
         batch_size: rows in an optimizer step.
         epochs: passes over the rows; a fraction ends inside a pass. Ignored where ``max_steps`` is given.
         max_steps: optimizer steps in all.
@@ -30,9 +32,18 @@ class Order:
     """
 
     def __init__(
-        self, weights: Sequence[float], *, batch_size: int, epochs: float, max_steps: int | None, seed: int
+        self,
+        weights: Sequence[float] | np.ndarray,
+        *,
+        sources: np.ndarray | None = None,
+        quotas: Mapping[int, int] | None = None,
+        batch_size: int,
+        epochs: float,
+        max_steps: int | None,
+        seed: int,
     ) -> None:
         self.weights = np.asarray(weights, dtype=np.float64)
+        self.sources, self.quotas = sources, dict(quotas or {})
         self.batch_size, self.seed = batch_size, seed
         self.total_steps = max_steps if max_steps is not None else self._count(epochs)
 
@@ -41,6 +52,12 @@ class Order:
         random = np.random.default_rng([self.seed, epoch])
         whole = np.floor(self.weights)
         copies = (whole + (random.random(len(self.weights)) < self.weights - whole)).astype(np.int64)
+        for source, rows in self.quotas.items():
+            assert self.sources is not None
+            own = np.flatnonzero(self.sources == source)
+            if len(own):
+                copies[own] = rows // len(own)
+                copies[random.permutation(own)[: rows % len(own)]] += 1
         if not copies.any():  # weights far below 1: an epoch has one row at least
             copies[random.integers(len(copies))] = 1
         return random.permutation(np.repeat(np.arange(len(self.weights)), copies))

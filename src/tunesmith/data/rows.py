@@ -1,17 +1,24 @@
-"""A row as its file has it, and a row that cannot be used; what the readers of all formats share."""
+"""A row as its file has it, a row that cannot be used, and the blocks that files are read in; all formats share these.
+
+A file is never held whole: it is cut into blocks of about a megabyte, in order and cheaply, and each block can be
+parsed on its own, in another process too.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from tunesmith.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 INVALID_BYTES = re.compile("[\udc80-\udcff]")  # how errors="surrogateescape" marks bytes that are not UTF-8
 NOT_UTF8 = "bytes that are not UTF-8"
+UTF16_WITHOUT_A_MARK = re.compile(rb"[^\0]\0[^\0]\0|\0[^\0]\0[^\0]")
+BLOCK_BYTES = 2**20
+LARGEST_ROW = 2**27  # bytes of a line, characters of an element: a larger one is a file without line ends
 
 
 @dataclass(slots=True)
@@ -36,17 +43,89 @@ class BadRow:
         return f"{self.source}: {self.field}: found {self.found}, expected {self.expected}"
 
 
+@dataclass(slots=True)
+class Block:
+    """Some rows of a file in their order, not parsed yet; it can be pickled.
+
+    `start` is the number of its first line, or of its first row where rows are counted; `payload` is what the format
+    makes of it: whole lines as bytes, records, elements of an array, or an Arrow stream.
+    """
+
+    name: str
+    start: int
+    payload: Any
+
+
 Rows = Iterator[Row | BadRow]
 
 
 def refuse_utf16(data: bytes, name: str) -> None:
-    """UTF-16 and UTF-32 begin with marks that no UTF-8 text has.
+    """UTF-16 and UTF-32 begin with marks that no UTF-8 text has, or with every second byte zero.
+
+    Args:
+        data: how the file begins, at least 4 bytes unless it is shorter.
+        name: the file, for the message.
 
     Raises:
-        DataError: the data begins with one.
+        DataError: the data begins so.
     """
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError("the file is UTF-16, not UTF-8", where=name, remedy="save it as UTF-8")
+    wide = data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
+    if wide or data[:2] in (b"\xff\xfe", b"\xfe\xff") or UTF16_WITHOUT_A_MARK.match(data):
+        found = "UTF-32" if wide else "UTF-16"
+        raise DataError(f"the file is {found}, not UTF-8", where=name, remedy="save it as UTF-8")
+
+
+def refuse_too_large(size: int, name: str, line: int) -> None:
+    """Stops before a row that never ends fills the memory.
+
+    Raises:
+        DataError: the size is beyond LARGEST_ROW.
+    """
+    if size > LARGEST_ROW:
+        raise DataError(
+            f"a row of more than {LARGEST_ROW // 2**20} MB",
+            where=f"{name}:{line}",
+            why="it has not ended after so much",
+            remedy="check that the file is what its name says, and end each row with a line end",
+        )
+
+
+def text_chunks(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The bytes of a UTF-8 file without its mark, about a megabyte at a time.
+
+    Raises:
+        DataError: the file is UTF-16 or UTF-32.
+    """
+    chunk = file.read(BLOCK_BYTES)
+    refuse_utf16(chunk, name)
+    chunk = chunk.removeprefix(BOM)
+    while chunk:
+        yield chunk
+        chunk = file.read(BLOCK_BYTES)
+
+
+def line_blocks(chunks: Iterable[bytes], name: str) -> Iterator[Block]:
+    """Whole lines, about a megabyte at a time; a longer line makes its block longer.
+
+    Raises:
+        DataError: a line is beyond LARGEST_ROW.
+    """
+    start, unended, size = 1, [], 0
+    for chunk in chunks:
+        end = chunk.rfind(b"\n") + 1
+        if not end:
+            unended.append(chunk)
+            size += len(chunk)
+            refuse_too_large(size, name, start)
+            continue
+        lines = b"".join([*unended, chunk[:end]])
+        unended, size = [chunk[end:]], len(chunk) - end
+        yield Block(name, start, lines)
+        start += lines.count(b"\n")
+    if size:
+        lines = b"".join(unended)
+        unended.clear()
+        yield Block(name, start, lines)
 
 
 def bad_bytes(line: bytes, position: int) -> str:

@@ -28,6 +28,7 @@ FIELDS = tuple(dict.fromkeys(field for fields in (*REQUIRED.values(), *OPTIONAL.
 METADATA = frozenset(
     ("id", "idx", "index", "uuid", "url", "source", "src", "meta", "metadata", "date", "timestamp", "__index_level_0__")
 )
+LARGE_SHARE = 0.1  # of the first rows: so many of another shape are no slip
 # Names that others give to the two halves, for a suggestion only.
 QUESTIONS = ("question", "query", "prompt", "instruction", "input", "text", "sentence", "problem", "user", "source")
 ANSWERS = ("answer", "response", "completion", "output", "target", "label", "category", "summary", "solution", "intent")
@@ -77,10 +78,35 @@ def detect_shape(
     if len(fitting) > 1:
         raise DataError(
             f"the rows fit more than one shape: {' and '.join(fitting)}",
-            why="; ".join(f"{shape} has {', '.join(required_fields(shape, instruction))}" for shape in fitting),
+            why="; ".join(
+                f"{shape} has {', '.join(required_fields(shape, instruction))}, as "
+                f"{_share(sum(row.issuperset(required_fields(shape, instruction)) for row in names), len(names))} have"
+                for shape in fitting
+            ),
             remedy=f"name the shape: data.format: {fitting[0]}",
         )
     return fitting[0], _reason(rows, fitting[0], columns)
+
+
+def other_shape(
+    rows: Sequence[Mapping[str, Any]], *, shape: str, columns: Mapping[str, str], instruction: str | None
+) -> str | None:
+    """That many of the first rows have another shape than the one that all are read as, in words; None: they have not.
+
+    Many are a tenth. Rows that have the fields of both are of the shape asked about.
+    """
+    names = [set(map_columns(row, columns)) for row in rows]
+    others = [row for row in names if not row.issuperset(required_fields(shape, instruction))]
+    fit = {
+        other: sum(row.issuperset(required_fields(other, instruction)) for row in others)
+        for other in REQUIRED
+        if other != shape
+    }
+    likely = max(fit, key=lambda other: fit[other])
+    if not fit[likely] or fit[likely] < len(rows) * LARGE_SHARE:
+        return None
+    fields = ", ".join(required_fields(likely, instruction))
+    return f"{_share(fit[likely], len(rows))} have the shape {likely} ({fields}), and are read as {shape}"
 
 
 def check_columns(
@@ -164,6 +190,10 @@ def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         if row.keys() - seen.keys():
             seen.update(dict.fromkeys(row))
     return list(seen)
+
+
+def _share(count: int, rows: int) -> str:
+    return f"{count} of the first {rows} rows" if rows > 1 else "the first row"
 
 
 def _reason(rows: Sequence[Mapping[str, Any]], shape: str, columns: Mapping[str, str]) -> str:

@@ -2,47 +2,159 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
+import io
 import json
-import lzma
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tunesmith.data.arrow_rows import table_rows
+from tunesmith.data.arrow_rows import arrow_rows, batch_blocks
 from tunesmith.data.formats import FORMATS
-from tunesmith.data.rows import BadRow, Row
+from tunesmith.data.rows import Block, Row, Rows
 from tunesmith.data.shape import did_you_mean, listed
 from tunesmith.data.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
+from tunesmith.data.stream import COMPRESSIONS, Source, buffered, drain, refuse_pointer, seekable, unpacked
 from tunesmith.errors import DataError, TunesmithError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset, DatasetDict
 
     from tunesmith.recipe import SourceSettings
 
 EVERY_ROLE = ""  # the split of files that are named for none
-COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-}
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
-@dataclass(slots=True)
-class Part:
-    """The rows of one file or split; `sha256` is of the file's bytes, or of a dataset's rows as JSON."""
+class Part(Protocol):
+    """One file or split; it can be read any number of times, and holds no rows itself."""
 
     name: str
-    sha256: str
-    rows: list[Row | BadRow]
+
+    def blocks(self) -> Iterator[Block]:
+        """Its rows in order, in blocks of about a megabyte that are not parsed yet.
+
+        Raises:
+            DataError: the file cannot be read as what its name says.
+        """
+        ...
+
+    @property
+    def parse(self) -> Callable[[Block], Rows]:
+        """What makes rows of its blocks: a function of a module, so that another process can be told to call it."""
+        ...
+
+    def rows(self) -> Rows:
+        """Its rows in order."""
+        ...
+
+    @property
+    def same_columns(self) -> bool:
+        """Whether every row has the columns of the first, as in a table."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's bytes, or of a dataset's rows as JSON; it costs a pass where none has been made yet."""
+        ...
+
+
+@dataclass(slots=True)
+class _FilePart:
+    """A file, packed or not."""
+
+    name: str
+    place: _Place
+    suffix: str
+    compression: str | None
+    _sha256: str | None = None
+
+    def blocks(self) -> Iterator[Block]:
+        kind = FORMATS[self.suffix]
+        with self.place.open(self.name) as source:
+            file = buffered(source)
+            refuse_pointer(file, self.name)
+            content = unpacked(file, self.compression, self.name)
+            yield from kind.blocks(seekable(content) if kind.seeks else content, self.name)
+            if source.in_order:
+                self._note(file, source)
+
+    @property
+    def parse(self) -> Callable[[Block], Rows]:
+        return FORMATS[self.suffix].rows
+
+    @property
+    def same_columns(self) -> bool:
+        return FORMATS[self.suffix].same_columns
+
+    def rows(self) -> Rows:
+        for block in self.blocks():
+            yield from self.parse(block)
+
+    @property
+    def sha256(self) -> str:
+        if self._sha256 is None:
+            with self.place.open(self.name) as source:
+                self._note(buffered(source), source)
+        assert self._sha256 is not None
+        return self._sha256
+
+    def _note(self, file: io.BufferedReader, source: Source) -> None:
+        """The digest of the bytes, after what is left of them has been read."""
+        drain(file)
+        found = source.digest.hexdigest()
+        if self._sha256 not in (None, found):
+            raise DataError(
+                "the file has changed while it was read", where=self.name, remedy="start again once it is written"
+            )
+        self._sha256 = found
+
+
+@dataclass(slots=True)
+class _DatasetPart:
+    """A split of a dataset, or a dataset without splits."""
+
+    name: str
+    dataset: Dataset
+    _sha256: str | None = None
+
+    def blocks(self) -> Iterator[Block]:
+        return batch_blocks(self._batches(), self.name)
+
+    @property
+    def parse(self) -> Callable[[Block], Rows]:
+        return arrow_rows
+
+    @property
+    def same_columns(self) -> bool:
+        return True
+
+    def rows(self) -> Rows:
+        digest = hashlib.sha256()
+        for block in self.blocks():
+            for row in self.parse(block):
+                content = row.fields if isinstance(row, Row) else row.raw
+                digest.update(json.dumps(content, default=str, sort_keys=True).encode() + b"\n")
+                yield row
+        self._sha256 = digest.hexdigest()
+
+    @property
+    def sha256(self) -> str:
+        if self._sha256 is None:
+            for _ in self.rows():
+                pass
+        assert self._sha256 is not None
+        return self._sha256
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        notes = self.dataset.features.arrow_schema.metadata  # the names of class labels, which the tables have lost
+        for table in self.dataset.with_format("arrow").iter(batch_size=1000):
+            yield from table.replace_schema_metadata(notes).to_batches()  # type: ignore[union-attr]  (an Arrow table)
 
 
 @dataclass(slots=True)
@@ -54,10 +166,10 @@ class _Folder:
 
 
 def parts_of(source: SourceSettings, role: Role) -> tuple[list[Part], list[str], str | None]:
-    """The rows of a source, file by file, with the names that were ignored and the split that was read.
+    """The files or the split of a source, with the names that were ignored and the split that is read.
 
     Raises:
-        DataError: nothing is there, it holds no rows, or a file cannot be read as what its name says.
+        DataError: nothing is there, or a file is of no format that can be read.
     """
     place = _Place(source.path)
     if not place.is_file and not place.is_folder:
@@ -140,11 +252,14 @@ class _Place:
                 return []
             return [entry.rstrip("/").rpartition("/")[2] for entry in self.system.ls(parent, detail=False)]
 
-    def read(self, name: str) -> bytes:
-        """The bytes of the file itself, or of one in the folder; `name` is as the user sees it."""
+    @contextmanager
+    def open(self, name: str) -> Iterator[Source]:
+        """The file itself, or one in the folder; `name` is as the user sees it."""
         root = self.root if name == self.path else f"{self.root}/{name.rpartition('/')[2]}"
         with self._reading(name):
-            return self.system.cat_file(root)
+            file = self.system.open(root, "rb")
+        with file:
+            yield Source(file, partial(self._reading, name))
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
@@ -176,11 +291,7 @@ def _file_part(place: _Place, name: str) -> Part:
             why=f"the formats are {', '.join(FORMATS)}, as they are or with {', '.join(COMPRESSIONS)}",
             remedy="convert the file, or give it the ending of its format",
         )
-    raw = place.read(name)
-    rows = list(FORMATS[suffix](_decompressed(raw, compression, name), name))
-    if not rows:
-        raise DataError("there are no rows in it", where=name, remedy="give a file with at least one row")
-    return Part(name, hashlib.sha256(raw).hexdigest(), rows)
+    return _FilePart(name, place, suffix, compression)
 
 
 def _suffix(name: str) -> tuple[str, str | None]:
@@ -188,15 +299,6 @@ def _suffix(name: str) -> tuple[str, str | None]:
     path = PurePosixPath(name.lower())
     compression = path.suffix if path.suffix in COMPRESSIONS else None
     return (PurePosixPath(path.stem).suffix if compression else path.suffix), compression
-
-
-def _decompressed(raw: bytes, compression: str | None, name: str) -> bytes:
-    if compression is None:
-        return raw
-    try:
-        return COMPRESSIONS[compression](raw)
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"the {compression} file is damaged", where=name, why=str(error)) from error
 
 
 def _folder(place: _Place) -> _Folder:
@@ -300,20 +402,4 @@ def _nearest(place: _Place) -> str | None:
 
 
 def _dataset_part(dataset: Dataset, path: str, split: str | None) -> Part:
-    from datasets import ClassLabel
-
-    name = path if split is None else f"{path}:{split}"
-    labels = {column: feature.names for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
-    tables = dataset.with_format("arrow").iter(batch_size=1000)
-    rows = list(table_rows(tables, name, labels))  # type: ignore[arg-type]  (Arrow tables in this format)
-    if not rows:
-        raise DataError("there are no rows in it", where=name, remedy="choose a split with rows")
-    return Part(name, _rows_sha256(rows), rows)
-
-
-def _rows_sha256(rows: Sequence[Row | BadRow]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        content = row.fields if isinstance(row, Row) else row.raw
-        digest.update(json.dumps(content, default=str, sort_keys=True).encode() + b"\n")
-    return digest.hexdigest()
+    return _DatasetPart(path if split is None else f"{path}:{split}", dataset)

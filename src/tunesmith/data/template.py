@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from tunesmith.data.check import Finding
 from tunesmith.data.control import ControlTokens, control_texts
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.encoding import TextEncoder
 from tunesmith.data.example import Example, Message
+from tunesmith.data.finding import Finding
 from tunesmith.data.notes import CONTROL_IN_RAW_TEXT, Notes
 from tunesmith.data.rendering import Dialect, Renderer, RenderError
 from tunesmith.data.template_source import choose_templates
@@ -107,7 +107,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.stop_ids = tuple(int(number) for number in stop_ids)
         self.rules = rules
-        self._notes = Notes()
+        self.notes = Notes()
         variables = {**tokenizer.special_tokens_map, **rules.kwargs}
         self._renderers = {
             name: Renderer(source, variables=variables, date=rules.date) for name, source in rules.templates.items()
@@ -116,12 +116,12 @@ class ChatTemplate:
         self._control = ControlTokens(control_texts(tokenizer, self.stop_ids, self._frame()))
         self._as_text = rules.control_tokens == "text"
         self._encoder = TextEncoder(tokenizer, self._control if self._as_text else None)
-        self._supervisor = Supervisor(self._encoder, stop_ids=self.stop_ids, notes=self._notes)
+        self._supervisor = Supervisor(self._encoder, stop_ids=self.stop_ids, notes=self.notes)
 
     @property
     def findings(self) -> list[Finding]:
         """What was noticed while encoding, each with its count and its first rows."""
-        return self._notes.findings()
+        return self.notes.findings()
 
     @property
     def text(self) -> str:
@@ -221,7 +221,7 @@ class ChatTemplate:
     def _raw_text(self, text: str, source: str, number: int) -> Encoded:
         """A text with the tokenizer's own special tokens and an end-of-text token; all is learned but the first."""
         if self._control.find(text) is not None and not self._as_text:
-            self._notes.note(CONTROL_IN_RAW_TEXT, source)
+            self.notes.note(CONTROL_IN_RAW_TEXT, source)
         eos = self.tokenizer.eos_token_id
         end = eos if isinstance(eos, int) else self.stop_ids[0]
         if self._as_text:

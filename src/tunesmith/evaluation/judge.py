@@ -6,9 +6,9 @@ Prompt and reference answer are cut out of the encoded row, so evaluation sends 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,19 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The held-out rows of a run. ``groups`` [rows]: rows of one number are resampled together."""
+    """The held-out rows of a run. ``groups`` [rows]: rows of one number are resampled together.
+
+    ``sources``: of a mixture, the numbers of the rows of each source.
+    """
 
     rows: list[Encoded]
     groups: list[int]
     questions: list[Question]
+    sources: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def losses_by_source(self, loss: RowScores) -> dict[str, float]:
+        """The mean loss of a supervised token, source by source; nothing where there is one source only."""
+        return {name: float(loss.total[rows].sum() / loss.weight[rows].sum()) for name, rows in self.sources.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,7 @@ class Measured:
 
 def make_task(
     rows: Sequence[Encoded],
-    groups: Sequence[int],
+    groups: Sequence[int] | np.ndarray,
     *,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Sequence[int],
@@ -83,10 +91,10 @@ def make_task(
     kept = set(examples)
     chosen = [row for row in rows if row.example in kept]
     last = {row.example: row for row in chosen}
-    questions = [_question(last[number], tokenizer, stop_ids, groups[number]) for number in examples]
+    questions = [_question(last[number], tokenizer, stop_ids, int(groups[number])) for number in examples]
     metrics = text_metrics(settings.metrics)
     check_truths(metrics, [item.truth for item in questions], [item.source for item in questions])
-    return Task(chosen, [groups[row.example] for row in chosen], questions)
+    return Task(chosen, [int(groups[row.example]) for row in chosen], questions)
 
 
 def _question(row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], group: int) -> Question:
@@ -249,7 +257,18 @@ def judge(
         resamples=settings.resamples,
         seed=settings.seed,
     )
-    return dict(verdict), samples(task, before, tuned)
+    return {**verdict, **_by_source(task, before, tuned)}, samples(task, before, tuned)
+
+
+def _by_source(task: Task, base: Measured, tuned: Measured) -> dict[str, Any]:
+    """Losses of a mixture, apart: ``{by_source: {path: {rows, tokens, base, tuned}}}``."""
+    before, after = (task.losses_by_source(each.scores["loss"]) for each in (base, tuned))
+    tokens = tuned.scores["loss"].weight
+    found = {
+        name: {"rows": len(rows), "tokens": int(tokens[rows].sum()), "base": before[name], "tuned": after[name]}
+        for name, rows in task.sources.items()
+    }
+    return {"by_source": found} if found else {}
 
 
 def _alone(measured: Measured, metrics: Sequence[str], rows: int) -> dict[str, Any]:
