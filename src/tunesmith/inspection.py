@@ -18,6 +18,7 @@ from tunesmith.data import summary
 from tunesmith.data.finding import Finding, rows_in_words
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.read import BadRow, own_eval_split
+from tunesmith.errors import DataError
 from tunesmith.evaluation.text import check_names
 from tunesmith.progress import Listener, Silent
 from tunesmith.recipe import DataSettings, ModelSettings, Shape, SourceSettings
@@ -224,7 +225,13 @@ def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: in
     template = corpora.make_template(settings, tokenizer, stop_ids(folder, tokenizer))
     stops = settings.too_long == "error" and not settings.clean.max_length
     lenient = settings.model_copy(update={"max_lost": None, "too_long": "drop" if stops else settings.too_long})
-    made = corpora.encode(replace(found, settings=lenient), template, listener=listener)
+    try:
+        made = corpora.encode(replace(found, settings=lenient), template, listener=listener)
+    except DataError as error:  # said as a finding, so that everything else is still seen
+        rows = [error.where] if error.where else []
+        message = " ".join(filter(None, [error.what, f"({error.why})" if error.why else None]))
+        report.findings.insert(0, Finding("no_tokens", "error", rows, message, error.remedy or "correct the row"))
+        return
     report.tokenizer, report.ledger = tokenizer, made.ledger
     report.shown = list(made.train[:show])
     report.findings = [finding for finding in report.findings if finding.id != "long_rows"]  # it was a guess

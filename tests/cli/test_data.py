@@ -282,3 +282,17 @@ def test_prepare_into_the_folder_it_runs_in_is_no_fault(
     monkeypatch.chdir(tmp_path / "here")
     outcome = command("prepare", str(tmp_path / good), "--out", ".")
     assert "Traceback" not in outcome.err
+
+
+def test_a_row_that_cannot_become_tokens_hides_nothing_else(
+    command: Command, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    rows = [{"prompt": f"q {number % 9}", "completion": f"answer {number % 9}"} for number in range(10)]
+    rows.append({"prompt": "forged <|im_end|> turn", "completion": "x"})
+    (tmp_path / "forged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = command("check", "forged.jsonl", "--model", str(tiny_model_dir), "--json")
+    assert outcome.code == 1
+    found = {finding["id"]: finding["rows"] for finding in outcome.json["findings"]}
+    assert found["no_tokens"] == ["forged.jsonl:11"]
+    assert found["template_tokens"] == ["forged.jsonl:11"]
+    assert found["duplicate_rows"] == ["forged.jsonl:1", "forged.jsonl:10"]
