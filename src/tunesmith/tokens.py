@@ -11,9 +11,6 @@ import hashlib
 import json
 import operator
 import os
-import signal
-import threading
-import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +30,7 @@ from tunesmith import __version__
 from tunesmith.data.example import Example
 from tunesmith.data.finding import Finding
 from tunesmith.data.notes import Notes
+from tunesmith.data.pool import end_with
 from tunesmith.data.template import ChatTemplate, Encoded
 from tunesmith.errors import DataError, TunesmithError
 from tunesmith.progress import Listener, Silent
@@ -462,16 +460,8 @@ _template_of_worker: Callable[[], ChatTemplate]  # set in worker processes only
 def _begin(parent: int, *recipe: Any) -> None:
     """Readies a worker process, which ends with its parent however that ends."""
     global _template_of_worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     _template_of_worker = functools.cache(functools.partial(_restored, *recipe))
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone: a killed parent can tell nobody, and the queues stay open."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _restored(tokenizer: PreTrainedTokenizerBase, rules: Mapping[str, Any], stop_ids: Sequence[int]) -> ChatTemplate:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -68,7 +72,7 @@ class Processes:
         from loky import ProcessPoolExecutor
 
         if self._executor is None:
-            self._executor = ProcessPoolExecutor(self.workers)
+            self._executor = ProcessPoolExecutor(self.workers, initializer=end_with, initargs=(os.getpid(),))
         return self._executor.submit(*call)
 
     def _done(self, block: Block, future: Any) -> tuple[str, Facts]:
@@ -83,6 +87,18 @@ class Processes:
                 why="Most often the system ends a process because memory runs out.",
                 remedy="free memory, or set TUNESMITH_WORKERS=1",
             ) from error
+
+
+def end_with(parent: int) -> None:
+    """Readies a worker process, which ends with its parent however that ends: a killed parent can tell nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    threading.Thread(target=_end_when_gone, args=(parent,), daemon=True).start()
+
+
+def _end_when_gone(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 class RayPool:
