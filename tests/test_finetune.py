@@ -18,15 +18,17 @@ from tests.tiny import config_for, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import tunesmith
-from tunesmith import memory, plan, prepare, rehearsal
+from tunesmith import memory, plan, prepare, rehearsal, symptoms
 from tunesmith.data.example import Message
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError, TrainError
 from tunesmith.finetune import dry_run, evaluate, train
 from tunesmith.fit import Fit
+from tunesmith.generate import GenerationSettings, generate
 from tunesmith.progress import Silent
 from tunesmith.recipe_file import read_recipe
 from tunesmith.rehearsal import Rehearsal
 from tunesmith.run import Run
+from tunesmith.symptoms import Symptom
 from tunesmith.training.loop import Step
 
 WORDS = ["red", "green", "blue", "black", "white", "brown", "pink"]
@@ -679,3 +681,55 @@ def test_a_killed_process_continues_to_the_same_bytes(values: dict[str, Any], tm
         steps.append(Run(killed["output_dir"]).checkpoints[-1].name)
     assert steps == ["step-000003", "step-000006", "step-000009"]
     assert final_bytes(train(killed, resume=True).run) == final_bytes(expected.run)
+
+
+def test_sample_answers_and_warnings_change_no_byte(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = with_values(
+        values,
+        method={"name": "lora", "r": 4, "lora_dropout": 0.1},
+        training={"logging_steps": 1},
+        evaluation={"metrics": ["loss"]},
+    )
+    quiet = train(with_values(values, evaluation={"samples": 0}, output_dir=str(tmp_path / "quiet"))).run
+    assert not (quiet / "samples_during.jsonl").exists()
+    monkeypatch.setitem(symptoms.RULES, "flat", lambda seen: Symptom("flat", seen.loss.steps[-1], "it is flat"))
+    listener = Listener()
+    talking = train(with_values(values, output_dir=str(tmp_path / "talking")), listener=listener).run
+    assert listener.lines.count("step 1: it is flat") == 1
+    assert final_bytes(talking) == final_bytes(quiet)
+    lines = [without_times(Run(run).read_lines("metrics.jsonl")) for run in (talking, quiet)]
+    assert lines[0] == lines[1]
+
+
+def test_an_answer_at_each_evaluation_is_the_answer_of_that_moment(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listener()
+    run = Run(train(with_values(values, training={"save_steps": 2}), listener=listener).run)
+    samples = run.read_lines("samples_during.jsonl")
+    evaluated = [line["step"] for line in run.read_lines("metrics.jsonl") if "eval_loss" in line]
+    assert [line["step"] for line in samples] == evaluated and len(evaluated) >= 3
+    assert len({(line["source"], line["prompt"], line["truth"]) for line in samples}) == 1
+    for checkpoint, line in zip(run.checkpoints[:2], samples, strict=False):
+        assert checkpoint.name == f"step-{line['step']:06d}"
+        task_prompt = line["prompt"]
+        model = tunesmith.load(checkpoint)
+        ids = model.tokenizer(task_prompt, add_special_tokens=False)["input_ids"]
+        settings = GenerationSettings(max_new_tokens=6)
+        ((answer,),) = generate(model.model, model.tokenizer, [ids], settings=settings, stop_ids=model.stop_ids)
+        assert (line["answer"], line["stopped"]) == (answer.text, answer.stopped)
+    assert sum(f"is answered {samples[-1]['answer']!r:.20}" in said for said in listener.lines) >= 1
+
+
+def test_a_resumed_run_has_each_sample_answer_once(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Run(train(with_values(values, output_dir=str(tmp_path / "whole"))).run)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6)
+        with pytest.raises(KeyboardInterrupt):
+            train(values)
+    stopped = Run(train(values, resume=True).run)
+    assert stopped.read_lines("samples_during.jsonl") == whole.read_lines("samples_during.jsonl")

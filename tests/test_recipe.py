@@ -101,11 +101,25 @@ def test_batch_size_can_be_said_by_its_two_parts() -> None:
         ),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps needs per_device_train_batch_size"),
         ({"max_steps": 5, "num_train_epochs": 1.0}, "max_steps and num_train_epochs say the same thing"),
-        ({"warmup_steps": 5, "warmup_ratio": 0.1}, "warmup_steps and warmup_ratio say the same thing"),
+        ({"warmup_steps": 5.5}, "a whole number of steps or a share below 1, found 5.5"),
         ({"eval_strategy": "epoch", "eval_steps": 5}, "eval_steps has no meaning under eval_strategy: epoch"),
         ({"save_strategy": "no", "save_steps": 5}, "save_steps has no meaning under save_strategy: no"),
         ({"lr_scheduler_type": "constant", "warmup_steps": 5}, "use constant_with_warmup"),
-        ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, "use constant_with_warmup"),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 0.1}, "use constant_with_warmup"),
+        ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"min_lr": 1e-5}}, "which takes no arguments"),
+        ({"logging_strategy": "epoch", "logging_steps": 5}, "logging_steps has no meaning under logging_strategy"),
+        ({"optim": "sgd", "adam_beta1": 0.8}, "adam_beta1 has no meaning under optim: sgd"),
+        ({"optim": "lion_32bit", "adam_epsilon": 1e-6}, "adam_epsilon has no meaning under optim: lion_32bit"),
+        ({"metric_for_best_model": "token_accuracy"}, "metric_for_best_model needs load_best_model_at_end"),
+        ({"early_stopping_threshold": 0.1}, "early_stopping_threshold needs"),
+        (
+            {"load_best_model_at_end": True, "early_stopping_threshold": 0.1},
+            "early_stopping_threshold needs early_stopping_patience",
+        ),
+        ({"load_best_model_at_end": True, "eval_strategy": "no"}, "nothing to go by under eval_strategy: no"),
+        ({"early_stopping_patience": 2, "eval_strategy": "no"}, "early_stopping_patience has nothing to go by"),
+        ({"load_best_model_at_end": True, "greater_is_better": True}, "contradicts metric_for_best_model: loss"),
+        ({"load_best_model_at_end": True, "metric_for_best_model": "f1"}, "f1 is not known at a validation"),
         ({"threads": 0}, "must be above 0, found 0"),
         ({"micro_batch_tokens": -1}, "must be above 0, found -1"),
         ({"learning_rate": 0.0}, "must be above 0, found 0"),
@@ -121,8 +135,7 @@ def test_settings_of_training_that_contradict_or_leave_their_bounds_are_refused(
 
 
 def test_null_gives_the_other_way_of_saying_it_its_room() -> None:
-    training = recipe(training={"max_steps": None, "num_train_epochs": 2.0, "warmup_steps": None, "warmup_ratio": 0.1})
-    assert (training.training.num_train_epochs, training.training.warmup_ratio) == (2.0, 0.1)
+    assert recipe(training={"max_steps": None, "num_train_epochs": 2.0}).training.num_train_epochs == 2.0
 
 
 @pytest.mark.parametrize(

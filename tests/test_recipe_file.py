@@ -211,7 +211,7 @@ def test_what_is_missing_is_named(file: Path) -> None:
     ("text", "line", "begins"),
     [
         ("training:\n  num_train_epochs: 1\n  max_steps: 5\n", 7, "max_steps and num_train_epochs say"),
-        ("training:\n  warmup_ratio: 0.1\n  warmup_steps: 5\n", 7, "warmup_steps and warmup_ratio say"),
+        ("training:\n  warmup_ratio: 0.1\n  warmup_steps: 5\n", 6, "training.warmup_ratio and training.warmup_steps"),
         ("training:\n  eval_strategy: no\n  eval_steps: 5\n", 7, "eval_steps has no meaning under"),
         ("training:\n  save_strategy: epoch\n  save_steps: 5\n", 7, "save_steps has no meaning under"),
         ("training:\n  per_device_train_batch_size: 2\n  batch_size: 3\n", 7, "batch_size 3 contradicts"),

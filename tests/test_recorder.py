@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ LABELS = [10, 5, 7, 3, 9]
 
 def make_recorder(folder: Path, *, totals: dict[str, Any] | None = None, step: int = 0, **changes: Any) -> Recorder:
     folder.mkdir(exist_ok=True)
-    values: dict[str, Any] = {"logging_steps": 2, "total_steps": 5, "tensorboard": False, **changes}
-    return Recorder(Run(folder), totals=totals or {}, step=step, **values)
+    every = changes.pop("logging_steps", 2)
+    values: dict[str, Any] = {"line_due": lambda result: result.step % every == 0 or result.step == 5, "report_to": []}
+    return Recorder(Run(folder), totals=totals or {}, step=step, **{**values, **changes})
 
 
 def result(step: int) -> StepResult:
@@ -79,6 +81,16 @@ def test_a_resumed_recorder_writes_the_same_lines(tmp_path: Path, stopped_after:
     assert resumed.state() == whole.state()
 
 
+def test_a_run_that_ends_before_a_line_is_due_has_the_line_all_the_same(tmp_path: Path) -> None:
+    recorder = make_recorder(tmp_path)
+    for step in (1, 2, 3):
+        recorder.on_step(result(step))
+    recorder.finish_line()
+    recorder.finish_line()
+    lines = recorder.run.read_lines("metrics.jsonl")
+    assert [(line["step"], line["supervised_tokens"]) for line in lines] == [(2, 15), (3, 7)]
+
+
 def test_the_best_step_is_the_first_of_the_lowest_validation_loss(tmp_path: Path) -> None:
     recorder = make_recorder(tmp_path)
     for step, loss in ((1, 2.0), (2, 1.5), (3, 1.5), (4, 1.9)):
@@ -96,28 +108,55 @@ def test_the_best_step_is_the_first_of_the_lowest_validation_loss(tmp_path: Path
     assert (resumed.totals.best_step, resumed.totals.best_loss) == (2, 1.5)
 
 
-def test_progress_tells_loss_speed_and_the_last_validation_loss(tmp_path: Path) -> None:
+def test_progress_tells_how_the_run_stands(tmp_path: Path) -> None:
     recorder = make_recorder(tmp_path)
     heard: list[tuple[int, dict[str, str]]] = []
     recorder.advance = lambda done, facts: heard.append((done, dict(facts)))
     recorder.on_step(result(1))
     recorder.on_eval(1, 0.3, 1.23456, 0.1)
     recorder.on_step(result(2))
+    rest = {"tokens/s": "200", "saved": "20%"}
     assert heard == [
-        (1, {"loss": "1.0000", "tokens/s": "200"}),
-        (2, {"loss": "4.0000", "tokens/s": "200", "eval loss": "1.2346"}),
+        (1, {"loss": "1.0000", "lr": "1.00e-02", "grad norm": "0.5", **rest}),
+        (2, {"loss": "4.0000", "eval loss": "1.2346", "lr": "2.00e-02", "grad norm": "1", **rest}),
     ]
+    assert list(heard[1][1]) == ["loss", "eval loss", "lr", "grad norm", "tokens/s", "saved"]
+
+
+def test_nothing_is_called_saved_where_no_prefix_was_shared(tmp_path: Path) -> None:
+    recorder = make_recorder(tmp_path)
+    heard: list[dict[str, str]] = []
+    recorder.advance = lambda done, facts: heard.append(dict(facts))
+    recorder.on_step(dataclasses.replace(result(1), computed_tokens=100))
+    assert "saved" not in heard[0]
+
+
+def test_what_looks_wrong_is_warned_of_once_also_by_a_continued_run(tmp_path: Path) -> None:
+    def spike(step: int) -> StepResult:
+        return dataclasses.replace(result(1), step=step, gradient_norm=50.0 if step in (12, 15) else 0.5)
+
+    warned: list[str] = []
+    recorder = make_recorder(tmp_path, logging_steps=1, total_steps=20)
+    recorder.warn = warned.append
+    for step in range(1, 14):
+        recorder.on_step(spike(step))
+    assert len(warned) == 1 and warned[0].startswith("step 12: the gradient norm of step 12 is 50, 100 times")
+    resumed = make_recorder(tmp_path, totals=recorder.state(), step=13, logging_steps=1, total_steps=20)
+    resumed.warn = warned.append
+    for step in range(14, 21):
+        resumed.on_step(spike(step))
+    assert len(warned) == 1
 
 
 def test_tensorboard_gets_the_same_values_without_those_that_are_computed_again(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    recorder = make_recorder(tmp_path, tensorboard=True, logging_steps=1)
+    recorder = make_recorder(tmp_path, report_to=["tensorboard"], logging_steps=1)
     for step in (1, 2, 3):
         recorder.on_step(result(step))
     recorder.on_eval(3, 1.0, 2.5, 0.1)
     recorder.close()
-    resumed = make_recorder(tmp_path, tensorboard=True, logging_steps=1, totals=recorder.state(), step=1)
+    resumed = make_recorder(tmp_path, report_to=["tensorboard"], logging_steps=1, totals=recorder.state(), step=1)
     resumed.on_step(result(2))
     resumed.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))

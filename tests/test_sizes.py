@@ -11,7 +11,9 @@ from tests.model.architectures import FALL_BACK, SHARE, tiny_config
 from tests.tiny import config_for
 from transformers import AutoConfig, GPT2Config
 
+from tunesmith import plan
 from tunesmith.errors import ModelError
+from tunesmith.optimizers import OPTIMIZERS
 from tunesmith.recipe_file import read_recipe
 from tunesmith.sizes import Shape, shape_of
 
@@ -134,3 +136,29 @@ def test_every_architecture_that_trains_has_a_shape(name: str) -> None:
 @pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])
 def test_sizes_that_differ_by_layer_count_as_the_largest(name: str) -> None:
     assert shape(tiny_config(name)).widest >= 48 * 4
+
+
+def test_the_state_of_each_optimizer_is_counted_for_what_trains(config: Any) -> None:
+    full = {name: shape(config, optim=name) for name in OPTIMIZERS}
+    assert (full["adamw_torch"].states, full["sgd"].states, full["lion_32bit"].states) == (2.0, 0.0, 1.0)
+    vectors = 5 * 64  # five norms
+    large = PARAMETERS - vectors - 400 * 64 - 4 * 64 * 32  # what is quantized: 4,096 elements at least, no lookup table
+    rest = PARAMETERS - large
+    expected = 2 * large * (1 + 4 / 256) + 8 * rest
+    assert full["adamw_8bit"].states * full["adamw_8bit"].trained == pytest.approx(expected)
+    assert full["paged_adamw_8bit"] == full["adamw_8bit"]
+    sides = 400 + 64 + 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
+    assert full["adafactor"].states * full["adafactor"].trained == pytest.approx(4 * (sides + vectors))
+    lora = shape(config, {"name": "lora", "r": 4}, optim="adamw_8bit")
+    assert lora.states == 2.0, "adapters of this size are below what is quantized"
+
+
+def test_what_an_optimizer_keeps_is_in_the_prediction(config: Any) -> None:
+    peaks = {
+        name: plan.predict(shape(config, optim=name), tokens=64, checkpointing=False, memory=2**34)
+        for name in ("adamw_torch", "sgd", "lion_32bit")
+    }
+    assert peaks["adamw_torch"].optimizer == 3 * 4 * PARAMETERS
+    assert peaks["lion_32bit"].optimizer == 2 * 4 * PARAMETERS
+    assert peaks["sgd"].optimizer == 4 * PARAMETERS
+    assert peaks["adamw_torch"].judging - peaks["sgd"].judging == 2 * 4 * PARAMETERS

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         TunesmithError,
     )
     from tunesmith.finetune import evaluate, train
+    from tunesmith.merging import merge
     from tunesmith.recipe import Recipe
     from tunesmith.tuned import load
 
@@ -25,6 +26,7 @@ _PUBLIC = {
     "train": "tunesmith.finetune",
     "evaluate": "tunesmith.finetune",
     "load": "tunesmith.tuned",
+    "merge": "tunesmith.merging",
     "Recipe": "tunesmith.recipe",
     "TunesmithError": "tunesmith.errors",
     "RecipeError": "tunesmith.errors",
@@ -47,6 +49,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "load",
+    "merge",
     "train",
 ]
 

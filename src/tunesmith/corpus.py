@@ -76,10 +76,12 @@ class Corpus:
 
     ``weights`` and ``train_sources`` go with ``train``: how often an epoch sees a row, and which source it is of;
     ``quotas`` are the rows of an epoch by source, where the recipe gives a number. ``left_out``: examples too long.
+    ``test`` is read only where ``held_out`` selects the step that is judged.
     """
 
     train: EncodedRows
     held_out: EncodedRows
+    test: EncodedRows
     weights: np.ndarray
     train_sources: np.ndarray
     quotas: dict[int, int]
@@ -357,7 +359,7 @@ def too_long(rows: EncodedRows, long: np.ndarray, total: int, max_length: int) -
 def _corpus(found: Survey, rows: EncodedRows, fitted: _Fitted, noticed: list[Finding]) -> Corpus:
     seen, limit = found.scan, found.settings.max_length
     sides = {}
-    for name in ("trained", "held_out"):
+    for name in ("trained", "held_out", "test"):
         numbers = np.flatnonzero(fitted.kept & (fitted.place[rows.examples] == PLACE[name]))
         sides[name] = rows.select(numbers, longest=limit)
     train, held_out = sides["trained"], sides["held_out"]
@@ -370,6 +372,7 @@ def _corpus(found: Survey, rows: EncodedRows, fitted: _Fitted, noticed: list[Fin
     return Corpus(
         train=train,
         held_out=held_out,
+        test=sides["test"],
         weights=weights[seen.source[train.examples]],
         train_sources=seen.source[train.examples],
         quotas=quotas,

@@ -21,10 +21,11 @@ from tunesmith.errors import RunError, TunesmithError
 from tunesmith.evaluation.judge import Task, check_questions, judge, task_batches
 from tunesmith.evaluation.text import check_names
 from tunesmith.fit import Fit, memory_faults
-from tunesmith.prepare import Prepared, load, load_base, make_held_out_task, prepare, untuned
+from tunesmith.model.device import tf32
+from tunesmith.prepare import Prepared, load, load_base, make_tasks, prepare, untuned
 from tunesmith.progress import Listener, Silent
-from tunesmith.recipe import Recipe
-from tunesmith.recipe_file import dotted, dump, leaves, portable, read_recipe
+from tunesmith.recipe import SELECTING, Recipe
+from tunesmith.recipe_file import LoadedRecipe, dotted, dump, leaves, portable, read_recipe
 from tunesmith.run import Run, environment
 from tunesmith.tuned import find
 from tunesmith.tuned import load as load_tuned
@@ -77,7 +78,10 @@ def train(
         TunesmithError: one of the family in ``tunesmith.errors``; the run folder says how far it came.
     """
     listener = listener or Silent()
-    asked = _asked_recipe(recipe, overrides, resume=resume)
+    loaded = _asked_recipe(recipe, overrides, resume=resume)
+    asked = loaded.recipe
+    for note in [*loaded.notes.values(), *_remarks(asked)]:
+        listener.say(note)
     check_names(asked.evaluation.metrics)
     run = Run(asked.output_dir)
     continues = resume and run.exists()
@@ -98,7 +102,7 @@ def train(
         ready = load(prepared, last, listener)
         if prepared.task is not None:
             check_questions(ready.model, prepared.task, ready.recipe.evaluation)
-        fit = Fit(run, ready, prepared, eval_batches=_batches(ready.recipe, prepared.task))
+        fit = Fit(run, ready, prepared, eval_batches=_batches(ready.recipe, prepared.validation))
         epoch = fit.first_epoch()
         if not continues:  # a run that has begun was measured then
             rehearsal = fit.rehearse(epoch)
@@ -106,7 +110,7 @@ def train(
             run.clear()
             _write_facts(run, asked, ready.recipe, prepared)
             run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
-        with _recorded_status(run):
+        with _recorded_status(run), tf32(ready.recipe.training.tf32):
             run.set_status("running")
             _count_tokens(fit, epoch, listener)
             tokens = fit.run_steps(listener)
@@ -157,7 +161,7 @@ def evaluate(
         settings: ``key=value`` over the run's evaluation section, such as ``metrics=[exact_match]``.
     """
     listener = listener or Silent()
-    recipe = _evaluation_recipe(find(str(target)).recipe, str(target), data, settings)
+    recipe = evaluation_recipe(find(str(target)).recipe, str(target), data, settings)
     check_names(recipe.evaluation.metrics)
     tuned = load_tuned(target, listener=listener)
     survey = corpora.survey(recipe.data, seed=recipe.training.seed)
@@ -167,9 +171,7 @@ def evaluate(
         _check_same_data(tuned.target.run, survey)
     corpora.check_metrics(recipe.evaluation.metrics, survey)
     corpus = corpora.encode(survey, tuned.template, listener=listener)
-    task = make_held_out_task(
-        survey, corpus, tokenizer=tuned.tokenizer, stops=tuned.stop_ids, settings=recipe.evaluation
-    )
+    task, _ = make_tasks(survey, corpus, recipe, tokenizer=tuned.tokenizer, stops=tuned.stop_ids)
     if task is None:
         raise _no_rows_to_judge(str(target), "The run held no rows out (data.eval is 0).")
     check_questions(tuned.model, task, recipe.evaluation)
@@ -190,11 +192,24 @@ def evaluate(
     return {**verdict, "base_model": name}
 
 
-def _asked_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, resume: bool) -> Recipe:
+def _asked_recipe(
+    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, resume: bool
+) -> LoadedRecipe:
     """The recipe as asked for; a run folder stands for the recipe it was started with."""
     if isinstance(recipe, str | Path) and resume and Run(recipe).exists():
-        return read_recipe(Run(recipe).status()["asked"], overrides).recipe
-    return read_recipe(recipe, overrides).recipe
+        return read_recipe(Run(recipe).status()["asked"], overrides)
+    return read_recipe(recipe, overrides)
+
+
+def _remarks(recipe: Recipe) -> list[str]:
+    """What somebody who knows the setting from elsewhere might take otherwise."""
+    training = recipe.training
+    if training.early_stopping_patience is None or training.load_best_model_at_end:
+        return []
+    return [
+        "early stopping without load_best_model_at_end: the run ends with the weights of the step that it stops at, as "
+        "transformers does; with load_best_model_at_end: true it ends with the best step's"
+    ]
 
 
 def _stored_recipe(run: Run) -> Recipe:
@@ -203,7 +218,8 @@ def _stored_recipe(run: Run) -> Recipe:
 
 
 def _check_same_recipe(run: Run, asked: Recipe) -> None:
-    before, now = dict(leaves(run.status()["asked"])), dict(leaves(portable(asked)))
+    stored = portable(read_recipe(run.status()["asked"]).recipe)  # with what settings have been added since
+    before, now = dict(leaves(stored)), dict(leaves(portable(asked)))
     changed = [path for path in {**before, **now} if before.get(path) != now.get(path)]
     if changed:
         lines = [f"{dotted(path)}: {before.get(path)!r} then, {now.get(path)!r} now" for path in changed[:10]]
@@ -271,9 +287,12 @@ def _count_tokens(fit: Fit, batches: Sequence[Batch], listener: Listener) -> Non
 
 
 def _judge(fit: Fit, listener: Listener) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The last checkpoint against the base. Without held-out rows there is no evidence, and the verdict says so."""
-    step, prepared = fit.order.total_steps, fit.prepared
-    if fit.task is None:
+    """The run's weights against the base. Without held-out rows there is no evidence, and the verdict says so.
+
+    Where held-out rows have selected the step, others judge it.
+    """
+    step, prepared = fit.judged_step, fit.prepared
+    if prepared.task is None:
         nothing = "There are no held-out rows (data.eval is 0)."
         return {"verdict": "no evidence", "reason": nothing, "metrics": {}, "rows": 0, "step": step}, []
     context, name = untuned(
@@ -286,15 +305,33 @@ def _judge(fit: Fit, listener: Listener) -> tuple[dict[str, Any], list[dict[str,
         verdict, samples = judge(
             fit.ready.model,
             context,
-            fit.task,
-            fit.eval_batches,
+            prepared.task,
+            fit.eval_batches if prepared.selecting is None else _batches(fit.ready.recipe, prepared.task),
             tokenizer=prepared.tokenizer,
             stop_ids=prepared.stops,
             settings=fit.ready.recipe.evaluation,
             listener=listener,
-            known=fit.final_scores,
+            known=fit.final_scores if prepared.selecting is None else None,
         )
-    return {**verdict, "base_model": name, "step": step}, samples
+    chosen = _selection(fit)
+    return {**verdict, "base_model": name, "step": step, **chosen}, samples
+
+
+def _selection(fit: Fit) -> dict[str, Any]:
+    """How held-out rows that do not judge have selected the step: ``{selection: {...}}``, or nothing."""
+    selecting, found = fit.prepared.selecting, fit.selection
+    if selecting is None or found is None:
+        return {}
+    return {
+        "selection": {
+            "metric": found.metric,
+            "best_step": found.best_step,
+            "best": found.best,
+            "rows": len(selecting.rows),
+            "steps": fit.last_step,
+            "stopped_early": found.stopped_at is not None,
+        }
+    }
 
 
 @contextmanager
@@ -326,7 +363,7 @@ def _recorded_status(run: Run) -> Iterator[None]:
         raise
 
 
-def _evaluation_recipe(stored: Recipe | None, target: str, data: str | None, settings: Sequence[str]) -> Recipe:
+def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, settings: Sequence[str]) -> Recipe:
     """The run's recipe, or a plain one, with the rows to judge on and the settings that were given."""
     if stored is None and data is None:
         raise _no_rows_to_judge(target, "This is no run, so it has no held-out rows of its own.")
@@ -337,7 +374,8 @@ def _evaluation_recipe(stored: Recipe | None, target: str, data: str | None, set
         masked = raw["data"].get("clean", {}).get("mask_pii", False)
         raw["data"] |= {"split": None, "name": None, "test": None, "group": None, "stratify": False, "max_lost": None}
         raw["data"]["clean"] = {"mask_pii": masked}  # the same prompts as in training, and every row
-        raw["training"] = {name: value for name, value in raw.get("training", {}).items() if name != "eval_steps"}
+        unmeant = {"eval_steps", *SELECTING}  # there is no step to select
+        raw["training"] = {name: value for name, value in raw.get("training", {}).items() if name not in unmeant}
     metrics = raw.pop("evaluation", {})
     recipe = read_recipe(raw).recipe
     judged = read_recipe({**plain, "data": {"train": "unused"}, "evaluation": metrics}, _prefixed(settings)).recipe

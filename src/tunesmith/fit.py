@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.layout import Batch, micro_batches
 from tunesmith.errors import ModelError, TrainError
-from tunesmith.evaluation.judge import token_scores
+from tunesmith.evaluation.compare import LARGEST_EXPONENT
+from tunesmith.evaluation.compute import computed_metrics
+from tunesmith.evaluation.judge import sample_answer, token_scores
 from tunesmith.evaluation.loss import TokenScores
 from tunesmith.model.load import save_tokenizer
-from tunesmith.prepare import Prepared, Ready, order_of
-from tunesmith.progress import Listener, Silent
+from tunesmith.prepare import Prepared, Ready, load, order_of
+from tunesmith.progress import Listener, Silent, sample_line
 from tunesmith.recorder import Recorder
 from tunesmith.rehearsal import Rehearsal, ran_out, rehearse
 from tunesmith.run import Run
+from tunesmith.schedules import rate_schedule, steps_of_warmup
 from tunesmith.training import checkpoint
-from tunesmith.training.loop import Hooks, Step, train
+from tunesmith.training.loop import Hooks, Step, StepResult, train
 from tunesmith.training.objective import CrossEntropy
-from tunesmith.training.optim import build_optimizer, rate_schedule
+from tunesmith.training.optim import build_optimizer
+from tunesmith.training.selection import selection
+
+SAMPLES = "samples_during.jsonl"
 
 
 class Fit:
-    """The steps of a run from its last checkpoint on. ``final_scores`` are the held-out scores of the last step.
+    """The steps of a run from its last checkpoint on.
+
+    ``final_scores`` are the scores of the last step on the rows of validation; None where another step is judged.
 
     Args:
-        eval_batches: the held-out rows, laid out for the validation loss; none where there are none.
+        eval_batches: the rows of validation, laid out for its loss; none where there are none.
     """
 
     def __init__(self, run: Run, ready: Ready, prepared: Prepared, *, eval_batches: list[Batch]) -> None:
         self.run, self.ready, self.prepared = run, ready, prepared
-        self.task, self.eval_batches = prepared.task, eval_batches
+        self.task, self.eval_batches = prepared.validation, eval_batches
         self.settings = ready.recipe.training
         self.order = order_of(ready.recipe, prepared.corpus)
         self.optimizer = build_optimizer(
@@ -43,13 +53,18 @@ class Fit:
             weight_decay=self.settings.weight_decay,
             betas=(self.settings.adam_beta1, self.settings.adam_beta2),
             epsilon=self.settings.adam_epsilon,
+            optim=self.settings.optim,
         )
         self.checkpoints = run.folder / "checkpoints"
         self.final_scores: TokenScores | None = None
+        self.selection = selection(self.settings, {})
+        self.listener: Listener = Silent()
 
     def steps(self, *, after: int = 0) -> Iterator[Step]:
         """Every step behind ``after``, its rows laid out."""
         for window in self.order.windows(after=after):
+            if self.stopped_at is not None:
+                return
             yield Step(window.step, window.epoch, self.lay_out(window.rows))
 
     def lay_out(self, rows: Sequence[int]) -> list[Batch]:
@@ -81,20 +96,24 @@ class Fit:
         saved = self.run.checkpoints
         done: dict[str, Any] = checkpoint.load(saved[-1], self.optimizer) if saved else {"step": 0}
         first = int(done["step"])
+        totals = done.get("totals", {})
+        self.selection = selection(self.settings, totals.get("selection", {}))
         if first:
             listener.say(f"continuing behind step {first} of {self.order.total_steps}")
+        self.listener = listener
         self.run.drop_after("metrics.jsonl", first)
+        if (self.run.folder / SAMPLES).is_file():
+            self.run.drop_after(SAMPLES, first)
         self.recorder = Recorder(
             self.run,
-            logging_steps=self.settings.logging_steps,
-            total_steps=self.order.total_steps,
-            tensorboard="tensorboard" in self.settings.report_to,
-            totals=done.get("totals", {}),
+            line_due=self.line_due,
+            report_to=self.settings.report_to,
+            totals=totals,
             step=first,
         )
         self.run.set_status("running", step=first, total_steps=self.order.total_steps)
         with listener.task("training", self.order.total_steps) as advance, memory_faults():
-            self.recorder.advance = advance
+            self.recorder.advance, self.recorder.warn = advance, listener.warn
             train(
                 self.ready.model,
                 self.steps(after=first),
@@ -105,8 +124,16 @@ class Fit:
                 seed=self.settings.seed,
                 hooks=Hooks(self.recorder.on_step, self.on_eval, self.eval_due, self.save, self.save_due),
             )
+        self.recorder.finish_line()
         self.recorder.close()
-        self.run.set_status("running", step=self.order.total_steps, **self._facts())
+        if self.stopped_at is not None:
+            metric, patience = self.settings.metric_for_best_model, self.settings.early_stopping_patience
+            listener.say(
+                f"stopped early at step {self.stopped_at} of {self.order.total_steps}: "
+                f"{metric} was no better in {patience} validations in a row"
+            )
+        self._take_best(listener)
+        self.run.set_status("running", step=self.last_step, judged_step=self.judged_step, **self._facts())
         totals = self.recorder.totals
         return {
             "rows": totals.run_tokens,
@@ -114,31 +141,72 @@ class Fit:
             "supervised": totals.run_supervised,
         }
 
+    @property
+    def stopped_at(self) -> int | None:
+        """The step after which early stopping ended the run."""
+        return self.selection.stopped_at if self.selection else None
+
+    @property
+    def last_step(self) -> int:
+        """The step that the run ended with."""
+        return self.stopped_at or self.order.total_steps
+
+    @property
+    def judged_step(self) -> int:
+        """The step whose weights are the run's."""
+        best = self.selection.best_step if self.selection and self.settings.load_best_model_at_end else None
+        return best or self.last_step
+
+    def _take_best(self, listener: Listener) -> None:
+        """The best step's weights in place of the last step's, from its checkpoint."""
+        if self.judged_step == self.last_step:
+            return
+        assert self.selection is not None
+        listener.say(f"step {self.judged_step} is judged: best {self.selection.metric}, {self.selection.best:.6g}")
+        self.final_scores = None
+        del self.optimizer, self.ready.model  # one model at a time
+        resolved = replace(self.prepared, recipe=self.ready.recipe)
+        best = load(resolved, self.checkpoints / checkpoint.name(self.judged_step), Silent())
+        self.ready.model, self.ready.method = best.model, best.method
+
+    def line_due(self, result: StepResult) -> bool:
+        """Every ``logging_steps`` or epoch, and after the last step."""
+        return self._due(self.settings.logging_strategy, self.settings.logging_steps, result.step, result.epoch)
+
     def rate(self) -> Any:
         """Learning rate by step."""
         settings, total = self.settings, self.order.total_steps
-        ratio = math.ceil(settings.warmup_ratio * total)
         return rate_schedule(
             peak=self.ready.recipe.learning_rate,
             total_steps=total,
-            warmup_steps=ratio if settings.warmup_steps is None else settings.warmup_steps,
+            warmup_steps=steps_of_warmup(settings.warmup_steps, total),
             schedule=settings.lr_scheduler_type,
+            arguments=settings.lr_scheduler_kwargs,
         )
 
     def eval_due(self, step: Step) -> bool:
         """Every ``eval_steps`` or epoch, and after the last step."""
-        return self.task is not None and self._due(self.settings.eval_strategy, self.settings.eval_steps, step)
+        return self.task is not None and self._due(
+            self.settings.eval_strategy, self.settings.eval_steps, step.number, step.epoch
+        )
 
     def save_due(self, step: Step) -> bool:
-        """Every ``save_steps`` or epoch, and after the last step."""
-        return self._due(self.settings.save_strategy, self.settings.save_steps, step)
+        """Every ``save_steps`` or epoch, after the last step, and where a step is the best so far and may be judged."""
+        return self._save_planned(step) or (self.settings.load_best_model_at_end and self._is_best(step))
 
-    def _due(self, strategy: str, every: int, step: Step) -> bool:
-        if step.number == self.order.total_steps:
+    def _save_planned(self, step: Step) -> bool:
+        planned = self._due(self.settings.save_strategy, self.settings.save_steps, step.number, step.epoch)
+        return planned or step.number == self.stopped_at
+
+    def _is_best(self, step: Step) -> bool:
+        return self.selection is not None and self.selection.best_step == step.number
+
+    def _due(self, strategy: str, every: int, step: int, epoch: float) -> bool:
+        if step == self.order.total_steps:
             return True
         if strategy == "epoch":
-            return step.epoch == int(step.epoch)
-        return strategy == "steps" and step.number % every == 0
+            return epoch == int(epoch)
+        return strategy == "steps" and step % every == 0
 
     def on_eval(self, step: Step) -> None:
         """Validation loss of the weights as they stand."""
@@ -151,12 +219,53 @@ class Fit:
                 f"The validation loss of step {step.number} is not finite",
                 where=f"step {step.number}",
                 why=f"The learning rate of this step was {self.rate()(step.number):g}.",
-                remedy="Lower training.learning_rate or add warm-up (training.warmup_ratio: 0.1).",
+                remedy="Lower training.learning_rate or add warm-up (training.warmup_steps: 0.1).",
             ) from error
         apart = self.task.losses_by_source(scores.scores()["loss"])
-        self.recorder.on_eval(step.number, step.epoch, scores.loss, time.perf_counter() - begin, apart)
+        metrics = self._metrics(scores)
+        self.recorder.on_eval(step.number, step.epoch, scores.loss, time.perf_counter() - begin, apart, metrics)
+        self._select(step.number, scores, metrics)
+        self._sample(step)
         if step.number == self.order.total_steps:
             self.final_scores = scores
+
+    def _metrics(self, scores: TokenScores) -> dict[str, float]:
+        """What is known of a validation besides its loss, where the recipe asks for it."""
+        found = {}
+        if self.selection is not None and self.selection.metric == "token_accuracy":
+            found["token_accuracy"] = scores.token_accuracy
+        function = self.ready.recipe.evaluation.compute_metrics
+        if function is not None:
+            device = self.ready.recipe.model.device
+            found |= computed_metrics(function, self.ready.model, self.eval_batches, device=device)
+        return found
+
+    def _select(self, step: int, scores: TokenScores, metrics: Mapping[str, float]) -> None:
+        """Takes a validation into account, where held-out rows select the step."""
+        if self.selection is None:
+            return
+        known = {"loss": scores.loss, "perplexity": math.exp(min(scores.loss, LARGEST_EXPONENT)), **metrics}
+        if self.selection.metric not in known:
+            raise TrainError(
+                f"There is no metric {self.selection.metric!r} to select a step by",
+                where="training.metric_for_best_model",
+                why=f"A validation gives {', '.join(known)}.",
+                remedy=f"Name one of them; {self.ready.recipe.evaluation.compute_metrics} must return it each time.",
+            )
+        self.selection.add(step, known[self.selection.metric], self.settings)
+        self.recorder.totals.selection = self.selection.state()
+
+    def _sample(self, step: Step) -> None:
+        """One answer as it stands, for the eye: it is written down and said, and changes nothing."""
+        settings = self.ready.recipe.evaluation
+        if self.task is None or not self.task.questions or settings.samples == 0:
+            return
+        prepared = self.prepared
+        line = sample_answer(
+            self.ready.model, self.task, tokenizer=prepared.tokenizer, stop_ids=prepared.stops, settings=settings
+        )
+        self.run.append(SAMPLES, {"step": step.number, "epoch": round(step.epoch, 4), **line})
+        self.listener.say(f"step {step.number}: {sample_line(line)}")
 
     def save(self, step: Step) -> None:
         """A checkpoint, the run's status, and the removal of checkpoints beyond the limit."""
@@ -165,11 +274,15 @@ class Fit:
             step.number,
             write_model=self.write_model,
             optimizer=self.optimizer,
-            state={"totals": self.recorder.state()},
+            state={"totals": self.recorder.state(), **({} if self._save_planned(step) else {"only_as_best": True})},
         )
         self.run.set_status("running", step=step.number, total_steps=self.order.total_steps, **self._facts())
+        best = self.selection.best_step if self.selection else self.recorder.totals.best_step
+        if self.settings.load_best_model_at_end:
+            for folder in self.run.checkpoints[:-1]:
+                if folder.name != checkpoint.name(best or 0) and checkpoint.read_state(folder).get("only_as_best"):
+                    shutil.rmtree(folder)
         if self.settings.save_total_limit is not None:
-            best = self.recorder.totals.best_step
             protected = {best} if best is not None else set()
             checkpoint.prune(self.checkpoints, keep=self.settings.save_total_limit, protected=protected)
 
@@ -184,7 +297,8 @@ class Fit:
         totals = self.recorder.totals
         if totals.best_step is None:
             return {}
-        return {"best": {"step": totals.best_step, "eval_loss": totals.best_loss}}
+        facts: dict[str, Any] = {"best": {"step": totals.best_step, "eval_loss": totals.best_loss}}
+        return facts | ({"selection": self.selection.state()} if self.selection else {})
 
 
 @contextmanager

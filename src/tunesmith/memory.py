@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 PROC, CGROUPS = Path("/proc/self"), Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGE = 2**20  # bytes
@@ -19,7 +17,9 @@ HEAP_MOST = 2**25  # bytes: glibc takes no larger threshold
 
 def total_memory(device: str) -> int:
     """Bytes of the device, used or free. On a CPU also a container's limit, where that is lower (cgroup v1 and v2)."""
-    if torch.device(device).type == "cuda":
+    if _is_cuda(device):
+        import torch
+
         return torch.cuda.get_device_properties(device).total_memory
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine, *group_limits()])
@@ -50,7 +50,9 @@ def _lines(path: Path) -> list[str]:
 
 def begin_peak(device: str) -> int:
     """From here on ``peak`` counts. Returns the bytes held now: on a CPU resident, on CUDA reserved by torch."""
-    if torch.device(device).type == "cuda":
+    if _is_cuda(device):
+        import torch
+
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_reserved(device)
@@ -61,9 +63,15 @@ def begin_peak(device: str) -> int:
 
 def peak(device: str) -> int:
     """The most bytes held since ``begin_peak``."""
-    if torch.device(device).type == "cuda":
+    if _is_cuda(device):
+        import torch
+
         return torch.cuda.max_memory_reserved(device)
     return _status("VmHWM")
+
+
+def _is_cuda(device: str) -> bool:
+    return device.partition(":")[0] == "cuda"
 
 
 def _status(key: str) -> int:

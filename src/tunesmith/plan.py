@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-import torch
-
-from tunesmith.data.layout import TokenRow, micro_batches
 from tunesmith.errors import ModelError
-from tunesmith.model.head import CHUNK
 from tunesmith.recipe import TrainingSettings
-from tunesmith.sizes import FP32, Shape
+from tunesmith.shape import CHUNK, FP32, Shape
+
+if TYPE_CHECKING:
+    from tunesmith.data.layout import TokenRow
 
 __all__ = ["Peak", "Plan", "choose", "ladder", "micro_batch_tokens", "predict", "threads"]
 
@@ -32,7 +32,6 @@ CONTEXT = 500 * 2**20  # not measured here: what CUDA takes of a GPU for itself
 HOLES = 1.7  # measured: resident for each byte of activations after some steps in glibc's heap, which leaves holes
 LATER_HOLES = 0.3  # measured: the share of that which is not there yet in the first micro-batch
 FEW_HOLES = 1.1  # where large blocks are given back (checkpointing), and in torch's own allocator on a GPU
-OPTIMIZER = 3  # a gradient and AdamW's two moments, each as large as the parameter
 LOGITS = 3  # fp32 copies of a chunk of logits
 HEAD_GRADIENTS = 3  # of a trained output layer: one chunk's, the sum so far, and the new sum
 BACKWARD = 5  # a layer's widest activations that its backward pass has at a time
@@ -110,7 +109,7 @@ def ladder(device: str, longest_row: int, steps: Sequence[Sequence[TokenRow]] = 
     Args:
         steps: the rows of some optimizer steps; none where rows are not to share.
     """
-    good = CPU_TOKENS if torch.device(device).type == "cpu" else GPU_TOKENS
+    good = CPU_TOKENS if device.partition(":")[0] == "cpu" else GPU_TOKENS
     best = max(good, longest_row)
     tokens = _computed(steps, best)
     for budget in sorted(rung for rung in LADDER if rung > best):
@@ -121,6 +120,10 @@ def ladder(device: str, longest_row: int, steps: Sequence[Sequence[TokenRow]] = 
 
 
 def _computed(steps: Sequence[Sequence[TokenRow]], budget: int) -> int:
+    if not steps:  # a plan from a config alone imports no torch
+        return 0
+    from tunesmith.data.layout import micro_batches
+
     batches = (batch for rows in steps for batch in micro_batches(rows, budget=budget, layout="tree"))
     return sum(batch.computed for batch in batches)
 
@@ -139,16 +142,16 @@ def predict(shape: Shape, *, tokens: int, checkpointing: bool, memory: int) -> P
     on_cpu = shape.device == "cpu"
     layer = tokens * (shape.kept + tokens * shape.mask)
     kept = shape.layers * tokens * shape.hidden + layer if checkpointing else shape.layers * layer
+    moments = int(shape.states * shape.trained)
     logits = min(tokens, max(CHUNK // shape.vocabulary, 1)) * shape.vocabulary * FP32 * LOGITS
     head = logits + 2 * tokens * shape.hidden + HEAD_GRADIENTS * shape.head
     libraries = LIBRARIES if on_cpu else CONTEXT
     beside = shape.beside if _judged_beside(shape, memory) else 0
-    moments = (OPTIMIZER - 1) * shape.trained
     forward = int(logits + tokens * (BACKWARD * shape.widest + 4 * shape.hidden))
     return Peak(
         libraries=libraries,
         weights=shape.weights,
-        optimizer=OPTIMIZER * shape.trained,
+        optimizer=shape.trained + moments,
         activations=int(kept * (HOLES if on_cpu and not checkpointing else FEW_HOLES)),
         working=max(head, BACKWARD * tokens * shape.widest) + 2 * shape.unpacked,
         judging=libraries + shape.weights + moments + beside + forward,

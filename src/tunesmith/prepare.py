@@ -25,18 +25,23 @@ from tunesmith.data.finding import Finding
 from tunesmith.data.layout import LayoutName
 from tunesmith.data.order import Order
 from tunesmith.data.template import ChatTemplate, Encoded
-from tunesmith.errors import RecipeError
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluation.compute import check_size, compute_function
 from tunesmith.evaluation.judge import Task, make_task
 from tunesmith.methods import build
 from tunesmith.methods.base import Method, trainable_line, weights_in
 from tunesmith.model import attention
+from tunesmith.model.device import check_tf32
 from tunesmith.model.fused import fuse
 from tunesmith.model.load import load_model, load_tokenizer, resolve_device, resolve_dtype, stop_ids
 from tunesmith.model.source import kind, resolve
 from tunesmith.plan import Plan
 from tunesmith.progress import Listener
 from tunesmith.recipe import EvaluationSettings, Recipe
+from tunesmith.reporters import check_reporters
 from tunesmith.sizes import shape_of
+from tunesmith.tokens import EncodedRows
+from tunesmith.training.optim import check_optimizer
 
 PLANNED_STEPS = 4  # whose rows the budget of a micro-batch is chosen by
 
@@ -46,6 +51,7 @@ class Prepared:
     """What is known before weights are loaded. ``recipe`` has every ``auto`` resolved that needs no weights.
 
     ``plan`` says what will be in memory. ``task`` is what the run is judged on; None where no row is held out.
+    ``selecting`` are the held-out rows that select the step which is judged, none of them in ``task``.
     """
 
     recipe: Recipe
@@ -57,6 +63,12 @@ class Prepared:
     corpus: Corpus
     task: Task | None
     plan: Plan
+    selecting: Task | None = None
+
+    @property
+    def validation(self) -> Task | None:
+        """The rows that validation losses are taken on."""
+        return self.selecting or self.task
 
 
 @dataclass(slots=True)
@@ -74,6 +86,7 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     Raises:
         DataError, ModelError, RecipeError: what a user can mend.
     """
+    _refuse_unusable(recipe)
     survey = corpora.survey(recipe.data, seed=recipe.training.seed, method=recipe.method.name, listener=listener)
     corpora.check_metrics(recipe.evaluation.metrics, survey)
     for note in survey.notes:
@@ -94,13 +107,74 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     survey = replace(survey, settings=recipe.data)
     corpus = corpora.encode(survey, template, listener=listener)
     _tell(corpus.findings, listener)
-    task = make_held_out_task(survey, corpus, tokenizer=tokenizer, stops=stops, settings=recipe.evaluation)
+    task, selecting = make_tasks(survey, corpus, recipe, tokenizer=tokenizer, stops=stops)
+    if task is not None and selecting is not None:
+        name, selects, judges = recipe.training.metric_for_best_model, len(selecting.rows), len(task.rows)
+        listener.say(f"held-out rows: {selects:,} select the step by {name}, and {judges:,} others judge it")
+    _check_logits(recipe, config, [each for each in (task, selecting) if each is not None])
     recipe = _resolve_settings(recipe, listener)
     chosen = _plan(recipe, config, folder, corpus)
     recipe = recipe.with_values(
         training={"micro_batch_tokens": chosen.budget, "gradient_checkpointing": chosen.checkpointing}
     )
-    return Prepared(recipe, folder, tokenizer, stops, template, survey, corpus, task, chosen)
+    return Prepared(recipe, folder, tokenizer, stops, template, survey, corpus, task, chosen, selecting)
+
+
+def _refuse_unusable(recipe: Recipe) -> None:
+    """What this machine cannot do, before any row is read."""
+    training = recipe.training
+    check_reporters(training.report_to)
+    if training.optim != "adamw_torch" or training.tf32:
+        device = resolve_device(recipe.model.device)
+        check_optimizer(training.optim, device)
+        check_tf32(training.tf32, device)
+
+
+def _check_logits(recipe: Recipe, config: PretrainedConfig, tasks: Sequence[Task]) -> None:
+    """A function of the user's gets all logits at a time, so it is imported and they are counted now."""
+    if recipe.evaluation.compute_metrics is None:
+        return
+    compute_function(recipe.evaluation.compute_metrics)
+    for task in tasks:
+        labels = sum(int(row.supervised[1:].sum()) for row in task.rows)
+        check_size(labels, config.get_text_config().vocab_size)
+
+
+def make_tasks(
+    survey: Survey,
+    corpus: Corpus,
+    recipe: Recipe,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: tuple[int, ...],
+) -> tuple[Task | None, Task | None]:
+    """The rows that judge, and the rows that select the step to judge, where the recipe asks for that.
+
+    With a test side the test rows judge and all held-out rows select. Without one, held-out rows are halved by the last
+    bit of the hash that splits them, so that what stays together (rows of one prompt) is in one half.
+
+    Raises:
+        DataError: a half is empty, or a metric cannot score a truth.
+    """
+    made: dict[str, Any] = {"tokenizer": tokenizer, "stops": stops, "settings": recipe.evaluation}
+    if not recipe.training.selects or not len(corpus.held_out):
+        return make_held_out_task(survey, corpus, **made), None
+    if len(corpus.test):
+        return make_held_out_task(survey, corpus, rows=corpus.test, **made), make_held_out_task(survey, corpus, **made)
+    half = survey.scan.draw[corpus.held_out.examples] & np.uint64(1)
+    judging, selecting = (corpus.held_out.select(np.flatnonzero(half == side)) for side in (1, 0))
+    if not len(judging) or not len(selecting):
+        raise DataError(
+            "The held-out rows are too few to select a step and to judge it",
+            where="data.eval",
+            why=f"Of {len(corpus.held_out)} rows, split by prompt, {len(selecting)} would select and {len(judging)} "
+            "judge; a row that selects must not judge.",
+            remedy="Hold out more rows, give data.test, or leave load_best_model_at_end and early stopping out.",
+        )
+    return (
+        make_held_out_task(survey, corpus, rows=judging, **made),
+        make_held_out_task(survey, corpus, rows=selecting, **made),
+    )
 
 
 def make_held_out_task(
@@ -110,11 +184,18 @@ def make_held_out_task(
     tokenizer: PreTrainedTokenizerBase,
     stops: tuple[int, ...],
     settings: EvaluationSettings,
+    rows: Sequence[Encoded] | None = None,
 ) -> Task | None:
-    """What to judge on; raw text is judged by its tokens alone. Raises DataError for a truth no metric can score."""
+    """What to judge on; raw text is judged by its tokens alone. Raises DataError for a truth no metric can score.
+
+    Args:
+        rows: to judge on, where those are not all that are held out.
+    """
     if not len(corpus.held_out):
         return None
-    task = make_task(corpus.held_out, corpus.groups, tokenizer=tokenizer, stop_ids=stops, settings=settings)
+    task = make_task(
+        corpus.held_out if rows is None else rows, corpus.groups, tokenizer=tokenizer, stop_ids=stops, settings=settings
+    )
     if survey.raw_text:
         task = replace(task, questions=[])
     return replace(task, sources=_rows_by_source(survey, task))
@@ -177,11 +258,16 @@ def _plan(recipe: Recipe, config: PretrainedConfig, folder: Path, corpus: Corpus
     return plan.choose(
         shape_of(config, recipe, folder),
         recipe.training,
-        longest=max(int(rows.lengths.max()) for rows in (corpus.train, corpus.held_out) if len(rows)),
+        longest=max(int(rows.lengths.max()) for rows in _computed(recipe, corpus) if len(rows)),
         memory=memory.total_memory(recipe.model.device),
         where=recipe.model.path,
         steps=[] if recipe.training.layout == "padded" else _first_steps(recipe, corpus),
     )
+
+
+def _computed(recipe: Recipe, corpus: Corpus) -> list[EncodedRows]:
+    """The rows that go through the model in this run."""
+    return [corpus.train, corpus.held_out, *([corpus.test] if recipe.training.selects else [])]
 
 
 def _first_steps(recipe: Recipe, corpus: Corpus) -> list[list[Encoded]]:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 Advance = Callable[[int, Mapping[str, str]], None]  # how much of the task is done, and facts such as {"loss": "0.412"}
+
+
+def sample_line(line: Mapping[str, Any], *, width: int = 100) -> str:
+    """A line of samples_during.jsonl for the eye: ``rows.jsonl:3 is answered 'red' (expected 'blue')``."""
+
+    def short(text: str) -> str:
+        text = " ".join(text.split())
+        return repr(text if len(text) <= width else text[: width - 1] + "…")
+
+    return f"{line['source']} is answered {short(line['answer'])} (expected {short(line['truth'])})"
 
 
 class Listener(Protocol):

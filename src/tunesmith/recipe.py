@@ -12,10 +12,19 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from tunesmith.optimizers import WITHOUT_BETAS, Optimizer
+from tunesmith.schedules import Schedule, check_arguments
+
 Shape = Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text"]
 PersonalData = Literal["email", "phone", "iban", "card", "secret"]
 PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)
 TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")  # computed from logits; every run can have them
+SELECTING = (
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
+    "early_stopping_threshold",
+)  # fmt: skip
+LOWER_IS_BETTER = ("loss", "perplexity")
+Reporter = Literal["tensorboard", "trackio", "mlflow", "wandb"]
 LEARNING_RATES = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4}  # what `learning_rate: auto` means
 
 
@@ -98,7 +107,8 @@ class DataSettings(Settings):
         description="a share held out by prompt hash, or sources; none: the dataset's own test split, else 0.1",
     )
     test: float | list[SourceSettings] | None = Field(
-        default=None, description="a share or sources kept apart from training and verdict"
+        default=None,
+        description="a share or sources kept apart from training; they judge where data.eval selects the step",
     )
     group: str | None = Field(
         default=None, description="column whose value, in place of the prompt, keeps rows on one side of a split"
@@ -203,6 +213,8 @@ class FullSettings(Settings):
 class AdapterSettings(Settings):
     """What lora and qlora share; every field is a field of peft.LoraConfig."""
 
+    task_type: Literal["CAUSAL_LM"] = Field(default="CAUSAL_LM", description="what PEFT is told the model does")
+
     r: int = Field(default=16, ge=1, description="rank of the update")
     lora_alpha: float = Field(default=32, gt=0, description="the update is scaled by lora_alpha / r")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
@@ -242,11 +254,19 @@ class QloraSettings(AdapterSettings):
     """QLoRA (Dettmers et al. 2023, arXiv:2305.14314): LoRA over a 4-bit base by bitsandbytes."""
 
     name: Literal["qlora"] = "qlora"
+    load_in_4bit: bool = Field(default=True, description="what qlora is; there is no other value")
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(default="nf4", description="4-bit data type")
     bnb_4bit_use_double_quant: bool = Field(default=True, description="quantize the quantization constants too")
     bnb_4bit_compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="dtype of matrix products; auto: float32 on a CPU, bfloat16 on a GPU that has it"
     )
+
+    @field_validator("load_in_4bit", mode="after")
+    @classmethod
+    def _in_four_bits(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError("qlora is LoRA over a 4-bit base; without it the method is lora")
+        return value
 
 
 def _method_name(value: Any) -> str:
@@ -279,36 +299,65 @@ class TrainingSettings(Settings):
     layout: Literal["auto", "tree", "padded"] = Field(
         default="auto", description="shared prefixes once, or padded rows"
     )
-    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="share of the steps in which the rate rises")
-    warmup_steps: int | None = Field(
-        default=None, ge=0, description="steps in which the rate rises, in place of the ratio"
+    warmup_steps: float = Field(
+        default=0.0, ge=0, description="steps in which the rate rises; below 1 a share of all steps"
     )
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        default="cosine", description="how the rate falls after the warm-up"
+    lr_scheduler_type: Schedule = Field(default="cosine", description="how the rate falls after the warm-up")
+    lr_scheduler_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="such as min_lr of cosine_with_min_lr, num_decay_steps of warmup_stable_decay"
     )
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled decay; never on norms and biases")
-    optim: Literal["adamw_torch"] = Field(default="adamw_torch", description="optimizer")
+    optim: Optimizer = Field(default="adamw_torch", description="optimizer; the 8-bit ones are bitsandbytes'")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradients are clipped to this norm; 0: not clipped")
+    logging_strategy: Literal["steps", "epoch", "no"] = Field(
+        default="steps", description="when a line of metrics is written; no: after the last step only"
+    )
     logging_steps: int = Field(default=10, ge=1, description="steps between lines of metrics")
     eval_strategy: Literal["steps", "epoch", "no"] = Field(default="steps", description="when validation loss is taken")
     eval_steps: int = Field(default=50, ge=1, description="steps between validation losses")
     save_strategy: Literal["steps", "epoch", "no"] = Field(default="steps", description="no: the last step only")
     save_steps: int = Field(default=100, ge=1, description="steps between checkpoints")
     save_total_limit: int | None = Field(default=None, ge=1, description="checkpoints kept; the best and the last stay")
+    load_best_model_at_end: bool = Field(
+        default=False, description="the best step's weights are the run's, found on held-out rows that do not judge"
+    )
+    metric_for_best_model: str = Field(
+        default="loss", description="loss, perplexity, token_accuracy, or a name that evaluation.compute_metrics gives"
+    )
+    greater_is_better: bool | None = Field(
+        default=None, description="of metric_for_best_model; none: false for loss and perplexity, else true"
+    )
+    early_stopping_patience: int | None = Field(
+        default=None, ge=1, description="stop after so many validations in a row without a better metric"
+    )
+    early_stopping_threshold: float = Field(
+        default=0.0, ge=0, description="how much better a metric must be to count as better"
+    )
     gradient_checkpointing: bool | Literal["auto"] = Field(
         default="auto", description="recompute activations to save memory"
     )
+    tf32: bool | None = Field(default=None, description="matrix products in TF32 on an NVIDIA GPU: faster, not exact")
     seed: int = Field(default=0, ge=0, lt=2**32)
     threads: int | Literal["auto"] = Field(default="auto", description="CPU threads of a forward pass")
-    report_to: list[Literal["tensorboard"]] = Field(default_factory=lambda: ["tensorboard"])
+    report_to: list[Reporter] = Field(
+        default_factory=lambda: ["tensorboard"], description="tensorboard, trackio, mlflow, wandb (offline), or none"
+    )
 
     @field_validator("report_to", mode="before")
     @classmethod
     def _name_or_none(cls, value: Any) -> Any:
+        if value == ["none"]:
+            return []
         return ([] if value == "none" else [value]) if isinstance(value, str) else value
+
+    @field_validator("metric_for_best_model", mode="after")
+    @classmethod
+    def _without_side(cls, value: str) -> str:
+        """transformers takes the name with eval_ before it too."""
+        return value.removeprefix("eval_")
 
     @field_validator("micro_batch_tokens", "threads", "learning_rate", mode="after")
     @classmethod
@@ -337,27 +386,64 @@ class TrainingSettings(Settings):
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> TrainingSettings:
         given = self.model_fields_set
-        for one, other in (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio")):
-            if one in given and other in given and getattr(self, one) is not None:
-                raise ValueError(f"{one} and {other} say the same thing: give one of them")
+        if self.max_steps is not None and {"max_steps", "num_train_epochs"} <= given:
+            raise ValueError("max_steps and num_train_epochs say the same thing: give one of them")
         if self.gradient_accumulation_steps and not self.per_device_train_batch_size:
             raise ValueError("gradient_accumulation_steps needs per_device_train_batch_size; or give batch_size alone")
-        for kind in ("eval", "save"):
+        for kind in ("logging", "eval", "save"):
             if f"{kind}_steps" in given and getattr(self, f"{kind}_strategy") != "steps":
                 raise ValueError(
                     f"{kind}_steps has no meaning under {kind}_strategy: {getattr(self, f'{kind}_strategy')}"
                 )
         if self.warmup_steps and self.lr_scheduler_type == "constant":
             raise ValueError("warm-up under lr_scheduler_type: constant would be ignored; use constant_with_warmup")
-        if self.warmup_ratio and self.lr_scheduler_type == "constant":
-            raise ValueError("warm-up under lr_scheduler_type: constant would be ignored; use constant_with_warmup")
+        if self.warmup_steps > 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(f"warmup_steps is a whole number of steps or a share below 1, found {self.warmup_steps:g}")
+        check_arguments(self.lr_scheduler_type, self.lr_scheduler_kwargs)
         return self
+
+    @model_validator(mode="after")
+    def _no_setting_is_ignored(self) -> TrainingSettings:
+        betas = ("adam_beta1", "adam_beta2", "adam_epsilon")
+        unread = betas if self.optim in WITHOUT_BETAS else betas[2:] if self.optim == "lion_32bit" else ()
+        for name in unread:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no meaning under optim: {self.optim}")
+        if not self.selects:
+            for name in ("metric_for_best_model", "greater_is_better", "early_stopping_threshold"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} needs load_best_model_at_end: true or early_stopping_patience")
+        elif self.eval_strategy == "no":
+            name = "load_best_model_at_end" if self.load_best_model_at_end else "early_stopping_patience"
+            raise ValueError(f"{name} has nothing to go by under eval_strategy: no")
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError("early_stopping_threshold needs early_stopping_patience")
+        if self.greater_is_better and self.metric_for_best_model in LOWER_IS_BETTER:
+            raise ValueError(f"greater_is_better: true contradicts metric_for_best_model: {self.metric_for_best_model}")
+        if self.greater_is_better is False and self.metric_for_best_model == "token_accuracy":
+            raise ValueError("greater_is_better: false contradicts metric_for_best_model: token_accuracy")
+        return self
+
+    @property
+    def selects(self) -> bool:
+        """Whether held-out rows decide which step's weights the run ends with."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the metric that selects a step; as transformers, false for what ends in loss unless it is said."""
+        if self.greater_is_better is not None:
+            return self.greater_is_better
+        return not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
 
 
 class EvaluationSettings(Settings):
     """How base and tuned model are compared on held-out rows."""
 
     metrics: list[str] = Field(default_factory=list, description="the first decides the verdict; loss if none")
+    compute_metrics: str | None = Field(
+        default=None, description="my_module:function, called with (logits, labels) as transformers' Trainer calls it"
+    )
     max_new_tokens: int = Field(default=256, ge=1, description="tokens of an answer at most")
     max_rows: int | None = Field(default=None, ge=1, description="rows judged at most; drawn by seed")
     batch_size: int = Field(default=16, ge=1, description="answers generated at a time")
@@ -414,6 +500,15 @@ class Recipe(Settings):
             raise ValueError("training.eval_steps has nothing to evaluate on: data.eval is 0")
         if not held_out and self.evaluation.metrics:
             raise ValueError("evaluation.metrics has nothing to judge: data.eval is 0")
+        if not held_out and self.training.selects:
+            name = "load_best_model_at_end" if self.training.load_best_model_at_end else "early_stopping_patience"
+            raise ValueError(f"training.{name} has no row to go by: data.eval is 0")
+        metric = self.training.metric_for_best_model
+        if metric not in TOKEN_METRICS and self.evaluation.compute_metrics is None:
+            raise ValueError(
+                f"training.metric_for_best_model: {metric} is not known at a validation, which makes no answers; there "
+                f"are {', '.join(TOKEN_METRICS)} and what a function under evaluation.compute_metrics gives"
+            )
         return self
 
     @property

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +18,7 @@ from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
+from tunesmith import aliases
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import METHOD_SETTINGS, Recipe, Settings
 
@@ -32,13 +34,24 @@ SHORT_FOR: Mapping[Path_, str] = {  # where a name stands for a mapping, and the
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A recipe and where its values were said: ``origins`` maps a key's way to ``file:line`` or ``flag``."""
+    """A recipe and where its values were said: ``origins`` maps a key's way to ``file:line`` or ``flag``.
+
+    ``notes``: of the settings that were said under another name, how.
+    """
 
     recipe: Recipe
     origins: Mapping[Path_, str]
+    notes: Mapping[Path_, str]
 
     def origin(self, path: Path_) -> str:
-        """Where a value comes from: where its key was said, or the name that stands for the section, or ``default``."""
+        """Where a value comes from: where its key was said, or the name that stands for the section, or ``default``.
+
+        With how it was said, where that was under another name.
+        """
+        place = self._place(path)
+        return f"{place} ({self.notes[path]})" if path in self.notes else place
+
+    def _place(self, path: Path_) -> str:
         if path in self.origins:
             return self.origins[path]
         if path[-1] == "path" or path == (
@@ -57,8 +70,11 @@ class LoadedRecipe:
 def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """A recipe from a YAML file, a mapping, or as it is, with ``section.key=value`` overrides on top.
 
+    Settings may be said by the names of ``aliases.py``.
+
     Raises RecipeError naming file and line: not YAML, a key given twice, unknown, of another type, contradictory.
     """
+    notes: dict[Path_, str] = {}
     if isinstance(source, Recipe):
         raw: dict[str, Any] = source.model_dump(exclude_unset=True)
         raw.setdefault("method", {})["name"] = source.method.name
@@ -68,16 +84,66 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     else:
         place = str(source)
         raw, origins = _read_yaml(Path(source))
+    _rename(raw, origins, notes, place)
     for override in overrides:
         path, value = _parse_override(override)
+        path, value = _renamed_override(path, value, notes, override)
+        if not path:
+            continue
         _put(raw, path, value, override)
         for old in [known for known in origins if known[: len(path)] == path]:
             del origins[old]
         origins[path] = "flag"
     try:
-        return LoadedRecipe(Recipe.model_validate(raw), origins)
+        return LoadedRecipe(Recipe.model_validate(raw), origins, notes)
     except ValidationError as error:
         raise _explain(error, raw, origins, place) from None
+
+
+def _rename(raw: dict[str, Any], origins: dict[Path_, str], notes: dict[Path_, str], place: str) -> None:
+    """Puts every setting that is said by another name under its own."""
+    try:
+        found = aliases.renamed(raw)
+    except ValueError as error:
+        said, name = error.args
+        raise RecipeError(said, where=_line(name, origins) or place) from None
+    for name, setting in found:
+        where = origins.pop(name, None)
+        raw[name[0]].pop(name[1])
+        if setting.name is None:
+            continue
+        before = _get(raw, setting.name)
+        if before is not None and before != setting.value:
+            raise RecipeError(
+                f"{dotted(name)} and {dotted(setting.name)} say the same thing: give one of them",
+                where=where or place,
+                why=f"They are {setting.value!r} and {before!r}.",
+            )
+        _put(raw, setting.name, setting.value, dotted(name))
+        if where is not None:
+            origins.setdefault(setting.name, where)
+        if setting.note is not None:
+            notes[setting.name] = setting.note
+
+
+def _renamed_override(path: Path_, value: Any, notes: dict[Path_, str], override: str) -> tuple[Path_, Any]:
+    """An override under the setting's own name; no way at all where it says nothing."""
+    try:
+        setting = aliases.canonical(tuple(map(str, path)), value)
+    except ValueError as error:
+        raise RecipeError(str(error), where=override) from None
+    if setting.name is None:
+        return (), None
+    notes.pop(setting.name, None)
+    if setting.note is not None:
+        notes[setting.name] = setting.note
+    return setting.name, setting.value
+
+
+def _get(raw: Any, path: Path_) -> Any:
+    for part in path:
+        raw = raw.get(part) if isinstance(raw, Mapping) else None
+    return raw
 
 
 def dump(recipe: Recipe) -> str:
@@ -105,10 +171,9 @@ def portable(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(mode="json")
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         values["training"].pop(name)  # batch_size says it
-    for one, other in (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio")):
-        training = values["training"]
-        training.pop(other if training[one] is not None else one)  # giving both is refused
-    for kind in ("eval", "save"):
+    training = values["training"]
+    training.pop("num_train_epochs" if training["max_steps"] is not None else "max_steps")  # giving both is refused
+    for kind in ("logging", "eval", "save"):
         if values["training"][f"{kind}_strategy"] != "steps":
             values["training"].pop(f"{kind}_steps")
     for side in ("train", "eval", "test"):
@@ -216,6 +281,8 @@ def _plain(node: Any) -> Any:
         return {key: _plain(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
         return [_plain(value) for value in node]
+    if isinstance(node, Enum):  # such as peft.TaskType.CAUSAL_LM
+        return node.value
     if isinstance(node, ScalarBoolean):  # one with an anchor; an int to Python
         return bool(node)
     for kind in (bool, int, float, str):

@@ -1,13 +1,15 @@
-"""What a run writes down while it trains: metrics.jsonl, TensorBoard events, the best step, and the progress line."""
+"""What a run writes down while it trains: metrics.jsonl, reporters, the best step, and the progress line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tunesmith.progress import Advance
+from tunesmith.reporters import open_reporters
 from tunesmith.run import Run
+from tunesmith.symptoms import Watch
 from tunesmith.training.loop import StepResult
 
 
@@ -25,22 +27,32 @@ class Totals:
     best_step: int | None = None
     best_loss: float | None = None
     last_loss: float | None = field(default=None)
+    selection: dict[str, Any] = field(default_factory=dict)  # of the step, where held-out rows select one
 
 
 class Recorder:
     """Turns step results into lines. Between two steps it draws no random number and touches no weight."""
 
     def __init__(
-        self, run: Run, *, logging_steps: int, total_steps: int, tensorboard: bool, totals: dict[str, Any], step: int
+        self,
+        run: Run,
+        *,
+        line_due: Callable[[StepResult], bool],
+        report_to: Sequence[str],
+        totals: dict[str, Any],
+        step: int,
     ) -> None:
-        self.run, self.logging_steps, self.total_steps = run, logging_steps, total_steps
+        self.run, self.line_due = run, line_due
         self.totals = Totals(**totals)
         self.advance: Advance = lambda done, facts: None
+        self.warn: Callable[[str], None] = lambda text: None
+        self._watch = Watch(run.read_lines("metrics.jsonl"))
         self._timed, self._seconds = 0, 0.0  # tokens and seconds of this window in this process
-        self._writer = _events(run, step) if tensorboard else None
+        self._unwritten: StepResult | None = None
+        self._reporters = open_reporters(report_to, run, step)
 
     def on_step(self, result: StepResult) -> None:
-        """Adds a step; every ``logging_steps`` steps, and after the last, writes the mean over labels since then."""
+        """Adds a step; where a line is due, writes the mean over labels since the one before."""
         totals = self.totals
         totals.loss_sum += result.loss * result.supervised_tokens
         for name, value in (
@@ -52,12 +64,21 @@ class Recorder:
             setattr(totals, f"run_{name}", getattr(totals, f"run_{name}") + value)
         self._timed += result.tokens
         self._seconds += result.seconds
-        facts = {"loss": f"{result.loss:.4f}", "tokens/s": f"{self._timed / self._seconds:.0f}"}
+        self.advance(result.step, self._facts(result))
+        self._unwritten = result
+        if self.line_due(result):
+            self._write_line(result)
+
+    def _facts(self, result: StepResult) -> dict[str, str]:
+        """For the line of progress: how it goes, how fast, and what share of the tokens was not computed twice."""
+        totals, facts = self.totals, {"loss": f"{result.loss:.4f}"}
         if totals.last_loss is not None:
             facts["eval loss"] = f"{totals.last_loss:.4f}"
-        self.advance(result.step, facts)
-        if result.step % self.logging_steps == 0 or result.step == self.total_steps:
-            self._write_line(result)
+        facts |= {"lr": f"{result.learning_rate:.2e}", "grad norm": f"{result.gradient_norm:.3g}"}
+        facts["tokens/s"] = f"{self._timed / self._seconds:.0f}"
+        if totals.run_computed < totals.run_tokens:
+            facts["saved"] = f"{1 - totals.run_computed / totals.run_tokens:.0%}"
+        return facts
 
     def _write_line(self, result: StepResult) -> None:
         totals = self.totals
@@ -75,19 +96,33 @@ class Recorder:
             }
         )
         totals.loss_sum, totals.supervised, totals.tokens, totals.computed = 0.0, 0, 0, 0
+        self._unwritten = None
         self._timed, self._seconds = 0, 0.0
 
+    def finish_line(self) -> None:
+        """Writes the line of the steps behind the last one, where a run ends before a line is due."""
+        if self._unwritten is not None:
+            self._write_line(self._unwritten)
+
     def on_eval(
-        self, step: int, epoch: float, loss: float, seconds: float, by_source: Mapping[str, float] | None = None
+        self,
+        step: int,
+        epoch: float,
+        loss: float,
+        seconds: float,
+        by_source: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Writes a validation loss; the step with the lowest so far is the best (a pointer, nothing is copied).
 
         Args:
             by_source: the loss on each source's rows, where they are of several.
+            metrics: other numbers of this validation, by name.
         """
         totals = self.totals
         totals.last_loss = loss
         line = {"step": step, "epoch": round(epoch, 4), "eval_loss": loss, "eval_seconds": round(seconds, 3)}
+        line |= {f"eval_{name}": value for name, value in (metrics or {}).items()}
         self._record({**line, "eval_loss_by_source": dict(by_source)} if by_source else line)
         if totals.best_loss is None or loss < totals.best_loss:
             totals.best_step, totals.best_loss = step, loss
@@ -97,23 +132,20 @@ class Recorder:
         return asdict(self.totals)
 
     def close(self) -> None:
-        """Flushes the event file."""
-        if self._writer is not None:
-            self._writer.close()
+        """Closes the reporters."""
+        for reporter in self._reporters:
+            reporter.close()
 
     def _record(self, line: dict[str, Any]) -> None:
         self.run.append("metrics.jsonl", line)
-        if self._writer is not None:
-            apart = line.get("eval_loss_by_source", {})
-            scalars = {**line, **{f"eval_loss/{source}": loss for source, loss in apart.items()}}
-            for name, value in scalars.items():
-                if name not in ("step", "epoch", "eval_loss_by_source"):
-                    side = "eval" if name.startswith("eval_") else "train"
-                    self._writer.add_scalar(f"{side}/{name.removeprefix('eval_')}", value, line["step"])
-            self._writer.flush()
-
-
-def _events(run: Run, step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1 if step else None)
+        for symptom in self._watch.see(line):
+            self.warn(f"step {symptom.step}: {symptom.text}")
+        apart = line.get("eval_loss_by_source", {})
+        scalars = {**line, **{f"eval_loss/{source}": loss for source, loss in apart.items()}}
+        values = {
+            f"{'eval' if name.startswith('eval_') else 'train'}/{name.removeprefix('eval_')}": value
+            for name, value in scalars.items()
+            if name not in ("step", "epoch", "eval_loss_by_source")
+        }
+        for reporter in self._reporters:
+            reporter.log(values, line["step"])

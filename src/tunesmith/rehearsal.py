@@ -59,7 +59,7 @@ def rehearse(
     with _out_of_memory_refuses(plan, where):
         before, peak = measure(model, batch, objective=objective, device=device)
     context = CONTEXT if torch.device(device).type == "cuda" else 0
-    moments = 2 * plan.shape.trained
+    moments = int(plan.shape.states * plan.shape.trained)
     measured = peak + moments + context
     growth = max(plan.peak().training - predicted.training, 0) + plan.later_holes(plan.tokens)
     # What judging holds beyond the weights and libraries, which are held already.

@@ -5,6 +5,7 @@ environment.json   versions, git, threads           metrics.jsonl   a line each 
 data.json          sources and their hashes         samples.jsonl   answers of base and tuned model, side by side
 template.json      the chat template as used        verdict.json    better, no evidence, or worse
 memory.json        peak, predicted and measured     status.json     where the run stands
+samples_during.jsonl   an answer at each evaluation
 checkpoints/step-NNNNNN/
 """
 
@@ -180,6 +181,13 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """Complete checkpoint folders, oldest first."""
         return sorted(path for path in (self.folder / "checkpoints").glob("step-*") if path.is_dir())
+
+    @property
+    def result(self) -> Path | None:
+        """The checkpoint that the run came to: that of the judged step once it is known, else the newest."""
+        judged = self.status().get("judged_step")
+        named = [path for path in self.checkpoints if judged is not None and path.name == f"step-{judged:06d}"]
+        return (named or self.checkpoints or [None])[-1]
 
 
 def _is_empty(folder: Path) -> bool:

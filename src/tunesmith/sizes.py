@@ -17,51 +17,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttributeError
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.methods import build
-from tunesmith.methods.fused import SAME_INPUT
 from tunesmith.methods.lora import LINEAR
 from tunesmith.model.load import quiet_transformers
+from tunesmith.optimizers import state_bytes
 from tunesmith.recipe import AdapterSettings, LoraSettings, QloraSettings, Recipe
+from tunesmith.shape import FP32, Linear, Shape, Text, kept, mask_bytes, packed_bytes
 
-FP32 = 4  # bytes
-NF4, CONSTANTS, DOUBLE = 0.5, 4 / 64, 1 / 64 + 4 / (64 * 256)  # bytes a weight: packed; fp32 and quantized constants
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """All in bytes, but ``layers`` and ``vocabulary``.
-
-    ``weights`` is every parameter as it is held, ``trained`` those among them that train, ``beside`` the untuned model
-    that judging holds beside the tuned one. A token leaves ``kept`` in each layer for the backward pass, and ``mask``
-    for each token that it may see. ``hidden`` and ``widest`` are one token's hidden state and widest activation.
-    ``head`` is the output layer's weight where it trains, else 0; ``unpacked`` the largest 4-bit weight as dequantized.
-    ``recomputes``: the model supports gradient checkpointing.
-    """
-
-    device: str
-    method: str
-    weights: int
-    trained: int
-    beside: int
-    layers: int
-    kept: int
-    mask: int
-    hidden: int
-    widest: int
-    vocabulary: int
-    head: int
-    unpacked: int
-    recomputes: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class _Linear:
-    """A linear map that trains, or has an adapter of rank ``rank``: its module's name and the size of its input."""
-
-    name: str
-    width: int
-    rank: int = 0
+__all__ = ["FP32", "Counts", "Shape", "counts_of", "shape_of"]
 
 
 def shape_of(config: PretrainedConfig, recipe: Recipe, folder: Path) -> Shape:
@@ -84,7 +49,7 @@ def shape_of(config: PretrainedConfig, recipe: Recipe, folder: Path) -> Shape:
     attached = _attached(model, recipe)
     trains = _adapters(attached)
     if method == "full":
-        trains = [_Linear(name, weight.shape[-1]) for name, weight in linears.items()]
+        trains = [Linear(name, weight.shape[-1]) for name, weight in linears.items()]
     return Shape(
         device=device,
         method=method,
@@ -92,14 +57,15 @@ def shape_of(config: PretrainedConfig, recipe: Recipe, folder: Path) -> Shape:
         trained=_size(own for own in attached.parameters() if own.requires_grad),
         beside=plain if method in ("full", "qlora") else 0,
         layers=_most(text, "num_hidden_layers") or 1,
-        kept=_kept(text, recipe, trains),
-        mask=0 if device == "cpu" or recipe.training.layout == "padded" else dtype.itemsize,
+        kept=kept(_numbers(text), recipe, trains, itemsize=dtype.itemsize),
+        mask=mask_bytes(recipe, itemsize=dtype.itemsize),
         hidden=_most(text, "hidden_size") * dtype.itemsize,
         widest=max(_most(text, "hidden_size"), _intermediate(text)) * dtype.itemsize,
         vocabulary=_most(text, "vocab_size") or 1,
         head=_size(own for own in head.parameters() if own.requires_grad) if head is not None else 0,
         unpacked=max(map(torch.numel, linears.values()), default=0) * dtype.itemsize if method == "qlora" else 0,
         recomputes=model.supports_gradient_checkpointing,
+        states=_states(attached, recipe.training.optim),
     )
 
 
@@ -111,10 +77,19 @@ def _size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def _states(model: nn.Module, optim: str) -> float:
+    """Bytes of the optimizer's state for each byte that trains."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    trained = [own for own in model.parameters() if own.requires_grad]
+    held = sum(state_bytes(optim, own.shape, itemsize=own.itemsize, embedding=id(own) in tables) for own in trained)
+    return held / max(_size(trained), 1)
+
+
 def _linears(model: nn.Module, head: Any) -> dict[str, Tensor]:
-    """Weights of the linear maps by their modules' names, but the output layer's."""
+    """Weights [out, in] of the linear maps by their modules' names, but the output layer's."""
     named = model.named_modules()
-    return {name: own.weight for name, own in named if isinstance(own, LINEAR) and own is not head}
+    linears: dict[str, Any] = {name: own for name, own in named if isinstance(own, LINEAR) and own is not head}
+    return {name: own.weight.T if isinstance(own, Conv1D) else own.weight for name, own in linears.items()}
 
 
 def _without_weights(config: PretrainedConfig, recipe: Recipe) -> Any:
@@ -146,23 +121,38 @@ def _held(config: PretrainedConfig, recipe: Recipe, folder: Path, *, plain: int,
         return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if not isinstance(recipe.method, QloraSettings):
         return plain
-    packed = NF4 + (DOUBLE if recipe.method.bnb_4bit_use_double_quant else CONSTANTS)
+    packed = packed_bytes(double_quant=recipe.method.bnb_4bit_use_double_quant)
     return plain - int(linear * (_dtype(recipe).itemsize - packed))
 
 
-def _adapters(model: nn.Module) -> list[_Linear]:
+def _adapters(model: nn.Module) -> list[Linear]:
     """Every adapted linear map, told by PEFT's names of the parameters."""
     found = []
     for name, parameter in model.named_parameters():
         module, mark, _ = name.partition(".lora_A.")
         if mark:
-            found.append(_Linear(module, parameter.shape[1], parameter.shape[0]))
+            found.append(Linear(module, parameter.shape[1], parameter.shape[0]))
     return found
+
+
+def _numbers(text: Any) -> Text:
+    hidden, heads = _most(text, "hidden_size"), _most(text, "num_attention_heads") or 1
+    return Text(
+        layers=_most(text, "num_hidden_layers"),
+        hidden=hidden,
+        heads=heads,
+        key_heads=_most(text, "num_key_value_heads") or heads,
+        head_size=_most(text, "head_dim") or hidden // heads,
+        intermediate=_intermediate(text),
+        experts_a_token=_most(text, "num_experts_per_tok"),
+        vocabulary=_most(text, "vocab_size"),
+    )
 
 
 def _intermediate(text: Any) -> int:
     """Elements of a feed-forward block for each token, all of its experts together."""
-    width = _most(text, "intermediate_size") or 4 * _most(text, "hidden_size")  # GPT-2 and OPT name it otherwise
+    named = (_most(text, name) for name in ("intermediate_size", "n_inner", "ffn_dim"))  # GPT-2's and OPT's names
+    width = next(filter(None, named), 4 * _most(text, "hidden_size"))
     experts = _most(text, "num_experts_per_tok")
     if not experts:
         return width
@@ -179,41 +169,33 @@ def _most(text: Any, name: str) -> int:
     return max((int(one) for one in values if isinstance(one, int | float)), default=0)
 
 
-def _kept(text: Any, recipe: Recipe, trains: list[_Linear]) -> int:
-    """Bytes that a token leaves in a layer for the backward pass.
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Parameters in all, trained, in linear maps, in the output layer; what a token meets; heads times head size."""
 
-    Two norms keep their inputs, in fp32 whatever the dtype. Attention keeps q, k, v, its output and a log-sum-exp; keys
-    are repeated for all heads where the pieces of ``model/attention.py`` do not compute it. A gated block keeps gate
-    and up, and outside fp32 silu(gate). Experts get copies of their tokens.
-    """
-    dtype, hidden, heads = _dtype(recipe), _most(text, "hidden_size"), _most(text, "num_attention_heads") or 1
-    size = _most(text, "head_dim") or hidden // heads
-    query, key = heads * size, (_most(text, "num_key_value_heads") or heads) * size
-    pieces = recipe.model.device == "cpu" and recipe.training.layout != "padded"
-    attention = 2 * query + 2 * (key if pieces else query)
-    gated = (2 if dtype is torch.float32 else 3) * _intermediate(text)
-    copies = 2 * hidden * _most(text, "num_experts_per_tok")
-    inputs = _inputs(recipe, trains) // (_most(text, "num_hidden_layers") or 1)
-    return (2 * hidden + heads) * FP32 + (attention + gated + copies) * dtype.itemsize + inputs
+    parameters: int
+    trainable: int
+    linear: int
+    head: int
+    products: int
+    width: int
 
 
-def _inputs(recipe: Recipe, trains: list[_Linear]) -> int:
-    """Bytes that a token leaves in all layers as the inputs of what trains, its rank-sized products and its dropout.
-
-    Maps that read the same tensor keep it once; PEFT's own adapters, outside fp32, keep a copy each in fp32.
-    """
-    dtype, width = _dtype(recipe), sum(one.width for one in trains)
-    once = dtype is torch.float32 or recipe.method.name == "full"
-    kept = _distinct(trains) * dtype.itemsize if once else width * FP32
-    masks = width * dtype.itemsize if getattr(recipe.method, "lora_dropout", 0.0) else 0
-    return kept + masks + sum(one.rank for one in trains) * FP32
-
-
-def _distinct(trains: Iterable[_Linear]) -> int:
-    """Elements of the inputs that are kept: siblings share theirs, and an output projection has attention's."""
-    seen: dict[tuple[str, Any], int] = {}
-    for one in trains:
-        parent, _, name = one.name.rpartition(".")
-        if name != "o_proj":
-            seen[parent, next((names for names in SAME_INPUT if name in names), name)] = one.width
-    return sum(seen.values())
+def counts_of(config: PretrainedConfig, recipe: Recipe) -> Counts:
+    """The counts of the recipe's model with its method. A token meets as many experts as the config says."""
+    text = _numbers(config.get_text_config())
+    model = _without_weights(config, recipe)
+    head = model.get_output_embeddings()
+    linear = sum(weight.numel() for weight in _linears(model, head).values())
+    experts = sum(own.numel() for name, own in model.named_parameters() if ".experts." in name and own.dim() == 3)
+    number = max(_most(config.get_text_config(), name) for name in ("num_experts", "num_local_experts")) or 1
+    parameters = sum(own.numel() for own in model.parameters())
+    attached = _attached(model, recipe)
+    return Counts(
+        parameters=parameters,
+        trainable=sum(own.numel() for own in attached.parameters() if own.requires_grad),
+        linear=linear,
+        head=text.vocabulary * text.hidden,
+        products=linear + experts * text.experts_a_token // number,
+        width=text.heads * text.head_size,
+    )

@@ -254,7 +254,7 @@ def _training_lines(held_out: _HeldOut, model: str | None) -> list[str]:
         f"  num_train_epochs: {epochs}  # passes over {held_out.train:,} rows",
         f"  batch_size: {batch_size}  # rows in an optimizer step, so about {steps:,} steps in all",
         f"  learning_rate: {rate}",
-        "  warmup_ratio: 0.1",
+        "  warmup_steps: 0.1  # below 1 a share of all steps",
         "  lr_scheduler_type: cosine",
         f"  logging_steps: {max(1, min(10, steps // 20))}",
         f"  save_steps: {between}  # a run that was stopped goes on from its last checkpoint",

@@ -122,7 +122,7 @@ def load(
     trust_remote_code: bool = False,
     listener: Listener | None = None,
 ) -> Tuned:
-    """Loads a run (its last checkpoint), a checkpoint, a PEFT adapter folder, or a model by folder, file or name.
+    """Loads a run (the checkpoint it came to), a checkpoint, an adapter folder, or a model by folder, file or name.
 
     Raises:
         ModelError: there is no such thing, or it cannot be loaded.
@@ -177,14 +177,14 @@ def find(target: str) -> Target:
     what = kind(target)
     if what == "run":
         run = Run.open(target)
-        if not run.checkpoints:
+        if run.result is None:
             raise RunError(
                 "This run has no checkpoint yet",
                 where=target,
                 why=f"Its status is: {run.status().get('status')}.",
                 remedy="Let it train to its first save, or finish it with `tunesmith train RECIPE --resume`.",
             )
-        return _of_run(run, run.checkpoints[-1])
+        return _of_run(run, run.result)
     folder = Path(target)
     run = Run(folder.resolve().parent.parent)
     if what in ("adapter", "model") and folder.resolve().parent.name == "checkpoints" and run.exists():

@@ -119,3 +119,40 @@ def test_what_is_no_run_is_refused(command: Command, tmp_path: Path) -> None:
     outcome = command("runs", "show", "nothing", "--json")
     assert outcome.code == 1
     assert json.loads(outcome.out)["what"] == "This folder holds no run"
+
+
+def test_watch_writes_a_line_for_everything_and_ends_with_the_run(command: Command, finished: Run) -> None:
+    finished.write_text("metrics.jsonl", "")
+    counts = {"tokens": 1000, "computed_tokens": 600, "tokens_per_second": 100.0}
+    for step in range(1, 21):
+        norm = 80.0 if step == 15 else 0.5
+        line = {"step": step, "loss": 4 - step / 10, "learning_rate": 1e-4, "grad_norm": norm, **counts}
+        finished.append("metrics.jsonl", line)
+    finished.append("metrics.jsonl", {"step": 20, "eval_loss": 1.25, "eval_seconds": 1.0})
+    sample = {"step": 20, "source": "rows.jsonl:3", "prompt": "?", "truth": "red", "answer": "blue", "stopped": True}
+    finished.append("samples_during.jsonl", sample)
+    outcome = command("runs", "watch", "runs/rows")
+    lines = outcome.out.splitlines()
+    assert outcome.code == 0
+    assert lines[0] == "step 1/20  loss 3.9000  lr 1.00e-04  grad norm 0.5  tokens/s 100  saved 40%  3:10 left"
+    assert lines[15].startswith("warning: step 15: the gradient norm of step 15 is 80, 160 times the usual 0.5.")
+    assert lines[-3:] == [
+        "step 20/20  eval loss 1.2500",
+        "step 20/20  rows.jsonl:3 is answered 'blue' (expected 'red')",
+        "the run is finished: better, exact_match 0.05 -> 0.85",
+    ]
+    assert "\r" not in outcome.out and "\x1b" not in outcome.out
+    found = command("runs", "watch", "runs/rows", "--json").json
+    assert list(found) == list(SHAPES["runs watch"])
+    assert [symptom["kind"] for symptom in found["symptoms"]] == ["gradient_spike"]
+
+
+def test_curves_are_drawn_into_a_file(command: Command, finished: Run, tmp_path: Path) -> None:
+    outcome = command("runs", "curves", "runs/rows", "--out", "curves.svg", "--json")
+    assert outcome.code == 0
+    assert list(outcome.json) == list(SHAPES["runs curves"])
+    assert outcome.json["runs"][0]["validation"] == [[20, 1.0]]
+    assert (tmp_path / "curves.svg").read_text().count("<polyline") == 2, "loss and validation loss; no rate, no norm"
+    again = command("runs", "curves", "runs/rows", "--out", "curves.svg")
+    assert again.code == 1 and "--overwrite" in again.err
+    assert command("runs", "curves", "runs/rows", "--out", "curves.svg", "--overwrite").code == 0

@@ -30,13 +30,20 @@ SURFACE = {
         ["DATA|RECIPE", "KEY=VALUE"],
         ["--out", "--model", "--format", "--columns", "--instruction", "--ray", "--overwrite", "--json"],
     ),
+    "plan": (
+        ["RECIPE", "KEY=VALUE"],
+        ["--model", "--device", "--rows", "--length", "--exact", "--measure", "--json"],
+    ),
     "train": (["RECIPE", "KEY=VALUE"], ["--resume", "--overwrite", "--dry-run", "--json"]),
     "eval": (["TARGET", "KEY=VALUE"], ["--data", "--json"]),
     "generate": (["TARGET", "KEY=VALUE"], ["--prompt", "--system", "--base", "--json"]),
     "chat": (["TARGET", "KEY=VALUE"], ["--system"]),
+    "merge": (["TARGET"], ["--out", "--dtype", "--data", "--max-shard-size", "--overwrite", "--json"]),
     "demo": ([], ["--overwrite", "--json"]),
     "runs list": (["FOLDER"], ["--json"]),
     "runs show": (["RUN"], ["--json"]),
+    "runs watch": (["RUN"], ["--json"]),
+    "runs curves": (["RUN"], ["--out", "--overwrite", "--json"]),
 }
 COMMANDS = dict(commands())
 

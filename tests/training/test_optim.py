@@ -1,4 +1,4 @@
-"""The learning rate of every step, what decays, and an optimizer that goes on as if it had never stopped."""
+"""Every optimizer by its name: what decays, what it keeps, and that it goes on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -8,50 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, get_scheduler
+from transformers import AutoModelForCausalLM
 
+from tunesmith.errors import RecipeError
 from tunesmith.methods.base import parameter_groups
-from tunesmith.training.optim import (
-    Schedule,
-    build_optimizer,
-    learning_rate_at,
-    load_optimizer_state,
-    optimizer_state,
-    rate_schedule,
-)
-
-TOTAL = 13
-
-
-def reference_rates(schedule: str, warmup_steps: int) -> list[float]:
-    """What transformers' scheduler of the same name gives each step."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=3e-4)
-    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup_steps, num_training_steps=TOTAL)
-    rates = []
-    for _ in range(TOTAL):
-        rates.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
-@pytest.mark.parametrize("warmup_steps", [0, 1, 5, TOTAL])
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "constant_with_warmup"])
-def test_the_rate_of_every_step_is_that_of_transformers(schedule: Schedule, warmup_steps: int) -> None:
-    rate = rate_schedule(peak=3e-4, total_steps=TOTAL, warmup_steps=warmup_steps, schedule=schedule)
-    found = [rate(step) for step in range(1, TOTAL + 1)]
-    assert found == pytest.approx(reference_rates(schedule, warmup_steps), rel=1e-12, abs=0)
-
-
-def test_rates_worth_knowing_by_heart() -> None:
-    def rate(step: int, schedule: Schedule) -> float:
-        return learning_rate_at(step, peak=1.0, total_steps=10, warmup_steps=2, schedule=schedule)
-
-    assert [rate(step, "linear") for step in (1, 2, 3, 7)] == [0.0, 0.5, 1.0, 0.5]
-    assert [rate(step, "cosine") for step in (1, 2, 3, 7)] == pytest.approx([0.0, 0.5, 1.0, 0.5])
-    assert [rate(step, "constant_with_warmup") for step in (1, 2, 3, 10)] == [0.0, 0.5, 1.0, 1.0]
-    assert [rate(step, "constant") for step in (1, 10)] == [1.0, 1.0]
-    assert rate(10, "cosine") > 0, "the last step still learns"
+from tunesmith.optimizers import OPTIMIZERS, Optimizer, state_bytes
+from tunesmith.training import checkpoint
+from tunesmith.training.optim import build_optimizer, check_optimizer, load_optimizer_state, optimizer_state
 
 
 def adamw(groups: list[dict[str, Any]], weight_decay: float = 0.1) -> torch.optim.Optimizer:
@@ -80,6 +43,112 @@ def linear_pair() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2, bias=False))
+
+
+HERE = [name for name in OPTIMIZERS if not name.startswith("paged")]
+
+
+def wide_pair() -> nn.Sequential:
+    """Large enough for 8-bit moments (4,096 elements), with a lookup table and vectors beside."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(80, 64), nn.Linear(64, 128), nn.LayerNorm(128), nn.Linear(128, 64))
+
+
+def of_name(name: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    return build_optimizer(
+        parameter_groups(model), learning_rate=0.01, weight_decay=0.1, betas=(0.8, 0.9), epsilon=1e-6, optim=name
+    )
+
+
+def wide_step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+    inputs = (torch.arange(24).reshape(2, 12) * number) % 80
+    model(inputs).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_every_optimizer_goes_on_from_its_checkpoint_bit_for_bit(name: Optimizer, tmp_path: Path) -> None:
+    whole = wide_pair()
+    optimizer = of_name(name, whole)
+    for number in (1, 2, 3):
+        wide_step(whole, optimizer, number)
+    weights = {key: value.clone() for key, value in whole.state_dict().items()}
+    saved = checkpoint.save(tmp_path, 3, write_model=lambda folder: None, optimizer=optimizer, state={})
+    for number in (4, 5, 6):
+        wide_step(whole, optimizer, number)
+    resumed = wide_pair()
+    resumed.load_state_dict(weights)
+    restored = of_name(name, resumed)
+    checkpoint.load(saved, restored)
+    for number in (4, 5, 6):
+        wide_step(resumed, restored, number)
+    for (key, one), (_, other) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(one, other), key
+        assert not torch.equal(one, weights[key]), f"{key} has moved"
+    states = optimizer_state(optimizer), optimizer_state(restored)
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_the_bytes_of_every_optimizers_state_are_known_beforehand(name: Optimizer) -> None:
+    model = wide_pair()
+    optimizer = of_name(name, model)
+    wide_step(model, optimizer, 1)
+    state = {key: value for key, value in optimizer_state(optimizer).items() if value.ndim}
+    for key, parameter in model.named_parameters():
+        kept = sum(value.nbytes for part, value in state.items() if part.startswith(f"{key}|"))
+        assert kept == state_bytes(name, parameter.shape, embedding=key == "0.weight"), key
+
+
+def test_eight_bits_are_for_large_weights_that_are_no_lookup_table() -> None:
+    model = wide_pair()
+    optimizer = of_name("adamw_8bit", model)
+    wide_step(model, optimizer, 1)
+    kinds = {key: value.dtype for key, value in optimizer_state(optimizer).items() if key.endswith("|state1")}
+    assert {key for key, kind in kinds.items() if kind == torch.uint8} == {"1.weight|state1", "3.weight|state1"}
+    assert kinds["0.weight|state1"] == torch.float32
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_first_step_is_that_of_the_paper(name: Optimizer) -> None:
+    """One step on a matrix without decay, from what the moments are after their first gradient."""
+    weight = nn.Parameter(torch.zeros(64, 128))
+    group = {"params": [weight], "names": ["weight"], "decay": False, "embeddings": [False]}
+    optimizer = build_optimizer(
+        [group], learning_rate=0.01, weight_decay=0.1, betas=(0.8, 0.9), epsilon=1e-8, optim=name
+    )
+    gradient = torch.linspace(-1, 1, 64 * 128).reshape(64, 128)
+    weight.grad = gradient.clone()
+    optimizer.step()
+    if name == "sgd":
+        expected = -0.01 * gradient
+    elif name == "adafactor":
+        squares = gradient.square() + 1e-30
+        row, column = squares.mean(-1), squares.mean(-2)
+        update = gradient * (row / row.mean())[:, None].rsqrt() * column.rsqrt()
+        expected = -0.01 * update / max(1.0, float(update.square().mean().sqrt()))
+    else:
+        expected = -0.01 * gradient.sign()
+    assert torch.allclose(weight.detach(), expected, rtol=1e-3, atol=1e-9)
+
+
+def test_a_paged_optimizer_is_refused_without_a_gpu_and_the_others_are_not() -> None:
+    with pytest.raises(RecipeError, match="paged_adamw_8bit needs a GPU") as error:
+        check_optimizer("paged_adamw_8bit", "cpu")
+    assert error.value.remedy == "use optim: adamw_8bit"
+    for name in HERE:
+        check_optimizer(name, "cpu")
+
+
+def test_the_state_of_another_optimizer_is_refused() -> None:
+    model = wide_pair()
+    adamw_state = of_name("adamw_torch", model)
+    wide_step(model, adamw_state, 1)
+    with pytest.raises(ValueError, match="another optimizer's"):
+        load_optimizer_state(of_name("adamw_8bit", model), optimizer_state(adamw_state))
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:

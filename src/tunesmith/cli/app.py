@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import tunesmith
-from tunesmith.cli import answers, chat, data, demo, runs, training
+from tunesmith.cli import answers, chat, curves, data, demo, export, plan, runs, training, watch
 
 app = typer.Typer(
     name="tunesmith",
@@ -28,13 +28,17 @@ runs_app = typer.Typer(
 app.command("init")(data.init)
 app.command("check")(data.check)
 app.command("prepare")(data.prepare)
+app.command("plan")(plan.plan)
 app.command("train")(training.train)
 app.command("eval")(answers.evaluate)
 app.command("generate")(answers.generate)
 app.command("chat")(chat.chat)
+app.command("merge")(export.merge)
 app.add_typer(runs_app)
 runs_app.command("list")(runs.list_runs)
 runs_app.command("show")(runs.show_run)
+runs_app.command("watch")(watch.watch_run)
+runs_app.command("curves")(curves.draw_curves)
 app.command("demo")(demo.demo)
 
 

@@ -81,6 +81,9 @@ def _report(found: Details, terminal: Terminal) -> None:
         best = (found.best or {}).get("step")
         for path in found.checkpoints:
             mark = "  best by validation loss" if best is not None and path.name.endswith(f"-{best:06d}") else ""
+            verdict = found.verdict or {}
+            if "selection" in verdict and path.name.endswith(f"-{verdict['step']:06d}"):
+                mark += "  judged"
             terminal.write(f"{path}{mark}")
 
 

@@ -77,6 +77,19 @@ SHAPES: dict[str, dict[str, str]] = {
         "ledger": LEDGER,
         "rejected": "rows that were not written; they are in rejected.jsonl",
     },
+    "plan": {
+        "device": "`{name, memory, fp32, half}`: bytes, and peak FLOP/s; half is null on a CPU",
+        "parameters": "of the model",
+        "counted": "how: from config.json by arithmetic, or built without weights",
+        "workload": "`{rows, longest, tokens, computed, logits, basis}` of an epoch; basis says where it comes from",
+        "methods": "`[{method, recipe, trainable, share, memory: {libraries, weights, gradients, optimizer, "
+        "activations, logits, total}, judging, fits, budget, tokens, checkpointing, seconds, why}]`: bytes, seconds an "
+        "epoch, and the micro-batch",
+        "recommended": "`full`, `lora`, `qlora`, or null where nothing fits",
+        "reason": "the recommendation in a sentence",
+        "measured": "with --measure: `[{method, tokens, predicted_bytes, measured_bytes, memory_error, "
+        "predicted_seconds, measured_seconds, time_error}]` of one micro-batch; else empty",
+    },
     "train": TRAIN,
     "train --dry-run": {"settings": "`[{key, value, source}]`; source is `default`, `file:line`, `flag` or `auto`"},
     "eval": {
@@ -93,6 +106,22 @@ SHAPES: dict[str, dict[str, str]] = {
         "base": "with --base: answers of the untuned base, as below; else null",
         "answers": "`[{text, tokens, stopped}]`; stopped is false where the answer was cut off",
     },
+    "merge": {
+        "folder": "the model folder",
+        "base": "the model that was tuned",
+        "revision": "its revision, or null",
+        "checkpoint": "what was trained on top of it",
+        "method": "how it was tuned",
+        "onto": "what the update was added to: `base`; over a quantized base `dequantized` or `unquantized`",
+        "candidates": "`{WAY: {relative, largest, agreement, positions}}`: logits against those of the tuned model, "
+        "before rounding to dtype; relative is the root mean square of the differences by that of the logits",
+        "written": "the same of the folder as it is read back",
+        "tolerance": "the largest `relative` that is accepted",
+        "rows": "what was compared, in words",
+        "dtype": "of the weights",
+        "files": "files of weights",
+        "bytes": "their size",
+    },
     "runs list": {"runs": f"`[{{{', '.join(SUMMARY)}}}]`"},
     "runs show": {
         **SUMMARY,
@@ -104,5 +133,11 @@ SHAPES: dict[str, dict[str, str]] = {
         "checkpoints": "their folders, oldest first",
         "best": "the step with the lowest validation loss, with that loss; or null",
     },
+    "runs watch": {
+        **SUMMARY,
+        "symptoms": "`[{kind, step, text}]`: what was warned of; kind is `overfitting`, `flat`, `gradient_spike` or "
+        "`learning_rate`",
+    },
+    "runs curves": {"file": "what was drawn", "runs": "`[{name, run, training, validation, symptoms}]`"},
     "demo": TRAIN,
 }

@@ -26,7 +26,7 @@ def recipe_values(data: Path, folder: Path) -> dict[str, Any]:
             "learning_rate": 1e-3,
             "num_train_epochs": 1.0,
             "batch_size": 6,
-            "warmup_ratio": 0.05,
+            "warmup_steps": 0.05,
             "logging_steps": 10,
             "eval_strategy": "no",
         },

@@ -63,13 +63,21 @@ def function_metric(name: str) -> FunctionMetric:
     Raises:
         RecipeError: there is no such function, importing it fails, or its parameters do not fit.
     """
-    return FunctionMetric(name, _caller(name, _import_function(name)))
+    return FunctionMetric(name, _caller(name, import_function(name)))
 
 
-def _import_function(name: str) -> Callable[..., Any]:
+def import_function(name: str, *, where: str = WHERE) -> Callable[..., Any]:
+    """`my_module:function` from the current folder or where Python finds modules.
+
+    Args:
+        where: the setting that names it, for messages.
+
+    Raises:
+        RecipeError: there is no such function, or importing it fails.
+    """
     if not FUNCTION.fullmatch(name):
         raise RecipeError(
-            f"{name!r} does not name a Python function", where=WHERE, remedy="Write it as my_module:my_function."
+            f"{name!r} does not name a Python function", where=where, remedy="Write it as my_module:my_function."
         )
     module_name, _, attribute = name.partition(":")
     try:
@@ -77,32 +85,32 @@ def _import_function(name: str) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _import_fault(name, error) from error
+            raise _import_fault(name, error, where) from error
         raise RecipeError(
             f"There is no Python module {error.name!r} for the metric {name}",
-            where=WHERE,
+            where=where,
             why=f"It was looked for in {Path.cwd()} and where Python finds modules.",
             remedy=f"Run from the folder that holds {module_name.replace('.', '/')}.py, or correct the name.",
         ) from None
     except Exception as error:
-        raise _import_fault(name, error) from error
+        raise _import_fault(name, error, where) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         functions = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         what = f"The module {module_name} has no function {attribute!r}"
         raise RecipeError(
             what if function is None else f"{name} is not a function but {type(function).__name__}",
-            where=WHERE,
+            where=where,
             why=f"{module_name} has: {', '.join(functions) or 'no function'}.",
             remedy="Correct the name behind the colon.",
         )
     return function
 
 
-def _import_fault(name: str, error: Exception) -> RecipeError:
+def _import_fault(name: str, error: Exception, where: str) -> RecipeError:
     return RecipeError(
         f"The module of the metric {name} cannot be imported",
-        where=WHERE,
+        where=where,
         why=f"It raised {type(error).__name__}: {error}",
         remedy="Correct the module; `python -c 'import ...'` shows where it fails.",
     )

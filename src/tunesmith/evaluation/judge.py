@@ -20,11 +20,14 @@ from tunesmith.data.layout import Batch, LayoutName, micro_batches
 from tunesmith.data.template import Encoded
 from tunesmith.evaluation.base import RowScores
 from tunesmith.evaluation.compare import LARGEST_EXPONENT, compare
+from tunesmith.evaluation.compute import computed_metrics
 from tunesmith.evaluation.loss import TokenScores, row_losses
 from tunesmith.evaluation.text import check_truths, score_answers, text_metrics
-from tunesmith.generate import Generation, GenerationSettings, check_prompts, decode_text, generate
-from tunesmith.progress import Listener
+from tunesmith.generate import Generation, GenerationSettings, check_prompts, decode_text, generate, random_state_kept
+from tunesmith.progress import Listener, Silent
 from tunesmith.recipe import EvaluationSettings
+
+SAMPLE_TOKENS = 48  # of the answer at an evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,13 @@ class Task:
 class Measured:
     """What one model did on a task: scores by metric, and its answers (none where no answer was asked for).
 
-    ``of_answers`` are the scores that stand for one question each.
+    ``of_answers`` are the scores that stand for one question each, ``computed`` what the recipe's function gives.
     """
 
     scores: dict[str, RowScores]
     of_answers: dict[str, RowScores]
     answers: list[Generation]
+    computed: dict[str, float] = field(default_factory=dict)
 
 
 def make_task(
@@ -203,6 +207,10 @@ def measure(
         tokens = known or token_scores(model, task, batches, title=f"{name}: loss", listener=listener)
         metrics = text_metrics(settings.metrics)
         count = None if metrics else settings.samples
+        computed = {}
+        if settings.compute_metrics is not None:
+            device = next(model.parameters()).device
+            computed = computed_metrics(settings.compute_metrics, model, batches, device=device)
         made = [] if count == 0 else answers(
             model, task, tokenizer=tokenizer, stop_ids=stop_ids, settings=settings, count=count,
             title=f"{name}: answers", listener=listener,
@@ -216,7 +224,7 @@ def measure(
             prompts=[question.prompt_text for question in task.questions],
             groups=[question.group for question in task.questions],
         )
-    return Measured({**tokens.scores(task.groups), **of_answers}, of_answers, made)
+    return Measured({**tokens.scores(task.groups), **of_answers}, of_answers, made, computed)
 
 
 def judge(
@@ -257,6 +265,15 @@ def judge(
         resamples=settings.resamples,
         seed=settings.seed,
     )
+    if tuned.computed:
+        both = {
+            name: {"base": before.computed[name], "tuned": value}
+            for name, value in tuned.computed.items()
+            if name in before.computed
+        }
+        verdict = {**verdict, "compute_metrics": both}
+        said = (f"{name} {pair['base']:.4g} -> {pair['tuned']:.4g}" for name, pair in both.items())
+        listener.say(f"{settings.compute_metrics}, base -> tuned: {', '.join(said)}")
     return {**verdict, **_by_source(task, before, tuned)}, samples(task, before, tuned)
 
 
@@ -275,7 +292,9 @@ def _alone(measured: Measured, metrics: Sequence[str], rows: int) -> dict[str, A
     values = {name: scores.value for name, scores in measured.scores.items()}
     values["perplexity"] = math.exp(min(values["loss"], LARGEST_EXPONENT))
     names = [*metrics, *(["loss"] if "loss" not in metrics else [])]
-    return {"verdict": None, "metrics": {name: {"value": values[name]} for name in names}, "rows": rows}
+    computed = {"compute_metrics": {name: {"value": value} for name, value in measured.computed.items()}}
+    found = computed if measured.computed else {}
+    return {"verdict": None, **found, "metrics": {name: {"value": values[name]} for name in names}, "rows": rows}
 
 
 def samples(task: Task, base: Measured | None, tuned: Measured) -> list[dict[str, Any]]:
@@ -290,3 +309,31 @@ def samples(task: Task, base: Measured | None, tuned: Measured) -> list[dict[str
         scored = {name: float(of.total[number]) for name, of in tuned.of_answers.items()}
         lines.append(line | {"scores": scored} if scored else line)
     return lines
+
+
+def sample_answer(
+    model: nn.Module,
+    task: Task,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    settings: EvaluationSettings,
+) -> dict[str, Any]:
+    """A short greedy answer to the task's first question; weights, modes and random state stay as they are.
+
+    Returns:
+        ``{source, prompt, truth, answer, stopped}``; stopped is false where the answer was cut off.
+    """
+    short = min(settings.max_new_tokens, SAMPLE_TOKENS)
+    greedy = settings.model_copy(update={"do_sample": False, "max_new_tokens": short})
+    asked: dict[str, Any] = {"tokenizer": tokenizer, "stop_ids": stop_ids, "settings": greedy, "listener": Silent()}
+    with random_state_kept(next(model.parameters()).device):
+        (answer,) = answers(model, task, count=1, title="sample", **asked)
+    question = task.questions[0]
+    return {
+        "source": question.source,
+        "prompt": question.prompt_text,
+        "truth": question.truth,
+        "answer": answer.text,
+        "stopped": answer.stopped,
+    }

@@ -65,18 +65,23 @@ class Method(Protocol):
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """What trains, in the model's order, in at most two groups: ``{"params", "names", "decay"}``.
+    """What trains, in the model's order, in at most two groups: ``{"params", "names", "decay", "embeddings"}``.
 
-    Weight decay is for matrices. Biases, norms and other vectors (such as DoRA's magnitudes) are spared, told by the
+    ``embeddings`` [params] says which are lookup tables, whose rare gradients 8-bit moments do not suit. Weight decay
+    is for matrices. Biases, norms and other vectors (such as DoRA's magnitudes) are spared, told by the
     kind of module and the number of dimensions, not by name alone.
     """
     spared = {id(own) for module in model.modules() if _is_norm(module) for own in module.parameters(recurse=False)}
-    groups: dict[bool, dict[str, Any]] = {decay: {"params": [], "names": [], "decay": decay} for decay in (True, False)}
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    groups: dict[bool, dict[str, Any]] = {
+        decay: {"params": [], "names": [], "decay": decay, "embeddings": []} for decay in (True, False)
+    }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = parameter.ndim > 1 and id(parameter) not in spared and not name.endswith("bias")
             groups[decay]["params"].append(parameter)
             groups[decay]["names"].append(name)
+            groups[decay]["embeddings"].append(id(parameter) in tables)
     return [group for group in groups.values() if group["params"]]
 
 

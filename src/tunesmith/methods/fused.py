@@ -19,8 +19,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.model.kernels import Frozen, adapted_linears
-
-SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+from tunesmith.shape import SAME_INPUT
 
 
 def fuse_adapters(model: nn.Module) -> int:

@@ -159,6 +159,23 @@ class Lora:
             raise ModelError("lora cannot merge into quantized weights", remedy="use method: qlora, which can")
         return merged(copy.deepcopy(model))
 
+    def merge_onto(self, plain: PreTrainedModel, model: nn.Module) -> PreTrainedModel:
+        """The adapter of ``model`` added into ``plain``, which is changed and given back: other weights of the base.
+
+        Raises:
+            ModelError: the adapter does not fit them.
+        """
+        assert isinstance(model, PeftModel)
+        weights = adapter_weights(model)
+        _grow_embeddings(plain, weights)
+        with seeded(self.origin.seed):
+            adapted = PeftModelForCausalLM(plain, copy.deepcopy(model.active_peft_config))
+        try:
+            set_peft_model_state_dict(adapted, weights)
+        except RuntimeError as error:
+            raise ModelError("the adapter does not fit these weights", why=str(error)) from error
+        return merged(adapted.to(plain.device))  # pyright: ignore[reportArgumentType]
+
 
 def adapter_config(settings: AdapterSettings, model: PreTrainedModel) -> LoraConfig:
     """Every setting under its own name in PEFT's configuration."""

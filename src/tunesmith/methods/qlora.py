@@ -8,15 +8,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, PeftModelForCausalLM, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
-from tunesmith.methods.base import Origin, seeded
-from tunesmith.methods.lora import Lora, adapter_weights, merged
+from tunesmith.methods.base import Origin
+from tunesmith.methods.lora import Lora
 from tunesmith.recipe import QloraSettings
 
 REMEDY = "pip install -U bitsandbytes, or use method: lora"
@@ -66,16 +66,12 @@ class Qlora(Lora):
 
         PEFT's own merge would quantize the sum again. So the adapter goes onto a dequantized copy and merges there.
         """
-        weights = adapter_weights(model)
         assert isinstance(model, PeftModel)
         tuner = copy.deepcopy(model).base_model
         assert isinstance(tuner, BaseTuner)
         base = tuner.unload()
         assert isinstance(base, PreTrainedModel)
-        with seeded(self.origin.seed):
-            plain = PeftModelForCausalLM(dequantized(base), copy.deepcopy(model.active_peft_config))
-        set_peft_model_state_dict(plain, weights)
-        return merged(plain)
+        return self.merge_onto(dequantized(base), model)
 
 
 def compute_dtype(setting: str, device: torch.device) -> torch.dtype:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tunesmith.errors import RecipeError
@@ -35,6 +37,38 @@ def resolve_device(setting: str) -> str:
             remedy="use auto, or install a PyTorch build for this device.",
         )
     return setting
+
+
+def check_tf32(setting: bool | None, device: str) -> None:
+    """Raises RecipeError for TF32 on what has no units for it."""
+    if not setting:
+        return
+    import torch
+
+    if not device.startswith("cuda") or torch.cuda.get_device_capability(device) < (8, 0):
+        raise RecipeError(
+            "TF32 needs an NVIDIA GPU of compute capability 8.0 or later",
+            where="training.tf32",
+            why=f"The device here is {device}.",
+            remedy="Leave training.tf32 out.",
+        )
+
+
+@contextmanager
+def tf32(setting: bool | None) -> Iterator[None]:
+    """Inside, fp32 matrix products on a GPU are in TF32 or, for False, are not; None leaves them as torch has them."""
+    import torch
+
+    if setting is None:
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32" if setting else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def cpu_has_bf16() -> bool:

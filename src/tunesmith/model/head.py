@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from tunesmith.data.layout import Batch, Edges
 from tunesmith.model.attention import forward_arguments, laid_out
 from tunesmith.model.fused import reading
+from tunesmith.shape import CHUNK
 
-CHUNK = 2**23  # logits in memory at a time: 32 MiB of fp32
 AGREE = 8.0  # times the rounding of the dtype: how near the model's own logits ours must be
 
 
@@ -52,6 +52,12 @@ def target_logprobs(model: nn.Module, batch: Batch) -> Targets:
     if _is_plain(head) and not any(own.requires_grad for own in head.parameters()):
         return Targets(*_FrozenHead.apply(kept, head.weight, head.bias, form, batch.edges))
     return _through_module(head, form, kept, batch.edges)
+
+
+def target_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """The model's own logits at every edge, fp32 [E, V]: all at a time, so for few rows. No gradients are kept."""
+    with torch.no_grad(), laid_out(batch):
+        return _own_logits(model, batch)[batch.edges.logit].float()
 
 
 def _recomputes(base: nn.Module) -> bool:

@@ -46,7 +46,7 @@ def save(
         write_model(beside)
         save_file(optimizer_state(optimizer), beside / OPTIMIZER)
         (beside / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n", encoding="utf-8")
-        _flush(beside)
+        flush(beside)
         if target.exists():  # the same step of a run that was stopped before it could record it
             shutil.rmtree(target)
         beside.rename(target)
@@ -96,7 +96,8 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
+    """Every file of a folder onto the disk, readable for whom the umask admits."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*"):

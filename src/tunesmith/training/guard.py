@@ -15,6 +15,6 @@ def check_finite(loss: float, gradient_norm: float, *, step: int) -> None:
         f"The {'gradient' if math.isfinite(loss) else 'loss'} of step {step} is not finite",
         where=f"step {step}",
         why=f"loss {loss:g}, gradient norm {gradient_norm:g}. The weights are as they were after step {step - 1}.",
-        remedy="Lower training.learning_rate or add warm-up (training.warmup_ratio: 0.1); with float16, use bfloat16 "
+        remedy="Lower training.learning_rate or add warm-up (training.warmup_steps: 0.1); with float16, use bfloat16 "
         "or float32. Checkpoints that were written before are whole.",
     )

@@ -1,0 +1,226 @@
+"""`plan`: what each method would take, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunesmith.cli.console import Terminal
+from tunesmith.cli.options import AsJson, Overrides
+from tunesmith.cli.session import session
+from tunesmith.cli.tables import table
+from tunesmith.errors import RecipeError
+
+if TYPE_CHECKING:
+    from tunesmith.planning import Comparison, Line, Planned
+    from tunesmith.recipe import Recipe
+    from tunesmith.workload import Workload
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
+GIB = 2**30
+
+PlanRecipe = Annotated[
+    str | None,
+    typer.Argument(metavar="RECIPE", help="The recipe (YAML); not needed with --model, --rows and --length."),
+]
+
+
+def plan(
+    recipe: PlanRecipe = None,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Hub id, folder, config.json or bundled name.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="cpu, cuda, or a device by name, such as h100, a100-80, l4 or rtx4090.",
+            show_default="the recipe's, else this machine's",
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, metavar="N", help="Rows of an epoch, in place of the recipe's data.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", min=2, metavar="N", help="Tokens of each of those rows.")
+    ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Count tokens and what rows share with the model's tokenizer; takes seconds."),
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run real steps of each method that fits, and show how far off it was.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what full fine-tuning, LoRA and QLoRA would take, and which to begin with.
+
+    From config.json alone: trainable parameters, memory by what holds it, time an epoch, whether it fits, and the
+    micro-batch and checkpointing that suit each method. Nothing is loaded and nothing is trained.
+    """
+    if (rows is None) != (length is None):
+        raise typer.BadParameter("--rows and --length go together", param_hint="--rows")
+    if exact and rows is not None:
+        raise typer.BadParameter("--exact counts the recipe's rows, which --rows replaces", param_hint="--exact")
+    with session(as_json) as terminal:
+        from tunesmith.devices import device_called
+        from tunesmith.plan import threads
+        from tunesmith.planning import compare, plan_methods, read_config
+
+        asked = _asked(recipe, overrides or [], model, made=rows is not None)
+        number = threads() if asked.training.threads == "auto" else int(asked.training.threads)
+        target = device_called(device or asked.model.device, threads=number)
+        config, folder = read_config(asked.model.path, revision=asked.model.revision)
+        asked = asked.with_values(model={"device": target.kind}) if asked.model.device == "auto" else asked
+        workload = _workload(asked, rows, length, terminal, exact=exact or measure)
+        planned = plan_methods(asked, config, workload, target, folder=folder)
+        _show(planned, terminal, named=recipe is not None)
+        found: list[Comparison] = []
+        if measure:
+            found = [
+                compare(config, steps, target, trial, folder=folder)
+                for steps, trial in _trials(asked, planned, device, length, terminal)
+            ]
+            for line in _measured_table(found):
+                terminal.write(line)
+        terminal.write(planned.reason)
+        terminal.result(_as_json(planned, found))
+
+
+def _asked(recipe: str | None, overrides: list[str], model: str | None, *, made: bool) -> Recipe:
+    """The recipe, or one made of --model. A first argument of the form KEY=VALUE is no recipe's name."""
+    from tunesmith.recipe_file import read_recipe
+
+    if recipe is not None and "=" in recipe and not Path(recipe).exists():
+        recipe, overrides = None, [recipe, *overrides]
+    if recipe is not None:
+        return read_recipe(recipe, [*overrides, *([f"model.path={model}"] if model else [])]).recipe
+    if model is None or not made:
+        raise RecipeError(
+            "There is nothing to plan",
+            remedy="Name a recipe, or give --model with --rows and --length.",
+        )
+    plain: dict[str, Any] = {"model": {"path": model}, "data": {"train": "rows"}, "output_dir": "plan"}
+    return read_recipe(plain, overrides).recipe
+
+
+def _workload(recipe: Recipe, rows: int | None, length: int | None, terminal: Terminal, *, exact: bool) -> Workload:
+    from tunesmith import workload
+
+    if rows is not None and length is not None:
+        return workload.as_said(rows, length)
+    if exact:
+        return workload.by_tokens(recipe, listener=terminal)
+    return workload.by_characters(recipe, listener=terminal)
+
+
+def _trials(
+    recipe: Recipe, planned: Planned, device: str | None, length: int | None, terminal: Terminal
+) -> list[tuple[Recipe, Any]]:
+    """Real steps of each method that fits, one after the other. Raises RecipeError for a device that is not here."""
+    from tunesmith.devices import DEVICES
+    from tunesmith.planning import at_measure
+    from tunesmith.trial import run_trial
+
+    if device is not None and device.lower() in DEVICES:
+        raise RecipeError(
+            "Steps can be measured on this machine only",
+            where=f"--device {device}",
+            remedy="Leave out --measure, or --device.",
+        )
+    found = []
+    for line in planned.lines:
+        if line.fits:
+            terminal.note(f"measuring {line.method} ...")
+            steps = at_measure(line, recipe, planned.device)
+            found.append((steps, run_trial(steps, length=length)))
+    return found
+
+
+def _show(planned: Planned, terminal: Terminal, *, named: bool) -> None:
+    """The table. ``named``: there is a recipe, whose own line is marked."""
+    device = planned.device
+    terminal.write(
+        f"{planned.parameters / 1e9:.3g}B parameters ({planned.counted}); {device.name}: {_gb(device.memory)} GB"
+    )
+    terminal.write(f"an epoch: {planned.workload.basis}")
+    header = ("method", "trains", "of all", *PARTS, "rest", "peak GB", "fits", "tokens", "checkpointing", "epoch")
+    rows = [_row(line, named=named) for line in planned.lines]
+    for line in table(header, rows, right=range(1, len(header) - 4)):
+        terminal.write(line)
+
+
+def _row(line: Line, *, named: bool) -> tuple[Any, ...]:
+    name = f"{line.method} (recipe)" if line.recipe and named else line.method
+    if not line.tokens:
+        return (name, *(None for _ in range(3 + len(PARTS) + 1)), "no", None, None, line.why)
+    memory = line.memory
+    sizes = [_gb(getattr(memory, part)) for part in PARTS]
+    fits = "yes" if line.fits else "no"
+    checkpointing = "yes" if line.checkpointing else "no"
+    return (
+        name, _count(line.trainable), f"{line.share:.2%}", *sizes, _gb(memory.libraries), _gb(memory.total), fits,
+        f"{line.budget:,}", checkpointing, _duration(line.seconds),
+    )  # fmt: skip
+
+
+def _measured_table(found: list[Comparison]) -> list[str]:
+    header = ("measured", "tokens", "GB predicted", "measured", "error", "s a step predicted", "measured", "error")
+    rows = [
+        (
+            each.method, f"{each.tokens:,}", _gb(each.predicted_bytes, 2), _gb(each.measured_bytes, 2),
+            f"{each.memory_error:+.0%}", f"{each.predicted_seconds:.2f}", f"{each.measured_seconds:.2f}",
+            f"{each.time_error:+.0%}",
+        )
+        for each in found
+    ]  # fmt: skip
+    return table(header, rows, right=range(1, len(header))) if rows else ["Nothing fits, so nothing was measured."]
+
+
+def _as_json(planned: Planned, found: list[Comparison]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "device": {
+            "name": planned.device.name, "memory": planned.device.memory, "fp32": planned.device.fp32,
+            "half": planned.device.half,
+        },
+        "parameters": planned.parameters,
+        "counted": planned.counted,
+        "workload": {
+            name: getattr(planned.workload, name)
+            for name in ("rows", "longest", "tokens", "computed", "logits", "basis")
+        },
+        "methods": [line.to_json() for line in planned.lines],
+        "recommended": planned.recommended,
+        "reason": planned.reason,
+        "measured": [asdict(each) for each in found],
+    }  # fmt: skip
+
+
+def _gb(size: int, digits: int = 1) -> str:
+    return f"{size / GIB:.{digits}f}"
+
+
+def _count(number: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

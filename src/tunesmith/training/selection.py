@@ -1,0 +1,46 @@
+"""Which step's weights a run ends with, where held-out rows select it, and when it has seen enough to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tunesmith.recipe import TrainingSettings
+
+
+@dataclass(slots=True)
+class Selection:
+    """The best step so far by one metric, as transformers' Trainer and EarlyStoppingCallback count it.
+
+    ``stale``: validations in a row in which the metric was not better than the best by more than the threshold. All of
+    it travels in the checkpoint.
+    """
+
+    metric: str
+    best_step: int | None = None
+    best: float | None = None
+    stale: int = 0
+    stopped_at: int | None = None
+
+    def add(self, step: int, value: float, settings: TrainingSettings) -> None:
+        """Takes a validation's metric into account."""
+        gain = 0.0 if self.best is None else value - self.best if settings.higher_is_better else self.best - value
+        first = self.best is None
+        self.stale = 0 if first or gain > settings.early_stopping_threshold else self.stale + 1
+        if first or gain > 0:
+            self.best_step, self.best = step, value
+        patience = settings.early_stopping_patience
+        if patience is not None and self.stale >= patience:
+            self.stopped_at = step
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return asdict(self)
+
+
+def selection(settings: TrainingSettings, state: Mapping[str, Any]) -> Selection | None:
+    """The selection of a run that has one, as it was where the run goes on."""
+    if not settings.selects:
+        return None
+    return Selection(**state) if state else Selection(settings.metric_for_best_model)

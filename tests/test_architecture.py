@@ -1,0 +1,116 @@
+"""What is computed from config.json alone is what transformers builds, parameter by parameter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.model.architectures import tiny_config
+from tests.tiny import config_for
+
+from tunesmith.architecture import FAMILIES, NotUnderstood, read_architecture, shape_from
+from tunesmith.errors import ModelError
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_file import read_recipe
+from tunesmith.sizes import shape_of
+
+METHODS: dict[str, Any] = {
+    "full": "full",
+    "lora": {"name": "lora", "r": 4},
+    "qlora": {"name": "qlora", "r": 4, "bnb_4bit_use_double_quant": False},
+}
+
+
+def recipe_of(method: Any, *, dtype: str = "float32", device: str = "cpu") -> Recipe:
+    return read_recipe(
+        {
+            "model": {"path": "tiny", "dtype": dtype, "device": device},
+            "data": {"train": "rows.jsonl"},
+            "method": method,
+            "output_dir": "run",
+        }
+    ).recipe
+
+
+def plain(config: Any) -> dict[str, Any]:
+    return config.to_dict()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_arithmetic_is_what_transformers_builds(name: str) -> None:
+    config = tiny_config(name)
+    for method, dtype in (("lora", "float32"), ("qlora", "bfloat16"), ("full", "bfloat16")):
+        recipe = recipe_of(METHODS[method], dtype=dtype)
+        assert shape_from(read_architecture(plain(config)), recipe) == shape_of(config, recipe, Path("nowhere"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_config_leaves_out_is_what_its_class_fills_in(name: str) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(name)
+    given = {"model_type": name, "num_hidden_layers": 2}
+    full = {**config.to_dict(), "num_hidden_layers": 2, "n_layer": 2}
+    if name == "gpt2":
+        given["n_layer"] = given.pop("num_hidden_layers")
+    assert read_architecture(given) == read_architecture(full)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["q_proj", "v_proj"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": r".*\.(gate|up)_proj"},
+        {"exclude_modules": ["down_proj"]},
+        {"layers_to_transform": [1], "target_modules": ["o_proj", "k_proj"]},
+        {"rank_pattern": {"v_proj": 2}},
+        {"use_dora": True},
+        {"lora_dropout": 0.1},
+    ],
+    ids=str,
+)
+def test_settings_of_an_adapter_count_as_peft_applies_them(changes: dict[str, Any]) -> None:
+    config, recipe = config_for("llama"), recipe_of({"name": "lora", "r": 4, **changes})
+    assert shape_from(read_architecture(plain(config)), recipe) == shape_of(config, recipe, Path("nowhere"))
+
+
+def test_a_nested_text_config_is_read_where_nothing_else_is_built() -> None:
+    inner = plain(config_for("mistral"))
+    assert read_architecture({"model_type": "wrapper", "text_config": inner}) == read_architecture(inner)
+    with pytest.raises(NotUnderstood, match="parts beside its text model"):
+        read_architecture({"model_type": "wrapper", "text_config": inner, "vision_config": {}})
+
+
+def test_parameters_of_well_known_models() -> None:
+    llama8 = {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+    }  # fmt: skip
+    assert read_architecture(llama8).parameters == 8_030_261_248  # as the hub page of Llama 3 8B says: 8.03B
+    mixtral = {"model_type": "mixtral", "num_hidden_layers": 32}
+    assert read_architecture(mixtral).parameters == 46_702_792_704  # 46.7B
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, "model_type is None"),
+        ({"model_type": "mamba"}, "model_type is 'mamba'"),
+        ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size is 'wide'"),
+        ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantized already"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [0]}, "mlp_only_layers"),
+    ],
+)
+def test_a_config_that_is_not_understood_is_refused(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(NotUnderstood, match=said):
+        read_architecture(config)
+
+
+def test_a_setting_that_is_not_known_here_is_left_to_the_meta_device() -> None:
+    architecture = read_architecture(plain(config_for("llama")))
+    with pytest.raises(NotUnderstood, match="modules_to_save"):
+        shape_from(architecture, recipe_of({"name": "lora", "modules_to_save": ["lm_head"]}))
+    with pytest.raises(ModelError, match="matches no linear module"):
+        shape_from(architecture, recipe_of({"name": "lora", "target_modules": ["nothing"]}))
