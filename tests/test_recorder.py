@@ -136,12 +136,12 @@ def test_what_looks_wrong_is_warned_of_once_also_by_a_continued_run(tmp_path: Pa
         return dataclasses.replace(result(1), step=step, gradient_norm=50.0 if step in (12, 15) else 0.5)
 
     warned: list[str] = []
-    recorder = make_recorder(tmp_path, logging_steps=1, total_steps=20)
+    recorder = make_recorder(tmp_path, logging_steps=1)
     recorder.warn = warned.append
     for step in range(1, 14):
         recorder.on_step(spike(step))
     assert len(warned) == 1 and warned[0].startswith("step 12: the gradient norm of step 12 is 50, 100 times")
-    resumed = make_recorder(tmp_path, totals=recorder.state(), step=13, logging_steps=1, total_steps=20)
+    resumed = make_recorder(tmp_path, totals=recorder.state(), step=13, logging_steps=1)
     resumed.warn = warned.append
     for step in range(14, 21):
         resumed.on_step(spike(step))

@@ -75,7 +75,8 @@ class Corpus:
     """Encoded rows, ready to lay out. ``groups`` [rows of the survey]: examples of one number share their prompt.
 
     ``weights`` and ``train_sources`` go with ``train``: how often an epoch sees a row, and which source it is of;
-    ``quotas`` are the rows of an epoch by source, where the recipe gives a number. ``left_out``: examples too long.
+    ``quotas`` are the rows of an epoch by source, where the recipe gives a number. ``left_out``: examples too long;
+    ``encoded``: every row, whatever became of it.
     ``test`` is read only where ``held_out`` selects the step that is judged.
     """
 
@@ -90,6 +91,7 @@ class Corpus:
     ledger: Ledger
     findings: list[Finding]
     left_out: np.ndarray
+    encoded: EncodedRows
 
     def shares(self, rows: np.ndarray) -> list[str]:
         """A line for each source of a mixture: its share of these rows (numbers of ``train``) and of their tokens."""
@@ -177,7 +179,12 @@ def _refusal(seen: Scan) -> DataError:
 
 def workers() -> int:
     """Processes for reading and encoding: ``TUNESMITH_WORKERS``, or the CPUs that this process may use."""
-    return int(os.environ.get("TUNESMITH_WORKERS", 0)) or len(os.sched_getaffinity(0))
+    said = os.environ.get("TUNESMITH_WORKERS", "0")
+    if not said.isdecimal():
+        raise DataError(
+            "TUNESMITH_WORKERS is no number", why=f"found {said!r}", remedy="set it to 1 or more, or unset it"
+        )
+    return int(said) or len(os.sched_getaffinity(0))
 
 
 def only_held_out(found: Survey) -> Survey:
@@ -247,6 +254,18 @@ def make_template(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, st
     from tunesmith.data.template import ChatTemplate
 
     return ChatTemplate(tokenizer, stop_ids=stop_ids, settings=settings, date=date_of(settings))
+
+
+def within_positions(settings: DataSettings, folder: Path) -> DataSettings:
+    """``max_length`` at most the positions that the model in the folder has, as in a run."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # whoever loads the model says what is wrong with it
+        return settings
+    limit = config.get("text_config", config).get("max_position_embeddings")
+    if not isinstance(limit, int) or settings.max_length <= limit:
+        return settings
+    return settings.model_copy(update={"max_length": limit})
 
 
 def date_of(settings: DataSettings) -> str:
@@ -381,6 +400,7 @@ def _corpus(found: Survey, rows: EncodedRows, fitted: _Fitted, noticed: list[Fin
         ledger=_ledger(seen, fitted.place, rows, fitted, limit),
         findings=noticed,
         left_out=np.flatnonzero(fitted.place == PLACE["too_long"]),
+        encoded=rows,
     )
 
 

@@ -219,9 +219,10 @@ def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: in
     from tunesmith.model.load import load_tokenizer, stop_ids
     from tunesmith.model.source import resolve
 
-    settings, trusted = found.settings, model.trust_remote_code
+    trusted = model.trust_remote_code
     folder = resolve(model.path, revision=model.revision, trust_remote_code=trusted, say=listener.say)
     tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
+    settings = corpora.within_positions(found.settings, folder)
     template = corpora.make_template(settings, tokenizer, stop_ids(folder, tokenizer))
     stops = settings.too_long == "error" and not settings.clean.max_length
     lenient = settings.model_copy(update={"max_lost": None, "too_long": "drop" if stops else settings.too_long})
@@ -240,6 +241,10 @@ def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: in
         words = f"{rows_in_words(len(made.left_out))} have more than {settings.max_length:,} tokens (data.max_length)"
         remedy = "raise data.max_length (it costs memory), or set data.too_long: drop or truncate"
         report.findings.insert(0, Finding("too_long", "error", found.scan.places(made.left_out), words, remedy))
-    lengths = np.concatenate([made.train.lengths, made.held_out.lengths])
-    longest = max((rows for rows in (made.train, made.held_out) if len(rows)), key=lambda rows: rows.lengths.max())
-    report.lengths = summary.lengths(lengths, "tokens", longest[int(longest.lengths.argmax())].source)
+    try:
+        corpora.refuse_lost(made.ledger, settings)
+    except DataError as error:
+        words = f"{error.what} ({error.why})"
+        report.findings.insert(0, Finding("too_many_lost", "error", [], words, error.remedy or ""))
+    longest = made.encoded[int(made.encoded.lengths.argmax())].source
+    report.lengths = summary.lengths(made.encoded.lengths, "tokens", longest)

@@ -7,10 +7,11 @@ section would train on. Rows are streamed, so a large file needs no more memory 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,10 +91,11 @@ def prepare_data(
     section, source, seed, method = settings_of(
         data, model, settings, format=format, columns=columns, instruction=instruction
     )
-    if section.clean.max_length and source is None:
+    counted = {"max_length", "too_long"} & section.model_fields_set
+    if source is None and (section.clean.max_length or counted):
         raise RecipeError(
-            "clean.max_length counts tokens, and no model is named",
-            where="data.clean",
+            f"{'clean.max_length' if section.clean.max_length else min(counted)} counts tokens, and no model is named",
+            where="data.clean" if section.clean.max_length else "data",
             remedy="Name one with --model, or give a recipe.",
         )
     survey = corpora.survey(section, seed=seed, method=method, ray=ray, listener=listener)
@@ -109,7 +111,7 @@ def prepare_data(
     if source is not None:
         place, ledger = _with_tokens(survey, source, listener)
     place_of = folder.absolute()
-    making = place_of.with_name(f".{place_of.name}.unfinished")
+    making = place_of.with_name(f".{place_of.name}.{os.getpid()}.unfinished")
     with _written(making, folder):
         splits = _write(survey, place, making, listener)
         rejected = _write_rejected(survey, place, making)
@@ -127,6 +129,7 @@ def _with_tokens(survey: Survey, model: ModelSettings, listener: Listener) -> tu
     folder = resolve(model.path, revision=model.revision, trust_remote_code=trusted, say=listener.say)
     tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
     template = corpora.make_template(survey.settings, tokenizer, stop_ids(folder, tokenizer))
+    survey = replace(survey, settings=corpora.within_positions(survey.settings, folder))
     made = corpora.encode(survey, template, listener=listener)
     place = survey.place.copy()
     place[made.left_out] = PLACE["too_long"]
@@ -273,12 +276,12 @@ def _json(value: Any) -> str:
 def _write_rejected(survey: Survey, place: np.ndarray, folder: Path) -> int:
     """A line for every row that is in no split: why, and the row itself where it is no example."""
     away = np.flatnonzero(~np.isin(place, [PLACE[name] for name in SPLITS]))
-    bad = {row.source: row for row in survey.rejected}
+    bad = dict(zip(np.flatnonzero(~survey.scan.good).tolist(), survey.rejected, strict=True))
     with (folder / REJECTED).open("w", encoding="utf-8") as file:
         for number, source in zip(away.tolist(), survey.scan.places(away), strict=True):
             line: dict[str, Any] = {"source": source, "reason": PLACES[place[number]]}
-            if source in bad:
-                line |= {name: value for name, value in asdict(bad[source]).items() if name != "source"}
+            if number in bad:
+                line |= {name: value for name, value in asdict(bad[number]).items() if name != "source"}
             file.write(_json(line) + "\n")
     return len(away)
 

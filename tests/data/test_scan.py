@@ -212,3 +212,91 @@ def test_another_answer_to_the_same_prompt_is_a_contradiction_and_no_near_duplic
     assert placed(cleaned, "duplicate") == [3]
     only = survey(tmp_path, [row(long, "yes"), row(long, "no"), *rows[3:]], near=True)
     assert "near_duplicates" not in {finding.id for finding in only.findings}
+
+
+def test_rows_held_against_change_nothing_and_their_leak_is_told_even_where_leaks_are_dropped(tmp_path: Path) -> None:
+    rows = [row(sentence(number), "x") for number in range(30)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    other = SourceSettings(path=write(tmp_path / "test.jsonl", [rows[3], row("new", "x")]))
+    settings = DataSettings.model_validate({"train": path, "eval": 0.2, "clean": ["drop_leaked"]})
+    alone, beside = (corpus.survey(settings, seed=0, against=against) for against in (None, other))
+    assert (alone.place == beside.place[:30]).all()
+    assert beside.ledger().rows.read == 30
+    held_out = alone.place[3] == PLACE["held_out"]
+    assert ("leakage" in {finding.id for finding in beside.findings}) is not held_out
+    assert alone.notes == beside.notes
+
+
+def test_a_prompt_in_another_case_is_a_near_leak(tmp_path: Path) -> None:
+    rows = [row(f"How do I open account number {number}?", f"answer {number}") for number in range(9)]
+    other = write(tmp_path / "eval.jsonl", [row("HOW DO I OPEN  ACCOUNT NUMBER 3? ", "something else")])
+    found = survey(tmp_path, rows, near=True, eval=other)
+    finding = next(each for each in found.findings if each.id == "near_leakage")
+    assert [Path(name).name for name in finding.rows] == ["rows.jsonl:4", "eval.jsonl:1"]
+    dropped = survey(tmp_path, rows, eval=other, clean=["near_dedupe", "drop_leaked"])
+    assert np.flatnonzero(dropped.place == PLACE["leaked"]).tolist() == [3]
+
+
+def test_a_single_row_is_compared_without_the_frame_of_the_training_rows(tmp_path: Path) -> None:
+    instruction = "Read the message of the customer with care, name its intent, and say nothing else. " * 2
+    rows = [row(f"{instruction}\n\n{sentence(number, 40)}", "x") for number in range(20)]
+    edited = rows[5]["prompt"].replace(sentence(5, 40), sentence(5, 40) + " again")
+    found = survey(tmp_path, rows, near=True, eval=write(tmp_path / "eval.jsonl", [row(edited, "x")]))
+    finding = next(each for each in found.findings if each.id == "near_leakage")
+    assert [Path(name).name for name in finding.rows] == ["rows.jsonl:6", "eval.jsonl:1"]
+
+
+def test_an_empty_cell_is_no_group_and_a_number_is_one_however_it_is_written(tmp_path: Path) -> None:
+    rows = [row(f"q {number}", "x", customer="" if number % 2 else number % 10 / 2) for number in range(200)]
+    found = survey(tmp_path, rows, group="customer")
+    assert len(np.unique(found.scan.unit[1::2])) == 100
+    whole = [row("a", "x", customer=5), row("b", "x", customer=5.0)]
+    assert len(np.unique(survey(tmp_path, whole, group="customer").scan.unit)) == 1
+
+
+def test_labels_of_few_prompts_are_held_out_at_the_same_rate(tmp_path: Path) -> None:
+    rows = [row(f"q {number}", f"label {number % 200}") for number in range(800)]
+    found = survey(tmp_path, rows, eval=0.1, stratify=True)
+    assert 60 <= len(placed(found, "held_out")) <= 100
+
+
+def test_what_is_learned_of_a_row_tells_it_from_another(tmp_path: Path) -> None:
+    def talk(train: bool) -> dict[str, Any]:
+        turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+        made = [{"role": role, "content": text} for role, text in turns]
+        return {"messages": [*made[:1], {**made[1], "train": train}, *made[2:]]}
+
+    found = survey(tmp_path, [talk(True), talk(False), talk(False)], clean=["dedupe"])
+    assert placed(found, "duplicate") == [3]
+
+
+def test_personal_data_in_tool_calls_and_tools_is_masked(tmp_path: Path) -> None:
+    call = {"name": "send", "arguments": {"to": ["ann@firm.org"]}}
+    turns = [
+        {"role": "user", "content": "write"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "sent"},
+        {"role": "assistant", "content": "done"},
+    ]
+    tools = [{"type": "function", "function": {"name": "send", "description": "mail bob@firm.org"}}]
+    found = survey(tmp_path, [{"messages": turns, "tools": tools}], clean=["mask_pii"])
+    example = next(example for block in found.scan.examples() for _, example in block)
+    assert example.messages[1].tool_calls[0]["function"]["arguments"] == {"to": ["[email]"]}
+    assert example.tools[0]["function"] == {"name": "send", "description": "mail [email]"}
+
+
+def test_a_table_that_changes_between_the_passes_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+
+    def fill(answer: str) -> None:
+        pq.write_table(pa.table({"prompt": [f"q {n}" for n in range(9)], "completion": [answer] * 9}), path)
+
+    fill("old")
+    found = corpus.survey(DataSettings.model_validate({"train": str(path), "eval": 0.0}), seed=0)
+    found.sources[0]["files"]  # the digest is known from here on
+    fill("new")
+    with pytest.raises(DataError, match="has changed"):
+        list(found.scan.examples())

@@ -49,8 +49,12 @@ def batch_blocks(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[Block
 
 def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
     """Column to class names, from the note that `datasets` leaves in a schema."""
-    note = (metadata or {}).get(b"huggingface")
-    features = (json.loads(note).get("info") or {}).get("features") or {} if note else {}
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface") or "{}")["info"]["features"]
+    except (ValueError, KeyError, TypeError, IndexError):  # there is none, or it is not datasets'
+        return {}
+    if not isinstance(features, dict):
+        return {}
     return {
         column: feature["names"]
         for column, feature in features.items()
@@ -102,7 +106,7 @@ def _batch_rows(batch: pa.RecordBatch, convert: Mapping[str, Callable[[Any], Any
     """A dict for each row, or a text that says what is wrong with it."""
     try:
         rows: list[Any] = batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):  # not UTF-8 among them; a date beyond those that Python has
         rows = [_single_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
     for row in rows:
         try:
@@ -116,3 +120,5 @@ def _single_row(batch: pa.RecordBatch) -> dict[str, Any] | str:
         return batch.to_pylist()[0]
     except UnicodeDecodeError:
         return NOT_UTF8
+    except (ValueError, OverflowError) as error:
+        return f"a value that cannot be read ({error})"

@@ -14,12 +14,13 @@ from tunesmith.errors import DataError
 from tunesmith.recipe import CleanSettings, DataSettings
 
 PLACE = {name: number for number, name in enumerate(PLACES)}
+AGAINST = -1  # no place: rows that the data is only held against
 WHOLE = 2.0**64
 
 
 def place_rows(scan: Scan, settings: DataSettings, *, eval_share: float, test_share: float) -> np.ndarray:
-    """The place of each row, an index of ``PLACES``, int8 [rows]; rows of a file that is only compared with count as
-    held out.
+    """The place of each row, an index of ``PLACES``, int8 [rows]; AGAINST for those that the data is only held against,
+    which change nothing.
 
     Raises:
         DataError: a share leaves a side empty.
@@ -28,6 +29,7 @@ def place_rows(scan: Scan, settings: DataSettings, *, eval_share: float, test_sh
     place[scan.side == SIDES.index("test")] = PLACE["test"]
     place[scan.side == SIDES.index("train")] = PLACE["trained"]
     place[~scan.good] = PLACE["invalid"]
+    place[scan.side == SIDES.index("against")] = AGAINST
     clean = settings.clean
     if clean.dedupe:
         _set_aside_repeats(place, first_of(scan.content), "duplicate")
@@ -86,8 +88,10 @@ def _ranked_by_label(scan: Scan, rows: np.ndarray) -> np.ndarray:
     begins[1:] = label[order][1:] != label[order][:-1]
     start = np.flatnonzero(begins)
     sizes = np.diff(start, append=len(order))
+    # Where a label begins is as good as drawn, so that labels with few prompts are held out at the same rate.
+    begin = label[order][start].astype(np.float64) / WHOLE
     rank = np.empty(len(heads))
-    rank[order] = (np.arange(len(order)) - np.repeat(start, sizes) + 0.5) / np.repeat(sizes, sizes)
+    rank[order] = (np.arange(len(order)) - np.repeat(start, sizes) + np.repeat(begin, sizes)) / np.repeat(sizes, sizes)
     of_head = np.empty(len(rows))
     of_head[heads] = rank
     return of_head[first]
@@ -99,7 +103,7 @@ def _set_leaked_aside(place: np.ndarray, scan: Scan, clean: CleanSettings) -> No
         return
     leaked = shares_with(first_of(scan.prompt), place)
     if clean.near_dedupe and scan.near is not None:
-        leaked |= shares_with(scan.near, place)
+        leaked |= shares_with(scan.near, place) | shares_with(scan.plain, place)
     place[leaked] = PLACE["leaked"]
 
 

@@ -64,7 +64,7 @@ class Example:
         return self.messages[self.last_answer()].content if self.text is None else ""
 
     def content_key(self) -> str:
-        """The whole row as one stable text: equal for exact duplicates, wherever they come from."""
+        """The whole row as one stable text, with what is learned of it: equal for exact duplicates only."""
         return self.keys()[1]
 
     def keys(self) -> tuple[str, str]:
@@ -74,7 +74,8 @@ class Example:
         turns = [_canonical_turn(message) for message in self.messages]
         tools = _canonical(self.tools) if self.tools else "[]"
         prompt, content = ",".join(turns[: self.last_answer()]), ",".join(turns)
-        return f"[[{prompt}],{tools}]", f"[[{content}],{tools}]"
+        unlearned = [place for place, turn in enumerate(self.messages) if turn.role == "assistant" and not turn.train]
+        return f"[[{prompt}],{tools}]", f"[[{content}],{tools}]{unlearned or ''}"
 
     def characters(self) -> int:
         """Length in characters, without tools and template: a rough measure before there is a tokenizer."""

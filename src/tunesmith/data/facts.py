@@ -9,7 +9,7 @@ import hashlib
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,8 +46,9 @@ COLUMN_TYPES = [
     ("marks", np.uint64),
     ("raw_text", np.bool_),
     ("script", np.uint8),
+    ("plain", np.uint64),
 ]
-OF_A_BAD_ROW = (False, (0, 0), (0, 0), 0, 0, 0, 0, 0, 0, 0, False, 0)  # behind its line
+OF_A_BAD_ROW = (False, (0, 0), (0, 0), 0, 0, 0, 0, 0, 0, 0, False, 0, 0)  # behind its line
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,8 @@ class Facts:
 
     ``content``, ``prompt``: fingerprints, uint64 [n, 2]. ``answer``, ``opening``, ``unit``: short ones, uint64; the
     unit is what a split keeps together, its draw is ``draw``. ``marks``: bit i is the i-th of RULES. ``script``: an
-    index of ``scripts``. ``labels``, ``openings``: text by fingerprint. ``keys``, ``texts``: for near duplicates, of
-    good rows.
+    index of ``scripts``. ``plain``: of the prompt in one case and without odd white space. ``labels``, ``openings``:
+    text by fingerprint. ``keys``, ``texts``: for near duplicates, of good rows.
     """
 
     line: np.ndarray
@@ -98,6 +99,7 @@ class Facts:
     marks: np.ndarray
     raw_text: np.ndarray
     script: np.ndarray
+    plain: np.ndarray
     scripts: list[str] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     samples: list[tuple[str, str, str]] = field(default_factory=list)
@@ -119,7 +121,7 @@ def examples_of(block: Block, reading: Reading) -> Iterator[tuple[Row | None, Ex
 
 
 def mask(example: Example, kinds: Sequence[str]) -> Example:
-    """The same example with personal data of these kinds replaced by their names, in every turn."""
+    """The same example with personal data of these kinds replaced by their names: in turns, tool calls and tools."""
     if example.text is not None:
         return replace(example, text=masked(example.text, kinds))
     turns = []
@@ -130,9 +132,21 @@ def mask(example: Example, kinds: Sequence[str]) -> Example:
                 message,
                 content=masked(message.content, kinds),
                 reasoning_content=None if reasoning is None else masked(reasoning, kinds),
+                tool_calls=_masked_json(message.tool_calls, kinds),
             )
         )
-    return replace(example, messages=tuple(turns))
+    return replace(example, messages=tuple(turns), tools=_masked_json(example.tools, kinds))
+
+
+def _masked_json(value: Any, kinds: Sequence[str]) -> Any:
+    """Every text in a value of JSON, but the names of its keys."""
+    if isinstance(value, str):
+        return masked(value, kinds)
+    if isinstance(value, Mapping):
+        return {key: _masked_json(item, kinds) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_masked_json(item, kinds) for item in value)
+    return value
 
 
 def facts_of(block: Block, reading: Reading) -> Facts:
@@ -167,7 +181,8 @@ def _note(facts: Facts, example: Example, row: Row, reading: Reading) -> tuple[A
     prompt = prompt_text(example)
     own = prompt.removeprefix(reading.before).removesuffix(reading.behind)
     value = None if reading.group is None else row.fields.get(reading.group)
-    together = prompt_key if value is None else f"{value}"
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    together = prompt_key if value is None or value == "" else f"{value}"
     draw, unit = _numbers(hashlib.sha256(f"{reading.seed}\n{together}".encode(errors="replace")).digest()[:16])
     content, short = _fingerprint(content_key), _short(answer)
     if len(answer) <= LABEL_LENGTH and len(facts.labels) < TEXTS_KEPT:
@@ -189,6 +204,7 @@ def _note(facts: Facts, example: Example, row: Row, reading: Reading) -> tuple[A
     return (
         True, content, _fingerprint(prompt_key), short, _opening(own, facts.openings), unit, draw,
         example.characters(), len(answer), marks, example.text is not None, facts.scripts.index(script),
+        _short(near.normalised(prompt)) if reading.near else 0,
     )  # fmt: skip
 
 

@@ -5,12 +5,12 @@ Every finding names all of its rows: both of a pair, and those on both sides of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tunesmith.data.clean import PLACE
+from tunesmith.data.clean import AGAINST, PLACE
 from tunesmith.data.facts import LABEL_LENGTH, RULE_NUMBERS
 from tunesmith.data.finding import Finding, Severity, rows_in_words
 from tunesmith.data.rules import RULES
@@ -146,22 +146,34 @@ def _repeats(scan: Scan, place: np.ndarray, *, are_labels: bool) -> Iterator[Fin
 def _leaks(scan: Scan, place: np.ndarray) -> Iterator[Finding | None]:
     """Rows of both sides. What was taken out of the training rows already leaks no more."""
     train = place == PLACE["trained"]
-    away = scan.good & np.isin(place, [PLACE["held_out"], PLACE["test"]])
+    away = scan.good & np.isin(place, [PLACE["held_out"], PLACE["test"], AGAINST])
     if not away.any():
         return
     prompt = first_of(scan.prompt)
-    yield _leak(scan, "leakage", prompt, train, away, "{count} of {of} held-out rows have a prompt that training sees")
+    yield _leak(
+        scan, "leakage", [prompt], train, away, "{count} of {of} held-out rows have a prompt that training sees"
+    )
     if scan.near is not None:
         known = np.isin(prompt, prompt[train]) & away
         words = "{count} of {of} held-out rows have a near duplicate among the rows to train on"
-        yield _leak(scan, "near_leakage", scan.near, train, away & ~known, words, of=int(away.sum()))
+        yield _leak(scan, "near_leakage", [scan.near, scan.plain], train, away & ~known, words, of=int(away.sum()))
 
 
 def _leak(
-    scan: Scan, identity: str, group: np.ndarray, train: np.ndarray, away: np.ndarray, words: str, of: int | None = None
+    scan: Scan,
+    identity: str,
+    groups: Sequence[np.ndarray],
+    train: np.ndarray,
+    away: np.ndarray,
+    words: str,
+    of: int | None = None,
 ) -> Finding | None:
-    leaked = away & np.isin(group, group[train])
-    source = train & np.isin(group, group[leaked])
+    """``groups``: rows of one number in any of them are the same."""
+    leaked, source = np.zeros(len(scan), bool), np.zeros(len(scan), bool)
+    for group in groups:
+        found = away & np.isin(group, group[train])
+        leaked |= found
+        source |= train & np.isin(group, group[found])
     count, of = int(leaked.sum()), int(away.sum()) if of is None else of
     return _finding(
         scan,

@@ -32,7 +32,7 @@ SIDES: tuple[Side, ...] = ("train", "eval", "test", "against")
 ROWS_THAT_TELL_THE_FRAME = 200
 COLUMNS = (
     "line", "good", "content", "prompt", "answer", "opening", "unit", "draw", "characters", "answer_characters",
-    "marks", "raw_text",
+    "marks", "raw_text", "plain",
 )  # fmt: skip
 
 
@@ -73,6 +73,7 @@ class Scan:
     answer_characters: np.ndarray
     marks: np.ndarray
     raw_text: np.ndarray
+    plain: np.ndarray
     script: np.ndarray
     scripts: list[str]
     bad: list[BadRow]
@@ -145,15 +146,16 @@ def scan(
         index = None if threshold is None else stack.enter_context(NearIndex(threshold=threshold))
         gathered = _Gathered(index)
         stack.enter_context(pool)
-        for settings, side in sources:
-            reader = open_source(settings, role="train" if side == "train" else "eval")
+        opened = [(*each, open_source(each[0], role="train" if each[1] == "train" else "eval")) for each in sources]
+        if group is not None:
+            _check_group([reader for _, side, reader in opened if side == "train"], group)
+        frames: list[tuple[str, str]] = []
+        for settings, side, reader in opened:
             readings = [
                 Reading(part.parse, settings, reader.shape, group, seed, tuple(mask), near=index is not None)
                 for part in reader.parts
             ]
-            before, behind = _frame(reader, readings)
-            if group is not None and side == "train":
-                _check_group(reader, group)
+            before, behind = _frame(reader, readings, frames)
             readings = [replace(reading, before=before, behind=behind) for reading in readings]
             first = gathered.rows
             with listener.task(f"reading {settings.path}", None) as advance:
@@ -165,15 +167,22 @@ def scan(
         return gathered.scan()
 
 
-def _frame(reader: Reader, readings: Sequence[Reading]) -> tuple[str, str]:
-    """The words that the prompts of the first rows all begin and end with: rows are compared without them."""
+def _frame(reader: Reader, readings: Sequence[Reading], known: list[tuple[str, str]]) -> tuple[str, str]:
+    """The words that the prompts of the first rows all begin and end with: rows are compared without them.
+
+    A frame of a source before this one is taken, where it fits, so that rows of two sources compare alike.
+    """
     parts = zip(reader.parts, readings, strict=True)
     first = (made for part, reading in parts for block in part.blocks() for _, made in examples_of(block, reading))
     prompts = {prompt_text(made) for made in islice(first, ROWS_THAT_TELL_THE_FRAME) if isinstance(made, Example)}
+    for before, behind in known:
+        if all(prompt.startswith(before) and prompt.removeprefix(before).endswith(behind) for prompt in prompts):
+            return before, behind
     if len(prompts) < 2 or reader.shape == "text":
         return "", ""
     before = _whole_words(_common_beginning(prompts))
     behind = _whole_words(_common_beginning(prompt[len(before) :][::-1] for prompt in prompts))[::-1]
+    known.append((before, behind))
     return before, behind
 
 
@@ -184,16 +193,18 @@ def _common_beginning(texts: Iterable[str]) -> str:
     return ordered[0][: next((place for place, (one, other) in pairs if one != other), len(ordered[0]))]
 
 
-def _check_group(reader: Reader, group: str) -> None:
-    """Raises DataError where no row has the column."""
-    rows = (row.fields for part in reader.parts for row in part.rows() if isinstance(row, Row))
-    names = list(dict.fromkeys(name for fields in islice(rows, ROWS_THAT_TELL_THE_FRAME) for name in fields))
+def _check_group(readers: Sequence[Reader], group: str) -> None:
+    """Raises DataError where none of the first rows of any source has the column."""
+    names: dict[str, None] = {}
+    for reader in readers:
+        rows = (row.fields for part in reader.parts for row in part.rows() if isinstance(row, Row))
+        names |= dict.fromkeys(name for fields in islice(rows, ROWS_THAT_TELL_THE_FRAME) for name in fields)
     if group not in names:
         near = did_you_mean(group, names)
         raise DataError(
             f"data.group: there is no column {group!r}",
-            where=reader.source.path,
-            why=f"the columns are {listed(names)}",
+            where=readers[0].source.path,
+            why=f"the columns of the first rows are {listed(names)}",
             remedy=f"did you mean {near}?" if near else "name one of them",
         )
 

@@ -83,6 +83,9 @@ class _FilePart:
             yield from kind.blocks(seekable(content) if kind.seeks else content, self.name)
             if source.in_order:
                 self._note(file, source)
+        if kind.seeks and self._sha256 is not None:  # read here and there, so its bytes are read once more
+            with self.place.open(self.name) as source:
+                self._note(buffered(source), source)
 
     @property
     def parse(self) -> Callable[[Block], Rows]:
