@@ -14,7 +14,7 @@ RECIPES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
 def test_there_is_an_example_for_each_way_to_train() -> None:
-    assert [path.stem for path in RECIPES] == ["full", "instruction-tuning", "lora", "qlora", "raw-text"]
+    assert [path.stem for path in RECIPES] == ["dpo", "full", "instruction-tuning", "lora", "qlora", "raw-text"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

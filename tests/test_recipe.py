@@ -120,6 +120,10 @@ def test_batch_size_can_be_said_by_its_two_parts() -> None:
         ({"early_stopping_patience": 2, "eval_strategy": "no"}, "early_stopping_patience has nothing to go by"),
         ({"load_best_model_at_end": True, "greater_is_better": True}, "contradicts metric_for_best_model: loss"),
         ({"load_best_model_at_end": True, "metric_for_best_model": "f1"}, "f1 is not known at a validation"),
+        (
+            {"load_best_model_at_end": True, "metric_for_best_model": "reward_margin"},
+            "reward_margin has no meaning under objective: sft; use loss, perplexity, token_accuracy",
+        ),
         ({"threads": 0}, "must be above 0, found 0"),
         ({"micro_batch_tokens": -1}, "must be above 0, found -1"),
         ({"learning_rate": 0.0}, "must be above 0, found 0"),

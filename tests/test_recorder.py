@@ -29,6 +29,7 @@ def result(step: int) -> StepResult:
         step=step,
         epoch=step / 3,
         loss=LOSSES[step - 1],
+        denominator=float(LABELS[step - 1]),
         gradient_norm=0.5 * step,
         learning_rate=0.01 * step,
         tokens=100,

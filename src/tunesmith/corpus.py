@@ -26,14 +26,15 @@ from tunesmith.data.pool import Processes, RayPool
 from tunesmith.data.read import own_eval_split
 from tunesmith.data.rows import BadRow
 from tunesmith.data.scan import Scan, Scanned, Side, first_of, scan
+from tunesmith.data.shape import PREFERENCES
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.progress import Listener, Silent
-from tunesmith.recipe import DataSettings, SourceSettings, refuse_answer_metrics
+from tunesmith.recipe import OBJECTIVE_SHAPES, DataSettings, SourceSettings, refuse_answer_metrics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tunesmith.data.template import ChatTemplate
+    from tunesmith.data.template import ChatTemplate, Encoded
     from tunesmith.tokens import EncodedRows
 
 DEFAULT_EVAL_SHARE = 0.1
@@ -61,6 +62,11 @@ class Survey:
         return self.scan.bad
 
     @property
+    def together(self) -> int:
+        """Rows of tokens that an example has: two where another answer was preferred."""
+        return 2 if all(each.reader.shape == "preference" for each in self.scan.sources) else 1
+
+    @property
     def raw_text(self) -> bool:
         """Whether the rows are documents without turns."""
         return bool(self.scan.raw_text[self.scan.good].all())
@@ -78,6 +84,9 @@ class Corpus:
     ``quotas`` are the rows of an epoch by source, where the recipe gives a number. ``left_out``: examples too long;
     ``encoded``: every row, whatever became of it.
     ``test`` is read only where ``held_out`` selects the step that is judged.
+    ``together``: so many rows of ``train`` and ``held_out`` are the answers of one example, and an epoch counts them as
+    one.
+    ``labels`` bool [rows of the survey]: the row's own answer is labelled desirable.
     """
 
     train: EncodedRows
@@ -92,10 +101,17 @@ class Corpus:
     findings: list[Finding]
     left_out: np.ndarray
     encoded: EncodedRows
+    labels: np.ndarray
+    together: int = 1
+
+    def rows_of(self, numbers: Sequence[int]) -> list[Encoded]:
+        """The rows of some numbers of an epoch: one each, or ``together`` that follow each other."""
+        return [self.train[number * self.together + row] for number in numbers for row in range(self.together)]
 
     def shares(self, rows: np.ndarray) -> list[str]:
         """A line for each source of a mixture: its share of these rows (numbers of ``train``) and of their tokens."""
-        sources, tokens = self.train_sources[rows], self.train.lengths[rows]
+        tokens = self.train.lengths.reshape(-1, self.together).sum(1)[rows]
+        sources = self.train_sources[rows]
         if len(np.unique(self.train_sources)) < 2:
             return []
         lines = []
@@ -118,6 +134,7 @@ def survey(
     near: bool = False,
     stops: bool | None = None,
     ray: bool = False,
+    objective: str | None = None,
     listener: Listener | None = None,
 ) -> Survey:
     """Looks at every row and decides what becomes of it: the recipe's own held-out rows, the dataset's, or a share.
@@ -130,10 +147,12 @@ def survey(
         near: look for near duplicates, also where ``data.clean`` does not.
         stops: whether bad rows stop a run, where that is not what ``on_error`` says.
         ray: look at the rows on a Ray cluster, and not in processes of this machine.
+        objective: what the rows are for, which decides their shape where they fit several; None: anything.
         listener: hears what goes on.
 
     Raises:
-        DataError: what cannot be read, and bad rows unless ``on_error`` is ``skip``.
+        DataError: what cannot be read, rows that the objective does not learn from, and bad rows unless ``on_error`` is
+            ``skip``.
     """
     named, note, shares = _named_sources(settings, against)
     clean = settings.clean
@@ -144,9 +163,12 @@ def survey(
         listener=listener or Silent(),
         group=settings.group,
         mask=clean.mask,
+        wanted=OBJECTIVE_SHAPES.get(objective or "sft"),
         threshold=similarity if near or clean.near_dedupe else None,
         pool=RayPool() if ray else Processes(workers()),
     )
+    if objective is not None:
+        _check_objective(objective, seen)
     if settings.on_error == "stop" and seen.bad:
         raise _refusal(seen)
     place = place_rows(seen, settings, eval_share=shares[0], test_share=shares[1])
@@ -249,6 +271,26 @@ def check_metrics(metrics: Sequence[str], found: Survey) -> None:
         raise RecipeError(str(error), where="evaluation.metrics", why="The rows are raw text.") from None
 
 
+def _check_objective(objective: str, seen: Scan) -> None:
+    """Raises DataError for rows that are not what the objective learns from."""
+    wanted = OBJECTIVE_SHAPES.get(objective)
+    for each in seen.sources:
+        shape = each.reader.shape
+        if (shape == wanted) if wanted else (shape not in PREFERENCES):
+            continue
+        fields = "{prompt, completion, label}" if wanted == "unpaired_preference" else "{prompt, chosen, rejected}"
+        fit = [name for name, own in OBJECTIVE_SHAPES.items() if own == shape] or ["sft"]
+        remedy = f"set objective: {' or '.join(fit)}"
+        if wanted:
+            remedy = f"give rows {fields}, name the columns that hold these (data.columns), or {remedy}"
+        raise DataError(
+            f"the objective {objective} does not learn from rows of the shape {shape}",
+            where=each.settings.path,
+            why=each.reader.reason,
+            remedy=remedy,
+        )
+
+
 def make_template(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> ChatTemplate:
     """The chat template of a run, with the date it prints fixed to the recipe's or to today's."""
     from tunesmith.data.template import ChatTemplate
@@ -340,6 +382,9 @@ def _fitted(rows: EncodedRows, found: Survey, settings: DataSettings) -> _Fitted
         for number in np.flatnonzero(long).tolist():
             cut[number] = bool(rows[number].supervised[: settings.max_length].any())
     kept = wanted & (~long | cut)
+    if found.together > 1:  # an answer without the one that it is compared to is of no use
+        kept &= kept.reshape(-1, found.together).all(1).repeat(found.together)
+        cut &= kept
     place = found.place.copy()
     gone = np.setdiff1d(rows.examples[wanted], rows.examples[kept])
     place[gone] = PLACE["too_long"]
@@ -381,7 +426,7 @@ def _corpus(found: Survey, rows: EncodedRows, fitted: _Fitted, noticed: list[Fin
     for name in ("trained", "held_out", "test"):
         numbers = np.flatnonzero(fitted.kept & (fitted.place[rows.examples] == PLACE[name]))
         sides[name] = rows.select(numbers, longest=limit)
-    train, held_out = sides["trained"], sides["held_out"]
+    train, held_out, together = sides["trained"], sides["held_out"], found.together
     weights = np.array([each.settings.weight for each in seen.sources])
     quotas = {
         number: each.settings.rows
@@ -392,8 +437,8 @@ def _corpus(found: Survey, rows: EncodedRows, fitted: _Fitted, noticed: list[Fin
         train=train,
         held_out=held_out,
         test=sides["test"],
-        weights=weights[seen.source[train.examples]],
-        train_sources=seen.source[train.examples],
+        weights=weights[seen.source[train.examples[::together]]],
+        train_sources=seen.source[train.examples[::together]],
         quotas=quotas,
         source_names=[each.settings.path for each in seen.sources],
         groups=first_of(seen.prompt),
@@ -401,6 +446,8 @@ def _corpus(found: Survey, rows: EncodedRows, fitted: _Fitted, noticed: list[Fin
         findings=noticed,
         left_out=np.flatnonzero(fitted.place == PLACE["too_long"]),
         encoded=rows,
+        labels=seen.label,
+        together=together,
     )
 
 

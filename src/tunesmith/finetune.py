@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tunesmith.corpus import Survey
 from tunesmith.data.layout import Batch
 from tunesmith.data.ledger import EpochTokens
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.evaluation.judge import Task, check_questions, judge, task_batches
+from tunesmith.evaluation.judge import Task, check_questions, judge, task_batches, token_scores
 from tunesmith.evaluation.text import check_names
 from tunesmith.fit import Fit, memory_faults
 from tunesmith.model.device import tf32
@@ -27,7 +27,7 @@ from tunesmith.progress import Listener, Silent
 from tunesmith.recipe import SELECTING, Recipe
 from tunesmith.recipe_file import LoadedRecipe, dotted, dump, leaves, portable, read_recipe
 from tunesmith.run import Run, environment
-from tunesmith.tuned import find
+from tunesmith.tuned import Tuned, find
 from tunesmith.tuned import load as load_tuned
 
 
@@ -102,7 +102,9 @@ def train(
         ready = load(prepared, last, listener)
         if prepared.task is not None:
             check_questions(ready.model, prepared.task, ready.recipe.evaluation)
-        fit = Fit(run, ready, prepared, eval_batches=_batches(ready.recipe, prepared.validation))
+        others = None if prepared.selecting is None else _batches(ready.recipe, prepared.task)
+        validation = _batches(ready.recipe, prepared.validation)
+        fit = Fit(run, ready, prepared, eval_batches=validation, judge_batches=others)
         epoch = fit.first_epoch()
         if not continues:  # a run that has begun was measured then
             rehearsal = fit.rehearse(epoch)
@@ -113,6 +115,8 @@ def train(
         with _recorded_status(run), tf32(ready.recipe.training.tf32):
             run.set_status("running")
             _count_tokens(fit, epoch, listener)
+            with memory_faults():
+                fit.refer(listener)
             tokens = fit.run_steps(listener)
             verdict, samples = _judge(fit, listener)
             run.write_text("samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in samples))
@@ -164,7 +168,7 @@ def evaluate(
     recipe = evaluation_recipe(find(str(target)).recipe, str(target), data, settings)
     check_names(recipe.evaluation.metrics)
     tuned = load_tuned(target, listener=listener)
-    survey = corpora.survey(recipe.data, seed=recipe.training.seed)
+    survey = corpora.survey(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name)
     if data is not None:
         survey = corpora.only_held_out(survey)
     elif tuned.target.run is not None:
@@ -176,20 +180,32 @@ def evaluate(
         raise _no_rows_to_judge(str(target), "The run held no rows out (data.eval is 0).")
     check_questions(tuned.model, task, recipe.evaluation)
     budget = plan.micro_batch_tokens(tuned.device, max(len(row.ids) for row in task.rows))
+    # What was never probed is not shared: a plain model or an adapter made elsewhere.
+    batches = task_batches(task, budget=budget, layout="tree" if recipe.training.layout == "tree" else "padded")
     context, name = tuned.reference()
     with memory_faults():
+        task = _with_reference(tuned, task, batches, listener)
         verdict, _ = judge(
             tuned.model,
             context,
             task,
-            # What was never probed is not shared: a plain model or an adapter made elsewhere.
-            task_batches(task, budget=budget, layout="tree" if recipe.training.layout == "tree" else "padded"),
+            batches,
             tokenizer=tuned.tokenizer,
             stop_ids=tuned.stop_ids,
             settings=recipe.evaluation,
             listener=listener,
         )
     return {**verdict, "base_model": name}
+
+
+def _with_reference(tuned: Tuned, task: Task, batches: Sequence[Batch], listener: Listener) -> Task:
+    """The task with what the untuned model says of its rows, as in training, where the objective compares with it."""
+    if task.preferences is None or not task.preferences.lacks_reference:
+        return task
+    context = nullcontext(tuned.model) if tuned.method is None else tuned.method.reference(tuned.model)
+    with context as untuned:
+        scores = token_scores(untuned, task, batches, title="untuned model: held out", listener=listener)
+    return task.with_reference(-scores.nll_sum)
 
 
 def _asked_recipe(
@@ -291,8 +307,9 @@ def _judge(fit: Fit, listener: Listener) -> tuple[dict[str, Any], list[dict[str,
 
     Where held-out rows have selected the step, others judge it.
     """
-    step, prepared = fit.judged_step, fit.prepared
-    if prepared.task is None:
+    step, prepared, apart = fit.judged_step, fit.prepared, fit.judging is not None
+    task = fit.judging if apart else fit.task
+    if task is None:
         nothing = "There are no held-out rows (data.eval is 0)."
         return {"verdict": "no evidence", "reason": nothing, "metrics": {}, "rows": 0, "step": step}, []
     context, name = untuned(
@@ -305,13 +322,13 @@ def _judge(fit: Fit, listener: Listener) -> tuple[dict[str, Any], list[dict[str,
         verdict, samples = judge(
             fit.ready.model,
             context,
-            prepared.task,
-            fit.eval_batches if prepared.selecting is None else _batches(fit.ready.recipe, prepared.task),
+            task,
+            fit.judge_batches if apart else fit.eval_batches,
             tokenizer=prepared.tokenizer,
             stop_ids=prepared.stops,
             settings=fit.ready.recipe.evaluation,
             listener=listener,
-            known=fit.final_scores if prepared.selecting is None else None,
+            known=None if apart else fit.final_scores,
         )
     chosen = _selection(fit)
     return {**verdict, "base_model": name, "step": step, **chosen}, samples
@@ -327,7 +344,7 @@ def _selection(fit: Fit) -> dict[str, Any]:
             "metric": found.metric,
             "best_step": found.best_step,
             "best": found.best,
-            "rows": len(selecting.rows),
+            "rows": selecting.examples,
             "steps": fit.last_step,
             "stopped_early": found.stopped_at is not None,
         }
@@ -377,8 +394,10 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
         unmeant = {"eval_steps", *SELECTING}  # there is no step to select
         raw["training"] = {name: value for name, value in raw.get("training", {}).items() if name not in unmeant}
     metrics = raw.pop("evaluation", {})
-    recipe = read_recipe(raw).recipe
-    judged = read_recipe({**plain, "data": {"train": "unused"}, "evaluation": metrics}, _prefixed(settings)).recipe
+    function = metrics.get("compute_metrics")  # may be what the step was selected by
+    recipe = read_recipe({**raw, "evaluation": {"compute_metrics": function}}).recipe
+    plain |= {"data": {"train": "unused"}, "objective": raw.get("objective", "sft"), "evaluation": metrics}
+    judged = read_recipe(plain, _prefixed(settings)).recipe
     return recipe.model_copy(update={"evaluation": judged.evaluation})
 
 

@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith import references
 from tunesmith.data.layout import Batch, micro_batches
 from tunesmith.errors import ModelError, TrainError
+from tunesmith.evaluation.base import RowScores
 from tunesmith.evaluation.compare import LARGEST_EXPONENT
 from tunesmith.evaluation.compute import computed_metrics
 from tunesmith.evaluation.judge import sample_answer, token_scores
@@ -20,13 +22,16 @@ from tunesmith.evaluation.loss import TokenScores
 from tunesmith.model.load import save_tokenizer
 from tunesmith.prepare import Prepared, Ready, load, order_of
 from tunesmith.progress import Listener, Silent, sample_line
+from tunesmith.recipe import PREFERENCE_METRICS
 from tunesmith.recorder import Recorder
+from tunesmith.references import References
 from tunesmith.rehearsal import Rehearsal, ran_out, rehearse
 from tunesmith.run import Run
 from tunesmith.schedules import rate_schedule, steps_of_warmup
 from tunesmith.training import checkpoint
 from tunesmith.training.loop import Hooks, Step, StepResult, train
-from tunesmith.training.objective import CrossEntropy
+from tunesmith.training.objective import CrossEntropy, Objective
+from tunesmith.training.objectives import preference_objective
 from tunesmith.training.optim import build_optimizer
 from tunesmith.training.selection import selection
 
@@ -40,11 +45,22 @@ class Fit:
 
     Args:
         eval_batches: the rows of validation, laid out for its loss; none where there are none.
+        judge_batches: those of the verdict, where other rows select its step; else they are the rows of validation.
     """
 
-    def __init__(self, run: Run, ready: Ready, prepared: Prepared, *, eval_batches: list[Batch]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        ready: Ready,
+        prepared: Prepared,
+        *,
+        eval_batches: list[Batch],
+        judge_batches: list[Batch] | None = None,
+    ) -> None:
         self.run, self.ready, self.prepared = run, ready, prepared
         self.task, self.eval_batches = prepared.validation, eval_batches
+        self.judging = None if prepared.selecting is None else prepared.task
+        self.judge_batches = judge_batches or []
         self.settings = ready.recipe.training
         self.order = order_of(ready.recipe, prepared.corpus)
         self.optimizer = build_optimizer(
@@ -59,19 +75,61 @@ class Fit:
         self.final_scores: TokenScores | None = None
         self.selection = selection(self.settings, {})
         self.listener: Listener = Silent()
+        self.preference = preference_objective(ready.recipe)
+        self.objective: Objective = CrossEntropy() if self.preference is None else self.preference
+        self.references: References | None = None
 
     def steps(self, *, after: int = 0) -> Iterator[Step]:
         """Every step behind ``after``, its rows laid out."""
         for window in self.order.windows(after=after):
             if self.stopped_at is not None:
                 return
-            yield Step(window.step, window.epoch, self.lay_out(window.rows))
+            yield Step(window.step, window.epoch, self.lay_out(window.rows, step=window.step))
 
-    def lay_out(self, rows: Sequence[int]) -> list[Batch]:
-        """The micro-batches of one step."""
-        budget, layout = int(self.settings.micro_batch_tokens), self.settings.layout
+    def lay_out(self, rows: Sequence[int], *, step: int | None = None) -> list[Batch]:
+        """The micro-batches of one step; without its number nothing is known of what the untuned model says of them."""
+        budget, layout, corpus = int(self.settings.micro_batch_tokens), self.settings.layout, self.prepared.corpus
         assert layout != "auto"
-        return micro_batches([self.prepared.corpus.train[number] for number in rows], budget=budget, layout=layout)
+        encoded = corpus.rows_of(rows)
+        if self.preference is None:
+            return micro_batches(encoded, budget=budget, layout=layout)
+        known = None
+        if step is not None and self.references is not None:
+            known = self.references.of_step(step, rows, together=corpus.together)
+        return self.preference.lay_out(
+            self.preference.rows(encoded),
+            budget=budget,
+            layout=layout,
+            reference=known,
+            desirable=corpus.labels[[row.example for row in encoded[:: self.preference.answers]]],
+        )
+
+    def refer(self, listener: Listener) -> None:
+        """What the untuned model says of every row, where the objective compares with it: once, kept with the run."""
+        if self.preference is None or not self.preference.refers:
+            return
+        found = references.stored(self.run.folder, listener)
+        if found is None:
+            layout = self.settings.layout
+            assert layout != "auto"
+            device = self.ready.recipe.model.device
+            with self.ready.method.reference(self.ready.model) as untuned:
+                found = references.measured(
+                    untuned,
+                    self.preference,
+                    corpus=self.prepared.corpus,
+                    order=self.order,
+                    held_out=None if self.task is None else (self.task, self.eval_batches),
+                    judging=None if self.judging is None else (self.judging, self.judge_batches),
+                    how=references.Measuring(int(self.settings.micro_batch_tokens), layout, device),
+                    listener=listener,
+                )
+            found.save(self.run.folder / references.FILE)
+        self.references = found
+        if self.task is not None:
+            self.task = self.task.with_reference(found.held_out)
+        if self.judging is not None:
+            self.judging = self.judging.with_reference(found.judging)
 
     def first_epoch(self) -> list[Batch]:
         """Every micro-batch of the first pass over the rows, whether or not the run is that long."""
@@ -84,7 +142,7 @@ class Fit:
         return rehearse(
             self.ready.model,
             batches,
-            objective=CrossEntropy(),
+            objective=self.objective,
             plan=self.prepared.plan,
             device=recipe.model.device,
             where=recipe.model.path,
@@ -117,7 +175,7 @@ class Fit:
             train(
                 self.ready.model,
                 self.steps(after=first),
-                objective=CrossEntropy(),
+                objective=self.objective,
                 optimizer=self.optimizer,
                 rate=self.rate(),
                 max_grad_norm=self.settings.max_grad_norm,
@@ -221,17 +279,18 @@ class Fit:
                 why=f"The learning rate of this step was {self.rate()(step.number):g}.",
                 remedy="Lower training.learning_rate or add warm-up (training.warmup_steps: 0.1).",
             ) from error
-        apart = self.task.losses_by_source(scores.scores()["loss"])
-        metrics = self._metrics(scores)
-        self.recorder.on_eval(step.number, step.epoch, scores.loss, time.perf_counter() - begin, apart, metrics)
-        self._select(step.number, scores, metrics)
+        of_rows = self.task.scores(scores)
+        loss, apart = of_rows["loss"].value, self.task.losses_by_source(of_rows["loss"])
+        metrics = self._metrics(scores, of_rows)
+        self.recorder.on_eval(step.number, step.epoch, loss, time.perf_counter() - begin, apart, metrics)
+        self._select(step.number, loss, metrics)
         self._sample(step)
         if step.number == self.order.total_steps:
             self.final_scores = scores
 
-    def _metrics(self, scores: TokenScores) -> dict[str, float]:
-        """What is known of a validation besides its loss, where the recipe asks for it."""
-        found = {}
+    def _metrics(self, scores: TokenScores, of_rows: Mapping[str, RowScores]) -> dict[str, float]:
+        """What is known of a validation besides its loss: of preferences, and what else the recipe asks for."""
+        found = {name: known.value for name, known in of_rows.items() if name in PREFERENCE_METRICS}
         if self.selection is not None and self.selection.metric == "token_accuracy":
             found["token_accuracy"] = scores.token_accuracy
         function = self.ready.recipe.evaluation.compute_metrics
@@ -240,11 +299,14 @@ class Fit:
             found |= computed_metrics(function, self.ready.model, self.eval_batches, device=device)
         return found
 
-    def _select(self, step: int, scores: TokenScores, metrics: Mapping[str, float]) -> None:
+    def _select(self, step: int, loss: float, metrics: Mapping[str, float]) -> None:
         """Takes a validation into account, where held-out rows select the step."""
         if self.selection is None:
             return
-        known = {"loss": scores.loss, "perplexity": math.exp(min(scores.loss, LARGEST_EXPONENT)), **metrics}
+        known = {"loss": loss}
+        if self.preference is None:
+            known["perplexity"] = math.exp(min(loss, LARGEST_EXPONENT))
+        known |= metrics
         if self.selection.metric not in known:
             raise TrainError(
                 f"There is no metric {self.selection.metric!r} to select a step by",

@@ -21,7 +21,7 @@ from tunesmith.data.read import BadRow, own_eval_split
 from tunesmith.errors import DataError
 from tunesmith.evaluation.text import check_names
 from tunesmith.progress import Listener, Silent
-from tunesmith.recipe import DataSettings, ModelSettings, Shape, SourceSettings
+from tunesmith.recipe import OBJECTIVE_SHAPES, DataSettings, ModelSettings, Shape, SourceSettings
 from tunesmith.recipe_file import read_recipe
 
 if TYPE_CHECKING:
@@ -205,6 +205,8 @@ def settings_of(
         return read_recipe(raw, overrides).recipe.data, named, 0, None
     recipe = read_recipe(data, overrides).recipe
     check_names(recipe.evaluation.metrics)
+    if recipe.data.format == "auto" and recipe.objective.name in OBJECTIVE_SHAPES:
+        given = {"format": OBJECTIVE_SHAPES[recipe.objective.name], **given}
     return recipe.data.model_copy(update=given), named or recipe.model, recipe.training.seed, recipe.method.name
 
 

@@ -106,6 +106,7 @@ def details(folder: str | Path) -> Details:
     facts = [
         ("model", recipe.model.path),
         ("method", recipe.method.name),
+        *([] if recipe.objective.name == "sft" else [("objective", recipe.objective.name)]),
         ("data", ", ".join(source.path for source in recipe.data.train)),
         ("training", f"{length}, batch size {training.batch_size}, learning rate {recipe.learning_rate:g}"),
         *_counts(run, status),

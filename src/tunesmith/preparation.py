@@ -20,8 +20,9 @@ import numpy as np
 from tunesmith import corpus as corpora
 from tunesmith.corpus import Survey
 from tunesmith.data.clean import PLACE
-from tunesmith.data.example import Example
+from tunesmith.data.example import Example, Message
 from tunesmith.data.ledger import PLACES, Ledger
+from tunesmith.data.shape import PREFERENCES
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.inspection import settings_of
 from tunesmith.progress import Listener, Silent
@@ -236,7 +237,11 @@ def _by_split(
 
 
 def _features(survey: Survey) -> Features:
-    """Columns of the shape {messages} or {text}: those that every reader of chat data knows."""
+    """Columns of {messages}, {text}, or TRL's two shapes of preferences: those that every reader of chat data knows.
+
+    Raises:
+        DataError: some of the rows are preferences and some are not.
+    """
     from datasets import Features, List, Value
 
     text = Value("string")
@@ -252,21 +257,40 @@ def _features(survey: Survey) -> Features:
         "name": text,
         "reasoning_content": text,
     }
-    return Features({"messages": List(turn), "tools": text, "source": text})
+    shapes = {each.reader.shape for each in survey.scan.sources}
+    preferences = [shape for shape in PREFERENCES if shape in shapes]
+    if preferences and len(shapes) > 1:
+        raise DataError(
+            "rows of preferences and other rows do not go into one dataset",
+            why=f"the shapes are {', '.join(sorted(shapes))}",
+            remedy="prepare them one by one",
+        )
+    own = {
+        "preference": {"prompt": List(turn), "chosen": List(turn), "rejected": List(turn)},
+        "unpaired_preference": {"prompt": List(turn), "completion": List(turn), "label": Value("bool")},
+    }.get(preferences[0] if preferences else "", {"messages": List(turn)})
+    return Features({**own, "tools": text, "source": text})
 
 
 def _row(example: Example) -> dict[str, Any]:
     if example.text is not None:
         return {"text": example.text, "source": example.source}
-    turns = []
-    for message in example.messages:
-        turn = {**message.to_template(), "train": message.train if message.role == "assistant" else None}
-        turn["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": _json(call["function"]["arguments"])}}
-            for call in message.tool_calls
-        ] or None
-        turns.append(turn)
-    return {"messages": turns, "tools": _json(example.tools) if example.tools else None, "source": example.source}
+    turns = [_turn(message) for message in example.messages]
+    rest = {"tools": _json(example.tools) if example.tools else None, "source": example.source}
+    if example.rejected is not None:
+        return {"prompt": turns[:-1], "chosen": turns[-1:], "rejected": [_turn(example.rejected)], **rest}
+    if example.label is not None:
+        return {"prompt": turns[:-1], "completion": turns[-1:], "label": example.label, **rest}
+    return {"messages": turns, **rest}
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    turn = {**message.to_template(), "train": message.train if message.role == "assistant" else None}
+    turn["tool_calls"] = [
+        {**call, "function": {**call["function"], "arguments": _json(call["function"]["arguments"])}}
+        for call in message.tool_calls
+    ] or None
+    return turn
 
 
 def _json(value: Any) -> str:

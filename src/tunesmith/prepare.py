@@ -22,7 +22,7 @@ from tunesmith import corpus as corpora
 from tunesmith import memory, plan
 from tunesmith.corpus import Corpus, Survey
 from tunesmith.data.finding import Finding
-from tunesmith.data.layout import LayoutName
+from tunesmith.data.layout import LayoutName, computed_tokens
 from tunesmith.data.order import Order
 from tunesmith.data.template import ChatTemplate, Encoded
 from tunesmith.errors import DataError, RecipeError
@@ -37,10 +37,11 @@ from tunesmith.model.load import load_model, load_tokenizer, resolve_device, res
 from tunesmith.model.source import kind, resolve
 from tunesmith.plan import Plan
 from tunesmith.progress import Listener
-from tunesmith.recipe import EvaluationSettings, Recipe
+from tunesmith.recipe import Recipe
 from tunesmith.reporters import check_reporters
 from tunesmith.sizes import shape_of
 from tunesmith.tokens import EncodedRows
+from tunesmith.training.objectives import preference_objective
 from tunesmith.training.optim import check_optimizer
 
 PLANNED_STEPS = 4  # whose rows the budget of a micro-batch is chosen by
@@ -87,7 +88,13 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
         DataError, ModelError, RecipeError: what a user can mend.
     """
     _refuse_unusable(recipe)
-    survey = corpora.survey(recipe.data, seed=recipe.training.seed, method=recipe.method.name, listener=listener)
+    survey = corpora.survey(
+        recipe.data,
+        seed=recipe.training.seed,
+        method=recipe.method.name,
+        objective=recipe.objective.name,
+        listener=listener,
+    )
     corpora.check_metrics(recipe.evaluation.metrics, survey)
     for note in survey.notes:
         listener.say(note)
@@ -104,12 +111,13 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True)
     recipe = _within_positions(recipe, config, listener)
     _say_if_router_is_not_balanced(config, listener)
+    _say_if_not_regrouped(recipe, listener)
     survey = replace(survey, settings=recipe.data)
     corpus = corpora.encode(survey, template, listener=listener)
     _tell(corpus.findings, listener)
     task, selecting = make_tasks(survey, corpus, recipe, tokenizer=tokenizer, stops=stops)
     if task is not None and selecting is not None:
-        name, selects, judges = recipe.training.metric_for_best_model, len(selecting.rows), len(task.rows)
+        name, selects, judges = recipe.training.metric_for_best_model, selecting.examples, task.examples
         listener.say(f"held-out rows: {selects:,} select the step by {name}, and {judges:,} others judge it")
     _check_logits(recipe, config, [each for each in (task, selecting) if each is not None])
     recipe = _resolve_settings(recipe, listener)
@@ -156,7 +164,7 @@ def make_tasks(
     Raises:
         DataError: a half is empty, or a metric cannot score a truth.
     """
-    made: dict[str, Any] = {"tokenizer": tokenizer, "stops": stops, "settings": recipe.evaluation}
+    made: dict[str, Any] = {"tokenizer": tokenizer, "stops": stops, "recipe": recipe}
     if not recipe.training.selects or not len(corpus.held_out):
         return make_held_out_task(survey, corpus, **made), None
     if len(corpus.test):
@@ -167,8 +175,8 @@ def make_tasks(
         raise DataError(
             "The held-out rows are too few to select a step and to judge it",
             where="data.eval",
-            why=f"Of {len(corpus.held_out)} rows, split by prompt, {len(selecting)} would select and {len(judging)} "
-            "judge; a row that selects must not judge.",
+            why=f"Of {_examples(corpus.held_out)} rows, split by prompt, {_examples(selecting)} would select and "
+            f"{_examples(judging)} judge; a row that selects must not judge.",
             remedy="Hold out more rows, give data.test, or leave load_best_model_at_end and early stopping out.",
         )
     return (
@@ -177,13 +185,17 @@ def make_tasks(
     )
 
 
+def _examples(rows: EncodedRows) -> int:
+    return len(np.unique(rows.examples))
+
+
 def make_held_out_task(
     survey: Survey,
     corpus: Corpus,
     *,
     tokenizer: PreTrainedTokenizerBase,
     stops: tuple[int, ...],
-    settings: EvaluationSettings,
+    recipe: Recipe,
     rows: Sequence[Encoded] | None = None,
 ) -> Task | None:
     """What to judge on; raw text is judged by its tokens alone. Raises DataError for a truth no metric can score.
@@ -194,7 +206,13 @@ def make_held_out_task(
     if not len(corpus.held_out):
         return None
     task = make_task(
-        corpus.held_out if rows is None else rows, corpus.groups, tokenizer=tokenizer, stop_ids=stops, settings=settings
+        corpus.held_out if rows is None else rows,
+        corpus.groups,
+        tokenizer=tokenizer,
+        stop_ids=stops,
+        settings=recipe.evaluation,
+        objective=preference_objective(recipe),
+        labels=corpus.labels,
     )
     if survey.raw_text:
         task = replace(task, questions=[])
@@ -204,7 +222,8 @@ def make_held_out_task(
 def _rows_by_source(survey: Survey, task: Task) -> dict[str, np.ndarray]:
     """The task's rows of each path, where there are several."""
     paths = np.array([each.settings.path for each in survey.scan.sources])
-    of_rows = paths[survey.scan.source[[row.example for row in task.rows]]]
+    examples = [row.example for row in task.rows[:: 1 if task.preferences is None else task.preferences.together]]
+    of_rows = paths[survey.scan.source[examples]]
     names = np.unique(of_rows).tolist()
     return {name: np.flatnonzero(of_rows == name) for name in names} if len(names) > 1 else {}
 
@@ -224,6 +243,17 @@ def _say_if_router_is_not_balanced(config: PretrainedConfig, listener: Listener)
         listener.say(
             "router: trained without its auxiliary loss, which this model's config asks for (output_router_logits); "
             "the loss is that of the supervised tokens alone, whatever the micro-batches"
+        )
+
+
+def _say_if_not_regrouped(recipe: Recipe, listener: Listener) -> None:
+    """kto's estimate depends on the micro-batch, so that one keeps its examples; see training/kto.py."""
+    objective = preference_objective(recipe)
+    if objective is not None and objective.indivisible > 1:
+        listener.say(
+            f"{recipe.objective.name}: a micro-batch is {objective.indivisible} examples, whatever "
+            "training.micro_batch_tokens is, because the KL is estimated on them; training.per_device_train_batch_size "
+            "sets how many"
         )
 
 
@@ -258,16 +288,28 @@ def _plan(recipe: Recipe, config: PretrainedConfig, folder: Path, corpus: Corpus
     return plan.choose(
         shape_of(config, recipe, folder),
         recipe.training,
-        longest=max(int(rows.lengths.max()) for rows in _computed(recipe, corpus) if len(rows)),
+        longest=_longest(recipe, corpus),
         memory=memory.total_memory(recipe.model.device),
         where=recipe.model.path,
-        steps=[] if recipe.training.layout == "padded" else _first_steps(recipe, corpus),
+        steps=[] if recipe.training.layout == "padded" or corpus.together > 1 else _first_steps(recipe, corpus),
     )
 
 
 def _computed(recipe: Recipe, corpus: Corpus) -> list[EncodedRows]:
     """The rows that go through the model in this run."""
     return [corpus.train, corpus.held_out, *([corpus.test] if recipe.training.selects else [])]
+
+
+def _longest(recipe: Recipe, corpus: Corpus) -> int:
+    """Tokens of what cannot be divided among micro-batches: a row, a pair of answers, a group of kto's."""
+    objective = preference_objective(recipe)
+    longest = max(int(rows.lengths.max()) for rows in _computed(recipe, corpus) if len(rows))
+    if objective is None:
+        return longest
+    layout: LayoutName = "padded" if recipe.training.layout == "padded" else "tree"
+    examples, size = order_of(recipe, corpus).epoch_rows(0).tolist(), objective.indivisible
+    parts = (examples[start : start + size] for start in range(0, len(examples), size))
+    return max(computed_tokens(objective.rows(corpus.rows_of(part)), layout=layout) for part in parts)
 
 
 def _first_steps(recipe: Recipe, corpus: Corpus) -> list[list[Encoded]]:

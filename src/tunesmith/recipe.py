@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from tunesmith.optimizers import WITHOUT_BETAS, Optimizer
 from tunesmith.schedules import Schedule, check_arguments
 
-Shape = Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text"]
+Shape = Literal[
+    "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "preference", "unpaired_preference"
+]
 PersonalData = Literal["email", "phone", "iban", "card", "secret"]
 PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)
 TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")  # computed from logits; every run can have them
@@ -25,7 +27,11 @@ SELECTING = (
 )  # fmt: skip
 LOWER_IS_BETTER = ("loss", "perplexity")
 Reporter = Literal["tensorboard", "trackio", "mlflow", "wandb"]
+PREFERENCE_METRICS = ("preference_accuracy", "reward_accuracy", "reward_margin")  # of pairs of answers
+HIGHER_IS_BETTER = ("token_accuracy", *PREFERENCE_METRICS)
 LEARNING_RATES = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4}  # what `learning_rate: auto` means
+# The same under dpo, orpo and kto: TRL's default, and ten times that for an adapter, as TRL's guide advises.
+PREFERENCE_RATES = {"full": 1e-6, "lora": 1e-5, "qlora": 1e-5}
 
 
 class Settings(BaseModel):
@@ -282,6 +288,70 @@ MethodSettings = Annotated[
 METHOD_SETTINGS: dict[str, type[Settings]] = {"full": FullSettings, "lora": LoraSettings, "qlora": QloraSettings}
 
 
+class SftSettings(Settings):
+    """Supervised fine-tuning: the likelihood of the answers' tokens is raised."""
+
+    name: Literal["sft"] = "sft"
+
+
+class DpoSettings(Settings):
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290); names and meaning are TRL's."""
+
+    name: Literal["dpo"] = "dpo"
+    beta: float = Field(default=0.1, gt=0, description="how much leaving the untuned model costs; tau under ipo")
+    loss_type: Literal["sigmoid", "robust", "hinge", "ipo"] = Field(
+        default="sigmoid",
+        description="of the difference of log-ratios; robust: arXiv:2403.00409, ipo: arXiv:2310.12036",
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="probability that a preference is the wrong way round (sigmoid, robust)"
+    )
+
+    @model_validator(mode="after")
+    def _smoothing_has_an_effect(self) -> DpoSettings:
+        if self.label_smoothing and self.loss_type not in ("sigmoid", "robust"):
+            raise ValueError(
+                f"label_smoothing has no effect under loss_type: {self.loss_type}; use loss_type: robust or sigmoid"
+            )
+        return self
+
+
+class OrpoSettings(Settings):
+    """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691): no reference model."""
+
+    name: Literal["orpo"] = "orpo"
+    beta: float = Field(default=0.1, gt=0, description="weight of the odds ratio, lambda in the paper")
+    nll_tokens: Literal["answer", "all"] = Field(
+        default="answer", description="of the chosen row, learned by likelihood; all: the prompt's too, as in TRL"
+    )
+
+
+class KtoSettings(Settings):
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306); names and meaning are TRL's."""
+
+    name: Literal["kto"] = "kto"
+    beta: float = Field(default=0.1, gt=0, description="how much leaving the untuned model costs")
+    desirable_weight: float = Field(default=1.0, gt=0, description="of the loss of desirable answers")
+    undesirable_weight: float = Field(default=1.0, gt=0, description="of the loss of undesirable answers")
+
+
+def _objective_name(value: Any) -> str:
+    return value.get("name", "sft") if isinstance(value, Mapping) else getattr(value, "name", "sft")
+
+
+ObjectiveSettings = Annotated[
+    Annotated[SftSettings, Tag("sft")]
+    | Annotated[DpoSettings, Tag("dpo")]
+    | Annotated[OrpoSettings, Tag("orpo")]
+    | Annotated[KtoSettings, Tag("kto")],
+    Discriminator(_objective_name),
+]
+OBJECTIVE_SETTINGS: dict[str, type[Settings]] = {
+    "sft": SftSettings, "dpo": DpoSettings, "orpo": OrpoSettings, "kto": KtoSettings,
+}  # fmt: skip
+OBJECTIVE_SHAPES: dict[str, Shape] = {"dpo": "preference", "orpo": "preference", "kto": "unpaired_preference"}
+
+
 class TrainingSettings(Settings):
     """The optimizer's steps."""
 
@@ -325,7 +395,9 @@ class TrainingSettings(Settings):
         default=False, description="the best step's weights are the run's, found on held-out rows that do not judge"
     )
     metric_for_best_model: str = Field(
-        default="loss", description="loss, perplexity, token_accuracy, or a name that evaluation.compute_metrics gives"
+        default="loss",
+        description="loss (the objective's), perplexity or token_accuracy of sft, preference_accuracy, reward_accuracy "
+        "or reward_margin of dpo and orpo, or a name that evaluation.compute_metrics gives",
     )
     greater_is_better: bool | None = Field(
         default=None, description="of metric_for_best_model; none: false for loss and perplexity, else true"
@@ -420,8 +492,10 @@ class TrainingSettings(Settings):
             raise ValueError("early_stopping_threshold needs early_stopping_patience")
         if self.greater_is_better and self.metric_for_best_model in LOWER_IS_BETTER:
             raise ValueError(f"greater_is_better: true contradicts metric_for_best_model: {self.metric_for_best_model}")
-        if self.greater_is_better is False and self.metric_for_best_model == "token_accuracy":
-            raise ValueError("greater_is_better: false contradicts metric_for_best_model: token_accuracy")
+        if self.greater_is_better is False and self.metric_for_best_model in HIGHER_IS_BETTER:
+            raise ValueError(
+                f"greater_is_better: false contradicts metric_for_best_model: {self.metric_for_best_model}"
+            )
         return self
 
     @property
@@ -476,6 +550,7 @@ class Recipe(Settings):
     model: ModelSettings
     data: DataSettings
     method: MethodSettings = Field(default_factory=LoraSettings)
+    objective: ObjectiveSettings = Field(default_factory=SftSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     output_dir: str = Field(min_length=1, description="the run folder")
@@ -485,9 +560,9 @@ class Recipe(Settings):
     def _model_by_name(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
 
-    @field_validator("method", mode="before")
+    @field_validator("method", "objective", mode="before")
     @classmethod
-    def _method_by_name(cls, value: Any) -> Any:
+    def _variant_by_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -503,24 +578,49 @@ class Recipe(Settings):
         if not held_out and self.training.selects:
             name = "load_best_model_at_end" if self.training.load_best_model_at_end else "early_stopping_patience"
             raise ValueError(f"training.{name} has no row to go by: data.eval is 0")
-        metric = self.training.metric_for_best_model
-        if metric not in TOKEN_METRICS and self.evaluation.compute_metrics is None:
+        refuse_foreign_metrics(self.evaluation.metrics, self.objective.name)
+        metric, known = self.training.metric_for_best_model, METRICS_OF_LOGITS[self.objective.name]
+        foreign = metric in (*TOKEN_METRICS, *PREFERENCE_METRICS) and metric not in known
+        if foreign:
+            raise ValueError(
+                f"training.metric_for_best_model: {metric} has no meaning under objective: {self.objective.name}; "
+                f"use {', '.join(known)}, or what a function under evaluation.compute_metrics gives"
+            )
+        if metric not in known and self.evaluation.compute_metrics is None:
             raise ValueError(
                 f"training.metric_for_best_model: {metric} is not known at a validation, which makes no answers; there "
-                f"are {', '.join(TOKEN_METRICS)} and what a function under evaluation.compute_metrics gives"
+                f"are {', '.join(known)} and what a function under evaluation.compute_metrics gives"
             )
         return self
 
     @property
     def learning_rate(self) -> float:
-        """The peak learning rate, `auto` resolved by method."""
-        rate = self.training.learning_rate
-        return LEARNING_RATES[self.method.name] if rate == "auto" else rate
+        """The peak learning rate, `auto` resolved by method and objective."""
+        rate, usual = self.training.learning_rate, LEARNING_RATES
+        if self.objective.name != "sft":
+            usual = PREFERENCE_RATES
+        return usual[self.method.name] if rate == "auto" else rate
 
     def with_values(self, **sections: Mapping[str, Any]) -> Recipe:
         """A copy with some resolved values, section by section: ``with_values(training={"threads": 2})``."""
         updates = {name: getattr(self, name).model_copy(update=dict(values)) for name, values in sections.items()}
         return self.model_copy(update=updates)
+
+
+METRICS_OF_LOGITS: dict[str, tuple[str, ...]] = {
+    "sft": TOKEN_METRICS, "dpo": ("loss", *PREFERENCE_METRICS), "orpo": ("loss", *PREFERENCE_METRICS), "kto": ("loss",),
+}  # fmt: skip
+
+
+def refuse_foreign_metrics(metrics: list[str], objective: str) -> None:
+    """Some metrics are of pairs of answers, some of supervised tokens. Raises ValueError for another objective's."""
+    known = METRICS_OF_LOGITS[objective]
+    refused = [name for name in metrics if name in (*TOKEN_METRICS, *PREFERENCE_METRICS) and name not in known]
+    if refused:
+        raise ValueError(
+            f"evaluation.metrics: {', '.join(refused)} has no meaning under objective: {objective}; "
+            f"use {', '.join(known)}, or a metric of answers such as exact_match"
+        )
 
 
 def refuse_answer_metrics(metrics: list[str]) -> None:

@@ -20,15 +20,21 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 
 from tunesmith import aliases
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import METHOD_SETTINGS, Recipe, Settings
+from tunesmith.recipe import METHOD_SETTINGS, OBJECTIVE_SETTINGS, Recipe, Settings
 
 Path_ = tuple[str | int, ...]  # a key's way through a recipe: ("data", "train", 0, "path")
 SHORT_FOR: Mapping[Path_, str] = {  # where a name stands for a mapping, and the key that the name is
     ("model",): "path",
     ("method",): "name",
+    ("objective",): "name",
     ("data", "train"): "path",
     ("data", "eval"): "path",
     ("data", "test"): "path",
+}
+# Sections of several kinds, told apart by their name: the settings of each, and the one that is meant without a name.
+VARIANTS: Mapping[str, tuple[Mapping[str, type[Settings]], str]] = {
+    "method": (METHOD_SETTINGS, "lora"),
+    "objective": (OBJECTIVE_SETTINGS, "sft"),
 }
 
 
@@ -377,7 +383,7 @@ def _walk(raw: Any, loc: Sequence[str | int]) -> tuple[Path_, Path_]:
         if _holds(node, part):
             node = node[part]
             path.append(part)
-        elif part in METHOD_SETTINGS or _is_union_tag((part,)):
+        elif part in METHOD_SETTINGS or part in OBJECTIVE_SETTINGS or _is_union_tag((part,)):
             continue
         elif part != 0:  # index 0 of a source that was given without a list
             return tuple(path), tuple(loc[position:])
@@ -414,10 +420,11 @@ def _sentence(item: Any, path: Path_, rest: Path_, raw: Any) -> tuple[str, str |
     if item["type"] == "missing":
         return f"`{key}` is missing", f"Add `{key}` to the recipe."
     if item["type"] == "union_tag_invalid":
-        known = ", ".join(METHOD_SETTINGS)
-        close = difflib.get_close_matches(str(item["ctx"]["tag"]), METHOD_SETTINGS, n=1, cutoff=0.5)
+        section = str(path[0])
+        known = VARIANTS[section][0]
+        close = difflib.get_close_matches(str(item["ctx"]["tag"]), known, n=1, cutoff=0.5)
         hint = f"Did you mean `{close[0]}`?" if close else None
-        return f"`{key}`: there is no method `{item['ctx']['tag']}`; there are {known}", hint
+        return f"`{key}`: there is no {section} `{item['ctx']['tag']}`; there are {', '.join(known)}", hint
     text = _expectation(item)
     if item["type"] == "value_error":  # of one value, or of a section whose message names its keys
         return (text if isinstance(item["input"], (Mapping, BaseModel)) else f"`{key}`: {text}"), None
@@ -427,11 +434,13 @@ def _sentence(item: Any, path: Path_, rest: Path_, raw: Any) -> tuple[str, str |
 def _unknown_key(path: Path_, raw: Any) -> tuple[str, str | None]:
     section, name = path[:-1], str(path[-1])
     model = _settings_at(section, raw)
-    owners = [method for method, settings in METHOD_SETTINGS.items() if name in settings.model_fields]
-    if section == ("method",) and owners:
-        current = raw["method"].get("name", "lora")
-        return f"`method.{name}` is a setting of {' and '.join(owners)}; the method here is {current}", (
-            f"Remove it, or set method.name: {owners[0]}."
+    variants, usual = VARIANTS.get(str(section[0]) if section else "", ({}, ""))
+    owners = [variant for variant, settings in variants.items() if name in settings.model_fields]
+    if len(section) == 1 and owners:
+        kind = section[0]
+        current = raw[kind].get("name", usual)
+        return f"`{kind}.{name}` is a setting of {' and '.join(owners)}; the {kind} here is {current}", (
+            f"Remove it, or set {kind}.name: {owners[0]}."
         )
     close = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.6)
     if close:
@@ -456,6 +465,7 @@ def _sections() -> dict[str, type[Settings]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found[name] = field.annotation  # type: ignore[assignment]
     found["method"] = METHOD_SETTINGS["qlora"]  # the one with every method setting
+    found["objective"] = OBJECTIVE_SETTINGS["dpo"]
     return found
 
 
@@ -463,8 +473,9 @@ def _settings_at(section: Path_, raw: Any) -> type[BaseModel]:
     """The settings class a section is read into; sources of data stand in lists."""
     if not section:
         return Recipe
-    if section[0] == "method":
-        return METHOD_SETTINGS.get(raw["method"].get("name", "lora"), METHOD_SETTINGS["lora"])
+    if section[0] in VARIANTS:
+        variants, usual = VARIANTS[str(section[0])]
+        return variants.get(raw[section[0]].get("name", usual), variants[usual])
     model: type[BaseModel] = _sections()[str(section[0])]
     if len(section) > 1:
         inner = get_args(model.model_fields[str(section[1])].annotation)

@@ -18,6 +18,7 @@ class Totals:
     """Counts since the last line of metrics, and since the run began. They travel in the checkpoint."""
 
     loss_sum: float = 0.0
+    denominator: float = 0.0
     supervised: int = 0
     tokens: int = 0
     computed: int = 0
@@ -52,9 +53,10 @@ class Recorder:
         self._reporters = open_reporters(report_to, run, step)
 
     def on_step(self, result: StepResult) -> None:
-        """Adds a step; where a line is due, writes the mean over labels since the one before."""
+        """Adds a step; where a line is due, writes the mean since the one before."""
         totals = self.totals
-        totals.loss_sum += result.loss * result.supervised_tokens
+        totals.loss_sum += result.loss * result.denominator
+        totals.denominator += result.denominator
         for name, value in (
             ("supervised", result.supervised_tokens),
             ("tokens", result.tokens),
@@ -86,7 +88,7 @@ class Recorder:
             {
                 "step": result.step,
                 "epoch": round(result.epoch, 4),
-                "loss": totals.loss_sum / totals.supervised,
+                "loss": totals.loss_sum / totals.denominator,
                 "learning_rate": result.learning_rate,
                 "grad_norm": result.gradient_norm,
                 "tokens": totals.tokens,
@@ -95,7 +97,8 @@ class Recorder:
                 "tokens_per_second": round(self._timed / self._seconds, 1),
             }
         )
-        totals.loss_sum, totals.supervised, totals.tokens, totals.computed = 0.0, 0, 0, 0
+        totals.loss_sum, totals.denominator = 0.0, 0.0
+        totals.supervised, totals.tokens, totals.computed = 0, 0, 0
         self._unwritten = None
         self._timed, self._seconds = 0, 0.0
 

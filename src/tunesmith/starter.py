@@ -17,10 +17,11 @@ from tunesmith.data.finding import rows_in_words
 from tunesmith.data.findings import labels_of
 from tunesmith.data.read import own_eval_split
 from tunesmith.data.scan import Scan
+from tunesmith.data.shape import PREFERENCES
 from tunesmith.data.splits import TRAIN
 from tunesmith.errors import DataError
 from tunesmith.evaluation.text import JsonFields
-from tunesmith.recipe import DataSettings, Shape, SourceSettings
+from tunesmith.recipe import OBJECTIVE_SHAPES, DataSettings, Shape, SourceSettings
 
 BUNDLED_MODEL = "smollm2-135m-instruct"
 SHARES = (0.1, 0.2, 0.3, 0.5)
@@ -139,7 +140,8 @@ def starter_recipe(
         "  name: lora  # trains a small adapter beside the weights; qlora: a quarter of the memory; full: all weights",
         "  r: 16  # the adapter's rank: more can learn more, and needs more rows",
         "  lora_alpha: 32",
-        *_training_lines(held_out, model),
+        *_objective_lines(own.reader.shape),
+        *_training_lines(held_out, model, preferences=own.reader.shape in PREFERENCES),
         *_evaluation_lines(evaluation, held_out, machine),
         f"output_dir: {_yaml(output_dir)}",
     ]
@@ -190,8 +192,21 @@ def _held_out(found: Survey) -> _HeldOut:
     return best
 
 
+def _objective_lines(shape: str) -> list[str]:
+    names = [name for name, own in OBJECTIVE_SHAPES.items() if own == shape]
+    if not names:
+        return []
+    other = f"; also {', '.join(names[1:])}" if names[1:] else ""
+    return [f"objective: {names[0]}  # learns which answers are better, of rows of the shape {shape}{other}"]
+
+
 def _evaluation(scan: Scan) -> _Evaluation:
     """Metrics by what the answers look like."""
+    shape = scan.sources[0].reader.shape
+    if shape == "preference":
+        return _Evaluation(("preference_accuracy",), "how often the model finds the chosen answer likelier", None)
+    if shape == "unpaired_preference":
+        return _Evaluation(("loss",), "kto's own: there are no pairs to compare", None)
     if not (scan.good & ~scan.raw_text).any():
         return _Evaluation((), "raw text has no answers to compare, so the verdict is by loss", None)
     answers = (example.answer() for block in scan.examples() for _, example in block if example.text is None)
@@ -241,7 +256,7 @@ def _data_lines(source: SourceSettings, scan: Scan, held_out: _HeldOut) -> list[
     return lines
 
 
-def _training_lines(held_out: _HeldOut, model: str | None) -> list[str]:
+def _training_lines(held_out: _HeldOut, model: str | None, *, preferences: bool) -> list[str]:
     batch_size = 4 if held_out.train < 100 else 8 if held_out.train < 1000 else 16
     epochs = 5 if held_out.train < 300 else 3
     steps = epochs * math.ceil(held_out.train / batch_size)
@@ -249,6 +264,9 @@ def _training_lines(held_out: _HeldOut, model: str | None) -> list[str]:
     rate = "2.0e-4  # usual for LoRA"
     if model is None:
         rate = "5.0e-4  # a model this small takes larger steps; 2.0e-4 is usual from 1B parameters on"
+    if preferences:
+        rate = "1.0e-5  # usual for LoRA on preferences"
+        rate = rate if model is not None else "5.0e-5  # a model this small takes larger steps; 1.0e-5 is usual"
     lines = [
         "training:",
         f"  num_train_epochs: {epochs}  # passes over {held_out.train:,} rows",

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-FormatName = Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text"]
+FormatName = Literal[
+    "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "preference", "unpaired_preference"
+]
 
 Target = Annotated[
     str,
@@ -37,7 +39,8 @@ Format = Annotated[
     typer.Option(
         "--format",
         metavar="SHAPE",
-        help="Shape of the rows: auto, alpaca, prompt_completion, messages, sharegpt or text.",
+        help="Shape of the rows: auto, alpaca, prompt_completion, messages, sharegpt, text, preference or "
+        "unpaired_preference.",
     ),
 ]
 Columns = Annotated[

@@ -9,6 +9,9 @@ The shapes, by their fields (those in brackets are optional, and absent when nul
   turn leaves it unlearned.
 - sharegpt: conversations of {from, value}, [system, tools].
 - text: text. A raw document without turns.
+- preference: chosen, rejected, [prompt, instruction, input, system, tools]. Two answers to one prompt, each a text or a
+  list of messages that ends with one assistant turn; without a prompt the turns that both lists begin with are it.
+- unpaired_preference: prompt, completion, label, [system, tools]. One answer, and whether it is desirable.
 """
 
 from __future__ import annotations
@@ -38,12 +41,18 @@ SOME_TEXT = "a text that is not empty"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row: a conversation, or a raw text (then `messages` is empty). `source` is ``file:line``, counted from 1."""
+    """One row: a conversation, or a raw text (then `messages` is empty). `source` is ``file:line``, counted from 1.
+
+    ``rejected`` is the answer that another was preferred to: it stands in the place of the last turn, the chosen one.
+    ``label`` says of the last turn whether it is desirable, where the row says so.
+    """
 
     messages: tuple[Message, ...]
     source: str
     tools: tuple[dict[str, Any], ...] = ()
     text: str | None = None
+    rejected: Message | None = None
+    label: bool | None = None
 
     def prompt_key(self) -> str:
         """Everything before the last assistant turn, tools included, as one stable text; the text of a raw row.
@@ -75,13 +84,16 @@ class Example:
         tools = _canonical(self.tools) if self.tools else "[]"
         prompt, content = ",".join(turns[: self.last_answer()]), ",".join(turns)
         unlearned = [place for place, turn in enumerate(self.messages) if turn.role == "assistant" and not turn.train]
-        return f"[[{prompt}],{tools}]", f"[[{content}],{tools}]{unlearned or ''}"
+        judged = "" if self.rejected is None else f",{_canonical_turn(self.rejected)}"
+        judged += "" if self.label is None else f",{_canonical(self.label)}"
+        return f"[[{prompt}],{tools}]", f"[[{content}],{tools}{judged}]{unlearned or ''}"
 
     def characters(self) -> int:
         """Length in characters, without tools and template: a rough measure before there is a tokenizer."""
         if self.text is not None:
             return len(self.text)
-        return sum(len(message.content) + len(message.reasoning_content or "") for message in self.messages)
+        turns = self.messages if self.rejected is None else (*self.messages, self.rejected)
+        return sum(len(message.content) + len(message.reasoning_content or "") for message in turns)
 
 
 def to_example(
@@ -96,7 +108,7 @@ def to_example(
 
     Args:
         row: column name to value, as the file has it.
-        shape: alpaca, prompt_completion, messages, sharegpt or text.
+        shape: a name of ``data/shape.py``.
         source: ``file:line``, carried along.
         columns: canonical field to the file's column, for columns that have other names.
         instruction: the instruction of every row (alpaca only).
@@ -107,8 +119,13 @@ def to_example(
     fields = map_columns(row, columns) if columns else row
     if shape == "text":
         return Example(messages=(), source=source, text=_text(fields, "text"))
+    tools = _tools(fields.get("tools"))
+    if shape == "preference":
+        chosen, rejected = _preference(fields)
+        return Example(messages=tuple(chosen), source=source, tools=tools, rejected=rejected)
     messages = _alpaca(fields, instruction) if shape == "alpaca" else _CONVERSATIONS[shape](fields)
-    return Example(messages=tuple(messages), source=source, tools=_tools(fields.get("tools")))
+    label = _label(fields) if shape == "unpaired_preference" else None
+    return Example(messages=tuple(messages), source=source, tools=tools, label=label)
 
 
 def _alpaca(fields: Mapping[str, Any], instruction: str | None) -> list[Message]:
@@ -135,6 +152,70 @@ def _prompt_completion(fields: Mapping[str, Any]) -> list[Message]:
     return _conversation(_with_system(before + after, fields), "completion")
 
 
+def _preference(fields: Mapping[str, Any]) -> tuple[list[Message], Message]:
+    """The conversation with the chosen answer, and the answer that was rejected."""
+    chosen, rejected = present(fields, "chosen"), present(fields, "rejected")
+    if isinstance(chosen, list) != isinstance(rejected, list):
+        raise RowError("rejected", describe(rejected), f"the form that chosen has: {describe(chosen)}")
+    if isinstance(chosen, list):
+        before, answers = _turns_of_two(fields)
+    else:
+        before = _prompt_of_pair(fields)
+        answers = [Message("assistant", _text(fields, name)) for name in ("chosen", "rejected")]
+        if not before:
+            raise RowError("prompt", "no such field", "a prompt, or an instruction, beside the answers")
+    if answers[0] == answers[1]:
+        raise RowError("rejected", "the same answer as chosen", "another answer, or the row left out")
+    # The prompt is given, so an assistant turn inside it is not learned.
+    prompt = _with_system([replace(turn, train=False) for turn in before], fields)
+    learned = [replace(answer, train=True) for answer in answers]
+    for answer, name in zip(learned, ("chosen", "rejected"), strict=True):
+        _conversation([*prompt, answer], name)
+    return [*prompt, learned[0]], learned[1]
+
+
+def _prompt_of_pair(fields: Mapping[str, Any]) -> list[Message]:
+    """The turns before both answers, as far as fields of their own say them."""
+    prompt = fields.get("prompt")
+    if isinstance(prompt, list):
+        return [openai_message(turn, f"prompt[{i}]") for i, turn in enumerate(prompt)]
+    if prompt is not None:
+        return [Message("user", _text(fields, "prompt"))]
+    parts = [checked_text(fields[name], name) for name in ("instruction", "input") if fields.get(name) is not None]
+    parts = [part for part in parts if part.strip()]
+    return [Message("user", "\n\n".join(parts))] if parts else []
+
+
+def _turns_of_two(fields: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
+    """The turns before both answers and the two answers, of two lists of messages.
+
+    A list is the answer alone, or the whole conversation: then what both lists begin with is the prompt, and a prompt
+    in a field of its own is its last turn once more.
+    """
+    lists = [
+        [openai_message(turn, f"{name}[{i}]") for i, turn in enumerate(_turns(fields, name))]
+        for name in ("chosen", "rejected")
+    ]
+    shared = [one for one, other in zip(lists[0][:-1], lists[1][:-1], strict=False) if one == other]
+    for name, turns in zip(("chosen", "rejected"), lists, strict=True):
+        if turns[-1].role != "assistant":
+            raise RowError(name, f"a {turns[-1].role} turn at the end", "an assistant turn at the end")
+        if len(turns) != len(shared) + 1:
+            raise RowError(name, f"{len(turns)} turns", "one assistant turn behind what both lists begin with")
+    before = _prompt_of_pair(fields)
+    if before and shared and before != shared and before[-1] != shared[-1]:
+        raise RowError("prompt", "other turns than those that chosen and rejected begin with", "the same turns")
+    return shared or before, [turns[-1] for turns in lists]
+
+
+def _label(fields: Mapping[str, Any]) -> bool:
+    """Whether the answer is desirable: true or false, or 1 or 0."""
+    value = present(fields, "label")
+    if not isinstance(value, bool) and value not in (0, 1):
+        raise RowError("label", describe(value), "true (desirable) or false")
+    return bool(value)
+
+
 def _openai(fields: Mapping[str, Any]) -> list[Message]:
     messages = [openai_message(turn, f"messages[{i}]") for i, turn in enumerate(_turns(fields, "messages"))]
     return _conversation(_with_system(messages, fields), "messages")
@@ -148,6 +229,7 @@ def _sharegpt(fields: Mapping[str, Any]) -> list[Message]:
 
 _CONVERSATIONS: Mapping[str, Callable[[Mapping[str, Any]], list[Message]]] = {
     "prompt_completion": _prompt_completion,
+    "unpaired_preference": _prompt_completion,
     "messages": _openai,
     "sharegpt": _sharegpt,
 }

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data import near
-from tunesmith.data.example import Example
+from tunesmith.data.example import Example, Message
 from tunesmith.data.personal import masked
 from tunesmith.data.read import example_of
 from tunesmith.data.rows import BadRow, Block, Row, Rows
@@ -45,10 +45,11 @@ COLUMN_TYPES = [
     ("answer_characters", np.int32),
     ("marks", np.uint64),
     ("raw_text", np.bool_),
+    ("label", np.bool_),
     ("script", np.uint8),
     ("plain", np.uint64),
 ]
-OF_A_BAD_ROW = (False, (0, 0), (0, 0), 0, 0, 0, 0, 0, 0, 0, False, 0, 0)  # behind its line
+OF_A_BAD_ROW = (False, (0, 0), (0, 0), 0, 0, 0, 0, 0, 0, 0, False, False, 0, 0)  # behind its line
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,9 @@ class Facts:
 
     ``content``, ``prompt``: fingerprints, uint64 [n, 2]. ``answer``, ``opening``, ``unit``: short ones, uint64; the
     unit is what a split keeps together, its draw is ``draw``. ``marks``: bit i is the i-th of RULES. ``script``: an
-    index of ``scripts``. ``plain``: of the prompt in one case and without odd white space. ``labels``, ``openings``:
-    text by fingerprint. ``keys``, ``texts``: for near duplicates, of good rows.
+    index of ``scripts``. ``label``: the row calls its answer desirable. ``plain``: of the prompt in one case and
+    without odd white space. ``labels``, ``openings``: text by fingerprint. ``keys``, ``texts``: for near duplicates, of
+    good rows.
     """
 
     line: np.ndarray
@@ -98,6 +100,7 @@ class Facts:
     answer_characters: np.ndarray
     marks: np.ndarray
     raw_text: np.ndarray
+    label: np.ndarray
     script: np.ndarray
     plain: np.ndarray
     scripts: list[str] = field(default_factory=list)
@@ -124,18 +127,19 @@ def mask(example: Example, kinds: Sequence[str]) -> Example:
     """The same example with personal data of these kinds replaced by their names: in turns, tool calls and tools."""
     if example.text is not None:
         return replace(example, text=masked(example.text, kinds))
-    turns = []
-    for message in example.messages:
-        reasoning = message.reasoning_content
-        turns.append(
-            replace(
-                message,
-                content=masked(message.content, kinds),
-                reasoning_content=None if reasoning is None else masked(reasoning, kinds),
-                tool_calls=_masked_json(message.tool_calls, kinds),
-            )
-        )
-    return replace(example, messages=tuple(turns), tools=_masked_json(example.tools, kinds))
+    rejected = None if example.rejected is None else _masked_turn(example.rejected, kinds)
+    turns = tuple(_masked_turn(message, kinds) for message in example.messages)
+    return replace(example, messages=turns, rejected=rejected, tools=_masked_json(example.tools, kinds))
+
+
+def _masked_turn(message: Message, kinds: Sequence[str]) -> Message:
+    reasoning = message.reasoning_content
+    return replace(
+        message,
+        content=masked(message.content, kinds),
+        reasoning_content=None if reasoning is None else masked(reasoning, kinds),
+        tool_calls=_masked_json(message.tool_calls, kinds),
+    )
 
 
 def _masked_json(value: Any, kinds: Sequence[str]) -> Any:
@@ -203,8 +207,8 @@ def _note(facts: Facts, example: Example, row: Row, reading: Reading) -> tuple[A
         facts.texts.append(f"{own}\n{answer}")
     return (
         True, content, _fingerprint(prompt_key), short, _opening(own, facts.openings), unit, draw,
-        example.characters(), len(answer), marks, example.text is not None, facts.scripts.index(script),
-        _short(near.normalised(prompt)) if reading.near else 0,
+        example.characters(), len(answer), marks, example.text is not None, bool(example.label),
+        facts.scripts.index(script), _short(near.normalised(prompt)) if reading.near else 0,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from tunesmith.data.facts import LABEL_LENGTH, RULE_NUMBERS
 from tunesmith.data.finding import Finding, Severity, rows_in_words
 from tunesmith.data.rules import RULES
 from tunesmith.data.scan import SIDES, Scan, first_of
+from tunesmith.data.shape import PREFERENCES
 from tunesmith.data.writing import NO_SCRIPT
 
 LORA_ROWS, FULL_ROWS = 1_000, 10_000  # the guide: 1K-10K examples for LoRA, 10K and more for full fine-tuning
@@ -120,6 +121,8 @@ def _repeats(scan: Scan, place: np.ndarray, *, are_labels: bool) -> Iterator[Fin
         "data.clean: [dedupe] keeps the first of each; leave them if they should count more than once",
     )
     different = _distinct_in_group(prompt, content) & ~scan.raw_text[train]
+    if any(each.reader.shape in PREFERENCES for each in scan.sources):  # that is what such rows are for
+        different[:] = False
     yield _finding(
         scan,
         "contradicting_labels" if are_labels else "conflicting_answers",

@@ -59,6 +59,20 @@ class Edges:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the rows before the model sees them, by the rows that were handed to the layout.
+
+    reference: float32 [rows], the untuned model's summed log-probability of each row's labels; desirable: bool
+    [rows], whether the answer should become likelier; share: examples of the step for each of its labels that are
+    learned by likelihood.
+    """
+
+    reference: Tensor
+    desirable: Tensor
+    share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One forward pass: input_ids and position_ids [B,L], predicts bool [B,L] (whose logits are needed).
 
@@ -73,6 +87,7 @@ class Batch:
     predicts: Tensor
     edges: Edges
     tokens: int
+    known: Known | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -85,7 +100,10 @@ class Batch:
         else:
             attention = Padded(self.attention.lengths.to(device))
         edges = Edges(*(getattr(self.edges, name).to(device) for name in Edges.__slots__))
-        return replace(self, **parts, attention=attention, edges=edges)
+        known = self.known
+        if known is not None:
+            known = replace(known, reference=known.reference.to(device), desirable=known.desirable.to(device))
+        return replace(self, **parts, attention=attention, edges=edges, known=known)
 
     @property
     def computed(self) -> int:
@@ -99,15 +117,58 @@ class Batch:
 
 
 def micro_batches(
-    rows: Sequence[TokenRow], *, budget: int, layout: LayoutName, least: int = LEAST_SHARED
+    rows: Sequence[TokenRow], *, budget: int, layout: LayoutName, least: int = LEAST_SHARED, together: int = 1
 ) -> list[Batch]:
     """Groups the rows of one optimizer step under a token budget and lays each group out.
 
     A row longer than the budget gets a batch of its own. The result depends on the rows alone, in their order.
+
+    Args:
+        together: so many rows that follow each other, the answers to one prompt, come into one batch.
     """
+    if together > 1:
+        groups = _groups_of_several(rows, budget=budget, layout=layout, least=least, together=together)
+        return [lay_out(rows, group, layout=layout, least=least) for group in groups]
     if layout == "padded":
         return [padded_batch(rows, group) for group in _padded_groups(rows, budget)]
     return [tree_batch(rows, group, least=least) for group in _tree_groups(rows, budget, least)]
+
+
+def lay_out(rows: Sequence[TokenRow], group: Sequence[int], *, layout: LayoutName, least: int = LEAST_SHARED) -> Batch:
+    """Some of the rows as one batch."""
+    return padded_batch(rows, group) if layout == "padded" else tree_batch(rows, group, least=least)
+
+
+def computed_tokens(rows: Sequence[TokenRow], *, layout: LayoutName, least: int = LEAST_SHARED) -> int:
+    """Tokens that go through the model when these rows are one batch."""
+    if layout == "padded":
+        return len(rows) * max(len(row.ids) for row in rows)
+    order = sorted(range(len(rows)), key=lambda number: rows[number].ids.astype(">i4").tobytes())
+    return _Trie(rows, order, least).size
+
+
+def _groups_of_several(
+    rows: Sequence[TokenRow], *, budget: int, layout: LayoutName, least: int, together: int
+) -> list[list[int]]:
+    """Runs of examples in the order of their first rows, or of their longest if they are padded, up to the budget."""
+    examples = [list(range(first, first + together)) for first in range(0, len(rows), together)]
+
+    def place(example: list[int]) -> tuple[int, bytes]:
+        longest = max(len(rows[number].ids) for number in example) if layout == "padded" else 0
+        return longest, rows[example[0]].ids.astype(">i4").tobytes()
+
+    order = sorted(examples, key=place)
+
+    def size(count: int) -> int:
+        run = [rows[number] for example in order[:count] for number in example]
+        return computed_tokens(run, layout=layout, least=least)
+
+    groups: list[list[int]] = []
+    while order:
+        fits = max(bisect.bisect_right(range(1, len(order) + 1), budget, key=size), 1)
+        groups.append([number for example in order[:fits] for number in example])
+        order = order[fits:]
+    return groups
 
 
 def _tree_groups(rows: Sequence[TokenRow], budget: int, least: int) -> list[list[int]]:

@@ -86,19 +86,20 @@ class Reader:
         return _bad_rows(self.source.path, bad, count, good=good, mixture=self.mixture)
 
 
-def open_source(source: SourceSettings, *, role: Role = "train") -> Reader:
+def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | None = None) -> Reader:
     """A source with its shape, found from the first ROWS_THAT_TELL_THE_SHAPE rows of each part.
 
     Args:
         source: path, and optionally format, columns, instruction, split and name.
         role: which of a dataset's own splits is read where the source names none.
+        wanted: the shape that is taken where the rows fit several.
 
     Raises:
         DataError: nothing is there, it holds no rows or no good one, or the shape or the columns cannot be used.
     """
     parts, ignored, split = parts_of(source, role)
     first = _first_rows(source, parts)
-    shape, reason = _shape(source, parts, first)
+    shape, reason = _shape(source, parts, first, wanted)
     mixture = other_shape(first, shape=shape, columns=source.columns, instruction=source.instruction)
     return Reader(source, parts, shape, reason, ignored, split, mixture)
 
@@ -183,7 +184,9 @@ def _first_rows(source: SourceSettings, parts: Sequence[Part]) -> list[Columns]:
     return first
 
 
-def _shape(source: SourceSettings, parts: Sequence[Part], first: Sequence[Columns]) -> tuple[str, str]:
+def _shape(
+    source: SourceSettings, parts: Sequence[Part], first: Sequence[Columns], wanted: str | None
+) -> tuple[str, str]:
     """The shape of all rows and the reason, after the source's columns have been checked against the rows.
 
     A column that is missing in the first rows may stand in a later one: then all are asked before it is refused.
@@ -203,7 +206,7 @@ def _shape(source: SourceSettings, parts: Sequence[Part], first: Sequence[Column
     try:
         ask(lambda rows: check_mapping(rows, source.columns))
         if source.format == "auto":
-            shape, reason = detect_shape(first, columns=source.columns, instruction=source.instruction)
+            shape, reason = detect_shape(first, columns=source.columns, instruction=source.instruction, wanted=wanted)
         else:
             shape, reason = source.format, f"data.format: {source.format}"
         ask(lambda rows: check_columns(rows, shape=shape, columns=source.columns, instruction=source.instruction))

@@ -32,7 +32,7 @@ SIDES: tuple[Side, ...] = ("train", "eval", "test", "against")
 ROWS_THAT_TELL_THE_FRAME = 200
 COLUMNS = (
     "line", "good", "content", "prompt", "answer", "opening", "unit", "draw", "characters", "answer_characters",
-    "marks", "raw_text", "plain",
+    "marks", "raw_text", "label", "plain",
 )  # fmt: skip
 
 
@@ -74,6 +74,7 @@ class Scan:
     marks: np.ndarray
     raw_text: np.ndarray
     plain: np.ndarray
+    label: np.ndarray
     script: np.ndarray
     scripts: list[str]
     bad: list[BadRow]
@@ -126,6 +127,7 @@ def scan(
     listener: Listener,
     group: str | None = None,
     mask: Sequence[str] = (),
+    wanted: str | None = None,
     threshold: float | None,
     pool: Pool,
 ) -> Scan:
@@ -136,6 +138,7 @@ def scan(
         seed: of the draw that holds rows out.
         group: a column whose value, and not the prompt, is what a split keeps together.
         mask: kinds of personal data to mask before anything else.
+        wanted: the shape that is taken where rows fit several.
         threshold: similarity from which rows are near duplicates; None: they are not looked for.
         pool: what looks at the blocks.
 
@@ -146,7 +149,10 @@ def scan(
         index = None if threshold is None else stack.enter_context(NearIndex(threshold=threshold))
         gathered = _Gathered(index)
         stack.enter_context(pool)
-        opened = [(*each, open_source(each[0], role="train" if each[1] == "train" else "eval")) for each in sources]
+        opened = [
+            (*each, open_source(each[0], role="train" if each[1] == "train" else "eval", wanted=wanted))
+            for each in sources
+        ]
         if group is not None:
             _check_group([reader for _, side, reader in opened if side == "train"], group)
         frames: list[tuple[str, str]] = []

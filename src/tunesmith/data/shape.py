@@ -15,6 +15,8 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
+    "preference": ("chosen", "rejected"),
+    "unpaired_preference": ("prompt", "completion", "label"),
 }
 OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "messages": ("system", "tools"),
@@ -22,7 +24,10 @@ OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "alpaca": ("input", "system", "tools"),
     "prompt_completion": ("system", "tools"),
     "text": (),
+    "preference": ("prompt", "instruction", "input", "system", "tools"),
+    "unpaired_preference": ("system", "tools"),
 }
+PREFERENCES = ("preference", "unpaired_preference")  # rows that say which answers are better
 FIELDS = tuple(dict.fromkeys(field for fields in (*REQUIRED.values(), *OPTIONAL.values()) for field in fields))
 # Columns that may stand beside a raw text without making one wonder what the row is for.
 METADATA = frozenset(
@@ -47,18 +52,24 @@ def required_fields(shape: str, instruction: str | None = None) -> tuple[str, ..
 
 
 def detect_shape(
-    rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | None = None, instruction: str | None = None
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    columns: Mapping[str, str] | None = None,
+    instruction: str | None = None,
+    wanted: str | None = None,
 ) -> tuple[str, str]:
     """The shape whose fields the rows have, and the reason in words.
 
     A shape fits when one row has all its fields, after `columns` is applied. Exactly one of messages, sharegpt, alpaca
-    and prompt_completion must fit. If none does, rows of `text` are raw text, unless other columns stand beside it
-    that are no metadata: then the text may be a question, and the user decides.
+    and prompt_completion must fit, or a shape of preferences where none of these does. If none does, rows of `text` are
+    raw text, unless other columns stand beside it that are no metadata: then the text may be a question, and the user
+    decides.
 
     Args:
         rows: the first rows of the source.
         columns: canonical field to the file's column.
         instruction: an instruction for all rows.
+        wanted: the shape that is taken where it fits, whatever else does.
 
     Raises:
         DataError: no shape fits, or more than one.
@@ -70,6 +81,10 @@ def detect_shape(
         for shape in REQUIRED
         if shape != "text" and any(row.issuperset(required_fields(shape, instruction)) for row in names)
     ]
+    if wanted in fitting:
+        fitting = [str(wanted)]
+    else:
+        fitting = [shape for shape in fitting if shape not in PREFERENCES] or fitting
     if not fitting and any("text" in row for row in names):
         _refuse_text_beside_others(rows, columns)
         fitting = ["text"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -131,6 +131,8 @@ class ChatTemplate:
     def encode(self, example: Example, number: int = 0) -> list[Encoded]:
         """The rows of an example: one, or one a learned turn where the template rewrites earlier turns.
 
+        An example with a rejected answer has two: the chosen answer and the rejected one, each behind the prompt.
+
         Args:
             number: number of the example, carried along.
 
@@ -139,6 +141,9 @@ class ChatTemplate:
         """
         if example.text is not None:
             return [self._raw_text(example.text, example.source, number)]
+        if example.rejected is not None:
+            other = replace(example, messages=(*example.messages[:-1], example.rejected), rejected=None)
+            return [*self.encode(replace(example, rejected=None), number), *self.encode(other, number)]
         talk = self._conversation(example.messages, example.tools, example.source)
         encoded = []
         for numbers, turns in self._supervisor.rows(talk, self._learned(example)):

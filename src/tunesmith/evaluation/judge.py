@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,12 @@ from tunesmith.evaluation.base import RowScores
 from tunesmith.evaluation.compare import LARGEST_EXPONENT, compare
 from tunesmith.evaluation.compute import computed_metrics
 from tunesmith.evaluation.loss import TokenScores, row_losses
+from tunesmith.evaluation.preference import Preferences
 from tunesmith.evaluation.text import check_truths, score_answers, text_metrics
 from tunesmith.generate import Generation, GenerationSettings, check_prompts, decode_text, generate, random_state_kept
 from tunesmith.progress import Listener, Silent
 from tunesmith.recipe import EvaluationSettings
+from tunesmith.training.preference import PreferenceObjective
 
 SAMPLE_TOKENS = 48  # of the answer at an evaluation
 
@@ -45,13 +47,35 @@ class Question:
 class Task:
     """The held-out rows of a run. ``groups`` [rows]: rows of one number are resampled together.
 
-    ``sources``: of a mixture, the numbers of the rows of each source.
+    ``sources``: of a mixture, the numbers of the rows of each source. ``preferences``: what an objective over preferred
+    answers makes of the rows; then its examples are scored, and ``sources`` counts those.
     """
 
     rows: list[Encoded]
     groups: list[int]
     questions: list[Question]
     sources: Mapping[str, np.ndarray] = field(default_factory=dict)
+    preferences: Preferences | None = None
+
+    @property
+    def examples(self) -> int:
+        """What is scored: the rows, or what an objective makes one example of."""
+        return len(self.rows) // (1 if self.preferences is None else self.preferences.together)
+
+    def scores(self, tokens: TokenScores) -> dict[str, RowScores]:
+        """Every metric that is computed from log-probabilities: of the rows, or of examples by their objective."""
+        if self.preferences is None:
+            return tokens.scores(self.groups)
+        return self.preferences.scores(tokens, self.groups)
+
+    def metrics(self, named: Sequence[str]) -> Sequence[str]:
+        """Those that a recipe names; where it names none, the one that decides under the objective, if it has one."""
+        return named or ([] if self.preferences is None else [self.preferences.objective.decides])
+
+    def with_reference(self, logprobs: np.ndarray) -> Task:
+        """The same with what the untuned model says of every row: the log-probability of its labels, float64 [rows]."""
+        assert self.preferences is not None
+        return replace(self, preferences=replace(self.preferences, reference=logprobs))
 
     def losses_by_source(self, loss: RowScores) -> dict[str, float]:
         """The mean loss of a supervised token, source by source; nothing where there is one source only."""
@@ -78,12 +102,18 @@ def make_task(
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Sequence[int],
     settings: EvaluationSettings,
+    objective: PreferenceObjective | None = None,
+    labels: np.ndarray | None = None,
 ) -> Task:
     """The rows to judge on: at most ``max_rows`` examples, drawn by seed; each example's last answer is its question.
+
+    Of two answers the chosen one is the question's.
 
     Args:
         rows: encoded held-out rows; several may come from one example.
         groups: by example number: examples of one number are not independent (two answers to one prompt).
+        objective: over preferred answers, if it is one.
+        labels: by example number, whether its answer is desirable; an objective's.
 
     Raises:
         DataError: a metric cannot score against one of the reference answers.
@@ -94,11 +124,17 @@ def make_task(
         examples = sorted(drawn.tolist())
     kept = set(examples)
     chosen = [row for row in rows if row.example in kept]
-    last = {row.example: row for row in chosen}
+    last = {row.example: row for row in (chosen if objective is None else reversed(chosen))}
     questions = [_question(last[number], tokenizer, stop_ids, int(groups[number])) for number in examples]
     metrics = text_metrics(settings.metrics)
     check_truths(metrics, [item.truth for item in questions], [item.source for item in questions])
-    return Task(chosen, [int(groups[row.example]) for row in chosen], questions)
+    preferences = None
+    if objective is not None:
+        assert labels is not None
+        desirable = labels[[row.example for row in chosen[:: objective.answers]]]
+        chosen = objective.rows(chosen)
+        preferences = Preferences(objective, desirable, objective.share(chosen))
+    return Task(chosen, [int(groups[row.example]) for row in chosen], questions, preferences=preferences)
 
 
 def _question(row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], group: int) -> Question:
@@ -120,6 +156,8 @@ def _question(row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequen
 
 def task_batches(task: Task, *, budget: int, layout: LayoutName) -> list[Batch]:
     """The task's rows laid out once, for every loss that is taken on them."""
+    if task.preferences is not None:
+        return task.preferences.batches(task.rows, budget=budget, layout=layout)
     return micro_batches(task.rows, budget=budget, layout=layout)
 
 
@@ -224,7 +262,7 @@ def measure(
             prompts=[question.prompt_text for question in task.questions],
             groups=[question.group for question in task.questions],
         )
-    return Measured({**tokens.scores(task.groups), **of_answers}, of_answers, made, computed)
+    return Measured({**task.scores(tokens), **of_answers}, of_answers, made, computed)
 
 
 def judge(
@@ -254,13 +292,13 @@ def judge(
     }  # fmt: skip
     tuned = measure(model, task, batches, name="tuned", known=known, **parts)
     if base is None:
-        return _alone(tuned, settings.metrics, len(task.questions)), samples(task, None, tuned)
+        return _alone(tuned, task.metrics(settings.metrics), len(task.questions)), samples(task, None, tuned)
     with base as untuned:
         before = measure(untuned, task, batches, name="base", **parts)
     verdict = compare(
         before.scores,
         tuned.scores,
-        metrics=settings.metrics,
+        metrics=task.metrics(settings.metrics),
         confidence=settings.confidence,
         resamples=settings.resamples,
         seed=settings.seed,
@@ -278,11 +316,16 @@ def judge(
 
 
 def _by_source(task: Task, base: Measured, tuned: Measured) -> dict[str, Any]:
-    """Losses of a mixture, apart: ``{by_source: {path: {rows, tokens, base, tuned}}}``."""
+    """Losses of a mixture, apart: ``{by_source: {path: {rows, tokens, base, tuned}}}``; tokens of means over tokens."""
     before, after = (task.losses_by_source(each.scores["loss"]) for each in (base, tuned))
     tokens = tuned.scores["loss"].weight
     found = {
-        name: {"rows": len(rows), "tokens": int(tokens[rows].sum()), "base": before[name], "tuned": after[name]}
+        name: {
+            "rows": len(rows),
+            **({"tokens": int(tokens[rows].sum())} if task.preferences is None else {}),
+            "base": before[name],
+            "tuned": after[name],
+        }
         for name, rows in task.sources.items()
     }
     return {"by_source": found} if found else {}

@@ -16,7 +16,7 @@ from typing import Any
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.base import WHERE, RowScores, TextMetric, row_scores
 from tunesmith.evaluation.function import function_metric
-from tunesmith.recipe import TOKEN_METRICS
+from tunesmith.recipe import PREFERENCE_METRICS, TOKEN_METRICS
 
 
 class ExactMatch:
@@ -104,7 +104,7 @@ def text_metrics(names: Sequence[str]) -> list[TextMetric]:
     Raises:
         RecipeError: an unknown name, or a function that cannot be imported or called.
     """
-    return [_resolve(name) for name in names if name not in TOKEN_METRICS]
+    return [_resolve(name) for name in names if name not in (*TOKEN_METRICS, *PREFERENCE_METRICS)]
 
 
 def check_truths(metrics: Sequence[TextMetric], truths: Sequence[str], sources: Sequence[str]) -> None:
@@ -211,7 +211,7 @@ def _resolve(name: str) -> TextMetric:
         return METRICS[name]
     if ":" in name:
         return function_metric(name)
-    known = [*TOKEN_METRICS, *METRICS]
+    known = [*TOKEN_METRICS, *PREFERENCE_METRICS, *METRICS]
     close = difflib.get_close_matches(name, known, n=1)
     raise RecipeError(
         f"There is no metric {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""),

@@ -26,11 +26,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of a step. Tokens: in the rows, through the model, and labels. Seconds are wall time."""
+    """What came of a step. Tokens: in the rows, through the model, and labels. Seconds are wall time.
+
+    ``denominator`` is what the loss is a mean over: labels, or examples of another objective.
+    """
 
     step: int
     epoch: float
     loss: float
+    denominator: float
     gradient_norm: float
     learning_rate: float
     tokens: int
@@ -90,6 +94,7 @@ def train(
                 step=step.number,
                 epoch=step.epoch,
                 loss=loss,
+                denominator=denominator,
                 gradient_norm=norm,
                 learning_rate=learning_rate,
                 tokens=sum(batch.tokens for batch in step.batches),
