@@ -160,7 +160,13 @@ def _with_made_rows(recipe: Recipe, length: int) -> Prepared:
     ids = random.integers(0, config.get_text_config().vocab_size, (ROWS, length), dtype=np.int32)
     rows = [SimpleNamespace(ids=row, supervised=learned) for row in ids]
     corpus = SimpleNamespace(
-        train=rows, weights=np.ones(ROWS), train_sources=np.zeros(ROWS, dtype=int), quotas={}, held_out=[]
+        train=rows,
+        rows_of=lambda numbers: [rows[number] for number in numbers],
+        weights=np.ones(ROWS),
+        train_sources=np.zeros(ROWS, dtype=int),
+        quotas={},
+        held_out=[],
+        together=1,
     )
     nothing = cast(Any, None)  # neither text nor verdict is asked for here
     return Prepared(recipe, folder, nothing, (), nothing, nothing, cast(Any, corpus), None, nothing)
