@@ -2,7 +2,8 @@
 
 Nothing is taken over by its name: a module qualifies by its parts, and then must give on random input what it gave
 before. What does not qualify keeps its own code. The feed-forward block of the last layer is computed only for the
-tokens whose hidden states are read, where the caller says which (``reading``).
+tokens whose hidden states are read, where the caller says which (``reading``). On a GPU the passes are Liger's where it
+is installed (``liger.py``), in bf16 and fp16 too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -18,30 +20,54 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
+from tunesmith.model import liger
 from tunesmith.model.kernels import rms_norm, silu_product
 
-AGREE = 1e-5  # relative to the largest output: rounding, in fp32
+AGREE = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.0025}  # of the largest output: rounding
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """What computes a norm and a gated product, in one dtype."""
+
+    norm: liger.Norm
+    product: liger.Product
+    dtype: torch.dtype
 
 
 def fuse(model: nn.Module) -> int:
-    """Installs the fused passes in fp32 modules that allow them; returns how many. The weights are in place by then."""
+    """Installs the fused passes in modules that allow them; returns how many. The weights are in place by then."""
+    passes = _passes(model)
+    if passes is None:
+        return 0
     count, last = 0, _last_layer(model)
     module: Any
     for module in model.modules():
         if "forward" in module.__dict__:
             continue
-        if _is_norm(module):
+        if _is_norm(module, passes.dtype):
             width, fused = module.weight.numel(), _norm_forward
         elif _is_gated(module):
             width, fused = _input_width(module.gate_proj), _gated_forward
         else:
             continue
-        if width and _same(module, width, fused):
-            module.forward = partial(fused, module)
+        if width and _same(module, width, partial(fused, passes), passes.dtype):
+            module.forward = partial(fused, passes, module)
             if last is not None and fused is _gated_forward and module in last.children():
-                module.forward = partial(_last_gated_forward, module)
+                module.forward = partial(_last_gated_forward, passes, module)
             count += 1
     return count
+
+
+def _passes(model: nn.Module) -> Passes | None:
+    """Liger's for this device and dtype, else our own, which are for fp32. None for a model without weights."""
+    weight = next((each for each in model.parameters() if each.is_floating_point()), None)
+    if weight is None:
+        return None
+    kernels = liger.passes(weight.device, weight.dtype)
+    if kernels is not None:
+        return Passes(*kernels, weight.dtype)
+    return Passes(rms_norm, silu_product, torch.float32)
 
 
 _read: ContextVar[Tensor | None] = ContextVar("read", default=None)
@@ -63,9 +89,9 @@ def _last_layer(model: Any) -> nn.Module | None:
     return layers[-1] if isinstance(layers, nn.ModuleList) and len(layers) else None
 
 
-def _is_norm(module: Any) -> bool:
+def _is_norm(module: Any, dtype: torch.dtype) -> bool:
     weight = getattr(module, "weight", None)
-    plain = isinstance(weight, nn.Parameter) and weight.ndim == 1 and weight.dtype == torch.float32
+    plain = isinstance(weight, nn.Parameter) and weight.ndim == 1 and weight.dtype == dtype
     return plain and len(list(module.parameters())) == 1 and isinstance(_epsilon(module), float)
 
 
@@ -82,26 +108,26 @@ def _input_width(linear: Any) -> int | None:
     return getattr(linear, "in_features", None)
 
 
-def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
-    if hidden_states.dtype != torch.float32 or self.weight.dtype != torch.float32:
+def _norm_forward(passes: Passes, self: Any, hidden_states: Tensor) -> Tensor:
+    if hidden_states.dtype != passes.dtype or self.weight.dtype != passes.dtype:
         return type(self).forward(self, hidden_states)
-    return rms_norm(hidden_states, self.weight, _epsilon(self))
+    return passes.norm(hidden_states, self.weight, _epsilon(self))
 
 
-def _gated_forward(self: Any, x: Tensor) -> Tensor:
-    return self.down_proj(silu_product(self.gate_proj(x), self.up_proj(x)))
+def _gated_forward(passes: Passes, self: Any, x: Tensor) -> Tensor:
+    return self.down_proj(passes.product(self.gate_proj(x), self.up_proj(x)))
 
 
-def _last_gated_forward(self: Any, x: Tensor) -> Tensor:
+def _last_gated_forward(passes: Passes, self: Any, x: Tensor) -> Tensor:
     places = _read.get()
     if places is None:
-        return _gated_forward(self, x)
+        return _gated_forward(passes, self, x)
     flat = x.flatten(0, -2)
-    made = _gated_forward(self, flat.index_select(0, places))
+    made = _gated_forward(passes, self, flat.index_select(0, places))
     return torch.zeros_like(flat).index_copy(0, places, made).view_as(x)
 
 
-def _same(module: nn.Module, width: int, fused: Any) -> bool:
+def _same(module: nn.Module, width: int, fused: Any, dtype: torch.dtype) -> bool:
     """Both on the same two random vectors, in training mode (with the same draws, should there be dropout) and without.
 
     A module that takes other arguments does not qualify.
@@ -110,7 +136,7 @@ def _same(module: nn.Module, width: int, fused: Any) -> bool:
         return False
     modes = [(part, part.training) for part in module.modules()]
     parameter = next(module.parameters())
-    x = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0)).to(parameter.device)
+    x = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0)).to(parameter.device, dtype)
     try:
         with torch.no_grad():
             return all(_agree(module.train(mode), x, fused) for mode in (True, False))
@@ -131,4 +157,5 @@ def _agree(module: nn.Module, x: Tensor, fused: Any) -> bool:
     expected, found = made
     if not isinstance(expected, Tensor) or expected.shape != found.shape:
         return False
-    return bool((expected - found).abs().max() <= AGREE * expected.abs().max())
+    bound = AGREE[expected.dtype] * expected.abs().max()
+    return expected.dtype == found.dtype and bool((expected - found).abs().max() <= bound)
