@@ -5,12 +5,14 @@ PYTHON ?= $(or $(shell for p in python3 python3.11 python3.12 python3.13; do \
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 PYTEST_ARGS ?=
+# A process for each processor, and one thread in each: more would only wait for one another.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(nproc) --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench format clean
+.PHONY: help setup demo test check bench screenshots format clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.setup ## .venv with Tunesmith and its pinned dependencies; a second call re-uses it
 	@:
@@ -19,17 +21,20 @@ demo: setup ## a fine-tuned model in a few minutes, judged on held-out rows agai
 	$(BIN)/tunesmith demo
 
 test: .venv/.setup-test ## every test; PYTEST_ARGS="-k name" chooses some
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 check: .venv/.setup-dev ## lint, format, types, import contracts and the fast tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 bench: .venv/.setup-dev ## Tunesmith beside other trainers; QUICK=1 takes under 12 minutes, BENCH_ARGS is passed on
 	$(BIN)/python bench/peers.py $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+screenshots: .venv/.setup ## the pictures of docs/watching.md, from a run of examples/lora.yaml
+	$(BIN)/python docs/screenshots.py
 
 format: .venv/.setup-dev ## rewrite the code as `make check` wants it
 	$(BIN)/ruff check --fix

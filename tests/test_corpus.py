@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -579,6 +582,86 @@ def test_raw_text_trains_on_all_but_its_first_token(tmp_path: Path, tokenizer: A
     (row,) = encoded(read(settings), tokenizer).train
     assert row.supervised.tolist() == [False] + [True] * (len(row.ids) - 1)
     assert row.ids[-1] == STOP
+
+
+def text_of(path: Path, sizes: Sequence[int], **section: Any) -> DataSettings:
+    """Documents of so many words, each of another word."""
+    content = [{"text": " ".join([f"w{number}"] * size)} for number, size in enumerate(sizes)]
+    return data(**{"train": write(path / "text.jsonl", content), "eval": 0, **section})
+
+
+def with_bos(tokenizer: Any) -> Any:
+    """Like llama's: a text begins with a token of its own."""
+    from tokenizers.processors import TemplateProcessing
+
+    made = copy.deepcopy(tokenizer)
+    start = (tokenizer.bos_token, tokenizer.bos_token_id)
+    made.backend_tokenizer.post_processor = TemplateProcessing(single=f"{start[0]} $A", special_tokens=[start])
+    return made
+
+
+@pytest.mark.parametrize("limit", [8, 9, 50, 51, 52, 1000])
+def test_long_raw_text_is_split_so_that_each_token_is_learned_once(tmp_path: Path, tokenizer: Any, limit: int) -> None:
+    tokenizer = with_bos(tokenizer)
+    sizes = [25, 1, 40, 90]
+    whole = encoded(read(text_of(tmp_path, sizes, max_length=10_000)), tokenizer)
+    assert (whole.ledger.split, whole.ledger.blocks) == (0, 0)
+    made = encoded(read(text_of(tmp_path, sizes, max_length=limit)), tokenizer)
+    assert max(len(row.ids) for row in made.train) <= limit
+    blocks = Counter(row.example for row in made.train)
+    for number, document in enumerate(whole.train):
+        own = [row for row in made.train if row.example == number]
+        assert np.concatenate([row.ids[row.supervised] for row in own]).tolist() == document.ids[1:].tolist()
+        assert document.ids[0] == tokenizer.bos_token_id and document.ids[-1] == STOP
+        assert own[0].ids[0] == document.ids[0]
+        for before, block in pairwise(own):
+            assert len(before.ids) == limit
+            assert block.ids[0] == before.ids[-1] != tokenizer.bos_token_id
+            assert block.supervised.tolist() == [False] + [True] * (len(block.ids) - 1)
+            assert block.source == document.source
+    assert made.train.lengths.tolist() == [len(row.ids) for row in made.train]
+    assert made.train.supervised_counts.tolist() == [int(row.supervised.sum()) for row in made.train]
+    ledger, split = made.ledger, [count for count in blocks.values() if count > 1]
+    assert (ledger.split, ledger.blocks) == (len(split), sum(split))
+    assert ledger.rows == whole.ledger.rows and ledger.tokens == whole.ledger.tokens
+    assert ledger.supervised == whole.ledger.supervised
+    assert ledger.tokens.trained == sums(whole.train)[0]
+    picked = pickle.loads(pickle.dumps(made.train[1:].select([-1, 0])))  # noqa: S301 - our own
+    assert [row.ids.tolist() for row in picked] == [made.train[-1].ids.tolist(), made.train[1].ids.tolist()]
+
+
+def test_the_blocks_of_a_document_are_on_one_side_and_in_one_group(tmp_path: Path, tokenizer: Any) -> None:
+    made = encoded(read(text_of(tmp_path, range(20, 60), eval=0.5, max_length=16)), tokenizer)
+    sides = [{row.example for row in side} for side in (made.train, made.held_out)]
+    assert sides[0].isdisjoint(sides[1]) and len(sides[0] | sides[1]) == 40
+    assert len(made.held_out) > len(sides[1])
+    assert len(made.weights) == len(made.train_sources) == len(made.train)
+    assert made.ledger.blocks == len(made.train) + len(made.held_out)
+
+
+def test_only_raw_text_is_split(tmp_path: Path, tokenizer: Any) -> None:
+    talk = write(tmp_path / "talk.jsonl", [*rows(2), {"prompt": "q", "completion": "word " * 200}])
+    text = text_of(tmp_path, [100]).train[0].path
+    for asked in ("auto", "split"):
+        with pytest.raises(DataError, match="1 of 4 rows are longer") as caught:
+            encoded(read(data(train=[text, talk], eval=0, max_length=50, too_long=asked)), tokenizer)
+        assert caught.value.where == f"{talk}:3" and "split" not in str(caught.value.remedy)
+    settings = data(train=[text, talk], eval=0, max_length=50, too_long="split", clean=["max_length"])
+    made = encoded(read(settings), tokenizer)
+    assert (made.ledger.sources[text].blocks, made.ledger.sources[talk].rows.too_long) == (len(made.train) - 2, 1)
+    with pytest.raises(DataError, match="nothing to split: no row is raw text"):
+        read(data(train=talk, eval=0, too_long="split"))
+
+
+def test_raw_text_is_treated_as_any_row_where_the_recipe_says_so(tmp_path: Path, tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="1 of 2 rows are longer") as caught:
+        encoded(read(text_of(tmp_path, [10, 100], max_length=50, too_long="error")), tokenizer)
+    assert "data.too_long: split" in str(caught.value.remedy)
+    for section in ({"too_long": "drop"}, {"clean": ["max_length"]}):
+        made = encoded(read(text_of(tmp_path, [10, 100], max_length=50, **section)), tokenizer)
+        assert (made.ledger.rows.too_long, made.ledger.split, len(made.train)) == (1, 0, 1)
+    made = encoded(read(text_of(tmp_path, [10, 100], max_length=50, too_long="truncate")), tokenizer)
+    assert (made.ledger.truncated, made.ledger.split, made.train.lengths.max()) == (1, 0, 50)
 
 
 # What is recorded

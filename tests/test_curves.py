@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tunesmith import curves
-from tunesmith.curves import HEIGHT, MARGIN, WIDTH, draw, page, read, svg, thinned, ticks
+from tunesmith.curves import HEIGHT, MARGIN, WIDTH, draw, label, page, read, svg, thinned, ticks
 from tunesmith.errors import ExportError, RunError
 from tunesmith.run import Run
 
@@ -97,6 +98,51 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     assert "nan" not in svg(read([run.folder])) and "inf" not in svg(read([run.folder]))
 
 
+def test_the_gradient_norm_of_every_step_is_drawn_and_a_spike_stays_in_a_long_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", lines=200)
+    run.write_text("metrics.jsonl", "")
+    for number in range(1, 201):
+        norms = [0.5] * 10
+        norms[3] = 12.0 if number == 100 else 0.5
+        line = {"step": 10 * number, "loss": 4 - number / 60, "grad_norm": 0.5, "grad_norms": norms}
+        run.append("metrics.jsonl", {**line, "learning_rate": 1e-4})
+    (found,) = read([run.folder])
+    assert found.series["grad_norm"][993] == (994, 12.0) and len(found.series["grad_norm"]) == 2000
+    assert [symptom.step for symptom in found.symptoms] == [994]
+    norms = points_of(lines_in(svg([found]))[-1])
+    assert len(norms) == 500
+    assert min(y for _, y in norms) == pytest.approx(MARGIN[1] + 0.05 / 1.1 * (HEIGHT - MARGIN[1] - MARGIN[3]), abs=0.1)
+
+
+def test_panels_share_their_steps(tmp_path: Path) -> None:
+    make_run(tmp_path / "one")
+    loss, validation, *_ = map(points_of, lines_in(svg(read([tmp_path / "one"]))))
+    assert [x for x, _ in validation] == [loss[9][0], loss[19][0], loss[29][0]]
+
+
+def test_more_runs_than_colours_are_told_by_dashes(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / f"run-{number}", lines=2).folder for number in range(10)]
+    looks = [(line.attrib["stroke"], line.attrib["stroke-dasharray"]) for line in lines_in(svg(read(folders)))[:10]]
+    assert len(set(looks)) == 10 and looks[8][0] == looks[0][0]
+
+
+def test_a_run_of_one_step_is_a_point(tmp_path: Path) -> None:
+    make_run(tmp_path / "one", lines=1)
+    picture = svg(read([tmp_path / "one"]))
+    points = [points_of(line) for line in lines_in(picture)]
+    left, _, right, _ = MARGIN
+    assert [len(line) for line in points] == [1, 1, 1]
+    assert points[0][0][0] == pytest.approx(left + (WIDTH - left - right) / 2)
+    assert picture.count("<circle") == 3 and picture.count(">10</text>") == 3 and "no values yet" in picture
+
+
+def test_a_folder_that_is_no_text_has_a_name_that_can_be_written(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / os.fsdecode(b"a\xff\x01b")).folder
+    draw([folder], tmp_path / "a.svg")
+    ElementTree.parse(tmp_path / "a.svg")
+    assert "a\ufffd\ufffdb" in (tmp_path / "a.svg").read_text()
+
+
 def test_a_page_is_whole_and_tells_what_looks_wrong(tmp_path: Path) -> None:
     make_run(tmp_path / "<flat>", lines=40, loss=2.0)
     text = page(read([tmp_path / "<flat>"]))
@@ -167,3 +213,20 @@ def test_long_curves_are_joined_in_means() -> None:
 )
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("marks", "expected"),
+    [
+        ([0.0, 0.2, 0.4, 0.6000000000000001], ["0", "0.2", "0.4", "0.6"]),
+        ([2.3, 2.3001, 2.3002], ["2.3", "2.3001", "2.3002"]),
+        ([0.0, 5e-5, 1e-4, 1.5e-4], ["0", "5e-5", "1e-4", "1.5e-4"]),
+        ([0.1, 1.0, 10.0, 100.0], ["0.1", "1", "10", "100"]),
+        ([-0.5, -1e-17, 0.5], ["-0.5", "0", "0.5"]),
+        ([1234.0], ["1234"]),
+        ([0.0], ["0"]),
+        ([2e6, 4e6], ["2e6", "4e6"]),
+    ],
+)
+def test_marks_can_be_told_apart(marks: list[float], expected: list[str]) -> None:
+    assert [label(mark, marks) for mark in marks] == expected

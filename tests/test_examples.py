@@ -14,7 +14,8 @@ RECIPES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
 def test_there_is_an_example_for_each_way_to_train() -> None:
-    assert [path.stem for path in RECIPES] == ["dpo", "full", "instruction-tuning", "lora", "qlora", "raw-text"]
+    names = ["dpo", "freeze", "full", "instruction-tuning", "lora", "qlora", "raw-text"]
+    assert [path.stem for path in RECIPES] == names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

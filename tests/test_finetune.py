@@ -321,9 +321,9 @@ def test_a_qlora_run_is_judged_again_against_the_same_base(values: dict[str, Any
     assert again["metrics"]["loss"]["base"] == pytest.approx(result.metrics["loss"]["base"], rel=1e-6)
 
 
-@pytest.mark.parametrize("method", ["full", "qlora"])
+@pytest.mark.parametrize("method", ["full", "qlora", {"name": "freeze", "trainable_layers": 1}], ids=str)
 def test_other_methods_run_and_resume_exactly(
-    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Any
 ) -> None:
     settings = {"learning_rate": 1e-3}
     expected = train(with_values(values, method=method, training=settings, output_dir=str(tmp_path / "whole")))
@@ -340,10 +340,10 @@ def test_other_methods_run_and_resume_exactly(
 
 def test_checkpoints_load_elsewhere_with_the_same_logits(values: dict[str, Any], tmp_path: Path) -> None:
     ids = torch.tensor([[5, 6, 7, 8, 9]])
-    for method in ("lora", "full", "qlora"):
+    for method in ("lora", "full", "freeze", "qlora"):
         run = train(with_values(values, method=method, output_dir=str(tmp_path / method))).run
         checkpoint = Run(run).checkpoints[-1]
-        if method == "full":
+        if method in ("full", "freeze"):
             elsewhere = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
         elif method == "lora":
             elsewhere = AutoPeftModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)

@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
                 "data": {"train": str(folder / "rows.jsonl"), "eval": evaluation},
                 "method": method,
                 "training": {
-                    "learning_rate": 5e-2 if method["name"] != "full" else 1e-2,
+                    "learning_rate": 1e-2 if method["name"] in ("full", "freeze") else 5e-2,
                     "max_steps": 4,
                     "batch_size": 4,
                     "report_to": "none",
@@ -90,6 +90,8 @@ def assert_answers_alike(run: Path, merged: Merged, *, tolerance: float) -> Any:
     "method",
     [
         {"name": "full"},
+        {"name": "freeze", "trainable_layers": 1, "trainable_modules": ["norm"]},
+        {"name": "freeze", "train_embeddings": True},
         {"name": "lora", "r": 4},
         {"name": "lora", "r": 4, "use_dora": True},
         {"name": "lora", "r": 4, "modules_to_save": ["lm_head"]},

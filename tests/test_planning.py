@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tunesmith import planning
-from tunesmith.devices import DEVICES, Device, device_called
+from tunesmith.devices import DEVICES, Device, device_called, device_like
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.plan import Plan
 from tunesmith.planning import compare, plan_methods, read_config, resolved, size, step_seconds
@@ -93,6 +93,31 @@ def test_the_recipes_own_settings_are_those_of_its_line_and_lora_and_qlora_share
     assert lines["qlora"].trainable == lines["lora"].trainable == 41_943_040 // 4
 
 
+def test_lora_over_8_bit_weights_has_a_line_beside_the_others() -> None:
+    found = planned(LLAMA_8B, H100, asked=recipe({"name": "lora", "r": 16, "load_in_8bit": True}))
+    lines = by_method(found)
+    assert list(lines) == ["full", "lora", "qlora", "lora-int8"] and found.recommended == "lora"
+    assert [name for name, line in lines.items() if line.recipe] == ["lora-int8"]
+    own, lora, qlora = lines["lora-int8"], lines["lora"], lines["qlora"]
+    assert own.trainable == lora.trainable
+    assert qlora.memory.weights < own.memory.weights < 0.6 * lora.memory.weights
+    assert own.seconds > lora.seconds
+    steps = planning.at_measure(own, recipe({"name": "lora", "load_in_8bit": True}), H100)
+    assert steps.method.load_in_8bit  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_plan_has_the_shape_of_the_adapter_that_is_gone_on_from(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    file = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(file))
+    asked = recipe({"name": "lora", "adapter_name_or_path": str(tmp_path)})
+    lines = by_method(planned(LLAMA_8B, H100, asked=asked))
+    adapters = 32 * 4 * (4096 + 4096 + 4096 + 1024)
+    assert lines["lora"].trainable == lines["qlora"].trainable == adapters
+    steps = planning.at_measure(lines["lora"], asked, H100)
+    assert steps.method.r == 4 and steps.method.adapter_name_or_path == str(tmp_path)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_what_the_recipe_gives_is_kept() -> None:
     asked = recipe(micro_batch_tokens=2048, gradient_checkpointing=True)
     for line in planned(LLAMA_8B, H100, asked=asked).lines:
@@ -114,6 +139,37 @@ def test_time_is_products_over_what_the_device_gives(monkeypatch: pytest.MonkeyP
     assert again == pytest.approx((products + 2 * linear * 1000) / speed)
     seen = step_seconds(of_lora, lora, CPU, **{**work, "pairs": 500})
     assert seen == pytest.approx((products + 12 * 4096 * 32 * 500) / speed)
+
+
+def test_layers_below_the_lowest_that_trains_take_a_forward_pass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "BANDWIDTH", 1e30)
+    asked = resolved(recipe({"name": "freeze", "trainable_layers": 8}), CPU)
+    sized = size(LLAMA_8B, asked)
+    layer, head = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336, 128256 * 4096
+    assert sized.trainable == 8 * (layer + 2 * 4096)
+    speed = 1e11 * planning.EFFICIENCY["cpu"]
+    work = {"computed": 1000, "logits": 100, "pairs": 500}
+    products = layer * (2 * 32 + 2 * 8 + 2 * 8) * 1000 + 4 * head * 100
+    attention = 4096 * 500 * (4 * 32 + 8 * 8)
+    found = step_seconds(sized, asked, CPU, **work, checkpointing=False)
+    assert found == pytest.approx((products + attention) / speed)
+    again = step_seconds(sized, asked, CPU, **work, checkpointing=True)
+    assert again - found == pytest.approx((2 * 8 * layer * 1000 + 4 * 8 * 4096 * 500) / speed)
+
+
+def test_a_recipe_of_another_method_has_a_line_beside_the_three() -> None:
+    asked = recipe({"name": "freeze", "trainable_layers": 2}, micro_batch_tokens=1024, gradient_checkpointing=False)
+    lines = by_method(planned(LLAMA_8B, H100, asked=asked))
+    assert list(lines) == ["full", "lora", "qlora", "freeze"] and lines["freeze"].recipe
+    full, freeze = lines["full"], lines["freeze"]
+    assert freeze.share == pytest.approx(2 * 218_112_000 / 8_030_261_248)
+    assert freeze.memory.gradients == 2 * freeze.trainable and freeze.memory.optimizer == 4 * freeze.trainable
+    assert freeze.memory.activations == pytest.approx(full.memory.activations * 2 / 32)
+    assert freeze.seconds < lines["lora"].seconds < full.seconds
+    named = recipe({"name": "freeze", "trainable_modules": ["norm"]})
+    assert by_method(planned(LLAMA_8B, H100, asked=named))["freeze"].trainable == freeze.trainable + 4096
+    with pytest.raises(ModelError, match="the model has 32"):
+        planned(LLAMA_8B, H100, asked=recipe({"name": "freeze", "trainable_layers": 33}))
 
 
 def test_a_gpu_computes_in_half_precision_and_a_t4_in_fp32_but_for_4_bit_layers() -> None:
@@ -170,7 +226,20 @@ def test_a_model_beyond_the_arithmetic_is_built_on_the_meta_device() -> None:
     assert built.lines == known.lines
 
 
-def _refuse(config: Any, where: str = "") -> Any:
+def test_what_freeze_trains_is_counted_alike_both_ways() -> None:
+    from tests.model.architectures import tiny_config
+
+    asked = recipe({"name": "freeze", "trainable_layers": 1})
+    for name in ("llama", "mixtral", "gpt2"):
+        config = tiny_config(name).to_dict()
+        known = planned(config, CPU, rows=10, length=16, asked=asked)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(planning, "read_architecture", _refuse)
+            built = planned(config, CPU, rows=10, length=16, asked=asked)
+        assert built.lines == known.lines, name
+
+
+def _refuse(config: Any, **_: Any) -> Any:
     from tunesmith.architecture import NotUnderstood
 
     raise NotUnderstood("not understood")
@@ -185,6 +254,25 @@ def test_a_device_that_is_not_known_is_refused_with_the_nearest() -> None:
     assert device_called("H100", threads=1) is H100
     with pytest.raises(RecipeError, match=r"Did you mean h100-pcie\?"):
         device_called("h100pcie", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA A100 80GB PCIe", "a100-80"),
+        ("Tesla V100-SXM2-16GB", "v100-32"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L40S", "l40s"),
+        ("AMD Instinct MI300X", "mi300x"),
+        ("NVIDIA L40", None),
+        ("NVIDIA GH200 480GB", None),
+    ],
+)
+def test_a_gpu_is_known_by_what_its_driver_calls_it(told: str, name: str | None) -> None:
+    assert device_like(told) is (None if name is None else DEVICES[name])
 
 
 def test_the_speed_of_this_cpu_is_measured() -> None:
@@ -225,3 +313,25 @@ def test_a_plan_from_a_config_takes_two_seconds_at_most_and_no_torch(config: dic
     assert float(seconds) < 2
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["recommended"] == ("lora" if config is LLAMA_8B else "qlora")
+
+
+def test_a_plan_of_an_adapter_taken_out_of_the_base_counts_what_is_kept_and_compares_with_qlora() -> None:
+    usual, pissa = (
+        by_method(planned(LLAMA_8B, H100, asked=recipe({"name": "lora", "init_lora_weights": init, "r": 8})))
+        for init in (True, "pissa_niter_4")
+    )
+    linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    assert pissa["lora"].memory.weights - usual["lora"].memory.weights == 2 * linear + 4 * usual["lora"].trainable
+    assert pissa["qlora"] == usual["qlora"], "which cannot begin so"
+
+
+def test_the_state_of_another_optimizer_is_counted_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_sized_by_torch", _refuse)
+    usual, small, none = (by_method(planned(LLAMA_8B, H100, asked=recipe(optim=name)))["full"].memory for name in (
+        "adamw_torch", "adamw_8bit", "sgd"
+    ))  # fmt: skip
+    tables = 128256 * 4096  # whose moments stay in fp32; norms of 4,096 are large enough for 8 bits
+    rest = 8_030_261_248 - tables
+    assert usual.optimizer == 4 * 8_030_261_248
+    assert small.optimizer == pytest.approx(8 * tables + 2 * rest * (1 + 4 / 256), rel=1e-9)
+    assert none.optimizer == 0

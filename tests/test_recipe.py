@@ -47,8 +47,21 @@ def test_the_method_is_lora_unless_another_is_named() -> None:
 
 
 def test_the_automatic_learning_rate_depends_on_the_method() -> None:
-    assert [recipe(method=name).learning_rate for name in ("full", "lora", "qlora")] == [2e-5, 2e-4, 2e-4]
+    names = ("full", "freeze", "lora", "qlora")
+    assert [recipe(method=name).learning_rate for name in names] == [2e-5, 1e-4, 2e-4, 2e-4]
     assert recipe(method="full", training={"learning_rate": 1e-3}).learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("settings", [{}, {"trainable_modules": []}, {"train_embeddings": False}], ids=str)
+def test_freeze_must_leave_something_to_train(settings: dict[str, Any]) -> None:
+    assert "leaves nothing to train" in refusal(method={"name": "freeze", "trainable_layers": 0, **settings})
+    recipe(method={"name": "freeze", "trainable_layers": 1, **settings})
+
+
+def test_freeze_is_told_when_a_pattern_is_none() -> None:
+    assert "is no regular expression" in refusal(method={"name": "freeze", "trainable_modules": "*norm"})
+    assert "greater than or equal to 0" in refusal(method={"name": "freeze", "trainable_layers": -1})
+    recipe(method={"name": "freeze", "trainable_layers": 0, "trainable_modules": ["*norm"]})  # a name, found nowhere
 
 
 def test_a_source_has_the_defaults_of_the_section_where_it_says_nothing_itself() -> None:

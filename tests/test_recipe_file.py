@@ -35,6 +35,7 @@ def mapping(**sections: Any) -> dict[str, Any]:
     return {"model": "m", "data": {"train": "rows.jsonl"}, "output_dir": "out", **sections}
 
 
+TREES = "'padded', found 'trees'"
 NO_NUMBER = "expected a valid number or expected 'auto', found 'fast'"
 NO_NAMES = "expected a valid string or expected a valid list, found 3"
 
@@ -163,12 +164,16 @@ def test_a_setting_of_another_method_says_whose_it_is(file: Path) -> None:
     error = complaint(written(file, "method:\n  bnb_4bit_quant_type: fp4\n"))
     assert error.what == "`method.bnb_4bit_quant_type` is a setting of qlora; the method here is lora"
     assert error.remedy == "Remove it, or set method.name: qlora."
+    error = complaint(written(file, "method:\n  trainable_layers: 4\n"))
+    assert error.remedy == "Remove it, or set method.name: freeze."
+    error = complaint(written(file, "training:\n  trainable_layers: 4\n"))
+    assert error.remedy == "Did you mean `method.trainable_layers`?"
 
 
 @pytest.mark.parametrize("text", ["method: lorra\n", "method:\n  name: lorra\n"])
 def test_an_unknown_method_names_the_known_ones(file: Path, text: str) -> None:
     error = complaint(written(file, text))
-    assert error.what == "`method`: there is no method `lorra`; there are full, lora, qlora"
+    assert error.what == "`method`: there is no method `lorra`; there are full, freeze, lora, qlora"
     assert error.where == f"{file}:5"
     assert error.remedy == "Did you mean `lora`?"
 
@@ -180,7 +185,7 @@ def test_an_unknown_method_names_the_known_ones(file: Path, text: str) -> None:
         ("training:\n  batch_size: 1.5\n", 6, "`training.batch_size`: expected a valid integer, found 1.5"),
         ("training:\n  batch_size: true\n", 6, "`training.batch_size`: expected a valid integer, found True"),
         ("training:\n  batch_size: 0\n", 6, "`training.batch_size`: expected greater than or equal to 1, found 0"),
-        ("training:\n  layout: trees\n", 6, "`training.layout`: expected 'auto', 'tree' or 'padded', found 'trees'"),
+        ("training:\n  layout: trees\n", 6, "`training.layout`: expected 'auto', 'tree', 'packed' or " + TREES),
         ("training:\n  learning_rate: fast\n", 6, "`training.learning_rate`: " + NO_NUMBER),
         ("method:\n  target_modules: 3\n", 6, "`method.target_modules`: " + NO_NAMES),
         ("method:\n  target_modules: [3]\n", 6, "`method.target_modules[0]`: expected a valid string, found 3"),
@@ -360,6 +365,7 @@ def test_leaves_are_values_with_their_way() -> None:
 SECTIONS: list[dict[str, Any]] = [
     {},
     {"method": "full"},
+    {"method": {"name": "freeze", "trainable_layers": 0, "trainable_modules": r".*norm", "train_embeddings": True}},
     {"method": {"name": "qlora", "bnb_4bit_quant_type": "fp4", "target_modules": ["q_proj"], "rank_pattern": {"a": 2}}},
     {"method": {"layers_to_transform": [0, 1], "layers_pattern": "layers", "init_lora_weights": "gaussian"}},
     {"training": {"max_steps": 7}},
@@ -381,6 +387,17 @@ def test_a_dumped_recipe_reads_back_as_itself(file: Path, sections: dict[str, An
     recipe = read_recipe(mapping(**sections)).recipe
     again = read_recipe(written(file, dump(recipe), "")).recipe
     assert again == recipe
+
+
+def test_what_a_section_says_for_its_sources_survives_a_dump(file: Path) -> None:
+    section = {"train": ["a", {"path": "b", "sample_by": "line", "weight": 2}], "columns": {"text": "body"},
+               "sample_by": "document", "format": "text", "eval": "c"}  # fmt: skip
+    recipe = read_recipe(mapping(data=section)).recipe
+    again = read_recipe(written(file, dump(recipe), "")).recipe
+    for side in ("train", "eval"):
+        assert again.data.sources(side) == recipe.data.sources(side)
+    assert [source.sample_by for source in again.data.sources("train")] == ["document", "line"]
+    assert again.data.sources("eval")[0].columns == {"text": "body"}
 
 
 def test_a_dump_says_batch_size_for_its_two_parts(file: Path) -> None:

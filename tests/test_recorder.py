@@ -11,6 +11,7 @@ import pytest
 
 from tunesmith.recorder import Recorder
 from tunesmith.run import Run
+from tunesmith.symptoms import symptoms
 from tunesmith.training.loop import StepResult
 
 LOSSES = [1.0, 4.0, 0.3, 0.1, 0.7]
@@ -51,6 +52,7 @@ def test_a_line_is_the_mean_over_the_labels_of_its_window(tmp_path: Path) -> Non
         "loss": pytest.approx((1.0 * 10 + 4.0 * 5) / 15),
         "learning_rate": 0.02,
         "grad_norm": 1.0,
+        "grad_norms": [0.5, 1.0],
         "tokens": 200,
         "computed_tokens": 160,
         "supervised_tokens": 15,
@@ -149,6 +151,45 @@ def test_what_looks_wrong_is_warned_of_once_also_by_a_continued_run(tmp_path: Pa
     assert len(warned) == 1
 
 
+def test_a_spike_between_two_lines_is_warned_of_at_its_step_and_not_again_by_a_continued_run(tmp_path: Path) -> None:
+    def step_of(step: int) -> StepResult:
+        return dataclasses.replace(result(1), step=step, gradient_norm=50.0 if step in (14, 17) else 0.5)
+
+    warned: list[str] = []
+    recorder = make_recorder(tmp_path, logging_steps=10)
+    recorder.warn = warned.append
+    for step in range(1, 15):
+        assert warned == []
+        recorder.on_step(step_of(step))
+    assert len(warned) == 1 and warned[0].startswith("step 14: the gradient norm of step 14 is 50, 100 times")
+    state = json.loads(json.dumps(recorder.state()))
+    assert state["norms"] == [0.5, 0.5, 0.5, 50.0], "of the steps since the line"
+    resumed = make_recorder(tmp_path, totals=state, step=14, logging_steps=10)
+    resumed.warn = warned.append
+    for step in range(15, 21):
+        resumed.on_step(step_of(step))
+    lines = resumed.run.read_lines("metrics.jsonl")
+    assert [line["step"] for line in lines] == [5, 10, 20]
+    assert lines[-1]["grad_norms"] == [step_of(step).gradient_norm for step in range(11, 21)]
+    assert len(warned) == 1
+    assert [(found.kind, found.step) for found in symptoms(lines)] == [("gradient_spike", 14)], "from the folder alone"
+
+
+def test_what_was_warned_of_behind_the_checkpoint_is_warned_of_again(tmp_path: Path) -> None:
+    warned: list[str] = []
+    recorder = make_recorder(tmp_path, logging_steps=10)
+    state: dict[str, Any] = {}
+    for step in range(1, 15):
+        recorder.on_step(dataclasses.replace(result(1), step=step, gradient_norm=50.0 if step == 14 else 0.5))
+        if step == 12:
+            state = json.loads(json.dumps(recorder.state()))
+    resumed = make_recorder(tmp_path, totals=state, step=12, logging_steps=10)
+    resumed.warn = warned.append
+    for step in (13, 14):
+        resumed.on_step(dataclasses.replace(result(1), step=step, gradient_norm=50.0 if step == 14 else 0.5))
+    assert [text.split(":")[0] for text in warned] == ["step 14"]
+
+
 def test_tensorboard_gets_the_same_values_without_those_that_are_computed_again(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -164,4 +205,4 @@ def test_tensorboard_gets_the_same_values_without_those_that_are_computed_again(
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 4.0)]
     assert "train/learning_rate" in events.Tags()["scalars"]
-    assert "train/epoch" not in events.Tags()["scalars"]
+    assert {"train/epoch", "train/grad_norms"}.isdisjoint(events.Tags()["scalars"])

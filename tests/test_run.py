@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -186,6 +187,18 @@ def test_a_child_that_ends_does_not_free_the_folder_of_its_parent(tmp_path: Path
             pass
 
 
+def test_who_only_looks_keeps_no_run_from_beginning(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert not run.is_held() and not Run(tmp_path / "nothing").is_held() and run.holder() == "unknown"
+    (tmp_path / ".lock").touch()
+    looking = (tmp_path / ".lock").open("rb")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.02, looking.close).start()
+    with run.lock():
+        assert run.is_held() and run.holder() == str(os.getpid())
+    assert not run.is_held()
+
+
 def test_a_lock_ends_with_its_block_also_by_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError), Run(tmp_path).lock():
         raise KeyError
@@ -252,6 +265,14 @@ def test_lines_are_appended_and_a_last_one_that_was_cut_off_is_left_out(tmp_path
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     assert run.read_lines("metrics.jsonl") == [{"step": step, "text": "é\u2028\n"} for step in (1, 2)]
+
+
+def test_a_damaged_line_is_told_with_its_file(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(RunError) as caught:
+        run.read_lines("metrics.jsonl")
+    assert (caught.value.what, caught.value.where) == ("metrics.jsonl is damaged", str(tmp_path / "metrics.jsonl"))
 
 
 def test_lines_after_a_step_are_dropped_with_what_was_cut_off(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from transformers import TrainingArguments, get_scheduler
 
-from tunesmith.schedules import Schedule, check_arguments, learning_rate_at, rate_schedule, steps_of_warmup
+from tunesmith.recipe_file import read_recipe
+from tunesmith.schedules import (
+    Schedule,
+    check_arguments,
+    learning_rate_at,
+    rate_schedule,
+    rate_text,
+    steps_of_warmup,
+)
 
 TOTAL = 13
 NAMES: list[tuple[Schedule, dict[str, Any]]] = [
@@ -96,3 +104,12 @@ def test_arguments_that_a_schedule_cannot_take_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check_arguments(schedule, arguments)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(2e-4, "2.0e-4"), (0.00046, "4.6e-4"), (0.1, "1.0e-1"), (2.0, "2.0e0"), (1e-10, "1.0e-10")]
+)
+def test_a_rate_in_short_reads_back_as_a_number(rate: float, text: str) -> None:
+    assert rate_text(rate) == text
+    values = {"model": "m", "data": {"train": "rows"}, "output_dir": "run"}
+    assert read_recipe(values, [f"training.learning_rate={text}"]).recipe.learning_rate == rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import pytest
 import torch
 from tests.model.architectures import FALL_BACK, SHARE, tiny_config
 from tests.tiny import config_for
-from transformers import AutoConfig, GPT2Config
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from tunesmith import plan
 from tunesmith.errors import ModelError
-from tunesmith.optimizers import OPTIMIZERS
+from tunesmith.methods import build
+from tunesmith.optimizers import OPTIMIZERS, Optimizer
+from tunesmith.recipe import METHOD_SETTINGS
 from tunesmith.recipe_file import read_recipe
 from tunesmith.sizes import Shape, shape_of
+from tunesmith.training.optim import SHARED, build_optimizer
 
 PARAMETERS = 400 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
 LINEAR = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
@@ -50,6 +54,35 @@ def test_full_trains_all_and_keeps_the_inputs_of_its_maps(config: Any) -> None:
     )  # fmt: skip
 
 
+def test_freeze_trains_and_copies_a_part_and_only_its_layers_keep_something(config: Any) -> None:
+    layer = 4 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64)
+    found = shape(config, {"name": "freeze", "trainable_layers": 1})
+    assert (found.weights, found.trained, found.beside) == (4 * PARAMETERS + layer, layer, 0)
+    assert (found.layers, found.kept, found.head) == (1, NORMS + PRODUCTS + INPUTS, 0)
+    gpu = shape(config, {"name": "freeze", "trainable_layers": 1}, device="cuda")
+    assert (gpu.weights, gpu.beside) == (4 * PARAMETERS, layer), "the copies are on the CPU until judging"
+    embeddings = shape(config, {"name": "freeze", "trainable_layers": 1, "train_embeddings": True})
+    assert (embeddings.trained, embeddings.head) == (layer + 4 * 400 * 64, 4 * 400 * 64)
+    # The other layer passes gradients on, and keeps no inputs.
+    assert (embeddings.layers, embeddings.kept) == (2, NORMS + PRODUCTS + INPUTS // 2)
+    norm = shape(config, {"name": "freeze", "trainable_layers": 0, "trainable_modules": ["norm"]})
+    assert (norm.trained, norm.layers) == (4 * 64, 0)
+    for checkpointing in (False, True):
+        assert plan.predict(norm, tokens=64, checkpointing=checkpointing, memory=2**34).activations == 0
+
+
+def test_gpt2_has_its_weights_the_other_way_round_and_freezes_as_well() -> None:
+    config = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=3, n_head=2)
+    found = shape(config, {"name": "freeze", "trainable_layers": 1})
+    assert (found.trained, found.layers) == (4 * (12 * 64 + 13 * 8), 1)
+    assert found.kept == shape(config).kept
+
+
+def test_an_adapter_of_upper_layers_alone_leaves_the_lower_ones_out_of_the_backward_pass(config: Any) -> None:
+    upper = shape(config, {"name": "lora", "r": 4, "layers_to_transform": [1]})
+    assert (upper.layers, upper.kept) == (1, shape(config, {"name": "lora", "r": 4}).kept)
+
+
 def test_lora_trains_the_adapters_and_keeps_rank_sized_products_too(config: Any) -> None:
     found = shape(config, {"name": "lora", "r": 4})
     assert (found.weights, found.trained) == (4 * (PARAMETERS + ADAPTER), 4 * ADAPTER)
@@ -60,6 +93,24 @@ def test_lora_trains_the_adapters_and_keeps_rank_sized_products_too(config: Any)
 def test_dropout_keeps_a_mask_for_each_adapter(config: Any) -> None:
     plain, dropped = (shape(config, {"name": "lora", "r": 4, "lora_dropout": p}) for p in (0.0, 0.1))
     assert dropped.kept - plain.kept == (3 * 64 + 64 + 2 * 64 + 128) * 4
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_taken_out_of_the_base_has_the_weights_as_they_were_beside_it(config: Any, init: str) -> None:
+    plain, found = (shape(config, {"name": "lora", "r": 4, "init_lora_weights": each}) for each in (True, init))
+    assert found.weights - plain.weights == 4 * LINEAR + 4 * ADAPTER
+    assert replace(found, weights=plain.weights) == plain
+    some = [
+        shape(config, {"name": "lora", "r": 4, "target_modules": ["q_proj"], "init_lora_weights": each})
+        for each in (True, init)
+    ]
+    assert some[1].weights - some[0].weights == 4 * 2 * (64 * 64 + 4 * 128), "only adapted weights are kept"
+
+
+def test_eva_and_other_rates_cost_nothing(config: Any) -> None:
+    plain = shape(config, {"name": "lora", "r": 4})
+    eva = {"init_lora_weights": "eva", "eva_config": {"rho": 1.5}}
+    assert shape(config, {"name": "lora", "r": 4, "loraplus_lr_ratio": 16, **eva}) == plain
 
 
 def test_only_the_maps_that_have_an_adapter_keep_their_inputs(config: Any) -> None:
@@ -74,6 +125,22 @@ def test_a_quantized_map_takes_half_a_byte_a_weight_and_its_constants(config: An
     assert (found.beside, found.unpacked) == (4 * PARAMETERS, 4 * 64 * 128)
     single = shape(config, {"name": "qlora", "r": 4, "bnb_4bit_use_double_quant": False})
     assert single.weights == 4 * (PARAMETERS + ADAPTER) - int(LINEAR * (4 - 0.5 - 4 / 64))
+
+
+def test_a_map_in_8_bits_takes_a_byte_a_weight_and_a_scale_a_row(config: Any) -> None:
+    found = shape(config, {"name": "lora", "r": 4, "load_in_8bit": True})
+    rows = 2 * (2 * 64 + 2 * 32 + 2 * 128 + 64)
+    assert found.method == "lora-int8"
+    assert found.weights == 4 * (PARAMETERS + ADAPTER) - 3 * LINEAR + 4 * rows
+    assert (found.beside, found.unpacked) == (4 * PARAMETERS, 4 * 64 * 128)
+    skipped = shape(config, {"name": "lora", "r": 4, "load_in_8bit": True, "llm_int8_skip_modules": ["down_proj"]})
+    assert skipped.weights - found.weights == 2 * (3 * 64 * 128 - 4 * 64)
+
+
+def test_an_adapter_that_is_gone_on_from_is_held_beside(config: Any) -> None:
+    plain = shape(config, {"name": "qlora", "r": 4})
+    found = shape(config, {"name": "qlora", "r": 4, "adapter_name_or_path": "anywhere"})
+    assert (found.weights - plain.weights, found.trained, found.beside) == (4 * ADAPTER, plain.trained, 0)
 
 
 def test_outside_fp32_transformers_and_peft_keep_what_they_keep(config: Any) -> None:
@@ -162,3 +229,33 @@ def test_what_an_optimizer_keeps_is_in_the_prediction(config: Any) -> None:
     assert peaks["lion_32bit"].optimizer == 2 * 4 * PARAMETERS
     assert peaks["sgd"].optimizer == 4 * PARAMETERS
     assert peaks["adamw_torch"].judging - peaks["sgd"].judging == 2 * 4 * PARAMETERS
+
+
+SIZES = {"tiny": {}, "mid": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 2000}}
+
+
+@pytest.mark.parametrize("optim", [name for name in OPTIMIZERS if not name.startswith("paged")])
+@pytest.mark.parametrize(("method", "dtype"), [("full", "float32"), ("full", "bfloat16"), ("lora", "bfloat16")])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_counted_state_is_what_the_optimizer_holds_after_a_step(
+    size: str, method: str, dtype: str, optim: Optimizer
+) -> None:
+    config = config_for("llama", tie_word_embeddings=size == "mid", **SIZES[size])
+    settings: Any = {"name": "lora", "r": 16} if method == "lora" else method
+    counted = shape(config, settings, dtype=dtype, optim=optim)
+    chosen: Any = METHOD_SETTINGS[method](**(settings if method == "lora" else {}))
+    own = build(chosen, base="nowhere")
+    model = own.attach(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)))
+    optimizer = build_optimizer(
+        own.parameter_groups(model), learning_rate=0.0, weight_decay=0.0, betas=(0.9, 0.99), epsilon=1e-8, optim=optim
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    held = sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor) and value.ndim and key not in SHARED
+    )
+    assert round(counted.states * counted.trained) == held

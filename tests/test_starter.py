@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tunesmith.recipe import Recipe
+from tunesmith.advice import learning_rate
+from tunesmith.errors import RecipeError
+from tunesmith.finetune import train
+from tunesmith.recipe import METHOD_SETTINGS, Recipe
 from tunesmith.recipe_file import read_recipe
 from tunesmith.starter import Machine, Starter, starter_recipe
 
@@ -146,3 +150,124 @@ def test_bad_rows_are_counted_and_said() -> None:
     starter = starter_recipe(write([*pairs(["a", "b"] * 20), {"prompt": "p"}]), machine=LAPTOP)
     assert (starter.rows, starter.bad) == (40, 1)
     assert "1 row cannot be used" in starter.text
+
+
+SHAPED: dict[str, list[dict[str, Any]]] = {
+    "prompt_completion": pairs(["yes", "no", "maybe"] * 8),
+    "text": [{"text": f"document {number}, of some words"} for number in range(24)],
+    "preference": [{"prompt": f"q {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(24)],
+    "unpaired_preference": [{"prompt": f"q {n}", "completion": f"a {n}", "label": n % 2 == 0} for n in range(24)],
+}
+TOO_LARGE = Machine(cpus=4, memory_bytes=1 << 30)
+
+
+def llama(folder: str, **sizes: int) -> str:
+    """A folder with a config alone: of 8.03B parameters unless it is said otherwise."""
+    config = {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, **sizes,
+    }  # fmt: skip
+    Path(folder).mkdir()
+    (Path(folder) / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
+@pytest.mark.parametrize("shape", SHAPED)
+def test_every_shape_method_and_size_is_read_back_as_advised(shape: str, method: str) -> None:
+    for size in ("-500M", "-8B", "-70B", ""):
+        check_read_back(
+            starter_recipe(
+                write(SHAPED[shape]), model=f"maker/model{size}", method=method, machine=LAPTOP, format=shape
+            ),
+            shape,
+        )
+
+
+def check_read_back(starter: Starter, shape: str) -> None:
+    recipe = written(starter)
+    objective = {"preference": "dpo", "unpaired_preference": "kto"}.get(shape, "sft")
+    assert (recipe.method.name, recipe.objective.name) == (starter.method, objective)
+    assert recipe.learning_rate == pytest.approx(
+        learning_rate(starter.method, objective, starter.parameters).value, rel=1e-12
+    )
+    for key, choice in starter.choices.items():
+        section, _, name = key.partition(".")
+        wanted = choice.value if isinstance(choice.value, str) else pytest.approx(choice.value, rel=1e-12)
+        assert getattr(getattr(recipe, section), name) == wanted
+        line = next(line for line in starter.text.splitlines() if line.startswith(f"  {name}: "))
+        assert line.endswith(f"  # {choice.reason} ({choice.source})")
+    assert max(map(len, starter.text.splitlines())) <= 130
+
+
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
+@pytest.mark.parametrize("shape", SHAPED)
+def test_every_shape_and_method_trains(shape: str, method: str, tiny_model_dir: Path) -> None:
+    written(
+        starter_recipe(write(SHAPED[shape]), model=str(tiny_model_dir), method=method, machine=LAPTOP, format=shape)
+    )
+    fast = ["training.num_train_epochs=0.2", "training.report_to=none", "training.threads=1"]
+    judging = ["evaluation.max_new_tokens=1", "evaluation.resamples=100", "evaluation.samples=0"]
+    assert train("recipe.yaml", [*fast, *judging]).verdict["rows"] > 0
+
+
+def test_the_models_size_decides_the_rate_and_stands_in_the_recipe() -> None:
+    data = write(pairs(["yes", "no"] * 100))
+    large = starter_recipe(data, model=llama("large"), machine=WORKSTATION)
+    small = starter_recipe(data, model=llama("small", hidden_size=512, num_hidden_layers=4), machine=WORKSTATION)
+    assert (written(large).learning_rate, written(small).learning_rate) == (2e-4, 5e-4)
+    assert "model: large  # 8.03B parameters, by config.json" in large.text
+    unknown = starter_recipe(data, model="maker/model", machine=LAPTOP)
+    assert written(unknown).learning_rate == 2e-4
+    assert "# its size is not known here: neither a config nor the name tells it" in unknown.text
+    assert "the usual, as the size is not known" in unknown.text
+
+
+def test_qlora_is_begun_with_where_lora_does_not_fit() -> None:
+    data = write(pairs(["yes", "no"] * 100))
+    gpu = Machine(cpus=8, memory_bytes=64 << 30, gpu="A GPU", gpu_bytes=16 << 30)
+    found = starter_recipe(data, model=llama("large"), machine=gpu)
+    assert found.method == written(found).method.name == "qlora"
+    assert "lora itself does not fit here" in found.text and not found.warnings
+    memory = next(line for line in found.text.splitlines() if line.startswith("  # Memory, of 16.0 GB: "))
+    assert memory.count("(does not fit)") == 2 and memory.index("qlora") > memory.rindex("(does not fit)")
+    asked = starter_recipe(data, model="large", method="lora", machine=gpu)
+    assert asked.method == "lora"
+    assert asked.warnings[0].startswith("lora does not fit on this machine: ")
+
+
+def test_where_nothing_fits_the_recipe_is_loras_and_says_so() -> None:
+    found = starter_recipe(write(pairs(["yes", "no"] * 100)), model=llama("large"), machine=TOO_LARGE)
+    assert found.method == "lora"
+    assert found.text.count("(does not fit)") == 3
+    assert found.warnings[0].startswith("lora does not fit on this machine: ")
+
+
+def test_full_fine_tuning_on_few_rows_is_warned_of() -> None:
+    found = starter_recipe(write(pairs(["yes", "no"] * 100)), method="full", machine=LAPTOP)
+    assert found.warnings == ("full: 168 rows are few for that: from 10,000 on, and LoRA from 1,000 (guide)",)
+    assert "rows are few for that" in found.text
+    assert "r: " not in found.text.partition("method:")[2].partition("training:")[0]
+    assert written(found).training.weight_decay == 0.01
+
+
+def test_a_rank_holds_the_tokens_to_learn() -> None:
+    model = llama("narrow", hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
+    few = starter_recipe(write(pairs(["word " * 20] * 100)), model=model, machine=LAPTOP)
+    many = starter_recipe(write(pairs(["word " * 2000] * 100)), model=model, machine=LAPTOP)
+    assert written(few).method.r == 16
+    assert written(many).method.r == 256
+    assert "for about 250k tokens to learn" in many.text
+
+
+def test_a_method_that_there_is_not_is_refused() -> None:
+    with pytest.raises(RecipeError, match="there is no method 'loar'") as caught:
+        starter_recipe(write(pairs(["a", "b"] * 20)), method="loar", machine=LAPTOP)
+    assert str(caught.value.remedy).startswith("Did you mean lora? The methods are ")
+
+
+def test_the_recommendation_takes_no_time() -> None:
+    model, data = llama("large"), write(pairs(["yes", "no"] * 100))
+    begin = time.perf_counter()
+    starter_recipe(data, model=model, machine=WORKSTATION)
+    assert time.perf_counter() - begin < 2

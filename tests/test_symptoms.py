@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunesmith.symptoms import RULES, Symptom, Watch, _Curve, symptoms
+from tunesmith.symptoms import OF_LINES, RULES, Symptom, Watch, _Curve, norms_of, symptoms
 
 Curve = Callable[[int], float]
 EVERY = 10  # steps between lines
@@ -91,6 +91,26 @@ def test_a_gradient_that_spikes_is_told_with_its_size() -> None:
     (found,) = symptoms(lines)
     assert (found.kind, found.step) == ("gradient_spike", 300)
     assert "is 40, 67 times the usual 0.6" in found.text
+
+
+def test_the_norm_of_every_step_is_looked_at() -> None:
+    lines = lines_of(falling, lines=4)
+    for line in lines:
+        line["grad_norms"] = [0.5] * EVERY
+    lines[2]["grad_norms"][6] = 20.0
+    (found,) = symptoms(lines)
+    assert (found.kind, found.step) == ("gradient_spike", 27)
+    assert norms_of(lines[2])[5:8] == [(26, 0.5), (27, 20.0), (28, 0.5)]
+    assert norms_of({"step": 7, "grad_norm": 2.0}) == [(7, 2.0)] and norms_of({"step": 7, "eval_loss": 2.0}) == []
+
+
+def test_a_norm_that_was_seen_before_its_line_is_not_counted_again() -> None:
+    watch = Watch()
+    said = [found for step in range(1, 14) for found in watch.see_norm(step, 30.0 if step == 12 else 0.5)]
+    assert [(found.kind, found.step) for found in said] == [("gradient_spike", 12)]
+    line = {"step": 13, "loss": 1.0, "learning_rate": 1e-4, "grad_norm": 0.5, "grad_norms": [0.5] * 11 + [30.0, 0.5]}
+    assert watch.see(line) == []
+    assert list(watch._seen.norms) == line["grad_norms"]
 
 
 def test_a_loss_that_rises_after_warm_up_is_the_learning_rate() -> None:
@@ -184,3 +204,4 @@ def test_a_long_run_is_watched_in_no_time() -> None:
 def test_every_rule_has_its_kind() -> None:
     found = Symptom("flat", 3, "text")
     assert found.kind in RULES and [rule.__name__ for rule in RULES.values()] == list(RULES)
+    assert {*OF_LINES, "gradient_spike"} == set(RULES)

@@ -56,3 +56,23 @@ def test_what_goes_wrong_in_the_process_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="Steps of lora could not be measured") as caught:
         run_trial(recipe(tmp_path), length=32)
     assert "no model, adapter or run" in str(caught.value.why)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_pairs_are_measured_with_their_own_loss_and_share_their_prompt(tiny_model_dir: Path, objective: str) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    asked = recipe(tiny_model_dir)
+    given = {**asked.model_dump(exclude_unset=True), "objective": objective}
+    try:
+        found = measure_steps(read_recipe(given).recipe, length=32)
+    finally:
+        torch.set_num_threads(threads)
+    if objective == "dpo":
+        assert (found.tokens, found.rows_tokens) == (48, 64)  # a prompt of 16, and two answers
+        assert found.logits == 2 * 16 - 1  # the last token of the prompt predicts the first of both
+    else:
+        assert found.rows_tokens == 2 * ROWS * 32  # a group: each row, and its prompt with another's answer
+        assert found.tokens == ROWS * 48

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
 from tunesmith import watching
 from tunesmith.errors import RunError
 from tunesmith.run import Run
-from tunesmith.watching import Event, Watcher, follow, seconds_left
+from tunesmith.watching import Event, Watcher, begun, follow, seconds_left
 
 
 @pytest.fixture
@@ -116,17 +121,121 @@ def test_a_process_that_ends_between_two_looks_is_not_called_interrupted(
 
 
 def test_a_run_is_followed_until_its_end(run: Run) -> None:
+    work = ExitStack()
     script = [
         lambda: run.append("metrics.jsonl", trained(20)),
         lambda: None,
         lambda: run.append("metrics.jsonl", trained(40)),
+        lambda: run.append("metrics.jsonl", evaluated(40)),
+        lambda: run.set_status("running", step=40, judged_step=40),
         lambda: run.set_status("finished", step=40),
+        work.close,
     ]
     acts = iter(script)
-    with run.lock():
+    with work:
+        work.enter_context(run.lock())
         events = list(follow(Watcher(run.folder), sleep=lambda seconds: next(acts)()))
-    assert [(event.kind, event.step) for event in events] == [("step", 20), ("step", 40), ("judging", 40), ("end", 40)]
+    assert [(event.kind, event.step) for event in events] == [
+        ("step", 20), ("step", 40), ("evaluation", 40), ("judging", 40), ("end", 40),
+    ]  # fmt: skip
     assert next(acts, None) is None
+
+
+def test_a_run_that_stops_early_is_judged_too(run: Run) -> None:
+    with run.lock():
+        watcher = Watcher(run.folder)
+        run.append("metrics.jsonl", trained(20))
+        run.set_status("running", step=20, judged_step=10)
+        assert [event.kind for event in watcher.look()] == ["step", "judging"]
+        assert list(watcher.look()) == []
+
+
+def test_a_run_that_is_cleared_begins_anew_or_never(run: Run) -> None:
+    with run.lock():
+        watcher = Watcher(run.folder)
+        run.clear()
+        assert list(watcher.look()) == [] and not watcher.ended
+    assert [event.text for event in watcher.look()] == ["the run was interrupted before its first step"]
+
+
+def test_a_run_whose_folder_goes_away_ends(run: Run) -> None:
+    watcher = Watcher(run.folder)
+    shutil.rmtree(run.folder)
+    assert [event.text for event in watcher.look()] == ["the run is gone: its folder has no status.json any more"]
+
+
+def waiting(folder: Path, *acts: Callable[[], object], wait: bool = False) -> tuple[Run | None, list[str]]:
+    """What ``begun`` gives and says where something happens at each of its pauses; no run where it refuses."""
+    said: list[str] = []
+    todo = iter(acts)
+
+    def sleep(seconds: float) -> None:
+        next(todo)()
+
+    try:
+        return begun(folder, wait=wait, say=said.append, sleep=sleep), said
+    except RunError as error:
+        return None, [*said, error.what]
+
+
+def test_a_run_that_a_process_prepares_is_waited_for(run: Run) -> None:
+    status = run.folder / "status.json"
+    status.unlink()
+    with ExitStack() as work:
+        work.enter_context(run.lock())
+        found, said = waiting(run.folder, lambda: None, lambda: run.set_status("running", step=0))
+    assert found is not None and found.folder == run.folder
+    assert said == [f"{run.folder}: process {os.getpid()} is getting ready; data and model come before the first step"]
+
+
+@pytest.mark.parametrize("status", ["finished", "stopped", "failed"])
+def test_a_run_that_is_about_to_be_replaced_or_to_go_on_is_waited_for(run: Run, status: Any) -> None:
+    run.set_status(status, step=40)
+    assert waiting(run.folder) == (ANY, []), "nobody works there: it is told as it stands"
+    with run.lock():
+        found, said = waiting(run.folder, lambda: run.set_status("running"))
+        assert found is not None and len(said) == 1
+
+
+def test_a_run_that_is_refused_before_it_begins_is_not_waited_for_any_longer(run: Run) -> None:
+    (run.folder / "status.json").unlink()
+    work = ExitStack()
+    work.enter_context(run.lock())
+    found, said = waiting(run.folder, work.close)
+    assert found is None
+    assert said[1:] == ["No run has begun in this folder"]
+
+
+def test_where_nothing_begins_only_wait_waits(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "new"
+    assert waiting(folder) == (None, ["This folder holds no run"])
+    run = Run(folder)
+
+    def begin() -> None:
+        folder.mkdir(parents=True)
+        run.set_status("running")
+
+    found, said = waiting(folder, lambda: None, begin, wait=True)
+    assert found is not None and said == [f"waiting for a run in {folder}"]
+    (tmp_path / "file").touch()
+    assert waiting(tmp_path / "file", wait=True) == (None, ["This folder holds no run"])
+
+
+def test_a_damaged_run_is_not_waited_for(run: Run) -> None:
+    (run.folder / "status.json").write_text("{")
+    with run.lock():
+        assert waiting(run.folder) == (ANY, [])
+        assert [event.text for event in Watcher(run.folder).look()] == ["the run is damaged"]
+
+
+def test_a_spike_between_two_lines_is_told_at_its_step(run: Run) -> None:
+    norms = [0.5] * 20
+    norms[13] = 30.0
+    with run.lock():
+        watcher = Watcher(run.folder)
+        for step in (10, 20):
+            run.append("metrics.jsonl", trained(step, grad_norms=norms[step - 10 : step]))
+        assert [(event.kind, event.step) for event in watcher.look()] == [("step", 10), ("symptom", 14), ("step", 20)]
 
 
 def test_a_run_that_is_continued_behind_an_earlier_step_is_told_so(run: Run) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from tunesmith.finetune import evaluate, train
     from tunesmith.merging import merge
+    from tunesmith.range_test import lr_range
     from tunesmith.recipe import Recipe
     from tunesmith.tuned import load
 
@@ -27,6 +28,7 @@ _PUBLIC = {
     "evaluate": "tunesmith.finetune",
     "load": "tunesmith.tuned",
     "merge": "tunesmith.merging",
+    "lr_range": "tunesmith.range_test",
     "Recipe": "tunesmith.recipe",
     "TunesmithError": "tunesmith.errors",
     "RecipeError": "tunesmith.errors",
@@ -49,6 +51,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "load",
+    "lr_range",
     "merge",
     "train",
 ]

@@ -7,14 +7,29 @@ that is not understood whole is refused, never guessed at; ``sizes.py`` counts i
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tunesmith.errors import ModelError
-from tunesmith.recipe import AdapterSettings, QloraSettings, Recipe
-from tunesmith.shape import FP32, Linear, Shape, Text, kept, mask_bytes, packed_bytes
+from tunesmith.optimizers import state_bytes
+from tunesmith.recipe import AdapterSettings, FreezeSettings, FullSettings, QloraSettings, Recipe
+from tunesmith.shape import (
+    FP32,
+    INT8,
+    QUANTIZED,
+    ROW,
+    Linear,
+    Shape,
+    Text,
+    copies,
+    kept,
+    mask_bytes,
+    method_label,
+    packed_bytes,
+)
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 SPLIT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -23,11 +38,9 @@ GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 KNOWN = {
     "name", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "use_dora",
     "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
-    "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype",
+    "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "eva_config", "loraplus_lr_ratio",
+    "loraplus_lr_embedding", "load_in_8bit", "llm_int8_threshold", "adapter_name_or_path", "adapter_sha256",
 }  # fmt: skip
-
-
-DEFAULT_OPTIMIZER = "adamw_torch"
 
 
 class NotUnderstood(ModelError):
@@ -204,6 +217,24 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Tensors:
+    """``count`` parameters of one shape; ``table``: of a lookup table, whose moments 8-bit optimizers keep in fp32."""
+
+    shape: tuple[int, ...]
+    count: int = 1
+    table: bool = False
+
+    @property
+    def size(self) -> int:
+        """Elements of all of them."""
+        return self.count * math.prod(self.shape)
+
+
+def _elements(tensors: Sequence[Tensors]) -> int:
+    return sum(one.size for one in tensors)
+
+
+@dataclass(frozen=True, slots=True)
 class Map:
     """A linear map of every layer: its name there, the sizes of its sides, and whether it has a bias."""
 
@@ -217,50 +248,67 @@ class Map:
         """Without the bias."""
         return self.inputs * self.outputs
 
+    def tensors(self) -> list[Tensors]:
+        """With it."""
+        return [Tensors((self.outputs, self.inputs)), *([Tensors((self.outputs,))] if self.bias else [])]
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A text model's parts. All are numbers of parameters but ``text``, ``prefix`` and the maps.
+    """A text model's parts.
 
     ``maps`` are the linear ones of one layer, ``expert_maps`` what PEFT adapts of its experts, with the ranks that each
-    takes of the recipe's. ``experts`` are all weights of a layer's experts, which are no linear modules, and
-    ``used`` those that a token is multiplied with. ``rest`` is everything else in all layers and around them: norms,
-    routers, biases of experts, positions. ``head`` is the output layer's own, 0 where it is the embedding.
+    takes of the recipe's. ``experts`` are the weights of a layer's experts, which are no linear modules, and ``used``
+    how many of them a token is multiplied with. ``inner`` is all else in a layer: norms, router, biases of experts;
+    ``outer`` all else around the layers: the last norm, positions. ``head`` is the output layer's own, nothing where it
+    is the embedding.
     """
 
     text: Text
     prefix: str
     maps: Sequence[Map]
     expert_maps: Sequence[tuple[Map, int]]
-    experts: int
+    experts: Sequence[Tensors]
     used: int
-    embedding: int
-    head: int
-    rest: int
+    embedding: Tensors
+    head: Sequence[Tensors]
+    inner: Sequence[Tensors]
+    outer: Sequence[Tensors]
 
     @property
     def linear(self) -> int:
-        """Weights of the linear maps of all layers, without biases and the output layer: what qlora packs."""
+        """Weights of the linear maps of all layers, without biases and the output layer: what is quantized."""
         return self.text.layers * sum(one.weights for one in self.maps)
 
     @property
     def parameters(self) -> int:
         """All of them."""
-        biases = self.text.layers * sum(one.outputs for one in self.maps if one.bias)
-        return self.linear + biases + self.text.layers * self.experts + self.embedding + self.head + self.rest
+        return _elements(self.tensors())
 
     @property
     def products(self) -> int:
         """Weights that a token is multiplied with in the decoder."""
         return self.linear + self.text.layers * self.used
 
+    def layers(self, number: int) -> list[Tensors]:
+        """Every parameter of so many layers, by its shape."""
+        own = [*(tensor for one in self.maps for tensor in one.tensors()), *self.experts, *self.inner]
+        return [replace(one, count=number * one.count) for one in own]
+
+    def tensors(self) -> list[Tensors]:
+        """Every parameter, by its shape."""
+        return [*self.layers(self.text.layers), self.embedding, *self.head, *self.outer]
+
     def modules(self) -> list[tuple[str, Map]]:
         """Every linear module of the layers, by its full name."""
         return [(f"{self.prefix}{layer}.{one.name}", one) for layer in range(self.text.layers) for one in self.maps]
 
 
-def read_architecture(config: Mapping[str, Any], *, where: str = "config.json") -> Architecture:
+def read_architecture(config: Mapping[str, Any], *, where: str = "config.json", added: int = 0) -> Architecture:
     """The parts of the model that a config describes.
+
+    Args:
+        added: tokens that it is to have besides, each as a row behind the last: which rows are spare, no config says.
 
     Raises:
         NotUnderstood: another architecture, a variant of it that is not known here, or weights in another form.
@@ -275,11 +323,12 @@ def read_architecture(config: Mapping[str, Any], *, where: str = "config.json") 
         if text.get(key, expected) != expected:
             raise _not_understood(where, f"{key}: {text[key]!r} is a variant that is not known here.")
     numbers = _numbers(values)
+    numbers = replace(numbers, vocabulary=numbers.vocabulary + added)
     maps = _maps(values, numbers)
     experts, used, router = _experts(values, numbers)
-    embedding = numbers.vocabulary * numbers.hidden
     tied = values.flag("tie_word_embeddings", outer=config)
-    head = (0 if tied else embedding) + (numbers.vocabulary if family.head_bias else 0)
+    head = [] if tied else [Tensors((numbers.vocabulary, numbers.hidden))]
+    head += [Tensors((numbers.vocabulary,))] if family.head_bias else []
     return Architecture(
         text=numbers,
         prefix=family.prefix,
@@ -287,9 +336,10 @@ def read_architecture(config: Mapping[str, Any], *, where: str = "config.json") 
         expert_maps=_expert_maps(values, numbers),
         experts=experts,
         used=used,
-        embedding=embedding,
+        embedding=Tensors((numbers.vocabulary, numbers.hidden), table=True),
         head=head,
-        rest=_rest(values, numbers) + numbers.layers * router,
+        inner=[*_inner(values, numbers), *router],
+        outer=_outer(values, numbers),
     )
 
 
@@ -303,43 +353,120 @@ def shape_from(architecture: Architecture, recipe: Recipe) -> Shape:
         NotUnderstood: a method or setting whose effect is not known here.
         ModelError: names that match no module.
     """
-    if recipe.training.optim != DEFAULT_OPTIMIZER:
-        raise _not_understood("training.optim", "Only the state of AdamW is counted without the model's layers.")
     method, text, itemsize = recipe.method, architecture.text, ITEMSIZE[recipe.model.dtype]
     plain = architecture.parameters * itemsize
     held, head, unpacked = plain, 0, 0
+    label = method_label(method)
     if isinstance(method, AdapterSettings):
         adapted = _adapted(architecture, method)
         trains = [Linear(name, one.inputs, rank) for name, one, rank in adapted]
-        trained = FP32 * sum(
-            rank * (one.inputs + one.outputs) + (one.outputs if method.use_dora else 0) for _, one, rank in adapted
-        )
+        tensors = [Tensors(side) for _, one, rank in adapted for side in ((rank, one.inputs), (one.outputs, rank))]
+        factors = FP32 * _elements(tensors)
+        tensors += [Tensors((one.outputs,)) for _, one, _ in adapted if method.use_dora]
+        tokens = _token_rows(architecture, len(recipe.model.named_tokens))
+        tensors += tokens
+        trained = FP32 * _elements(tensors)
+        lowest = 0 if tokens else _lowest(architecture, trains)
         if isinstance(method, QloraSettings):
             packed = packed_bytes(double_quant=method.bnb_4bit_use_double_quant)
             held = plain - int(architecture.linear * (itemsize - packed))
+        elif label == "lora-int8":
+            rows = text.layers * sum(one.outputs for one in architecture.maps)
+            held = plain - architecture.linear * (itemsize - INT8) + rows * ROW
+        if label in QUANTIZED:
             unpacked = max(one.weights for one in architecture.maps) * itemsize
-        weights = held + trained
-    elif method.name == "full":
-        trains = [Linear(name, one.inputs) for name, one in architecture.modules()]
-        weights, trained = plain, plain
-        head = (architecture.head or architecture.embedding) * itemsize
+        held += trained
+        if method.rewrites_base:  # adapted weights as they were, and what the adapter began with
+            held += factors + itemsize * sum(one.weights for _, one, _ in adapted)
     else:
-        raise _not_understood(f"method: {method.name}", "What it trains is not known here.")
+        part = part_of(architecture, method)
+        trains, tensors, lowest = part.trains, part.tensors, part.lowest
+        trained = _elements(tensors) * itemsize
+        head = _elements(architecture.head or [architecture.embedding]) * itemsize if part.head else 0
+    aside, beside = copies(recipe, plain=plain, trained=trained)
+    passed = text.layers - lowest
     return Shape(
         device=recipe.model.device.partition(":")[0],
-        method=method.name,
-        weights=weights,
+        method=label,
+        weights=held + aside,
         trained=trained,
-        beside=plain if method.name in ("full", "qlora") else 0,
-        layers=text.layers or 1,
-        kept=kept(text, recipe, trains, itemsize=itemsize),
+        beside=beside,
+        layers=passed,
+        kept=kept(replace(text, layers=passed), recipe, trains, itemsize=itemsize),
         mask=mask_bytes(recipe, itemsize=itemsize),
         hidden=text.hidden * itemsize,
         widest=max(text.hidden, text.intermediate) * itemsize,
         vocabulary=text.vocabulary or 1,
         head=head,
         unpacked=unpacked,
+        states=_states(recipe.training.optim, tensors, FP32 if isinstance(method, AdapterSettings) else itemsize),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What trains of a model's own weights.
+
+    ``trains``: its linear maps; ``tensors``: all that train; ``products``: those that a token is multiplied with in the
+    decoder. ``lowest``: the first layer that the gradient passes. ``head``: whether the output layer trains.
+    """
+
+    trains: list[Linear]
+    tensors: list[Tensors]
+    products: int
+    lowest: int
+    head: bool
+
+
+def part_of(architecture: Architecture, method: FullSettings | FreezeSettings) -> Part:
+    """The weights that full or freeze trains. Raises NotUnderstood for names of what is not counted one by one here."""
+    modules, layers = architecture.modules(), architecture.text.layers
+    if isinstance(method, FullSettings):
+        trains = [Linear(name, one.inputs) for name, one in modules]
+        return Part(trains, architecture.tensors(), architecture.products, 0, head=True)
+    names, first = method.trainable_modules or [], layers - method.trainable_layers
+    known = not isinstance(names, str) and all(any(_matches(module, [name]) for module, _ in modules) for name in names)
+    if first < 0 or not known or (names and architecture.experts):
+        raise _not_understood("method", "Which weights it trains is not known here.")
+    below = [(name, one) for name, one in modules if _layer_of(architecture, name) < first and _matches(name, names)]
+    above = [(name, one) for name, one in modules if _layer_of(architecture, name) >= first]
+    trains = [Linear(name, one.inputs) for name, one in (*below, *above)]
+    tables = [architecture.embedding, *architecture.head] if method.train_embeddings else []
+    named = [tensor for _, one in below for tensor in one.tensors()]
+    return Part(
+        trains,
+        tensors=[*architecture.layers(method.trainable_layers), *named, *tables],
+        products=sum(one.weights for _, one in (*below, *above)) + method.trainable_layers * architecture.used,
+        lowest=0 if method.train_embeddings else min(first, _lowest(architecture, trains)),
+        head=method.train_embeddings,
+    )
+
+
+def _lowest(architecture: Architecture, trains: Sequence[Linear]) -> int:
+    """The first layer that the gradient passes on its way to these maps; as many as there are where it passes none."""
+    return min((_layer_of(architecture, one.name) for one in trains), default=architecture.text.layers)
+
+
+def _layer_of(architecture: Architecture, name: str) -> int:
+    """The number of a module's layer; that behind the last for the output layer."""
+    if not name.startswith(architecture.prefix):
+        return architecture.text.layers
+    return int(name.removeprefix(architecture.prefix).partition(".")[0])
+
+
+def _token_rows(architecture: Architecture, added: int) -> list[Tensors]:
+    """Weights of added tokens that train beside an adapter: a row of the embedding, and of an output layer apart."""
+    if not added:
+        return []
+    if any(len(one.shape) == 1 for one in architecture.head):
+        raise _not_understood("model.add_tokens", "The output layer has a bias.")
+    return [Tensors((added, architecture.text.hidden), table=True)] * (2 if architecture.head else 1)
+
+
+def _states(optim: str, tensors: Sequence[Tensors], itemsize: int) -> float:
+    """Bytes of the optimizer's state for each byte that trains."""
+    held = sum(one.count * state_bytes(optim, one.shape, itemsize=itemsize, embedding=one.table) for one in tensors)
+    return held / max(itemsize * _elements(tensors), 1)
 
 
 def _text_config(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -436,16 +563,18 @@ def _maps(values: _Values, text: Text) -> list[Map]:
     return maps
 
 
-def _experts(values: _Values, text: Text) -> tuple[int, int, int]:
-    """Of one layer: weights of all experts, of those that a token has, and of their router and biases."""
-    family = values.family
+def _experts(values: _Values, text: Text) -> tuple[list[Tensors], int, list[Tensors]]:
+    """Of one layer: weights of all experts, how many of them a token has, and their router and biases."""
+    family, hidden = values.family, text.hidden
     if family.experts is None:
-        return 0, 0, 0
-    count, hidden = values.number(family.experts), text.hidden
+        return [], 0, []
+    count = values.number(family.experts)
     inner = values.get("moe_intermediate_size") or values.number("intermediate_size")
-    one = 3 * hidden * inner
-    biases = count * (2 * inner + hidden) + count if family.biased_experts else 0
-    return count * one, text.experts_a_token * one, count * hidden + biases
+    weights = [Tensors((count, 2 * inner, hidden)), Tensors((count, hidden, inner))]
+    router = [Tensors((count, hidden))]
+    if family.biased_experts:
+        router += [Tensors((count, 2 * inner)), Tensors((count, hidden)), Tensors((count,))]
+    return weights, text.experts_a_token * 3 * hidden * inner, router
 
 
 def _expert_maps(values: _Values, text: Text) -> list[tuple[Map, int]]:
@@ -462,18 +591,31 @@ def _expert_maps(values: _Values, text: Text) -> list[tuple[Map, int]]:
     ]
 
 
-def _rest(values: _Values, text: Text) -> int:
-    """Norms, positions and attention sinks."""
+def _inner(values: _Values, text: Text) -> list[Tensors]:
+    """Norms and attention sinks of a layer."""
     family = values.family
-    norm = text.hidden * (2 if values.flag(family.norm_bias) else 1)
-    layer = family.norms * norm + (text.heads if family.sinks else 0)
+    found = _norms(values, text, family.norms)
+    if family.sinks:
+        found.append(Tensors((text.heads,)))
     if family.query_norm is not None:
-        heads = 2 if family.query_norm == "head" else text.heads + text.key_heads
-        layer += heads * text.head_size
-    positions = 0
+        heads = (1, 1) if family.query_norm == "head" else (text.heads, text.key_heads)
+        found += [Tensors((number * text.head_size,)) for number in heads]
+    return found
+
+
+def _outer(values: _Values, text: Text) -> list[Tensors]:
+    """The last norm, and positions."""
+    family = values.family
+    found = _norms(values, text, family.final_norm)
     if family.positions is not None:
-        positions = (values.number("max_position_embeddings") + family.positions) * text.hidden
-    return text.layers * layer + family.final_norm * norm + positions
+        places = values.number("max_position_embeddings") + family.positions
+        found.append(Tensors((places, text.hidden), table=True))
+    return found
+
+
+def _norms(values: _Values, text: Text, number: int) -> list[Tensors]:
+    """So many of them."""
+    return [Tensors((text.hidden,), number * (2 if values.flag(values.family.norm_bias) else 1))]
 
 
 def _adapted(architecture: Architecture, method: AdapterSettings) -> list[tuple[str, Map, int]]:

@@ -71,6 +71,14 @@ class Survey:
         """Whether the rows are documents without turns."""
         return bool(self.scan.raw_text[self.scan.good].all())
 
+    @property
+    def rule_of_long_rows(self) -> str:
+        """``data.too_long`` with ``auto`` resolved."""
+        if self.settings.too_long != "auto":
+            return self.settings.too_long
+        splits = self.scan.raw_text[self.scan.own].any() and self.settings.if_too_long(raw_text=True) == "split"
+        return "split" if splits else "error"
+
     def ledger(self) -> Ledger:
         """Where the rows went, without their tokens."""
         return _ledger(self.scan, self.place)
@@ -171,6 +179,13 @@ def survey(
         _check_objective(objective, seen)
     if settings.on_error == "stop" and seen.bad:
         raise _refusal(seen)
+    if settings.too_long == "split" and not seen.raw_text[seen.own].any():
+        raise DataError(
+            "There is nothing to split: no row is raw text",
+            where="data.too_long",
+            why="The rows are conversations, and a part of an answer without its prompt teaches something else.",
+            remedy="Set data.too_long: drop or truncate, or raise data.max_length.",
+        )
     place = place_rows(seen, settings, eval_share=shares[0], test_share=shares[1])
     notes = [f"{each.settings.path}: {each.reader.reason}" for each in seen.sources if each.side == "train"]
     kept = {name: int((place == PLACE[name]).sum()) for name in ("held_out", "test", "trained")}
@@ -181,7 +196,14 @@ def survey(
         settings,
         seen,
         place,
-        findings=findings(seen, place, method=method, max_length=settings.max_length, stops=stops is not False),
+        findings=findings(
+            seen,
+            place,
+            method=method,
+            max_length=settings.max_length,
+            split=settings.if_too_long(raw_text=True) == "split",
+            stops=stops is not False,
+        ),
         sources=[_described(each, seen) for each in seen.sources if each.side != "against"],
         notes=[*notes, *([note] if note else [])],
     )
@@ -291,11 +313,17 @@ def _check_objective(objective: str, seen: Scan) -> None:
         )
 
 
-def make_template(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> ChatTemplate:
+def make_template(
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    added_tokens: Sequence[str] = (),
+) -> ChatTemplate:
     """The chat template of a run, with the date it prints fixed to the recipe's or to today's."""
     from tunesmith.data.template import ChatTemplate
 
-    return ChatTemplate(tokenizer, stop_ids=stop_ids, settings=settings, date=date_of(settings))
+    date = date_of(settings)
+    return ChatTemplate(tokenizer, stop_ids=stop_ids, settings=settings, date=date, added_tokens=added_tokens)
 
 
 def within_positions(settings: DataSettings, folder: Path) -> DataSettings:
@@ -359,29 +387,35 @@ def _content_key(found: Survey) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
-    """By encoded row: whether it is kept as it stands or cut; by example: its place, too long ones in theirs."""
+    """By encoded row: whether it is kept, whole, cut or split; by example: its place, too long ones in theirs."""
 
     kept: np.ndarray
     cut: np.ndarray
+    split: np.ndarray
     place: np.ndarray
 
 
 def _fitted(rows: EncodedRows, found: Survey, settings: DataSettings) -> _Fitted:
-    """A row is cut at its right end; one whose labels all lie behind the cut is dropped.
+    """A row is cut at its right end; one whose labels all lie behind the cut is dropped. A split one loses nothing.
 
     Raises:
-        DataError: there are longer rows and ``too_long`` is "error"; it names the longest.
+        DataError: there are longer rows that nothing is to be done with; it names the longest.
     """
     wanted = np.isin(found.place[rows.examples], [PLACE[name] for name in KEPT])
     long = wanted & (rows.lengths > settings.max_length)
-    rule = "drop" if settings.clean.max_length else settings.too_long
-    if rule == "error" and long.any():
-        raise too_long(rows, long, int(wanted.sum()), settings.max_length)
+    raw_text = found.scan.raw_text[rows.examples]
+    of_text, of_turns = (settings.if_too_long(raw_text=each) for each in (True, False))
+
+    def treated(rule: str) -> np.ndarray:
+        return long & np.where(raw_text, of_text == rule, of_turns == rule)
+
+    refused, split = treated("error"), treated("split")
+    if refused.any():
+        raise too_long(rows, refused, raw_text, int(wanted.sum()), settings.max_length)
     cut = np.zeros(len(rows), bool)
-    if rule == "truncate":
-        for number in np.flatnonzero(long).tolist():
-            cut[number] = bool(rows[number].supervised[: settings.max_length].any())
-    kept = wanted & (~long | cut)
+    for number in np.flatnonzero(treated("truncate")).tolist():
+        cut[number] = bool(rows[number].supervised[: settings.max_length].any())
+    kept = wanted & (~long | cut | split)
     if found.together > 1:  # an answer without the one that it is compared to is of no use
         kept &= kept.reshape(-1, found.together).all(1).repeat(found.together)
         cut &= kept
@@ -397,14 +431,15 @@ def _fitted(rows: EncodedRows, found: Survey, settings: DataSettings) -> _Fitted
                 why=f"All {int(before.sum())} rows have more than {settings.max_length} tokens.",
                 remedy="Raise data.max_length, or set data.too_long: truncate.",
             )
-    return _Fitted(kept, cut, place)
+    return _Fitted(kept, cut, split, place)
 
 
 NAMED = 5  # so many of the longest rows are named
 
 
-def too_long(rows: EncodedRows, long: np.ndarray, total: int, max_length: int) -> DataError:
+def too_long(rows: EncodedRows, long: np.ndarray, raw_text: np.ndarray, total: int, max_length: int) -> DataError:
     """The refusal of rows that are too long."""
+    split = ", data.too_long: split (cuts raw text into blocks and loses nothing)" if (long & raw_text).any() else ""
     numbers = np.flatnonzero(long)
     longest = numbers[np.argsort(-rows.lengths[numbers], kind="stable")]
     names = [f"{rows[int(number)].source}: {rows.lengths[number]:,} tokens" for number in longest[:NAMED]]
@@ -414,8 +449,8 @@ def too_long(rows: EncodedRows, long: np.ndarray, total: int, max_length: int) -
         where=rows[int(longest[0])].source,
         why="\n".join(["the longest:", *names, *more]),
         remedy=(
-            f"set data.max_length: {rows.lengths[longest[0]]} (it costs memory), data.too_long: drop (leaves these "
-            "rows out), or data.too_long: truncate (cuts the end of their answers)."
+            f"set data.max_length: {rows.lengths[longest[0]]} (it costs memory){split}, data.too_long: drop (leaves "
+            "these rows out), or data.too_long: truncate (cuts the end of their answers)."
         ),
     )
 
@@ -425,7 +460,7 @@ def _corpus(found: Survey, rows: EncodedRows, fitted: _Fitted, noticed: list[Fin
     sides = {}
     for name in ("trained", "held_out", "test"):
         numbers = np.flatnonzero(fitted.kept & (fitted.place[rows.examples] == PLACE[name]))
-        sides[name] = rows.select(numbers, longest=limit)
+        sides[name] = rows.select(numbers).split(fitted.split[numbers], limit)
     train, held_out, together = sides["trained"], sides["held_out"], found.together
     weights = np.array([each.settings.weight for each in seen.sources])
     quotas = {
@@ -456,20 +491,25 @@ def _ledger(
 ) -> Ledger:
     """Rows as they stand in the files: an example that became several rows is one, kept if any of them is.
 
-    Tokens that were cut off, and those of rows that were dropped from a kept example, went to ``too_long``.
+    Tokens that were cut off, and those of rows that were dropped from a kept example, went to ``too_long``. Those of a
+    row that was split are counted once, though each block begins with the last token of the one before.
     """
     ledger = Ledger(tokenized=rows is not None)
     amounts: dict[str, np.ndarray] = {"rows": np.ones(len(seen), np.int64)}
     lost: dict[str, np.ndarray] = {}
     truncated = np.zeros(len(seen), bool)
+    blocks = np.zeros(len(seen), np.int64)
     if rows is not None and fitted is not None:
+        from tunesmith.tokens import blocks_of
+
         truncated[rows.examples[fitted.cut]] = True
+        blocks = _by_example(rows, np.where(fitted.split, blocks_of(rows.lengths, limit), 0), len(seen))
         kept_place = np.isin(place[rows.examples], [PLACE[name] for name in KEPT])
         for unit, whole, short in (
             ("tokens", rows.lengths, np.minimum(rows.lengths, limit)),
             ("supervised", rows.supervised_counts, rows.select(np.arange(len(rows)), longest=limit).supervised_counts),
         ):
-            kept = np.where(kept_place, np.where(fitted.kept, short, 0), whole)
+            kept = np.where(kept_place, np.where(fitted.split, whole, np.where(fitted.kept, short, 0)), whole)
             amounts[unit] = _by_example(rows, kept, len(seen))
             lost[unit] = _by_example(rows, whole - kept, len(seen))
     for number, each in enumerate(seen.sources):
@@ -485,6 +525,8 @@ def _ledger(
                 setattr(counts, name, getattr(counts, name) + count)
             counts.read += int(amount[mine].sum()) + (int(lost[unit][mine].sum()) if unit in lost else 0)
         account.truncated += int(truncated[mine].sum())
+        account.split += int(np.count_nonzero(blocks[mine]))
+        account.blocks += int(blocks[mine].sum())
         assert number == 0 or each.rows.start == seen.sources[number - 1].rows.stop
     ledger.check()
     return ledger

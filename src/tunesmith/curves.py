@@ -8,15 +8,19 @@ from __future__ import annotations
 import html
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tunesmith.errors import ExportError, RunError
 from tunesmith.overview import Summary, summary
+from tunesmith.rate_curve import RateCurve
 from tunesmith.run import Run
-from tunesmith.symptoms import Symptom, symptoms
+from tunesmith.schedules import rate_text
+from tunesmith.symptoms import Symptom, norms_of, symptoms
 
 Points = list[tuple[int, float]]  # (step, value)
 
@@ -27,9 +31,11 @@ PANELS = (
     ("grad_norm", "gradient norm"),
 )
 COLOURS = ("#1f6feb", "#d1495b", "#2e8b57", "#b8860b", "#8d6a9f", "#17a2a2", "#6c757d", "#e07b39")
+DASHES = ("none", "7 3", "2 3")  # of the runs beyond the colours
 MOST_POINTS = 500  # of a drawn line; more are joined in means
 MARKED = 40  # a line of at most this many points shows each of them
 WIDTH, HEIGHT, MARGIN, GAP = 460, 250, (64, 30, 12, 34), 16  # of a panel; its margins: left, top, right, bottom
+RATES = 760, 340  # size of the picture of a range test
 LOGARITHMIC = 30.0  # gradient norms further apart than this are drawn on a logarithmic scale
 
 
@@ -83,7 +89,7 @@ def draw(runs: Sequence[str | Path], out: str | Path, *, overwrite: bool = False
 def read(runs: Sequence[str | Path]) -> list[RunCurves]:
     """The curves of each run. Raises RunError where one is no run, or has no metrics yet."""
     opened = [Run.open(folder) for folder in dict.fromkeys(map(str, runs))]
-    names = [run.folder.name or str(run.folder) for run in opened]
+    names = [run.folder.resolve().name for run in opened]
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in opened]
     found = []
@@ -96,12 +102,16 @@ def read(runs: Sequence[str | Path]) -> list[RunCurves]:
                 why="Its first line is written after training.logging_steps steps.",
                 remedy="Draw it later, or leave it out.",
             )
-        series = {
-            key: [(int(line["step"]), float(line[key])) for line in lines if _is_number(line.get(key))]
-            for key, _ in PANELS
-        }
-        found.append(RunCurves(name, summary(run), series, symptoms(lines)))
+        series = {key: _points(lines, key) for key, _ in PANELS}
+        found.append(RunCurves(_printable(name), summary(run), series, symptoms(lines)))
     return found
+
+
+def _points(lines: Sequence[Mapping[str, Any]], key: str) -> Points:
+    """What the lines have under a name: one value each, but for gradient norms, of which every step has one."""
+    if key == "grad_norm":
+        return [(step, norm) for line in lines for step, norm in norms_of(line) if _is_number(norm)]
+    return [(int(line["step"]), float(line[key])) for line in lines if _is_number(line.get(key))]
 
 
 def svg(runs: Sequence[RunCurves]) -> str:
@@ -116,11 +126,62 @@ def svg(runs: Sequence[RunCurves]) -> str:
         '<rect width="100%" height="100%" fill="white"/>',
         *_legend(runs),
     ]
+    span = _span(runs)
     for number, (key, title) in enumerate(PANELS):
         left, down = (number % 2) * (WIDTH + GAP), top + (number // 2) * (HEIGHT + GAP)
         parts.append(f'<g transform="translate({left} {down})">')
-        parts += _panel(title, [(run.name, run.series[key]) for run in runs], positive=key == "grad_norm")
+        parts += _panel(key, title, [(run.name, run.series[key]) for run in runs], span)
         parts.append("</g>")
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def rate_svg(curve: RateCurve, *, title: str) -> str:
+    """Loss and smoothed loss over the learning rate, and what is read from them. Losses above the cap stand at it."""
+    left, top, right, bottom = MARGIN
+    top += 44
+    width, height = RATES
+    inner = (width - left - right, height - top - bottom)
+    rates = [point.learning_rate for point in curve.points]
+    losses = [min(point.loss, curve.cap) for point in curve.points]
+    low, high = _range(min(losses), max(losses))
+    first, last = math.log10(rates[0]), math.log10(max(rates[-1], curve.turn_rate or 0.0))
+
+    def x(rate: float) -> float:
+        return left + inner[0] * ((math.log10(rate) - first) / (last - first) if last > first else 0.5)
+
+    def y(value: float) -> float:
+        return top + inner[1] * (1 - (value - low) / (high - low))
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="system-ui, sans-serif" font-size="11" role="img">',
+        f"<title>Learning-rate range test: {html.escape(title)}</title>",
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{left}" y="18" font-weight="600">loss over the learning rate: {html.escape(title)}</text>',
+    ]
+    for mark in ticks(low, high):
+        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y(mark):.1f}" y2="{y(mark):.1f}" stroke="#e3e3e3"/>')
+        parts.append(f'<text x="{left - 6}" y="{y(mark) + 4:.1f}" text-anchor="end" fill="#555">{mark:.4g}</text>')
+    for mark in _powers(first - 1e-9, last + 1e-9):
+        parts.append(f'<text x="{x(mark):.1f}" y="{height - 16}" text-anchor="middle" fill="#555">{mark:.0e}</text>')
+    parts.append(f'<text x="{width - right}" y="{height - 3}" text-anchor="end" fill="#555">learning rate</text>')
+    marks = [("falls fastest", curve.steepest_rate), ("turns up", curve.turn_rate), ("suggested", curve.suggestion)]
+    found = [(name, rate) for name, rate in marks if rate is not None]
+    for number, (name, rate) in enumerate(found, start=2):
+        at, colour = x(max(rate, rates[0])), COLOURS[number]
+        parts.append(
+            f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{height - bottom}" stroke="{colour}" '
+            f'stroke-dasharray="4 3"><title>{name} {rate_text(rate)}</title></line>'
+        )
+    parts += _line("loss", [(x(rate), y(loss)) for rate, loss in zip(rates, losses, strict=True)], "#b9c2cc")
+    smooth = [(x(rate), y(value)) for rate, value in zip(rates, curve.smoothed, strict=True)]
+    parts += _line("smoothed", smooth, COLOURS[0])
+    names = [("loss", "#b9c2cc"), ("smoothed", COLOURS[0])]
+    names += [(f"{name} {rate_text(rate)}", COLOURS[number]) for number, (name, rate) in enumerate(found, start=2)]
+    for number, (name, colour) in enumerate(names):
+        at = left + 130 * number
+        parts.append(f'<line x1="{at}" x2="{at + 18}" y1="34" y2="34" stroke="{colour}" stroke-width="3"/>')
+        parts.append(f'<text x="{at + 24}" y="38">{name}</text>')
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -168,15 +229,22 @@ def png(runs: Sequence[RunCurves]) -> bytes:
         ) from error
     figure = Figure(figsize=(2 * WIDTH / 96, 2 * HEIGHT / 96), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
+    first, last = _span(runs)
+    room = 0.02 * (last - first) or 1
     for axes, (key, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         series = [run.series[key] for run in runs]
         for number, points in enumerate(series):
-            drawn = thinned(points)
-            mark = "o" if len(drawn) <= MARKED else None
-            colour = COLOURS[number % len(COLOURS)]
+            drawn, (colour, dashes) = _drawn(key, points), _style(number)
             axes.plot(
-                [step for step, _ in drawn], [value for _, value in drawn], color=colour, marker=mark, markersize=2.5
+                [step for step, _ in drawn],
+                [value for _, value in drawn],
+                color=colour,
+                linestyle="-" if dashes == "none" else (0, tuple(map(int, dashes.split()))),
+                linewidth=1.2,
+                marker="o" if len(drawn) <= MARKED else None,
+                markersize=2.5,
             )
+        axes.set_xlim(first - room, last + room)
         if key == "grad_norm" and _is_logarithmic([value for points in series for _, value in points]):
             axes.set_yscale("log")
         axes.set_title(title, fontsize=9, loc="left")
@@ -190,13 +258,13 @@ def png(runs: Sequence[RunCurves]) -> bytes:
     return buffer.getvalue()
 
 
-def thinned(points: Points, most: int = MOST_POINTS) -> Points:
-    """At most so many points: neighbours are joined in their means, the last point stays."""
+def thinned(points: Points, most: int = MOST_POINTS, *, join: Callable[[list[float]], float] = fmean) -> Points:
+    """At most so many points: neighbours are joined, in their means unless said otherwise; the last point stays."""
     if len(points) <= most:
         return points
     size = math.ceil(len(points) / most)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+    return [(group[-1][0], join([value for _, value in group])) for group in groups]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -211,17 +279,30 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def _panel(title: str, series: Sequence[tuple[str, Points]], *, positive: bool) -> Iterator[str]:
+def label(mark: float, marks: Sequence[float]) -> str:
+    """A mark of an axis with as many digits as tell it from its neighbours; small ones as ``1.5e-4``, all alike."""
+    largest = max(map(abs, marks))
+    apart = min((abs(one - other) for one, other in pairwise(marks)), default=0.0)
+    digits = max(math.floor(math.log10(largest)) - math.floor(math.log10(apart)) + 1, 1) if apart and largest else 4
+    if abs(mark) <= 1e-9 * largest:  # 0, and what sums of steps make of it
+        return "0"
+    if 1e-3 <= largest < 1e6:
+        return f"{mark:.{digits}g}"
+    mantissa, exponent = f"{mark:.{digits - 1}e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _panel(key: str, title: str, series: Sequence[tuple[str, Points]], span: tuple[int, int]) -> Iterator[str]:
     left, top, right, bottom = MARGIN
     inner = (WIDTH - left - right, HEIGHT - top - bottom)
     values = [value for _, points in series for _, value in points]
-    logarithmic = positive and _is_logarithmic(values)
+    logarithmic = key == "grad_norm" and _is_logarithmic(values)
     yield f'<text x="{left}" y="18" font-weight="600">{title}{" (logarithmic)" if logarithmic else ""}</text>'
     if not values:
         yield f'<text x="{left}" y="{HEIGHT / 2:.0f}" fill="#777">no values yet</text>'
         return
-    steps = [step for _, points in series for step, _ in points]
-    first, last = min(steps), max(steps)
+    first, last = span
     scale: Callable[[float], float] = math.log10 if logarithmic else float
     low, high = _range(scale(min(values)), scale(max(values)))
 
@@ -234,27 +315,45 @@ def _panel(title: str, series: Sequence[tuple[str, Points]], *, positive: bool) 
     marks = _powers(low, high) if logarithmic else ticks(low, high)
     for mark in marks:
         yield f'<line x1="{left}" x2="{WIDTH - right}" y1="{y(mark):.1f}" y2="{y(mark):.1f}" stroke="#e3e3e3"/>'
-        yield f'<text x="{left - 6}" y="{y(mark) + 4:.1f}" text-anchor="end" fill="#555">{mark:.4g}</text>'
+        yield f'<text x="{left - 6}" y="{y(mark) + 4:.1f}" text-anchor="end" fill="#555">{label(mark, marks)}</text>'
     for mark in (tick for tick in ticks(first, last) if tick == int(tick)):
         yield f'<text x="{x(mark):.1f}" y="{HEIGHT - 16}" text-anchor="middle" fill="#555">{mark:.0f}</text>'
     yield f'<text x="{WIDTH - right}" y="{HEIGHT - 3}" text-anchor="end" fill="#555">step</text>'
     for number, (name, points) in enumerate(series):
-        yield from _line(name, [(x(step), y(value)) for step, value in thinned(points)], COLOURS[number % len(COLOURS)])
+        yield from _line(name, [(x(step), y(value)) for step, value in _drawn(key, points)], *_style(number))
 
 
-def _line(name: str, points: Sequence[tuple[float, float]], colour: str) -> Iterator[str]:
+def _line(name: str, points: Sequence[tuple[float, float]], colour: str, dashes: str = "none") -> Iterator[str]:
     joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     title = f"<title>{html.escape(name)}</title>"
-    yield f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="1.6">{title}</polyline>'
+    look = f'fill="none" stroke="{colour}" stroke-width="1.6" stroke-dasharray="{dashes}"'
+    yield f'<polyline points="{joined}" {look}>{title}</polyline>'
     if len(points) <= MARKED:
         yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2" fill="{colour}"/>' for x, y in points)
+
+
+def _style(number: int) -> tuple[str, str]:
+    """Colour and dashes of a run's lines."""
+    return COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+
+
+def _drawn(key: str, points: Points) -> Points:
+    """A spike of the gradient norm stays where many points are joined."""
+    return thinned(points, join=max if key == "grad_norm" else fmean)
+
+
+def _span(runs: Sequence[RunCurves]) -> tuple[int, int]:
+    """The first and the last step of all panels, so that they can be compared."""
+    steps = [step for run in runs for points in run.series.values() for step, _ in points]
+    return min(steps, default=0), max(steps, default=0)
 
 
 def _legend(runs: Sequence[RunCurves]) -> Iterator[str]:
     for number, run in enumerate(runs):
         x, y = 64 + (number % 3) * 290, 20 + 20 * (number // 3)
-        colour = COLOURS[number % len(COLOURS)]
-        yield f'<line x1="{x}" x2="{x + 18}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" stroke-width="3"/>'
+        colour, dashes = _style(number)
+        look = f'stroke="{colour}" stroke-width="3" stroke-dasharray="{dashes}"'
+        yield f'<line x1="{x}" x2="{x + 18}" y1="{y - 4}" y2="{y - 4}" {look}/>'
         name = run.name if len(run.name) <= 40 else "…" + run.name[-39:]
         yield f'<text x="{x + 24}" y="{y}">{html.escape(name)}</text>'
 
@@ -288,6 +387,11 @@ def _powers(low: float, high: float) -> list[float]:
 
 def _is_logarithmic(values: Sequence[float]) -> bool:
     return bool(values) and min(values) > 0 and max(values) > LOGARITHMIC * min(values)
+
+
+def _printable(name: str) -> str:
+    """XML has no control characters, and UTF-8 nothing for a name that is not text."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
 
 
 def _is_number(value: Any) -> bool:

@@ -6,8 +6,10 @@ Imports no torch. Peaks are dense (without structured sparsity); vendors' headli
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -68,26 +70,32 @@ def _gpu(
     return Device(name, "cuda", int(gigabytes * unit), fp32 * TERA, half * TERA, terabytes * TERA, bf16)
 
 
-# fp32 (outside tensor cores) and dense tensor-core TFLOP/s, memory bandwidth in TB/s, from the vendors' data sheets.
+# fp32 (outside tensor cores) and dense tensor-core TFLOP/s, memory bandwidth in TB/s. Each line was compared with the
+# vendor's table, read where others quote it: H100 both, H200, L40S, L4 and A100 with resellers and universities that
+# reprint the data sheets; B200 with NVIDIA's HGX table (4.5 PFLOPS with sparsity, fp32 75); A10G with the data sheet
+# that AWS hosts; V100 and A100 with the Ampere white paper; RTX 3090 with GA102's, RTX 4090 with Ada's; MI250X with
+# tables of its data sheet; T4 with its specifications. 209.5 of the RTX 5090 is a quarter of its 838 (sparse, sums in
+# fp16), and MI300X's two peaks were found in others' code only. Memory is the vendor's number, in GiB or GB, whichever
+# is nearer to what drivers report: 143,771 MiB on an H200, 183,359 MiB on a B200, 191.98 GiB on an MI300X.
 DEVICES = {
     device.name: device
     for device in (
-        _gpu("b200", 180, 75, 2250, 7.7, unit=GB),  # NVIDIA HGX B200: 180 GB; bf16 dense 2.25 PFLOPS, fp32 75
-        _gpu("h200", 141, 67, 989, 4.8, unit=GB),  # NVIDIA H200 SXM data sheet: 141 GB; bf16 1,979 with sparsity
+        _gpu("b200", 180, 75, 2250, 7.7),  # NVIDIA HGX B200: 180 GB; bf16 dense 2.25 PFLOPS, fp32 75
+        _gpu("h200", 141, 67, 989, 4.8),  # NVIDIA H200 SXM data sheet: 141 GB; bf16 1,979 with sparsity
         _gpu("h100", 80, 67, 989, 3.35),  # NVIDIA H100 SXM data sheet: 80 GB; bf16 1,979 with sparsity, fp32 67
         _gpu("h100-pcie", 80, 51, 756, 2.0),  # NVIDIA H100 PCIe data sheet: bf16 1,513 with sparsity, fp32 51
-        _gpu("a100-80", 80, 19.5, 312, 2.0),  # NVIDIA A100 data sheet: bf16 312 dense, fp32 19.5
+        _gpu("a100-80", 80, 19.5, 312, 2.039),  # NVIDIA A100 SXM data sheet: bf16 312 dense, fp32 19.5; PCIe 1.935 TB/s
         _gpu("a100-40", 40, 19.5, 312, 1.555),  # NVIDIA A100 data sheet, 40 GB
         _gpu("l40s", 48, 91.6, 362, 0.864, unit=GB),  # NVIDIA L40S data sheet: 48 GB; bf16 362 dense, fp32 91.6
         _gpu("l4", 24, 30.3, 121, 0.3, unit=GB),  # NVIDIA L4 data sheet: 24 GB; bf16 242 with sparsity, fp32 30.3
-        _gpu("a10g", 24, 31.2, 70, 0.6, unit=GB),  # NVIDIA A10G (AWS): 24 GB; fp16 70 dense, fp32 31.2
+        _gpu("a10g", 24, 35, 70, 0.6, unit=GB),  # NVIDIA A10G data sheet (AWS): 24 GB; fp16 70 dense, fp32 35
         _gpu("t4", 16, 8.1, 65, 0.32, unit=GB, bf16=False),  # NVIDIA T4 data sheet: 16 GB; fp16 65, fp32 8.1
         _gpu("v100-32", 32, 15.7, 125, 0.9, bf16=False),  # NVIDIA V100 SXM2 data sheet: fp16 125, fp32 15.7
         _gpu("rtx3090", 24, 35.6, 71, 0.936),  # NVIDIA GA102 white paper: fp16 with fp32 sums 71 dense, fp32 35.6
         _gpu("rtx4090", 24, 82.6, 165.2, 1.008),  # NVIDIA Ada white paper: bf16 with fp32 sums 165.2 dense, fp32 82.6
         _gpu("rtx5090", 32, 104.8, 209.5, 1.792),  # NVIDIA RTX Blackwell white paper: bf16 209.5 dense, fp32 104.8
         _gpu("mi250x", 128, 47.9, 383, 3.2),  # AMD MI250X data sheet: bf16 383, fp32 47.9, both dies
-        _gpu("mi300x", 192, 163.4, 1307.4, 5.3, unit=GB),  # AMD MI300X data sheet: bf16 1,307.4 dense, fp32 163.4
+        _gpu("mi300x", 192, 163.4, 1307.4, 5.3),  # AMD MI300X data sheet: bf16 1,307.4 dense, fp32 163.4
     )
 }
 
@@ -117,6 +125,22 @@ def device_called(name: str, *, threads: int) -> Device:
     )
 
 
+def device_like(told: str) -> Device | None:
+    """The line of the table that a driver's name for a GPU means, such as ``NVIDIA H100 80GB HBM3``."""
+    words = re.split("[^a-z0-9]+", told.lower())
+    words += [one + other for one, other in itertools.pairwise(words)]  # RTX 4090
+
+    def agrees(device: Device) -> int:
+        """Parts of the name that are in the other one; 0 where it is another GPU."""
+        model, *rest = device.name.split("-")
+        agreed = [f"{part}gb" in words if part.isdigit() else part in words for part in rest]
+        kept = [found for part, found in zip(rest, agreed, strict=True) if not part.isdigit()]
+        return 1 + sum(agreed) if model in words and all(kept) else 0
+
+    best = max(DEVICES.values(), key=agrees)
+    return best if agrees(best) else None
+
+
 def has_gpu() -> bool:
     """Whether NVIDIA's driver lists a GPU; asked without torch."""
     return DRIVER.is_dir() and any(DRIVER.iterdir())
@@ -139,10 +163,9 @@ def _own_gpu(name: str) -> Device:
     resolve_device(name)
     found = torch.cuda.get_device_properties(name)
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    told = found.name.lower().replace(" ", "")
-    for known in sorted(DEVICES.values(), key=lambda device: -len(device.name)):
-        if known.name.partition("-")[0] in told:
-            return Device(found.name, "cuda", found.total_memory, known.fp32, known.half, known.bandwidth, bf16=bf16)
+    known = device_like(found.name)
+    if known is not None:
+        return Device(found.name, "cuda", found.total_memory, known.fp32, known.half, known.bandwidth, bf16=bf16)
     raise RecipeError(
         f"the speed of {found.name} is not known",
         where="--device",

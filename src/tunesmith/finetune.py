@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,18 +18,23 @@ from tunesmith import plan
 from tunesmith.corpus import Survey
 from tunesmith.data.layout import Batch
 from tunesmith.data.ledger import EpochTokens
+from tunesmith.data.source import holds_text
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.evaluation.judge import Task, check_questions, judge, task_batches, token_scores
 from tunesmith.evaluation.text import check_names
 from tunesmith.fit import Fit, memory_faults
+from tunesmith.methods.starting import CONFIG_FILE, KEPT, WEIGHTS_FILE
 from tunesmith.model.device import tf32
 from tunesmith.prepare import Prepared, load, load_base, make_tasks, prepare, untuned
 from tunesmith.progress import Listener, Silent
 from tunesmith.recipe import SELECTING, Recipe
 from tunesmith.recipe_file import LoadedRecipe, dotted, dump, leaves, portable, read_recipe
 from tunesmith.run import Run, environment
+from tunesmith.training import checkpoint
 from tunesmith.tuned import Tuned, find
 from tunesmith.tuned import load as load_tuned
+
+SIDES: tuple[Literal["train", "eval", "test"], ...] = ("train", "eval", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,10 @@ def train(
                 listener.say(f"{run.folder} is finished already")
                 return stored_result(run)
         begin = time.perf_counter()
-        prepared = prepare(_stored_recipe(run) if continues else asked, listener)
+        kept = run.folder / KEPT if continues else None
+        prepared = prepare(_stored_recipe(run) if continues else asked, listener, start=kept)
+        if not continues:
+            _check_start_stays(run, prepared)
         if continues:
             _check_same_data(run, prepared.survey)
         torch.set_num_threads(int(prepared.recipe.training.threads))
@@ -110,6 +119,7 @@ def train(
             rehearsal = fit.rehearse(epoch)
             listener.say(str(rehearsal))
             run.clear()
+            _keep_start(run, prepared)
             _write_facts(run, asked, ready.recipe, prepared)
             run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
         with _recorded_status(run), tf32(ready.recipe.training.tf32):
@@ -181,7 +191,8 @@ def evaluate(
     check_questions(tuned.model, task, recipe.evaluation)
     budget = plan.micro_batch_tokens(tuned.device, max(len(row.ids) for row in task.rows))
     # What was never probed is not shared: a plain model or an adapter made elsewhere.
-    batches = task_batches(task, budget=budget, layout="tree" if recipe.training.layout == "tree" else "padded")
+    probed = recipe.training.layout in ("tree", "packed")
+    batches = task_batches(task, budget=budget, layout="tree" if probed else "padded")
     context, name = tuned.reference()
     with memory_faults():
         task = _with_reference(tuned, task, batches, listener)
@@ -234,8 +245,8 @@ def _stored_recipe(run: Run) -> Recipe:
 
 
 def _check_same_recipe(run: Run, asked: Recipe) -> None:
-    stored = portable(read_recipe(run.status()["asked"]).recipe)  # with what settings have been added since
-    before, now = dict(leaves(stored)), dict(leaves(portable(asked)))
+    stored = read_recipe(run.status()["asked"]).recipe  # with what settings have been added since
+    before, now = _all_said(stored), _all_said(asked)
     changed = [path for path in {**before, **now} if before.get(path) != now.get(path)]
     if changed:
         lines = [f"{dotted(path)}: {before.get(path)!r} then, {now.get(path)!r} now" for path in changed[:10]]
@@ -245,6 +256,14 @@ def _check_same_recipe(run: Run, asked: Recipe) -> None:
             why="\n".join(lines),
             remedy="Change the recipe back to continue, name another output_dir, or start over with --overwrite.",
         )
+
+
+def _all_said(recipe: Recipe) -> dict[Any, Any]:
+    """Every value by its way, each source's with what the section says for it."""
+    values = portable(recipe)
+    sides = {side: [each.model_dump(mode="json") for each in recipe.data.sources(side)] for side in SIDES}
+    values["data"] |= {side: sources for side, sources in sides.items() if sources}
+    return dict(leaves(values))
 
 
 def _check_same_data(run: Run, survey: Survey) -> None:
@@ -260,6 +279,29 @@ def _check_same_data(run: Run, survey: Survey) -> None:
             why=f"Other content: {', '.join(changed[:5])}.",
             remedy="Put the data back, or start over with --overwrite.",
         )
+
+
+def _check_start_stays(run: Run, prepared: Prepared) -> None:
+    """Raises RunError where writing the run would remove the adapter that it goes on from."""
+    if prepared.start is not None and run.folder.resolve() in prepared.start.parents:
+        raise RunError(
+            "The adapter to go on from is in the folder that would be overwritten",
+            where=str(run.folder),
+            why=f"It is {prepared.start}.",
+            remedy="Name another output_dir.",
+        )
+
+
+def _keep_start(run: Run, prepared: Prepared) -> None:
+    """Copies the adapter that the run goes on from into its folder; from then on nothing needs the other one."""
+    if prepared.start is None:
+        return
+    kept = run.folder / KEPT
+    kept.mkdir()
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        shutil.copyfile(prepared.start / name, kept / name)
+    checkpoint.flush(kept)
+    prepared.start = kept
 
 
 def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared) -> None:
@@ -278,9 +320,11 @@ def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared) ->
 
 
 def _batches(recipe: Recipe, task: Task | None) -> list[Batch]:
-    layout = recipe.training.layout
-    assert layout != "auto"
-    return task_batches(task, budget=int(recipe.training.micro_batch_tokens), layout=layout) if task else []
+    """Rows that are judged share their prefixes also where those that train must not."""
+    if task is None:
+        return []
+    layout = "padded" if recipe.training.layout == "padded" else "tree"
+    return task_batches(task, budget=int(recipe.training.micro_batch_tokens), layout=layout)
 
 
 def _count_tokens(fit: Fit, batches: Sequence[Batch], listener: Listener) -> None:
@@ -314,6 +358,7 @@ def _judge(fit: Fit, listener: Listener) -> tuple[dict[str, Any], list[dict[str,
         return {"verdict": "no evidence", "reason": nothing, "metrics": {}, "rows": 0, "step": step}, []
     context, name = untuned(
         fit.ready.method,
+        fit.ready.recipe.method,
         fit.ready.model,
         device=prepared.recipe.model.device,
         load_plain=lambda: load_base(prepared, {}),
@@ -390,6 +435,8 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
         raw["data"] = {**raw["data"], "train": [_read_like_training(stored, target, data)], "eval": 0.0}
         masked = raw["data"].get("clean", {}).get("mask_pii", False)
         raw["data"] |= {"split": None, "name": None, "test": None, "group": None, "stratify": False, "max_lost": None}
+        raw["data"] |= {"sample_by": "line"}  # named at the source, where it has a meaning
+        raw["data"] |= {"too_long": "auto"} if stored is not None and stored.data.too_long == "split" else {}
         raw["data"]["clean"] = {"mask_pii": masked}  # the same prompts as in training, and every row
         unmeant = {"eval_steps", *SELECTING}  # there is no step to select
         raw["training"] = {name: value for name, value in raw.get("training", {}).items() if name not in unmeant}
@@ -405,7 +452,7 @@ def _read_like_training(stored: Recipe | None, target: str, data: str) -> dict[s
     """New rows are read as the training rows were: the same shape, columns and instruction, so the same prompt."""
     if stored is None:
         return {"path": data}
-    kept = ("format", "columns", "instruction")
+    kept = ("format", "columns", "instruction", *(["sample_by"] if holds_text(data) else []))
     ways = [{name: getattr(source, name) for name in kept} for source in stored.data.sources("train")]
     if any(way != ways[0] for way in ways):
         raise RunError(

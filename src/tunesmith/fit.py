@@ -222,7 +222,7 @@ class Fit:
         assert self.selection is not None
         listener.say(f"step {self.judged_step} is judged: best {self.selection.metric}, {self.selection.best:.6g}")
         self.final_scores = None
-        del self.optimizer, self.ready.model  # one model at a time
+        del self.optimizer, self.ready.model, self.ready.method  # one model at a time
         resolved = replace(self.prepared, recipe=self.ready.recipe)
         best = load(resolved, self.checkpoints / checkpoint.name(self.judged_step), Silent())
         self.ready.model, self.ready.method = best.model, best.method

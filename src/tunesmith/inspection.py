@@ -218,16 +218,19 @@ def _plain_section(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: int, listener: Listener) -> None:
     """Adds what only a tokenizer can tell. Rows that are too long become a finding, so that the rest is still seen."""
+    from tunesmith.model.added_tokens import extend
     from tunesmith.model.load import load_tokenizer, stop_ids
     from tunesmith.model.source import resolve
 
     trusted = model.trust_remote_code
     folder = resolve(model.path, revision=model.revision, trust_remote_code=trusted, say=listener.say)
     tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
+    for note in extend(tokenizer, model).notes():
+        listener.say(note)
     settings = corpora.within_positions(found.settings, folder)
-    template = corpora.make_template(settings, tokenizer, stop_ids(folder, tokenizer))
-    stops = settings.too_long == "error" and not settings.clean.max_length
-    lenient = settings.model_copy(update={"max_lost": None, "too_long": "drop" if stops else settings.too_long})
+    template = corpora.make_template(settings, tokenizer, stop_ids(folder, tokenizer), model.named_tokens)
+    stops = "error" in (settings.if_too_long(raw_text=True), settings.if_too_long(raw_text=False))
+    lenient = settings.model_copy(update={"max_lost": None, **(_lenient(settings) if stops else {})})
     try:
         made = corpora.encode(replace(found, settings=lenient), template, listener=listener)
     except DataError as error:  # said as a finding, so that everything else is still seen
@@ -241,7 +244,8 @@ def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: in
     report.findings += made.findings
     if stops and len(made.left_out):
         words = f"{rows_in_words(len(made.left_out))} have more than {settings.max_length:,} tokens (data.max_length)"
-        remedy = "raise data.max_length (it costs memory), or set data.too_long: drop or truncate"
+        split = ", split" if found.scan.raw_text[made.left_out].any() else ""
+        remedy = f"raise data.max_length (it costs memory), or set data.too_long: drop{split} or truncate"
         report.findings.insert(0, Finding("too_long", "error", found.scan.places(made.left_out), words, remedy))
     try:
         corpora.refuse_lost(made.ledger, settings)
@@ -250,3 +254,10 @@ def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: in
         report.findings.insert(0, Finding("too_many_lost", "error", [], words, error.remedy or ""))
     longest = made.encoded[int(made.encoded.lengths.argmax())].source
     report.lengths = summary.lengths(made.encoded.lengths, "tokens", longest)
+
+
+def _lenient(settings: DataSettings) -> dict[str, Any]:
+    """Rows that would stop a run are dropped; raw text is split where it would be."""
+    split = settings.if_too_long(raw_text=True) == "split"
+    clean = settings.clean.model_copy(update={"max_length": True})
+    return {"too_long": "split" if split else "drop", "clean": clean}

@@ -29,6 +29,7 @@ from tunesmith.finetune import evaluation_recipe
 from tunesmith.methods.base import weights_in
 from tunesmith.methods.lora import Lora
 from tunesmith.model import attention
+from tunesmith.model.added_tokens import grow
 from tunesmith.model.load import load_model, save_tokenizer
 from tunesmith.model.source import kind, resolve
 from tunesmith.model_card import model_card
@@ -200,6 +201,7 @@ def _ways(tuned: Tuned, listener: Listener) -> dict[str, Callable[[], PreTrained
 
 def _float32_base(tuned: Tuned) -> PreTrainedModel:
     base = load_model(_base_folder(tuned), dtype=torch.float32, device=tuned.device, trust_remote_code=_trusted(tuned))
+    grow(base, tuned.added)
     attention.install(base)
     return base
 
@@ -298,7 +300,10 @@ def _facts(tuned: Tuned) -> dict[str, Any]:
     """What the card says besides: the method's settings, the run and its verdict."""
     target = tuned.target
     assert target.method is not None and target.checkpoint is not None
-    facts: dict[str, Any] = {"method": target.method.model_dump(exclude_defaults=True) | {"name": target.method.name}}
+    method = target.method.model_dump(exclude_defaults=True, exclude={"adapter_sha256"}) | {"name": target.method.name}
+    if "adapter_name_or_path" in method:  # a card is published: it names no folder of this machine
+        method["adapter_name_or_path"] = Path(method["adapter_name_or_path"]).name
+    facts: dict[str, Any] = {"method": method}
     facts["hub"] = target.base.partition("@")[0] if kind(target.base) == "hub" else None
     if target.run is None:
         adapter = json.loads((target.checkpoint / "adapter_config.json").read_text(encoding="utf-8"))

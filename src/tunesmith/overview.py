@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ def summary(run: Run) -> Summary:
     return Summary(
         name=name,
         run=str(run.folder),
-        status="interrupted" if state == "running" and not _is_held(run) else state,
+        status="interrupted" if state == "running" and not run.is_held() else state,
         step=max((at for at in (status.get("step"), lines[-1]["step"] if lines else None) if at), default=None),
         total_steps=status.get("total_steps"),
         verdict=verdict.get("verdict") if verdict else None,
@@ -142,15 +141,3 @@ def _counts(run: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _verdict(run: Run) -> dict[str, Any] | None:
     return run.read_json("verdict.json") if (run.folder / "verdict.json").is_file() else None
-
-
-def _is_held(run: Run) -> bool:
-    """Whether a process works in the folder: it holds the lock for as long as it lives, however it dies."""
-    try:
-        with (run.folder / ".lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

@@ -34,6 +34,12 @@ LATER_HOLES = 0.3  # measured: the share of that which is not there yet in the f
 FEW_HOLES = 1.1  # where large blocks are given back (checkpointing), and in torch's own allocator on a GPU
 LOGITS = 3  # fp32 copies of a chunk of logits
 HEAD_GRADIENTS = 3  # of a trained output layer: one chunk's, the sum so far, and the new sum
+CHEAPER = {
+    "full": ["use method: lora or qlora"],
+    "freeze": ["lower method.trainable_layers", "use method: lora or qlora"],
+    "lora": ["use method: qlora"],
+    "lora-int8": ["use method: qlora"],
+}
 BACKWARD = 5  # a layer's widest activations that its backward pass has at a time
 
 
@@ -137,11 +143,14 @@ def predict(shape: Shape, *, tokens: int, checkpointing: bool, memory: int) -> P
     """The peak of a run whose largest micro-batch has so many tokens. Good to a fifth for llama-like models.
 
     Gradients are counted beside the activations, because those of the micro-batch before are held meanwhile.
-    With checkpointing a layer keeps its input, and one layer at a time the rest.
+    With checkpointing a layer keeps its input, and one layer at a time the rest. Layers that no gradient passes keep
+    nothing.
     """
     on_cpu = shape.device == "cpu"
     layer = tokens * (shape.kept + tokens * shape.mask)
-    kept = shape.layers * tokens * shape.hidden + layer if checkpointing else shape.layers * layer
+    kept = shape.layers * layer
+    if checkpointing:
+        kept = shape.layers * tokens * shape.hidden + min(shape.layers, 1) * layer
     moments = int(shape.states * shape.trained)
     logits = min(tokens, max(CHUNK // shape.vocabulary, 1)) * shape.vocabulary * FP32 * LOGITS
     head = logits + 2 * tokens * shape.hidden + HEAD_GRADIENTS * shape.head
@@ -203,7 +212,7 @@ def does_not_fit(plan: Plan, *, needed: int, share: float, how: str, where: str)
         how: ``needed`` was found.
     """
     way = "with" if plan.checkpointing else "without"
-    cheaper = {"full": ["use method: lora or qlora"], "lora": ["use method: qlora"]}.get(plan.shape.method, [])
+    cheaper = CHEAPER.get(plan.shape.method, [])
     able = plan.shape.recomputes and not plan.checkpointing
     checkpoint = ["set training.gradient_checkpointing: true"] if able else []
     return ModelError(
@@ -233,4 +242,4 @@ def gigabytes(size: int) -> str:
 
 
 def _judged_beside(shape: Shape, memory: int) -> bool:
-    return shape.method == "full" or unquantized_base_fits(shape.beside // FP32, memory=memory)
+    return shape.method != "qlora" or unquantized_base_fits(shape.beside // FP32, memory=memory)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import plan
-from tunesmith.architecture import NotUnderstood, read_architecture, shape_from
+from tunesmith.architecture import ITEMSIZE, NotUnderstood, part_of, read_architecture, shape_from
 from tunesmith.devices import DEVICES, Device
 from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.plan import MEASURED_SHARE, SHARE, Plan, gigabytes
-from tunesmith.recipe import METHOD_SETTINGS, AdapterSettings, Recipe, TrainingSettings
-from tunesmith.shape import FP32, Shape
+from tunesmith.recipe import METHOD_SETTINGS, REWRITES_BASE, AdapterSettings, Recipe, TrainingSettings
+from tunesmith.shape import FP32, INT8, NF4, QUANTIZED, Shape, method_label
 from tunesmith.workload import Workload
 
 COMPARED = ("full", "lora", "qlora")
@@ -34,13 +34,18 @@ ADAMW = 7  # a parameter, its gradient and two moments are read; all but the gra
 # fills the micro-batch, in proportion for a shorter one. Fitted to three steps each of SmolLM2-135M, 1,024 tokens in
 # rows of 128, 512 and 1,024; the same steps differ by up to 9% between processes, by the state of the heap.
 LATER = {"full": (0.0, 0.14), "lora": (0.16, 0.2), "qlora": (0.16, 0.2)}
+LATER["lora-int8"] = LATER["qlora"]  # not fitted: weights are dequantized the same way
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Weights that a token is multiplied with: in the decoder, in the output layer, in adapters; width of attention."""
+    """Weights that a token is multiplied with: in the decoder, what trains of those, in the output layer, in adapters.
+
+    ``layers`` of the decoder, ``width`` of attention, ``packed``: weights in 4 bits.
+    """
 
     products: int
+    trained: int
     head: int
     adapters: int
     layers: int
@@ -125,7 +130,7 @@ def plan_methods(recipe: Recipe, config: Mapping[str, Any], workload: Workload, 
     Raises:
         NotUnderstood: the config cannot be counted, with or without torch.
     """
-    lines, sized = [], None
+    recipe, lines, sized = _as_started(recipe), [], None
     for settings, own in _methods(recipe):
         asked = resolved(recipe.model_copy(update={"method": settings}), device)
         try:
@@ -135,7 +140,7 @@ def plan_methods(recipe: Recipe, config: Mapping[str, Any], workload: Workload, 
         except ModelError as error:
             if own:
                 raise
-            lines.append(_impossible(settings.name, error))
+            lines.append(_impossible(method_label(settings), error))
             continue
         lines.append(_line(sized, asked, workload, device, own=own))
     assert sized is not None
@@ -153,11 +158,20 @@ def _methods(recipe: Recipe) -> list[tuple[Any, bool]]:
         shared = {name: getattr(own, name) for name in AdapterSettings.model_fields if name in own.model_fields_set}
     methods = []
     for name in COMPARED:
-        if own.name == name:
+        if method_label(own) == name:
             methods.append((own, True))
         else:
-            methods.append((METHOD_SETTINGS[name](**(shared if name != "full" else {})), False))
-    return methods if own.name in COMPARED else [*methods, (own, True)]
+            methods.append((METHOD_SETTINGS[name](**_fitting(shared, name)), False))
+    return methods if method_label(own) in COMPARED else [*methods, (own, True)]
+
+
+def _fitting(shared: dict[str, Any], name: str) -> dict[str, Any]:
+    """Of the settings of an adapter those that the method has a use for."""
+    if name == "full":
+        return {}
+    init = shared.get("init_lora_weights")
+    packed = name == "qlora" and isinstance(init, str) and init.startswith(REWRITES_BASE)
+    return {key: value for key, value in shared.items() if not (packed and key == "init_lora_weights")}
 
 
 def resolved(recipe: Recipe, device: Device) -> Recipe:
@@ -165,6 +179,17 @@ def resolved(recipe: Recipe, device: Device) -> Recipe:
     dtype = device.dtype if recipe.model.dtype == "auto" else recipe.model.dtype
     threads = plan.threads() if recipe.training.threads == "auto" else recipe.training.threads
     return recipe.with_values(model={"device": device.kind, "dtype": dtype}, training={"threads": threads})
+
+
+def _as_started(recipe: Recipe) -> Recipe:
+    """Where it goes on from an adapter, with the settings of that one's file."""
+    method = recipe.method
+    if not isinstance(method, AdapterSettings) or method.adapter_name_or_path is None:
+        return recipe
+    from tunesmith.methods.starting import find_start, started
+
+    folder = find_start(method.adapter_name_or_path)
+    return recipe.model_copy(update={"method": started(method, folder, path=str(folder))})
 
 
 def size(config: Mapping[str, Any], recipe: Recipe, *, folder: Path | None = None) -> Sized:
@@ -175,20 +200,21 @@ def size(config: Mapping[str, Any], recipe: Recipe, *, folder: Path | None = Non
         ModelError: the method does not fit the model.
     """
     try:
-        architecture = read_architecture(config, where=recipe.model.path)
+        architecture = read_architecture(config, where=recipe.model.path, added=len(recipe.model.named_tokens))
         shape = shape_from(architecture, recipe)
     except NotUnderstood as error:
         return _sized_by_torch(config, recipe, folder, error)
     text = architecture.text
     adapter = isinstance(recipe.method, AdapterSettings)
-    trainable = shape.trained // FP32 if adapter else architecture.parameters
+    trainable = shape.trained // (FP32 if adapter else ITEMSIZE[recipe.model.dtype])
     work = Work(
         products=architecture.products,
-        head=architecture.embedding,
+        trained=0 if isinstance(recipe.method, AdapterSettings) else part_of(architecture, recipe.method).products,
+        head=architecture.embedding.size,
         adapters=trainable if adapter else 0,
         layers=text.layers,
         width=text.heads * text.head_size,
-        packed=architecture.linear if recipe.method.name == "qlora" else 0,
+        packed=architecture.linear if method_label(recipe.method) in QUANTIZED else 0,
     )
     return Sized(shape, work, architecture.parameters, trainable, "config.json, by arithmetic")
 
@@ -211,29 +237,29 @@ def _sized_by_torch(config: Mapping[str, Any], recipe: Recipe, folder: Path | No
     counts = sizes.counts_of(built, recipe)
     work = Work(
         products=counts.products,
+        trained=counts.trained,
         head=counts.head,
         adapters=counts.trainable if isinstance(recipe.method, AdapterSettings) else 0,
-        layers=shape.layers,
+        layers=counts.layers,
         width=counts.width,
-        packed=counts.linear if recipe.method.name == "qlora" else 0,
+        packed=counts.linear if method_label(recipe.method) in QUANTIZED else 0,
     )
     return Sized(shape, work, counts.parameters, counts.trainable, "built on torch's meta device")
 
 
 def _line(sized: Sized, recipe: Recipe, workload: Workload, device: Device, *, own: bool) -> Line:
-    longest = min(workload.longest, recipe.data.max_length)
     why = ""
     try:
         chosen = plan.choose(
             sized.shape,
             recipe.training,
-            longest=longest,
+            longest=workload.longest,
             memory=device.memory,
             where=recipe.model.path,
             steps=workload.steps,
         )
     except ModelError as error:
-        chosen, why = _smallest(sized.shape, recipe.training, longest, device.memory), error.why or ""
+        chosen, why = _smallest(sized.shape, recipe.training, workload.longest, device.memory), error.why or ""
     memory = parts(chosen, row=typical_row(workload.computed, workload.pairs))
     judging = chosen.peak().judging
     fits = not why and max(memory.total, judging) <= MEASURED_SHARE * device.memory
@@ -328,18 +354,21 @@ def step_seconds(
     train another 2N. So adapters need 4N + 4cE a token (and 6 for their own weights), full fine-tuning 6N + 6cE, with
     E the output layer and c the share of tokens whose logits a label needs. Attention is 4 d a layer for each pair of
     tokens that see each other, forward, and twice that backward. Checkpointing adds a forward pass of the layers.
+    Layers below the lowest that trains have the forward pass alone.
     """
-    work, adapter = sized.work, isinstance(recipe.method, AdapterSettings)
-    passes = 4 if adapter else 6
-    forward = 2 * work.products * computed + 4 * work.width * work.layers * pairs
-    flops = passes * (work.products * computed + work.head * logits) + 6 * work.adapters * computed
-    flops += 12 * work.width * work.layers * pairs + (forward if checkpointing else 0)
+    work, shape = sized.work, sized.shape
+    passed = shape.layers / work.layers  # of all layers, those that the gradient passes
+    products, attention = 2 * work.products * computed, 4 * work.width * work.layers * pairs
+    flops = products + attention + passed * (products + 2 * attention) + 2 * work.trained * computed
+    flops += (6 if shape.head else 4) * work.head * logits + 6 * work.adapters * computed
+    flops += passed * (products + attention) if checkpointing else 0
     dtype = recipe.model.dtype
-    if work.packed and device.kind == "cuda":
+    if recipe.method.name == "qlora" and device.kind == "cuda":
         dtype = "bfloat16" if device.bf16 else "float16"  # what a GPU's 4-bit layers compute in
     speed = device.speed(dtype) * EFFICIENCY[device.kind]
     bandwidth = device.bandwidth or BANDWIDTH
-    unpacked = work.packed * (FP32 + 0.5) * (3 if checkpointing else 2) * micro_batches
+    stored = NF4 if recipe.method.name == "qlora" else INT8
+    unpacked = work.packed * (FP32 + stored) * (3 if checkpointing else 2) * micro_batches
     return flops / speed + (ADAMW * sized.shape.trained * steps + unpacked) / bandwidth
 
 
@@ -378,16 +407,18 @@ def _fits_elsewhere(recipe: Recipe, config: Mapping[str, Any], workload: Workloa
     settings = next(each for each, _ in _methods(recipe) if each.name == "qlora")
     asked = resolved(recipe.model_copy(update={"method": settings}), device)
     try:
-        shape = shape_from(read_architecture(config), asked)
+        shape = shape_from(read_architecture(config, added=len(asked.model.named_tokens)), asked)
     except ModelError:
         return False
-    longest = min(workload.longest, recipe.data.max_length)
-    smallest = _smallest(shape, asked.training, longest, device.memory)
-    return parts(smallest, row=longest).total <= SHARE * device.memory
+    smallest = _smallest(shape, asked.training, workload.longest, device.memory)
+    return parts(smallest, row=workload.longest).total <= SHARE * device.memory
 
 
-def read_config(path: str, *, revision: str | None = None) -> tuple[dict[str, Any], Path | None]:
+def read_config(path: str, *, revision: str | None = None, fetch: bool = True) -> tuple[dict[str, Any], Path | None]:
     """A model's config and its folder, None where only the config is at hand: a file, a folder, bundled, or of the hub.
+
+    Args:
+        fetch: or convert, what is not here yet.
 
     Raises:
         ModelError: there is none, or it is no JSON object.
@@ -402,21 +433,24 @@ def read_config(path: str, *, revision: str | None = None) -> tuple[dict[str, An
     for made in sorted((cache_dir() / "models").glob(f"{path}-*/config.json")) if "/" not in path else []:
         return _json_of(made), made.parent
     if place.exists() or "/" not in path:
+        if not fetch:
+            raise ModelError("the config is not at hand", where=path)
         from tunesmith.model.source import resolve
 
         folder = resolve(path, revision=revision)
         return _json_of(folder / "config.json"), folder
-    return _json_of(_hub_config(path, revision)), None
+    return _json_of(_hub_config(path, revision, fetch=fetch)), None
 
 
-def _hub_config(path: str, revision: str | None) -> Path:
+def _hub_config(path: str, revision: str | None, *, fetch: bool) -> Path:
     """config.json of a hub id, from the local hub cache or fetched: a few kilobytes."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     name, _, written = path.partition("@")
     try:
-        return Path(hf_hub_download(name, "config.json", revision=revision or written or None))
+        chosen = revision or written or None
+        return Path(hf_hub_download(name, "config.json", revision=chosen, local_files_only=not fetch))
     except (HFValidationError, HTTPError, OSError) as error:
         raise ModelError(
             f"the config of {path} cannot be fetched",
@@ -438,7 +472,8 @@ def _json_of(file: Path) -> dict[str, Any]:
 
 def at_measure(line: Line, recipe: Recipe, device: Device) -> Recipe:
     """The recipe of the steps to measure for a line: its method, micro-batch and checkpointing, all resolved."""
-    settings = next(each for each, _ in _methods(recipe) if each.name == line.method)
+    recipe = _as_started(recipe)
+    settings = next(each for each, _ in _methods(recipe) if method_label(each) == line.method)
     asked = resolved(recipe.model_copy(update={"method": settings}), device)
     return asked.with_values(training={"micro_batch_tokens": line.budget, "gradient_checkpointing": line.checkpointing})
 
@@ -481,7 +516,7 @@ def compare(config: Mapping[str, Any], asked: Recipe, device: Device, trial: Any
     )
     predicted = parts(chosen, row=typical_row(trial.tokens, trial.pairs)).total
     return Comparison(
-        method=asked.method.name,
+        method=method_label(asked.method),
         tokens=trial.tokens,
         predicted_bytes=predicted,
         measured_bytes=trial.peak,

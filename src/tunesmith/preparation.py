@@ -123,13 +123,15 @@ def prepare_data(
 
 def _with_tokens(survey: Survey, model: ModelSettings, listener: Listener) -> tuple[np.ndarray, Ledger]:
     """Places and ledger once the rows have tokens: those too long in their place."""
+    from tunesmith.model.added_tokens import extend
     from tunesmith.model.load import load_tokenizer, stop_ids
     from tunesmith.model.source import resolve
 
     trusted = model.trust_remote_code
     folder = resolve(model.path, revision=model.revision, trust_remote_code=trusted, say=listener.say)
     tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
-    template = corpora.make_template(survey.settings, tokenizer, stop_ids(folder, tokenizer))
+    extend(tokenizer, model)
+    template = corpora.make_template(survey.settings, tokenizer, stop_ids(folder, tokenizer), model.named_tokens)
     survey = replace(survey, settings=corpora.within_positions(survey.settings, folder))
     made = corpora.encode(survey, template, listener=listener)
     place = survey.place.copy()

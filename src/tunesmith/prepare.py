@@ -26,23 +26,30 @@ from tunesmith.data.layout import LayoutName, computed_tokens
 from tunesmith.data.order import Order
 from tunesmith.data.template import ChatTemplate, Encoded
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluation.compare import STARTED_FROM
 from tunesmith.evaluation.compute import check_size, compute_function
 from tunesmith.evaluation.judge import Task, make_task
+from tunesmith.fallback import require_quantization
 from tunesmith.methods import build
-from tunesmith.methods.base import Method, trainable_line, weights_in
+from tunesmith.methods.base import Method, refuse_untrained_tokens, shared_line, trainable_line, weights_in
+from tunesmith.methods.starting import find_start, in_words, other_base, started, with_targets
 from tunesmith.model import attention
+from tunesmith.model.added_tokens import NO_TOKENS, AddedTokens, extend, grow
 from tunesmith.model.device import check_tf32
 from tunesmith.model.fused import fuse
 from tunesmith.model.load import load_model, load_tokenizer, resolve_device, resolve_dtype, stop_ids
+from tunesmith.model.neftune import add_noise
 from tunesmith.model.source import kind, resolve
 from tunesmith.plan import Plan
 from tunesmith.progress import Listener
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import AdapterSettings, MethodSettings, Recipe
 from tunesmith.reporters import check_reporters
-from tunesmith.sizes import shape_of
+from tunesmith.shape import QUANTIZED, method_label
+from tunesmith.sizes import linear_modules, shape_of
 from tunesmith.tokens import EncodedRows
 from tunesmith.training.objectives import preference_objective
 from tunesmith.training.optim import check_optimizer
+from tunesmith.training.preference import PreferenceObjective
 
 PLANNED_STEPS = 4  # whose rows the budget of a micro-batch is chosen by
 
@@ -53,6 +60,7 @@ class Prepared:
 
     ``plan`` says what will be in memory. ``task`` is what the run is judged on; None where no row is held out.
     ``selecting`` are the held-out rows that select the step which is judged, none of them in ``task``.
+    ``added`` are the tokens that the recipe adds. ``start``: the folder of the adapter that training goes on from.
     """
 
     recipe: Recipe
@@ -65,6 +73,8 @@ class Prepared:
     task: Task | None
     plan: Plan
     selecting: Task | None = None
+    added: AddedTokens = NO_TOKENS
+    start: Path | None = None
 
     @property
     def validation(self) -> Task | None:
@@ -81,13 +91,18 @@ class Ready:
     method: Method
 
 
-def prepare(recipe: Recipe, listener: Listener) -> Prepared:
+def prepare(recipe: Recipe, listener: Listener, *, start: Path | None = None) -> Prepared:
     """Reads, splits and encodes the data for the recipe's model.
+
+    Args:
+        start: where a run keeps its copy of the adapter that it went on from; None: where the recipe says it is.
 
     Raises:
         DataError, ModelError, RecipeError: what a user can mend.
     """
     _refuse_unusable(recipe)
+    asked = recipe
+    recipe, start = _from_adapter(recipe, start)
     survey = corpora.survey(
         recipe.data,
         seed=recipe.training.seed,
@@ -106,12 +121,17 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
         say=listener.say,
     )
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code)
+    added = extend(tokenizer, recipe.model)
+    for note in added.notes():
+        listener.say(note)
     stops = stop_ids(folder, tokenizer)
-    template = corpora.make_template(recipe.data, tokenizer, stops)
+    template = corpora.make_template(recipe.data, tokenizer, stops, recipe.model.named_tokens)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True)
+    recipe = _say_where_it_starts(recipe, asked, start, config=config, base=folder, listener=listener)
     recipe = _within_positions(recipe, config, listener)
     _say_if_router_is_not_balanced(config, listener)
     _say_if_not_regrouped(recipe, listener)
+    _say_if_noisy(recipe, listener)
     survey = replace(survey, settings=recipe.data)
     corpus = corpora.encode(survey, template, listener=listener)
     _tell(corpus.findings, listener)
@@ -120,12 +140,12 @@ def prepare(recipe: Recipe, listener: Listener) -> Prepared:
         name, selects, judges = recipe.training.metric_for_best_model, selecting.examples, task.examples
         listener.say(f"held-out rows: {selects:,} select the step by {name}, and {judges:,} others judge it")
     _check_logits(recipe, config, [each for each in (task, selecting) if each is not None])
-    recipe = _resolve_settings(recipe, listener)
-    chosen = _plan(recipe, config, folder, corpus)
+    recipe = _resolve_settings(recipe, survey, listener)
+    chosen = _plan(recipe, config, folder, corpus, added)
     recipe = recipe.with_values(
         training={"micro_batch_tokens": chosen.budget, "gradient_checkpointing": chosen.checkpointing}
     )
-    return Prepared(recipe, folder, tokenizer, stops, template, survey, corpus, task, chosen, selecting)
+    return Prepared(recipe, folder, tokenizer, stops, template, survey, corpus, task, chosen, selecting, added, start)
 
 
 def _refuse_unusable(recipe: Recipe) -> None:
@@ -136,6 +156,34 @@ def _refuse_unusable(recipe: Recipe) -> None:
         device = resolve_device(recipe.model.device)
         check_optimizer(training.optim, device)
         check_tf32(training.tf32, device)
+    if method_label(recipe.method) in QUANTIZED:
+        require_quantization(recipe)
+
+
+def _from_adapter(recipe: Recipe, kept: Path | None) -> tuple[Recipe, Path | None]:
+    """Where the recipe goes on from an adapter: with the settings of that adapter's file, and its folder."""
+    method = recipe.method
+    if not isinstance(method, AdapterSettings) or method.adapter_name_or_path is None:
+        return recipe, None
+    folder = kept or find_start(method.adapter_name_or_path)
+    method = started(method, folder, path=method.adapter_name_or_path if kept else str(folder))
+    return recipe.model_copy(update={"method": method}), folder
+
+
+def _say_where_it_starts(
+    recipe: Recipe, asked: Recipe, start: Path | None, *, config: PretrainedConfig, base: Path, listener: Listener
+) -> Recipe:
+    """Names the targets of the adapter that it goes on from as a recipe would, and says what its file decides."""
+    if start is None:
+        return recipe
+    method, before = recipe.method, asked.method
+    assert isinstance(method, AdapterSettings) and isinstance(before, AdapterSettings)
+    method = with_targets(method, before, linear_modules(config, recipe), start)
+    listener.say(in_words(method))
+    other = other_base(start, base, recipe.model.path)
+    if other is not None:
+        listener.warn(other)
+    return recipe.model_copy(update={"method": method})
 
 
 def _check_logits(recipe: Recipe, config: PretrainedConfig, tasks: Sequence[Task]) -> None:
@@ -198,7 +246,7 @@ def make_held_out_task(
     recipe: Recipe,
     rows: Sequence[Encoded] | None = None,
 ) -> Task | None:
-    """What to judge on; raw text is judged by its tokens alone. Raises DataError for a truth no metric can score.
+    """What to judge on; raw text is judged by its tokens alone. Raises DataError for what no metric can score.
 
     Args:
         rows: to judge on, where those are not all that are held out.
@@ -213,9 +261,8 @@ def make_held_out_task(
         settings=recipe.evaluation,
         objective=preference_objective(recipe),
         labels=corpus.labels,
+        raw_text=survey.scan.raw_text,
     )
-    if survey.raw_text:
-        task = replace(task, questions=[])
     return replace(task, sources=_rows_by_source(survey, task))
 
 
@@ -257,13 +304,22 @@ def _say_if_not_regrouped(recipe: Recipe, listener: Listener) -> None:
         )
 
 
+def _say_if_noisy(recipe: Recipe, listener: Listener) -> None:
+    """Why nothing is saved; see model/neftune.py."""
+    if recipe.training.neftune_noise_alpha is not None:
+        listener.say(
+            "neftune: noise on the embeddings, scaled by each row's own length (transformers takes the padded length "
+            "of the batch); rows share no prefix then, so no repeated token is saved"
+        )
+
+
 def _tell(findings: Sequence[Finding], listener: Listener) -> None:
     for finding in findings:
         rows = f" ({', '.join(finding.rows[:3])}{', ...' if finding.count > 3 else ''})" if finding.count else ""
         (listener.say if finding.severity == "info" else listener.warn)(f"{finding.message}{rows}")
 
 
-def _resolve_settings(recipe: Recipe, listener: Listener) -> Recipe:
+def _resolve_settings(recipe: Recipe, survey: Survey, listener: Listener) -> Recipe:
     """Every ``auto`` but the plan's: a function of recipe and machine, never of a timing."""
     training, model = recipe.training, recipe.model
     device = resolve_device(model.device)
@@ -275,7 +331,10 @@ def _resolve_settings(recipe: Recipe, listener: Listener) -> Recipe:
             "device": device,
             "dtype": str(dtype).removeprefix("torch."),
         },
-        data={"date": recipe.data.date or time.strftime("%Y-%m-%d")},
+        data={
+            "date": recipe.data.date or time.strftime("%Y-%m-%d"),
+            "too_long": survey.rule_of_long_rows,
+        },
         training={
             "learning_rate": recipe.learning_rate,
             "threads": plan.threads() if training.threads == "auto" else training.threads,
@@ -283,15 +342,15 @@ def _resolve_settings(recipe: Recipe, listener: Listener) -> Recipe:
     )
 
 
-def _plan(recipe: Recipe, config: PretrainedConfig, folder: Path, corpus: Corpus) -> Plan:
+def _plan(recipe: Recipe, config: PretrainedConfig, folder: Path, corpus: Corpus, added: AddedTokens) -> Plan:
     """Micro-batch and checkpointing: a function of model, recipe, data and total memory."""
     return plan.choose(
-        shape_of(config, recipe, folder),
+        shape_of(config, recipe, folder, added),
         recipe.training,
-        longest=_longest(recipe, corpus),
+        longest=longest_part(recipe, corpus),
         memory=memory.total_memory(recipe.model.device),
         where=recipe.model.path,
-        steps=[] if recipe.training.layout == "padded" or corpus.together > 1 else _first_steps(recipe, corpus),
+        steps=first_steps(recipe, corpus),
     )
 
 
@@ -300,20 +359,43 @@ def _computed(recipe: Recipe, corpus: Corpus) -> list[EncodedRows]:
     return [corpus.train, corpus.held_out, *([corpus.test] if recipe.training.selects else [])]
 
 
-def _longest(recipe: Recipe, corpus: Corpus) -> int:
-    """Tokens of what cannot be divided among micro-batches: a row, a pair of answers, a group of kto's."""
+def longest_part(recipe: Recipe, corpus: Corpus) -> int:
+    """Tokens of what cannot be divided among micro-batches: a row, a pair of answers, a group of kto's.
+
+    Rows that are only judged count too. kto's groups are those of the first epoch.
+    """
     objective = preference_objective(recipe)
-    longest = max(int(rows.lengths.max()) for rows in _computed(recipe, corpus) if len(rows))
+    sides = [rows for rows in _computed(recipe, corpus) if len(rows)]
     if objective is None:
-        return longest
-    layout: LayoutName = "padded" if recipe.training.layout == "padded" else "tree"
-    examples, size = order_of(recipe, corpus).epoch_rows(0).tolist(), objective.indivisible
-    parts = (examples[start : start + size] for start in range(0, len(examples), size))
-    return max(computed_tokens(objective.rows(corpus.rows_of(part)), layout=layout) for part in parts)
+        return max(int(rows.lengths.max()) for rows in sides)
+    layout = recipe.training.wanted_layout
+    longest = 0
+    for rows in sides:
+        order = order_of(recipe, corpus).epoch_rows(0) if rows is corpus.train else np.arange(len(rows))
+        longest = max(longest, _longest_of(rows, order, objective, layout))
+    return longest
 
 
-def _first_steps(recipe: Recipe, corpus: Corpus) -> list[list[Encoded]]:
-    """The rows of a few steps, to see what they share."""
+def _longest_of(rows: EncodedRows, order: np.ndarray, objective: PreferenceObjective, layout: LayoutName) -> int:
+    """Of one side; the order is of kto's examples, because pairs depend on none."""
+    answers, size = objective.answers, objective.indivisible
+    lengths = rows.lengths.reshape(-1, answers).sum(1)
+    if size == 1:
+        order = np.argsort(-lengths, kind="stable")
+    longest = 0
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        if size == 1 and layout != "padded" and lengths[part[0]] <= longest:
+            break  # no pair that follows has as many tokens, shared or not
+        encoded = [rows[number * answers + answer] for number in part.tolist() for answer in range(answers)]
+        longest = max(longest, computed_tokens(objective.rows(encoded), layout=layout))
+    return longest
+
+
+def first_steps(recipe: Recipe, corpus: Corpus) -> list[list[Encoded]]:
+    """The rows of a few steps, to see what they share; none where they share nothing or come in pairs."""
+    if recipe.training.wanted_layout != "tree" or corpus.together > 1:
+        return []
     windows = islice(order_of(recipe, corpus).windows(), PLANNED_STEPS)
     return [[corpus.train[number] for number in window.rows] for window in windows]
 
@@ -345,15 +427,25 @@ def load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> Rea
     recipe = prepared.recipe
     method = make_method(prepared)
     base = load_base(prepared, method.load_options())
-    model = method.load(base, checkpoint) if checkpoint else method.attach(base)
+    model = method.load(base, checkpoint) if checkpoint else method.attach(base, _rows_of_steps(prepared))
+    refuse_untrained_tokens(base, prepared.added)
     fuse(base)
-    listener.say(trainable_line(model))
+    if recipe.training.neftune_noise_alpha is not None:
+        add_noise(base, recipe.training.neftune_noise_alpha)
+    for line in filter(None, (trainable_line(model), shared_line(model))):
+        listener.say(line)
     layout = recipe.training.layout if checkpoint else _layout(prepared, model, listener)
     if recipe.training.gradient_checkpointing:
         _recompute(base)
     if recipe.model.device == "cpu":
         (memory.give_back_large_blocks if recipe.training.gradient_checkpointing else memory.keep_freed_blocks)()
     return Ready(recipe.with_values(training={"layout": layout}), model, method)
+
+
+def _rows_of_steps(prepared: Prepared) -> Iterator[Sequence[Encoded]]:
+    """The rows of each optimizer step, read as they are asked for."""
+    for window in order_of(prepared.recipe, prepared.corpus).windows():
+        yield prepared.corpus.rows_of(window.rows)
 
 
 def _recompute(base: PreTrainedModel) -> None:
@@ -366,6 +458,7 @@ def _recompute(base: PreTrainedModel) -> None:
             remedy="Set training.gradient_checkpointing: false, and a smaller micro_batch_tokens if memory is short.",
         )
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    base.disable_input_require_grads()  # reentrant checkpointing needs it; here frozen layers would pass gradients
 
 
 def make_method(prepared: Prepared) -> Method:
@@ -379,11 +472,13 @@ def make_method(prepared: Prepared) -> Method:
         revision=recipe.model.revision or revision or None if hub else None,
         seed=recipe.training.seed,
         device=recipe.model.device,
+        added=prepared.added,
+        start=prepared.start,
     )
 
 
 def load_base(prepared: Prepared, options: Mapping[str, Any]) -> PreTrainedModel:
-    """The untuned weights, attending through ``model/attention.py``."""
+    """The untuned weights with rows for added tokens, attending through ``model/attention.py``."""
     settings = prepared.recipe.model
     model = load_model(
         prepared.folder,
@@ -392,19 +487,25 @@ def load_base(prepared: Prepared, options: Mapping[str, Any]) -> PreTrainedModel
         trust_remote_code=settings.trust_remote_code,
         **options,
     )
+    grow(model, prepared.added)
     attention.install(model)
     return model
 
 
 def untuned(
-    method: Method, model: nn.Module, *, device: str, load_plain: Callable[[], nn.Module]
+    method: Method, settings: MethodSettings, model: nn.Module, *, device: str, load_plain: Callable[[], nn.Module]
 ) -> tuple[AbstractContextManager[nn.Module], str]:
-    """A context with the untuned model, and what it is: for qlora the unquantized one, where it fits beside the other.
+    """A context with the model to judge against, and what it is.
+
+    That is the untuned model, over quantized weights the unquantized one where it fits beside the other. Where training
+    went on from an adapter it is what the user had before, the base with that adapter.
 
     Args:
         load_plain: loads the unquantized base.
     """
-    if method.name != "qlora":
+    if isinstance(settings, AdapterSettings) and settings.adapter_name_or_path is not None:
+        return method.reference(model), STARTED_FROM
+    if method_label(settings) not in QUANTIZED:
         return method.reference(model), "untuned"
     parameters = sum(weights_in(parameter) for parameter in model.parameters())
     if not plan.unquantized_base_fits(parameters, memory=memory.total_memory(device)):
@@ -419,18 +520,18 @@ def untuned(
 
 def _layout(prepared: Prepared, model: nn.Module, listener: Listener) -> LayoutName:
     """Probed with the method attached, which at step zero is the base: a 4-bit layer must not run before."""
-    asked = prepared.recipe.training.layout
+    settings = prepared.recipe.training
     probe = attention.probe(
         model, prepared.corpus.train, device=prepared.recipe.model.device
     )  # refuses what sees ahead
-    if asked == "padded":
-        return asked
+    if settings.layout == "padded":
+        return settings.layout
     listener.say(f"layout: this model {probe.reason}")
-    if asked == "tree" and not probe.shares:
+    if settings.layout != "auto" and not probe.shares:
         raise RecipeError(
-            "This model cannot share prefixes",
+            "This model cannot share prefixes" if settings.layout == "tree" else "This model cannot keep rows apart",
             where="training.layout",
             why=probe.reason,
             remedy="Set training.layout: auto or padded.",
         )
-    return "tree" if probe.shares else "padded"
+    return settings.wanted_layout if probe.shares else "padded"

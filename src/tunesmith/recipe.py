@@ -7,6 +7,7 @@ YAML, with line numbers in its errors, is in ``recipe_file.py``; this module kno
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -18,6 +19,7 @@ from tunesmith.schedules import Schedule, check_arguments
 Shape = Literal[
     "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "preference", "unpaired_preference"
 ]
+SampleBy = Literal["line", "paragraph", "document"]  # datasets' name, and its values
 PersonalData = Literal["email", "phone", "iban", "card", "secret"]
 PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)
 TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")  # computed from logits; every run can have them
@@ -29,9 +31,12 @@ LOWER_IS_BETTER = ("loss", "perplexity")
 Reporter = Literal["tensorboard", "trackio", "mlflow", "wandb"]
 PREFERENCE_METRICS = ("preference_accuracy", "reward_accuracy", "reward_margin")  # of pairs of answers
 HIGHER_IS_BETTER = ("token_accuracy", *PREFERENCE_METRICS)
-LEARNING_RATES = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4}  # what `learning_rate: auto` means
+# What `learning_rate: auto` means: the rates at 1B to 30B parameters; `init` knows the size, see advice.py.
+# freeze moves whole weights as full does, but a few layers must make the change that all make there: more than full,
+# less than an adapter, which begins at zero.
+LEARNING_RATES = {"full": 2e-5, "freeze": 1e-4, "lora": 2e-4, "qlora": 2e-4}
 # The same under dpo, orpo and kto: TRL's default, and ten times that for an adapter, as TRL's guide advises.
-PREFERENCE_RATES = {"full": 1e-6, "lora": 1e-5, "qlora": 1e-5}
+PREFERENCE_RATES = {"full": 1e-6, "freeze": 4e-6, "lora": 1e-5, "qlora": 1e-5}  # freeze: between them, as above
 
 
 class Settings(BaseModel):
@@ -48,6 +53,31 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="dtype of the weights")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     trust_remote_code: bool = Field(default=False, description="run Python code that the model's author ships")
+    add_tokens: list[str] = Field(
+        default_factory=list, description="tokens that the vocabulary gets besides, each one token wherever it stands"
+    )
+    add_special_tokens: list[str] = Field(
+        default_factory=list, description="the same as special tokens, which are left out of decoded answers"
+    )
+
+    @field_validator("add_tokens", "add_special_tokens", mode="before")
+    @classmethod
+    def _one_token_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _tokens_are_texts(self) -> ModelSettings:
+        for text in self.named_tokens:
+            if not text.strip():
+                raise ValueError(f"a token needs a character that can be seen, found {text!r}")
+            if self.named_tokens.count(text) > 1:
+                raise ValueError(f"the token {text!r} is named twice")
+        return self
+
+    @property
+    def named_tokens(self) -> list[str]:
+        """All tokens to add."""
+        return [*self.add_tokens, *self.add_special_tokens]
 
 
 class SourceSettings(Settings):
@@ -65,6 +95,7 @@ class SourceSettings(Settings):
     split: str | None = Field(default=None, description="split of a dataset")
     columns: dict[str, str] = Field(default_factory=dict, description="field: column of the file that holds it")
     instruction: str | None = Field(default=None, description="one instruction for all rows")
+    sample_by: SampleBy = Field(default="line", description="what is a document of a .txt file")
 
     @model_validator(mode="after")
     def _weight_or_rows(self) -> SourceSettings:
@@ -129,8 +160,12 @@ class DataSettings(Settings):
     split: str | None = Field(default=None, description="default for the training sources")
     columns: dict[str, str] = Field(default_factory=dict, description="default for every source")
     instruction: str | None = Field(default=None, description="default for every source")
+    sample_by: SampleBy = Field(default="line", description="default for every source; each has .txt files then")
     max_length: int = Field(default=2048, ge=8, description="tokens in a row, prompt and answer together")
-    too_long: Literal["error", "drop", "truncate"] = Field(default="error", description="what happens to longer rows")
+    too_long: Literal["auto", "error", "split", "drop", "truncate"] = Field(
+        default="auto",
+        description="what happens to longer rows; auto: raw text is split into blocks, a conversation is an error",
+    )
     on_error: Literal["stop", "skip"] = Field(default="stop", description="skip sets bad rows aside in rejected.jsonl")
     control_tokens: Literal["error", "text"] = Field(
         default="error", description="control tokens inside a message's text"
@@ -190,12 +225,22 @@ class DataSettings(Settings):
             raise ValueError("clean.max_length leaves long rows out and too_long: truncate cuts them: give one of them")
         return self
 
+    def if_too_long(self, *, raw_text: bool) -> Literal["error", "split", "drop", "truncate"]:
+        """What becomes of a row of more than ``max_length`` tokens; only raw text is split."""
+        if raw_text and self.too_long == "split":
+            return "split"
+        if self.clean.max_length:
+            return "drop"
+        if self.too_long in ("auto", "split"):
+            return "split" if raw_text else "error"
+        return self.too_long
+
     def sources(self, which: Literal["train", "eval", "test"]) -> list[SourceSettings]:
         """The sources of one side with the section's defaults filled in; no sources for a share."""
         own = getattr(self, which)
         if not isinstance(own, list):
             return []
-        shared = ["format", "name", "columns", "instruction"] + (["split"] if which == "train" else [])
+        shared = ["format", "name", "columns", "instruction", "sample_by"] + (["split"] if which == "train" else [])
         return [_fill(source, {name: getattr(self, name) for name in shared}) for source in own]
 
 
@@ -216,8 +261,63 @@ class FullSettings(Settings):
     name: Literal["full"] = "full"
 
 
+class FreezeSettings(Settings):
+    """Fine-tuning of a part: the last decoder layers and what is named train, the other weights stay as they are."""
+
+    name: Literal["freeze"] = "freeze"
+    trainable_layers: int = Field(default=2, ge=0, description="how many of the last decoder layers train")
+    trainable_modules: str | list[str] | None = Field(
+        default=None, description="what else trains: names of modules or weights, or a regular expression"
+    )
+    train_embeddings: bool = Field(default=False, description="the input embeddings and the head train too")
+
+    @field_validator("trainable_modules", mode="after")
+    @classmethod
+    def _is_a_pattern(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"{value!r} is no regular expression ({error}); names go in a list") from None
+        return value
+
+    @model_validator(mode="after")
+    def _something_trains(self) -> FreezeSettings:
+        if not (self.trainable_layers or self.trainable_modules or self.train_embeddings):
+            raise ValueError(
+                "trainable_layers: 0 leaves nothing to train: name trainable_modules, or set train_embeddings: true"
+            )
+        return self
+
+
+INITS = ("gaussian", "orthogonal", "pissa", "olora", "eva")
+REWRITES_BASE = ("pissa", "olora")  # the adapter begins with a part of the base's weights, which leaves them
+
+
+class EvaSettings(Settings):
+    """How EVA (arXiv:2410.07170) begins; every field is a field of peft.EvaConfig."""
+
+    rho: float = Field(default=2.0, ge=1, description="a module's rank is at most r * rho; 1: every rank stays r")
+    tau: float = Field(
+        default=0.99, ge=0, lt=1, description="cosine similarity between two steps from which a direction is settled"
+    )
+    use_label_mask: bool = Field(default=True, description="look at supervised tokens alone")
+    label_mask_value: int = Field(default=-100, description="what marks other tokens; there is no other value")
+    whiten: bool = Field(default=False, description="divide each direction by the root of its singular value")
+    adjust_scaling_factors: bool = Field(
+        default=True, description="lora_alpha in proportion to a module's rank, so that updates keep their scale"
+    )
+
+    @field_validator("label_mask_value", mode="after")
+    @classmethod
+    def _as_labels_are_marked(cls, value: int) -> int:
+        if value != -100:
+            raise ValueError("tokens that are not supervised are marked with -100, as everywhere in transformers")
+        return value
+
+
 class AdapterSettings(Settings):
-    """What lora and qlora share; every field is a field of peft.LoraConfig."""
+    """What lora and qlora share; every field is a field of peft.LoraConfig, or of its LoRA+ optimizer."""
 
     task_type: Literal["CAUSAL_LM"] = Field(default="CAUSAL_LM", description="what PEFT is told the model does")
 
@@ -233,12 +333,66 @@ class AdapterSettings(Settings):
     bias: Literal["none", "all", "lora_only"] = Field(default="none", description="which biases train")
     use_rslora: bool = Field(default=False, description="scale by lora_alpha / sqrt(r) (arXiv:2312.03732)")
     use_dora: bool = Field(default=False, description="weight-decomposed LoRA (arXiv:2402.09353)")
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = Field(default=True, description="how A and B begin")
+    init_lora_weights: bool | str = Field(
+        default=True,
+        description="how A and B begin: true, false, gaussian, orthogonal, pissa (arXiv:2404.02948), pissa_niter_4 "
+        "(the same by a fast, randomized SVD), olora (arXiv:2406.01775), eva (from the first rows, arXiv:2410.07170)",
+    )
+    eva_config: EvaSettings | None = Field(default=None, description="how eva begins; see peft.EvaConfig")
     modules_to_save: list[str] | None = Field(default=None, description="modules that train whole and are saved beside")
     layers_to_transform: int | list[int] | None = Field(default=None, description="layer indexes that get an adapter")
     layers_pattern: str | list[str] | None = Field(default=None, description="name of the list of layers")
     rank_pattern: dict[str, int] = Field(default_factory=dict, description="module name: its own r")
     alpha_pattern: dict[str, float] = Field(default_factory=dict, description="module name: its own lora_alpha")
+    adapter_name_or_path: str | None = Field(
+        default=None, description="run, checkpoint or adapter folder to go on from; its own settings hold"
+    )
+    adapter_sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="of the weights of adapter_name_or_path"
+    )
+    loraplus_lr_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        description="LoRA+ (arXiv:2402.12354): the learning rate of B, and of vectors that train, over that of A, "
+        "which is training.learning_rate and what progress and metrics show; the paper advises 16",
+    )
+    loraplus_lr_embedding: float = Field(
+        default=1e-6, gt=0, description="LoRA+: peak learning rate of adapters of an embedding"
+    )
+
+    @field_validator("init_lora_weights", mode="after")
+    @classmethod
+    def _known_beginning(cls, value: bool | str) -> bool | str:
+        if isinstance(value, str) and value not in INITS and not re.fullmatch(r"pissa_niter_[1-9]\d*", value):
+            names = ", ".join(INITS)
+            raise ValueError(f"expected true, false, {names} or pissa_niter_4 (any number), found {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _extras_have_an_effect(self) -> AdapterSettings:
+        if self.eva_config is not None and self.init_lora_weights != "eva":
+            raise ValueError("eva_config has no effect without init_lora_weights: eva")
+        rate = "loraplus_lr_embedding"
+        if self.loraplus_lr_ratio is None and getattr(self, rate) != type(self).model_fields[rate].default:
+            raise ValueError(f"{rate} has no effect without loraplus_lr_ratio")
+        return self
+
+    @property
+    def rewrites_base(self) -> bool:
+        """Whether the adapter begins with a part of the base's weights."""
+        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(REWRITES_BASE)
+
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = Field(
+        default=None, description="ids whose rows of the embedding train; or a table's name: ids"
+    )
+
+    @field_validator("trainable_token_indices", mode="after")
+    @classmethod
+    def _ids_of_tokens(cls, value: Any) -> Any:
+        for ids in value.values() if isinstance(value, dict) else [value] if value is not None else []:
+            if not ids or min(ids) < 0 or len(set(ids)) < len(ids):
+                raise ValueError(f"must name ids from 0 on, each once, found {ids}")
+        return value
 
     @model_validator(mode="after")
     def _pattern_needs_layers(self) -> AdapterSettings:
@@ -249,11 +403,38 @@ class AdapterSettings(Settings):
             raise ValueError("layers_to_transform needs target_modules as a list of names, or all-linear")
         return self
 
+    @model_validator(mode="after")
+    def _one_beginning(self) -> AdapterSettings:
+        if self.adapter_sha256 is not None and self.adapter_name_or_path is None:
+            raise ValueError("adapter_sha256 is of the weights of adapter_name_or_path: give that too")
+        if self.adapter_name_or_path is not None and self.init_lora_weights is not True:
+            raise ValueError("init_lora_weights has no effect with adapter_name_or_path, which is the beginning")
+        return self
+
 
 class LoraSettings(AdapterSettings):
     """LoRA (Hu et al. 2021, arXiv:2106.09685) by PEFT."""
 
     name: Literal["lora"] = "lora"
+    load_in_8bit: bool = Field(default=False, description="over a base that bitsandbytes holds in 8 bits")
+    llm_int8_threshold: float = Field(
+        default=6.0, description="activations from here on are not rounded to 8 bits; none is here, whatever its size"
+    )
+    llm_int8_skip_modules: list[str] | None = Field(
+        default=None, description="modules that stay unquantized, besides the output layer"
+    )
+
+    @model_validator(mode="after")
+    def _eight_bits_are_meant(self) -> LoraSettings:
+        for name in ("llm_int8_threshold", "llm_int8_skip_modules"):
+            if name in self.model_fields_set and not self.load_in_8bit:
+                raise ValueError(f"{name} has no effect without load_in_8bit: true")
+        if self.llm_int8_threshold != 6.0:
+            raise ValueError(
+                "llm_int8_threshold has no effect: weights are held in 8 bits, and activations are not rounded, so "
+                "none is an outlier; leave it out"
+            )
+        return self
 
 
 class QloraSettings(AdapterSettings):
@@ -274,6 +455,16 @@ class QloraSettings(AdapterSettings):
             raise ValueError("qlora is LoRA over a 4-bit base; without it the method is lora")
         return value
 
+    @model_validator(mode="after")
+    def _base_stays_packed(self) -> QloraSettings:
+        if self.rewrites_base:
+            raise ValueError(
+                f"init_lora_weights: {self.init_lora_weights} takes the adapter out of the base's weights, and what is "
+                "left would be rounded to 4 bits again, so step zero would not be the base: use method: lora, or "
+                "init_lora_weights: eva"
+            )
+        return self
+
 
 def _method_name(value: Any) -> str:
     return value.get("name", "lora") if isinstance(value, Mapping) else getattr(value, "name", "lora")
@@ -281,11 +472,17 @@ def _method_name(value: Any) -> str:
 
 MethodSettings = Annotated[
     Annotated[FullSettings, Tag("full")]
+    | Annotated[FreezeSettings, Tag("freeze")]
     | Annotated[LoraSettings, Tag("lora")]
     | Annotated[QloraSettings, Tag("qlora")],
     Discriminator(_method_name),
 ]
-METHOD_SETTINGS: dict[str, type[Settings]] = {"full": FullSettings, "lora": LoraSettings, "qlora": QloraSettings}
+METHOD_SETTINGS: dict[str, type[Settings]] = {
+    "full": FullSettings,
+    "freeze": FreezeSettings,
+    "lora": LoraSettings,
+    "qlora": QloraSettings,
+}
 
 
 class SftSettings(Settings):
@@ -366,8 +563,11 @@ class TrainingSettings(Settings):
     )
     gradient_accumulation_steps: int | None = Field(default=None, ge=1, description="see per_device_train_batch_size")
     micro_batch_tokens: int | Literal["auto"] = Field(default="auto", description="tokens computed in one forward pass")
-    layout: Literal["auto", "tree", "padded"] = Field(
-        default="auto", description="shared prefixes once, or padded rows"
+    layout: Literal["auto", "tree", "packed", "padded"] = Field(
+        default="auto", description="shared prefixes once, rows side by side that share nothing, or padded rows"
+    )
+    neftune_noise_alpha: float | None = Field(
+        default=None, gt=0, description="noise on the embeddings (arXiv:2310.05914), scaled by each row's own length"
     )
     warmup_steps: float = Field(
         default=0.0, ge=0, description="steps in which the rate rises; below 1 a share of all steps"
@@ -476,6 +676,11 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _no_setting_is_ignored(self) -> TrainingSettings:
+        if self.layout == "tree" and self.neftune_noise_alpha is not None:
+            raise ValueError(
+                "neftune_noise_alpha gives each row noise by its own length, and rows of layout: tree share tokens; "
+                "use layout: packed, or leave it out"
+            )
         betas = ("adam_beta1", "adam_beta2", "adam_epsilon")
         unread = betas if self.optim in WITHOUT_BETAS else betas[2:] if self.optim == "lion_32bit" else ()
         for name in unread:
@@ -497,6 +702,13 @@ class TrainingSettings(Settings):
                 f"greater_is_better: false contradicts metric_for_best_model: {self.metric_for_best_model}"
             )
         return self
+
+    @property
+    def wanted_layout(self) -> Literal["tree", "packed", "padded"]:
+        """How rows are laid out where the model admits it."""
+        if self.layout != "auto":
+            return self.layout
+        return "tree" if self.neftune_noise_alpha is None else "packed"
 
     @property
     def selects(self) -> bool:
@@ -578,6 +790,8 @@ class Recipe(Settings):
         if not held_out and self.training.selects:
             name = "load_best_model_at_end" if self.training.load_best_model_at_end else "early_stopping_patience"
             raise ValueError(f"training.{name} has no row to go by: data.eval is 0")
+        if self.model.named_tokens and isinstance(getattr(self.method, "trainable_token_indices", None), dict):
+            raise ValueError("method.trainable_token_indices is a list where model.add_tokens adds rows of its own")
         refuse_foreign_metrics(self.evaluation.metrics, self.objective.name)
         metric, known = self.training.metric_for_best_model, METRICS_OF_LOGITS[self.objective.name]
         foreign = metric in (*TOKEN_METRICS, *PREFERENCE_METRICS) and metric not in known
@@ -596,15 +810,18 @@ class Recipe(Settings):
     @property
     def learning_rate(self) -> float:
         """The peak learning rate, `auto` resolved by method and objective."""
-        rate, usual = self.training.learning_rate, LEARNING_RATES
-        if self.objective.name != "sft":
-            usual = PREFERENCE_RATES
-        return usual[self.method.name] if rate == "auto" else rate
+        rate = self.training.learning_rate
+        return usual_rate(self.method.name, self.objective.name) if rate == "auto" else rate
 
     def with_values(self, **sections: Mapping[str, Any]) -> Recipe:
         """A copy with some resolved values, section by section: ``with_values(training={"threads": 2})``."""
         updates = {name: getattr(self, name).model_copy(update=dict(values)) for name, values in sections.items()}
         return self.model_copy(update=updates)
+
+
+def usual_rate(method: str, objective: str) -> float:
+    """The peak learning rate of a method under an objective, at 1B to 30B parameters."""
+    return (LEARNING_RATES if objective == "sft" else PREFERENCE_RATES)[method]
 
 
 METRICS_OF_LOGITS: dict[str, tuple[str, ...]] = {

@@ -183,8 +183,12 @@ def portable(recipe: Recipe) -> dict[str, Any]:
         if values["training"][f"{kind}_strategy"] != "steps":
             values["training"].pop(f"{kind}_steps")
     for side in ("train", "eval", "test"):
-        for source in values["data"][side] if isinstance(values["data"][side], list) else ():
-            source.pop("weight" if source["rows"] is not None else "rows")
+        sources = getattr(recipe.data, side)
+        if isinstance(sources, list):  # what a source leaves to the section is not said here either
+            values["data"][side] = [source.model_dump(mode="json", exclude_unset=True) for source in sources]
+    if not values["method"].get("load_in_8bit"):
+        for name in ("llm_int8_threshold", "llm_int8_skip_modules"):
+            values["method"].pop(name, None)  # refused without it
     if values["data"]["eval"] == 0:
         values["training"].pop("eval_steps", None)
     return values
@@ -445,14 +449,10 @@ def _unknown_key(path: Path_, raw: Any) -> tuple[str, str | None]:
     close = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.6)
     if close:
         return f"`{dotted(path)}` is not a setting", f"Did you mean `{close[0]}`?"
-    elsewhere = [
-        dotted((section_name, name)) for section_name, settings in _sections().items() if name in settings.model_fields
-    ]
+    elsewhere = [dotted((section_name, name)) for section_name, names in _names().items() if name in names]
     if elsewhere:
         return f"`{dotted(path)}` is not a setting", f"Did you mean `{elsewhere[0]}`?"
-    everywhere = {
-        field: section_name for section_name, settings in _sections().items() for field in settings.model_fields
-    }
+    everywhere = {field: section_name for section_name, names in _names().items() for field in names}
     close = difflib.get_close_matches(name, everywhere, n=1, cutoff=0.75)
     hint = f"Did you mean `{everywhere[close[0]]}.{close[0]}`? " if close else ""
     known = ", ".join(model.model_fields)
@@ -460,12 +460,19 @@ def _unknown_key(path: Path_, raw: Any) -> tuple[str, str | None]:
 
 
 def _sections() -> dict[str, type[Settings]]:
+    """The sections of one kind, with their settings."""
     found: dict[str, type[Settings]] = {}
     for name, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found[name] = field.annotation  # type: ignore[assignment]
-    found["method"] = METHOD_SETTINGS["qlora"]  # the one with every method setting
-    found["objective"] = OBJECTIVE_SETTINGS["dpo"]
+    return found
+
+
+def _names() -> dict[str, list[str]]:
+    """The names of a section's settings, of all its variants where it has several."""
+    found = {section: list(settings.model_fields) for section, settings in _sections().items()}
+    for section, (variants, _) in VARIANTS.items():
+        found[section] = list(dict.fromkeys(name for settings in variants.values() for name in settings.model_fields))
     return found
 
 
@@ -473,10 +480,12 @@ def _settings_at(section: Path_, raw: Any) -> type[BaseModel]:
     """The settings class a section is read into; sources of data stand in lists."""
     if not section:
         return Recipe
+    model: type[BaseModel]
     if section[0] in VARIANTS:
         variants, usual = VARIANTS[str(section[0])]
-        return variants.get(raw[section[0]].get("name", usual), variants[usual])
-    model: type[BaseModel] = _sections()[str(section[0])]
+        model = variants.get(raw[section[0]].get("name", usual), variants[usual])
+    else:
+        model = _sections()[str(section[0])]
     if len(section) > 1:
         inner = get_args(model.model_fields[str(section[1])].annotation)
         model = next((part for part in inner if isinstance(part, type) and issubclass(part, BaseModel)), model)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tunesmith.progress import Advance
 from tunesmith.reporters import open_reporters
 from tunesmith.run import Run
-from tunesmith.symptoms import Watch
+from tunesmith.symptoms import Symptom, Watch
 from tunesmith.training.loop import StepResult
 
 
@@ -28,6 +28,7 @@ class Totals:
     best_step: int | None = None
     best_loss: float | None = None
     last_loss: float | None = field(default=None)
+    norms: list[float] = field(default_factory=list)  # gradient norms of the steps since the last line
     selection: dict[str, Any] = field(default_factory=dict)  # of the step, where held-out rows select one
 
 
@@ -48,6 +49,8 @@ class Recorder:
         self.advance: Advance = lambda done, facts: None
         self.warn: Callable[[str], None] = lambda text: None
         self._watch = Watch(run.read_lines("metrics.jsonl"))
+        for at, norm in enumerate(self.totals.norms, start=step - len(self.totals.norms) + 1):
+            self._watch.see_norm(at, norm)
         self._timed, self._seconds = 0, 0.0  # tokens and seconds of this window in this process
         self._unwritten: StepResult | None = None
         self._reporters = open_reporters(report_to, run, step)
@@ -67,6 +70,8 @@ class Recorder:
         self._timed += result.tokens
         self._seconds += result.seconds
         self.advance(result.step, self._facts(result))
+        totals.norms.append(float(f"{result.gradient_norm:.6g}"))
+        self._warn_of(self._watch.see_norm(result.step, totals.norms[-1]))
         self._unwritten = result
         if self.line_due(result):
             self._write_line(result)
@@ -91,6 +96,7 @@ class Recorder:
                 "loss": totals.loss_sum / totals.denominator,
                 "learning_rate": result.learning_rate,
                 "grad_norm": result.gradient_norm,
+                "grad_norms": totals.norms,
                 "tokens": totals.tokens,
                 "computed_tokens": totals.computed,
                 "supervised_tokens": totals.supervised,
@@ -99,6 +105,7 @@ class Recorder:
         )
         totals.loss_sum, totals.denominator = 0.0, 0.0
         totals.supervised, totals.tokens, totals.computed = 0, 0, 0
+        totals.norms = []
         self._unwritten = None
         self._timed, self._seconds = 0, 0.0
 
@@ -141,14 +148,17 @@ class Recorder:
 
     def _record(self, line: dict[str, Any]) -> None:
         self.run.append("metrics.jsonl", line)
-        for symptom in self._watch.see(line):
-            self.warn(f"step {symptom.step}: {symptom.text}")
+        self._warn_of(self._watch.see(line))
         apart = line.get("eval_loss_by_source", {})
         scalars = {**line, **{f"eval_loss/{source}": loss for source, loss in apart.items()}}
         values = {
             f"{'eval' if name.startswith('eval_') else 'train'}/{name.removeprefix('eval_')}": value
             for name, value in scalars.items()
-            if name not in ("step", "epoch", "eval_loss_by_source")
+            if name not in ("step", "epoch", "eval_loss_by_source", "grad_norms")
         }
         for reporter in self._reporters:
             reporter.log(values, line["step"])
+
+    def _warn_of(self, symptoms: Iterable[Symptom]) -> None:
+        for symptom in symptoms:
+            self.warn(f"step {symptom.step}: {symptom.text}")

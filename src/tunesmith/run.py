@@ -20,13 +20,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.errors import RunError
 
+TRIES, BETWEEN_TRIES = 5, 0.05  # to take the lock; seconds
 State = Literal["starting", "running", "finished", "failed", "stopped"]
 RECORDED_PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors", "numpy",
@@ -89,14 +90,14 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(descriptor)
         except BlockingIOError:
-            holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
             os.close(descriptor)
+            holder = self.holder()
             raise RunError(
                 "Another process works in this run folder",
                 where=str(self.folder),
-                why=f"It is held by process {holder or 'unknown'}.",
+                why=f"It is held by process {holder}.",
                 remedy="Wait for it, stop it, or name another output_dir.",
             ) from None
         os.ftruncate(descriptor, 0)
@@ -108,6 +109,23 @@ class Run:
         finally:
             if owner:  # else this is a forked child, which has closed its copy already
                 os.close(owner.pop())
+
+    def is_held(self) -> bool:
+        """Whether a process works in the folder: it has the lock for as long as it lives, however it dies."""
+        try:
+            with (self.folder / ".lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def holder(self) -> str:
+        """The number of the process that works in the folder, as it wrote it there; `unknown` where it did not."""
+        with suppress(OSError):
+            return (self.folder / ".lock").read_text(errors="replace").strip() or "unknown"
+        return "unknown"
 
     def clear(self) -> None:
         """Removes what a run has written, under its lock. A kill in the middle leaves a folder known as ours."""
@@ -155,12 +173,18 @@ class Run:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """The JSON lines of a file, an unfinished last one left out; empty if there is no such file."""
+        """The JSON lines of a file, an unfinished last one left out; empty if there is no such file.
+
+        Raises RunError if a line is damaged.
+        """
         path = self.folder / name
         if not path.is_file():
             return []
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
-        return [json.loads(line) for line in lines if line]
+        try:
+            return [json.loads(line) for line in lines if line]
+        except ValueError as error:
+            raise RunError(f"{name} is damaged", where=str(path), why=str(error), remedy="Train again.") from None
 
     def drop_after(self, name: str, step: int) -> None:
         """Keeps the JSON lines up to a step: what a stopped run wrote later is computed again."""
@@ -188,6 +212,16 @@ class Run:
         judged = self.status().get("judged_step")
         named = [path for path in self.checkpoints if judged is not None and path.name == f"step-{judged:06d}"]
         return (named or self.checkpoints or [None])[-1]
+
+
+def _take(descriptor: int) -> None:
+    """Locks a file. Who only looks whether it is locked has it for a moment, so it is tried more than once."""
+    for _ in range(TRIES - 1):
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(BETWEEN_TRIES)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_empty(folder: Path) -> bool:

@@ -122,3 +122,9 @@ def rate_schedule(
         )
 
     return rate
+
+
+def rate_text(rate: float) -> str:
+    """``2.0e-4``: a rate in two digits, as YAML reads it back."""
+    mantissa, _, exponent = f"{rate:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"

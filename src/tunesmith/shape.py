@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import AdapterSettings, MethodSettings, Recipe
 
 FP32 = 4  # bytes
 NF4, CONSTANTS, DOUBLE = 0.5, 4 / 64, 1 / 64 + 4 / (64 * 256)  # bytes a weight: packed; fp32 and quantized constants
+INT8, ROW = 1, 4  # bytes a weight, and the fp32 scale of each row of a weight
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 CHUNK = 2**23  # logits in memory at a time: 32 MiB of fp32
 
@@ -21,12 +22,13 @@ CHUNK = 2**23  # logits in memory at a time: 32 MiB of fp32
 class Shape:
     """All in bytes, but ``layers`` and ``vocabulary``.
 
-    ``weights`` is every parameter as it is held, ``trained`` those among them that train, ``beside`` the untuned model
-    that judging holds beside the tuned one. A token leaves ``kept`` in each layer for the backward pass, and ``mask``
-    for each token that it may see. ``hidden`` and ``widest`` are one token's hidden state and widest activation.
-    ``head`` is the output layer's weight where it trains, else 0; ``unpacked`` the largest 4-bit weight as dequantized.
-    ``recomputes``: the model supports gradient checkpointing. ``states``: bytes of the optimizer's state for each byte
-    that trains; AdamW has two moments.
+    ``weights`` is every parameter as it is held, with the copies that freeze keeps of what trains; ``trained`` those
+    that train; ``beside`` what judging holds of the untuned model beside the tuned one. ``layers`` are those that the
+    gradient passes, from the lowest that trains up: there a token leaves ``kept`` in each layer for the backward pass,
+    and ``mask`` for each token that it may see. ``hidden`` and ``widest`` are one token's hidden state and widest
+    activation. ``head`` is the output layer's weight where it trains, else 0; ``unpacked`` the largest quantized one,
+    unpacked. ``recomputes``: the model supports gradient checkpointing. ``states``: bytes of the optimizer's state
+    for each byte that trains; AdamW has two moments.
     """
 
     device: str
@@ -69,6 +71,15 @@ class Linear:
     rank: int = 0
 
 
+QUANTIZED = ("qlora", "lora-int8")
+BESIDE = ("full", *QUANTIZED)  # what is judged against untuned weights that are loaded beside
+
+
+def method_label(method: MethodSettings) -> str:
+    """The method by which memory and time differ: its name, or ``lora-int8`` for LoRA over 8-bit weights."""
+    return "lora-int8" if getattr(method, "load_in_8bit", False) else method.name
+
+
 def kept(text: Text, recipe: Recipe, trains: list[Linear], *, itemsize: int) -> int:
     """Bytes that a token leaves in a layer for the backward pass.
 
@@ -93,6 +104,23 @@ def mask_bytes(recipe: Recipe, *, itemsize: int) -> int:
     return 0 if _on_cpu(recipe) or recipe.training.layout == "padded" else itemsize
 
 
+def copies(recipe: Recipe, *, plain: int, trained: int) -> tuple[int, int]:
+    """Bytes of the untuned model beside the tuned one: of what is held all the time, and of what judging adds.
+
+    freeze keeps copies of what trains in the memory of the CPU, and so does what goes on from an adapter; full and what
+    is quantized load the untuned model when it is asked for; lora needs neither.
+
+    Args:
+        plain: bytes of the untuned model.
+        trained: bytes of what trains.
+    """
+    if recipe.method.name == "freeze":
+        return (0, trained) if recipe.model.device.partition(":")[0] == "cuda" else (trained, 0)
+    if getattr(recipe.method, "adapter_name_or_path", None) is not None:
+        return trained, 0
+    return 0, plain if method_label(recipe.method) in BESIDE else 0
+
+
 def packed_bytes(*, double_quant: bool) -> float:
     """Bytes of a 4-bit weight with its share of the quantization constants."""
     return NF4 + (DOUBLE if double_quant else CONSTANTS)
@@ -104,7 +132,7 @@ def _inputs(recipe: Recipe, trains: list[Linear], itemsize: int) -> int:
     Maps that read the same tensor keep it once; PEFT's own adapters, outside fp32, keep a copy each in fp32.
     """
     width = sum(one.width for one in trains)
-    once = itemsize == FP32 or recipe.method.name == "full"
+    once = itemsize == FP32 or not isinstance(recipe.method, AdapterSettings)
     inputs = _distinct(trains) * itemsize if once else width * FP32
     masks = width * itemsize if getattr(recipe.method, "lora_dropout", 0.0) else 0
     return inputs + masks + sum(one.rank for one in trains) * FP32

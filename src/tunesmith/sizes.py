@@ -7,9 +7,10 @@ transformers and PEFT save where those do not apply.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +21,94 @@ from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttri
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.methods import build
+from tunesmith.methods.base import lookup_tables
 from tunesmith.methods.lora import LINEAR
+from tunesmith.model.added_tokens import AddedTokens
+from tunesmith.model.layers import decoder_layers, lowest_trained
 from tunesmith.model.load import quiet_transformers
 from tunesmith.optimizers import state_bytes
 from tunesmith.recipe import AdapterSettings, LoraSettings, QloraSettings, Recipe
-from tunesmith.shape import FP32, Linear, Shape, Text, kept, mask_bytes, packed_bytes
+from tunesmith.shape import (
+    INT8,
+    QUANTIZED,
+    ROW,
+    Linear,
+    Shape,
+    Text,
+    copies,
+    kept,
+    mask_bytes,
+    method_label,
+    packed_bytes,
+)
 
-__all__ = ["FP32", "Counts", "Shape", "counts_of", "shape_of"]
+NOWHERE = {"adapter_name_or_path": None, "adapter_sha256": None}  # an adapter is counted by its settings
 
 
-def shape_of(config: PretrainedConfig, recipe: Recipe, folder: Path) -> Shape:
+def shape_of(config: PretrainedConfig, recipe: Recipe, folder: Path, added: AddedTokens | None = None) -> Shape:
     """The shape of the recipe's model with its method, by the model's config.
 
     Args:
         recipe: with its device and dtype resolved.
         folder: of the model; read only where its files are quantized already.
+        added: the tokens that the recipe adds; None where no tokenizer was read: all that it names, behind the last.
 
     Raises:
         ModelError: the method does not fit the model.
     """
-    text, method, dtype = config.get_text_config(), recipe.method.name, _dtype(recipe)
+    added = _named_tokens(config, recipe) if added is None else added
+    config = _grown(config, added)
+    text, method, dtype = config.get_text_config(), method_label(recipe.method), _dtype(recipe)
     device = torch.device(recipe.model.device).type
     model = _without_weights(config, recipe)
     head = model.get_output_embeddings()
     linears = _linears(model, head)
     plain = _size(model.parameters())
-    held = _held(config, recipe, folder, plain=plain, linear=sum(weight.numel() for weight in linears.values()))
-    attached = _attached(model, recipe)
-    trains = _adapters(attached)
-    if method == "full":
-        trains = [Linear(name, weight.shape[-1]) for name, weight in linears.items()]
+    held = _held(config, recipe, folder, plain=plain, linears=linears)
+    attached = _attached(model, recipe, added)
+    trains = [*_adapters(attached), *(Linear(name, own.shape[-1]) for name, own in _trained(attached, head, recipe))]
+    trained = _size(own for own in attached.parameters() if own.requires_grad)
+    aside, beside = copies(recipe, plain=plain, trained=trained)
+    passed = _passed(model, text)
     return Shape(
         device=device,
         method=method,
-        weights=held + _size(attached.parameters()) - plain,
-        trained=_size(own for own in attached.parameters() if own.requires_grad),
-        beside=plain if method in ("full", "qlora") else 0,
-        layers=_most(text, "num_hidden_layers") or 1,
-        kept=kept(_numbers(text), recipe, trains, itemsize=dtype.itemsize),
+        weights=held + _size(attached.parameters()) - plain + aside + _beside_residuals(attached, recipe),
+        trained=trained,
+        beside=beside,
+        layers=passed,
+        kept=kept(replace(_numbers(text), layers=passed), recipe, trains, itemsize=dtype.itemsize),
         mask=mask_bytes(recipe, itemsize=dtype.itemsize),
         hidden=_most(text, "hidden_size") * dtype.itemsize,
         widest=max(_most(text, "hidden_size"), _intermediate(text)) * dtype.itemsize,
         vocabulary=_most(text, "vocab_size") or 1,
         head=_size(own for own in head.parameters() if own.requires_grad) if head is not None else 0,
-        unpacked=max(map(torch.numel, linears.values()), default=0) * dtype.itemsize if method == "qlora" else 0,
+        unpacked=max(map(torch.numel, linears.values()), default=0) * dtype.itemsize if method in QUANTIZED else 0,
         recomputes=model.supports_gradient_checkpointing,
         states=_states(attached, recipe.training.optim),
     )
+
+
+def _passed(model: Any, text: Any) -> int:
+    """Layers that the gradient passes: those of the config, but for the ones below the lowest that trains."""
+    layers, count = decoder_layers(model), _most(text, "num_hidden_layers") or 1
+    return count if layers is None else count - count * lowest_trained(model, layers) // len(layers)
+
+
+def _named_tokens(config: PretrainedConfig, recipe: Recipe) -> AddedTokens:
+    """All that the recipe names as rows behind the last, for a plan without the tokenizer."""
+    rows = config.get_text_config().vocab_size if recipe.model.named_tokens else 0
+    return AddedTokens(ids=tuple(range(rows, rows + len(recipe.model.named_tokens))))
+
+
+def _grown(config: PretrainedConfig, added: AddedTokens) -> PretrainedConfig:
+    """With the rows that new tokens need."""
+    if not added.ids:
+        return config
+    grown = copy.deepcopy(config)
+    text = grown.get_text_config()
+    text.vocab_size = max(text.vocab_size, max(added.ids) + 1)
+    return grown
 
 
 def _dtype(recipe: Recipe) -> torch.dtype:
@@ -79,7 +121,7 @@ def _size(tensors: Iterable[Tensor]) -> int:
 
 def _states(model: nn.Module, optim: str) -> float:
     """Bytes of the optimizer's state for each byte that trains."""
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables = lookup_tables(model)
     trained = [own for own in model.parameters() if own.requires_grad]
     held = sum(state_bytes(optim, own.shape, itemsize=own.itemsize, embedding=id(own) in tables) for own in trained)
     return held / max(_size(trained), 1)
@@ -92,6 +134,19 @@ def _linears(model: nn.Module, head: Any) -> dict[str, Tensor]:
     return {name: own.weight.T if isinstance(own, Conv1D) else own.weight for name, own in linears.items()}
 
 
+def _trained(model: nn.Module, head: Any, recipe: Recipe) -> list[tuple[str, Tensor]]:
+    """The linear maps that train themselves: none under an adapter."""
+    if isinstance(recipe.method, AdapterSettings):
+        return []
+    return [(name, weight) for name, weight in _linears(model, head).items() if weight.requires_grad]
+
+
+def linear_modules(config: PretrainedConfig, recipe: Recipe) -> set[str]:
+    """Names of the linear modules of the recipe's model, but the output layer: what ``all-linear`` means."""
+    model = _without_weights(config, recipe.with_values(model={"dtype": "float32"}))  # it may not be resolved yet
+    return set(_linears(model, model.get_output_embeddings()))
+
+
 def _without_weights(config: PretrainedConfig, recipe: Recipe) -> Any:
     with torch.device("meta"), quiet_transformers():
         return AutoModelForCausalLM.from_config(
@@ -99,30 +154,47 @@ def _without_weights(config: PretrainedConfig, recipe: Recipe) -> Any:
         )
 
 
-def _attached(model: Any, recipe: Recipe) -> nn.Module:
-    """With the method's parameters. qlora's are lora's, whose layers need no 4-bit weights."""
+def _attached(model: Any, recipe: Recipe, added: AddedTokens) -> nn.Module:
+    """With the method's parameters. Over quantized weights they are lora's, whose layers need none."""
     method = recipe.method
     if isinstance(method, AdapterSettings):
         own = {name: getattr(method, name) for name in AdapterSettings.model_fields}
-        method = LoraSettings(**{**own, "init_lora_weights": True})
+        method = LoraSettings(**{**own, "init_lora_weights": True, "eva_config": None, **NOWHERE})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said again, and then heard, when the real model gets its adapter
-        return build(method, base=recipe.model.path).attach(model)
+        return build(method, base=recipe.model.path, added=added).attach(model)
 
 
-def _held(config: PretrainedConfig, recipe: Recipe, folder: Path, *, plain: int, linear: int) -> int:
-    """Bytes of the base: its files where they are quantized already, else its parameters, packed under qlora.
+def _held(config: PretrainedConfig, recipe: Recipe, folder: Path, *, plain: int, linears: dict[str, Tensor]) -> int:
+    """Bytes of the base: its files where they are quantized already, else its parameters, packed as the method does.
 
     Args:
         plain: bytes of the parameters as they are.
-        linear: elements of those that would be packed.
+        linears: weights [out, in] of the linear maps that would be packed, by name.
     """
     if getattr(config, "quantization_config", None):
         return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if not isinstance(recipe.method, QloraSettings):
-        return plain
-    packed = packed_bytes(double_quant=recipe.method.bnb_4bit_use_double_quant)
-    return plain - int(linear * (_dtype(recipe).itemsize - packed))
+    itemsize, method = _dtype(recipe).itemsize, recipe.method
+    if isinstance(method, QloraSettings):
+        packed = packed_bytes(double_quant=method.bnb_4bit_use_double_quant)
+        return plain - int(sum(weight.numel() for weight in linears.values()) * (itemsize - packed))
+    if isinstance(method, LoraSettings) and method.load_in_8bit:
+        from transformers.quantizers.quantizers_utils import should_convert_module
+
+        skipped = method.llm_int8_skip_modules or []
+        packs = [weight for name, weight in linears.items() if should_convert_module(name, skipped)]
+        return plain - sum(weight.numel() * (itemsize - INT8) - len(weight) * ROW for weight in packs)
+    return plain
+
+
+def _beside_residuals(attached: nn.Module, recipe: Recipe) -> int:
+    """Bytes of adapted weights as they were and of what the adapter began with, where it was taken out of the base."""
+    if not (isinstance(recipe.method, AdapterSettings) and recipe.method.rewrites_base):
+        return 0
+    named = dict(attached.named_parameters())
+    begun = [own for name, own in named.items() if ".lora_A." in name or ".lora_B." in name]
+    weights = (f"{one.name}.base_layer.weight" for one in _adapters(attached))
+    return _size(begun) + _size(named[name] for name in weights if name in named)
 
 
 def _adapters(model: nn.Module) -> list[Linear]:
@@ -171,31 +243,48 @@ def _most(text: Any, name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Parameters in all, trained, in linear maps, in the output layer; what a token meets; heads times head size."""
+    """Parameters in all, trained, in linear maps, in the output layer; what a token meets, and what trains of that.
+
+    ``layers`` of the decoder; ``width``: heads times head size.
+    """
 
     parameters: int
     trainable: int
     linear: int
     head: int
     products: int
+    trained: int
+    layers: int
     width: int
 
 
 def counts_of(config: PretrainedConfig, recipe: Recipe) -> Counts:
     """The counts of the recipe's model with its method. A token meets as many experts as the config says."""
+    added = _named_tokens(config, recipe)
+    config = _grown(config, added)
     text = _numbers(config.get_text_config())
     model = _without_weights(config, recipe)
     head = model.get_output_embeddings()
     linear = sum(weight.numel() for weight in _linears(model, head).values())
-    experts = sum(own.numel() for name, own in model.named_parameters() if ".experts." in name and own.dim() == 3)
     number = max(_most(config.get_text_config(), name) for name in ("num_experts", "num_local_experts")) or 1
     parameters = sum(own.numel() for own in model.parameters())
-    attached = _attached(model, recipe)
+    products = linear + _experts(model) * text.experts_a_token // number
+    attached = _attached(model, recipe, added)
+    trained = sum(own.numel() for _, own in _trained(attached, head, recipe))
+    trained += _experts(attached, only_trained=True) * text.experts_a_token // number
     return Counts(
         parameters=parameters,
         trainable=sum(own.numel() for own in attached.parameters() if own.requires_grad),
         linear=linear,
         head=text.vocabulary * text.hidden,
-        products=linear + experts * text.experts_a_token // number,
+        products=products,
+        trained=trained,
+        layers=text.layers or 1,
         width=text.heads * text.head_size,
     )
+
+
+def _experts(model: nn.Module, *, only_trained: bool = False) -> int:
+    """Weights of all experts, which are stacked in one parameter."""
+    named = ((name, own) for name, own in model.named_parameters() if own.requires_grad or not only_trained)
+    return sum(own.numel() for name, own in named if ".experts." in name and own.dim() == 3)

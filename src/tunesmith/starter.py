@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tunesmith import advice, workload
 from tunesmith import corpus as corpora
+from tunesmith.advice import Choice
 from tunesmith.corpus import Survey
 from tunesmith.data.clean import PLACE, place_rows
 from tunesmith.data.finding import rows_in_words
 from tunesmith.data.findings import labels_of
 from tunesmith.data.read import own_eval_split
 from tunesmith.data.scan import Scan
-from tunesmith.data.shape import PREFERENCES
 from tunesmith.data.splits import TRAIN
-from tunesmith.errors import DataError
+from tunesmith.devices import Device
+from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.evaluation.text import JsonFields
-from tunesmith.recipe import OBJECTIVE_SHAPES, DataSettings, Shape, SourceSettings
+from tunesmith.model_size import ModelSize, model_size
+from tunesmith.plan import gigabytes
+from tunesmith.planning import Line, plan_methods
+from tunesmith.recipe import (
+    METHOD_SETTINGS,
+    OBJECTIVE_SHAPES,
+    AdapterSettings,
+    DataSettings,
+    Recipe,
+    Shape,
+    SourceSettings,
+)
+from tunesmith.schedules import rate_text
+from tunesmith.workload import CHARACTERS, Workload
 
 BUNDLED_MODEL = "smollm2-135m-instruct"
 SHARES = (0.1, 0.2, 0.3, 0.5)
 ENOUGH_HELD_OUT = 20  # rows; fewer seldom show a difference
 ROWS_JUDGED_ON_A_CPU = 200
-CHARACTERS_PER_TOKEN = 4
 PLAIN_YAML = re.compile(r"[A-Za-z_./][\w./-]*")
 YAML_WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n", "."})
 ENDINGS = re.compile(r"(\.(jsonl|ndjson|json|csv|tsv|parquet|txt))?(\.(gz|bz2|xz))?$", re.IGNORECASE)
@@ -37,12 +52,13 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a run would have. ``gpu`` is its name, and ``gpu_bytes`` its memory."""
+    """What a run would have. ``gpu`` is its name, ``gpu_bytes`` its memory, ``bf16`` whether it computes in that."""
 
     cpus: int
     memory_bytes: int
     gpu: str | None = None
     gpu_bytes: int = 0
+    bf16: bool = True
 
     def __str__(self) -> str:
         gpu = f"{self.gpu} ({self.gpu_bytes / GIB:.0f} GB)" if self.gpu else "no GPU"
@@ -51,7 +67,10 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Starter:
-    """A recipe's text, and what it was made from. ``bad`` rows are among none of the ``rows``."""
+    """A recipe's text, and what it was made from. ``bad`` rows are among none of the ``rows``.
+
+    ``choices``: recipe key to value, reason and source. ``parameters`` of the model, None where they are not known.
+    """
 
     text: str
     model: str
@@ -61,6 +80,10 @@ class Starter:
     shape: str
     reason: str
     metrics: tuple[str, ...]
+    method: str
+    parameters: int | None
+    choices: dict[str, Choice]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +104,17 @@ class _HeldOut:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The hyperparameters by recipe key, what they rest on, the steps that they make, and what speaks against them."""
+
+    size: ModelSize
+    memory: str | None
+    choices: dict[str, Choice]
+    steps: int
+    warnings: tuple[str, ...]
+
+
 def this_machine() -> Machine:
     """CPUs that this process may use, memory in all, and the GPU that torch sees."""
     import torch
@@ -91,23 +125,25 @@ def this_machine() -> Machine:
     if not torch.cuda.is_available():
         return Machine(cpus, memory)
     gpu = torch.cuda.get_device_properties(0)
-    return Machine(cpus, memory, gpu.name, gpu.total_memory)
+    return Machine(cpus, memory, gpu.name, gpu.total_memory, torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def starter_recipe(
     data: str,
     *,
     model: str | None = None,
+    method: str | None = None,
     format: Shape = "auto",
     columns: Mapping[str, str] | None = None,
     instruction: str | None = None,
     machine: Machine | None = None,
 ) -> Starter:
-    """A commented LoRA recipe for the rows at ``data``.
+    """A commented recipe for the rows at ``data``, LoRA unless it is asked otherwise or does not fit.
 
     Args:
         data: file, folder, dataset or URL of rows.
         model: the bundled one unless given.
+        method: one of the recipe's methods.
         format: shape of the rows; found from them unless given.
         columns: field to column of the file.
         instruction: one instruction for all rows.
@@ -115,7 +151,9 @@ def starter_recipe(
 
     Raises:
         DataError: the data cannot be read, its shape is not known, or no row is good.
+        RecipeError: there is no such method.
     """
+    _check_method(method)
     source = SourceSettings.model_validate(
         {"path": data, "format": format, "columns": dict(columns or {}), "instruction": instruction}
     )
@@ -126,6 +164,17 @@ def starter_recipe(
     evaluation = _evaluation(found.scan)
     own = found.scan.sources[0]
     rows, bad = _counts(found.scan, own.rows)
+    objectives = [name for name, shape in OBJECTIVE_SHAPES.items() if shape == own.reader.shape]
+    max_length = _max_length(found.scan)
+    start = _start(
+        method,
+        objectives[0] if objectives else "sft",
+        found,
+        held_out.train,
+        model=model or BUNDLED_MODEL,
+        machine=machine,
+        max_length=max_length,
+    )
     output_dir = f"runs/{_name(data)}"
     about = f"{rows_in_words(rows)}, {own.reader.reason}"
     if bad:
@@ -134,14 +183,13 @@ def starter_recipe(
         f"# {_comment(data)}: {_comment(about)}",
         f"# Machine: {machine}",
         "",
-        *_model_lines(model, machine),
-        *_data_lines(source, found.scan, held_out),
+        *_model_lines(model, machine, start.size),
+        *_data_lines(source, found.scan, held_out, max_length),
         "method:",
-        "  name: lora  # trains a small adapter beside the weights; qlora: a quarter of the memory; full: all weights",
-        "  r: 16  # the adapter's rank: more can learn more, and needs more rows",
-        "  lora_alpha: 32",
-        *_objective_lines(own.reader.shape),
-        *_training_lines(held_out, model, preferences=own.reader.shape in PREFERENCES),
+        *([f"  # {start.memory}"] if start.memory else []),
+        *_chosen(start, "method"),
+        *_objective_lines(objectives, own.reader.shape),
+        *_training_lines(start, evaluated=bool(held_out.rows)),
         *_evaluation_lines(evaluation, held_out, machine),
         f"output_dir: {_yaml(output_dir)}",
     ]
@@ -154,7 +202,101 @@ def starter_recipe(
         shape=own.reader.shape,
         reason=own.reader.reason,
         metrics=evaluation.metrics if held_out.rows else (),
+        method=start.choices["method.name"].value,
+        parameters=start.size.parameters,
+        choices=start.choices,
+        warnings=start.warnings,
     )
+
+
+def _start(
+    asked: str | None, objective: str, found: Survey, rows: int, *, model: str, machine: Machine, max_length: int
+) -> _Start:
+    """Every hyperparameter that ``advice`` knows, from size, rows and what fits.
+
+    Args:
+        rows: to train on.
+    """
+    size = model_size(model)
+    batch, epochs = advice.batch_size(rows), advice.epochs(rows)
+    steps = epochs.value * math.ceil(rows / batch.value)
+    recipe = Recipe.model_validate(
+        {
+            "model": {"path": model},
+            "data": {"train": "rows", "max_length": max_length},
+            "objective": objective,
+            "training": {"batch_size": batch.value},
+            "output_dir": "run",
+        }
+    )
+    work = workload.of_survey(found, recipe)
+    lines = _planned(recipe, size, work, machine)
+    method = advice.method(asked, rows, {name: line.fits for name, line in lines.items()})
+    choices = {"method.name": method}
+    if advice.is_adapter(method.value):
+        learned = work.logits // 2 if objective == "kto" else work.logits  # half are answers to other rows' prompts
+        each = lines[method.value].trainable // AdapterSettings().r if method.value in lines else None
+        choices |= {"method.r": advice.rank(learned, each), "method.lora_alpha": advice.alpha()}
+    choices |= {
+        "training.num_train_epochs": epochs,
+        "training.batch_size": replace(batch, reason=f"{batch.reason}, so about {steps:,} steps in all"),
+        "training.learning_rate": advice.learning_rate(method.value, objective, size.parameters),
+        "training.warmup_steps": advice.warmup(steps),
+    }
+    if not advice.is_adapter(method.value):
+        choices["training.weight_decay"] = advice.weight_decay()
+    warnings = []
+    if method.value == "full" and rows < advice.ENOUGH_FOR_FULL:
+        warnings.append(f"full: {advice.too_few(rows)} (guide)")
+    if method.value in lines and not lines[method.value].fits:
+        warnings.append(f"{method.value} does not fit on this machine: {lines[method.value].why}")
+    return _Start(size, _memory_in_words(lines, machine), choices, steps, tuple(warnings))
+
+
+def _planned(recipe: Recipe, size: ModelSize, work: Workload, machine: Machine) -> dict[str, Line]:
+    """What each method would take here, where the model's config is at hand. Speeds play no part in that."""
+    if size.config is None:
+        return {}
+    kind, memory = ("cuda", machine.gpu_bytes) if machine.gpu else ("cpu", machine.memory_bytes)
+    device = Device(machine.gpu or "cpu", kind, memory, fp32=1.0, bf16=machine.bf16)
+    try:
+        planned = plan_methods(recipe, size.config, work, device, folder=size.folder)
+    except ModelError:
+        return {}
+    return {line.method: line for line in planned.lines if line.tokens}
+
+
+def _memory_in_words(lines: Mapping[str, Line], machine: Machine) -> str | None:
+    if not lines:
+        return None
+    needs = [
+        f"{line.method} {gigabytes(max(line.memory.total, line.judging))}{'' if line.fits else ' (does not fit)'}"
+        for line in lines.values()
+    ]
+    total = gigabytes(machine.gpu_bytes if machine.gpu else machine.memory_bytes)
+    return f"Memory, of {total}: {', '.join(needs)}; `tunesmith plan` says more"
+
+
+def _check_method(name: str | None) -> None:
+    if name is not None and name not in METHOD_SETTINGS:
+        near = difflib.get_close_matches(name, METHOD_SETTINGS, n=1, cutoff=0.6)
+        known = f"The methods are {', '.join(METHOD_SETTINGS)}."
+        raise RecipeError(
+            f"there is no method {name!r}",
+            where="--method",
+            remedy=f"Did you mean {near[0]}? {known}" if near else known,
+        )
+
+
+def _chosen(start: _Start, section: str) -> list[str]:
+    """The lines of a section's choices."""
+    lines = []
+    for key, choice in start.choices.items():
+        of, _, name = key.partition(".")
+        if of == section:
+            value = rate_text(choice.value) if name == "learning_rate" else choice.value
+            lines.append(f"  {name}: {value}  # {choice}")
+    return lines
 
 
 def _name(data: str) -> str:
@@ -192,8 +334,7 @@ def _held_out(found: Survey) -> _HeldOut:
     return best
 
 
-def _objective_lines(shape: str) -> list[str]:
-    names = [name for name, own in OBJECTIVE_SHAPES.items() if own == shape]
+def _objective_lines(names: list[str], shape: str) -> list[str]:
     if not names:
         return []
     other = f"; also {', '.join(names[1:])}" if names[1:] else ""
@@ -230,9 +371,11 @@ def _evaluation(scan: Scan) -> _Evaluation:
     return _Evaluation((), reason, new_tokens)
 
 
-def _model_lines(model: str | None, machine: Machine) -> list[str]:
+def _model_lines(model: str | None, machine: Machine, size: ModelSize) -> list[str]:
     if model is not None:
-        return [f"model: {_yaml(model)}"]
+        if size.parameters is None:
+            return [f"model: {_yaml(model)}  # its size is not known here: {size.basis}"]
+        return [f"model: {_yaml(model)}  # {advice.in_short(size.parameters)} parameters, by {size.basis}"]
     if machine.gpu is None:
         why = "small enough for a CPU; a larger one (hub id, folder or .gguf file) learns more and takes longer"
     else:
@@ -241,7 +384,22 @@ def _model_lines(model: str | None, machine: Machine) -> list[str]:
     return [f"model: {BUNDLED_MODEL}  # {why}"]
 
 
-def _data_lines(source: SourceSettings, scan: Scan, held_out: _HeldOut) -> list[str]:
+def _max_length(scan: Scan) -> int:
+    if _only_documents(scan):
+        return 2048  # longer ones are split
+    return 2 ** math.ceil(math.log2(max(2048, 1.25 * _longest(scan))))
+
+
+def _only_documents(scan: Scan) -> bool:
+    return not (scan.good & ~scan.raw_text).any()
+
+
+def _longest(scan: Scan) -> int:
+    """Tokens, by characters."""
+    return int(scan.characters[scan.sources[0].rows].max()) // CHARACTERS
+
+
+def _data_lines(source: SourceSettings, scan: Scan, held_out: _HeldOut, max_length: int) -> list[str]:
     lines = ["data:", f"  train: {_yaml(source.path)}", held_out.line]
     if source.format != "auto":
         lines.append(f"  format: {source.format}")
@@ -250,35 +408,24 @@ def _data_lines(source: SourceSettings, scan: Scan, held_out: _HeldOut) -> list[
         lines.append(f"  columns: {{{pairs}}}")
     if source.instruction is not None:
         lines.append(f"  instruction: {_yaml(source.instruction)}")
-    tokens = int(scan.characters[scan.sources[0].rows].max()) // CHARACTERS_PER_TOKEN
-    wanted = 2 ** math.ceil(math.log2(max(2048, 1.25 * tokens)))
-    lines.append(f"  max_length: {wanted}  # tokens; the longest row has about {max(tokens, 1):,}, by its characters")
+    if _only_documents(scan):
+        return [*lines, f"  max_length: {max_length}  # tokens; a longer document is split into blocks, none is lost"]
+    longest = max(_longest(scan), 1)
+    lines.append(f"  max_length: {max_length}  # tokens; the longest row has about {longest:,}, by its characters")
     return lines
 
 
-def _training_lines(held_out: _HeldOut, model: str | None, *, preferences: bool) -> list[str]:
-    batch_size = 4 if held_out.train < 100 else 8 if held_out.train < 1000 else 16
-    epochs = 5 if held_out.train < 300 else 3
-    steps = epochs * math.ceil(held_out.train / batch_size)
-    between = max(1, round(steps / 5))
-    rate = "2.0e-4  # usual for LoRA"
-    if model is None:
-        rate = "5.0e-4  # a model this small takes larger steps; 2.0e-4 is usual from 1B parameters on"
-    if preferences:
-        rate = "1.0e-5  # usual for LoRA on preferences"
-        rate = rate if model is not None else "5.0e-5  # a model this small takes larger steps; 1.0e-5 is usual"
+def _training_lines(start: _Start, *, evaluated: bool) -> list[str]:
+    steps, between = start.steps, max(1, round(start.steps / 5))
     lines = [
         "training:",
-        f"  num_train_epochs: {epochs}  # passes over {held_out.train:,} rows",
-        f"  batch_size: {batch_size}  # rows in an optimizer step, so about {steps:,} steps in all",
-        f"  learning_rate: {rate}",
-        "  warmup_steps: 0.1  # below 1 a share of all steps",
+        *_chosen(start, "training"),
         "  lr_scheduler_type: cosine",
         f"  logging_steps: {max(1, min(10, steps // 20))}",
         f"  save_steps: {between}  # a run that was stopped goes on from its last checkpoint",
         "  seed: 0",
     ]
-    if held_out.rows:
+    if evaluated:
         lines.insert(-2, f"  eval_steps: {between}  # steps between validation losses")
     return lines
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 import statistics
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,9 +26,9 @@ TURNED_EVALUATIONS, TURNED_SHARE, TURNED_NATS, TURNED_DEVIATIONS = 2, 0.05, 0.02
 # means) less than this share away from the first third and the first lines. So small a loss has nowhere to fall.
 FLAT_STEPS, FLAT_LINES, FLAT_SHARE, FLAT_ERRORS, SMALL_LOSS = 50, 15, 0.04, 4.0, 0.05
 
-# A spike: a gradient norm this many times the median of the lines before it (this many of them at least and at most),
+# A spike: a gradient norm this many times the median of the steps before it (this many of them at least and at most),
 # and as many deviations of their logarithms above it: norms that vary by nature do so on a logarithmic scale.
-SPIKE_TIMES, SPIKE_DEVIATIONS, SPIKE_LINES, SPIKE_WINDOW = 10.0, 6.0, 8, 50
+SPIKE_TIMES, SPIKE_DEVIATIONS, SPIKE_STEPS, SPIKE_WINDOW = 10.0, 6.0, 8, 50
 
 # The loss rises at full learning rate: the median of a window is above the lowest window's by this share, this many
 # nats and this many errors of such a median (the lowest of many lies some errors below what it stands for).
@@ -83,12 +84,16 @@ class _Curve:
 
 @dataclass(slots=True)
 class _Seen:
-    """The lines so far. ``settled`` is the training loss since the learning rate was at its highest."""
+    """The lines so far. ``settled`` is the training loss since the learning rate was at its highest.
+
+    ``norms`` are the gradient norms of the last steps, up to ``norm_step``.
+    """
 
     loss: _Curve = field(default_factory=_Curve)
     validation: _Curve = field(default_factory=_Curve)
     settled: _Curve = field(default_factory=_Curve)
-    norms: list[float] = field(default_factory=list)
+    norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW + 1))
+    norm_step: int = 0
     rate: float = -math.inf
 
 
@@ -103,9 +108,22 @@ class Watch:
         for line in already:
             self.see(line)
 
+    def see_norm(self, step: int, norm: float) -> list[Symptom]:
+        """Takes the gradient norm of the next step and gives what it shows for the first time.
+
+        The line of metrics that has this step among its own does not count it again.
+        """
+        seen = self._seen
+        if step <= seen.norm_step or not math.isfinite(norm):
+            return []
+        seen.norms.append(norm)
+        seen.norm_step = step
+        return self._new(["gradient_spike"])
+
     def see(self, line: Mapping[str, Any]) -> list[Symptom]:
         """Takes the next line of metrics.jsonl and gives what it shows for the first time."""
         seen, step = self._seen, line["step"]
+        new = [found for at, norm in norms_of(line) for found in self.see_norm(at, norm)]
         if math.isfinite(line.get("eval_loss", math.nan)):
             seen.validation.add(step, line["eval_loss"])
         if math.isfinite(line.get("loss", math.nan)):
@@ -113,11 +131,19 @@ class Watch:
                 seen.settled, seen.rate = _Curve(), rate  # still warming up
             seen.loss.add(step, line["loss"])
             seen.settled.add(step, line["loss"])
-            seen.norms.append(line.get("grad_norm", math.nan))
+        return [*new, *self._new(OF_LINES)]
+
+    def _new(self, kinds: Iterable[Kind]) -> list[Symptom]:
         said = {symptom.kind for symptom in self.found}
-        new = [found for kind, rule in RULES.items() if kind not in said and (found := rule(seen)) is not None]
+        new = [found for kind in kinds if kind not in said and (found := RULES[kind](self._seen)) is not None]
         self.found += new
         return new
+
+
+def norms_of(line: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """(step, gradient norm) of every step of a line of metrics; of the last one alone where it has no more."""
+    norms = line.get("grad_norms") or ([line["grad_norm"]] if "grad_norm" in line else [])
+    return list(enumerate(norms, start=line["step"] - len(norms) + 1))
 
 
 def symptoms(lines: Iterable[Mapping[str, Any]]) -> list[Symptom]:
@@ -171,22 +197,21 @@ def flat(seen: _Seen) -> Symptom | None:
 
 def gradient_spike(seen: _Seen) -> Symptom | None:
     """A gradient norm far above those before."""
-    last, before = seen.norms[-1:], seen.norms[-SPIKE_WINDOW - 1 : -1]
-    if len(before) < SPIKE_LINES or not all(map(math.isfinite, [*last, *before])):
+    if len(seen.norms) <= SPIKE_STEPS:
         return None
-    norm, usual = last[0], statistics.median(before)
-    if usual <= 0 or norm <= usual:
+    *before, norm = seen.norms
+    usual = statistics.median(before)
+    if usual <= 0 or norm <= SPIKE_TIMES * usual:
         return None
     deviation = 1.4826 * statistics.median(abs(math.log(max(each, 1e-30) / usual)) for each in before)
-    if math.log(norm / usual) <= max(math.log(SPIKE_TIMES), SPIKE_DEVIATIONS * deviation):
+    if math.log(norm / usual) <= SPIKE_DEVIATIONS * deviation:
         return None
-    step = seen.loss.steps[-1]
     return Symptom(
         "gradient_spike",
-        step,
-        f"the gradient norm of step {step} is {norm:.3g}, {norm / usual:.0f} times the usual {usual:.3g}. One spike is "
-        "clipped by training.max_grad_norm; if they come again, lower the learning rate, and look for odd rows with "
-        "`tunesmith check`.",
+        seen.norm_step,
+        f"the gradient norm of step {seen.norm_step} is {norm:.3g}, {norm / usual:.0f} times the usual {usual:.3g}. "
+        "One spike is clipped by training.max_grad_norm; if they come again, lower the learning rate, and look for odd "
+        "rows with `tunesmith check`.",
     )
 
 
@@ -213,3 +238,4 @@ RULES: dict[Kind, Callable[[_Seen], Symptom | None]] = {
     "gradient_spike": gradient_spike,
     "learning_rate": learning_rate,
 }
+OF_LINES: tuple[Kind, ...] = ("overfitting", "flat", "learning_rate")  # gradient norms are looked at step by step

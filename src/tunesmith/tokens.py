@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from itertools import chain
@@ -62,11 +62,18 @@ class EncodedRows(Sequence[Encoded]):
     """Rows of tokens that stay in a file. A slice or a selection is a view of it; sent elsewhere, rows go by path.
 
     ``ids`` of a row are read-only, as they are the file's own memory. Rows of more than ``longest`` tokens are cut at
-    their right end.
+    their right end. A row that begins at the token ``starts`` of its row in the file is a later block of it: its first
+    token, which is the last of the block before, has nothing in the block that could predict it and is no label.
     """
 
-    def __init__(self, file: TokenFile, indices: np.ndarray | None = None, longest: int | None = None) -> None:
-        self._file, self._indices, self._longest = file, indices, longest
+    def __init__(
+        self,
+        file: TokenFile,
+        indices: np.ndarray | None = None,
+        longest: int | None = None,
+        starts: np.ndarray | None = None,
+    ) -> None:
+        self._file, self._indices, self._longest, self._starts = file, indices, longest, starts
 
     @property
     def path(self) -> Path:
@@ -77,6 +84,8 @@ class EncodedRows(Sequence[Encoded]):
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int32 [rows]."""
         lengths = self._chosen(self._file.lengths)
+        if self._starts is not None:
+            lengths = (lengths - self._starts).astype(np.int32)
         return lengths if self._longest is None else np.minimum(lengths, self._longest)
 
     @cached_property
@@ -86,7 +95,7 @@ class EncodedRows(Sequence[Encoded]):
         if self._longest is None:
             return counts
         counts = counts.copy()
-        for number in np.flatnonzero(self._chosen(self._file.lengths) > self._longest).tolist():
+        for number in np.flatnonzero(self._chosen(self._file.lengths) > self.lengths).tolist():
             counts[number] = np.count_nonzero(self[number].supervised)
         return counts
 
@@ -103,9 +112,22 @@ class EncodedRows(Sequence[Encoded]):
         """
         every = np.arange(self._file.rows) if self._indices is None else self._indices
         wanted = np.asarray(indices)
+        wanted = wanted if wanted.size else wanted.astype(np.int64)
         limits = [limit for limit in (self._longest, longest) if limit is not None]
-        chosen = every[wanted if wanted.size else wanted.astype(np.int64)]
-        return EncodedRows(self._file, chosen, min(limits, default=None))
+        starts = None if self._starts is None else self._starts[wanted]
+        return EncodedRows(self._file, every[wanted], min(limits, default=None), starts)
+
+    def split(self, which: np.ndarray, longest: int) -> EncodedRows:
+        """The same rows, those of ``which`` bool [rows] as consecutive blocks of at most ``longest`` tokens.
+
+        A block begins with the last token of the one before, so each label of the row is a label of one block.
+        """
+        assert self._starts is None and self._longest is None, "rows are split once"
+        blocks = np.where(which, blocks_of(self.lengths, longest), 1)
+        rows = np.repeat(np.arange(len(self)), blocks)
+        number = np.arange(len(rows)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+        whole = self.select(rows, longest=longest)
+        return EncodedRows(self._file, whole._indices, longest, number * (longest - 1))
 
     def __len__(self) -> int:
         return self._file.rows if self._indices is None else len(self._indices)
@@ -117,24 +139,26 @@ class EncodedRows(Sequence[Encoded]):
     def __getitem__(self, index: int | slice) -> Encoded | EncodedRows:
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
-        at = range(len(self))[operator.index(index)]
-        return self._row(at if self._indices is None else int(self._indices[at]))
+        return self._row(range(len(self))[operator.index(index)])
 
     def __iter__(self) -> Iterator[Encoded]:
-        places = range(len(self)) if self._indices is None else map(int, self._indices)
-        return map(self._row, places)
+        return map(self._row, range(len(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return EncodedRows, (self._file, self._indices, self._longest)
+        return EncodedRows, (self._file, self._indices, self._longest, self._starts)
 
-    def _row(self, at: int) -> Encoded:
-        row, longest = self._file.row(at), self._longest
-        if longest is None or len(row.ids) <= longest:
-            return row
-        return replace(row, ids=row.ids[:longest], supervised=row.supervised[:longest])
+    def _row(self, number: int) -> Encoded:
+        at = number if self._indices is None else int(self._indices[number])
+        start = 0 if self._starts is None else int(self._starts[number])
+        return self._file.row(at, start, self._longest)
 
     def _chosen(self, values: np.ndarray) -> np.ndarray:
         return values if self._indices is None else values[self._indices]
+
+
+def blocks_of(lengths: np.ndarray, longest: int) -> np.ndarray:
+    """Into how many blocks rows of these lengths are split: consecutive ones have one token in common."""
+    return np.maximum(-(-(lengths.astype(np.int64) - 1) // (longest - 1)), 1)
 
 
 class TokenFile:
@@ -177,10 +201,10 @@ class TokenFile:
         """The number of the example that each row comes from, int64 [rows]."""
         return self._joined(np.int64, lambda part: part.examples)
 
-    def row(self, at: int) -> Encoded:
-        """The row at ``at``, counted from 0."""
+    def row(self, at: int, start: int = 0, longest: int | None = None) -> Encoded:
+        """The row at ``at``, counted from 0: of its tokens from ``start`` on at most ``longest``."""
         number = bisect_right(self._first, at) - 1
-        return self._parts[number].row(at - self._first[number])
+        return self._parts[number].row(at - self._first[number], start, longest)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenFile, (self.path,)
@@ -206,11 +230,14 @@ class _Part:
         self.bits = np.frombuffer(supervised.values.buffers()[1], dtype=np.uint8)
         self.learned, self.examples = learned.to_numpy(), examples.to_numpy()
 
-    def row(self, at: int) -> Encoded:
-        start, end = int(self.starts[at]), int(self.starts[at + 1])
+    def row(self, at: int, skipped: int, longest: int | None) -> Encoded:
+        start, end = int(self.starts[at]) + skipped, int(self.starts[at + 1])
+        end = end if longest is None else min(end, start + longest)
         byte, bit = divmod(start, 8)
         bits = np.unpackbits(self.bits[byte : (end + 7) // 8], bitorder="little")
         supervised = bits[bit : bit + end - start].view(np.bool_)
+        if skipped:
+            supervised[0] = False
         return Encoded(self.ids[start:end], supervised, self.sources[at].as_py(), int(self.examples[at]))
 
 
@@ -286,8 +313,17 @@ def token_key(data: str, template: ChatTemplate, folder: Path) -> str:
         "date": rules.date if dated else None,
         "control_tokens": rules.control_tokens,
         "train_on": rules.train_on,
+        "added_tokens": _added_tokens(template),
     }
     return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:40]
+
+
+def _added_tokens(template: ChatTemplate) -> list[tuple[str, int, bool]]:
+    """Of the recipe, with their ids and whether they are special: the tokenizer's files do not have them."""
+    known = {
+        token.content: (number, token.special) for number, token in template.tokenizer.added_tokens_decoder.items()
+    }
+    return [(text, *known.get(text, (-1, False))) for text in template.rules.added_tokens]
 
 
 def trim(folder: Path, limit: int, *, keep: Path) -> None:

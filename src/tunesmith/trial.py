@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -101,7 +101,6 @@ def measure_steps(recipe: Recipe, *, length: int | None) -> Trial:
     from tunesmith import memory
     from tunesmith.rehearsal import heaviest
     from tunesmith.training.loop import Hooks, Step, StepResult, train
-    from tunesmith.training.objective import CrossEntropy
 
     torch.set_num_threads(int(recipe.training.threads))
     fit = _fit(recipe, length)
@@ -114,7 +113,7 @@ def measure_steps(recipe: Recipe, *, length: int | None) -> Trial:
     train(
         fit.ready.model,
         [Step(number, 0.0, [batch]) for number in range(1, STEPS + 1)],
-        objective=CrossEntropy(),
+        objective=fit.objective,
         optimizer=fit.optimizer,
         rate=lambda _: 0.0,
         max_grad_norm=fit.settings.max_grad_norm,
@@ -145,31 +144,44 @@ def _fit(recipe: Recipe, length: int | None) -> Fit:
 
 
 def _with_made_rows(recipe: Recipe, length: int) -> Prepared:
-    """Rows of random tokens, which share nothing; each learns from its second half."""
+    """Rows of random tokens, which share nothing; each learns from its second half. Two answers have one prompt."""
     import numpy as np
     from transformers import AutoConfig
 
+    from tunesmith.data.template import Encoded
+    from tunesmith.model.added_tokens import NO_TOKENS, extend
+    from tunesmith.model.load import load_tokenizer
     from tunesmith.model.source import resolve
     from tunesmith.prepare import Prepared
     from tunesmith.progress import Silent
+    from tunesmith.training.objectives import preference_objective
 
     folder = resolve(recipe.model.path, revision=recipe.model.revision, say=Silent().say)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True)
+    added = NO_TOKENS
+    if recipe.model.named_tokens:
+        added = extend(load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code), recipe.model)
+    objective = preference_objective(recipe)
+    answers = 1 if objective is None else objective.answers
     random = np.random.default_rng(0)
     learned = np.arange(length) >= length // 2
-    ids = random.integers(0, config.get_text_config().vocab_size, (ROWS, length), dtype=np.int32)
-    rows = [SimpleNamespace(ids=row, supervised=learned) for row in ids]
+    ids = random.integers(0, config.get_text_config().vocab_size, (ROWS, answers, length), dtype=np.int32)
+    ids[:, :, ~learned] = ids[:, :1, ~learned]
+    rows = [Encoded(row, learned, "made", number) for number, example in enumerate(ids) for row in example]
     corpus = SimpleNamespace(
         train=rows,
-        rows_of=lambda numbers: [rows[number] for number in numbers],
+        rows_of=lambda numbers: [rows[number * answers + answer] for number in numbers for answer in range(answers)],
         weights=np.ones(ROWS),
         train_sources=np.zeros(ROWS, dtype=int),
         quotas={},
         held_out=[],
-        together=1,
+        together=answers,
+        labels=np.arange(ROWS) % 2 == 0,
     )
     nothing = cast(Any, None)  # neither text nor verdict is asked for here
-    return Prepared(recipe, folder, nothing, (), nothing, nothing, cast(Any, corpus), None, nothing)
+    start = getattr(recipe.method, "adapter_name_or_path", None)
+    made = Prepared(recipe, folder, nothing, (), nothing, nothing, cast(Any, corpus), None, nothing, added=added)
+    return made if start is None else replace(made, start=Path(start))
 
 
 def main(job: Path, result: Path) -> None:

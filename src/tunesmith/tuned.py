@@ -19,12 +19,14 @@ from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.generate import Generation, GenerationSettings, generate, stream
 from tunesmith.methods import build
 from tunesmith.methods.base import Method
+from tunesmith.methods.starting import KEPT
 from tunesmith.model import attention
+from tunesmith.model.added_tokens import NO_TOKENS, AddedTokens, extend, grow
 from tunesmith.model.load import load_model, load_tokenizer, resolve_device, resolve_dtype, stop_ids
 from tunesmith.model.source import kind, resolve
 from tunesmith.prepare import untuned
 from tunesmith.progress import Listener, Silent
-from tunesmith.recipe import DataSettings, LoraSettings, MethodSettings, Recipe, SourceSettings
+from tunesmith.recipe import AdapterSettings, DataSettings, LoraSettings, MethodSettings, Recipe, SourceSettings
 from tunesmith.recipe_file import read_recipe
 from tunesmith.run import Run
 
@@ -54,9 +56,10 @@ class Tuned:
         method: Method | None,
         stops: tuple[int, ...],
         load_plain: Callable[[], nn.Module],
+        added: AddedTokens = NO_TOKENS,
     ) -> None:
         self.target, self.model, self.tokenizer, self.load_plain = target, model, tokenizer, load_plain
-        self.template, self.method, self.stop_ids = template, method, stops
+        self.template, self.method, self.stop_ids, self.added = template, method, stops, added
 
     @property
     def describe(self) -> str:
@@ -90,10 +93,11 @@ class Tuned:
         return str(next(self.model.parameters()).device)
 
     def reference(self) -> tuple[AbstractContextManager[nn.Module] | None, str | None]:
-        """A context with the untuned model and what it is; None where nothing was tuned."""
+        """A context with the model to judge against and what it is; None where nothing was tuned."""
         if self.method is None:
             return None, None
-        return untuned(self.method, self.model, device=self.device, load_plain=self.load_plain)
+        assert self.target.method is not None
+        return untuned(self.method, self.target.method, self.model, device=self.device, load_plain=self.load_plain)
 
     @contextmanager
     def base(self) -> Iterator[Tuned]:
@@ -111,6 +115,7 @@ class Tuned:
                 method=None,
                 stops=self.stop_ids,
                 load_plain=self.load_plain,
+                added=self.added,
             )
 
 
@@ -135,19 +140,19 @@ def load(
         trust_remote_code = trust_remote_code or found.recipe.model.trust_remote_code
     folder = resolve(found.base, revision=found.revision, trust_remote_code=trust_remote_code, say=listener.say)
     place = _device(found.recipe, device, listener)
+    tokenizer, added = _tokenizer(found, folder, trust_remote_code=trust_remote_code)
     method = None
     if found.method is not None:
-        method = build(found.method, base=str(folder), device=place)
+        method = build(found.method, base=str(folder), device=place, added=added, start=_start(found))
     kind_of_number = resolve_dtype(dtype, place, say=listener.warn)
 
     def load_weights(options: Mapping[str, Any]) -> PreTrainedModel:
         weights = load_model(folder, dtype=kind_of_number, device=place, trust_remote_code=trust_remote_code, **options)
+        grow(weights, added)
         attention.install(weights)
         return weights
 
     base = load_weights(method.load_options() if method else {})
-    tokenizer_folder = _tokenizer_folder(found.checkpoint, folder)
-    tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code=trust_remote_code)
     stops = stop_ids(base, tokenizer)
     model = method.load(base, found.checkpoint) if method and found.checkpoint else base
     return Tuned(
@@ -158,7 +163,14 @@ def load(
         method=method,
         stops=stops,
         load_plain=lambda: load_weights({}).eval(),
+        added=added,
     )
+
+
+def _start(found: Target) -> Path | None:
+    """The run's own copy of the adapter that it went on from."""
+    goes_on = isinstance(found.method, AdapterSettings) and found.method.adapter_name_or_path is not None
+    return found.run.folder / KEPT if goes_on and found.run is not None else None
 
 
 def _device(recipe: Recipe | None, asked: str, listener: Listener) -> str:
@@ -217,11 +229,17 @@ def _base_of_adapter(folder: Path) -> tuple[str, str | None]:
     return base, config.get("revision")
 
 
-def _tokenizer_folder(checkpoint: Path | None, base: Path) -> Path:
-    """A checkpoint's own tokenizer, where it has one: with its template, as it was trained."""
-    if checkpoint is not None and (checkpoint / "tokenizer_config.json").is_file():
-        return checkpoint
-    return base
+def _tokenizer(found: Target, base: Path, *, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, AddedTokens]:
+    """A checkpoint's own tokenizer, where it has one: with its template, as it was trained.
+
+    What a run added shows only on the base's, and that with the same tokens added is the checkpoint's.
+    """
+    if found.recipe is not None and found.recipe.model.named_tokens:
+        tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
+        return tokenizer, extend(tokenizer, found.recipe.model)
+    own = found.checkpoint is not None and (found.checkpoint / "tokenizer_config.json").is_file()
+    folder = found.checkpoint if own and found.checkpoint is not None else base
+    return load_tokenizer(folder, trust_remote_code=trust_remote_code), NO_TOKENS
 
 
 def _template(found: Target, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> ChatTemplate:

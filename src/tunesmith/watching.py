@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tunesmith.errors import RunError
 from tunesmith.overview import Summary, summary
 from tunesmith.progress import sample_line
 from tunesmith.run import Run
@@ -15,6 +16,10 @@ from tunesmith.symptoms import Symptom, Watch
 
 RECENT = 20  # lines of metrics whose pace the time left is told by
 POLL = 1.0  # seconds between two looks
+FACTS = (  # of a line of metrics: its name there, its name for the eye, and how it is written
+    ("loss", "loss", ".4f"), ("eval_loss", "eval loss", ".4f"), ("learning_rate", "lr", ".2e"),
+    ("grad_norm", "grad norm", ".3g"), ("tokens_per_second", "tokens/s", ".0f"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +67,20 @@ class Watcher:
 
     def look(self) -> Iterator[Event]:
         """Everything that is new, in the order of the run; at last the end, once."""
-        now = settled(self.run)  # before the files, so that what an ended run wrote last is not missed
+        held = self.run.is_held()  # before the status, and that before the files: what an ended run wrote last is seen
+        now = settled(self.run)
+        judging = now.status == "running" and "judged_step" in self.run.status()
         self.summary = now
         if now.status != "damaged":
             yield from sorted([*self._lines(), *self._new_samples()], key=lambda event: event.step)
         total = now.total_steps
-        if now.status == "running" and self._seen and self._seen[-1]["step"] == total and not self._judging:
+        if judging and not self._judging:
             self._judging = True
-            yield Event("judging", total or 0, total, text="all steps are done; base and tuned model are being judged")
-        if now.status not in ("running", "starting") and not self._over:
+            yield Event(
+                "judging", now.step or 0, total, text="all steps are done; base and tuned model are being judged"
+            )
+        # A process that is there under another status is about to begin anew, to go on, or to end.
+        if not self._over and (now.status == "damaged" or (now.status != "running" and not held)):
             self._over = True
             yield Event("end", now.step or 0, total, text=_ending(now, self.run))
 
@@ -107,11 +117,8 @@ class Watcher:
     def _facts(self, line: Mapping[str, Any]) -> dict[str, str]:
         if "eval_loss" in line:
             return {"eval loss": f"{line['eval_loss']:.4f}"}
-        facts = {"loss": f"{line['loss']:.4f}"}
-        if self._last_evaluation is not None:
-            facts["eval loss"] = f"{self._last_evaluation:.4f}"
-        facts |= {"lr": f"{line['learning_rate']:.2e}", "grad norm": f"{line['grad_norm']:.3g}"}
-        facts["tokens/s"] = f"{line['tokens_per_second']:.0f}"
+        known = {**line, "eval_loss": self._last_evaluation}
+        facts = {name: format(known[key], form) for key, name, form in FACTS if known.get(key) is not None}
         if self._computed < self._tokens:
             facts["saved"] = f"{1 - self._computed / self._tokens:.0%}"
         return facts
@@ -122,6 +129,64 @@ class Watcher:
         for line in lines[self._samples :]:
             yield Event("sample", line["step"], self.summary.total_steps, text=sample_line(line))
         self._samples = len(lines)
+
+
+def begun(
+    folder: str | Path,
+    *,
+    wait: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Run:
+    """The run in a folder once its first step can come: a process that reads data or loads a model there is waited for.
+
+    Args:
+        wait: also where no process works in the folder yet, or there is no folder.
+        say: hears once what is waited for.
+
+    Raises:
+        RunError: there is no run, and none is about to begin.
+    """
+    run, said = Run(folder), set[str]()
+    while True:
+        held = run.is_held()  # before the status: a run that has ended since is a run
+        if _has_begun(run, held=held):
+            return run
+        if held:
+            news = f"{folder}: process {run.holder()} is getting ready; data and model come before the first step"
+        elif wait and not run.folder.is_file():
+            news = f"waiting for a run in {folder}"
+        else:
+            raise _no_run(folder, ended=bool(said))
+        if news not in said:
+            said.add(news)
+            say(news)
+        sleep(POLL)
+
+
+def _has_begun(run: Run, *, held: bool) -> bool:
+    """Whether there is a run, and not one that the process that works there is about to replace or to go on with."""
+    try:
+        return run.exists() and (not held or run.status().get("status") == "running")
+    except RunError:  # damaged: whoever reads it is told
+        return True
+
+
+def _no_run(folder: str | Path, *, ended: bool) -> RunError:
+    if ended:
+        return RunError(
+            "No run has begun in this folder",
+            where=str(folder),
+            why="The process that was getting ready has ended.",
+            remedy="It has said why. Train again, or add --wait to wait for the next.",
+        )
+    return RunError(
+        "This folder holds no run",
+        where=str(folder),
+        why="A run folder has a recipe.yaml and a status.json, and no process is about to write them.",
+        remedy="Name a folder that `tunesmith train` has written (`tunesmith runs list` shows them), or add --wait to "
+        "wait until a run begins there.",
+    )
 
 
 def follow(watcher: Watcher, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[Event]:
@@ -161,5 +226,10 @@ def _ending(found: Summary, run: Run) -> str:
         if found.metric is not None and found.base is not None and found.tuned is not None:
             change = f", {found.metric} {found.base:.4g} -> {found.tuned:.4g}"
         return f"the run is finished: {found.verdict or 'no verdict'}{change}"
-    reasons = {"stopped": "was stopped", "interrupted": "was interrupted: its process is gone"}
+    reasons = {
+        "stopped": "was stopped",
+        "interrupted": "was interrupted: its process is gone",
+        "starting": "was interrupted before its first step",
+        "unknown": "is gone: its folder has no status.json any more",
+    }
     return f"the run {reasons.get(found.status, f'is {found.status}')}"

@@ -6,15 +6,16 @@ From characters and as it is said need no torch; ``by_tokens`` takes the model's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import DataError
 from tunesmith.progress import Listener, Silent
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
+    from tunesmith.corpus import Survey
     from tunesmith.data.layout import TokenRow
 
 CHARACTERS = 4  # a token, in English prose with today's vocabularies; code and other languages have fewer
@@ -26,7 +27,8 @@ STEPS = 4  # looked at for what rows share
 class Workload:
     """An epoch: rows, tokens in them and computed, logits that a label needs, pairs of tokens that see each other.
 
-    ``longest`` is the row that must fit, ``basis`` where the numbers come from. ``steps``: the rows of some optimizer
+    A row that holds two answers counts once. ``longest`` is what must fit into a micro-batch: the longest row, or what
+    a preference objective keeps together; ``basis`` where the numbers come from. ``steps``: the rows of some optimizer
     steps, where they are known.
     """
 
@@ -40,45 +42,92 @@ class Workload:
     steps: Sequence[Sequence[TokenRow]] = ()
 
 
-def as_said(rows: int, length: int) -> Workload:
-    """So many rows of so many tokens each, which share nothing."""
+def as_said(rows: int, length: int, *, recipe: Recipe | None = None) -> Workload:
+    """So many rows of so many tokens each, which share nothing but, under a preference objective, their prompt.
+
+    Args:
+        recipe: whose objective it is; None: supervised fine-tuning.
+    """
+    answers, group = (1, 1) if recipe is None else _kept_together(recipe)
+    own = int(length * ANSWER)
+    computed, pairs = _behind_a_prompt(length - own, own, answers)
+    shared = "nothing shared" if answers == 1 else "two answers to each prompt"
     return Workload(
         rows=rows,
-        longest=length,
-        tokens=rows * length,
-        computed=rows * length,
-        logits=int(rows * length * ANSWER),
-        pairs=rows * length * (length + 1) // 2,
-        basis=f"{rows:,} rows of {length:,} tokens, as given; half of them learned, nothing shared",
+        longest=group * computed,
+        tokens=rows * answers * length,
+        computed=rows * computed,
+        logits=rows * answers * own,
+        pairs=rows * pairs,
+        basis=f"{rows:,} rows of {length:,} tokens, as given; half of them learned, {shared}",
     )
 
 
+def _kept_together(recipe: Recipe) -> tuple[int, int]:
+    """Answers that are computed behind a prompt, and rows that are not divided (see training/preference.py)."""
+    name, training = recipe.objective.name, recipe.training
+    if name == "sft":
+        return 1, 1
+    return 2, (training.per_device_train_batch_size or training.batch_size) if name == "kto" else 1
+
+
+def _behind_a_prompt(prompt: Any, own: Any, answers: int) -> tuple[Any, Any]:
+    """Tokens to compute and pairs of them that see each other: a prompt once, and answers of so many tokens behind it.
+
+    Numbers or arrays of them.
+    """
+    computed = prompt + answers * own
+    return computed, prompt * (prompt + 1) // 2 + answers * (own * prompt + own * (own + 1) // 2)
+
+
 def by_characters(recipe: Recipe, *, listener: Listener | None = None) -> Workload:
-    """Of the recipe's rows, read but not encoded. Raises DataError where they cannot be read, or none is left."""
+    """Of the recipe's rows, read but not encoded; of two answers the rejected one is taken to be as long as the other.
+
+    Raises DataError where they cannot be read, or none is left.
+    """
+    from tunesmith import corpus as corpora
+
+    found = corpora.survey(
+        recipe.data, seed=recipe.training.seed, objective=recipe.objective.name, listener=listener or Silent()
+    )
+    return of_survey(found, recipe)
+
+
+def of_survey(found: Survey, recipe: Recipe) -> Workload:
+    """Of rows that have been read for the recipe's objective. Raises DataError where none is to train on."""
     import numpy as np
 
-    from tunesmith import corpus as corpora
     from tunesmith.data.clean import PLACE
 
-    found = corpora.survey(recipe.data, seed=recipe.training.seed, listener=listener or Silent())
     scan, limit = found.scan, recipe.data.max_length
     trained = found.place == PLACE["trained"]
     if not trained.any():
         raise DataError("There is no row to train on", where="data.train", remedy="Look at `tunesmith check RECIPE`.")
     used = trained | (found.place == PLACE["held_out"])
-    lengths = np.minimum(-(-scan.characters.astype(np.int64) // CHARACTERS), limit)
-    learned = np.minimum(-(-scan.answer_characters.astype(np.int64) // CHARACTERS), lengths)
-    learned = np.where(scan.raw_text, lengths, learned)
-    of_rows = lengths[trained]
+    if recipe.training.selects:
+        used |= found.place == PLACE["test"]
+    answers, group = _kept_together(recipe)
+    whole = -(-scan.characters.astype(np.int64) // CHARACTERS)
+    full = np.zeros_like(whole)  # blocks of ``limit`` tokens: of a text that is split, all but the last
+    if recipe.data.if_too_long(raw_text=True) == "split":
+        full = np.where(scan.raw_text, np.maximum(-(-whole // limit) - 1, 0), 0)
+    rest = whole - full * limit
+    learned = np.where(scan.raw_text, rest, -(-scan.answer_characters.astype(np.int64) // CHARACTERS))
+    own = np.minimum(learned, np.minimum(rest, limit))
+    prompt = np.clip(rest - found.together * own, 0, limit - own)
+    computed, pairs = _behind_a_prompt(prompt, own, answers)
+    largest = np.sort(np.where(full > 0, limit, computed)[used])
+    blocks, in_blocks = int(full[trained].sum()), int((full * limit)[trained].sum())
+    rows = int(trained.sum()) + blocks
     return Workload(
-        rows=int(trained.sum()),
-        longest=max(int(lengths[used].max()), 1),
-        tokens=int(of_rows.sum()),
-        computed=int(of_rows.sum()),
-        logits=int(learned[trained].sum()),
-        pairs=int((of_rows * (of_rows + 1) // 2).sum()),
-        basis=f"{int(trained.sum()):,} rows, {CHARACTERS} characters a token, without template; nothing shared "
-        "(--exact counts)",
+        rows=rows,
+        longest=max(int(largest[-group:].sum()), 1),
+        tokens=in_blocks + int((found.together * (prompt + own))[trained].sum()),
+        computed=in_blocks + int(computed[trained].sum()),
+        logits=in_blocks + int((answers * own)[trained].sum()),
+        pairs=blocks * (limit * (limit + 1) // 2) + int(pairs[trained].sum()),
+        basis=f"{rows:,} rows, {CHARACTERS} characters a token, without template; nothing shared "
+        f"{'' if answers == 1 else 'but the prompt of two answers '}(--exact counts)",
     )
 
 
@@ -95,41 +144,51 @@ def by_tokens(recipe: Recipe, *, listener: Listener | None = None) -> Workload:
 
     from tunesmith import corpus as corpora
     from tunesmith.data.layout import micro_batches
+    from tunesmith.model.added_tokens import extend
     from tunesmith.model.load import load_tokenizer, stop_ids
     from tunesmith.model.source import resolve
     from tunesmith.plan import micro_batch_tokens
-    from tunesmith.prepare import order_of
+    from tunesmith.prepare import first_steps, longest_part, order_of
+    from tunesmith.training.objectives import preference_objective
 
     listener = listener or Silent()
-    found = corpora.survey(recipe.data, seed=recipe.training.seed, listener=listener)
+    found = corpora.survey(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name, listener=listener)
     code = recipe.model.trust_remote_code
     folder = resolve(recipe.model.path, revision=recipe.model.revision, trust_remote_code=code, say=listener.say)
+    limit = corpora.within_positions(recipe.data, folder).max_length
+    recipe = recipe.with_values(data={"max_length": limit})
+    found = replace(found, settings=recipe.data)
     tokenizer = load_tokenizer(folder, trust_remote_code=code)
-    template = corpora.make_template(recipe.data, tokenizer, stop_ids(folder, tokenizer))
+    extend(tokenizer, recipe.model)
+    template = corpora.make_template(recipe.data, tokenizer, stop_ids(folder, tokenizer), recipe.model.named_tokens)
     corpus = corpora.encode(found, template, listener=listener)
-    lengths = corpus.train.lengths.astype(np.int64)
-    longest = max(int(rows.lengths.max()) for rows in (corpus.train, corpus.held_out) if len(rows))
-    windows = list(islice(order_of(recipe, corpus).windows(), STEPS))
-    steps = [] if recipe.training.layout == "padded" else [[corpus.train[n] for n in w.rows] for w in windows]
+    longest, steps = longest_part(recipe, corpus), first_steps(recipe, corpus)
     asked = recipe.training.micro_batch_tokens
     budget = micro_batch_tokens(recipe.model.device, longest, steps) if asked == "auto" else int(asked)
-    layout = "padded" if recipe.training.layout == "padded" else "tree"
-    rows = [[corpus.train[n] for n in w.rows] for w in windows]
-    batches = [batch for own in rows for batch in micro_batches(own, budget=budget, layout=layout)]
-    tokens, seen = int(lengths.sum()), sum(batch.tokens for batch in batches)
+    layout, objective, order = recipe.training.wanted_layout, preference_objective(recipe), order_of(recipe, corpus)
+    windows = list(islice(order.windows(), STEPS))
+    batches = []
+    for rows in (corpus.rows_of(window.rows) for window in windows):
+        if objective is None:
+            batches += micro_batches(rows, budget=budget, layout=layout)
+        else:
+            batches += objective.batches(objective.rows(rows), budget=budget, layout=layout)
+    of_rows = corpus.train.lengths.astype(np.int64).reshape(-1, corpus.together).sum(1)
+    epoch = order.epoch_rows(0)
+    tokens, seen = int(of_rows[epoch].sum()), sum(int(of_rows[list(window.rows)].sum()) for window in windows)
 
     def scaled(part: int) -> int:
         return round(tokens * part / seen)
 
     computed = sum(batch.computed for batch in batches)
     return Workload(
-        rows=len(lengths),
+        rows=len(epoch),
         longest=longest,
         tokens=tokens,
         computed=scaled(computed),
         logits=scaled(sum(int(batch.predicts.sum()) for batch in batches)),
         pairs=scaled(sum(int((batch.position_ids + 1).sum()) for batch in batches)),
-        basis=f"{len(lengths):,} rows of {tokens:,} tokens, {computed / seen:.0%} of them computed (counted on "
+        basis=f"{len(epoch):,} rows of {tokens:,} tokens, {computed / seen:.0%} of them computed (counted on "
         f"{len(windows)} steps)",
         steps=steps,
     )

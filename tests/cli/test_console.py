@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.cli.bars import flowed
 from tunesmith.cli.console import Terminal, printable, to_json
 from tunesmith.cli.progress import duration, plain_lines
 from tunesmith.errors import DataError
@@ -114,11 +115,24 @@ def test_without_json_the_result_is_not_printed(capsys: pytest.CaptureFixture[st
     assert captured.err == "warning: careful\nerror: f:1: wrong\n  What to do: mend it\n"
 
 
-def on_a_screen(**environment: str) -> str:
-    """What the story draws on a pseudo-terminal."""
+FACTS = ["loss 0.1234", "lr 5.00e-04", "grad norm 0.512", "tokens/s 345", "saved 41%"]
+FACTS_STORY = f"""
+from tunesmith.cli.console import Terminal
+terminal = Terminal()
+with terminal.task("training", 36) as advance:
+    for step in range(1, 37):
+        advance(step, dict(fact.rsplit(" ", 1) for fact in {FACTS}))
+        if step == 18:
+            terminal.warn("careful")
+"""
+
+
+def on_a_screen(story: str = STORY, **environment: str) -> str:
+    """What a story draws on a pseudo-terminal."""
     keeper, screen = pty.openpty()
-    environ = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLUMNS": "100", **environment}
-    with subprocess.Popen([sys.executable, "-c", STORY], stdout=screen, stderr=screen, env=environ) as process:
+    inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environ = {**inherited, "TERM": "xterm-256color", "COLUMNS": "100", **environment}
+    with subprocess.Popen([sys.executable, "-c", story], stdout=screen, stderr=screen, env=environ) as process:
         os.close(screen)
         drawn = io.BytesIO()
         while True:
@@ -146,6 +160,37 @@ def test_no_color_is_respected() -> None:
     drawn = on_a_screen(NO_COLOR="1")
     assert "20/20" in drawn
     assert re.findall(r"\x1b\[[\d;]*m", drawn.replace("\x1b[0m", "")) == []
+
+
+def rows_of(drawn: str) -> list[str]:
+    """The rows that a screen was sent, without colours and cursor movements."""
+    return [re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", row) for row in re.split(r"[\r\n]+", drawn)]
+
+
+@pytest.mark.parametrize("columns", [28, 40, 80, 200])
+def test_nothing_is_cut_off_on_a_narrow_screen(columns: int) -> None:
+    rows = rows_of(on_a_screen(FACTS_STORY, COLUMNS=str(columns)))
+    assert max(len(row) for row in rows if "careful" not in row) <= columns
+    last = "\n".join(rows[-8:])
+    assert "36/36" in last
+    for fact in FACTS:
+        assert fact in last, "whole, and on one row"
+    assert not any("…" in row for row in rows)
+
+
+def test_a_bar_whose_end_nobody_knew_is_full_when_it_is_done() -> None:
+    story = (
+        "from tunesmith.cli.console import Terminal\n"
+        "with Terminal().task('reading', None) as advance:\n    advance(58, {})\n"
+    )
+    assert "58/58" in [row for row in rows_of(on_a_screen(story)) if row.strip()][-1]
+
+
+def test_facts_are_broken_between_two_of_them() -> None:
+    assert flowed(FACTS, 80) == ["  ".join(FACTS)]
+    assert flowed(FACTS, 27) == ["loss 0.1234  lr 5.00e-04", "grad norm 0.512", "tokens/s 345  saved 41%"]
+    assert flowed(["発発発 1", "b 2"], 9) == ["発発発 1", "b 2"], "as wide as they are on a screen"
+    assert flowed([], 10) == []
 
 
 def test_a_dumb_terminal_gets_plain_lines() -> None:

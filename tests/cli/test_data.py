@@ -132,6 +132,30 @@ def test_check_of_a_recipe_that_sets_bad_rows_aside_is_good(
     assert sum(bar["rows"] for bar in found["lengths"]["histogram"]) == 40
 
 
+def test_check_says_how_long_documents_are_split(command: Command, tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("".join("word " * size + "\n\n" for size in (5, 100, 200)))
+    (tmp_path / "r.yaml").write_text(
+        f"model: {tiny_model_dir}\noutput_dir: x\n"
+        "data: {train: text.txt, sample_by: paragraph, eval: 0, max_length: 64}\n"
+    )
+    outcome = command("check", "r.yaml", "--json")
+    assert outcome.code == 0, outcome.out
+    ledger = outcome.json["ledger"]
+    assert (ledger["rows"]["trained"], ledger["split"], ledger["tokens"]["too_long"]) == (3, 2, 0)
+    assert ledger["blocks"] > 4
+    assert not {"long_rows", "too_long"} & {finding["id"] for finding in outcome.json["findings"]}
+    shown = command("check", "r.yaml")
+    assert f"{ledger['blocks']}" in next(line for line in shown.out.splitlines() if line.startswith("rows of"))
+    strict = command("check", "r.yaml", "--json")  # once more, from the cache
+    assert strict.json["ledger"] == ledger
+    recipe = (tmp_path / "r.yaml").read_text()
+    (tmp_path / "r.yaml").write_text(recipe.replace("eval: 0", "eval: 0, too_long: error"))
+    refused = command("check", "r.yaml", "--json")
+    (finding,) = [finding for finding in refused.json["findings"] if finding["severity"] == "error"]
+    assert (refused.code, finding["id"], finding["count"]) == (1, "too_long", 2)
+    assert "drop, split or truncate" in finding["remedy"]
+
+
 def test_check_counts_rows_that_are_too_long_and_still_shows_the_rest(
     command: Command, rows: str, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

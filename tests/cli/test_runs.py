@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.test_console import on_a_screen, rows_of
 
+from tunesmith.cli.console import Terminal
 from tunesmith.cli.shapes import SHAPES, SUMMARY
 from tunesmith.run import Run
 
@@ -145,6 +147,44 @@ def test_watch_writes_a_line_for_everything_and_ends_with_the_run(command: Comma
     found = command("runs", "watch", "runs/rows", "--json").json
     assert list(found) == list(SHAPES["runs watch"])
     assert [symptom["kind"] for symptom in found["symptoms"]] == ["gradient_spike"]
+
+
+def test_watch_waits_for_a_run_that_a_process_prepares_and_refuses_a_folder_without_one(
+    command: Command, finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = command("runs", "watch", "runs/tows")
+    assert outcome.code == 1 and "runs/tows: This folder holds no run" in outcome.err and "--wait" in outcome.err
+    status = finished.status()
+    (finished.folder / "status.json").unlink()
+    note = Terminal.note
+
+    def begins_when_heard(self: Terminal, text: str) -> None:
+        note(self, text)
+        finished.write_json("status.json", status)
+
+    monkeypatch.setattr(Terminal, "note", begins_when_heard)
+    monkeypatch.setattr("tunesmith.watching.POLL", 0.02)
+    outcome = command("runs", "watch", "runs/rows", "--wait")
+    assert outcome.code == 0
+    assert outcome.err == "waiting for a run in runs/rows\n"
+    assert outcome.out.endswith("the run is finished: better, exact_match 0.05 -> 0.85\n")
+
+
+def test_watch_on_a_screen_keeps_the_bar_and_ends_below_it(finished: Run) -> None:
+    counts = {"tokens": 1000, "computed_tokens": 600, "tokens_per_second": 100.0}
+    finished.write_text("metrics.jsonl", "")
+    for step in range(1, 18):
+        line = {"step": step, "loss": 4 - step / 10, "learning_rate": 1e-4, "grad_norm": 0.5, **counts}
+        finished.append("metrics.jsonl", line)
+    program = f"from tunesmith.cli import main; main(['runs', 'watch', {str(finished.folder)!r}])"
+    drawn = on_a_screen(program, COLUMNS="60")
+    rows = [row.rstrip() for row in rows_of(drawn) if row.strip()]
+    bar = max(number for number, row in enumerate(rows) if "17/20" in row)
+    assert rows[bar + 1 :] == [
+        "  loss 2.3000  lr 1.00e-04  grad norm 0.5  tokens/s 100",
+        "  saved 40%  left 0:30",
+        "the run is finished: better, exact_match 0.05 -> 0.85",
+    ]
 
 
 def test_curves_are_drawn_into_a_file(command: Command, finished: Run, tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from tunesmith.cli.shapes import SHAPES
 
 MOST_FLAGS = 9
 SURFACE = {
-    "init": (["DATA"], ["--model", "--out", "--columns", "--instruction", "--format", "--overwrite", "--json"]),
+    "init": (
+        ["DATA"],
+        ["--model", "--method", "--out", "--columns", "--instruction", "--format", "--overwrite", "--json"],
+    ),
     "check": (
         ["DATA|RECIPE"],
         [
@@ -34,7 +37,10 @@ SURFACE = {
         ["RECIPE", "KEY=VALUE"],
         ["--model", "--device", "--rows", "--length", "--exact", "--measure", "--json"],
     ),
-    "train": (["RECIPE", "KEY=VALUE"], ["--resume", "--overwrite", "--dry-run", "--json"]),
+    "train": (
+        ["RECIPE", "KEY=VALUE"],
+        ["--resume", "--overwrite", "--dry-run", "--lr-range", "--lr-min", "--lr-max", "--lr-steps", "--json"],
+    ),
     "eval": (["TARGET", "KEY=VALUE"], ["--data", "--json"]),
     "generate": (["TARGET", "KEY=VALUE"], ["--prompt", "--system", "--base", "--json"]),
     "chat": (["TARGET", "KEY=VALUE"], ["--system"]),
@@ -42,7 +48,7 @@ SURFACE = {
     "demo": ([], ["--overwrite", "--json"]),
     "runs list": (["FOLDER"], ["--json"]),
     "runs show": (["RUN"], ["--json"]),
-    "runs watch": (["RUN"], ["--json"]),
+    "runs watch": (["RUN"], ["--wait", "--json"]),
     "runs curves": (["RUN"], ["--out", "--overwrite", "--json"]),
 }
 COMMANDS = dict(commands())

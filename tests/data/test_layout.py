@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.layout import Batch, Padded, Tree, micro_batches, padded_batch, tree_batch
+from tunesmith.data.layout import Batch, Padded, Tree, micro_batches, packed_batch, padded_batch, tree_batch
 
 
 @dataclass
@@ -143,7 +143,32 @@ def test_padded_rows_keep_their_lengths() -> None:
     assert batch.predicts.tolist() == [[False, True, False], [True, False, False]]
 
 
-@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_packed_rows_share_nothing_even_where_they_are_equal() -> None:
+    rows = [row([1, 2, 3], [2]), row([1, 2, 3], [1]), row([1, 2, 3, 4], [3])]
+    batch = packed_batch(rows, [0, 1, 2])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 1, 2, 3, 1, 2, 3, 4]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 0, 1, 2, 3]]
+    assert isinstance(batch.attention, Tree) and batch.attention.parent.tolist() == [-1, -1, -1]
+    assert batch.row_lengths.tolist() == [[3, 3, 3, 3, 3, 3, 4, 4, 4, 4]]
+    assert paths(batch) == {(1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)}
+    assert edges_by_row(batch) == expected_edges(rows)
+    assert (batch.tokens, batch.computed) == (10, 10)
+
+
+def test_packed_rows_fill_their_batches() -> None:
+    rows = [row([1] * length, [1]) for length in (6, 3, 5, 4, 2)]
+    batches = micro_batches(rows, budget=10, layout="packed")
+    assert sorted(batch.computed for batch in batches) == [10, 10]
+
+
+def test_the_length_of_a_row_is_its_own_whatever_its_padding() -> None:
+    batch = padded_batch([row([1, 2, 3], [2]), row([4, 5], [1])], [0, 1])
+    assert batch.row_lengths.tolist() == [[3, 3, 3], [2, 2, 2]]
+    with pytest.raises(AssertionError, match="no length of its own"):
+        _ = tree_batch([row([1, 2, 3], [2]), row([1, 2, 4], [2])], [0, 1], least=1).row_lengths
+
+
+@pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 @settings(max_examples=100, deadline=None)
 @given(made=ROWS, budget=st.integers(1, 60), least=st.integers(1, 5))
 def test_no_label_is_lost_or_moved_and_the_budget_holds(layout: str, made: list, budget: int, least: int) -> None:

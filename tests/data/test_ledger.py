@@ -54,6 +54,19 @@ def test_more_rows_truncated_than_kept_is_a_bug() -> None:
         ledger.check()
 
 
+def test_rows_that_were_split_are_said_and_written() -> None:
+    ledger = Ledger()
+    ledger.sources["a"] = Account(Counts(read=3, trained=3), split=2, blocks=1_234)
+    ledger.sources["b"] = Account(Counts(read=1, trained=1), split=1, blocks=2)
+    ledger.check()
+    assert ledger.in_words()[-1] == "split: 3 of the rows, which are raw text, into 1,236 blocks"
+    written = ledger.to_json()
+    assert (written["split"], written["blocks"], written["sources"]["a"]["blocks"]) == (3, 1_236, 1_234)
+    ledger.sources["b"].blocks = 1
+    with pytest.raises(AssertionError, match="split into one block"):
+        ledger.check()
+
+
 def test_a_difference_in_one_source_is_not_hidden_by_another() -> None:
     ledger = Ledger()
     ledger.source("a").rows = Counts(read=1)

@@ -205,4 +205,4 @@ def test_rows_of_two_kinds_do_not_go_into_one_dataset(tmp_path: Path) -> None:
 def test_init_proposes_the_objective_that_the_rows_are_for(tmp_path: Path) -> None:
     made = starter_recipe(str(pairs(tmp_path / "pairs.jsonl", 60)))
     assert "objective: dpo  # learns which answers are better" in made.text
-    assert made.metrics == ("preference_accuracy",) and "learning_rate: 5.0e-5" in made.text
+    assert made.metrics == ("preference_accuracy",) and "learning_rate: 2.5e-5" in made.text

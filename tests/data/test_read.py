@@ -92,6 +92,71 @@ def test_a_line_of_a_txt_file_is_a_document(tmp_path: Path):
     assert loaded.shape == "text"
 
 
+def test_a_document_of_a_txt_file_is_what_sample_by_says(tmp_path: Path):
+    path = write(tmp_path / "r.txt", "\ufeffOnce\r\nupon.\r\n \t\r\n\r\n\nA time\n\n\nThe\nend\n")
+    expected = {
+        "line": [("Once", 1), ("upon.", 2), ("A time", 6), ("The", 9), ("end", 10)],
+        "paragraph": [("Once\nupon.", 1), ("A time", 6), ("The\nend", 9)],
+        "document": [("Once\nupon.\n \t\n\n\nA time\n\n\nThe\nend", 1)],
+    }
+    for sample_by, rows in expected.items():
+        loaded = load(source(path, sample_by=sample_by))
+        assert [(example.text, example.source) for example in loaded.examples] == [
+            (text, f"{path}:{line}") for text, line in rows
+        ], sample_by
+        assert loaded.files == [(str(path), hashlib.sha256(path.read_bytes()).hexdigest())]
+
+
+@pytest.mark.parametrize("sample_by", ["paragraph", "document"])
+def test_what_a_document_is_does_not_depend_on_where_the_file_is_cut(
+    tmp_path: Path, sample_by: str, monkeypatch: pytest.MonkeyPatch
+):
+    text = "".join("word " * (n % 7) + "\n" * (1 + n % 3) + " \n" * (n % 5 == 0) for n in range(200))
+    path = write(tmp_path / "r.txt.gz", gzip.compress(text.encode()))
+    whole = load(source(path, sample_by=sample_by)).examples
+    assert len(whole) > 50 or sample_by == "document"
+    for size in (1, 7, 50):
+        monkeypatch.setattr("tunesmith.data.rows.BLOCK_BYTES", size)
+        assert load(source(path, sample_by=sample_by)).examples == whole
+
+
+def test_a_folder_of_texts_is_a_document_a_file(tmp_path: Path):
+    for name in ("b", "a"):
+        write(tmp_path / f"{name}.txt", f"{name}\n\n{name}\n")
+    write(tmp_path / "empty.txt", "\n \n")
+    error = refused(tmp_path, sample_by="document")
+    assert (error.what, error.where) == ("there are no rows in it", f"{tmp_path}/empty.txt")
+    (tmp_path / "empty.txt").unlink()
+    loaded = load(source(tmp_path, sample_by="document"))
+    assert [example.text for example in loaded.examples] == ["a\n\na", "b\n\nb"]
+
+
+def test_bad_bytes_of_a_document_are_named_with_their_line(tmp_path: Path):
+    path = write(tmp_path / "r.txt", b"one\n\ntwo\nthr\xffee\n\nfour")
+    loaded = load(source(path, sample_by="paragraph"), on_error="skip")
+    assert [example.text for example in loaded.examples] == ["one", "four"]
+    (bad,) = loaded.bad
+    found = "the byte 0xff at byte 4 of the line, line 2 of the document"
+    assert (bad.source, bad.found, bad.raw) == (f"{path}:3", found, "thr\\xffee")
+
+
+def test_a_document_that_is_too_large_is_one_error_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tunesmith.data.rows.LARGEST_ROW", 3_000_000)
+    path = write(tmp_path / "r.txt", "x" * 100 + "\n")
+    assert len(load(source(path, sample_by="document")).examples) == 1
+    path.write_bytes(b"x" * 99 + b"\n" + b"y\n" * 2_000_000)
+    for sample_by, remedy in (("document", "sample_by: paragraph"), ("paragraph", "blank line")):
+        error = refused(path, sample_by=sample_by)
+        assert (error.what, error.where) == ("a row of more than 2 MB", f"{path}:1")
+        assert remedy in str(error.remedy)
+
+
+def test_sample_by_has_no_meaning_without_a_txt_file(tmp_path: Path):
+    error = refused(write(tmp_path / "r.jsonl", LINES), sample_by="document")
+    assert "data.sample_by: document says what a document of a .txt file is, and there is none" in error.what
+    assert "sample_by: document" in str(error.remedy)
+
+
 def test_messages_keep_their_tool_calls_through_parquet_without_the_nulls_of_other_rows(tmp_path: Path):
     call = {"type": "function", "function": {"name": "f", "arguments": '{"x": null}'}}
     rows = [

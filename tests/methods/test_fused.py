@@ -7,9 +7,10 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tests.tiny import config_for, tiny
+from tests.tiny import Row, config_for, tiny
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -67,10 +68,33 @@ def compare(model: Any, *, train: bool = False) -> None:
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-10, atol=1e-12 * float(gradient.abs().max()))
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"lora_alpha": 3.0}, {"target_modules": ["v_proj"]}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"use_rslora": True},
+        {"lora_alpha": 3.0},
+        {"target_modules": ["v_proj"]},
+    ],
+)
 def test_outputs_and_gradients_are_those_of_peft(settings: dict[str, Any], calls: list[int]) -> None:
     compare(adapted(**settings))
     assert calls, "the kernel ran"
+
+
+def test_what_eva_leaves_without_an_adapter_is_computed_without_it(calls: list[int]) -> None:
+    random = np.random.default_rng(0)
+    rows = [[Row(2 + random.geometric(0.2, 40)) for _ in range(30)]]
+    method = build(LoraSettings(r=2, init_lora_weights="eva"), base="nowhere")
+    model: Any = method.attach(tiny(config_for("llama")), rows)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7))
+    compare(model)
+    adapted_maps = sum(hasattr(module, "lora_A") for module in model.modules())
+    assert sum(calls) == adapted_maps, "each once"
 
 
 def test_layers_that_read_the_same_input_are_computed_together(calls: list[int]) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tunesmith.errors import ModelError
 from tunesmith.model import gguf
 from tunesmith.model.cache import PROVENANCE, sha256_of
+from tunesmith.model_size import model_size
 
 
 @pytest.fixture
@@ -145,3 +146,18 @@ def test_conversion_happens_once_a_file_and_gives_the_same_bytes(write_gguf: Cal
     (first / PROVENANCE).unlink()  # not whole any more: converted again
     again = gguf.from_gguf(path, say=said.append)
     assert (len(said), sha256_of(again / "model.safetensors")) == (2, digest)
+
+
+def test_the_weights_of_a_file_are_counted_without_a_conversion(
+    write_gguf: Callable[..., Path], tiny_model_dir: Path, cache: Path
+) -> None:
+    path = write_gguf(cache.parent / "tiny.gguf")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    found = model_size(str(path))
+    assert (found.parameters, found.basis) == (
+        sum(weight.numel() for weight in model.parameters()),
+        "the file's weights",
+    )
+    assert not cache.exists()
+    path.write_bytes(b"no GGUF")
+    assert model_size(str(path)).parameters is None

@@ -147,3 +147,32 @@ def test_layers_that_are_computed_again_leave_nothing_out_whoever_holds_the_flag
         target_logprobs(model, tree_batch(make_rows(), range(6))).logprobs.sum().backward()
         gradients.append(torch.cat([own.grad.flatten() for own in model.parameters() if own.grad is not None]))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [2**23, 300], ids=["one chunk", "many chunks"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "a head of its own"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_of_the_head_that_train_apart(name: str, tied: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As plain PEFT and transformers have it: new tokens, or a few that are named."""
+    from peft import LoraConfig, get_peft_model
+
+    monkeypatch.setattr(head, "CHUNK", chunk)
+    if name != "phi":  # the output layer has a bias there, and PEFT its own way with it
+        monkeypatch.setattr(head, "_through_module", None)
+    model = tiny(config_for(name, **FAMILIES[name], tie_word_embeddings=tied))
+    ids = [90, 5, 17, 40]
+    where = {own_name: ids for own_name, own in model.named_modules() if own is model.get_input_embeddings()}
+    rows: Any = ids if tied else {**where, "lm_head": ids}
+    settings = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=rows, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, settings)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    compare(adapted, tree_batch(make_rows(), range(6)))
+    compare(adapted, padded_batch(make_rows(), range(6)))
+    trained = [name for name, own in adapted.named_parameters() if own.requires_grad and "tokens_delta" in name]
+    assert len(trained) == (1 if tied else 2)
+    with adapted.disable_adapter(), torch.no_grad():
+        batch = tree_batch(make_rows(), range(6))
+        torch.testing.assert_close(target_logprobs(adapted, batch).logprobs, own_logprobs(adapted, batch))

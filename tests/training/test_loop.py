@@ -17,7 +17,7 @@ from tunesmith.model import attention
 from tunesmith.training.loop import Hooks, Step, StepResult, train
 from tunesmith.training.objective import CrossEntropy
 
-LAYOUTS = ["tree", "padded"]
+LAYOUTS = ["tree", "packed", "padded"]
 
 
 @dataclass

@@ -46,6 +46,11 @@ class Terminal:
         return self._out.isatty()
 
     @property
+    def draws(self) -> bool:
+        """Whether what is said and progress stand on one screen, where bars can be drawn."""
+        return self._out.isatty() and _can_draw(self._err)
+
+    @property
     def colours(self) -> bool:
         """Whether results may be coloured."""
         return has_colours(self._out)
@@ -70,15 +75,19 @@ class Terminal:
         _write(self._err, printable(text) + "\n")
 
     @contextmanager
-    def task(self, title: str, total: int | None) -> Iterator[Advance]:
-        """Progress on standard error: a bar on a screen, a line now and then elsewhere. Tasks may be nested."""
+    def task(self, title: str, total: int | None, *, timed: bool = True) -> Iterator[Advance]:
+        """Progress on standard error: a bar on a screen, a line now and then elsewhere. Tasks may be nested.
+
+        Args:
+            timed: whether a bar shows the time left at the pace at which it is advanced.
+        """
         if not _can_draw(self._err):
             yield plain_lines(title, total, write=self.note)
             return
         outermost = self._drawing is None
         self._drawing = self._drawing or Drawing(self._err, colours=has_colours(self._err))
         try:
-            with self._drawing.task(title, total) as advance:
+            with self._drawing.task(title, total, timed=timed) as advance:
                 yield advance
         finally:
             if outermost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,15 @@ def init(
             show_default="the bundled one",
         ),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="Method to train with, such as qlora or full.",
+            show_default="lora, or qlora where lora does not fit",
+        ),
+    ] = None,
     out: Annotated[str, typer.Option("--out", metavar="FILE", help="The recipe to write.")] = "recipe.yaml",
     columns: Columns = None,
     instruction: Instruction = None,
@@ -60,7 +70,9 @@ def init(
         from tunesmith.starter import starter_recipe
 
         try:
-            starter = starter_recipe(data, model=model, format=format, columns=mapping, instruction=instruction)
+            starter = starter_recipe(
+                data, model=model, method=method, format=format, columns=mapping, instruction=instruction
+            )
         except DataError as error:
             raise in_flags(error) from None
         _write(file, starter.text)
@@ -68,6 +80,8 @@ def init(
         if starter.bad:
             rows, them = ("row", "it") if starter.bad == 1 else ("rows", "them")
             terminal.warn(f"{starter.bad:,} {rows} cannot be used: `tunesmith check {data}` names {them}.")
+        for warning in starter.warnings:
+            terminal.warn(warning)
         terminal.write(f"Wrote {out}. Next: tunesmith check {out} --show 3, then tunesmith train {out}")
         terminal.result(
             {
@@ -78,6 +92,9 @@ def init(
                 "bad": starter.bad,
                 "format": starter.shape,
                 "metrics": starter.metrics,
+                "method": starter.method,
+                "parameters": starter.parameters,
+                "choices": [{"key": key, **asdict(choice)} for key, choice in starter.choices.items()],
             }
         )
 
@@ -240,12 +257,12 @@ def _report_ledger(found: Inspection, terminal: Terminal) -> None:
     names = [
         "read",
         *(place for place in PLACES if getattr(ledger.rows, place)),
-        *(["truncated"] if ledger.truncated else []),
+        *(name for name in ("truncated", "split", "blocks") if getattr(ledger, name)),
     ]
     rows = [
         (
             f"rows of {path}",
-            *(getattr(account.rows, name) if name != "truncated" else account.truncated for name in names),
+            *(getattr(account.rows if name in ("read", *PLACES) else account, name) for name in names),
         )
         for path, account in ledger.sources.items()
     ]

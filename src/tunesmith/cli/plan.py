@@ -118,7 +118,7 @@ def _workload(recipe: Recipe, rows: int | None, length: int | None, terminal: Te
     from tunesmith import workload
 
     if rows is not None and length is not None:
-        return workload.as_said(rows, length)
+        return workload.as_said(rows, length, recipe=recipe)
     if exact:
         return workload.by_tokens(recipe, listener=terminal)
     return workload.by_characters(recipe, listener=terminal)

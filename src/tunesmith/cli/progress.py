@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from tunesmith.progress import Advance
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 TENTH = 10  # percent between two lines
 SHORTEST, LONGEST = 2.0, 30.0  # seconds between two lines
@@ -20,17 +17,28 @@ class Drawing:
     """The bars of nested tasks. The outermost stays on the screen when it is done, the others go."""
 
     def __init__(self, stream: TextIO, *, colours: bool) -> None:
-        self._progress = _bars(stream, colours)
+        from tunesmith.cli.bars import Bars
+
+        self._progress = Bars(stream, colours=colours)
         self._depth = 0
         self._progress.start()
 
     @contextmanager
-    def task(self, title: str, total: int | None) -> Iterator[Advance]:
-        """A bar with title, done / total, facts and the time left."""
-        bar = self._progress.add_task(title, total=total, facts="")
+    def task(self, title: str, total: int | None, *, timed: bool) -> Iterator[Advance]:
+        """A bar with title, done / total and, if ``timed``, the time left; the facts below."""
+        bar = self._progress.add_task(title, total=total, facts=[], timed=timed)
         self._depth += 1
+        done = 0
+
+        def advance(now: int, facts: Mapping[str, str]) -> None:
+            nonlocal done
+            done = now
+            self._progress.update(bar, completed=done, facts=_texts(facts))
+
         try:
-            yield lambda done, facts: self._progress.update(bar, completed=done, facts=_facts(facts))
+            yield advance
+            if total is None:  # it is known now
+                self._progress.update(bar, total=done)
         finally:
             self._depth -= 1
             if self._depth:
@@ -45,24 +53,6 @@ class Drawing:
     def stop(self) -> None:
         """Leaves the screen as it stands, the cursor below."""
         self._progress.stop()
-
-
-def _bars(stream: TextIO, colours: bool) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(file=stream, force_terminal=True, no_color=not colours, highlight=False)
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}", markup=False),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        redirect_stdout=False,  # standard output may be a pipe, and is written to as such
-        redirect_stderr=False,
-        speed_estimate_period=120,
-    )
 
 
 def plain_lines(
@@ -104,7 +94,11 @@ def _counting_lines(title: str, *, write: Callable[[str], None], clock: Callable
 
 
 def _facts(facts: Mapping[str, str]) -> str:
-    return "  ".join(f"{name} {value}" for name, value in facts.items())
+    return "  ".join(_texts(facts))
+
+
+def _texts(facts: Mapping[str, str]) -> list[str]:
+    return [f"{name} {value}" for name, value in facts.items()]
 
 
 def _left(seconds: float | None) -> str:

@@ -40,7 +40,8 @@ SUMMARY = {
 }
 LEDGER = (
     "`{rows, tokens, supervised: {read, invalid, duplicate, leaked, unbalanced, too_long, held_out, test, trained}, "
-    "truncated, sources: {path: the same}, epoch: {total, supervised, computed}}`; what is not known is null"
+    "truncated, split, blocks, sources: {path: the same}, epoch: {total, supervised, computed}}`; what is not known is "
+    "null"
 )
 SHAPES: dict[str, dict[str, str]] = {
     "init": {
@@ -51,6 +52,9 @@ SHAPES: dict[str, dict[str, str]] = {
         "bad": "rows that cannot",
         "format": "shape of the rows",
         "metrics": "names of the metrics that were chosen",
+        "method": "the method to train with",
+        "parameters": "of the model, or null where they are not known",
+        "choices": "`[{key, value, reason, source}]`: hyperparameters by recipe key, why, and who says so",
     },
     "check": {
         "schema": "1; raised when a key changes its meaning or goes away",
@@ -91,6 +95,29 @@ SHAPES: dict[str, dict[str, str]] = {
         "predicted_seconds, measured_seconds, time_error}]` of one micro-batch; else empty",
     },
     "train": TRAIN,
+    "train --lr-range": {
+        "folder": "beside the run folder, where lr-range.json (all below) and lr-range.svg are",
+        "schema": "1; raised when a key changes its meaning or goes away",
+        "method": "of the recipe, as `objective`, `optim`, `batch_size` and `seed` are",
+        "objective": "see `method`",
+        "optim": "see `method`",
+        "batch_size": "see `method`",
+        "seed": "see `method`",
+        "lr_min": "the first rate",
+        "lr_max": "the last rate",
+        "steps": "of the whole test; it ends earlier where the loss diverges",
+        "passes": "over the rows",
+        "line": "what to add to a `train` command, or null",
+        "verdict": "`clear`; or why no rate is suggested: `flat`, `noisy`, or `short` of steps",
+        "suggestion": "the learning rate, or null",
+        "reason": "in words",
+        "steepest": "the rate at which the smoothed loss falls fastest, or null",
+        "turn": "the rate from which it rises, or is not finite; or null",
+        "ended": "`diverged` or `not finite` where the test ended early, else null",
+        "error": "of a smoothed loss, one standard deviation",
+        "points": "`[{step, learning_rate, loss, grad_norm, smoothed}]`",
+        "seconds": "of work",
+    },
     "train --dry-run": {"settings": "`[{key, value, source}]`; source is `default`, `file:line`, `flag` or `auto`"},
     "eval": {
         "target": "what was judged",

@@ -67,18 +67,24 @@ def has_control_marks(text: str) -> bool:
     return _START in text or _escaped(_START) in text
 
 
-def control_texts(tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int], frame: Iterable[int]) -> set[str]:
+def control_texts(
+    tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int], frame: Iterable[int], meant: Iterable[str] = ()
+) -> set[str]:
     """The texts of a tokenizer's control tokens: all special ones, and added ones that end or frame a turn.
 
     Args:
         stop_ids: ids that generation stops on.
         frame: ids that the template writes around a user turn; Qwen's ``<tool_call>`` is not among them, so text
             about tool calls stays allowed.
+        meant: tokens that stand in texts on purpose, and so are none, unless they end or frame a turn or have a part of
+            their own, such as padding.
     """
     structural = {*stop_ids, *frame}
     added = tokenizer.added_tokens_decoder
     texts = {token.content for number, token in added.items() if token.special or number in structural}
-    return texts | set(tokenizer.all_special_tokens)
+    parts = {added[number].content for number in structural if number in added}
+    parts |= {str(token) for token in tokenizer.special_tokens_map.values()}
+    return (texts | set(tokenizer.all_special_tokens)) - (set(meant) - parts)
 
 
 def _strings(value: Any) -> Iterable[str]:

@@ -36,14 +36,21 @@ class Label:
 
 
 def findings(
-    scan: Scan, place: np.ndarray, *, method: str | None = None, max_length: int = 2048, stops: bool = True
+    scan: Scan,
+    place: np.ndarray,
+    *,
+    method: str | None = None,
+    max_length: int = 2048,
+    split: bool = False,
+    stops: bool = True,
 ) -> list[Finding]:
     """What the owner of the data should know, the gravest first.
 
     Args:
         place: what becomes of each row, of ``clean.place_rows``.
-        method: full, lora or qlora, for the advice on the number of rows.
+        method: full, freeze, lora or qlora, for the advice on the number of rows.
         max_length: tokens in a row; without a tokenizer, four characters count as one.
+        split: whether raw text may be longer, because it is split.
         stops: whether bad rows stop a run.
     """
     labels = labels_of(scan)
@@ -55,7 +62,7 @@ def findings(
         _few_of_a_label(scan, labels or []),
         _minor_script(scan),
         _size(place, method),
-        _length(scan, max_length),
+        _length(scan, max_length, split),
     ]
     order = {"error": 0, "warning": 1, "info": 2}
     return sorted((finding for finding in made if finding is not None), key=lambda each: order[each.severity])
@@ -244,13 +251,14 @@ def _size(place: np.ndarray, method: str | None) -> Finding | None:
     return Finding("few_rows", "info", [], message, advice)
 
 
-def _length(scan: Scan, max_length: int) -> Finding | None:
+def _length(scan: Scan, max_length: int, split: bool) -> Finding | None:
     longest = max_length * CHARACTERS_PER_TOKEN
+    rows = scan.own & ~scan.raw_text if split else scan.own
     return _finding(
         scan,
         "long_rows",
         "info",
-        scan.own & (scan.characters > longest),
+        rows & (scan.characters > longest),
         f"{{rows}} of more than {longest:,} characters, so probably of more than {max_length:,} tokens",
         "raise data.max_length, shorten them, or choose data.too_long: drop or truncate",
     )

@@ -1,9 +1,10 @@
-"""Encoded rows -> batches: prefix trees, where what rows have in common is computed once, or padded rows.
+"""Encoded rows -> batches: prefix trees, where what rows have in common is computed once, packed or padded rows.
 
 The rows of one optimizer step may be regrouped freely, because the step's loss is a sum over their labels. In a causal
 model the hidden state of a prefix does not depend on what follows, so a prefix that rows share is laid out once.
 
 With dropout, rows share the mask on the tokens that they share. Each row's own distribution is what it would be alone.
+Packed rows stand side by side as well, without padding, but share nothing: for what each row must have of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LayoutName = Literal["tree", "padded"]
+LayoutName = Literal["tree", "packed", "padded"]
 LEAST_SHARED = 16  # tokens: what a segment of its own costs in attention calls, in tokens computed (docs/lab.md)
 NEIGHBOURS = 4  # rows on each side that are looked at to estimate where a row branches off
 BATCH_COST = 64  # tokens: what a batch of its own costs, most of it for reading the weights once more
@@ -111,6 +112,14 @@ class Batch:
         return self.input_ids.numel()
 
     @property
+    def row_lengths(self) -> Tensor:
+        """How many tokens the row of each place has [B,L], padding aside; of rows that share nothing."""
+        if isinstance(self.attention, Padded):
+            return self.attention.lengths[:, None].expand_as(self.input_ids)
+        assert (self.attention.parent < 0).all(), "a token that rows share has no length of its own"
+        return torch.bincount(self.attention.segment[0])[self.attention.segment]
+
+    @property
     def supervised(self) -> int:
         """Labels, each row's own: a token shared by k rows counts k times."""
         return self.edges.target.numel()
@@ -128,21 +137,25 @@ def micro_batches(
     """
     if together > 1:
         groups = _groups_of_several(rows, budget=budget, layout=layout, least=least, together=together)
-        return [lay_out(rows, group, layout=layout, least=least) for group in groups]
-    if layout == "padded":
-        return [padded_batch(rows, group) for group in _padded_groups(rows, budget)]
-    return [tree_batch(rows, group, least=least) for group in _tree_groups(rows, budget, least)]
+    elif layout == "tree":
+        groups = _tree_groups(rows, budget, least)
+    else:
+        groups = (_packed_groups if layout == "packed" else _padded_groups)(rows, budget)
+    return [lay_out(rows, group, layout=layout, least=least) for group in groups]
 
 
 def lay_out(rows: Sequence[TokenRow], group: Sequence[int], *, layout: LayoutName, least: int = LEAST_SHARED) -> Batch:
     """Some of the rows as one batch."""
-    return padded_batch(rows, group) if layout == "padded" else tree_batch(rows, group, least=least)
+    if layout == "tree":
+        return tree_batch(rows, group, least=least)
+    return packed_batch(rows, group) if layout == "packed" else padded_batch(rows, group)
 
 
 def computed_tokens(rows: Sequence[TokenRow], *, layout: LayoutName, least: int = LEAST_SHARED) -> int:
     """Tokens that go through the model when these rows are one batch."""
-    if layout == "padded":
-        return len(rows) * max(len(row.ids) for row in rows)
+    lengths = [len(row.ids) for row in rows]
+    if layout != "tree":
+        return sum(lengths) if layout == "packed" else len(rows) * max(lengths)
     order = sorted(range(len(rows)), key=lambda number: rows[number].ids.astype(">i4").tobytes())
     return _Trie(rows, order, least).size
 
@@ -254,6 +267,23 @@ class _Trie:
         self.size = sum(end - start for _, start, end in self.spans)
 
 
+def _packed_groups(rows: Sequence[TokenRow], budget: int) -> list[list[int]]:
+    """The longest rows first, each into the first group that has room for it."""
+    order = sorted(range(len(rows)), key=lambda number: (-len(rows[number].ids), number))
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for number in order:
+        length = len(rows[number].ids)
+        place = next((place for place, left in enumerate(room) if length <= left), None)
+        if place is None:
+            groups.append([number])
+            room.append(budget - length)
+        else:
+            groups[place].append(number)
+            room[place] -= length
+    return groups
+
+
 def _padded_groups(rows: Sequence[TokenRow], budget: int) -> list[list[int]]:
     order = sorted(range(len(rows)), key=lambda number: (len(rows[number].ids), number))
     groups: list[list[int]] = []
@@ -293,6 +323,22 @@ def tree_batch(rows: Sequence[TokenRow], group: Sequence[int], *, least: int = L
         position_ids=np.concatenate([np.arange(start, end) for _, start, end in trie.spans])[None],
         places=[places[leaf[number]] for number in group],
         attention=Tree(torch.tensor(trie.parents), torch.from_numpy(segments[None].astype(np.int64))),
+    )
+
+
+def packed_batch(rows: Sequence[TokenRow], group: Sequence[int]) -> Batch:
+    """The rows one behind the other in one line of tokens, each seeing only itself: a tree of roots."""
+    lengths = [len(rows[number].ids) for number in group]
+    starts = np.cumsum([0, *lengths])
+    return _batch(
+        rows,
+        group,
+        input_ids=np.concatenate([rows[number].ids for number in group])[None],
+        position_ids=np.concatenate([np.arange(length) for length in lengths])[None],
+        places=[start + np.arange(length) for start, length in zip(starts, lengths, strict=False)],
+        attention=Tree(
+            torch.full((len(group),), -1), torch.from_numpy(np.repeat(np.arange(len(group)), lengths)[None])
+        ),
     )
 
 

@@ -38,12 +38,17 @@ PLACES = tuple(each.name for each in fields(Counts) if each.name != "read")
 
 @dataclass(slots=True)
 class Account:
-    """One source, in three units. ``truncated`` rows are among the kept ones: trained, held out or test."""
+    """One source, in three units. ``truncated`` rows are among the kept ones: trained, held out or test.
+
+    So are ``split`` rows of raw text, longer than a row may be, which became ``blocks`` rows of tokens.
+    """
 
     rows: Counts = field(default_factory=Counts)
     tokens: Counts = field(default_factory=Counts)
     supervised: Counts = field(default_factory=Counts)
     truncated: int = 0
+    split: int = 0
+    blocks: int = 0
 
     def check(self, name: str) -> None:
         """Asserts that each unit adds up, and that no place has more labels than tokens."""
@@ -51,6 +56,8 @@ class Account:
             getattr(self, unit).check(name, unit)
         kept = self.rows.held_out + self.rows.test + self.rows.trained
         assert 0 <= self.truncated <= kept, f"{name}: more rows truncated than kept: {self}"
+        assert 0 <= self.split <= kept, f"{name}: more rows split than kept: {self}"
+        assert 2 * self.split <= self.blocks, f"{name}: a row split into one block: {self}"
         for place in PLACES:
             tokens, labels = getattr(self.tokens, place), getattr(self.supervised, place)
             assert labels <= tokens, f"{name}: {labels} labels among {tokens} tokens ({place})"
@@ -97,13 +104,23 @@ class Ledger:
         """Rows that were cut."""
         return sum(account.truncated for account in self.sources.values())
 
+    @property
+    def split(self) -> int:
+        """Rows that were split."""
+        return sum(account.split for account in self.sources.values())
+
+    @property
+    def blocks(self) -> int:
+        """What split rows became."""
+        return sum(account.blocks for account in self.sources.values())
+
     def check(self) -> None:
         """Asserts that everything adds up, source by source: a difference is a bug and never a user's mistake."""
         for name, account in self.sources.items():
             account.check(name)
 
     def in_words(self) -> list[str]:
-        """A line for each unit that is known: what was read, and where it went."""
+        """A line for each unit that is known: what was read, and where it went; and one for rows that were split."""
         units = [("rows", self.rows)]
         if self.tokenized:
             units += [("tokens", self.tokens), ("supervised tokens", self.supervised)]
@@ -112,12 +129,18 @@ class Ledger:
             parts = [(place, getattr(counts, place)) for place in PLACES]
             went = ", ".join(f"{count:,} {place.replace('_', ' ')}" for place, count in parts if count)
             lines.append(f"{unit}: {counts.read:,} read: {went or 'none'}")
+        if self.split:
+            lines.append(f"split: {self.split:,} of the rows, which are raw text, into {self.blocks:,} blocks")
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """``{rows, tokens, supervised, truncated, sources: {path: the same}, epoch}``; tokens null where not known."""
+        """``{rows, tokens, supervised, truncated, split, blocks, sources: {path: the same}, epoch}``.
+
+        Tokens are null where they are not known.
+        """
+        whole = Account(self.rows, self.tokens, self.supervised, self.truncated, self.split, self.blocks)
         return {
-            **self._units(Account(self.rows, self.tokens, self.supervised, self.truncated)),
+            **self._units(whole),
             "sources": {name: self._units(account) for name, account in self.sources.items()},
             "epoch": asdict(self.epoch) if self.epoch else None,
         }
@@ -129,6 +152,8 @@ class Ledger:
             "tokens": asdict(account.tokens) if known else None,
             "supervised": asdict(account.supervised) if known else None,
             "truncated": account.truncated,
+            "split": account.split,
+            "blocks": account.blocks,
         }
 
 

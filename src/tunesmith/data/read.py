@@ -2,7 +2,8 @@
 
 A source is, in this order: a path that exists, an fsspec URL (``s3://...``), a hub id ``user/name[@revision]``.
 
-- jsonl, json (one array), csv, tsv and parquet files; txt files, where each line that is not blank is a document.
+- jsonl, json (one array), csv, tsv and parquet files; txt files, where each line that is not blank is a document,
+  or each paragraph, or the whole file (`sample_by`).
   Text is UTF-8, with or without a byte order mark, and may be compressed (.gz, .bz2, .xz, .zst).
 - A folder of those: all its files in the order of their names. Hidden files are passed over, other files are named in
   `Loaded.ignored`. If some files are named for training and some for evaluation (train.csv and test.csv), each role

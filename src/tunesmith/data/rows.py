@@ -18,6 +18,7 @@ INVALID_BYTES = re.compile("[\udc80-\udcff]")  # how errors="surrogateescape" ma
 NOT_UTF8 = "bytes that are not UTF-8"
 UTF16_WITHOUT_A_MARK = re.compile(rb"[^\0]\0[^\0]\0|\0[^\0]\0[^\0]")
 BLOCK_BYTES = 2**20
+END_ROWS = "check that the file is what its name says, and end each row with a line end"
 LARGEST_ROW = 2**27  # bytes of a line, characters of an element: a larger one is a file without line ends
 
 
@@ -75,7 +76,7 @@ def refuse_utf16(data: bytes, name: str) -> None:
         raise DataError(f"the file is {found}, not UTF-8", where=name, remedy="save it as UTF-8")
 
 
-def refuse_too_large(size: int, name: str, line: int) -> None:
+def refuse_too_large(size: int, name: str, line: int, remedy: str = END_ROWS) -> None:
     """Stops before a row that never ends fills the memory.
 
     Raises:
@@ -86,7 +87,7 @@ def refuse_too_large(size: int, name: str, line: int) -> None:
             f"a row of more than {LARGEST_ROW // 2**20} MB",
             where=f"{name}:{line}",
             why="it has not ended after so much",
-            remedy="check that the file is what its name says, and end each row with a line end",
+            remedy=remedy,
         )
 
 

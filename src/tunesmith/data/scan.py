@@ -178,13 +178,15 @@ def _frame(reader: Reader, readings: Sequence[Reading], known: list[tuple[str, s
 
     A frame of a source before this one is taken, where it fits, so that rows of two sources compare alike.
     """
+    if reader.shape == "text":  # documents may be large, and nothing is asked in them
+        return "", ""
     parts = zip(reader.parts, readings, strict=True)
     first = (made for part, reading in parts for block in part.blocks() for _, made in examples_of(block, reading))
     prompts = {prompt_text(made) for made in islice(first, ROWS_THAT_TELL_THE_FRAME) if isinstance(made, Example)}
     for before, behind in known:
         if all(prompt.startswith(before) and prompt.removeprefix(before).endswith(behind) for prompt in prompts):
             return before, behind
-    if len(prompts) < 2 or reader.shape == "text":
+    if len(prompts) < 2:
         return "", ""
     before = _whole_words(_common_beginning(prompts))
     behind = _whole_words(_common_beginning(prompt[len(before) :][::-1] for prompt in prompts))[::-1]

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tunesmith.data.arrow_rows import arrow_rows, batch_blocks
-from tunesmith.data.formats import FORMATS
+from tunesmith.data.formats import FORMATS, TEXTS, Format
 from tunesmith.data.rows import Block, Row, Rows
 from tunesmith.data.shape import did_you_mean, listed
 from tunesmith.data.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from tunesmith.recipe import SourceSettings
 
+TEXT = ".txt"
 EVERY_ROLE = ""  # the split of files that are named for none
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -72,10 +73,11 @@ class _FilePart:
     place: _Place
     suffix: str
     compression: str | None
+    sample_by: str = "line"
     _sha256: str | None = None
 
     def blocks(self) -> Iterator[Block]:
-        kind = FORMATS[self.suffix]
+        kind = self._kind
         with self.place.open(self.name) as source:
             file = buffered(source)
             refuse_pointer(file, self.name)
@@ -89,11 +91,15 @@ class _FilePart:
 
     @property
     def parse(self) -> Callable[[Block], Rows]:
-        return FORMATS[self.suffix].rows
+        return self._kind.rows
 
     @property
     def same_columns(self) -> bool:
-        return FORMATS[self.suffix].same_columns
+        return self._kind.same_columns
+
+    @property
+    def _kind(self) -> Format:
+        return TEXTS[self.sample_by] if self.suffix == TEXT else FORMATS[self.suffix]
 
     def rows(self) -> Rows:
         for block in self.blocks():
@@ -172,8 +178,29 @@ def parts_of(source: SourceSettings, role: Role) -> tuple[list[Part], list[str],
     """The files or the split of a source, with the names that were ignored and the split that is read.
 
     Raises:
-        DataError: nothing is there, or a file is of no format that can be read.
+        DataError: nothing is there, a file is of no format that can be read, or ``sample_by`` says nothing of any.
     """
+    found = _parts_of(source, role)
+    if source.sample_by != "line" and not any(isinstance(part, _FilePart) and part.suffix == TEXT for part in found[0]):
+        raise DataError(
+            f"data.sample_by: {source.sample_by} says what a document of a {TEXT} file is, and there is none",
+            where=source.path,
+            remedy=f"name it at the sources that have {TEXT} files: {{path: a{TEXT}, sample_by: {source.sample_by}}}",
+        )
+    return found
+
+
+def holds_text(path: str) -> bool:
+    """Whether it is a .txt file or a folder with some: what ``sample_by`` can be said of."""
+    place = _Place(path)
+    if place.is_file:
+        return _suffix(path)[0] == TEXT
+    if not place.is_folder or place.is_dataset():
+        return False
+    return any(_suffix(name)[0] == TEXT for name, is_file in place.entries() if is_file)
+
+
+def _parts_of(source: SourceSettings, role: Role) -> tuple[list[Part], list[str], str | None]:
     place = _Place(source.path)
     if not place.is_file and not place.is_folder:
         return _hub_parts(source, role, place)
@@ -186,7 +213,7 @@ def parts_of(source: SourceSettings, role: Role) -> tuple[list[Part], list[str],
     if place.is_file:
         if source.split is not None:
             raise DataError("a file has no splits", where=source.path, remedy="remove `split`")
-        return [_file_part(place, source.path)], [], None
+        return [_file_part(place, source.path, source.sample_by)], [], None
     if place.is_dataset():
         dataset, split = _saved_dataset(source, role)
         return [_dataset_part(dataset, source.path, split)], [], split
@@ -198,9 +225,9 @@ def parts_of(source: SourceSettings, role: Role) -> tuple[list[Part], list[str],
                 where=source.path,
                 remedy="remove `split`, or name the files train.* and test.*",
             )
-        return [_file_part(place, name) for name in folder.files[EVERY_ROLE]], folder.ignored, None
+        return [_file_part(place, name, source.sample_by) for name in folder.files[EVERY_ROLE]], folder.ignored, None
     split = choose_split(list(folder.files), role=role, asked=source.split, where=source.path)
-    return [_file_part(place, name) for name in folder.files[split]], folder.ignored, split
+    return [_file_part(place, name, source.sample_by) for name in folder.files[split]], folder.ignored, split
 
 
 def split_names(source: SourceSettings) -> list[str]:
@@ -285,7 +312,7 @@ def _remedy(error: Exception) -> str:
     return "check the address and the access to it"
 
 
-def _file_part(place: _Place, name: str) -> Part:
+def _file_part(place: _Place, name: str, sample_by: str) -> Part:
     suffix, compression = _suffix(name)
     if suffix not in FORMATS:
         raise DataError(
@@ -294,7 +321,7 @@ def _file_part(place: _Place, name: str) -> Part:
             why=f"the formats are {', '.join(FORMATS)}, as they are or with {', '.join(COMPRESSIONS)}",
             remedy="convert the file, or give it the ending of its format",
         )
-    return _FilePart(name, place, suffix, compression)
+    return _FilePart(name, place, suffix, compression, sample_by)
 
 
 def _suffix(name: str) -> tuple[str, str | None]:

@@ -50,7 +50,8 @@ class Encoded:
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What fixes the tokens of a run besides the tokenizer. ``templates`` by name, ``origin``: recipe, tokenizer or
-    default."""
+    default. ``added_tokens`` stand in texts as tokens.
+    """
 
     templates: Mapping[str, str]
     origin: str
@@ -58,6 +59,7 @@ class Rules:
     date: str
     control_tokens: str
     train_on: str
+    added_tokens: Sequence[str] = ()
 
 
 class ChatTemplate:
@@ -68,6 +70,7 @@ class ChatTemplate:
         stop_ids: ids that generation stops on (``generation_config.eos_token_id``).
         settings: the recipe's data section.
         date: ISO date of the run, for templates that print one; ``data.date`` has precedence.
+        added_tokens: the texts of the tokens that the recipe adds, which may stand in a message.
 
     Raises:
         ModelError: no stop ids, a template that is not valid Jinja, or several without a default.
@@ -75,12 +78,26 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, stop_ids: Sequence[int], settings: DataSettings, date: str
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stop_ids: Sequence[int],
+        settings: DataSettings,
+        date: str,
+        added_tokens: Sequence[str] = (),
     ) -> None:
         _require_stop_ids(stop_ids)
         templates, origin = choose_templates(tokenizer, settings.chat_template, stop_ids=stop_ids)
         kwargs = dict(settings.chat_template_kwargs)
-        rules = Rules(templates, origin, kwargs, settings.date or date, settings.control_tokens, settings.train_on)
+        rules = Rules(
+            templates,
+            origin,
+            kwargs,
+            settings.date or date,
+            settings.control_tokens,
+            settings.train_on,
+            tuple(added_tokens),
+        )
         self._build(tokenizer, stop_ids, rules)
 
     @classmethod
@@ -95,6 +112,7 @@ class ChatTemplate:
         _require_stop_ids(stop_ids)
         template = cls.__new__(cls)
         try:
+            recorded = {"added_tokens": (), **recorded}  # a run of an earlier version has none
             rules = Rules(**{name: recorded[name] for name in Rules.__slots__})
         except KeyError as error:
             raise ModelError(
@@ -113,7 +131,7 @@ class ChatTemplate:
             name: Renderer(source, variables=variables, date=rules.date) for name, source in rules.templates.items()
         }
         self._dialects = {name: Dialect.of(renderer) for name, renderer in self._renderers.items()}
-        self._control = ControlTokens(control_texts(tokenizer, self.stop_ids, self._frame()))
+        self._control = ControlTokens(control_texts(tokenizer, self.stop_ids, self._frame(), rules.added_tokens))
         self._as_text = rules.control_tokens == "text"
         self._encoder = TextEncoder(tokenizer, self._control if self._as_text else None)
         self._supervisor = Supervisor(self._encoder, stop_ids=self.stop_ids, notes=self.notes)
@@ -184,6 +202,7 @@ class ChatTemplate:
         """What is recorded with a run, plain JSON: the rules, and ``sha256`` of the default template's text."""
         recorded: dict[str, Any] = {name: getattr(self.rules, name) for name in Rules.__slots__}
         recorded["templates"], recorded["kwargs"] = dict(self.rules.templates), dict(self.rules.kwargs)
+        recorded["added_tokens"] = list(self.rules.added_tokens)
         return recorded | {"sha256": hashlib.sha256(self.text.encode()).hexdigest()}
 
     def _learned(self, example: Example) -> list[int]:

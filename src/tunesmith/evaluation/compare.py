@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
@@ -18,6 +18,7 @@ Judgement = Literal["better", "no evidence", "worse"]
 COUNTS_AT_A_TIME = 1 << 21  # int64 counts held in memory at a time: 16 MiB
 ROUNDING = 1e-6  # relative differences below this are what fp32 leaves between two passes over the same weights
 LARGEST_EXPONENT = 700.0  # exp of a loss beyond this is no float64; JSON has no infinity
+STARTED_FROM = "the adapter it started from"  # a verdict's base_model, where training went on from an adapter
 
 
 class MetricVerdict(TypedDict):
@@ -33,7 +34,10 @@ class MetricVerdict(TypedDict):
 
 
 class Verdict(TypedDict):
-    """verdict.json. ``verdict``, ``reason`` and ``rows`` are those of the metric ``decided_by``."""
+    """verdict.json. ``verdict``, ``reason`` and ``rows`` are those of the metric ``decided_by``.
+
+    ``base_model``: what the tuned model was compared with.
+    """
 
     verdict: Judgement
     decided_by: str
@@ -43,6 +47,7 @@ class Verdict(TypedDict):
     resamples: int
     seed: int
     metrics: dict[str, MetricVerdict]
+    base_model: NotRequired[str]
 
 
 def compare(
@@ -122,10 +127,11 @@ def sentence(verdict: Verdict) -> str:
     """The verdict in plain words, for the terminal."""
     name, rows = verdict["decided_by"], verdict["rows"]
     found = verdict["metrics"][name]
+    base = STARTED_FROM if verdict.get("base_model") == STARTED_FROM else "the base"
     heading = {
-        "better": "Better than the base",
-        "no evidence": "No evidence that the tuned model is better or worse than the base",
-        "worse": "Worse than the base",
+        "better": f"Better than {base}",
+        "no evidence": f"No evidence that the tuned model is better or worse than {base}",
+        "worse": f"Worse than {base}",
     }[verdict["verdict"]]
     low, high = found["interval"]
     direction = ", lower is better" if name in LOWER_IS_BETTER else ""

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.layout import Batch, LayoutName, micro_batches
 from tunesmith.data.template import Encoded
+from tunesmith.errors import DataError
 from tunesmith.evaluation.base import RowScores
 from tunesmith.evaluation.compare import LARGEST_EXPONENT, compare
 from tunesmith.evaluation.compute import computed_metrics
@@ -104,6 +105,7 @@ def make_task(
     settings: EvaluationSettings,
     objective: PreferenceObjective | None = None,
     labels: np.ndarray | None = None,
+    raw_text: np.ndarray | None = None,
 ) -> Task:
     """The rows to judge on: at most ``max_rows`` examples, drawn by seed; each example's last answer is its question.
 
@@ -114,9 +116,10 @@ def make_task(
         groups: by example number: examples of one number are not independent (two answers to one prompt).
         objective: over preferred answers, if it is one.
         labels: by example number, whether its answer is desirable; an objective's.
+        raw_text: by example number, whether it is a document, which has no answer to ask for.
 
     Raises:
-        DataError: a metric cannot score against one of the reference answers.
+        DataError: a metric cannot score against one of the reference answers, or there is none to score.
     """
     examples = sorted({row.example for row in rows})
     if settings.max_rows is not None and len(examples) > settings.max_rows:
@@ -125,8 +128,16 @@ def make_task(
     kept = set(examples)
     chosen = [row for row in rows if row.example in kept]
     last = {row.example: row for row in (chosen if objective is None else reversed(chosen))}
-    questions = [_question(last[number], tokenizer, stop_ids, int(groups[number])) for number in examples]
+    asked = [number for number in examples if raw_text is None or not raw_text[number]]
+    questions = [_question(last[number], tokenizer, stop_ids, int(groups[number])) for number in asked]
     metrics = text_metrics(settings.metrics)
+    if metrics and not questions:
+        raise DataError(
+            "No held-out row has an answer to compare",
+            where="evaluation.metrics",
+            why="All of them are raw text.",
+            remedy="Hold conversations out too, or judge by loss or perplexity.",
+        )
     check_truths(metrics, [item.truth for item in questions], [item.source for item in questions])
     preferences = None
     if objective is not None:

@@ -12,25 +12,31 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.recipe import FullSettings, LoraSettings, QloraSettings
+from tunesmith.recipe import FreezeSettings, FullSettings, LoraSettings, QloraSettings
+from tunesmith.shape import method_label
 
 if TYPE_CHECKING:
     from tunesmith.methods.base import Method
+    from tunesmith.model.added_tokens import AddedTokens
 
 METHODS = {
     "full": "tunesmith.methods.full.Full",
+    "freeze": "tunesmith.methods.freeze.Freeze",
     "lora": "tunesmith.methods.lora.Lora",
+    "lora-int8": "tunesmith.methods.int8.Int8Lora",
     "qlora": "tunesmith.methods.qlora.Qlora",
 }
 
 
 def build(
-    settings: FullSettings | LoraSettings | QloraSettings,
+    settings: FullSettings | FreezeSettings | LoraSettings | QloraSettings,
     *,
     base: str | Path,
     revision: str | None = None,
     seed: int = 0,
     device: str = "cpu",
+    added: AddedTokens | None = None,
+    start: Path | None = None,
 ) -> Method:
     """The method that a recipe names. Weights and libraries are touched only by its methods, not here.
 
@@ -40,13 +46,17 @@ def build(
         revision: branch, tag or commit of a hub id.
         seed: adapters are drawn from it alone, whatever else was drawn before.
         device: where the model will run, such as ``cpu`` or ``cuda:0``.
+        added: tokens that the untuned model was given rows for.
+        start: folder of an adapter whose weights are the beginning, and the reference.
     """
     from tunesmith.methods.base import Origin
+    from tunesmith.model.added_tokens import NO_TOKENS
 
-    module, _, name = METHODS[settings.name].rpartition(".")
+    module, _, name = METHODS[method_label(settings)].rpartition(".")
     with _without_kernel_warning():
         method = getattr(import_module(module), name)
-    return method(settings, Origin(str(base), revision=revision, seed=seed, device=device))
+    origin = Origin(str(base), revision=revision, seed=seed, device=device, added=added or NO_TOKENS, start=start)
+    return method(settings, origin)
 
 
 @contextmanager

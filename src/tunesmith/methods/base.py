@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,25 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.errors import ModelError
+from tunesmith.model.added_tokens import NO_TOKENS, AddedTokens
+
+SAME_RATE = {"lr_ratio": 1.0}  # as the step's
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the untuned weights come from (folder or hub id), the seed of an adapter, and the device of the model."""
+    """Where the untuned weights come from (folder or hub id), the seed of an adapter, and the device of the model.
+
+    ``added``: tokens that got rows of their own. ``start``: folder of an adapter to go on from.
+    """
 
     base: str
     revision: str | None = None
     seed: int = 0
     device: str = "cpu"
+    added: AddedTokens = NO_TOKENS
+    start: Path | None = None
 
 
 class Method(Protocol):
@@ -33,9 +43,10 @@ class Method(Protocol):
         ...
 
     def attach(self, model: PreTrainedModel, batches: Any = None) -> nn.Module:
-        """Decides what trains and gives back the model to train; ``batches`` is for data-driven initialisation.
+        """Decides what trains and gives back the model to train.
 
-        Raises ModelError where the settings do not fit the model.
+        ``batches`` are the rows of each optimizer step, in order, for data-driven initialisation. Raises ModelError
+        where the settings do not fit the model.
         """
         ...
 
@@ -44,7 +55,10 @@ class Method(Protocol):
         ...
 
     def reference(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        """The untuned model, inside the context; afterwards weights, modes and what trains are as before."""
+        """The model that training began with, inside the context: untuned, or with the adapter it went on from.
+
+        Afterwards weights, modes and what trains are as before.
+        """
         ...
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
@@ -64,25 +78,54 @@ class Method(Protocol):
         ...
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """What trains, in the model's order, in at most two groups: ``{"params", "names", "decay", "embeddings"}``.
+def parameter_groups(
+    model: nn.Module, rate_of: Callable[[str, nn.Parameter], Mapping[str, float]] = lambda name, parameter: SAME_RATE
+) -> list[dict[str, Any]]:
+    """What trains, in the model's order, in groups: ``{"params", "names", "decay", "lr_ratio", "embeddings"}``.
 
     ``embeddings`` [params] says which are lookup tables, whose rare gradients 8-bit moments do not suit. Weight decay
     is for matrices. Biases, norms and other vectors (such as DoRA's magnitudes) are spared, told by the
     kind of module and the number of dimensions, not by name alone.
+
+    Args:
+        rate_of: ``{"lr_ratio": x}``, a parameter's learning rate over that of the step, or
+            ``{"learning_rate": x}``, its own peak rate.
     """
     spared = {id(own) for module in model.modules() if _is_norm(module) for own in module.parameters(recurse=False)}
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    groups: dict[bool, dict[str, Any]] = {
-        decay: {"params": [], "names": [], "decay": decay, "embeddings": []} for decay in (True, False)
-    }
+    tables = lookup_tables(model)
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = parameter.ndim > 1 and id(parameter) not in spared and not name.endswith("bias")
-            groups[decay]["params"].append(parameter)
-            groups[decay]["names"].append(name)
-            groups[decay]["embeddings"].append(id(parameter) in tables)
-    return [group for group in groups.values() if group["params"]]
+            rate = rate_of(name, parameter)
+            empty: dict[str, Any] = {"params": [], "names": [], "decay": decay, "embeddings": [], **rate}
+            group = groups.setdefault((decay, *rate.items()), empty)
+            group["params"].append(parameter)
+            group["names"].append(name)
+            group["embeddings"].append(id(parameter) in tables)
+    return sorted(groups.values(), key=lambda group: not group["decay"])
+
+
+def lookup_tables(model: nn.Module) -> set[int]:
+    """The ids of the parameters that are looked up by token, rows that PEFT trains apart from the others included."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return tables | {id(own) for name, own in model.named_parameters() if ".trainable_tokens_delta." in name}
+
+
+def refuse_untrained_tokens(base: PreTrainedModel, added: AddedTokens) -> None:
+    """Raises ModelError where tokens were added and no row of the embedding trains, so they would mean nothing.
+
+    Args:
+        base: the model with its method attached, without an adapter's wrapper.
+    """
+    embedding: nn.Module = base.get_input_embeddings()
+    if added.ids and not any(parameter.requires_grad for parameter in embedding.parameters()):
+        raise ModelError(
+            "the added tokens would not be learned",
+            where="model.add_tokens",
+            why="Their rows of the embedding do not train under this method.",
+            remedy="train the embedding (under freeze: train_embeddings: true), or use method: lora, qlora or full",
+        )
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -103,6 +146,19 @@ def trainable_line(model: nn.Module) -> str:
         total += count
         trainable += count if parameter.requires_grad else 0
     return f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
+
+
+def shared_line(model: nn.Module) -> str | None:
+    """Which weights train under several names where not all weights do, such as a head tied to the embedding."""
+    parameters = list(model.parameters())
+    if all(own.requires_grad for own in parameters):
+        return None
+    names: dict[int, list[str]] = {}
+    for name, own in model.named_parameters(remove_duplicate=False):
+        if own.requires_grad:
+            names.setdefault(id(own), []).append(name)
+    shared = [" is ".join(own) for own in names.values() if len(own) > 1]
+    return f"one weight under several names, so all of them train: {'; '.join(shared)}" if shared else None
 
 
 @contextmanager
@@ -133,10 +189,14 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside, what is drawn on the CPU depends on the seed alone; the random state outside does not move."""
-    with torch.random.fork_rng(devices=[]):
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Inside, draws on the CPU, and on a GPU that is named, depend on the seed alone; no state outside moves."""
+    cuda = device is not None and device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
         torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

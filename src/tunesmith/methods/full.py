@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import Origin, exchanged, kept_modes, on_cpu, parameter_groups, seeded
+from tunesmith.model.added_tokens import NO_TOKENS, AddedTokens, grow
 from tunesmith.model.load import quiet_transformers
-from tunesmith.recipe import FullSettings
+from tunesmith.recipe import FreezeSettings, FullSettings
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -26,7 +27,7 @@ class Full:
 
     name = "full"
 
-    def __init__(self, settings: FullSettings, origin: Origin) -> None:
+    def __init__(self, settings: FullSettings | FreezeSettings, origin: Origin) -> None:
         self.settings = settings
         self.origin = origin
         self._model: PreTrainedModel | None = None  # knows its config and how its files are laid out
@@ -37,13 +38,7 @@ class Full:
 
     def attach(self, model: PreTrainedModel, batches: Any = None) -> PreTrainedModel:
         """Every parameter trains. Raises ModelError for quantized weights, which have no gradient."""
-        packed = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
-        if packed:
-            raise ModelError(
-                "full fine-tuning cannot train quantized weights",
-                why=f"{len(packed)} weights are not floating point, such as {packed[0]}",
-                remedy="use method: qlora, or the unquantized model",
-            )
+        refuse_quantized(model, self.name)
         model.requires_grad_(True)
         self._model = model
         return model
@@ -56,14 +51,14 @@ class Full:
     def reference(self, model: nn.Module) -> Iterator[nn.Module]:
         """The base weights from disk in place of the trained ones, which wait in memory: one model and one copy."""
         assert isinstance(model, PreTrainedModel)
-        base = read_weights(self.origin.base, like=model, revision=self.origin.revision)
-        with kept_modes(model), exchanged(_paired(model, base)):
+        base = read_weights(self.origin.base, like=model, revision=self.origin.revision, added=self.origin.added)
+        with kept_modes(model), exchanged(paired(model, base)):
             del base
             yield model
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """The state dict; a weight that two names share is held once, under the first."""
-        return on_cpu(_live(model))
+        return on_cpu(live_tensors(model))
 
     def save(self, state: dict[str, Tensor], to: Path) -> None:
         """config.json, generation_config.json and model.safetensors, in shards of at most 5 GB."""
@@ -75,7 +70,7 @@ class Full:
         """The weights of a model folder into the model; ``name`` means nothing here, there is one set of weights."""
         saved = read_weights(str(path), like=model)
         with torch.no_grad():
-            for live, tensor in _paired(model, saved):
+            for live, tensor in paired(model, saved):
                 live.copy_(tensor)
         return self.attach(model)
 
@@ -85,10 +80,26 @@ class Full:
         return copy.deepcopy(model)
 
 
-def read_weights(folder: str, *, like: PreTrainedModel, revision: str | None = None) -> dict[str, Tensor]:
+def refuse_quantized(model: PreTrainedModel, method: str) -> None:
+    """Raises ModelError for weights that are not floating point, which have no gradient."""
+    packed = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
+    if packed:
+        raise ModelError(
+            f"method: {method} cannot train quantized weights",
+            why=f"{len(packed)} weights are not floating point, such as {packed[0]}",
+            remedy="use method: qlora, or the unquantized model",
+        )
+
+
+def read_weights(
+    folder: str, *, like: PreTrainedModel, revision: str | None = None, added: AddedTokens = NO_TOKENS
+) -> dict[str, Tensor]:
     """The state dict of a model folder on the CPU, in the dtype of ``like``, by the names that ``like`` uses.
 
     transformers reads it, because a file may name and group weights otherwise than the module tree does.
+
+    Args:
+        added: tokens that the model gets rows for once it is read.
 
     Raises:
         ModelError: the folder cannot be read, or lacks weights.
@@ -104,18 +115,20 @@ def read_weights(folder: str, *, like: PreTrainedModel, revision: str | None = N
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError("weights are missing", where=folder, why=_some(missing), remedy="fetch or save it again")
+    grow(fresh, added)
     return fresh.state_dict()
 
 
-def _live(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers that a state dict holds, each once."""
+def live_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that a state dict holds, themselves, each once and under its first name."""
     seen: set[int] = set()
     tensors = model.state_dict(keep_vars=True)
     return {name: own for name, own in tensors.items() if not (id(own) in seen or seen.add(id(own)))}
 
 
-def _paired(model: PreTrainedModel, weights: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    live = _live(model)
+def paired(model: PreTrainedModel, weights: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Each tensor of the model with the one of its name. Raises ModelError where names or shapes differ."""
+    live = live_tensors(model)
     wrong = [name for name, own in live.items() if name not in weights or weights[name].shape != own.shape]
     wrong += weights.keys() - model.state_dict().keys()
     if wrong:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from tunesmith.methods.quantized import dequantize_8_bits, eight_bit_forward
 from tunesmith.model.kernels import Frozen, adapted_linears
 from tunesmith.shape import SAME_INPUT
 
@@ -41,12 +42,19 @@ def fuse_adapters(model: nn.Module) -> int:
 def _fusable(layer: nn.Module) -> bool:
     if "forward" in layer.__dict__:  # ours already, or a hook of accelerate
         return False
-    return (type(layer) is LoraLinear and type(layer.get_base_layer()) in (nn.Linear, Conv1D)) or _is_four_bit(layer)
+    plain = type(layer) is LoraLinear and type(layer.get_base_layer()) in (nn.Linear, Conv1D)
+    return plain or _is_four_bit(layer) or _is_eight_bit(layer)
 
 
 def _is_four_bit(layer: nn.Module) -> bool:
     """PEFT's layer over bitsandbytes' 4-bit one; by name, because importing bitsandbytes takes seconds."""
     return type(layer).__module__ == "peft.tuners.lora.bnb" and type(layer).__name__ == "Linear4bit"
+
+
+def _is_eight_bit(layer: Any) -> bool:
+    """PEFT's layer over an 8-bit one that multiplies with its dequantized weight (see ``int8.py``)."""
+    bits = type(layer).__module__ == "peft.tuners.lora.bnb" and type(layer).__name__ == "Linear8bitLt"
+    return bits and getattr(layer.base_layer.__dict__.get("forward"), "func", None) is eight_bit_forward
 
 
 def _install(layers: Sequence[nn.Module]) -> int:
@@ -141,6 +149,8 @@ def _plain(layer: Any, x: Tensor) -> bool:
             and base.compute_dtype in (None, x.dtype)
             and base.weight.quant_state.dtype == x.dtype
         )
+    if _is_eight_bit(layer):
+        return True
     return base.weight.dtype == x.dtype and not base.weight.requires_grad
 
 
@@ -154,9 +164,11 @@ def _parts(layer: Any, x: Tensor) -> tuple[Frozen, tuple[Tensor, Tensor], float,
     return Frozen(_weight(layer, base), base.bias), adapter, float(layer.scaling[name]), mask
 
 
-def _weight(layer: nn.Module, base: Any) -> Callable[[], Tensor]:
+def _weight(layer: Any, base: Any) -> Callable[[], Tensor]:
     if _is_four_bit(layer):
         return partial(_dequantized, base)
+    if _is_eight_bit(layer):
+        return partial(dequantize_8_bits, base, layer.lora_A[layer.active_adapters[0]].weight.dtype)
     return partial(_plain_weight, base)
 
 

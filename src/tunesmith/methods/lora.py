@@ -7,13 +7,15 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from peft import (
+    EvaConfig,
     LoraConfig,
     PeftConfig,
     PeftModel,
@@ -22,6 +24,8 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora.layer import Embedding as LoraEmbedding
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,17 +34,30 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
-from tunesmith.methods.base import Origin, exchanged, kept_modes, on_cpu, parameter_groups, seeded
+from tunesmith.methods import eva
+from tunesmith.methods.base import SAME_RATE, Origin, exchanged, kept_modes, on_cpu, parameter_groups, seeded
 from tunesmith.methods.fused import fuse_adapters
-from tunesmith.recipe import AdapterSettings
+from tunesmith.methods.residual import apart, as_plain, plain_config, rewrites_base, take_out
+from tunesmith.methods.starting import CONFIG_FILE, WEIGHTS_FILE
+from tunesmith.methods.token_rows import fuse_token_rows, token_rows
+from tunesmith.model.added_tokens import grow_to
+from tunesmith.recipe import AdapterSettings, EvaSettings
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 LINEAR = (nn.Linear, Conv1D)
-REWRITES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # initialisations of others that change base weights
+REWRITTEN_BY_OTHERS = (
+    "corda",
+    "loftq",
+    "lora_ga",
+)  # initialisations that change base weights, of adapters made elsewhere
 
 
 class Lora:
-    """Low-rank updates beside frozen weights. Adapter weights are float32 whatever the base is held in."""
+    """Low-rank updates beside frozen weights. Adapter weights are float32 whatever the base is held in.
+
+    PiSSA and OLoRA take the adapter out of the base (``residual.py``). In memory the base then holds residuals, beside
+    a copy of each adapted weight for ``reference``; ``state``, and so what is saved, is plain LoRA of twice the rank
+    over the base as it was. ``load`` with the run's own settings takes that apart again, bit for bit.
+    """
 
     name = "lora"
 
@@ -50,6 +67,9 @@ class Lora:
         self._config: PeftConfig | None = None
         # PEFT trains biases, and some initialisations rewrite weights, in place: what they were, for `reference`.
         self._replaced: WeakKeyDictionary[nn.Module, list[tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+        self._begun: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()  # A0 and B0 of residuals
+        # Of a model that goes on from another adapter: that adapter's weights, on the CPU.
+        self._starts: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 
     def load_options(self) -> dict[str, Any]:
         """Nothing: the weights load as they are."""
@@ -58,14 +78,24 @@ class Lora:
     def attach(self, model: PreTrainedModel, batches: Any = None) -> PeftModel:
         """Freezes the model and adds adapters drawn from the seed alone; step zero equals the base.
 
+        Where there is an adapter to go on from, it is that one, and step zero equals the base with it.
+
+        Args:
+            batches: rows of each optimizer step in order, which eva looks at and nothing else.
+
         Raises:
             ModelError: a setting names modules that the model does not have, or that PEFT cannot adapt.
         """
-        config = adapter_config(self.settings, model)
+        if self.origin.start is not None:
+            return self._started(model, self.origin.start)
+        if self.settings.init_lora_weights == "eva" and batches is None:
+            raise ModelError("eva begins from rows, and there are none here", where="method.init_lora_weights")
+        config = self._own_config(model)
         refuse_unmatched_names(self.settings, model)
+        config.trainable_token_indices = token_rows(self.settings, model, self.origin.added.ids)
         linears = linear_names(model)
         try:
-            adapted = self._wrap(model, config, "default")
+            adapted = self._wrap(model, config, "default", rows=batches)
         except ValueError as error:
             raise ModelError(
                 "the adapter does not fit this model",
@@ -74,29 +104,98 @@ class Lora:
                 remedy=f"linear modules of this model: {', '.join(linears)}",
             ) from error
         refuse_unmatched_patterns(self.settings, adapted)
-        config.base_model_name_or_path, config.revision = self.origin.base, self.origin.revision
         return adapted
 
-    def _wrap(self, model: PreTrainedModel, config: PeftConfig, name: str) -> PeftModel:
+    def _own_config(self, model: PreTrainedModel) -> LoraConfig:
+        config = adapter_config(self.settings, model)
+        config.base_model_name_or_path, config.revision = self.origin.base, self.origin.revision
+        return config
+
+    def _started(self, model: PreTrainedModel, start: Path, name: str = "default") -> PeftModel:
+        """With the adapter of a folder, whose weights are kept for ``reference``. Raises ModelError as ``load``."""
+        adapted = self._load(model, start, name)
+        assert self._config is not None
+        self._config.base_model_name_or_path, self._config.revision = self.origin.base, self.origin.revision
+        self._starts[adapted] = kept = self.state(adapted)
+        lost = [key for key in _read_adapter(start) if key not in kept and "lora_" not in key]
+        if lost:
+            raise ModelError(
+                "the adapter brings weights that a checkpoint would not hold",
+                where=str(start),
+                why=f"{len(lost)} of them, such as {lost[0]}",
+                remedy="merge it (`tunesmith merge FOLDER --out MODEL`) and train on the merged model",
+            )
+        return adapted
+
+    def _wrap(
+        self,
+        model: PreTrainedModel,
+        config: PeftConfig,
+        name: str,
+        *,
+        begun: dict[str, Tensor] | None = None,
+        rows: Iterable[Any] | None = None,
+    ) -> PeftModel:
+        """Adds PEFT's layers and begins them.
+
+        Args:
+            begun: A0 and B0, where a run goes on whose adapter was taken out of the base.
+            rows: those of a new run, by optimizer steps.
+        """
         before = [(live, live.detach().clone()) for live in _changed_in_place(model, config)]
-        mode = model.training
-        with seeded(self.origin.seed):
+        mode, init = model.training, getattr(config, "init_lora_weights", True)
+        taken_out = rewrites_base(init)
+        if taken_out:
+            config = copy.deepcopy(config)
+            config.init_lora_weights = True  # type: ignore[attr-defined]
+        with seeded(self.origin.seed, model.device):
             adapted = PeftModelForCausalLM(model, config, adapter_name=name, autocast_adapter_dtype=True)
+            if taken_out:
+                replaced, self._begun[adapted] = take_out(adapted, name, str(init), begun)
+                before += replaced
+            if init == "eva" and rows is not None:
+                eva.begin(adapted, name, rows)
         self._replaced[adapted] = before
-        self._config = config
+        self._config = plain_config(config) if taken_out else config  # type: ignore[arg-type]
         fuse_adapters(adapted)
+        fuse_token_rows(adapted)
         return adapted.train(mode)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """See ``base.parameter_groups``."""
-        return parameter_groups(model)
+        """See ``base.parameter_groups``; under LoRA+ as PEFT's ``create_loraplus_optimizer`` groups them."""
+        ratio = self.settings.loraplus_lr_ratio
+        if ratio is None:
+            return parameter_groups(model)
+        embeddings = {
+            id(own)
+            for module in model.modules()
+            if isinstance(module, LoraEmbedding)
+            for held in (module.lora_embedding_A, module.lora_embedding_B)
+            for own in held.parameters()
+        }
+
+        def rate_of(name: str, parameter: nn.Parameter) -> Mapping[str, float]:
+            if id(parameter) in embeddings:
+                return {"learning_rate": self.settings.loraplus_lr_embedding}
+            return {"lr_ratio": ratio} if "lora_B" in name or parameter.ndim == 1 else SAME_RATE
+
+        return parameter_groups(model, rate_of)
 
     @contextmanager
     def reference(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Adapters off, modules_to_save in their original form, and the biases that PEFT trained in place swapped."""
+        """Adapters off, modules_to_save in their original form, and what was changed in place as it was.
+
+        Of a model that went on from another adapter: that adapter's weights in place of the trained ones.
+        """
         assert isinstance(model, PeftModel)
         with ExitStack() as stack:
             stack.enter_context(kept_modes(model))
+            start = self._starts.get(model)
+            if start is not None:
+                live = adapter_weights(model, parameters=True)
+                stack.enter_context(exchanged([(live[name], tensor) for name, tensor in start.items()]))
+                yield model
+                return
             stack.enter_context(exchanged(self._replaced.get(model, [])))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
@@ -105,7 +204,11 @@ class Lora:
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """The active adapter by the names of PEFT's files; not the embeddings, whose size training does not change."""
-        return on_cpu(adapter_weights(model))
+        return on_cpu(self._plain_weights(model))
+
+    def _plain_weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """As the base that was loaded needs them."""
+        return as_plain(adapter_weights(model), self._begun.get(model, {}))
 
     def save(self, state: dict[str, Tensor], to: Path) -> None:
         """adapter_model.safetensors and adapter_config.json, as PEFT writes them but with every list in order."""
@@ -124,11 +227,20 @@ class Lora:
         Raises:
             ModelError: no adapter there, not safetensors, or not for this model.
         """
-        weights = _read_adapter(path)
+        if self.origin.start is not None and isinstance(model, PreTrainedModel):
+            model = self._started(model, self.origin.start, name)  # the checkpoint's weights then take its place
+        return self._load(model, path, name)
+
+    def _load(self, model: nn.Module, path: Path, name: str) -> PeftModel:
+        weights, begun = _read_adapter(path), None
         try:
             config = PeftConfig.from_pretrained(str(path))
             config.inference_mode = config.is_prompt_learning
-            adapted = self._add(model, config, name, weights)
+            if self.settings.rewrites_base:
+                weights, begun = apart(weights)
+            elif rewrites_base(getattr(config, "init_lora_weights", True)):
+                weights, config = self._as_plain(model, config, weights)
+            adapted = self._add(model, config, name, weights, begun)
             result = set_peft_model_state_dict(adapted, weights, adapter_name=name)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise _does_not_fit(path, str(error)) from error
@@ -140,17 +252,49 @@ class Lora:
             raise _does_not_fit(path, f"missing: {missing[:5]}, not known: {result.unexpected_keys[:5]}")
         return adapted
 
-    def _add(self, model: nn.Module, config: PeftConfig, name: str, weights: dict[str, Tensor]) -> PeftModel:
+    def _add(
+        self,
+        model: nn.Module,
+        config: PeftConfig,
+        name: str,
+        weights: dict[str, Tensor],
+        begun: dict[str, Tensor] | None,
+    ) -> PeftModel:
         if not isinstance(model, PeftModel):
             assert isinstance(model, PreTrainedModel)
-            _grow_embeddings(model, weights)
+            _grow_embeddings(model, weights, config)
+            if begun is not None:
+                own = self._own_config(model)
+                own.trainable_token_indices = getattr(config, "trainable_token_indices", None)
+                return self._wrap(model, own, name, begun=begun)
             return self._wrap(model, config, name)
+        own = self._begun.get(model)
+        if own is not None and (name not in model.peft_config or not _same(own, begun)):
+            raise ValueError("the adapter that is there has a part of the base's weights, so no other fits beside it")
         if name not in model.peft_config:
             model.add_adapter(name, config)
             fuse_adapters(model)
+            fuse_token_rows(model)
         model.set_adapter(name)
-        self._config = model.peft_config[name]
+        self._config = model.peft_config[name] if own is None else self._config
         return model
+
+    def _as_plain(
+        self, model: nn.Module, config: PeftConfig, weights: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], PeftConfig]:
+        """An adapter of others that stands on a residual, over the base itself: PEFT decomposes its weights once."""
+        assert isinstance(config, LoraConfig)
+        if not isinstance(model, PreTrainedModel):
+            raise ValueError("it begins with a part of the base's weights, so it does not fit beside other adapters")
+        bare = copy.deepcopy(config)
+        bare.modules_to_save, bare.bias, bare.use_dora = None, "none", False
+        adapted = self._wrap(model, bare, "default")
+        for live, original in self._replaced[adapted]:
+            live.data = original
+        tuner = adapted.base_model
+        assert isinstance(tuner, BaseTuner)
+        tuner.unload()
+        return as_plain(weights, self._begun[adapted]), plain_config(config)
 
     def merge(self, model: nn.Module) -> PreTrainedModel:
         """Base plus update, in the dtype of the base, in a copy of the model. Raises ModelError over packed weights."""
@@ -166,10 +310,13 @@ class Lora:
             ModelError: the adapter does not fit them.
         """
         assert isinstance(model, PeftModel)
-        weights = adapter_weights(model)
-        _grow_embeddings(plain, weights)
+        weights, config = self._plain_weights(model), copy.deepcopy(model.active_peft_config)
+        if model in self._begun:
+            assert isinstance(config, LoraConfig)
+            config = plain_config(config)
+        _grow_embeddings(plain, weights, config)
         with seeded(self.origin.seed):
-            adapted = PeftModelForCausalLM(plain, copy.deepcopy(model.active_peft_config))
+            adapted = PeftModelForCausalLM(plain, config)
         try:
             set_peft_model_state_dict(adapted, weights)
         except RuntimeError as error:
@@ -182,23 +329,35 @@ def adapter_config(settings: AdapterSettings, model: PreTrainedModel) -> LoraCon
     targets = settings.target_modules
     if targets == "all-linear" and settings.layers_to_transform is not None:
         targets = linear_names(model, head=False)  # PEFT picks layers only for targets given as a list
-    return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=settings.r,
-        lora_alpha=_whole(settings.lora_alpha),
-        lora_dropout=settings.lora_dropout,
-        target_modules=targets,
-        exclude_modules=settings.exclude_modules,
-        bias=settings.bias,
-        use_rslora=settings.use_rslora,
-        use_dora=settings.use_dora,
-        init_lora_weights=settings.init_lora_weights,
-        modules_to_save=settings.modules_to_save,
-        layers_to_transform=settings.layers_to_transform,
-        layers_pattern=settings.layers_pattern,
-        rank_pattern=dict(settings.rank_pattern),
-        alpha_pattern={key: _whole(value) for key, value in settings.alpha_pattern.items()},
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Using Rank-Stabilized LoRA with rank_pattern"
+        )  # of PEFT's conversion, not ours
+        return LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=settings.r,
+            lora_alpha=_whole(settings.lora_alpha),
+            lora_dropout=settings.lora_dropout,
+            target_modules=targets,
+            exclude_modules=settings.exclude_modules,
+            bias=settings.bias,
+            use_rslora=settings.use_rslora,
+            use_dora=settings.use_dora,
+            init_lora_weights=settings.init_lora_weights,  # pyright: ignore[reportArgumentType]
+            eva_config=_eva_config(settings),
+            modules_to_save=settings.modules_to_save,
+            layers_to_transform=settings.layers_to_transform,
+            layers_pattern=settings.layers_pattern,
+            rank_pattern=dict(settings.rank_pattern),
+            alpha_pattern={key: _whole(value) for key, value in settings.alpha_pattern.items()},
+            trainable_token_indices=settings.trainable_token_indices,
+        )
+
+
+def _eva_config(settings: AdapterSettings) -> EvaConfig | None:
+    if settings.init_lora_weights != "eva":
+        return None
+    return EvaConfig(**(settings.eva_config or EvaSettings()).model_dump())
 
 
 def _whole(value: float) -> Any:
@@ -206,11 +365,16 @@ def _whole(value: float) -> Any:
     return int(value) if float(value).is_integer() else value
 
 
-def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The active adapter's own tensors, not copies, by the names of PEFT's files."""
+def adapter_weights(model: nn.Module, *, parameters: bool = False) -> dict[str, Tensor]:
+    """The active adapter's own tensors, not copies, by the names of PEFT's files; as parameters, or detached."""
     assert isinstance(model, PeftModel)
     assert isinstance(model.active_adapter, str), "one adapter is active at a time"
-    return get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+    return get_peft_model_state_dict(
+        model,
+        state_dict=model.state_dict(keep_vars=parameters),
+        adapter_name=model.active_adapter,
+        save_embedding_layers=False,
+    )
 
 
 def linear_names(model: PreTrainedModel, *, head: bool = True) -> list[str]:
@@ -273,8 +437,14 @@ def merged(adapted: PeftModel) -> PreTrainedModel:
 def _own_shared_weights(adapted: PeftModel) -> None:
     """An update of the head must not land in the embedding that shares its weight, nor the other way round."""
     uses = Counter(id(parameter) for _, parameter in adapted.named_parameters(remove_duplicate=False))
+    tied = {
+        id(each)
+        for own in adapted.modules()
+        if isinstance(own, TrainableTokensLayer) and own.tied_adapter
+        for each in (own, own.tied_adapter)
+    }  # the same rows go into both
     for module in adapted.modules():
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, BaseTunerLayer) and id(module) not in tied:
             layer = module.get_base_layer()
             for name, parameter in list(layer.named_parameters(recurse=False)):
                 if uses[id(parameter)] > 1:
@@ -282,11 +452,15 @@ def _own_shared_weights(adapted: PeftModel) -> None:
 
 
 def _changed_in_place(model: nn.Module, config: PeftConfig) -> list[Tensor]:
-    """The base parameters that PEFT changes rather than leaves: trained biases, weights that an init rewrites."""
+    """The base parameters that PEFT changes rather than leaves: trained biases, and by initialisations of others."""
     init = str(getattr(config, "init_lora_weights", "")).lower()
-    everything, bias = init.startswith(REWRITES_BASE), getattr(config, "bias", "none") != "none"
+    everything, bias = init.startswith(REWRITTEN_BY_OTHERS), getattr(config, "bias", "none") != "none"
     named = model.named_parameters()
     return [own for name, own in named if everything or (bias and name.rpartition(".")[2] == "bias")]
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor] | None) -> bool:
+    return other is not None and all(torch.equal(start.cpu(), other[key]) for key, start in one.items())
 
 
 def _read_adapter(path: Path) -> dict[str, Tensor]:
@@ -313,11 +487,17 @@ def _does_not_fit(path: Path, why: str) -> ModelError:
     )
 
 
-def _grow_embeddings(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """Adapters made elsewhere may bring an embedding with more rows, for tokens that they added."""
+def _grow_embeddings(model: PreTrainedModel, weights: dict[str, Tensor], config: PeftConfig) -> None:
+    """Adapters made elsewhere may bring an embedding with more rows, or rows alone, for tokens that they added."""
     embedding = model.get_input_embeddings()
     assert isinstance(embedding.weight, Tensor)
     name = next(key for key, module in model.named_modules() if module is embedding)
+    rows = getattr(config, "trainable_token_indices", None) or []
+    last = max((max(ids, default=-1) for ids in (rows.values() if isinstance(rows, dict) else [rows])), default=-1)
+    if last >= len(embedding.weight):
+        grow_to(model, last + 1)
     for key in (f"base_model.model.{name}.weight", f"base_model.model.{name}.base_layer.weight"):
-        if key in weights and len(weights[key]) != len(embedding.weight):
-            model.resize_token_embeddings(len(weights[key]), mean_resizing=False)
+        if key in weights and len(weights[key]) > len(embedding.weight):
+            grow_to(model, len(weights[key]))
+        elif key in weights and len(weights[key]) < len(embedding.weight):
+            model.resize_token_embeddings(len(weights[key]))

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import importlib
 from types import ModuleType
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import Origin
 from tunesmith.methods.lora import Lora
+from tunesmith.methods.quantized import bitsandbytes, plain_copy, put_plain_layers, require_bitsandbytes
 from tunesmith.recipe import QloraSettings
-
-REMEDY = "pip install -U bitsandbytes, or use method: lora"
 
 
 class Qlora(Lora):
@@ -38,7 +33,7 @@ class Qlora(Lora):
             ModelError: bitsandbytes is missing, or does not run on the device.
         """
         device = torch.device(self.origin.device)
-        require_bitsandbytes(device, self.quantization.bnb_4bit_quant_type)
+        require_4_bits(device, self.quantization.bnb_4bit_quant_type)
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=self.quantization.bnb_4bit_quant_type,
@@ -47,7 +42,7 @@ class Qlora(Lora):
         )
         return {"quantization_config": config, "device_map": {"": self.origin.device}}
 
-    def _wrap(self, model: PreTrainedModel, config: PeftConfig, name: str) -> PeftModel:
+    def _wrap(self, model: PreTrainedModel, config: PeftConfig, name: str, **how: Any) -> PeftModel:
         layers = four_bit_layers(model)
         if not layers:
             raise ModelError("the model has no 4-bit layers", why="qlora adapts a base that was loaded in 4 bits")
@@ -56,22 +51,17 @@ class Qlora(Lora):
                 "orthogonal initialisation does not work over 4-bit weights",
                 where="method.init_lora_weights",
                 why="PEFT draws the adapter in the dtype of the base, which is uint8 here",
-                remedy="use init_lora_weights: true or gaussian",
+                remedy="use init_lora_weights: true, gaussian or eva",
             )
         compute_exactly(layers)
-        return super()._wrap(model, config, name)
+        return super()._wrap(model, config, name, **how)
 
     def merge(self, model: nn.Module) -> PreTrainedModel:
         """Dequantized weights plus update, as a plain model in the dtype that the base was quantized from.
 
         PEFT's own merge would quantize the sum again. So the adapter goes onto a dequantized copy and merges there.
         """
-        assert isinstance(model, PeftModel)
-        tuner = copy.deepcopy(model).base_model
-        assert isinstance(tuner, BaseTuner)
-        base = tuner.unload()
-        assert isinstance(base, PreTrainedModel)
-        return self.merge_onto(dequantized(base), model)
+        return self.merge_onto(plain_copy(model, dequantized), model)
 
 
 def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
@@ -83,25 +73,19 @@ def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def require_bitsandbytes(device: torch.device, quant_type: str) -> None:
+def require_4_bits(device: torch.device, quant_type: str) -> None:
     """Quantizes one block on the device and back. Raises ModelError if that cannot be done."""
-    try:
-        functional = _bitsandbytes().functional
-        packed, state = functional.quantize_4bit(torch.ones(64, device=device), quant_type=quant_type)
-        functional.dequantize_4bit(packed, state)
-    except ImportError as error:
-        raise ModelError("qlora needs bitsandbytes", why=str(error), remedy=REMEDY) from error
-    except (AttributeError, NotImplementedError, OSError, RuntimeError) as error:
-        raise ModelError(f"bitsandbytes does not run on {device}", why=str(error), remedy=REMEDY) from error
 
+    def quantize(library: ModuleType) -> None:
+        packed, state = library.functional.quantize_4bit(torch.ones(64, device=device), quant_type=quant_type)
+        library.functional.dequantize_4bit(packed, state)
 
-def _bitsandbytes() -> ModuleType:
-    return importlib.import_module("bitsandbytes")
+    require_bitsandbytes("qlora", device, quantize)
 
 
 def four_bit_layers(model: nn.Module) -> dict[str, Any]:
     """bitsandbytes' 4-bit linear layers by name."""
-    kind = _bitsandbytes().nn.Linear4bit
+    kind = bitsandbytes().nn.Linear4bit
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
@@ -119,22 +103,8 @@ def compute_exactly(layers: dict[str, Any]) -> None:
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
     """Puts plain layers of the same values in place of the 4-bit layers of this very model."""
-    for name, layer in four_bit_layers(model).items():
-        model.set_submodule(name, _plain_layer(layer))
-    marked: Any = model  # transformers sets these marks on the instance
-    marked.hf_quantizer.remove_quantization_config(model)
-    marked.is_loaded_in_4bit = False
-    return model
 
+    def dequantize(layer: Any) -> Tensor:
+        return bitsandbytes().functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
-def _plain_layer(layer: Any) -> nn.Module:
-    weight = _bitsandbytes().functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    with torch.device("meta"):
-        if issubclass(layer.source_cls, Conv1D):  # such as GPT-2's, whose weights are [in, out]
-            plain, weight = Conv1D(layer.out_features, layer.in_features), weight.T.contiguous()
-        else:
-            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    if layer.bias is not None:
-        plain.bias = layer.bias
-    return plain
+    return put_plain_layers(model, four_bit_layers(model), dequantize)

@@ -40,11 +40,16 @@ _laid_out: ContextVar[Batch | None] = ContextVar("laid_out", default=None)
 @contextmanager
 def laid_out(batch: Batch) -> Iterator[None]:
     """Inside, the masks that a model makes are those of this batch."""
-    token = _laid_out.set(batch if isinstance(batch.attention, Tree) else None)
+    token = _laid_out.set(batch)
     try:
         yield
     finally:
         _laid_out.reset(token)
+
+
+def batch_laid_out() -> Batch | None:
+    """The batch that the model is computing."""
+    return _laid_out.get()
 
 
 def install(model: PreTrainedModel) -> None:
@@ -67,9 +72,8 @@ def _make_mask(otherwise: Callable[..., Tensor | None], *args: Any, **settings: 
     The answer goes through the model as any mask does, also into the second forward pass of gradient checkpointing.
     """
     batch = _laid_out.get()
-    if batch is None:
+    if batch is None or not isinstance(batch.attention, Tree):
         return otherwise(*args, **settings)
-    assert isinstance(batch.attention, Tree)
     length = batch.input_ids.shape[1]
     assert settings["q_length"] == settings["kv_length"] == length, "another batch than the one that is laid out"
     mask = torch.zeros(1, dtype=torch.bool, device=batch.input_ids.device).expand(1, 1, length, length)

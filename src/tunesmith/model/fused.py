@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from tunesmith.model import liger
 from tunesmith.model.kernels import rms_norm, silu_product
+from tunesmith.model.layers import decoder_layers
 
 AGREE = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.0025}  # of the largest output: rounding
 
@@ -83,10 +85,9 @@ def reading(places: Tensor | None) -> Iterator[None]:
         _read.reset(token)
 
 
-def _last_layer(model: Any) -> nn.Module | None:
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    layers = getattr(decoder, "layers", None)
-    return layers[-1] if isinstance(layers, nn.ModuleList) and len(layers) else None
+def _last_layer(model: nn.Module) -> nn.Module | None:
+    layers = decoder_layers(model) if isinstance(model, PreTrainedModel) else None
+    return layers[-1] if layers else None
 
 
 def _is_norm(module: Any, dtype: torch.dtype) -> bool:

@@ -78,6 +78,17 @@ def convert(path: Path, to: Path, *, say: Say = to_stderr) -> dict[str, object]:
     }
 
 
+def parameters_in(path: Path) -> int:
+    """Numbers in the file's weights. Raises ModelError for a file that cannot be read, or one part of several."""
+    check_magic(path)
+    reader, _ = _read(path)
+    return _held(reader)
+
+
+def _held(reader: GGUFReader) -> int:
+    return sum(int(tensor.n_elements) for tensor in reader.tensors if not tensor.name.startswith("rope_freqs"))
+
+
 def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
     from gguf import GGUFReader
 
@@ -126,7 +137,7 @@ def _check_whole(model: PreTrainedModel, reader: GGUFReader, path: Path) -> None
     scaled = [tensor for tensor in reader.tensors if tensor.name.startswith("rope_freqs") and np.any(tensor.data != 1)]
     if scaled:
         raise _lost(path, "Its rotary frequencies are scaled (rope_freqs), which would be dropped.")
-    held = sum(int(tensor.n_elements) for tensor in reader.tensors if not tensor.name.startswith("rope_freqs"))
+    held = _held(reader)
     loaded = sum(parameter.numel() for parameter in model.parameters())
     if held != loaded:
         raise _lost(path, f"The file holds {held:,} weights and the model made from it {loaded:,}.")

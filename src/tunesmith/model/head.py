@@ -49,8 +49,10 @@ def target_logprobs(model: nn.Module, batch: Batch) -> Targets:
             hidden = decoder(**arguments).last_hidden_state
     kept = hidden.flatten(0, 1).index_select(0, places)
     head = base.get_output_embeddings()
-    if _is_plain(head) and not any(own.requires_grad for own in head.parameters()):
-        return Targets(*_FrozenHead.apply(kept, head.weight, head.bias, form, batch.edges))
+    linear, rows = _apart(head)
+    if _is_plain(linear) and not any(own.requires_grad for own in linear.parameters()):
+        ids, weight = (None, None) if rows is None else (rows.ids, rows.weight)
+        return Targets(*_FrozenHead.apply(kept, linear.weight, linear.bias, form, batch.edges, ids, weight))
     return _through_module(head, form, kept, batch.edges)
 
 
@@ -91,6 +93,29 @@ def _is_plain(head: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of an output layer that stand for its own and train: ids [K], weight [K, H]."""
+
+    ids: Tensor
+    weight: Tensor
+
+
+def _apart(head: Any) -> tuple[Any, Rows | None]:
+    """An output layer under PEFT's trained rows, and these; known by name, because importing PEFT takes seconds."""
+    if type(head).__name__ != "TrainableTokensWrapper" or head._forward_hooks or head._forward_pre_hooks:
+        return head, None
+    adapter, names = head.token_adapter, head.active_adapters
+    if head.disable_adapters:
+        return (head, None) if adapter.merged else (adapter.base_layer, None)
+    if adapter.merged or len(names) != 1 or names[0] not in adapter.trainable_tokens_delta:
+        return head, None
+    if adapter.base_layer.bias is not None:  # which PEFT leaves out
+        return head, None
+    weight = adapter.trainable_tokens_delta[names[0]]
+    return adapter.base_layer, Rows(torch.tensor(adapter.token_indices[names[0]], device=weight.device), weight)
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """What a model does to the output layer's logits: ``cap * tanh(scale * logits / cap)``, or scaling alone."""
 
@@ -115,19 +140,34 @@ class _FrozenHead(torch.autograd.Function):
     The gradient of sum_e g_e logprob_e, where edge e reads hidden state h_n and has target t, is, by h_n,
     sum_e g_e W[t] - (sum_e g_e) softmax(W h_n) W. The product softmax W does not depend on g, so it is made while the
     logits are at hand: no logits are kept, none are made twice, and any objective may come after.
+
+    A few rows may train: ``rows`` [K, H] stand for those of ``weight`` at ``ids`` [K]. Their gradient is, by row k,
+    sum_n (sum_{e of n to k} g_e - (sum_{e of n} g_e) softmax(W h_n)_k) h_n, so K shares of each softmax are kept.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, form: Form, edges: Edges
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        form: Form,
+        edges: Edges,
+        ids: Tensor | None,
+        rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        needed = hidden.requires_grad
+        needed = hidden.requires_grad or (rows is not None and rows.requires_grad)
         logprobs = torch.empty(len(edges.target), dtype=torch.float32, device=hidden.device)
         slopes = torch.ones_like(logprobs)
         correct = torch.empty(len(edges.target), dtype=torch.bool, device=hidden.device)
         mean = torch.empty_like(hidden) if needed else None
+        own_rows = None if rows is None else rows.to(weight.dtype)
+        own_shares = None if ids is None else torch.empty(len(hidden), len(ids), device=hidden.device)
         for start, end, own in _chunks(len(hidden), len(weight), edges):
-            logits = form(nn.functional.linear(hidden[start:end], weight, bias))
+            made = nn.functional.linear(hidden[start:end], weight, bias)
+            if ids is not None and own_rows is not None:
+                made.index_copy_(1, ids, nn.functional.linear(hidden[start:end], own_rows))
+            logits = form(made)
             line, target = edges.logit[own] - start, edges.target[own]
             picked = logits[line, target]
             highest, best = logits.max(-1)
@@ -141,27 +181,45 @@ class _FrozenHead(torch.autograd.Function):
             logprobs[own] = picked - total[line]
             if mean is not None:
                 inside = shares if inner is None else shares.mul_(inner)
-                mean[start:end] = inside.to(weight.dtype) @ weight
+                if ids is not None and own_shares is not None and own_rows is not None:
+                    own_shares[start:end] = inside[:, ids]
+                    inside.index_fill_(1, ids, 0)
+                    mean[start:end] = torch.addmm(
+                        own_shares[start:end].to(weight.dtype) @ own_rows, inside.to(weight.dtype), weight
+                    )
+                else:
+                    mean[start:end] = inside.to(weight.dtype) @ weight
         if form.cap is None:
             slopes.fill_(form.scale)
-            if mean is not None and form.scale != 1.0:
-                mean.mul_(form.scale)
+            if form.scale != 1.0:
+                for each in (mean, own_shares):
+                    if each is not None:
+                        each.mul_(form.scale)
         ctx.mark_non_differentiable(correct)
         ctx.edges, ctx.weight = edges, weight
         if mean is not None:
-            ctx.save_for_backward(mean, slopes)
+            ctx.save_for_backward(mean, slopes, *((hidden, rows, ids, own_shares) if rows is not None else ()))
         return logprobs, correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        mean, slopes = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        mean, slopes, *apart = ctx.saved_tensors
         edges, weight = ctx.edges, ctx.weight
         # Sorted by logit or not, edges of one logit add up in the order of the edges: the same each time.
         sums = torch.zeros(len(mean), dtype=torch.float32, device=mean.device).index_add_(0, edges.logit, gradient)
         of_hidden = mean * -sums[:, None].to(mean.dtype)
-        of_hidden.index_add_(0, edges.logit, weight[edges.target] * (gradient * slopes)[:, None].to(weight.dtype))
-        return of_hidden, None, None, None, None
+        towards, of_rows = weight[edges.target], None
+        sloped = gradient * slopes
+        if apart:
+            hidden, rows, ids, shares = apart
+            at, which = (edges.target[:, None] == ids).nonzero().unbind(1)
+            towards.index_copy_(0, at, rows[which].to(weight.dtype))
+            of_logits = shares * -sums[:, None]
+            of_logits.view(-1).index_add_(0, edges.logit[at] * len(ids) + which, sloped[at])
+            of_rows = (of_logits.T @ hidden.float()).to(rows.dtype)
+        of_hidden.index_add_(0, edges.logit, towards * sloped[:, None].to(weight.dtype))
+        return of_hidden, None, None, None, None, None, of_rows
 
 
 class _Pick(torch.autograd.Function):
@@ -187,7 +245,8 @@ class _Pick(torch.autograd.Function):
 
 def _through_module(head: Any, form: Form, hidden: Tensor, edges: Edges) -> Targets:
     """An output layer that trains or is adapted: where its logits are many, the backward pass makes them again."""
-    width = head.weight.shape[0] if isinstance(getattr(head, "weight", None), Tensor) else CHUNK
+    weight = getattr(_apart(head)[0], "weight", None)
+    width = weight.shape[0] if isinstance(weight, Tensor) else CHUNK
     chunks = list(_chunks(len(hidden), width, edges))
 
     def one(part: Tensor, line: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

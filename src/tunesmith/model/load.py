@@ -113,14 +113,19 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes the tokenizer with its chat template, readable by transformers 4 and serving software too.
 
     transformers 5 names its own class in ``tokenizer_config.json``, which no other version knows; the files are those
-    of PreTrainedTokenizerFast, so that name is written.
+    of PreTrainedTokenizerFast, so that name is written. Its list of further special tokens has a name under which
+    transformers 4 expects a mapping, so it is written by the name that both read.
     """
     with quiet_transformers():
         tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = _read_json(path)
+    made = dict(settings)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    if settings != made:
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -28,7 +28,8 @@ class Step:
 class StepResult:
     """What came of a step. Tokens: in the rows, through the model, and labels. Seconds are wall time.
 
-    ``denominator`` is what the loss is a mean over: labels, or examples of another objective.
+    ``denominator`` is what the loss is a mean over: labels, or examples of another objective. ``learning_rate`` is the
+    step's; a group of parameters may have another in proportion.
     """
 
     step: int
@@ -86,7 +87,7 @@ def train(
         check_finite(loss, norm, step=step.number)
         learning_rate = rate(step.number)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_ratio", 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         hooks.on_step(

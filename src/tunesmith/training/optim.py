@@ -33,8 +33,9 @@ def build_optimizer(
     given, Lion (Chen et al. 2023, arXiv:2302.06675), and SGD without momentum.
 
     Args:
-        groups: ``{"params": [...], "names": [...], "decay": bool}``, and ``"embeddings": [bool]`` where 8-bit moments
-            are to be fp32; decay is applied where ``decay`` is true.
+        groups: ``{"params": [...], "names": [...], "decay": bool}``, ``"embeddings": [bool]`` where 8-bit moments
+            are to be fp32, and ``"lr_ratio"``, the group's learning rate over that of the step, or the group's own peak
+            ``"learning_rate"``; decay is applied where ``decay`` is true.
 
     Raises:
         RecipeError: bitsandbytes is needed and missing.
@@ -44,6 +45,7 @@ def build_optimizer(
             "params": group["params"],
             "param_names": group["names"],
             "weight_decay": weight_decay if group["decay"] else 0.0,
+            **_rate(group, learning_rate),
         }
         for group in groups
     ]
@@ -70,6 +72,12 @@ def build_optimizer(
             return optimizer
         case _:
             return torch.optim.AdamW(prepared, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
+
+
+def _rate(group: dict[str, Any], learning_rate: float) -> dict[str, float]:
+    """The group's peak rate, and its ratio to the step's, which the loop keeps."""
+    ratio = group["learning_rate"] / learning_rate if "learning_rate" in group else group.get("lr_ratio", 1.0)
+    return {"lr": learning_rate * ratio, "lr_ratio": ratio}
 
 
 def _with_wide_embeddings(get_config: Callable[..., dict[str, Any]], spared: set[int]) -> Callable[..., dict[str, Any]]:
