@@ -436,7 +436,8 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
         masked = raw["data"].get("clean", {}).get("mask_pii", False)
         raw["data"] |= {"split": None, "name": None, "test": None, "group": None, "stratify": False, "max_lost": None}
         raw["data"] |= {"sample_by": "line"}  # named at the source, where it has a meaning
-        raw["data"] |= {"too_long": "auto"} if stored is not None and stored.data.too_long == "split" else {}
+        if stored is not None and stored.data.too_long in ("split", "error"):  # which of them is a matter of the rows
+            raw["data"]["too_long"] = "auto"
         raw["data"]["clean"] = {"mask_pii": masked}  # the same prompts as in training, and every row
         unmeant = {"eval_steps", *SELECTING}  # there is no step to select
         raw["training"] = {name: value for name, value in raw.get("training", {}).items() if name not in unmeant}
@@ -454,11 +455,12 @@ def _read_like_training(stored: Recipe | None, target: str, data: str) -> dict[s
         return {"path": data}
     kept = ("format", "columns", "instruction", *(["sample_by"] if holds_text(data) else []))
     ways = [{name: getattr(source, name) for name in kept} for source in stored.data.sources("train")]
-    if any(way != ways[0] for way in ways):
+    apart = [name for name in kept if any(way[name] != ways[0][name] for way in ways)]
+    if apart:
         raise RunError(
             "The run's training sources were read in different ways, so it is not known how to read other rows",
             where=target,
-            why="They differ in format, columns or instruction.",
+            why=f"They differ in {', '.join(apart)}.",
             remedy="Give rows of the shape {messages}, and train with a recipe of one source; or judge the run's own.",
         )
     return {"path": data, **ways[0]}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tunesmith.errors import ModelError
 from tunesmith.recipe import TrainingSettings
-from tunesmith.shape import CHUNK, FP32, Shape
+from tunesmith.shape import CHUNK, FP32, QUANTIZED, Shape
 
 if TYPE_CHECKING:
     from tunesmith.data.layout import TokenRow
@@ -242,4 +242,4 @@ def gigabytes(size: int) -> str:
 
 
 def _judged_beside(shape: Shape, memory: int) -> bool:
-    return shape.method != "qlora" or unquantized_base_fits(shape.beside // FP32, memory=memory)
+    return shape.method not in QUANTIZED or unquantized_base_fits(shape.beside // FP32, memory=memory)

@@ -32,7 +32,7 @@ from tunesmith.evaluation.judge import Task, make_task
 from tunesmith.fallback import require_quantization
 from tunesmith.methods import build
 from tunesmith.methods.base import Method, refuse_untrained_tokens, shared_line, trainable_line, weights_in
-from tunesmith.methods.starting import find_start, in_words, other_base, started, with_targets
+from tunesmith.methods.starting import check_tokens, find_start, in_words, other_base, started, with_targets
 from tunesmith.model import attention
 from tunesmith.model.added_tokens import NO_TOKENS, AddedTokens, extend, grow
 from tunesmith.model.device import check_tf32
@@ -124,6 +124,8 @@ def prepare(recipe: Recipe, listener: Listener, *, start: Path | None = None) ->
     added = extend(tokenizer, recipe.model)
     for note in added.notes():
         listener.say(note)
+    if start is not None:
+        check_tokens(start, dict(zip(added.ids, added.texts, strict=True)), set(tokenizer.get_vocab().values()))
     stops = stop_ids(folder, tokenizer)
     template = corpora.make_template(recipe.data, tokenizer, stops, recipe.model.named_tokens)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True)

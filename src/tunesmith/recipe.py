@@ -372,6 +372,12 @@ class AdapterSettings(Settings):
     def _extras_have_an_effect(self) -> AdapterSettings:
         if self.eva_config is not None and self.init_lora_weights != "eva":
             raise ValueError("eva_config has no effect without init_lora_weights: eva")
+        if self.adapter_name_or_path is not None:
+            for name, usual in (("init_lora_weights", True), ("trainable_token_indices", None)):
+                if getattr(self, name) != usual:
+                    raise ValueError(f"{name} has no effect on an adapter that is there (adapter_name_or_path)")
+        if self.init_lora_weights == "eva" and self.trainable_token_indices is not None:
+            raise ValueError("init_lora_weights: eva and trainable_token_indices do not go together in PEFT")
         rate = "loraplus_lr_embedding"
         if self.loraplus_lr_ratio is None and getattr(self, rate) != type(self).model_fields[rate].default:
             raise ValueError(f"{rate} has no effect without loraplus_lr_ratio")
@@ -425,6 +431,15 @@ class LoraSettings(AdapterSettings):
     )
 
     @model_validator(mode="after")
+    def _base_stays_packed(self) -> LoraSettings:
+        if self.load_in_8bit and (self.rewrites_base or self.init_lora_weights == "orthogonal"):
+            raise ValueError(
+                f"init_lora_weights: {self.init_lora_weights} does not work over 8-bit weights, which it is computed "
+                "from or has the dtype of: leave load_in_8bit out, or use init_lora_weights: true, gaussian or eva"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _eight_bits_are_meant(self) -> LoraSettings:
         for name in ("llm_int8_threshold", "llm_int8_skip_modules"):
             if name in self.model_fields_set and not self.load_in_8bit:
@@ -462,6 +477,11 @@ class QloraSettings(AdapterSettings):
                 f"init_lora_weights: {self.init_lora_weights} takes the adapter out of the base's weights, and what is "
                 "left would be rounded to 4 bits again, so step zero would not be the base: use method: lora, or "
                 "init_lora_weights: eva"
+            )
+        if self.init_lora_weights == "orthogonal":
+            raise ValueError(
+                "init_lora_weights: orthogonal does not work over 4-bit weights, whose dtype PEFT would draw it in: "
+                "use init_lora_weights: true, gaussian or eva"
             )
         return self
 
@@ -553,7 +573,7 @@ class TrainingSettings(Settings):
     """The optimizer's steps."""
 
     learning_rate: float | Literal["auto"] = Field(
-        default="auto", description="peak rate; auto: 2e-4 for lora, 2e-5 for full"
+        default="auto", description="peak rate; auto: 2e-4 for lora and qlora, 1e-4 for freeze, 2e-5 for full"
     )
     num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the rows")
     max_steps: int | None = Field(default=None, ge=1, description="optimizer steps, in place of num_train_epochs")
@@ -782,6 +802,8 @@ class Recipe(Settings):
         sources = self.data.sources("train")
         if all(source.format == "text" for source in sources):
             refuse_answer_metrics(self.evaluation.metrics)
+        if self.model.named_tokens and getattr(self.method, "init_lora_weights", True) == "eva":
+            raise ValueError("init_lora_weights: eva and model.add_tokens do not go together in PEFT; use another one")
         held_out = self.data.eval is None or bool(self.data.eval)
         if not held_out and "eval_steps" in self.training.model_fields_set:
             raise ValueError("training.eval_steps has nothing to evaluate on: data.eval is 0")

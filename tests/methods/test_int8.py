@@ -9,6 +9,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+from pydantic import ValidationError
 from tests.tiny import config_for
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
@@ -172,10 +173,21 @@ def test_an_output_layer_in_8_bits_is_refused(tmp_path: Path) -> None:
         build(LoraSettings(load_in_8bit=True), base=tmp_path).attach(model)
 
 
-@pytest.mark.parametrize("init", ["orthogonal"])
-def test_initialisations_that_need_the_base_in_floating_point_are_refused(tiny_model_dir: Path, init: str) -> None:
-    with pytest.raises(ModelError, match=f"{init} initialisation does not work over 8-bit weights"):
-        attached(tiny_model_dir, init_lora_weights=init)
+@pytest.mark.parametrize("init", ["orthogonal", "pissa", "olora"])
+def test_initialisations_that_need_the_base_in_floating_point_are_refused(init: str) -> None:
+    with pytest.raises(ValidationError, match=f"{init} does not work over 8-bit weights"):
+        LoraSettings(load_in_8bit=True, init_lora_weights=init)
+
+
+def test_a_packed_layer_cannot_train_whole(tiny_model_dir: Path) -> None:
+    with pytest.raises(ModelError, match=r"modules_to_save: down_proj is quantized(.|\n)*llm_int8_skip_modules"):
+        attached(tiny_model_dir, target_modules=["q_proj"], modules_to_save=["down_proj"])
+
+
+@pytest.mark.parametrize("name", ["q_prj", "nosuch"])
+def test_a_module_to_skip_that_is_not_there_is_refused(tiny_model_dir: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=f"llm_int8_skip_modules: the model has no module named '{name}'"):
+        attached(tiny_model_dir, llm_int8_skip_modules=[name])
 
 
 def test_a_missing_library_is_said(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

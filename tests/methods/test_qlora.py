@@ -10,6 +10,7 @@ import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
@@ -145,9 +146,14 @@ def test_a_model_that_is_not_in_four_bits_is_refused(tiny_model_dir: Path) -> No
         build(QloraSettings(), base=tiny_model_dir).attach(AutoModelForCausalLM.from_pretrained(tiny_model_dir))
 
 
-def test_orthogonal_initialisation_is_refused(tiny_model_dir: Path) -> None:
-    with pytest.raises(ModelError, match="orthogonal initialisation does not work over 4-bit weights"):
-        attached(tiny_model_dir, init_lora_weights="orthogonal")
+def test_orthogonal_initialisation_is_refused() -> None:
+    with pytest.raises(ValidationError, match="orthogonal does not work over 4-bit weights"):
+        QloraSettings(init_lora_weights="orthogonal")
+
+
+def test_a_packed_layer_cannot_train_whole(tiny_model_dir: Path) -> None:
+    with pytest.raises(ModelError, match=r"modules_to_save: down_proj is quantized, so it cannot train whole"):
+        attached(tiny_model_dir, target_modules=["q_proj"], modules_to_save=["down_proj"])
 
 
 def test_a_missing_library_is_said(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

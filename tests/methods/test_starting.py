@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.methods import build, int8
-from tunesmith.methods.starting import find_start, other_base, started, with_targets
+from tunesmith.methods.starting import check_tokens, find_start, other_base, started, with_targets
 from tunesmith.model.cache import sha256_of
 from tunesmith.recipe import METHOD_SETTINGS, LoraSettings
 
@@ -252,3 +252,31 @@ def test_another_base_is_warned_of(start: Path, tiny_model_dir: Path, tmp_path: 
     assert other_base(start, tiny_model_dir, str(tiny_model_dir)) is None
     said = other_base(start, tmp_path, "other")
     assert said is not None and f"was trained on {tiny_model_dir}, and this run's model is other" in said
+
+
+@pytest.mark.parametrize(
+    ("added", "accepted"),
+    [
+        ({7: "<a>", 8: "<b>"}, True),
+        ({7: "<b>", 8: "<a>"}, False),
+        ({7: "<a>"}, False),
+        ({7: "<a>", 8: "<b>", 9: "<c>"}, False),
+        ({}, False),
+    ],
+)
+def test_the_adapters_tokens_are_those_of_the_recipe(tmp_path: Path, added: dict[int, str], accepted: bool) -> None:
+    config = {"peft_type": "LORA", "target_modules": ["q_proj"], "trainable_token_indices": [2, 7, 8]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    tokens = [{"id": 7, "content": "<a>"}, {"id": 8, "content": "<b>"}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    if accepted:
+        check_tokens(tmp_path, added, {*range(7), *added})
+        return
+    with pytest.raises(ModelError, match="the adapter has learned other added tokens"):
+        check_tokens(tmp_path, added, {*range(7), *added})
+
+
+def test_rows_of_tokens_that_were_there_need_no_name(tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [2, 5]}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    check_tokens(tmp_path, {}, set(range(7)))

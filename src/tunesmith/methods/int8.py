@@ -9,6 +9,7 @@ whatever the batch. See docs/decisions/0011-int8-weights-only.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
@@ -21,13 +22,14 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import Origin
-from tunesmith.methods.lora import Lora
+from tunesmith.methods.lora import Lora, linear_names
 from tunesmith.methods.quantized import (
     bitsandbytes,
     dequantize_8_bits,
     eight_bit_forward,
     plain_copy,
     put_plain_layers,
+    refuse_whole,
     require_bitsandbytes,
 )
 from tunesmith.recipe import REWRITES_BASE, LoraSettings
@@ -73,6 +75,15 @@ class Int8Lora(Lora):
                 why="PEFT computes it from, or in the dtype of, the base's weights, which are int8 here",
                 remedy="use init_lora_weights: true, gaussian or eva, or leave load_in_8bit out",
             )
+        refuse_whole(layers, getattr(config, "modules_to_save", None), "name it in method.llm_int8_skip_modules too")
+        modules = [name for name, _ in model.named_modules()]
+        for skipped in self.skipped or ():  # transformers takes a part of a name, or a regular expression
+            if not any(re.search(rf"(^|\.){skipped}(\.|$)", module) for module in modules):
+                raise ModelError(
+                    f"the model has no module named {skipped!r}",
+                    where="method.llm_int8_skip_modules",
+                    remedy=f"linear modules of this model: {', '.join(linear_names(model))}",
+                )
         compute_exactly(layers)
         return super()._wrap(model, config, name, **how)
 

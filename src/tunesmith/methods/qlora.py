@@ -13,7 +13,13 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import Origin
 from tunesmith.methods.lora import Lora
-from tunesmith.methods.quantized import bitsandbytes, plain_copy, put_plain_layers, require_bitsandbytes
+from tunesmith.methods.quantized import (
+    bitsandbytes,
+    plain_copy,
+    put_plain_layers,
+    refuse_whole,
+    require_bitsandbytes,
+)
 from tunesmith.recipe import QloraSettings
 
 
@@ -53,6 +59,8 @@ class Qlora(Lora):
                 why="PEFT draws the adapter in the dtype of the base, which is uint8 here",
                 remedy="use init_lora_weights: true, gaussian or eva",
             )
+        whole = getattr(config, "modules_to_save", None)
+        refuse_whole(layers, whole, "give it an adapter (target_modules), or use method: lora")
         compute_exactly(layers)
         return super()._wrap(model, config, name, **how)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +21,19 @@ from tunesmith.errors import ModelError
 
 REMEDY = "pip install -U bitsandbytes, or use method: lora"
 LEVELS = 127  # int8 values on each side of zero
+
+
+def refuse_whole(layers: Mapping[str, Any], names: Sequence[str] | None, remedy: str) -> None:
+    """Raises ModelError where ``modules_to_save`` names a packed layer, which has no gradient."""
+    for name in names or ():
+        packed = next((layer for layer in layers if layer == name or layer.endswith(f".{name}")), None)
+        if packed is not None:
+            raise ModelError(
+                f"{name} is quantized, so it cannot train whole",
+                where="method.modules_to_save",
+                why=f"{packed} is a packed layer",
+                remedy=remedy,
+            )
 
 
 def bitsandbytes() -> ModuleType:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     if odd:
         raise ModelError(f"the adapter uses {odd[0]}, which is not trained here", where=str(file))
     return config
+
+
+def check_tokens(folder: Path, added: Mapping[int, str], vocabulary: Collection[int]) -> None:
+    """Raises ModelError unless the adapter's rows of tokens are those of the tokens that the recipe adds.
+
+    Args:
+        added: the new tokens of this run by their ids.
+        vocabulary: all ids of the tokenizer, the new ones among them.
+    """
+    rows = read_config(folder).get("trainable_token_indices") or []
+    trained = {int(row) for ids in (rows.values() if isinstance(rows, dict) else [rows]) for row in ids}
+    file = folder / "tokenizer.json"
+    named: dict[int, str] = {}
+    if file.is_file():
+        tokens = json.loads(file.read_text(encoding="utf-8")).get("added_tokens", [])
+        named = {int(token["id"]): token["content"] for token in tokens}
+    there = {row: named.get(row) for row in trained if row not in vocabulary or row in added}
+    if there.keys() == added.keys() and all(there[row] in (None, text) for row, text in added.items()):
+        return
+    texts = ", ".join(repr(text) if text else f"id {row}" for row, text in sorted(there.items())) or "none"
+    raise ModelError(
+        "the adapter has learned other added tokens than the recipe names",
+        where="model.add_tokens",
+        why=f"The adapter has, in this order: {texts}; the recipe: {', '.join(map(repr, added.values())) or 'none'}.",
+        remedy="Name the same tokens in the same order; or merge the adapter and add tokens to the merged model.",
+    )
 
 
 def started(settings: AdapterSettings, folder: Path, *, path: str) -> AdapterSettings:
