@@ -81,6 +81,12 @@ def test_full_is_recommended_for_many_rows_and_room_to_spare() -> None:
     assert crowded.recommended == "lora" and "would not fit with room to spare" in crowded.reason
 
 
+def test_lora_over_8_bits_fits_where_the_unquantized_base_would_not_fit_beside_it() -> None:
+    asked = recipe({"name": "lora", "load_in_8bit": True})
+    line = by_method(planned(LLAMA_8B, DEVICES["rtx4090"], rows=1000, length=512, asked=asked))["lora-int8"]
+    assert line.fits, "it is judged against the quantized base then"
+
+
 def test_where_nothing_fits_the_plan_names_a_device_that_would_do() -> None:
     found = planned(LLAMA_70B, DEVICES["t4"])
     assert found.recommended is None
