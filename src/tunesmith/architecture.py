@@ -399,6 +399,7 @@ def shape_from(architecture: Architecture, recipe: Recipe) -> Shape:
         vocabulary=text.vocabulary or 1,
         head=head,
         unpacked=unpacked,
+        itemsize=itemsize,
         states=_states(recipe.training.optim, tensors, FP32 if isinstance(method, AdapterSettings) else itemsize),
     )
 

@@ -242,4 +242,4 @@ def gigabytes(size: int) -> str:
 
 
 def _judged_beside(shape: Shape, memory: int) -> bool:
-    return shape.method not in QUANTIZED or unquantized_base_fits(shape.beside // FP32, memory=memory)
+    return shape.method not in QUANTIZED or unquantized_base_fits(shape.beside // shape.itemsize, memory=memory)

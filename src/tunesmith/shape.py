@@ -28,7 +28,7 @@ class Shape:
     and ``mask`` for each token that it may see. ``hidden`` and ``widest`` are one token's hidden state and widest
     activation. ``head`` is the output layer's weight where it trains, else 0; ``unpacked`` the largest quantized one,
     unpacked. ``recomputes``: the model supports gradient checkpointing. ``states``: bytes of the optimizer's state
-    for each byte that trains; AdamW has two moments.
+    for each byte that trains; AdamW has two moments. ``itemsize``: bytes of a weight of ``beside``.
     """
 
     device: str
@@ -46,6 +46,7 @@ class Shape:
     unpacked: int
     recomputes: bool = True
     states: float = 2.0
+    itemsize: int = FP32
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ def shape_of(config: PretrainedConfig, recipe: Recipe, folder: Path, added: Adde
         unpacked=max(map(torch.numel, linears.values()), default=0) * dtype.itemsize if method in QUANTIZED else 0,
         recomputes=model.supports_gradient_checkpointing,
         states=_states(attached, recipe.training.optim),
+        itemsize=dtype.itemsize,
     )
 
 
