@@ -163,8 +163,8 @@ def _proportional(process: int) -> int:
 
 def look(job: dict[str, Any]) -> dict[str, Any]:
     """One pass over a file in this process: seconds, the rows that were read, and the peak in bytes."""
-    from tunesmith.inspection import inspect
-    from tunesmith.preparation import prepare_data
+    from tunesmith.workflows.check import inspect
+    from tunesmith.workflows.prepare_data import prepare_data
 
     with Watch() as watch:
         begin = time.perf_counter()

@@ -9,9 +9,9 @@ from typing import Any
 
 from memory import peak_bytes
 
-from tunesmith.finetune import train
-from tunesmith.progress import Silent
-from tunesmith.run import Run
+from tunesmith.runs.folder import Run
+from tunesmith.runs.progress import Silent
+from tunesmith.workflows.finetune import train
 
 
 class Told(Silent):

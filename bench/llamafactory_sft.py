@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict
 from hf_trainer import Clock, Counting, group_few_rows, measured, step_zero_loss
+from llamafactory.hparams import get_train_args
+from llamafactory.train.sft import workflow
 from transformers.utils.import_utils import is_torchaudio_available
 
 if not is_torchaudio_available():  # asked first, so that transformers keeps the answer
     sys.modules["torchaudio"] = types.ModuleType("torchaudio")
     sys.modules["torchaudio"].__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
-
-from llamafactory.hparams import get_train_args
-from llamafactory.train.sft import workflow
 
 
 class Watch(Clock):

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-from tunesmith import advice, plan
-from tunesmith.cli.tables import table
-from tunesmith.model_size import model_size
+from tunesmith.cli.terminal.tables import table
+from tunesmith.planning import advice, budget
+from tunesmith.planning.model_size import model_size
 
 HERE = Path(__file__).resolve().parent
 INSTRUCTION = "Name the intent of this message to a bank. Answer with the intent alone, in snake_case."
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--of-each", type=int, default=15, help="training rows of each intent")
     parser.add_argument("--held-out", type=int, default=300, help="rows of the test set that judge")
     parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--threads", type=int, default=plan.threads())
+    parser.add_argument("--threads", type=int, default=budget.threads())
     parser.add_argument("--limit", type=float, default=1800, help="seconds of a run, after which it is left out")
     parser.add_argument("--data", type=Path, default=Path(data), help="folder of banking77/train.csv and test.csv")
     parser.add_argument("--out", type=Path, help="the report as JSON, its plot beside it as SVG")

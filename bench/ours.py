@@ -13,18 +13,21 @@ import numpy as np
 import torch
 from memory import peak_bytes
 
-from tunesmith import memory, plan
-from tunesmith.data.layout import micro_batches
-from tunesmith.data.order import Order
-from tunesmith.methods import build
-from tunesmith.model import attention
-from tunesmith.model.fused import fuse
-from tunesmith.model.load import load_model, resolve_dtype
-from tunesmith.prepare import PLANNED_STEPS
-from tunesmith.recipe import FullSettings, LoraSettings, QloraSettings
+from tunesmith.data.batches.layout import micro_batches
+from tunesmith.data.batches.order import Order
+from tunesmith.methods.table import build
+from tunesmith.model.compute import attention
+from tunesmith.model.compute.fused_modules import fuse
+from tunesmith.model.compute.probe import probe_model
+from tunesmith.model.weights.device import resolve_dtype
+from tunesmith.model.weights.load import load_model
+from tunesmith.planning import budget as plan
+from tunesmith.planning import memory
+from tunesmith.recipe.methods import FullSettings, LoraSettings, QloraSettings
 from tunesmith.training.loop import Hooks, Step, StepResult, train
-from tunesmith.training.objective import CrossEntropy
+from tunesmith.training.objectives.supervised import CrossEntropy
 from tunesmith.training.optim import build_optimizer
+from tunesmith.training.step_rows import PLANNED_STEPS
 
 SETTINGS: dict[str, Any] = {"lora": LoraSettings, "qlora": QloraSettings, "full": FullSettings}
 
@@ -34,7 +37,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     device = job["device"]
     model, method = _model(job)
     rows = [_row(row) for row in job["rows"]]
-    layout = "tree" if attention.probe(model, rows, device=device).shares else "padded"
+    layout = "tree" if probe_model(model, rows, device=device).shares else "padded"
     parts = [rows[at : at + job["batch"]] for at in range(0, len(rows) - job["batch"] + 1, job["batch"])]
     shared = parts[:PLANNED_STEPS] if layout == "tree" else []
     budget = job["budget"] or plan.micro_batch_tokens(device, max(len(row.ids) for row in rows), shared)

@@ -32,7 +32,7 @@ import workloads
 from filelock import FileLock, Timeout
 from transformers import AutoConfig, AutoTokenizer
 
-from tunesmith.model.source import resolve
+from tunesmith.model.weights.resolve import resolve
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -15,13 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunesmith import plan
-from tunesmith.cli.tables import table
-from tunesmith.devices import device_called
-from tunesmith.planning import Comparison, compare, read_config, resolved
-from tunesmith.recipe import Recipe
-from tunesmith.recipe_file import read_recipe
-from tunesmith.trial import run_trial
+from tunesmith.cli.terminal.tables import table
+from tunesmith.model.weights.config_file import read_config
+from tunesmith.planning import budget
+from tunesmith.planning.devices import device_called
+from tunesmith.planning.method_table import resolved
+from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.settings import Recipe
+from tunesmith.workflows.trial import Comparison, compare, run_trial
 
 METHODS, LENGTHS = ("full", "lora", "qlora"), (128, 512, 1024)
 MEMORY, TIME = 0.10, 0.20  # the errors that are promised
@@ -31,7 +32,7 @@ GIB = 2**30
 def recipe_for(arguments: argparse.Namespace, method: str, length: int) -> Recipe:
     """One micro-batch of what suits the device, or of one row where that is longer."""
     training: dict[str, Any] = {
-        "micro_batch_tokens": plan.micro_batch_tokens(arguments.device, length),
+        "micro_batch_tokens": budget.micro_batch_tokens(arguments.device, length),
         "gradient_checkpointing": arguments.checkpointing,
     }
     if arguments.threads:
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    threads = arguments.threads or plan.threads()
+    threads = arguments.threads or budget.threads()
     device = device_called(arguments.device, threads=threads)
     config, folder = read_config(arguments.model)
     found: list[tuple[int, Comparison]] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.model.cache import cache_dir
+from tunesmith.runs.cache import cache_dir
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -101,7 +101,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2_dir() -> Path:
     """The bundled model's folder; the test is skipped where it can neither be found nor fetched."""
     from tunesmith.errors import ModelError
-    from tunesmith.model.source import resolve
+    from tunesmith.model.weights.resolve import resolve
 
     try:
         return Path(resolve("smollm2-135m-instruct"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bench import data
 
-from tunesmith.inspection import inspect
+from tunesmith.workflows.check import inspect
 
 ROWS = 2_000
 

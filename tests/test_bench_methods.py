@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from bench import methods, process
 
-from tunesmith.recipe_file import read_recipe
+from tunesmith.recipe.file import read_recipe
 
 RUN = {
     "trainable": 460_800, "tokens": 1000, "training_seconds": 4.0, "seconds": 90.0, "peak_bytes": 2_500_000_000,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.finetune import train
-from tunesmith.recipe_file import read_recipe
+from tunesmith.recipe.file import read_recipe
+from tunesmith.workflows.finetune import train
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "examples").glob("*.yaml"))

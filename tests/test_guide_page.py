@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.test_guide_settings import FIRST_ARGUMENTS, GENERATE, LORA, QLORA, QUANTIZATION, SECOND_ARGUMENTS
+from tests.recipe.test_guide_settings import FIRST_ARGUMENTS, GENERATE, LORA, QLORA, QUANTIZATION, SECOND_ARGUMENTS
 from typer.testing import CliRunner
 
 from tunesmith.cli.app import app

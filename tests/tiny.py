@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunesmith.model import attention
+from tunesmith.model.compute import attention
 
 
 class Row:

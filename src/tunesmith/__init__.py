@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunesmith.deploy.merge import merge
+    from tunesmith.deploy.tuned import load
     from tunesmith.errors import (
         DataError,
         ExportError,
@@ -15,21 +17,20 @@ if TYPE_CHECKING:
         TrainError,
         TunesmithError,
     )
-    from tunesmith.finetune import evaluate, train
-    from tunesmith.merging import merge
-    from tunesmith.range_test import lr_range
-    from tunesmith.recipe import Recipe
-    from tunesmith.tuned import load
+    from tunesmith.recipe.settings import Recipe
+    from tunesmith.workflows.evaluate import evaluate
+    from tunesmith.workflows.finetune import train
+    from tunesmith.workflows.lr_range import lr_range
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "train": "tunesmith.finetune",
-    "evaluate": "tunesmith.finetune",
-    "load": "tunesmith.tuned",
-    "merge": "tunesmith.merging",
-    "lr_range": "tunesmith.range_test",
-    "Recipe": "tunesmith.recipe",
+    "train": "tunesmith.workflows.finetune",
+    "evaluate": "tunesmith.workflows.evaluate",
+    "load": "tunesmith.deploy.tuned",
+    "merge": "tunesmith.deploy.merge",
+    "lr_range": "tunesmith.workflows.lr_range",
+    "Recipe": "tunesmith.recipe.settings",
     "TunesmithError": "tunesmith.errors",
     "RecipeError": "tunesmith.errors",
     "DataError": "tunesmith.errors",

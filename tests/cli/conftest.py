@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-import tunesmith
-from tunesmith.cli import main
+from tunesmith.cli.app import main
 
 VERDICT = {
     "verdict": "better",
@@ -78,8 +78,9 @@ def command(
 
 def replace_module(monkeypatch: pytest.MonkeyPatch, name: str, fake: Any) -> None:
     """Puts a fake in place of ``tunesmith.<name>``, whether or not the real one has been imported."""
-    monkeypatch.setitem(sys.modules, f"tunesmith.{name}", fake)
-    monkeypatch.setattr(tunesmith, name, fake, raising=False)
+    package, _, module = f"tunesmith.{name}".rpartition(".")
+    monkeypatch.setitem(sys.modules, f"{package}.{module}", fake)
+    monkeypatch.setattr(import_module(package), module, fake, raising=False)
 
 
 @pytest.fixture
@@ -121,7 +122,8 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
         calls.act()
         return VERDICT
 
-    replace_module(monkeypatch, "finetune", SimpleNamespace(train=train, dry_run=dry_run, evaluate=evaluate))
+    replace_module(monkeypatch, "workflows.finetune", SimpleNamespace(train=train, dry_run=dry_run))
+    replace_module(monkeypatch, "workflows.evaluate", SimpleNamespace(evaluate=evaluate))
     return calls
 
 
@@ -153,9 +155,9 @@ def tuned(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """A model that is loaded at once."""
     calls = Calls()
     replace_module(
-        monkeypatch, "generate", SimpleNamespace(GenerationSettings=lambda **settings: None)
+        monkeypatch, "model.generate", SimpleNamespace(GenerationSettings=lambda **settings: None)
     )  # imports torch
-    replace_module(monkeypatch, "tuned", SimpleNamespace(load=lambda target, *, listener: FakeModel(calls)))
+    replace_module(monkeypatch, "deploy.tuned", SimpleNamespace(load=lambda target, *, listener: FakeModel(calls)))
     return calls
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import tunesmith
-from tunesmith.cli.shapes import ERROR, SHAPES
+from tunesmith.cli.docs import ERROR, SHAPES
 from tunesmith.errors import ModelError, TrainError
 
 Command = Callable[..., Any]
@@ -160,7 +160,7 @@ def test_a_bug_keeps_its_traceback(recipe: str, finetune: Any, monkeypatch: pyte
 
 
 def tunesmith_main(arguments: list[str]) -> None:
-    from tunesmith.cli import main
+    from tunesmith.cli.app import main
 
     main(arguments)
 
@@ -234,7 +234,7 @@ def test_a_mistaken_generation_setting_is_refused_before_the_model_is_loaded(com
 
 
 def test_demo_runs_the_story_in_runs_demo(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tunesmith.demo
+    from tunesmith.workflows import demo
 
     asked: list[Any] = []
 
@@ -244,8 +244,8 @@ def test_demo_runs_the_story_in_runs_demo(command: Command, monkeypatch: pytest.
         return dict.fromkeys(SHAPES["demo"], 0)
 
     fake = SimpleNamespace(run=run)
-    monkeypatch.setitem(sys.modules, "tunesmith.demo.story", fake)
-    monkeypatch.setattr(tunesmith.demo, "story", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "tunesmith.workflows.demo.story", fake)
+    monkeypatch.setattr(demo, "story", fake, raising=False)
     assert command("demo").out == "five rows\n"
     assert list(command("demo", "--overwrite", "--json").json) == list(SHAPES["demo"])
     assert asked == [(Path("runs/demo"), False), (Path("runs/demo"), True)]
@@ -260,8 +260,10 @@ def train(recipe, overrides, *, resume, overwrite, listener):
     except BaseException as error:
         print("recorded", isinstance(error, KeyboardInterrupt), file=sys.stderr)
         raise
-sys.modules["tunesmith.finetune"] = tunesmith.finetune = types.SimpleNamespace(train=train)
-from tunesmith.cli import main
+import tunesmith.workflows
+fake = types.SimpleNamespace(train=train)
+sys.modules["tunesmith.workflows.finetune"] = tunesmith.workflows.finetune = fake
+from tunesmith.cli.app import main
 main(["train", "recipe.yaml", *sys.argv[1:]])
 """
 
@@ -279,7 +281,7 @@ def test_a_signal_to_the_process_stops_it_with_its_code(number: int, code: int, 
     assert err.startswith("recorded True\n") and "Traceback" not in err
 
 
-LISTING = "from tunesmith.cli import main; main(['runs', 'list', 'runs'])"
+LISTING = "from tunesmith.cli.app import main; main(['runs', 'list', 'runs'])"
 
 
 def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(tmp_path: Path) -> None:
@@ -305,7 +307,7 @@ def test_work_goes_on_where_nobody_reads_its_story(recipe: str, tmp_path: Path) 
 def test_an_encoding_that_lacks_a_character_is_no_reason_for_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("modél: x\n", encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", "from tunesmith.cli import main; main(['train', 'r.yaml', '--json'])"],
+        [sys.executable, "-c", "from tunesmith.cli.app import main; main(['train', 'r.yaml', '--json'])"],
         cwd=tmp_path,
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},

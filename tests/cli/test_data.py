@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.cli.shapes import SHAPES
-from tunesmith.recipe_file import read_recipe
+from tunesmith.cli.docs import SHAPES
+from tunesmith.recipe.file import read_recipe
 
 Command = Callable[..., Any]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.run import Run
+from tunesmith.runs.folder import Run
 
 Command = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def followed(
     command: Command, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], dict[str, Any]]:
     """Does what a page says, in a folder like the repository's, with the tiny model; outcomes by command."""
-    monkeypatch.setattr("tunesmith.plan.threads", lambda: 1)
+    monkeypatch.setattr("tunesmith.planning.budget.threads", lambda: 1)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "books").mkdir()
     for number in range(12):

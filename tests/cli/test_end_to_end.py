@@ -7,12 +7,13 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tunesmith.cli.shapes import SHAPES
+from tunesmith.cli.docs import SHAPES
 
 Command = Callable[..., Any]
 FAST = ["training.num_train_epochs=1", "training.report_to=none", "evaluation.resamples=100"]
@@ -65,12 +66,11 @@ def test_from_data_to_answers(
 
 
 def test_the_fakes_of_these_tests_have_the_librarys_signatures(request: pytest.FixtureRequest) -> None:
-    from tunesmith import finetune as real
-
+    real = {name: import_module(f"tunesmith.workflows.{name}") for name in ("finetune", "evaluate")}
     request.getfixturevalue("finetune")
-    fake = sys.modules["tunesmith.finetune"]
-    assert fake is not real
-    for name in ("train", "dry_run", "evaluate"):
-        theirs, ours = (inspect.signature(getattr(module, name)).parameters for module in (real, fake))
+    for file, name in (("finetune", "train"), ("finetune", "dry_run"), ("evaluate", "evaluate")):
+        fake = sys.modules[f"tunesmith.workflows.{file}"]
+        assert fake is not real[file]
+        theirs, ours = (inspect.signature(getattr(module, name)).parameters for module in (real[file], fake))
         assert list(theirs) == list(ours)
         assert [parameter.kind for parameter in theirs.values()] == [parameter.kind for parameter in ours.values()]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.cli.shapes import SHAPES
-from tunesmith.recipe_file import read_recipe
+from tunesmith.cli.docs import SHAPES
+from tunesmith.recipe.file import read_recipe
 
 Command = Callable[..., Any]
 FAST = ["training.num_train_epochs=1", "training.report_to=none", "training.threads=1", "evaluation.resamples=100"]

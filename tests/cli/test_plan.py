@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tunesmith import trial
-from tunesmith.cli.shapes import SHAPES
-from tunesmith.trial import Trial
+from tunesmith.cli.docs import SHAPES
+from tunesmith.workflows import trial
+from tunesmith.workflows.trial import Trial
 
 Command = Callable[..., Any]
 CONFIG = {

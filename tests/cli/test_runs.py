@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.test_console import on_a_screen, rows_of
+from tests.cli.terminal.test_console import on_a_screen, rows_of
 
-from tunesmith.cli.console import Terminal
-from tunesmith.cli.shapes import SHAPES, SUMMARY
-from tunesmith.run import Run
+from tunesmith.cli.docs import SHAPES, SUMMARY
+from tunesmith.cli.terminal.console import Terminal
+from tunesmith.runs.folder import Run
 
 Command = Callable[..., Any]
 METRICS = [
@@ -163,7 +163,7 @@ def test_watch_waits_for_a_run_that_a_process_prepares_and_refuses_a_folder_with
         finished.write_json("status.json", status)
 
     monkeypatch.setattr(Terminal, "note", begins_when_heard)
-    monkeypatch.setattr("tunesmith.watching.POLL", 0.02)
+    monkeypatch.setattr("tunesmith.runs.watching.POLL", 0.02)
     outcome = command("runs", "watch", "runs/rows", "--wait")
     assert outcome.code == 0
     assert outcome.err == "waiting for a run in runs/rows\n"
@@ -176,7 +176,7 @@ def test_watch_on_a_screen_keeps_the_bar_and_ends_below_it(finished: Run) -> Non
     for step in range(1, 18):
         line = {"step": step, "loss": 4 - step / 10, "learning_rate": 1e-4, "grad_norm": 0.5, **counts}
         finished.append("metrics.jsonl", line)
-    program = f"from tunesmith.cli import main; main(['runs', 'watch', {str(finished.folder)!r}])"
+    program = f"from tunesmith.cli.app import main; main(['runs', 'watch', {str(finished.folder)!r}])"
     drawn = on_a_screen(program, COLUMNS="60")
     rows = [row.rstrip() for row in rows_of(drawn) if row.strip()]
     bar = max(number for number, row in enumerate(rows) if "17/20" in row)

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from tunesmith.cli.options import columns_of
-from tunesmith.cli.settings import NAMES, generation_settings, in_flags
+from tunesmith.cli.options import NAMES, columns_of, generation_settings, in_flags
 from tunesmith.errors import DataError, RecipeError
 
 
@@ -21,7 +20,7 @@ def test_no_settings_are_no_settings() -> None:
 def test_the_settings_are_those_of_the_library() -> None:
     from dataclasses import fields
 
-    from tunesmith.generate import GenerationSettings
+    from tunesmith.model.generate import GenerationSettings
 
     assert {field.name for field in fields(GenerationSettings)} == set(NAMES)
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.cli.docs import commands, page
-from tunesmith.cli.shapes import SHAPES
+from tunesmith.cli.docs import SHAPES, commands, page
 
 MOST_FLAGS = 9
 SURFACE = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.read import load, own_eval_split
+from tunesmith.data.files.reader import load, own_eval_split
 from tunesmith.errors import DataError
-from tunesmith.recipe import SourceSettings
+from tunesmith.recipe.data import SourceSettings
 
 
 @pytest.fixture(scope="module")

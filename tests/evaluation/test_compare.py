@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tunesmith.evaluation import compare as module
-from tunesmith.evaluation.base import RowScores, row_scores
 from tunesmith.evaluation.compare import bootstrap_differences, compare, least_groups, sentence
+from tunesmith.evaluation.metrics.base import RowScores, row_scores
 
 
 def losses(mean, rows=200, seed=0, groups=None):

@@ -14,16 +14,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tunesmith.data.example import Example, Message
-from tunesmith.data.template import ChatTemplate, Encoded
+from tunesmith.data.chat.template import ChatTemplate, Encoded
+from tunesmith.data.examples.example import Example
+from tunesmith.data.examples.message import Message
 from tunesmith.errors import DataError, ModelError
 from tunesmith.evaluation import judge as judging
-from tunesmith.evaluation.judge import Task, check_questions, judge, make_task, measure, task_batches, token_scores
-from tunesmith.evaluation.loss import TokenScores
-from tunesmith.generate import Generation
-from tunesmith.model.attention import install
-from tunesmith.progress import Advance, Silent
-from tunesmith.recipe import DataSettings, EvaluationSettings
+from tunesmith.evaluation.judge import check_questions, judge, measure, token_scores
+from tunesmith.evaluation.metrics.tokens import TokenScores
+from tunesmith.evaluation.task import Task, make_task, task_batches
+from tunesmith.model.compute.attention import install
+from tunesmith.model.generate import Generation
+from tunesmith.recipe.data import DataSettings
+from tunesmith.recipe.settings import EvaluationSettings
+from tunesmith.runs.progress import Advance, Silent
 
 STOPS = (2,)
 

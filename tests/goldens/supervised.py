@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tunesmith.data.order import Order
+from tunesmith.data.batches.order import Order
 
 Kind = Literal["trainer", "sft"]
 METHODS, OPTIMIZERS, KINDS = ("full", "lora", "qlora"), ("sgd", "adamw_torch"), ("trainer", "sft")

@@ -19,10 +19,12 @@ from tests.tiny import Row
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from tunesmith.methods import build, int8
+from tunesmith.methods import int8
 from tunesmith.methods.base import Method, trainable_line
-from tunesmith.model.added_tokens import AddedTokens, extend, grow
-from tunesmith.recipe import METHOD_SETTINGS, ModelSettings
+from tunesmith.methods.table import build
+from tunesmith.model.weights.added_tokens import AddedTokens, extend, grow
+from tunesmith.recipe.methods import METHOD_SETTINGS
+from tunesmith.recipe.settings import ModelSettings
 
 MERGE_TOLERANCE = 2e-5  # of logits around 0.5 in size, in float32: the same sum in another order
 ADAPTER = r"\.lora_[AB]\.default\.weight$"

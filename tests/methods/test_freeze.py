@@ -16,18 +16,20 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import tunesmith
-from tunesmith.data.layout import Batch, micro_batches
+from tunesmith.data.batches.layout import Batch, micro_batches
 from tunesmith.errors import ModelError
-from tunesmith.finetune import evaluate, train
-from tunesmith.fit import Fit
-from tunesmith.methods import build
 from tunesmith.methods.base import shared_line
-from tunesmith.model.fused import fuse
-from tunesmith.model.head import target_logprobs
-from tunesmith.overview import details
-from tunesmith.prepare import _recompute
-from tunesmith.recipe import FreezeSettings, Settings
-from tunesmith.run import Run
+from tunesmith.methods.table import build
+from tunesmith.model.compute.fused_modules import fuse
+from tunesmith.model.compute.logprobs import target_logprobs
+from tunesmith.recipe.methods import FreezeSettings
+from tunesmith.recipe.section import Settings
+from tunesmith.runs.folder import Run
+from tunesmith.runs.overview import details
+from tunesmith.training.attach import _recompute
+from tunesmith.training.trainer import Trainer
+from tunesmith.workflows.evaluate import evaluate
+from tunesmith.workflows.finetune import train
 
 
 def load(folder: Path, **options: Any) -> Any:
@@ -338,7 +340,7 @@ def test_a_run_answers_and_is_judged_again_as_it_was(values: dict[str, Any], tin
 
 
 def test_the_best_step_is_taken_from_its_checkpoint(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Fit, "rate", lambda self: lambda step: 1e-2 if step < 3 else 1.0)  # then it gets worse
+    monkeypatch.setattr(Trainer, "rate", lambda self: lambda step: 1e-2 if step < 3 else 1.0)  # then it gets worse
     training = {**values["training"], "load_best_model_at_end": True, "eval_steps": 1}
     result = train({**values, "data": {**values["data"], "eval": 0.5}, "training": training})
     best = result.verdict["selection"]["best_step"]
@@ -356,8 +358,9 @@ def test_preferences_compare_with_the_copies_of_what_trains(values: dict[str, An
 
 
 def test_settings_stand_in_the_table_of_methods() -> None:
-    from tunesmith.methods import METHODS
-    from tunesmith.recipe import LEARNING_RATES, METHOD_SETTINGS, PREFERENCE_RATES
+    from tunesmith.methods.table import METHODS
+    from tunesmith.recipe.methods import METHOD_SETTINGS
+    from tunesmith.recipe.settings import LEARNING_RATES, PREFERENCE_RATES
 
     assert METHOD_SETTINGS.keys() == LEARNING_RATES.keys() == PREFERENCE_RATES.keys()
     assert METHODS.keys() == METHOD_SETTINGS.keys() | {"lora-int8"}  # lora's settings, another class

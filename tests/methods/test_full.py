@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from tunesmith.errors import ModelError
-from tunesmith.methods import build, full
-from tunesmith.recipe import FullSettings
+from tunesmith.methods import full
+from tunesmith.methods.table import build
+from tunesmith.recipe.methods import FullSettings
 
 
 def load(folder: Path, **options: Any) -> Any:

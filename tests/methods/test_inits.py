@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.methods import build
 from tunesmith.methods.lora import adapter_config
-from tunesmith.recipe import EvaSettings, LoraSettings
-from tunesmith.recipe_file import read_recipe
+from tunesmith.methods.table import build
+from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.methods import EvaSettings, LoraSettings
 
 RESIDUAL = ("pissa", "pissa_niter_4", "olora")
 ROUNDING = 2e-5  # of logits around 0.5 in size, in float32
@@ -322,9 +322,9 @@ def test_eva_without_rows_is_refused(tiny_model_dir: Path) -> None:
 
 
 def test_directions_that_do_not_settle_end_in_a_message(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunesmith.methods import eva
+    from tunesmith.methods import init_eva
 
-    monkeypatch.setattr(eva, "PASSES", 1)
+    monkeypatch.setattr(init_eva, "PASSES", 1)
     with pytest.raises(ModelError, match=r"do not settle(.|\n)*tau"):
         attached(tiny_model_dir, "eva", r=4)
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 from tunesmith.errors import ModelError
-from tunesmith.methods import build, fused
+from tunesmith.methods import fused_lora
 from tunesmith.methods.int8 import eight_bit_layers
-from tunesmith.methods.quantized import dequantize_8_bits
-from tunesmith.recipe import LoraSettings
+from tunesmith.methods.quantized_base import dequantize_8_bits
+from tunesmith.methods.table import build
+from tunesmith.model.compute.kernels import adapted_linears
+from tunesmith.recipe.methods import LoraSettings
 
 
 def attached(folder: Path, *, dtype: torch.dtype = torch.float32, **settings: Any) -> tuple[Any, Any]:
@@ -113,8 +115,8 @@ def test_training_and_evaluation_compute_the_same_and_change_nothing(tiny_model_
 
 def test_the_fused_passes_give_what_pefts_own_code_gives(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    kernel = fused.adapted_linears
-    monkeypatch.setattr(fused, "adapted_linears", lambda *given: calls.append(len(given[1])) or kernel(*given))
+    kernel = adapted_linears
+    monkeypatch.setattr(fused_lora, "adapted_linears", lambda *given: calls.append(len(given[1])) or kernel(*given))
     found = []
     for plain in (False, True):
         _, model = attached(tiny_model_dir)

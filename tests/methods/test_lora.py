@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from tunesmith.errors import ModelError
-from tunesmith.methods import build
 from tunesmith.methods.lora import adapter_config
-from tunesmith.recipe import AdapterSettings, LoraSettings
+from tunesmith.methods.table import build
+from tunesmith.recipe.methods import AdapterSettings, LoraSettings
 
 BF16_MERGE_TOLERANCE = 2e-2  # of logits around 0.5 in size: the sum is rounded to 8 bits once
 

@@ -14,14 +14,14 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM
 
-from tunesmith.data.layout import micro_batches
-from tunesmith.methods import build
-from tunesmith.model import attention
-from tunesmith.optimizers import OPTIMIZERS, Optimizer
-from tunesmith.recipe import METHOD_SETTINGS
-from tunesmith.schedules import rate_schedule
+from tunesmith.data.batches.layout import micro_batches
+from tunesmith.methods.table import build
+from tunesmith.model.compute import attention
+from tunesmith.recipe.methods import METHOD_SETTINGS
+from tunesmith.recipe.optimizers import OPTIMIZERS, Optimizer
+from tunesmith.recipe.schedules import rate_schedule
 from tunesmith.training.loop import Hooks, Step, StepResult, train
-from tunesmith.training.objective import CrossEntropy
+from tunesmith.training.objectives.supervised import CrossEntropy
 from tunesmith.training.optim import build_optimizer, load_optimizer_state, optimizer_state
 
 RATE, TOTAL = 1e-3, 10

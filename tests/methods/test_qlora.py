@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 from tunesmith.errors import ModelError
-from tunesmith.methods import build
 from tunesmith.methods.qlora import compute_dtype, four_bit_layers
-from tunesmith.recipe import QloraSettings
+from tunesmith.methods.table import build
+from tunesmith.recipe.methods import QloraSettings
 
 REPACKS = bool(bitsandbytes.functional.has_avx512bf16())
 

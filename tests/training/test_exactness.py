@@ -20,13 +20,14 @@ from tests.model.architectures import tiny_config
 from tests.tiny import Row, make_rows
 from torch import Tensor, nn
 
-from tunesmith.fit import Fit
-from tunesmith.model import head
-from tunesmith.prepare import Prepared, Ready, load
-from tunesmith.progress import Silent
-from tunesmith.recipe_file import read_recipe
-from tunesmith.run import Run
+from tunesmith.model.compute import logprobs
+from tunesmith.recipe.file import read_recipe
+from tunesmith.runs.folder import Run
+from tunesmith.runs.progress import Silent
+from tunesmith.training.attach import Ready, load
 from tunesmith.training.loop import Hooks, StepResult, train
+from tunesmith.training.setup import Prepared
+from tunesmith.training.trainer import Trainer
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -70,7 +71,7 @@ def trained_values(model: nn.Module) -> dict[str, Tensor]:
     return {name: own for name, own in model.named_parameters() if own.requires_grad}
 
 
-def loaded(folder: Path, method: str, checkpointing: bool, run: Path) -> tuple[Ready, Fit]:
+def loaded(folder: Path, method: str, checkpointing: bool, run: Path) -> tuple[Ready, Trainer]:
     """As a run loads it, and its steps; adapters are moved away from zero."""
     recipe = read_recipe(
         {
@@ -93,10 +94,10 @@ def loaded(folder: Path, method: str, checkpointing: bool, run: Path) -> tuple[R
     ready = load(prepared, None, Silent())
     if method != "full":
         disturb(ready.model, scale=0.1)
-    return ready, Fit(Run(run), ready, prepared, eval_batches=[])
+    return ready, Trainer(Run(run), ready, prepared, eval_batches=[])
 
 
-def steps_of(fit: Fit) -> tuple[list[StepResult], list[dict[str, Tensor]]]:
+def steps_of(fit: Trainer) -> tuple[list[StepResult], list[dict[str, Tensor]]]:
     """What the loop reports of each step, and the gradients that it hands to the optimizer, which changes nothing."""
     model, results, gradients = fit.ready.model, list[StepResult](), list[dict[str, Tensor]]()
 
@@ -174,7 +175,7 @@ def test_a_step_has_the_loss_and_the_gradient_of_the_plain_model(
     ready, fit = loaded(folder_of(name), method, checkpointing, tmp_path)
     assert ready.recipe.training.layout == "tree"
     vocabulary = ready.model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr, operator]
-    monkeypatch.setattr(head, "CHUNK", LINES * vocabulary)
+    monkeypatch.setattr(logprobs, "CHUNK", LINES * vocabulary)
     results, gradients = steps_of(fit)
     windows = list(fit.order.windows())
     assert [len(window.rows) for window in windows] == [4, 4, 3]

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from tunesmith.data.layout import Batch, micro_batches
+from tunesmith.data.batches.layout import Batch, micro_batches
 from tunesmith.errors import TrainError
-from tunesmith.model import attention
+from tunesmith.model.compute import attention
 from tunesmith.training.loop import Hooks, Step, StepResult, train
-from tunesmith.training.objective import CrossEntropy
+from tunesmith.training.objectives.supervised import CrossEntropy
 
 LAYOUTS = ["tree", "packed", "padded"]
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import RecipeError
 from tunesmith.methods.base import parameter_groups
-from tunesmith.optimizers import OPTIMIZERS, Optimizer, state_bytes
+from tunesmith.recipe.optimizers import OPTIMIZERS, Optimizer, state_bytes
 from tunesmith.training import checkpoint
 from tunesmith.training.optim import build_optimizer, check_optimizer, load_optimizer_state, optimizer_state
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import EarlyStoppingCallback, TrainerControl
 
-from tunesmith.recipe import TrainingSettings
+from tunesmith.recipe.settings import TrainingSettings
 from tunesmith.training.selection import Selection, selection
 
 VALUES = [2.0, 1.5, 1.45, 1.6, 1.44, 1.7, 1.43, 1.2, 1.2, 1.3, 1.25, 1.9]

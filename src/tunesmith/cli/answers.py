@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tunesmith.cli.console import Terminal
-from tunesmith.cli.options import AsJson, EvaluationKeys, GenerationKeys, System, Target
-from tunesmith.cli.session import session
-from tunesmith.cli.settings import generation_settings
-from tunesmith.cli.tables import metrics_table, verdict_line
+from tunesmith.cli.options import AsJson, EvaluationKeys, GenerationKeys, System, Target, generation_settings
+from tunesmith.cli.terminal.console import Terminal
+from tunesmith.cli.terminal.session import session
+from tunesmith.cli.terminal.tables import metrics_table, verdict_line
 
 if TYPE_CHECKING:
-    from tunesmith.data.example import Message
-    from tunesmith.generate import Generation
-    from tunesmith.tuned import Tuned
+    from tunesmith.data.examples.message import Message
+    from tunesmith.deploy.tuned import Tuned
+    from tunesmith.model.generate import Generation
 
 
 def evaluate(
@@ -32,9 +31,9 @@ def evaluate(
 ) -> None:
     """Judge a run again, or measure a model."""
     with session(as_json) as terminal:
-        from tunesmith import finetune
+        from tunesmith.workflows.evaluate import evaluate
 
-        verdict = finetune.evaluate(target, data=data, settings=settings or [], listener=terminal)
+        verdict = evaluate(target, data=data, settings=settings or [], listener=terminal)
         if verdict["verdict"] is not None:
             terminal.write(verdict_line(verdict))
         for line in metrics_table(verdict["metrics"]):
@@ -56,8 +55,8 @@ def generate(
     with session(as_json) as terminal:
         wanted = generation_settings(settings)
         message = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
-        from tunesmith import tuned
-        from tunesmith.generate import GenerationSettings
+        from tunesmith.deploy import tuned
+        from tunesmith.model.generate import GenerationSettings
 
         GenerationSettings(**wanted)  # a contradiction is reported before the model is loaded
         messages = conversation(message, system)
@@ -74,7 +73,7 @@ def generate(
 
 def conversation(prompt: str, system: str | None) -> list[Message]:
     """The messages of a single question."""
-    from tunesmith.data.example import Message
+    from tunesmith.data.examples.message import Message
 
     return ([Message("system", system)] if system else []) + [Message("user", prompt)]
 

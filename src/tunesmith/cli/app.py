@@ -10,7 +10,9 @@ from typing import Annotated, NoReturn
 import typer
 
 import tunesmith
-from tunesmith.cli import answers, chat, curves, data, demo, export, plan, runs, training, watch
+from tunesmith.cli import answers, chat, data, demo, merge, plan, runs, train
+from tunesmith.cli import runs as curves
+from tunesmith.cli import runs as watch
 
 app = typer.Typer(
     name="tunesmith",
@@ -29,11 +31,11 @@ app.command("init")(data.init)
 app.command("check")(data.check)
 app.command("prepare")(data.prepare)
 app.command("plan")(plan.plan)
-app.command("train")(training.train)
+app.command("train")(train.train)
 app.command("eval")(answers.evaluate)
 app.command("generate")(answers.generate)
 app.command("chat")(chat.chat)
-app.command("merge")(export.merge)
+app.command("merge")(merge.merge)
 app.add_typer(runs_app)
 runs_app.command("list")(runs.list_runs)
 runs_app.command("show")(runs.show_run)
@@ -57,7 +59,7 @@ def _front(
     pass
 
 
-def run(argv: Sequence[str] | None = None) -> NoReturn:
+def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs one command line and ends the process. What a stream's encoding cannot say is written as ``\\xNN``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

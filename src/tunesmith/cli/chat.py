@@ -6,15 +6,15 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.answers import stream_answer
-from tunesmith.cli.console import Terminal
-from tunesmith.cli.options import GenerationKeys, System, Target
-from tunesmith.cli.session import Terminated, session
-from tunesmith.cli.settings import generation_settings
+from tunesmith.cli.options import GenerationKeys, System, Target, generation_settings
+from tunesmith.cli.terminal.console import Terminal
+from tunesmith.cli.terminal.session import Terminated, session
 from tunesmith.errors import RecipeError, TunesmithError
 
 if TYPE_CHECKING:
-    from tunesmith.data.example import Message
-    from tunesmith.tuned import Tuned
+    from tunesmith.data.examples.message import Message
+    from tunesmith.deploy.tuned import Tuned
+
 
 WELCOME = "/reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
@@ -28,8 +28,8 @@ def chat(target: Target, settings: GenerationKeys = None, system: System = None)
         wanted = generation_settings(settings)
         if wanted.get("num_return_sequences", 1) != 1:
             raise RecipeError("A conversation has one answer to a message", remedy="Leave num_return_sequences out.")
-        from tunesmith import tuned
-        from tunesmith.generate import GenerationSettings
+        from tunesmith.deploy import tuned
+        from tunesmith.model.generate import GenerationSettings
 
         GenerationSettings(**wanted)
         model = tuned.load(target, listener=terminal)
@@ -61,7 +61,7 @@ class Conversation:
                 self._reply(line)
 
     def _reset(self) -> None:
-        from tunesmith.data.example import Message
+        from tunesmith.data.examples.message import Message
 
         self.messages = [Message("system", self.system)] if self.system else []
 
@@ -83,7 +83,7 @@ class Conversation:
 
     def _reply(self, line: str) -> None:
         """Answers a message. What was said before Ctrl-C stays in the conversation; a failed message does not."""
-        from tunesmith.data.example import Message
+        from tunesmith.data.examples.message import Message
 
         asked = [*self.messages, Message("user", line)]
         pieces: list[str] = []

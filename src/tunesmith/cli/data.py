@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.console import Terminal, printable
-from tunesmith.cli.options import AsJson, Columns, Format, Instruction, Overwrite, columns_of
-from tunesmith.cli.session import session
-from tunesmith.cli.settings import in_flags
-from tunesmith.cli.tables import bars, table
+from tunesmith.cli.options import AsJson, Columns, Format, Instruction, Overwrite, columns_of, in_flags
+from tunesmith.cli.terminal.console import Terminal, printable
+from tunesmith.cli.terminal.session import session
+from tunesmith.cli.terminal.tables import bars, table
 from tunesmith.data.ledger import PLACES
 from tunesmith.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from tunesmith.data.finding import Finding
-    from tunesmith.inspection import Inspection
+    from tunesmith.workflows.check import Inspection
+
 
 BAD_ROWS_SHOWN, PLACES_SHOWN, SAMPLES_SHOWN, MIX_SHOWN = 20, 5, 2, 6
 COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
@@ -67,7 +67,7 @@ def init(
             raise RecipeError(
                 "There is a recipe already", where=out, remedy="Name another file with --out, or add --overwrite."
             )
-        from tunesmith.starter import starter_recipe
+        from tunesmith.workflows.first_recipe import starter_recipe
 
         try:
             starter = starter_recipe(
@@ -139,7 +139,7 @@ def check(
     if show and model is None and not data.endswith((".yaml", ".yml")):
         raise typer.BadParameter("rows are shown as tokens: name a model with --model", param_hint="--show")
     with session(as_json) as terminal:
-        from tunesmith.inspection import inspect
+        from tunesmith.workflows.check import inspect
 
         try:
             found = inspect(
@@ -158,7 +158,7 @@ def check(
         _report(found, terminal)
         report = found.to_json() if as_json or html else {}
         if html:
-            from tunesmith.data_report import data_report
+            from tunesmith.data.report.page import data_report
 
             _write(Path(html), data_report(report, title=data), what="report")
             terminal.write(f"Wrote {html}")
@@ -191,7 +191,7 @@ def prepare(
     """
     mapping = columns_of(columns)
     with session(as_json) as terminal:
-        from tunesmith.preparation import prepare_data
+        from tunesmith.workflows.prepare_data import prepare_data
 
         try:
             made = prepare_data(
@@ -217,7 +217,7 @@ def prepare(
 
 def _report(found: Inspection, terminal: Terminal) -> None:
     if found.shown and found.tokenizer is not None:
-        from tunesmith.data.show import show
+        from tunesmith.data.chat.show import show
 
         show(found.shown, found.tokenizer, console=terminal.rich_console())
         terminal.write("")

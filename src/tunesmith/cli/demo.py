@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tunesmith.cli.options import AsJson, Overwrite
-from tunesmith.cli.session import session
+from tunesmith.cli.terminal.session import session
 
 FOLDER = Path("runs", "demo")
 
@@ -16,6 +16,6 @@ def demo(overwrite: Overwrite = False, as_json: AsJson = False) -> None:
     Trains the bundled model to turn invoice headers into JSON and judges it. The run is runs/demo.
     """
     with session(as_json) as terminal:
-        from tunesmith.demo import story
+        from tunesmith.workflows.demo import story
 
         terminal.result(story.run(FOLDER, overwrite=overwrite, listener=terminal))

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.console import Terminal
 from tunesmith.cli.options import AsJson, Overrides
-from tunesmith.cli.session import session
-from tunesmith.cli.tables import table
+from tunesmith.cli.terminal.console import Terminal
+from tunesmith.cli.terminal.session import session
+from tunesmith.cli.terminal.tables import table
 from tunesmith.errors import RecipeError
 
 if TYPE_CHECKING:
-    from tunesmith.planning import Comparison, Line, Planned
-    from tunesmith.recipe import Recipe
-    from tunesmith.workload import Workload
+    from tunesmith.planning.method_table import Line, Planned
+    from tunesmith.planning.workload import Workload
+    from tunesmith.recipe.settings import Recipe
+    from tunesmith.workflows.trial import Comparison
+
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 GIB = 2**30
@@ -73,9 +75,11 @@ def plan(
     if exact and rows is not None:
         raise typer.BadParameter("--exact counts the recipe's rows, which --rows replaces", param_hint="--exact")
     with session(as_json) as terminal:
-        from tunesmith.devices import device_called
-        from tunesmith.plan import threads
-        from tunesmith.planning import compare, plan_methods, read_config
+        from tunesmith.model.weights.config_file import read_config
+        from tunesmith.planning.budget import threads
+        from tunesmith.planning.devices import device_called
+        from tunesmith.planning.method_table import plan_methods
+        from tunesmith.workflows.trial import compare
 
         asked = _asked(recipe, overrides or [], model, made=rows is not None)
         number = threads() if asked.training.threads == "auto" else int(asked.training.threads)
@@ -99,7 +103,7 @@ def plan(
 
 def _asked(recipe: str | None, overrides: list[str], model: str | None, *, made: bool) -> Recipe:
     """The recipe, or one made of --model. A first argument of the form KEY=VALUE is no recipe's name."""
-    from tunesmith.recipe_file import read_recipe
+    from tunesmith.recipe.file import read_recipe
 
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
         recipe, overrides = None, [recipe, *overrides]
@@ -115,12 +119,13 @@ def _asked(recipe: str | None, overrides: list[str], model: str | None, *, made:
 
 
 def _workload(recipe: Recipe, rows: int | None, length: int | None, terminal: Terminal, *, exact: bool) -> Workload:
-    from tunesmith import workload
+    from tunesmith.planning import workload
+    from tunesmith.workflows.exact_workload import by_tokens
 
     if rows is not None and length is not None:
         return workload.as_said(rows, length, recipe=recipe)
     if exact:
-        return workload.by_tokens(recipe, listener=terminal)
+        return by_tokens(recipe, listener=terminal)
     return workload.by_characters(recipe, listener=terminal)
 
 
@@ -128,9 +133,8 @@ def _trials(
     recipe: Recipe, planned: Planned, device: str | None, length: int | None, terminal: Terminal
 ) -> list[tuple[Recipe, Any]]:
     """Real steps of each method that fits, one after the other. Raises RecipeError for a device that is not here."""
-    from tunesmith.devices import DEVICES
-    from tunesmith.planning import at_measure
-    from tunesmith.trial import run_trial
+    from tunesmith.planning.devices import DEVICES
+    from tunesmith.workflows.trial import at_measure, run_trial
 
     if device is not None and device.lower() in DEVICES:
         raise RecipeError(

@@ -1,1 +1,0 @@
-"""Rows in, token ids with supervision out: reading, checking, templates and batches."""

@@ -12,7 +12,7 @@ from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
-from tunesmith.evaluation.base import LOWER_IS_BETTER, RowScores
+from tunesmith.evaluation.metrics.base import LOWER_IS_BETTER, RowScores
 
 Judgement = Literal["better", "no evidence", "worse"]
 COUNTS_AT_A_TIME = 1 << 21  # int64 counts held in memory at a time: 16 MiB

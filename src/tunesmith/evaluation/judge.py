@@ -6,81 +6,28 @@ Prompt and reference answer are cut out of the encoded row, so evaluation sends 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from tunesmith.data.layout import Batch, LayoutName, micro_batches
-from tunesmith.data.template import Encoded
-from tunesmith.errors import DataError
-from tunesmith.evaluation.base import RowScores
+from tunesmith.data.batches.layout import Batch
 from tunesmith.evaluation.compare import LARGEST_EXPONENT, compare
-from tunesmith.evaluation.compute import computed_metrics
-from tunesmith.evaluation.loss import TokenScores, row_losses
-from tunesmith.evaluation.preference import Preferences
-from tunesmith.evaluation.text import check_truths, score_answers, text_metrics
-from tunesmith.generate import Generation, GenerationSettings, check_prompts, decode_text, generate, random_state_kept
-from tunesmith.progress import Listener, Silent
-from tunesmith.recipe import EvaluationSettings
-from tunesmith.training.preference import PreferenceObjective
+from tunesmith.evaluation.metrics.answers import score_answers, text_metrics
+from tunesmith.evaluation.metrics.base import RowScores
+from tunesmith.evaluation.metrics.tokens import TokenScores, row_losses
+from tunesmith.evaluation.metrics.user_functions import computed_metrics
+from tunesmith.evaluation.task import Task
+from tunesmith.model.generate import Generation, GenerationSettings, check_prompts, generate
+from tunesmith.model.modes import random_state_kept
+from tunesmith.recipe.settings import EvaluationSettings
+from tunesmith.runs.progress import Listener, Silent
 
 SAMPLE_TOKENS = 48  # of the answer at an evaluation
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One prompt to answer: its ids as generation sends them, the reference answer, and where it comes from."""
-
-    prompt: list[int]
-    prompt_text: str
-    truth: str
-    source: str
-    group: int
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """The held-out rows of a run. ``groups`` [rows]: rows of one number are resampled together.
-
-    ``sources``: of a mixture, the numbers of the rows of each source. ``preferences``: what an objective over preferred
-    answers makes of the rows; then its examples are scored, and ``sources`` counts those.
-    """
-
-    rows: list[Encoded]
-    groups: list[int]
-    questions: list[Question]
-    sources: Mapping[str, np.ndarray] = field(default_factory=dict)
-    preferences: Preferences | None = None
-
-    @property
-    def examples(self) -> int:
-        """What is scored: the rows, or what an objective makes one example of."""
-        return len(self.rows) // (1 if self.preferences is None else self.preferences.together)
-
-    def scores(self, tokens: TokenScores) -> dict[str, RowScores]:
-        """Every metric that is computed from log-probabilities: of the rows, or of examples by their objective."""
-        if self.preferences is None:
-            return tokens.scores(self.groups)
-        return self.preferences.scores(tokens, self.groups)
-
-    def metrics(self, named: Sequence[str]) -> Sequence[str]:
-        """Those that a recipe names; where it names none, the one that decides under the objective, if it has one."""
-        return named or ([] if self.preferences is None else [self.preferences.objective.decides])
-
-    def with_reference(self, logprobs: np.ndarray) -> Task:
-        """The same with what the untuned model says of every row: the log-probability of its labels, float64 [rows]."""
-        assert self.preferences is not None
-        return replace(self, preferences=replace(self.preferences, reference=logprobs))
-
-    def losses_by_source(self, loss: RowScores) -> dict[str, float]:
-        """The mean loss of a supervised token, source by source; nothing where there is one source only."""
-        return {name: float(loss.total[rows].sum() / loss.weight[rows].sum()) for name, rows in self.sources.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,82 +41,6 @@ class Measured:
     of_answers: dict[str, RowScores]
     answers: list[Generation]
     computed: dict[str, float] = field(default_factory=dict)
-
-
-def make_task(
-    rows: Sequence[Encoded],
-    groups: Sequence[int] | np.ndarray,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    stop_ids: Sequence[int],
-    settings: EvaluationSettings,
-    objective: PreferenceObjective | None = None,
-    labels: np.ndarray | None = None,
-    raw_text: np.ndarray | None = None,
-) -> Task:
-    """The rows to judge on: at most ``max_rows`` examples, drawn by seed; each example's last answer is its question.
-
-    Of two answers the chosen one is the question's.
-
-    Args:
-        rows: encoded held-out rows; several may come from one example.
-        groups: by example number: examples of one number are not independent (two answers to one prompt).
-        objective: over preferred answers, if it is one.
-        labels: by example number, whether its answer is desirable; an objective's.
-        raw_text: by example number, whether it is a document, which has no answer to ask for.
-
-    Raises:
-        DataError: a metric cannot score against one of the reference answers, or there is none to score.
-    """
-    examples = sorted({row.example for row in rows})
-    if settings.max_rows is not None and len(examples) > settings.max_rows:
-        drawn = np.random.default_rng(settings.seed).choice(examples, settings.max_rows, replace=False)
-        examples = sorted(drawn.tolist())
-    kept = set(examples)
-    chosen = [row for row in rows if row.example in kept]
-    last = {row.example: row for row in (chosen if objective is None else reversed(chosen))}
-    asked = [number for number in examples if raw_text is None or not raw_text[number]]
-    questions = [_question(last[number], tokenizer, stop_ids, int(groups[number])) for number in asked]
-    metrics = text_metrics(settings.metrics)
-    if metrics and not questions:
-        raise DataError(
-            "No held-out row has an answer to compare",
-            where="evaluation.metrics",
-            why="All of them are raw text.",
-            remedy="Hold conversations out too, or judge by loss or perplexity.",
-        )
-    check_truths(metrics, [item.truth for item in questions], [item.source for item in questions])
-    preferences = None
-    if objective is not None:
-        assert labels is not None
-        desirable = labels[[row.example for row in chosen[:: objective.answers]]]
-        chosen = objective.rows(chosen)
-        preferences = Preferences(objective, desirable, objective.share(chosen))
-    return Task(chosen, [int(groups[row.example]) for row in chosen], questions, preferences=preferences)
-
-
-def _question(row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], group: int) -> Question:
-    end = int(np.flatnonzero(row.supervised)[-1]) + 1
-    before = np.flatnonzero(~row.supervised[:end])
-    start = int(before[-1]) + 1 if len(before) else 0
-    answer = row.ids[start:end].tolist()
-    while answer and answer[-1] in stop_ids:
-        answer.pop()
-    prompt = row.ids[:start].tolist()
-    return Question(
-        prompt=prompt,
-        prompt_text=decode_text(tokenizer, prompt),
-        truth=decode_text(tokenizer, answer),
-        source=row.source,
-        group=group,
-    )
-
-
-def task_batches(task: Task, *, budget: int, layout: LayoutName) -> list[Batch]:
-    """The task's rows laid out once, for every loss that is taken on them."""
-    if task.preferences is not None:
-        return task.preferences.batches(task.rows, budget=budget, layout=layout)
-    return micro_batches(task.rows, budget=budget, layout=layout)
 
 
 def token_scores(

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
-from tunesmith.model.added_tokens import NO_TOKENS, AddedTokens
+from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
 
 SAME_RATE = {"lr_ratio": 1.0}  # as the step's
 
@@ -172,32 +171,6 @@ def exchanged(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
     finally:
         for (live, _), data in zip(pairs, own, strict=True):
             live.data = data
-
-
-@contextmanager
-def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Afterwards every module is in train or eval mode, and every parameter trains or not, as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad in trains:
-            parameter.requires_grad_(requires_grad)
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Inside, draws on the CPU, and on a GPU that is named, depend on the seed alone; no state outside moves."""
-    cuda = device is not None and device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
-from tunesmith.methods.base import Origin, exchanged, kept_modes, on_cpu
+from tunesmith.methods.base import Origin, exchanged, on_cpu
 from tunesmith.methods.full import Full, live_tensors, paired, read_weights, refuse_quantized
-from tunesmith.model.layers import decoder_layers
-from tunesmith.recipe import FreezeSettings
+from tunesmith.model.compute.layers import decoder_layers
+from tunesmith.model.modes import kept_modes
+from tunesmith.recipe.methods import FreezeSettings
 
 MODULES = "method.trainable_modules"
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
-from tunesmith.methods.base import Origin, exchanged, kept_modes, on_cpu, parameter_groups, seeded
-from tunesmith.model.added_tokens import NO_TOKENS, AddedTokens, grow
-from tunesmith.model.load import quiet_transformers
-from tunesmith.recipe import FreezeSettings, FullSettings
+from tunesmith.methods.base import Origin, exchanged, on_cpu, parameter_groups
+from tunesmith.model.modes import kept_modes, seeded
+from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, grow
+from tunesmith.model.weights.load import quiet_transformers
+from tunesmith.recipe.methods import FreezeSettings, FullSettings
 
 MAX_SHARD_SIZE = "5GB"
 

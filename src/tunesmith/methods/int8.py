@@ -23,7 +23,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import Origin
 from tunesmith.methods.lora import Lora, linear_names
-from tunesmith.methods.quantized import (
+from tunesmith.methods.quantized_base import (
     bitsandbytes,
     dequantize_8_bits,
     eight_bit_forward,
@@ -32,7 +32,7 @@ from tunesmith.methods.quantized import (
     refuse_whole,
     require_bitsandbytes,
 )
-from tunesmith.recipe import REWRITES_BASE, LoraSettings
+from tunesmith.recipe.methods import REWRITES_BASE, LoraSettings
 
 HEADS = ("lm_head", "embed_out", "output_layer")  # names of output layers, which stay as they are
 

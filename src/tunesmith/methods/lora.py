@@ -34,14 +34,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
-from tunesmith.methods import eva
-from tunesmith.methods.base import SAME_RATE, Origin, exchanged, kept_modes, on_cpu, parameter_groups, seeded
-from tunesmith.methods.fused import fuse_adapters
-from tunesmith.methods.residual import apart, as_plain, plain_config, rewrites_base, take_out
-from tunesmith.methods.starting import CONFIG_FILE, WEIGHTS_FILE
+from tunesmith.methods import init_eva
+from tunesmith.methods.base import SAME_RATE, Origin, exchanged, on_cpu, parameter_groups
+from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE
+from tunesmith.methods.fused_lora import fuse_adapters
+from tunesmith.methods.init_residual import apart, as_plain, plain_config, rewrites_base, take_out
 from tunesmith.methods.token_rows import fuse_token_rows, token_rows
-from tunesmith.model.added_tokens import grow_to
-from tunesmith.recipe import AdapterSettings, EvaSettings
+from tunesmith.model.modes import kept_modes, seeded
+from tunesmith.model.weights.added_tokens import grow_to
+from tunesmith.recipe.methods import AdapterSettings, EvaSettings
 
 LINEAR = (nn.Linear, Conv1D)
 REWRITTEN_BY_OTHERS = (
@@ -154,7 +155,7 @@ class Lora:
                 replaced, self._begun[adapted] = take_out(adapted, name, str(init), begun)
                 before += replaced
             if init == "eva" and rows is not None:
-                eva.begin(adapted, name, rows)
+                init_eva.begin(adapted, name, rows)
         self._replaced[adapted] = before
         self._config = plain_config(config) if taken_out else config  # type: ignore[arg-type]
         fuse_adapters(adapted)

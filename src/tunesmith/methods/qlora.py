@@ -13,14 +13,14 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import Origin
 from tunesmith.methods.lora import Lora
-from tunesmith.methods.quantized import (
+from tunesmith.methods.quantized_base import (
     bitsandbytes,
     plain_copy,
     put_plain_layers,
     refuse_whole,
     require_bitsandbytes,
 )
-from tunesmith.recipe import QloraSettings
+from tunesmith.recipe.methods import QloraSettings
 
 
 class Qlora(Lora):

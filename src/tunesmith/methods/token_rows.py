@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
-from tunesmith.recipe import AdapterSettings
+from tunesmith.recipe.methods import AdapterSettings
 
 WHERE = "method.trainable_token_indices"
 

@@ -1,1 +1,0 @@
-"""The optimizer's steps: objective, optimizer, guard, checkpoints, and the loop that runs them."""

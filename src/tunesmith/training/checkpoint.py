@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import TrainError
+from tunesmith.runs.whole_files import flush, flush_folder
 from tunesmith.training.optim import load_optimizer_state, optimizer_state
 
 OPTIMIZER = "optimizer.safetensors"
@@ -50,7 +50,7 @@ def save(
         if target.exists():  # the same step of a run that was stopped before it could record it
             shutil.rmtree(target)
         beside.rename(target)
-        _flush_folder(folder)
+        flush_folder(folder)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         raise TrainError(
             "The checkpoint cannot be written",
@@ -94,23 +94,3 @@ def remove_unfinished(folder: Path) -> None:
     """Removes what a killed process was still writing."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path)
-
-
-def flush(folder: Path) -> None:
-    """Every file of a folder onto the disk, readable for whom the umask admits."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~mask)  # safetensors writes for the owner alone
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,9 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tunesmith.data.layout import Batch
-from tunesmith.training.guard import check_finite
-from tunesmith.training.objective import Objective
+from tunesmith.data.batches.layout import Batch
+from tunesmith.errors import TrainError
+from tunesmith.training.objectives.supervised import Objective
+
+
+def check_finite(loss: float, gradient_norm: float, *, step: int) -> None:
+    """Raises TrainError unless loss and gradient norm are finite. Call it before ``optimizer.step()``."""
+    if math.isfinite(loss) and math.isfinite(gradient_norm):
+        return
+    raise TrainError(
+        f"The {'gradient' if math.isfinite(loss) else 'loss'} of step {step} is not finite",
+        where=f"step {step}",
+        why=f"loss {loss:g}, gradient norm {gradient_norm:g}. The weights are as they were after step {step - 1}.",
+        remedy="Lower training.learning_rate or add warm-up (training.warmup_steps: 0.1); with float16, use bfloat16 "
+        "or float32. Checkpoints that were written before are whole.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import RecipeError
-from tunesmith.optimizers import BITSANDBYTES, Optimizer
+from tunesmith.recipe.optimizers import BITSANDBYTES, Optimizer
 
 WHERE = "training.optim"
 SHARED = ("qmap1", "qmap2")  # bitsandbytes' quantization maps: the same tensors for every parameter, always the same

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tunesmith.recipe import TrainingSettings
+from tunesmith.recipe.settings import TrainingSettings
 
 
 @dataclass(slots=True)

@@ -1,0 +1,60 @@
+"""`merge`: a run as a model folder of plain weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from tunesmith.cli.options import AsJson, Overwrite, Target
+from tunesmith.cli.terminal.session import session
+
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Of the weights: float32, bfloat16, float16; auto: as the base is stored.",
+    ),
+]
+
+
+def merge(
+    target: Target,
+    out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="A new folder for the model.")],
+    dtype: Dtype = "auto",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="DATA", help="Rows to compare logits on.", show_default="the run's held-out rows"
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Of one file of weights.")
+    ] = "5GB",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run as plain weights, with tokenizer and chat template, that every tool loads.
+
+    The logits of the tuned model are compared with those of the folder as it is read back; one that is too far is not
+    kept. Over a quantized base the adapter is added to the dequantized and to the original weights, and the closer one
+    is kept.
+    """
+    with session(as_json) as terminal:
+        from tunesmith.deploy import merge as merging
+
+        found = merging.merge(
+            target, out, dtype=dtype, data=data, max_shard_size=max_shard_size, overwrite=overwrite, listener=terminal
+        )
+        written = found.written
+        terminal.write(
+            f"logits differ by {written.relative:.2g} of their spread (accepted up to {found.tolerance:g}), "
+            f"the likeliest token is the same at {written.agreement:.2%} of {written.positions:,} positions"
+        )
+        files = f"{found.files} file{'s' * (found.files != 1)}"
+        terminal.write(
+            f"{found.folder}: {found.bytes / 1e9:.2f} GB in {files}, {found.dtype}. "
+            f"Next: tunesmith generate {found.folder} --prompt TEXT"
+        )
+        terminal.result(found.to_json())

@@ -1,0 +1,124 @@
+"""`train`: from a recipe to a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunesmith.cli.options import AsJson, Overrides, Overwrite
+from tunesmith.cli.terminal.console import Terminal
+from tunesmith.cli.terminal.session import session
+from tunesmith.cli.terminal.tables import metrics_table, settings_table, table, verdict_line
+
+RATES_SHOWN = 12
+
+RecipeFile = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="The recipe (YAML); with --resume also a run folder.", show_default=False),
+]
+
+
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Start, continue from the last checkpoint, or do nothing if finished.")
+    ] = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show every resolved setting and where it comes from; train nothing.")
+    ] = False,
+    lr_range: Annotated[
+        bool,
+        typer.Option(
+            "--lr-range", help="Find a learning rate: take steps with one that grows, and draw the loss over it."
+        ),
+    ] = False,
+    lr_min: Annotated[
+        float | None,
+        typer.Option(
+            "--lr-min", metavar="RATE", help="First rate of --lr-range.", show_default="by method and optimizer"
+        ),
+    ] = None,
+    lr_max: Annotated[
+        float | None,
+        typer.Option(
+            "--lr-max", metavar="RATE", help="Last rate of --lr-range.", show_default="by method and optimizer"
+        ),
+    ] = None,
+    lr_steps: Annotated[
+        int | None,
+        typer.Option("--lr-steps", metavar="N", help="Steps of --lr-range.", show_default="60; 20 to 60 on few rows"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train as a recipe says, and judge the result.
+
+    Base and tuned model answer the same held-out rows, and the run ends with a verdict: better, no evidence, or worse.
+    """
+    if resume and overwrite:
+        raise typer.BadParameter("--resume continues what --overwrite would remove: give one of them")
+    _check_range(
+        lr_range,
+        others={"--resume": resume, "--overwrite": overwrite, "--dry-run": dry_run},
+        own={"--lr-min": lr_min, "--lr-max": lr_max, "--lr-steps": lr_steps},
+    )
+    with session(as_json) as terminal:
+        if not Path(recipe).is_dir():  # with --resume it may be a run folder
+            from tunesmith.recipe.file import read_recipe
+
+            read_recipe(recipe, overrides or [])  # a mistake in it is reported before torch has been imported
+        if dry_run:
+            _show_settings(recipe, overrides or [], terminal)
+            return
+        if lr_range:
+            _show_range(recipe, overrides or [], terminal, lr_min=lr_min, lr_max=lr_max, steps=lr_steps)
+            return
+        from tunesmith.workflows import finetune
+
+        result = finetune.train(recipe, overrides or [], resume=resume, overwrite=overwrite, listener=terminal)
+        terminal.write(verdict_line(result.verdict))
+        for line in metrics_table(result.metrics) if result.metrics else []:
+            terminal.write(line)
+        terminal.write(f"The run is {result.run}. Next: tunesmith runs show {result.run}, tunesmith chat {result.run}")
+        terminal.result(result.to_json())
+
+
+def _show_settings(recipe: str, overrides: list[str], terminal: Terminal) -> None:
+    from tunesmith.workflows import finetune
+
+    settings = finetune.dry_run(recipe, overrides, listener=terminal)
+    for line in settings_table(settings):
+        terminal.write(line)
+    terminal.result({"settings": [{"key": key, "value": value, "source": source} for key, value, source in settings]})
+
+
+def _check_range(asked: bool, *, others: Mapping[str, bool], own: Mapping[str, Any]) -> None:
+    """Flags that have no meaning with --lr-range, or without it, are refused."""
+    for flag, given in others.items():
+        if asked and given:
+            raise typer.BadParameter(f"--lr-range is no run, so {flag} means nothing with it: give one of them")
+    for flag, value in own.items():
+        if not asked and value is not None:
+            raise typer.BadParameter("it goes with --lr-range", param_hint=flag)
+
+
+def _show_range(recipe: str, overrides: list[str], terminal: Terminal, **bounds: Any) -> None:
+    from tunesmith.workflows import lr_range as range_test
+
+    found = range_test.lr_range(recipe, overrides, **bounds, listener=terminal)
+    points, smoothed = found.curve.points, found.curve.smoothed
+    shown = range(0, len(points), -(-len(points) // RATES_SHOWN))
+    rows = [(f"{points[at].learning_rate:.1e}", points[at].loss, smoothed[at], points[at].grad_norm) for at in shown]
+    for line in table(("learning rate", "loss", "smoothed", "grad norm"), rows, right=(0, 1, 2, 3)):
+        terminal.write(line)
+    if found.passes > 1:
+        terminal.write(f"The rows were seen {found.passes:.3g} times; later passes know them in part.")
+    terminal.write(found.curve.reason)
+    terminal.write(f"Wrote {range_test.JSON} and {range_test.PICTURE} in {found.folder}")
+    if found.line is not None:
+        terminal.write(f"To use it: {found.line}, behind `train` or in the recipe")
+    terminal.result({"folder": found.folder, **found.to_json()})

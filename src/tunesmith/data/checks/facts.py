@@ -1,0 +1,241 @@
+"""What is kept of a row so that rows can be compared without holding them: fingerprints, lengths and marks.
+
+A block of rows is looked at in a worker process and comes back as columns, one entry a row, in the order of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from tunesmith.data.checks import near_duplicates
+from tunesmith.data.checks.personal import masked
+from tunesmith.data.checks.rules import RULES, look
+from tunesmith.data.checks.scripts import NO_SCRIPT, language_of, script_of
+from tunesmith.data.examples.example import Example
+from tunesmith.data.examples.message import Message
+from tunesmith.data.files.reader import example_of
+from tunesmith.data.files.rows import BadRow, Block, Row, Rows
+from tunesmith.recipe.data import SourceSettings
+
+LABEL_LENGTH = 100  # characters, up to which an answer may be a label
+TEXTS_KEPT = 2_000  # different labels, and openings, whose text is kept
+SAMPLES_KEPT = 5  # of a rule
+OPENING_WORDS = 3
+LANGUAGE_SHARE = 50  # of one in so many rows the language is looked at, chosen by the row's fingerprint
+WORD = re.compile(r"\w+")
+_numbers = struct.Struct(">QQ").unpack  # of 16 bytes
+RULE_NUMBERS = {name: number for number, name in enumerate(RULES)}
+COLUMN_TYPES = [
+    ("line", np.int64),
+    ("good", np.bool_),
+    ("content", np.uint64, 2),
+    ("prompt", np.uint64, 2),
+    ("answer", np.uint64),
+    ("opening", np.uint64),
+    ("unit", np.uint64),
+    ("draw", np.uint64),
+    ("characters", np.int32),
+    ("answer_characters", np.int32),
+    ("marks", np.uint64),
+    ("raw_text", np.bool_),
+    ("label", np.bool_),
+    ("script", np.uint8),
+    ("plain", np.uint64),
+]
+OF_A_BAD_ROW = (False, (0, 0), (0, 0), 0, 0, 0, 0, 0, 0, 0, False, False, 0, 0)  # behind its line
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the rows of a file become examples and facts. ``before`` and ``behind``: what all prompts have in common.
+
+    Args:
+        parse: makes rows of a block of the file.
+        source: its columns and instruction.
+        shape: of its rows.
+        group: the column whose value keeps rows on one side; rows without one stand by their prompt.
+        seed: of the draw that holds rows out.
+        mask: kinds of personal data to mask.
+        near: whether near duplicates are wanted.
+    """
+
+    parse: Callable[[Block], Rows]
+    source: SourceSettings
+    shape: str
+    group: str | None = None
+    seed: int = 0
+    mask: tuple[str, ...] = ()
+    near: bool = True
+    before: str = ""
+    behind: str = ""
+
+
+@dataclass(slots=True)
+class Facts:
+    """Columns [n] over the rows of a block, bad ones among them, which have zeros.
+
+    ``content``, ``prompt``: fingerprints, uint64 [n, 2]. ``answer``, ``opening``, ``unit``: short ones, uint64; the
+    unit is what a split keeps together, its draw is ``draw``. ``marks``: bit i is the i-th of RULES. ``script``: an
+    index of ``scripts``. ``label``: the row calls its answer desirable. ``plain``: of the prompt in one case and
+    without odd white space. ``labels``, ``openings``: text by fingerprint. ``keys``, ``texts``: for near duplicates, of
+    good rows.
+    """
+
+    line: np.ndarray
+    good: np.ndarray
+    content: np.ndarray
+    prompt: np.ndarray
+    answer: np.ndarray
+    opening: np.ndarray
+    unit: np.ndarray
+    draw: np.ndarray
+    characters: np.ndarray
+    answer_characters: np.ndarray
+    marks: np.ndarray
+    raw_text: np.ndarray
+    label: np.ndarray
+    script: np.ndarray
+    plain: np.ndarray
+    scripts: list[str] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    samples: list[tuple[str, str, str]] = field(default_factory=list)
+    labels: dict[int, str] = field(default_factory=dict)
+    openings: dict[int, str] = field(default_factory=dict)
+    languages: Counter[str] = field(default_factory=Counter)
+    keys: np.ndarray | None = None
+    texts: list[str] = field(default_factory=list)
+
+
+def examples_of(block: Block, reading: Reading) -> Iterator[tuple[Row | None, Example | BadRow]]:
+    """Each row of a block as what it becomes, masked where that is asked for."""
+    for row in reading.parse(block):
+        if isinstance(row, BadRow):
+            yield None, row
+            continue
+        made = example_of(row, reading.source, reading.shape)
+        yield row, mask(made, reading.mask) if reading.mask and isinstance(made, Example) else made
+
+
+def mask(example: Example, kinds: Sequence[str]) -> Example:
+    """The same example with personal data of these kinds replaced by their names: in turns, tool calls and tools."""
+    if example.text is not None:
+        return replace(example, text=masked(example.text, kinds))
+    rejected = None if example.rejected is None else _masked_turn(example.rejected, kinds)
+    turns = tuple(_masked_turn(message, kinds) for message in example.messages)
+    return replace(example, messages=turns, rejected=rejected, tools=_masked_json(example.tools, kinds))
+
+
+def _masked_turn(message: Message, kinds: Sequence[str]) -> Message:
+    reasoning = message.reasoning_content
+    return replace(
+        message,
+        content=masked(message.content, kinds),
+        reasoning_content=None if reasoning is None else masked(reasoning, kinds),
+        tool_calls=_masked_json(message.tool_calls, kinds),
+    )
+
+
+def _masked_json(value: Any, kinds: Sequence[str]) -> Any:
+    """Every text in a value of JSON, but the names of its keys."""
+    if isinstance(value, str):
+        return masked(value, kinds)
+    if isinstance(value, Mapping):
+        return {key: _masked_json(item, kinds) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_masked_json(item, kinds) for item in value)
+    return value
+
+
+def facts_of(block: Block, reading: Reading) -> Facts:
+    """Everything that is kept of a block's rows."""
+    facts = Facts(**_columns([]))
+    noted: list[tuple[Any, ...]] = []
+    for row, example in examples_of(block, reading):
+        line = int(example.source.rpartition(":")[2])
+        if isinstance(example, BadRow):
+            facts.bad.append(example)
+            noted.append((line, *OF_A_BAD_ROW))
+        else:
+            assert row is not None
+            noted.append((line, *_note(facts, example, row, reading)))
+    for name, column in _columns(noted).items():
+        setattr(facts, name, column)
+    if reading.near:
+        facts.texts = [near_duplicates.normalised(text) for text in facts.texts]
+        facts.keys = near_duplicates.signatures(facts.texts)
+    return facts
+
+
+def _columns(noted: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """Arrays [n] by name, of rows that have their values in the order of COLUMN_TYPES."""
+    table = np.array(noted, COLUMN_TYPES)
+    return {name: np.ascontiguousarray(table[name]) for name, *_ in COLUMN_TYPES}
+
+
+def _note(facts: Facts, example: Example, row: Row, reading: Reading) -> tuple[Any, ...]:
+    """What the columns behind the line say of one row; whatever else is kept of it goes into the facts."""
+    (prompt_key, content_key), answer = example.keys(), example.answer()
+    prompt = prompt_text(example)
+    own = prompt.removeprefix(reading.before).removesuffix(reading.behind)
+    value = None if reading.group is None else row.fields.get(reading.group)
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    together = prompt_key if value is None or value == "" else f"{value}"
+    draw, unit = _numbers(hashlib.sha256(f"{reading.seed}\n{together}".encode(errors="replace")).digest()[:16])
+    content, short = _fingerprint(content_key), _short(answer)
+    if len(answer) <= LABEL_LENGTH and len(facts.labels) < TEXTS_KEPT:
+        facts.labels[short] = answer
+    marks = 0
+    for hit in look(example):
+        marks |= 1 << RULE_NUMBERS[hit.rule]
+        if sum(rule == hit.rule for rule, _, _ in facts.samples) < SAMPLES_KEPT:
+            facts.samples.append((hit.rule, example.source, hit.sample))
+    script = script_of(own)
+    if script == NO_SCRIPT:
+        script = script_of(prompt)
+    if script not in facts.scripts:
+        facts.scripts.append(script)
+    if content[0] % LANGUAGE_SHARE == 0:
+        facts.languages[language_of(own or prompt)] += 1
+    if reading.near:
+        facts.texts.append(f"{own}\n{answer}")
+    return (
+        True, content, _fingerprint(prompt_key), short, _opening(own, facts.openings), unit, draw,
+        example.characters(), len(answer), marks, example.text is not None, bool(example.label),
+        facts.scripts.index(script), _short(near_duplicates.normalised(prompt)) if reading.near else 0,
+    )  # fmt: skip
+
+
+def prompt_text(example: Example) -> str:
+    """What stands before the last answer, turn by turn; a raw text as a whole."""
+    if example.text is not None:
+        return example.text
+    return "\n".join(message.content for message in example.messages[: example.last_answer()])
+
+
+def _opening(prompt: str, openings: dict[int, str]) -> int:
+    words = []
+    for match in WORD.finditer(prompt):
+        words.append(match[0])
+        if len(words) == OPENING_WORDS:
+            break
+    text = " ".join(words).casefold()
+    number = _short(text)
+    if len(openings) < TEXTS_KEPT:
+        openings[number] = text
+    return number
+
+
+def _fingerprint(text: str) -> tuple[int, int]:
+    return _numbers(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
+
+
+def _short(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")

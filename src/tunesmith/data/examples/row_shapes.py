@@ -1,0 +1,259 @@
+"""Which shape the rows of a source have: found from their fields and said aloud, or refused with the choices."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tunesmith.data.examples.message import printable
+from tunesmith.errors import DataError
+
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "output"),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+    "preference": ("chosen", "rejected"),
+    "unpaired_preference": ("prompt", "completion", "label"),
+}
+OPTIONAL: Mapping[str, tuple[str, ...]] = {
+    "messages": ("system", "tools"),
+    "sharegpt": ("system", "tools"),
+    "alpaca": ("input", "system", "tools"),
+    "prompt_completion": ("system", "tools"),
+    "text": (),
+    "preference": ("prompt", "instruction", "input", "system", "tools"),
+    "unpaired_preference": ("system", "tools"),
+}
+PREFERENCES = ("preference", "unpaired_preference")  # rows that say which answers are better
+FIELDS = tuple(dict.fromkeys(field for fields in (*REQUIRED.values(), *OPTIONAL.values()) for field in fields))
+# Columns that may stand beside a raw text without making one wonder what the row is for.
+METADATA = frozenset(
+    ("id", "idx", "index", "uuid", "url", "source", "src", "meta", "metadata", "date", "timestamp", "__index_level_0__")
+)
+LARGE_SHARE = 0.1  # of the first rows: so many of another shape are no slip
+# Names that others give to the two halves, for a suggestion only.
+QUESTIONS = ("question", "query", "prompt", "instruction", "input", "text", "sentence", "problem", "user", "source")
+ANSWERS = ("answer", "response", "completion", "output", "target", "label", "category", "summary", "solution", "intent")
+
+
+def map_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with the file's columns under their canonical names; a mapped column keeps no second name."""
+    taken = set(columns.values())
+    fields = {name: value for name, value in row.items() if name not in taken}
+    return fields | {field: row[column] for field, column in columns.items() if column in row}
+
+
+def required_fields(shape: str, instruction: str | None = None) -> tuple[str, ...]:
+    """Fields that every row of the shape has; an instruction given once takes the place of alpaca's own."""
+    return ("input", "output") if shape == "alpaca" and instruction is not None else REQUIRED[shape]
+
+
+def detect_shape(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    columns: Mapping[str, str] | None = None,
+    instruction: str | None = None,
+    wanted: str | None = None,
+) -> tuple[str, str]:
+    """The shape whose fields the rows have, and the reason in words.
+
+    A shape fits when one row has all its fields, after `columns` is applied. Exactly one of messages, sharegpt, alpaca
+    and prompt_completion must fit, or a shape of preferences where none of these does. If none does, rows of `text` are
+    raw text, unless other columns stand beside it that are no metadata: then the text may be a question, and the user
+    decides.
+
+    Args:
+        rows: the first rows of the source.
+        columns: canonical field to the file's column.
+        instruction: an instruction for all rows.
+        wanted: the shape that is taken where it fits, whatever else does.
+
+    Raises:
+        DataError: no shape fits, or more than one.
+    """
+    columns = columns or {}
+    names = [set(map_columns(row, columns)) for row in rows]
+    fitting = [
+        shape
+        for shape in REQUIRED
+        if shape != "text" and any(row.issuperset(required_fields(shape, instruction)) for row in names)
+    ]
+    if wanted in fitting:
+        fitting = [str(wanted)]
+    else:
+        fitting = [shape for shape in fitting if shape not in PREFERENCES] or fitting
+    if not fitting and any("text" in row for row in names):
+        _refuse_text_beside_others(rows, columns)
+        fitting = ["text"]
+    if not fitting:
+        raise _unknown_shape(rows)
+    if len(fitting) > 1:
+        raise DataError(
+            f"the rows fit more than one shape: {' and '.join(fitting)}",
+            why="; ".join(
+                f"{shape} has {', '.join(required_fields(shape, instruction))}, as "
+                f"{_share(sum(row.issuperset(required_fields(shape, instruction)) for row in names), len(names))} have"
+                for shape in fitting
+            ),
+            remedy=f"name the shape: data.format: {fitting[0]}",
+        )
+    return fitting[0], _reason(rows, fitting[0], columns)
+
+
+def other_shape(
+    rows: Sequence[Mapping[str, Any]], *, shape: str, columns: Mapping[str, str], instruction: str | None
+) -> str | None:
+    """That many of the first rows have another shape than the one that all are read as, in words; None: they have not.
+
+    Many are a tenth. Rows that have the fields of both are of the shape asked about.
+    """
+    names = [set(map_columns(row, columns)) for row in rows]
+    others = [row for row in names if not row.issuperset(required_fields(shape, instruction))]
+    fit = {
+        other: sum(row.issuperset(required_fields(other, instruction)) for row in others)
+        for other in REQUIRED
+        if other != shape
+    }
+    likely = max(fit, key=lambda other: fit[other])
+    if not fit[likely] or fit[likely] < len(rows) * LARGE_SHARE:
+        return None
+    fields = ", ".join(required_fields(likely, instruction))
+    return f"{_share(fit[likely], len(rows))} have the shape {likely} ({fields}), and are read as {shape}"
+
+
+def check_columns(
+    rows: Sequence[Mapping[str, Any]], *, shape: str, columns: Mapping[str, str], instruction: str | None
+) -> None:
+    """Refuses, once for the whole source, a mapping or a shape that its rows cannot have.
+
+    Raises:
+        DataError: a column that is in no row, a field that no shape has, or an instruction with no place.
+    """
+    check_mapping(rows, columns)
+    if instruction is not None and shape != "alpaca":
+        raise DataError(
+            f"data.instruction has no place in rows of the shape {shape}",
+            why="an instruction for all rows goes before the input of alpaca rows {input, output}",
+            remedy="map the columns: data.columns: {input: <column>, output: <column>}, or leave the instruction out",
+        )
+    mapped = list(map_columns(dict.fromkeys(_names(rows)), columns))
+    if instruction is not None and "instruction" in mapped:
+        raise DataError(
+            "an instruction is given for all rows, and the rows have a column 'instruction' of their own",
+            remedy="remove data.instruction, or map another column to the input and leave this one out",
+        )
+    for field in required_fields(shape, instruction):
+        if field not in mapped:
+            near = did_you_mean(field, mapped) or "<column>"
+            raise DataError(
+                f"no row has the field {field!r} that the shape {shape} needs",
+                why=f"the columns are {listed(mapped)}",
+                remedy=f"name the column that holds it: data.columns: {{{field}: {near}}}",
+            )
+
+
+def check_mapping(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """Refuses a `columns` mapping with a field that no shape has, or a column that no row has.
+
+    Raises:
+        DataError: with the nearest known name.
+    """
+    if not columns:
+        return
+    present = _names(rows)
+    for field, column in columns.items():
+        if field in FIELDS and column in present:
+            continue
+        turned = column in FIELDS and field in present
+        if field not in FIELDS:
+            what, known, wrong = f"data.columns: {printable(field)!r} is not a field of any shape", FIELDS, field
+        else:
+            what, known, wrong = f"data.columns: there is no column {printable(column)!r}", present, column
+        near = did_you_mean(wrong, known)
+        hint = f"did you mean {near}? " if near else ""
+        remedy = f"{hint}data.columns is written {{field: column}}"
+        if turned:
+            remedy = f"the mapping is turned around: data.columns: {{{column}: {field}}}"
+        raise DataError(
+            what,
+            why=f"the columns are {listed(present)}; the fields are {', '.join(FIELDS)}",
+            remedy=remedy,
+        )
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str | None:
+    """The known name nearest to a mistyped one, if any is near; letter case does not count."""
+    known = {str(other).lower(): str(other) for other in names}
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    return known[near[0]] if near else None
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names from a file, safe to print, the first thirty."""
+    all_names = list(names)
+    more = f" and {len(all_names) - 30} more" if len(all_names) > 30 else ""
+    return ", ".join(printable(name) for name in all_names[:30]) + more
+
+
+def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The columns of all rows, in the order of their first appearance."""
+    seen: dict[str, None] = {}
+    for row in rows:
+        if row.keys() - seen.keys():
+            seen.update(dict.fromkeys(row))
+    return list(seen)
+
+
+def _share(count: int, rows: int) -> str:
+    return f"{count} of the first {rows} rows" if rows > 1 else "the first row"
+
+
+def _reason(rows: Sequence[Mapping[str, Any]], shape: str, columns: Mapping[str, str]) -> str:
+    """Such as 'columns text (input), category (output) -> alpaca; not used: id'."""
+    wanted = (*REQUIRED[shape], *OPTIONAL[shape])
+    taken = {column: field for field, column in columns.items()}
+    used, unused = [], []
+    for name in _names(rows):
+        field = taken.get(name, name)
+        if field in wanted:
+            used.append(printable(name) if field == name else f"{printable(name)} ({field})")
+        else:
+            unused.append(name)
+    rest = f"; not used: {listed(unused)}" if unused else ""
+    return f"column{'s' if len(used) > 1 else ''} {', '.join(used)} -> {shape}{rest}"
+
+
+def _refuse_text_beside_others(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    others = [name for name in _names(rows) if name != "text" and name.lower() not in METADATA]
+    if "text" in columns or not others:
+        return
+    raise DataError(
+        "the rows may be raw text, or questions with answers",
+        why=f"there is a column text, and beside it {listed(others)}",
+        remedy=f"raw text: data.format: text; questions with answers: {_suggestion(['text', *others])}",
+    )
+
+
+def _unknown_shape(rows: Sequence[Mapping[str, Any]]) -> DataError:
+    names = _names(rows)
+    shapes = "; ".join(f"{shape}: {', '.join(fields)}" for shape, fields in REQUIRED.items())
+    return DataError(
+        "the shape of the rows is not known",
+        why=f"the columns are {listed(names)}\nthe shapes are {shapes}",
+        remedy=f"say which column is what, such as {_suggestion(names)}",
+    )
+
+
+def _suggestion(names: Sequence[str]) -> str:
+    """A mapping to copy, with the columns that look like question and answer."""
+    known = {name.lower(): name for name in names}
+    answer = next((known[name] for name in ANSWERS if name in known), None)
+    question = next((known[name] for name in QUESTIONS if name in known and known[name] != answer), None)
+    question, answer = printable(question or "<column>"), printable(answer or "<column>")
+    return (
+        f"data.columns: {{prompt: {question}, completion: {answer}}}, "
+        f"or data.columns: {{input: {question}, output: {answer}}} with one data.instruction for all rows"
+    )

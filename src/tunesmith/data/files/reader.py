@@ -1,0 +1,252 @@
+"""A source of the recipe -> examples, each with the file and line it comes from.
+
+A source is, in this order: a path that exists, an fsspec URL (``s3://...``), a hub id ``user/name[@revision]``.
+
+- jsonl, json (one array), csv, tsv and parquet files; txt files, where each line that is not blank is a document,
+  or each paragraph, or the whole file (`sample_by`).
+  Text is UTF-8, with or without a byte order mark, and may be compressed (.gz, .bz2, .xz, .zst).
+- A folder of those: all its files in the order of their names. Hidden files are passed over, other files are named in
+  `Loaded.ignored`. If some files are named for training and some for evaluation (train.csv and test.csv), each role
+  reads its own.
+- A folder that `datasets` saved to disk, and a hub id: the split named in the source, or the one for the role.
+
+Every file is read as a stream: what is held of it is a few blocks of a megabyte, or its largest row. Where all rows
+are not wanted at once, `open_source` finds the shape from the first of them and leaves the passes to its caller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunesmith.data.examples.example import Example, to_example
+from tunesmith.data.examples.message import RowError, describe
+from tunesmith.data.examples.row_shapes import FIELDS, check_columns, check_mapping, detect_shape, other_shape
+from tunesmith.data.files.locations import Part, parts_of, split_names
+from tunesmith.data.files.rows import BadRow, Row
+from tunesmith.data.files.splits import Role, held_out_split
+from tunesmith.errors import DataError
+
+if TYPE_CHECKING:
+    from tunesmith.recipe.data import SourceSettings
+
+
+Columns = Mapping[str, None]
+ROWS_THAT_TELL_THE_SHAPE = 100
+BAD_ROWS_SHOWN = 10
+MOST_COLUMNS = 1000  # that are remembered when a column is looked for in all rows
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What one source holds. `len(examples) + len(bad)` is the number of rows read.
+
+    `reason` says how the shape was found; `files` are (name, sha256 of the bytes), for a dataset (name, sha256 of its
+    rows as JSON); `ignored` are names in the folder that are no data; `split` is the dataset's split that was read.
+    """
+
+    examples: list[Example]
+    bad: list[BadRow]
+    shape: str
+    reason: str
+    files: list[tuple[str, str]]
+    ignored: list[str] = field(default_factory=list)
+    split: str | None = None
+
+
+@dataclass(slots=True)
+class Reader:
+    """A source whose shape is known and whose rows have not been read.
+
+    `mixture` says, where it is so, that many of the first rows have another shape.
+    """
+
+    source: SourceSettings
+    parts: list[Part]
+    shape: str
+    reason: str
+    ignored: list[str]
+    split: str | None
+    mixture: str | None = None
+
+    def examples(self) -> Iterator[Example | BadRow]:
+        """Every row in order; a pass over the files, which can be repeated."""
+        for part in self.parts:
+            for row in part.rows():
+                yield row if isinstance(row, BadRow) else example_of(row, self.source, self.shape)
+
+    def files(self) -> list[tuple[str, str]]:
+        """(name, sha256) of each part: of a file's bytes, of a dataset's rows as JSON."""
+        return [(part.name, part.sha256) for part in self.parts]
+
+    def refusal(self, bad: Sequence[BadRow], count: int, good: int) -> DataError:
+        """That rows cannot be used: the first of them, how many there are, and how many can be used."""
+        return _bad_rows(self.source.path, bad, count, good=good, mixture=self.mixture)
+
+
+def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | None = None) -> Reader:
+    """A source with its shape, found from the first ROWS_THAT_TELL_THE_SHAPE rows of each part.
+
+    Args:
+        source: path, and optionally format, columns, instruction, split and name.
+        role: which of a dataset's own splits is read where the source names none.
+        wanted: the shape that is taken where the rows fit several.
+
+    Raises:
+        DataError: nothing is there, it holds no rows or no good one, or the shape or the columns cannot be used.
+    """
+    parts, ignored, split = parts_of(source, role)
+    first = _first_rows(source, parts)
+    shape, reason = _shape(source, parts, first, wanted)
+    mixture = other_shape(first, shape=shape, columns=source.columns, instruction=source.instruction)
+    return Reader(source, parts, shape, reason, ignored, split, mixture)
+
+
+def load(source: SourceSettings, *, role: Role = "train", on_error: Literal["stop", "skip"] = "stop") -> Loaded:
+    """Every row of a source as an example, or as a bad row with what was found and what was expected.
+
+    All of them are held: for a source that is too large for that, iterate over `open_source`.
+
+    Args:
+        source: path, and optionally format, columns, instruction, split and name.
+        role: which of a dataset's own splits is read where the source names none.
+        on_error: stop raises if there is any bad row, after all of them are found; skip hands them back.
+
+    Raises:
+        DataError: nothing is there, the file or its shape cannot be read, rows are bad, or no row is good.
+    """
+    reader = open_source(source, role=role)
+    examples: list[Example] = []
+    bad: list[BadRow] = []
+    for result in reader.examples():
+        if isinstance(result, BadRow):
+            bad.append(result)
+        else:
+            examples.append(result)
+    if bad and (on_error == "stop" or not examples):
+        raise reader.refusal(bad, len(bad), len(examples))
+    return Loaded(
+        examples, bad, reader.shape, reader.reason, reader.files(), ignored=reader.ignored, split=reader.split
+    )
+
+
+def example_of(row: Row, source: SourceSettings, shape: str) -> Example | BadRow:
+    """A row as an example of the source's shape, or what is wrong with it, under the file's own column name."""
+    try:
+        return to_example(
+            row.fields, shape=shape, source=row.source, columns=source.columns, instruction=source.instruction
+        )
+    except RowError as error:
+        place = source.columns.get(error.field, error.field)
+        return BadRow(row.source, place, error.found, error.expected, _raw(row.fields))
+
+
+def own_eval_split(source: SourceSettings) -> str | None:
+    """The split that the source itself holds out (validation before test), where it has one beside its training split.
+
+    Read it with ``load(source.model_copy(update={"split": name}), role="eval")``.
+
+    Raises:
+        DataError: the source cannot be found.
+    """
+    names = split_names(source)
+    trained = names[0] if source.split is None and len(names) == 1 else source.split
+    split = held_out_split(names)
+    return None if trained is not None and trained.partition("[")[0] == split else split
+
+
+def _first_rows(source: SourceSettings, parts: Sequence[Part]) -> list[Columns]:
+    """The columns of the first good rows of each part, without their values, which may be large."""
+    first: list[Columns] = []
+    bad: list[BadRow] = []
+    count = 0
+    for part in parts:
+        good, count_before = 0, count
+        for row in part.rows():
+            if isinstance(row, BadRow):
+                count += 1
+                bad += [row] if len(bad) < BAD_ROWS_SHOWN else []
+                continue
+            first.append(dict.fromkeys(row.fields))
+            good += 1
+            if good == ROWS_THAT_TELL_THE_SHAPE:
+                break
+        if not good and count == count_before:
+            raise DataError(
+                "there are no rows in it",
+                where=part.name,
+                remedy="give a file, or a split of a dataset, with at least one row",
+            )
+    if not first:
+        raise _bad_rows(source.path, bad, count, good=0)
+    return first
+
+
+def _shape(
+    source: SourceSettings, parts: Sequence[Part], first: Sequence[Columns], wanted: str | None
+) -> tuple[str, str]:
+    """The shape of all rows and the reason, after the source's columns have been checked against the rows.
+
+    A column that is missing in the first rows may stand in a later one: then all are asked before it is refused.
+    """
+
+    known = [*first]
+
+    def ask(check: Callable[[Sequence[Columns]], None]) -> None:
+        try:
+            return check(known)
+        except DataError:
+            if len(known) > len(first):
+                raise
+        known.append(_all_columns(source, parts))
+        return check(known)
+
+    try:
+        ask(lambda rows: check_mapping(rows, source.columns))
+        if source.format == "auto":
+            shape, reason = detect_shape(first, columns=source.columns, instruction=source.instruction, wanted=wanted)
+        else:
+            shape, reason = source.format, f"data.format: {source.format}"
+        ask(lambda rows: check_columns(rows, shape=shape, columns=source.columns, instruction=source.instruction))
+    except DataError as error:
+        raise DataError(error.what, where=error.where or source.path, why=error.why, remedy=error.remedy) from None
+    return shape, reason
+
+
+def _all_columns(source: SourceSettings, parts: Sequence[Part]) -> Columns:
+    """Those of all rows that may have others than the first; of any number of them only the first and those asked for.
+
+    Raises:
+        DataError: a file cannot be read to its end.
+    """
+    asked_for = {*FIELDS, *source.columns.values()}
+    found: dict[str, None] = {}
+    for part in parts:
+        for row in part.rows() if not part.same_columns else ():
+            for name in row.fields if isinstance(row, Row) else ():
+                if name in asked_for or len(found) < MOST_COLUMNS:
+                    found[name] = None
+    return found
+
+
+def _raw(fields: dict[str, Any]) -> str:
+    """The row as one line of JSON; half characters and other types are written out."""
+    try:
+        text = json.dumps(fields, ensure_ascii=False, default=str)
+    except RecursionError:  # a row nested so deeply that it could be read but not written
+        text = describe(fields)
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _bad_rows(path: str, bad: Sequence[BadRow], count: int, *, good: int, mixture: str | None = None) -> DataError:
+    shown = [str(row) for row in bad[:BAD_ROWS_SHOWN]]
+    more = [f"and {count - len(shown)} more"] if count > len(shown) else []
+    skip = ", or set data.on_error: skip to set them aside in rejected.jsonl" if good else ""
+    return DataError(
+        f"{count:,} of {count + good:,} rows cannot be used",
+        where=path,
+        why="\n".join([*shown, *more, *([mixture] if mixture else [])]),
+        remedy=f"correct the row{'s' if count > 1 else ''}{skip}",
+    )

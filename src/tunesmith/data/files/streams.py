@@ -1,0 +1,170 @@
+"""Bytes as they come: from a store, hashed on the way, unpacked, and never more than a buffer of them at once."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import BinaryIO, Protocol, cast
+
+from tunesmith.data.files.rows import BLOCK_BYTES
+from tunesmith.errors import DataError
+
+BUFFER_BYTES = 2**18
+ZSTD_BYTES = 2**10  # of a packed file at a time: what they unpack to is held, and zstd packs up to 32,000 to one
+IN_MEMORY_BYTES = 2**24  # a larger packed file that must be unpacked whole lies on the disk meanwhile
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+
+
+class Source(io.RawIOBase):
+    """A store's file: what is read in order is hashed, and the driver's errors come as data errors."""
+
+    def __init__(self, file: BinaryIO, reading: Callable[[], AbstractContextManager[None]]) -> None:
+        self.digest = hashlib.sha256()
+        self.in_order = True
+        self._file, self._reading = file, reading
+
+    def readable(self) -> bool:
+        """True: it is there to be read."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  (the base names no buffer's type)
+        """Fills the buffer as far as the store gives; 0 at the end."""
+        with self._reading():
+            data = self._file.read(len(buffer))
+        self.digest.update(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seekable(self) -> bool:
+        """Whether the store can go back and forth."""
+        with self._reading():
+            return self._file.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes elsewhere; the digest is then none of the whole file."""
+        self.in_order = False
+        with self._reading():
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The position in bytes."""
+        with self._reading():
+            return self._file.tell()
+
+
+class _Reads(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Unpacked(io.RawIOBase):
+    """A packed file's contents; damage is a data error."""
+
+    def __init__(self, file: _Reads, suffix: str, name: str) -> None:
+        self._file, self._suffix, self._name = file, suffix, name
+
+    def readable(self) -> bool:
+        """True: it is there to be read."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  (the base names no buffer's type)
+        """Fills the buffer as far as there is something; 0 at the end."""
+        try:
+            data = self._file.read(len(buffer))
+        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+            raise DataError(f"the {self._suffix} file is damaged", where=self._name, why=str(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Zstd:
+    """Frames of zstd, one after the other. (The package's own reader takes a file that is cut off for a whole one.)"""
+
+    def __init__(self, file: BinaryIO) -> None:
+        import zstandard
+
+        self._file, self._zstandard = file, zstandard
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._begun = False
+        self._unpacked = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end.
+
+        Raises:
+            ValueError: the file is damaged or cut off.
+        """
+        while not self._unpacked:
+            packed = self._frame.unused_data if self._frame.eof else b""
+            packed = packed or self._file.read(ZSTD_BYTES)
+            if not packed and self._begun and not self._frame.eof:
+                raise ValueError("it ends inside a frame")
+            if not packed:
+                return b""
+            if self._frame.eof:
+                self._frame = self._zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._unpacked = memoryview(self._frame.decompress(packed))
+            except self._zstandard.ZstdError as error:
+                raise ValueError(str(error)) from error
+            self._begun = True
+        given, self._unpacked = self._unpacked[:size], self._unpacked[size:]
+        return bytes(given)
+
+
+COMPRESSIONS: Mapping[str, Callable[[BinaryIO], _Reads]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _Zstd,
+}
+
+
+def buffered(raw: io.RawIOBase) -> io.BufferedReader:
+    """The same bytes, in as large pieces as are asked for."""
+    return io.BufferedReader(raw, BUFFER_BYTES)
+
+
+def unpacked(file: io.BufferedReader, compression: str | None, name: str) -> io.BufferedReader:
+    """What a file holds, by the ending that says how it is packed."""
+    if compression is None:
+        return file
+    return buffered(_Unpacked(COMPRESSIONS[compression](file), compression, name))
+
+
+def seekable(file: io.BufferedReader) -> BinaryIO:
+    """The file, or, where it cannot go back and forth, a copy that can: in memory if it is small, else on the disk."""
+    if file.seekable():
+        return file
+    copy = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115 - it is handed on
+    shutil.copyfileobj(file, copy, BLOCK_BYTES)
+    copy.seek(0)
+    return cast(BinaryIO, copy)
+
+
+def refuse_pointer(file: io.BufferedReader, name: str) -> None:
+    """A repository that was cloned without git-lfs holds a few lines of text in place of each large file.
+
+    Raises:
+        DataError: the file is such a pointer.
+    """
+    if file.peek(len(LFS_POINTER))[: len(LFS_POINTER)] == LFS_POINTER:
+        raise DataError(
+            "this is a git-lfs pointer, not the data",
+            where=name,
+            why="the repository was cloned without its large files",
+            remedy="run `git lfs pull` in it",
+        )
+
+
+def drain(file: io.BufferedReader) -> None:
+    """Reads to the end."""
+    while file.read(BLOCK_BYTES):
+        pass

@@ -1,0 +1,403 @@
+"""What `check --json` found as one HTML page that stands alone: no script, no network, and no data read as markup.
+
+The page is a template with automatic escaping; this module works out what the template shows: counts that add up,
+lists cut to a length, and the geometry of the histogram.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import groupby, pairwise
+from math import ceil, floor, log1p, log10
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+TEXT_LIMIT = 2_000
+ROWS_NAMED = 200
+SOURCES_SHOWN = 200
+SAMPLES_SHOWN = 20
+SHOWN_ROWS = 50
+SHOWN_PIECES = 40
+BARS = 40
+
+# (key, name, what it means), in the order of the bars.
+PLACES = (
+    ("trained", "to train on", "what the model learns from"),
+    ("held_out", "held out", "kept to judge on, and for the validation loss"),
+    ("test", "test", "kept apart from training and verdict"),
+    ("unbalanced", "taken out for balance", "left out so that no answer outweighs the others"),
+    ("too_long", "too long", "longer than the longest row allowed"),
+    ("leaked", "leaked", "its prompt is held out, so it is not trained on"),
+    ("duplicate", "duplicate", "the same row stands elsewhere"),
+    ("invalid", "invalid", "could not be used, see the bad rows"),
+)
+MEASURES = (("rows", "rows"), ("tokens", "tokens"), ("supervised", "supervised tokens"))
+QUANTILES = ("min", "p5", "p25", "p50", "p75", "p95", "p99", "max")
+_SEVERITIES = ("error", "warning", "info")
+
+# Characters that no reader sees, or that change the order or the encoding of what stands around them: control
+# characters, bidirectional and other format characters (the joiners that scripts and emoji need are kept), fillers,
+# separators, lone surrogates, tags and noncharacters.
+_NONCHARACTERS = "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
+_UNSEEN = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\xad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180e\\u200b\\u200e\\u200f"
+    "\\u2028-\\u202e\\u2060-\\u206f\\u3164\\ufeff\\uffa0\\ufff0-\\ufffb\\ud800-\\udfff\\ufdd0-\\ufdef"
+    f"\\U000e0000-\\U000e0fff{_NONCHARACTERS}]"
+)
+
+
+def data_report(found: Mapping[str, Any], *, title: str) -> str:
+    """The page as HTML text that can be encoded as UTF-8.
+
+    Args:
+        found: the object that `check --json` prints (schema 1).
+        title: the page's title, such as the name of the recipe.
+    """
+    measures = _measures(found["ledger"])
+    findings = sorted(found["findings"], key=lambda finding: _SEVERITIES.index(finding["severity"]))
+    sections = {
+        "ledger": ("Where every row went", measures),
+        "sources": ("Sources", _head(found["sources"], SOURCES_SHOWN)),
+        "findings": ("Findings", [_finding(finding) for finding in findings]),
+        "lengths": ("Lengths", _lengths(found.get("lengths"))),
+        "labels": ("Labels", _labels(found.get("labels"))),
+        "scripts": ("Scripts and languages", _scripts(found)),
+        "diversity": ("Diversity", _diversity(found.get("diversity"))),
+        "bad": ("Bad rows", _head(found["bad"], ROWS_NAMED)),
+        "shown": ("Rows as the model sees them", _head([_pieces(row) for row in found["shown"]], SHOWN_ROWS)),
+    }
+    page = _template().render(
+        title=title,
+        found=found,
+        glance=_glance(found),
+        places=PLACES,
+        by_source=_head(_by_source(found["ledger"]), SOURCES_SHOWN),
+        sections={key: {"title": name, "content": content} for key, (name, content) in sections.items() if content},
+    )
+    return visible(page)
+
+
+def visible(text: str) -> str:
+    """The text with what cannot be seen written out: ␀ for NUL, \\u202E for a right-to-left override."""
+    return _UNSEEN.sub(lambda match: _escape(ord(match[0])), text)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first items of a list, and how many there are beyond them."""
+
+    items: Sequence[Any]
+    more: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A count with a name. `width` is in percent of the longest bar."""
+
+    name: str
+    rows: int
+    width: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of a row's text; `omitted` characters are left out before the text of the piece."""
+
+    text: str
+    supervised: bool
+    omitted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Something at a place of an axis, in the histogram's own units; `level` is the line of labels it stands on."""
+
+    label: str
+    at: float
+    level: int = 0
+
+
+class Histogram:
+    """Bars, ticks and quantile marks of the length histogram, in the units of its view box."""
+
+    width, height = 860, 270
+    left, right, top, bottom = 52, 848, 58, 228
+
+    def __init__(self, buckets: Sequence[Mapping[str, int]], quantiles: Mapping[str, float]) -> None:
+        edges = _edges(buckets)
+        widths = [end - start for start, end in edges[:-1] or edges]
+        self.log = max(widths) > 3 * min(widths)
+        self._low, self._high = self._scaled(edges[0][0]), self._scaled(edges[-1][1])
+        self.step = _nice_step(max(bucket["rows"] for bucket in buckets), 4)
+        self._most = self.step * max(ceil(max(bucket["rows"] for bucket in buckets) / self.step), 1)
+        self.bars = [
+            self._bar(bucket, start, end) for bucket, (start, end) in zip(buckets, edges, strict=True) if bucket["rows"]
+        ]
+        self.rows_ticks = [
+            Mark(f"{rows:,}", self.bottom - rows / self._most * (self.bottom - self.top))
+            for rows in range(0, self._most + 1, self.step)
+        ]
+        self.length_ticks = self._spread(
+            ((f"{length:,}", length) for length in self._lengths(edges[0][0], edges[-1][1])), levels=1, room=8
+        )
+        self.marks = self._spread(
+            ((f"{name} {quantiles[name]:,.0f}", quantiles[name]) for name in QUANTILES[1:-1]), levels=4, room=7
+        )
+
+    def _scaled(self, length: float) -> float:
+        return log1p(length) if self.log else length
+
+    def _x(self, length: float) -> float:
+        share = (self._scaled(length) - self._low) / (self._high - self._low)
+        return self.left + min(max(share, 0.0), 1.0) * (self.right - self.left)
+
+    def _bar(self, bucket: Mapping[str, int], start: float, end: float) -> dict[str, Any]:
+        height = max(bucket["rows"] / self._most * (self.bottom - self.top), 1.0)
+        x = self._x(start)
+        return {
+            "x": f"{x:.1f}",
+            "y": f"{self.bottom - height:.1f}",
+            "width": f"{max(self._x(end) - x - 1, 1):.1f}",
+            "height": f"{height:.1f}",
+            "bucket": bucket,
+        }
+
+    def _lengths(self, low: float, high: float) -> list[int]:
+        if not self.log:
+            step = _nice_step(high - low, 8)
+            return list(range(ceil(low / step) * step, floor(high) + 1, step))
+        ticks = [digit * 10**power for power in range(ceil(log10(high)) + 1) for digit in (1, 2, 5)]
+        return [tick for tick in ticks if low <= tick <= high]
+
+    def _spread(self, marks: Iterable[tuple[str, float]], *, levels: int, room: int) -> list[Mark]:
+        """Marks from left to right, each on the first line where its label is free; where there is none it is left out.
+
+        `room` is the width of a character.
+        """
+        ends = [0.0] * levels
+        spread = []
+        for label, length in marks:
+            at, half = self._x(length), len(label) * room / 2
+            free = next((level for level, end in enumerate(ends) if at - half >= end), None)
+            if free is not None:
+                ends[free] = at + half
+                spread.append(Mark(label, at, free))
+        return spread
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, finalize=_written, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = resources.files("tunesmith.data.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source)
+
+
+def _written(value: Any) -> Any:
+    """How the template writes a value: texts cut, numbers grouped, nothing as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, Markup | bool):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.10g}"
+    if isinstance(value, str) and len(value) > TEXT_LIMIT:
+        return f"{value[:TEXT_LIMIT]} […{len(value) - TEXT_LIMIT:,} more characters]"
+    return value
+
+
+def _escape(code: int) -> str:
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return f"\\u{code:04X}" if code <= 0xFFFF else f"\\U{code:08X}"
+
+
+def _head(items: Sequence[Any], limit: int) -> Head | None:
+    return Head(items[:limit], max(len(items) - limit, 0)) if items else None
+
+
+def _share(part: float, whole: float) -> str:
+    share = part / whole if whole else 0.0
+    return "< 0.1%" if 0 < share < 0.001 else f"{share:.1%}"
+
+
+def _bars(counts: Iterable[tuple[str, int]]) -> list[Bar]:
+    counts = list(counts)
+    most = max((rows for _, rows in counts), default=0) or 1
+    return [Bar(name, rows, f"{100 * rows / most:.2f}") for name, rows in counts]
+
+
+def _measures(ledger: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows, tokens and supervised tokens by where they went: counts, shares and the segments of a bar."""
+    measures = []
+    for key, name in MEASURES:
+        counts = ledger.get(key)
+        if not counts:
+            continue
+        read = counts["read"] or 0
+        placed = sum(counts[place] or 0 for place, _, _ in PLACES)
+        whole = max(read, placed) or 1
+        parts = [(place, label, counts[place] or 0) for place, label, _ in PLACES]
+        ends = [sum(count for _, _, count in parts[:number]) for number in range(len(parts))]
+        measures.append(
+            {
+                "name": name,
+                "counts": counts,
+                "unplaced": read - placed,
+                "sum": " + ".join(f"{count:,}" for _, _, count in parts if count),
+                "shares": {place: _share(count, read) for place, _, count in parts},
+                "starts": {part[0]: f"{100 * end / whole:.3f}" for part, end in zip(parts, ends, strict=True)},
+                "widths": {place: f"{100 * count / whole:.3f}" for place, _, count in parts},
+                "segments": [
+                    {"place": place, "name": label, "title": f"{label}: {count:,} {name}", "wide": count > whole / 8}
+                    for place, label, count in parts
+                    if count
+                ],
+            }
+        )
+    return measures
+
+
+def _by_source(ledger: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Mapping[str, int]]]]]:
+    sources = ledger["sources"].items()
+    return [(path, [(name, counts[key]) for key, name in MEASURES if counts.get(key)]) for path, counts in sources]
+
+
+def _glance(found: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+    """(name, figure, remark) of what is told first."""
+    ledger = found["ledger"]
+    rows, supervised, tokens = ledger["rows"], ledger.get("supervised"), ledger.get("tokens")
+    figures: list[tuple[str, Any, str]] = [
+        ("rows read", rows["read"], f"{len(found['sources']):,} {_plural(len(found['sources']), 'source')}"),
+        ("rows to train on", rows["trained"], f"{_share(rows['trained'], rows['read'])} of those read"),
+        ("rows to judge by", rows["held_out"] + rows["test"], f"{rows['held_out']:,} held out, {rows['test']:,} test"),
+    ]
+    if supervised and tokens:
+        remark = f"{_share(supervised['trained'], tokens['trained'])} of {tokens['trained']:,} tokens to train on"
+        figures.append(("tokens learned", supervised["trained"], remark))
+    if lengths := found.get("lengths"):
+        quantiles = lengths["quantiles"]
+        remark = f"{lengths['unit']}; 95% have at most {quantiles['p95']:,.0f}, the longest {quantiles['max']:,.0f}"
+        figures.append(("median length", f"{quantiles['p50']:,.0f}", remark))
+    if labels := found.get("labels"):
+        counts = labels["counts"]
+        remark = f"{counts[-1]['rows']:,} to {counts[0]['rows']:,} rows each" if counts else ""
+        figures.append(("labels", labels["distinct"], remark))
+    by_severity = {name: sum(finding["severity"] == name for finding in found["findings"]) for name in _SEVERITIES}
+    remark = ", ".join(f"{count} {_plural(count, name)}" for name, count in by_severity.items() if count)
+    figures.append(("findings", len(found["findings"]), remark.replace("infos", "info")))
+    return figures
+
+
+def _plural(count: int, noun: str) -> str:
+    return noun if count == 1 else f"{noun}s"
+
+
+def _finding(finding: Mapping[str, Any]) -> dict[str, Any]:
+    rows: Sequence[str] = finding["rows"]
+    return {
+        **finding,
+        "rows": _by_file(rows[:ROWS_NAMED]),
+        "samples": _head(finding["samples"], SAMPLES_SHOWN),
+        "more": max(len(rows) - ROWS_NAMED, 0),
+    }
+
+
+def _by_file(rows: Sequence[str]) -> list[tuple[str, str]]:
+    """Neighbouring rows of one file together: [("train.csv", "3, 17"), ...]."""
+    places = (row.rpartition(":") for row in rows)
+    return [
+        (file, ", ".join(line for _, _, line in group)) for file, group in groupby(places, key=lambda place: place[0])
+    ]
+
+
+def _lengths(lengths: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not lengths:
+        return None
+    buckets, quantiles = lengths["histogram"], lengths["quantiles"]
+    return {**lengths, "names": QUANTILES, "chart": Histogram(buckets, quantiles) if buckets else None}
+
+
+def _labels(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not labels or not labels["counts"]:
+        return None
+    counts = [(entry["label"], entry["rows"]) for entry in labels["counts"]]
+    bars = _bars(counts)
+    largest, between, smallest = bars, [], []
+    if len(bars) > BARS:
+        largest, between, smallest = bars[: BARS // 2], bars[BARS // 2 : -BARS // 2], bars[-BARS // 2 :]
+    return {
+        "distinct": labels["distinct"],
+        "largest": largest,
+        "between": between,
+        "smallest": smallest,
+        "fewest": list(reversed(bars[-5:])) if len(bars) > 5 else [],
+        "ratio": f"{bars[0].rows / bars[-1].rows:,.1f}" if bars[-1].rows else None,
+        "few": {bar.name for bar in bars if 2 * bar.rows < bars[len(bars) // 2].rows},
+    }
+
+
+def _scripts(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    languages = found.get("languages") or {"sampled": 0, "counts": []}
+    groups = {
+        "scripts": _bars((entry["name"], entry["rows"]) for entry in found["scripts"][:BARS]),
+        "languages": _bars((entry["name"], entry["rows"]) for entry in languages["counts"][:BARS]),
+    }
+    return {**groups, "sampled": languages["sampled"]} if any(groups.values()) else None
+
+
+def _diversity(diversity: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not diversity:
+        return None
+    frequent = [(entry["text"], entry["rows"]) for entry in diversity["most_frequent"][: BARS // 2]]
+    return {
+        "first_words": diversity["first_words"],
+        "frequent": _bars(frequent),
+        "clusters": _head(diversity["clusters"], BARS // 2),
+    }
+
+
+def _pieces(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A shown row with runs of one kind joined and long ones without their middle, so that every turn is seen."""
+    kinds = groupby(row["pieces"], key=lambda piece: piece[1])
+    runs = [(learned, "".join(text for text, _ in run)) for learned, run in kinds]
+    pieces = []
+    half, dropped = TEXT_LIMIT // 2, max(len(runs) - SHOWN_PIECES, 0)
+    skipped = range(SHOWN_PIECES // 2, SHOWN_PIECES // 2 + dropped)
+    omitted = 0
+    for number, (learned, text) in enumerate(runs):
+        if number in skipped:
+            omitted += len(text)
+            continue
+        long = len(text) > TEXT_LIMIT
+        pieces.append(Piece(text[:half] if long else text, learned, omitted))
+        omitted = 0
+        if long:
+            pieces.append(Piece(text[-half:], learned, len(text) - TEXT_LIMIT))
+    return {**row, "pieces": pieces}
+
+
+def _edges(buckets: Sequence[Mapping[str, int]]) -> list[tuple[float, float]]:
+    """Where each bar begins and ends, whether `to` is the last length of a bucket or the first of the next."""
+    edges: list[tuple[float, float]] = []
+    for bucket, after in pairwise([*buckets, None]):
+        assert bucket is not None
+        end = after["from"] if after and after["from"] in (bucket["to"], bucket["to"] + 1) else bucket["to"]
+        edges.append((bucket["from"], max(end, bucket["from"] + 1)))
+    return edges
+
+
+def _nice_step(span: float, ticks: int) -> int:
+    """The smallest of 1, 2, 5, 10, ... that divides a span into at most this many steps."""
+    wanted = max(span / ticks, 1)
+    power = 10 ** floor(log10(wanted))
+    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= wanted)

@@ -1,1 +1,0 @@
-"""The task that ``tunesmith demo`` shows: its rows, and the story told around them."""

@@ -1,0 +1,326 @@
+"""`tunesmith merge`: what was tuned as plain weights that every tool loads, checked against the model as it runs.
+
+The logits of the tuned model on held-out rows come first, then the weights with the update added in, then the folder as
+it is read back. Over a quantized base there are two ways, and the closer one is kept: onto the values that the adapter
+was trained over (dequantized), or onto the base before it was quantized.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import tunesmith
+from tunesmith.data.corpus import encode_corpus
+from tunesmith.data.examples.message import Message
+from tunesmith.data.survey import only_held_out, survey_rows
+from tunesmith.deploy import plain_weights
+from tunesmith.deploy.model_card import model_card
+from tunesmith.deploy.plain_weights import Closeness
+from tunesmith.deploy.tuned import Tuned, find, load
+from tunesmith.errors import DataError, ExportError, TunesmithError
+from tunesmith.evaluation.held_out_recipe import evaluation_recipe
+from tunesmith.methods.base import weights_in
+from tunesmith.methods.lora import Lora
+from tunesmith.model.compute import attention
+from tunesmith.model.weights.added_tokens import grow
+from tunesmith.model.weights.load import load_model, save_tokenizer
+from tunesmith.model.weights.resolve import kind, resolve
+from tunesmith.planning import budget, memory
+from tunesmith.runs.progress import Listener, Silent
+
+ROWS, ROW_TOKENS, REFERENCE_BYTES = 16, 512, 1 << 28  # what is compared: rows, tokens of a row, and float32 logits
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TEXTS = ("Hello, how are you?", "Translate to French: good morning.", "What is 12 times 7?", "Write a short poem.")
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A merged model.
+
+    Args:
+        folder: where it is.
+        base, revision: the model that was tuned.
+        checkpoint: what was trained on top of it.
+        method: how it was tuned.
+        onto: ``base``, or over a quantized one ``dequantized`` or ``unquantized``: what the update was added to.
+        candidates: each way that was measured, before its weights were rounded to ``dtype``.
+        written: the folder as it is read back.
+        tolerance: the largest ``written.relative`` that is accepted.
+        rows: which rows were compared.
+    """
+
+    folder: str
+    base: str
+    revision: str | None
+    checkpoint: str
+    method: str
+    onto: str
+    candidates: dict[str, Closeness]
+    written: Closeness
+    tolerance: float
+    rows: str
+    dtype: str
+    files: int
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, the measurements as objects."""
+        return asdict(self)
+
+
+def merge(
+    target: str | Path,
+    out: str | Path,
+    *,
+    dtype: str = "auto",
+    data: str | None = None,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> Merged:
+    """Writes a run, a checkpoint or an adapter folder as a model folder of plain weights.
+
+    Args:
+        target: a run stands for its last checkpoint.
+        out: a new or empty folder.
+        dtype: of the weights: float32, bfloat16, float16; auto: as the base is stored.
+        data: rows to compare logits on; the run's held-out rows where it is left out.
+        max_shard_size: of one file of weights, such as ``5GB``.
+        overwrite: replace a merged model that is there.
+
+    Raises:
+        ExportError: nothing was tuned, the place is taken, or the weights do not answer as the tuned model does.
+        TunesmithError: the target or the rows cannot be read.
+    """
+    listener, place = listener or Silent(), Path(out)
+    wanted = _dtype(dtype)
+    _check_shard_size(max_shard_size)
+    found = find(str(target))
+    if found.checkpoint is None:
+        raise ExportError(
+            "there is nothing to merge",
+            where=str(target),
+            why="It is a plain model: nothing was trained on top of it.",
+            remedy="Name a run, a checkpoint or an adapter folder.",
+        )
+    plain_weights.check_free(place, overwrite=overwrite)
+    tuned = load(target, listener=listener)
+    run_dtype = _held_in(tuned.model)
+    wanted = wanted or _stored_dtype(tuned) or run_dtype
+    plain_weights.check_room(place, plain_weights.size_of(tuned.model, wanted))
+    rows, said = _rows(tuned, data, listener)
+    listener.say(f"comparing logits on {said}")
+    reference = list(plain_weights.logits_of(tuned.model, rows))
+    plain, onto, candidates = _closest(tuned, reference, rows, listener)
+    card = _facts(tuned)
+    device = tuned.device
+    stored, tuned.model = tuned, nn.Identity()  # its memory is for the weights that are read back
+    gc.collect()
+    with plain_weights.whole_folder(place) as folder:
+        plain_weights.write_weights(plain, folder, dtype=wanted, max_shard_size=max_shard_size)
+        del plain
+        stored.template.apply_to(stored.tokenizer)
+        save_tokenizer(stored.tokenizer, folder)
+        again = load_model(folder, dtype=run_dtype, device=device, trust_remote_code=_trusted(stored))
+        attention.install(again)
+        written = plain_weights.closeness(reference, again, rows)
+        tolerance = max(plain_weights.TOLERANCES[number] for number in (wanted, *_precisions(stored, run_dtype)))
+        plain_weights.refuse_far(written, tolerance, what=f"the model in {_name(wanted)}")
+        files, size = plain_weights.sizes_in(folder)
+        result = Merged(
+            folder=str(place),
+            base=found.base,
+            revision=found.revision,
+            checkpoint=str(found.checkpoint),
+            method=card["method"]["name"],
+            onto=onto,
+            candidates=candidates,
+            written=written,
+            tolerance=tolerance,
+            rows=said,
+            dtype=_name(wanted),
+            files=files,
+            bytes=size,
+        )
+        _describe(folder, result, card)
+    return result
+
+
+def _closest(
+    tuned: Tuned, reference: Sequence[Tensor], rows: Sequence[Sequence[int]], listener: Listener
+) -> tuple[PreTrainedModel, str, dict[str, Closeness]]:
+    """The plain weights whose logits are closest to the tuned model's, one candidate in memory at a time."""
+    ways = _ways(tuned, listener)
+    measured: dict[str, Closeness] = {}
+    last, model = "", None
+    for last, make in ways.items():
+        model = None  # before the next one is made
+        model = make()
+        measured[last] = plain_weights.closeness(reference, model, rows)
+    best = min(measured, key=lambda name: measured[name].relative)
+    if best != last:
+        model = None
+        model = ways[best]()
+    assert model is not None
+    tolerance = max(plain_weights.TOLERANCES[number] for number in _precisions(tuned, _held_in(tuned.model)))
+    plain_weights.refuse_far(measured[best], tolerance, what="the merged model")
+    if len(ways) > 1:
+        other = next(name for name in measured if name != best)
+        listener.say(
+            f"kept: the adapter on the {best} base, whose logits are within {measured[best].relative:.2g} of the tuned "
+            f"model's; on the {other} base {measured[other].relative:.2g}"
+        )
+    return model, best, measured
+
+
+def _ways(tuned: Tuned, listener: Listener) -> dict[str, Callable[[], PreTrainedModel]]:
+    method, model = tuned.method, tuned.model
+    assert method is not None
+    parameters = sum(weights_in(parameter) for parameter in model.parameters())
+    fits = budget.unquantized_base_fits(parameters, memory=memory.total_memory(tuned.device))
+    if all(parameter.is_floating_point() for parameter in model.parameters()):
+        if isinstance(method, Lora) and fits and _held_in(model) != torch.float32:
+            return {"base": lambda: method.merge_onto(_float32_base(tuned), model)}  # so the sum is rounded once
+        return {"base": lambda: method.merge(model)}
+    ways: dict[str, Callable[[], PreTrainedModel]] = {"dequantized": lambda: method.merge(model)}
+    if not isinstance(method, Lora):
+        return ways
+    if not fits:
+        listener.say("the unquantized base does not fit beside the tuned model, so only the dequantized one is tried")
+        return ways
+    return {"unquantized": lambda: method.merge_onto(_float32_base(tuned), model), **ways}
+
+
+def _float32_base(tuned: Tuned) -> PreTrainedModel:
+    base = load_model(_base_folder(tuned), dtype=torch.float32, device=tuned.device, trust_remote_code=_trusted(tuned))
+    grow(base, tuned.added)
+    attention.install(base)
+    return base
+
+
+def _base_folder(tuned: Tuned) -> Path:
+    return resolve(tuned.target.base, revision=tuned.target.revision, trust_remote_code=_trusted(tuned))
+
+
+def _rows(tuned: Tuned, data: str | None, listener: Listener) -> tuple[list[list[int]], str]:
+    """Token ids to compare logits on, and what they are: given, held-out or training rows, or a few questions."""
+    target, rows = tuned.target, None
+    if data is not None or target.run is not None:
+        try:
+            rows = _read_rows(tuned, data)
+        except TunesmithError as error:
+            if data is not None:
+                raise
+            listener.warn(f"the run's rows cannot be read, so a few plain questions are compared: {error.what}")
+    if rows is None:
+        return [tuned.template.prompt_ids([Message("user", text)]) for text in TEXTS], f"{len(TEXTS)} plain questions"
+    vocabulary = len(tuned.tokenizer)
+    room = max(REFERENCE_BYTES // (4 * vocabulary), 1)
+    drawn = np.unique(np.linspace(0, len(rows[0]) - 1, ROWS).round().astype(int))
+    cut = [rows[0][int(number)].ids[:ROW_TOKENS].tolist() for number in drawn]
+    kept = [row[: max(room // len(cut), 1)] for row in cut]
+    return kept, f"{len(kept)} {rows[1]}, {sum(map(len, kept)):,} tokens"
+
+
+def _read_rows(tuned: Tuned, data: str | None) -> tuple[Any, str]:
+    recipe = evaluation_recipe(tuned.target.recipe, str(tuned.target.checkpoint), data, [])
+    survey = survey_rows(recipe.data, seed=recipe.training.seed)
+    if data is not None:
+        survey = only_held_out(survey)
+    corpus = encode_corpus(survey, tuned.template)
+    if len(corpus.held_out):
+        return corpus.held_out, f"rows of {data}" if data is not None else "held-out rows"
+    if not len(corpus.train):
+        raise DataError("there is no row to compare logits on", where=data)
+    return corpus.train, "training rows, as none were held out"
+
+
+def _precisions(tuned: Tuned, run_dtype: torch.dtype) -> list[torch.dtype]:
+    """The dtypes that the tuned model computes in."""
+    assert tuned.method is not None
+    quantization = tuned.method.load_options().get("quantization_config")
+    compute = getattr(quantization, "bnb_4bit_compute_dtype", None)
+    return [run_dtype, *([compute] if compute in plain_weights.TOLERANCES else [])]
+
+
+def _held_in(model: nn.Module) -> torch.dtype:
+    """The dtype of the base's own weights: of its embedding, which no method quantizes."""
+    plain: Any = model
+    if not isinstance(model, PreTrainedModel):  # an adapter's wrapper
+        plain = plain.get_base_model()
+    return next(plain.get_input_embeddings().parameters()).dtype
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    if name == "auto":
+        return None
+    if name not in DTYPES:
+        names = ", ".join(DTYPES)
+        raise ExportError(f"{name!r} is no dtype to merge in", where="--dtype", remedy=f"Use {names} or auto.")
+    return DTYPES[name]
+
+
+def _check_shard_size(text: str) -> None:
+    from transformers.utils.hub import convert_file_size_to_int
+
+    try:
+        assert convert_file_size_to_int(text) > 0
+    except (ValueError, AssertionError):
+        raise ExportError(
+            f"{text!r} is no size of a file", where="--max-shard-size", remedy="Write it as 5GB or 500MB."
+        ) from None
+
+
+def _stored_dtype(tuned: Tuned) -> torch.dtype | None:
+    """The dtype that the base's config.json names, if it is one that is written here."""
+    config = json.loads((_base_folder(tuned) / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config") or {}
+    named = next((each[key] for each in (config, text) for key in ("dtype", "torch_dtype") if each.get(key)), "")
+    return DTYPES.get(str(named).removeprefix("torch."))
+
+
+def _trusted(tuned: Tuned) -> bool:
+    recipe = tuned.target.recipe
+    return recipe is not None and recipe.model.trust_remote_code
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _facts(tuned: Tuned) -> dict[str, Any]:
+    """What the card says besides: the method's settings, the run and its verdict."""
+    target = tuned.target
+    assert target.method is not None and target.checkpoint is not None
+    method = target.method.model_dump(exclude_defaults=True, exclude={"adapter_sha256"}) | {"name": target.method.name}
+    if "adapter_name_or_path" in method:  # a card is published: it names no folder of this machine
+        method["adapter_name_or_path"] = Path(method["adapter_name_or_path"]).name
+    facts: dict[str, Any] = {"method": method}
+    facts["hub"] = target.base.partition("@")[0] if kind(target.base) == "hub" else None
+    if target.run is None:
+        adapter = json.loads((target.checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
+        return facts | {"method": {"name": str(adapter.get("peft_type", "lora")).lower()}}
+    status = target.run.status()
+    facts |= {"run": target.run.folder.name, "training": target.recipe, "status": status}
+    if (target.run.folder / "verdict.json").is_file():
+        verdict = target.run.read_json("verdict.json")
+        same = target.checkpoint.name == f"step-{int(verdict.get('step') or 0):06d}"
+        facts |= {"verdict": verdict, "verdict_is_of_this": same}
+    return facts
+
+
+def _describe(folder: Path, result: Merged, facts: dict[str, Any]) -> None:
+    verdict = facts.get("verdict")
+    record = {"tunesmith": tunesmith.__version__, **result.to_json(), "run": facts.get("run"), "verdict": verdict}
+    (folder / plain_weights.MARK).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(result.to_json(), facts), encoding="utf-8")

@@ -1,0 +1,181 @@
+"""Plain weights in a folder of their own: whole or not there, and held to the logits of the model they came from."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunesmith.errors import ExportError
+from tunesmith.model.modes import evaluation_mode
+from tunesmith.model.weights.load import quiet_transformers
+from tunesmith.runs.whole_files import flush
+
+MARK = "tunesmith_merge.json"  # a folder with it is ours, and may be replaced
+# Root mean square of what logits differ by, as a share of their own spread. float32: the same sums in another order.
+# The others: each weight is rounded once, by 2^-9 (bfloat16) or 2^-12 (float16) of itself at most, through all layers.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Closeness:
+    """How far the logits of one model are from those of another, over ``positions`` tokens.
+
+    Args:
+        relative: root mean square of the differences by that of the logits, each row of logits about its mean.
+        largest: the largest difference of a logit.
+        agreement: share of the positions with the same likeliest token.
+    """
+
+    relative: float
+    largest: float
+    agreement: float
+    positions: int
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, rows: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+    """The logits of each row, float32 [tokens, vocabulary] on the CPU: row by row, so nothing is padded."""
+    device = next(model.parameters()).device
+    with evaluation_mode(model):
+        for row in rows:
+            yield model(input_ids=torch.tensor([list(row)], device=device), use_cache=False).logits[0].float().cpu()
+
+
+def closeness(reference: Sequence[Tensor], model: nn.Module, rows: Sequence[Sequence[int]]) -> Closeness:
+    """The logits of a model against those of another on the same rows. What is not finite is infinitely far."""
+    apart = spread = 0.0
+    largest, same, positions = 0.0, 0, 0
+    for before, after in zip(reference, logits_of(model, rows), strict=True):
+        if before.shape != after.shape:
+            raise ExportError(
+                "the merged model has another vocabulary than the tuned one",
+                why=f"{before.shape[-1]} logits a token before, {after.shape[-1]} after",
+            )
+        difference = after - before
+        apart += difference.sub(difference.mean(dim=-1, keepdim=True)).double().square().sum().item()
+        spread += before.sub(before.mean(dim=-1, keepdim=True)).double().square().sum().item()
+        largest = max(largest, difference.abs().max().item())
+        same += int((before.argmax(dim=-1) == after.argmax(dim=-1)).sum())
+        positions += len(before)
+    relative = math.sqrt(apart / spread) if spread else math.inf
+    if not math.isfinite(relative):
+        relative = largest = math.inf
+    return Closeness(relative, largest, same / positions, positions)
+
+
+def refuse_far(found: Closeness, tolerance: float, *, what: str) -> None:
+    """Raises ExportError where logits are further apart than the tolerance."""
+    if found.relative <= tolerance:
+        return
+    raise ExportError(
+        f"{what} does not answer as the tuned model does, so it was not kept",
+        why=f"Its logits differ by {found.relative:.2g} of their spread (tolerance {tolerance:g}), by "
+        f"{found.largest:.3g} at most; the likeliest token is the same at {found.agreement:.1%} of "
+        f"{found.positions} positions.",
+        remedy="Keep more digits with --dtype float32. If that is what was asked for, this is a fault of Tunesmith.",
+    )
+
+
+def check_free(to: Path, *, overwrite: bool) -> None:
+    """Raises ExportError if a folder cannot be put there without removing what is not ours or was not given up."""
+    if not to.exists() and _aside(to).exists():  # killed between the two renames of whole_folder
+        _aside(to).rename(to)
+    if not to.exists() or (to.is_dir() and not any(to.iterdir())):
+        return
+    if not (to / MARK).is_file():
+        raise ExportError(
+            "the place is taken by something that `merge` has not written",
+            where=str(to),
+            why="Nothing is overwritten that Tunesmith did not write there.",
+            remedy="Name another --out.",
+        )
+    if not overwrite:
+        raise ExportError(
+            "there is a merged model already", where=str(to), remedy="Add --overwrite, or name another --out."
+        )
+
+
+def check_room(to: Path, needed: int) -> None:
+    """Raises ExportError where the disk has less room than the weights take."""
+    parent = next(folder for folder in to.absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ExportError(
+            "the disk has no room for the merged model",
+            where=str(to),
+            why=f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free.",
+            remedy="Make room, name another --out, or use a smaller --dtype.",
+        )
+
+
+@contextmanager
+def whole_folder(to: Path) -> Iterator[Path]:
+    """Inside, a hidden folder beside ``to`` to write in; it takes the place of ``to`` only when all went well."""
+    beside, old = to.with_name(f".{to.name}.tmp"), _aside(to)
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        flush(beside)
+        shutil.rmtree(old, ignore_errors=True)
+        if to.exists():
+            to.rename(old)
+        beside.rename(to)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise ExportError(
+            "the merged model cannot be written", where=str(to), why=str(error), remedy="Make room, or another --out."
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _aside(to: Path) -> Path:
+    return to.with_name(f".{to.name}.old")
+
+
+def write_weights(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype, max_shard_size: str) -> None:
+    """config.json, generation_config.json and safetensors; the model passed in is changed to ``dtype``.
+
+    What is held in another dtype than the model's own on purpose (a router's bias, say) stays so.
+    """
+    own = model.dtype
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.dtype == own:
+                tensor.data = tensor.data.to(dtype)
+    _say_whether_tied(model)
+    with quiet_transformers():
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+
+
+def _say_whether_tied(model: PreTrainedModel) -> None:
+    """An embedding or head that was tuned apart from the other must not be tied to it again on loading."""
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    text = model.config.get_text_config()
+    if head is None or not (model.config.tie_word_embeddings or text.tie_word_embeddings):
+        return
+    if head.weight is not embedding.weight and not torch.equal(head.weight, embedding.weight):
+        model.config.tie_word_embeddings = text.tie_word_embeddings = False
+
+
+def size_of(model: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of the weights in a dtype."""
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+
+
+def sizes_in(folder: Path) -> tuple[int, int]:
+    """How many files of weights there are, and their bytes."""
+    files = list(folder.glob("*.safetensors"))
+    return len(files), sum(os.path.getsize(file) for file in files)

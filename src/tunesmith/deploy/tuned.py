@@ -1,0 +1,258 @@
+"""A run, a checkpoint, an adapter folder or a model, ready to answer: with its own template, exactly as trained."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith.data.chat.template import ChatTemplate
+from tunesmith.data.examples.message import Message
+from tunesmith.errors import ModelError, RecipeError, RunError
+from tunesmith.methods.base import Method
+from tunesmith.methods.continued_adapter import KEPT
+from tunesmith.methods.table import build
+from tunesmith.model.compute import attention
+from tunesmith.model.generate import Generation, GenerationSettings, generate, stream
+from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, extend, grow
+from tunesmith.model.weights.device import resolve_device, resolve_dtype
+from tunesmith.model.weights.load import load_model, load_tokenizer, stop_ids
+from tunesmith.model.weights.resolve import kind, resolve
+from tunesmith.recipe.data import DataSettings, SourceSettings
+from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.methods import AdapterSettings, LoraSettings, MethodSettings
+from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.folder import Run
+from tunesmith.runs.progress import Listener, Silent
+from tunesmith.training.attach import untuned
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a path turned out to be: base model, what was trained on top (None: nothing), and the run it belongs to."""
+
+    base: str
+    revision: str | None
+    checkpoint: Path | None
+    method: MethodSettings | None
+    run: Run | None
+    recipe: Recipe | None
+
+
+class Tuned:
+    """A model that answers. ``model`` is in evaluation mode; ``base()`` is the untuned one."""
+
+    def __init__(
+        self,
+        target: Target,
+        model: nn.Module,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        template: ChatTemplate,
+        method: Method | None,
+        stops: tuple[int, ...],
+        load_plain: Callable[[], nn.Module],
+        added: AddedTokens = NO_TOKENS,
+    ) -> None:
+        self.target, self.model, self.tokenizer, self.load_plain = target, model, tokenizer, load_plain
+        self.template, self.method, self.stop_ids, self.added = template, method, stops, added
+
+    @property
+    def describe(self) -> str:
+        """One line: what was loaded."""
+        if self.target.checkpoint is None:
+            return f"model {self.target.base}"
+        return f"{self.target.checkpoint} on {self.target.base}"
+
+    def generate(
+        self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), **settings: Any
+    ) -> list[Generation]:
+        """Answers to one prompt, ``num_return_sequences`` of them. Settings are those of GenerationSettings."""
+        prompt = self.template.prompt_ids(_conversation(messages), tuple(tools))  # type: ignore[arg-type]
+        made = generate(
+            self.model, self.tokenizer, [prompt], settings=GenerationSettings(**settings), stop_ids=self.stop_ids
+        )
+        return made[0]
+
+    def stream(
+        self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), **settings: Any
+    ) -> Iterator[str]:
+        """One answer in pieces, as they are decoded."""
+        prompt = self.template.prompt_ids(_conversation(messages), tuple(tools))  # type: ignore[arg-type]
+        return stream(
+            self.model, self.tokenizer, prompt, settings=GenerationSettings(**settings), stop_ids=self.stop_ids
+        )
+
+    @property
+    def device(self) -> str:
+        """Where the model computes."""
+        return str(next(self.model.parameters()).device)
+
+    def reference(self) -> tuple[AbstractContextManager[nn.Module] | None, str | None]:
+        """A context with the model to judge against and what it is; None where nothing was tuned."""
+        if self.method is None:
+            return None, None
+        assert self.target.method is not None
+        return untuned(self.method, self.target.method, self.model, device=self.device, load_plain=self.load_plain)
+
+    @contextmanager
+    def base(self) -> Iterator[Tuned]:
+        """Inside, what this object yields answers as the untuned model."""
+        reference, _ = self.reference()
+        if reference is None:
+            yield self
+            return
+        with reference as model:
+            yield Tuned(
+                self.target,
+                model,
+                tokenizer=self.tokenizer,
+                template=self.template,
+                method=None,
+                stops=self.stop_ids,
+                load_plain=self.load_plain,
+                added=self.added,
+            )
+
+
+def load(
+    target: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    listener: Listener | None = None,
+) -> Tuned:
+    """Loads a run (the checkpoint it came to), a checkpoint, an adapter folder, or a model by folder, file or name.
+
+    Raises:
+        ModelError: there is no such thing, or it cannot be loaded.
+        RunError: the run has no checkpoint yet.
+    """
+    listener = listener or Silent()
+    found = find(str(target))
+    if found.recipe is not None:
+        dtype = found.recipe.model.dtype if dtype == "auto" else dtype
+        trust_remote_code = trust_remote_code or found.recipe.model.trust_remote_code
+    folder = resolve(found.base, revision=found.revision, trust_remote_code=trust_remote_code, say=listener.say)
+    place = _device(found.recipe, device, listener)
+    tokenizer, added = _tokenizer(found, folder, trust_remote_code=trust_remote_code)
+    method = None
+    if found.method is not None:
+        method = build(found.method, base=str(folder), device=place, added=added, start=_start(found))
+    kind_of_number = resolve_dtype(dtype, place, say=listener.warn)
+
+    def load_weights(options: Mapping[str, Any]) -> PreTrainedModel:
+        weights = load_model(folder, dtype=kind_of_number, device=place, trust_remote_code=trust_remote_code, **options)
+        grow(weights, added)
+        attention.install(weights)
+        return weights
+
+    base = load_weights(method.load_options() if method else {})
+    stops = stop_ids(base, tokenizer)
+    model = method.load(base, found.checkpoint) if method and found.checkpoint else base
+    return Tuned(
+        found,
+        model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        template=_template(found, tokenizer, stops),
+        method=method,
+        stops=stops,
+        load_plain=lambda: load_weights({}).eval(),
+        added=added,
+    )
+
+
+def _start(found: Target) -> Path | None:
+    """The run's own copy of the adapter that it went on from."""
+    goes_on = isinstance(found.method, AdapterSettings) and found.method.adapter_name_or_path is not None
+    return found.run.folder / KEPT if goes_on and found.run is not None else None
+
+
+def _device(recipe: Recipe | None, asked: str, listener: Listener) -> str:
+    """The run's own device where this machine has it, unless another is asked for."""
+    if recipe is None or asked != "auto":
+        return resolve_device(asked)
+    try:
+        return resolve_device(recipe.model.device)
+    except RecipeError as error:
+        listener.warn(f"{error.what}; the run was trained there")
+        return resolve_device("auto")
+
+
+def find(target: str) -> Target:
+    """What a path is. Raises ModelError where there is nothing of the name, RunError for a run without checkpoint."""
+    what = kind(target)
+    if what == "run":
+        run = Run.open(target)
+        if run.result is None:
+            raise RunError(
+                "This run has no checkpoint yet",
+                where=target,
+                why=f"Its status is: {run.status().get('status')}.",
+                remedy="Let it train to its first save, or finish it with `tunesmith train RECIPE --resume`.",
+            )
+        return _of_run(run, run.result)
+    folder = Path(target)
+    run = Run(folder.resolve().parent.parent)
+    if what in ("adapter", "model") and folder.resolve().parent.name == "checkpoints" and run.exists():
+        return _of_run(run, folder)
+    if what == "adapter":
+        base, revision = _base_of_adapter(folder)
+        return Target(base, revision, folder, LoraSettings(), None, None)
+    return Target(target, None, None, None, None, None)
+
+
+def _of_run(run: Run, checkpoint: Path) -> Target:
+    recipe = read_recipe(run.folder / "recipe.yaml").recipe
+    return Target(recipe.model.path, recipe.model.revision, checkpoint, recipe.method, run, recipe)
+
+
+def _base_of_adapter(folder: Path) -> tuple[str, str | None]:
+    """What adapter_config.json names as its base model, and the revision of it."""
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError("The adapter's configuration is not JSON", where=str(path), why=str(error)) from None
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            "The adapter does not say which model it belongs to",
+            where=str(path),
+            remedy='Fill in "base_model_name_or_path".',
+        )
+    return base, config.get("revision")
+
+
+def _tokenizer(found: Target, base: Path, *, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, AddedTokens]:
+    """A checkpoint's own tokenizer, where it has one: with its template, as it was trained.
+
+    What a run added shows only on the base's, and that with the same tokens added is the checkpoint's.
+    """
+    if found.recipe is not None and found.recipe.model.named_tokens:
+        tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
+        return tokenizer, extend(tokenizer, found.recipe.model)
+    own = found.checkpoint is not None and (found.checkpoint / "tokenizer_config.json").is_file()
+    folder = found.checkpoint if own and found.checkpoint is not None else base
+    return load_tokenizer(folder, trust_remote_code=trust_remote_code), NO_TOKENS
+
+
+def _template(found: Target, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> ChatTemplate:
+    if found.run is not None:
+        return ChatTemplate.restore(tokenizer, found.run.read_json("template.json"), stop_ids=stops)
+    settings = DataSettings(train=[SourceSettings(path="none")])  # only the template's settings matter
+    return ChatTemplate(tokenizer, stop_ids=stops, settings=settings, date=time.strftime("%Y-%m-%d"))
+
+
+def _conversation(messages: str | Sequence[Message]) -> tuple[Message, ...]:
+    if isinstance(messages, str):
+        return (Message("user", messages),)
+    return tuple(messages)

@@ -1,0 +1,221 @@
+"""Metrics over answers: exact_match, json_valid, json_exact, json_fields, or a Python function `my_module:score`.
+
+To add one: copy a class below and add it to METRICS. Names and reference answers are checked before training, so
+nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluation.metrics.base import WHERE, RowScores, TextMetric, row_scores
+from tunesmith.evaluation.metrics.user_functions import function_metric
+from tunesmith.recipe.settings import PREFERENCE_METRICS, TOKEN_METRICS
+
+
+class ExactMatch:
+    """1 where answer and truth are the same text, in Unicode's NFC form and without white space around them."""
+
+    name = "exact_match"
+
+    def score(self, answer: str, truth: str, prompt: str) -> float:
+        """Upper and lower case, punctuation and inner white space count."""
+        return float(_plain(answer) == _plain(truth))
+
+    def fault_of(self, truth: str) -> str | None:
+        """Any text can be matched."""
+        return None
+
+
+class JsonValid:
+    """1 where the answer is JSON and nothing else (see parse_json); the truth plays no part."""
+
+    name = "json_valid"
+
+    def score(self, answer: str, truth: str, prompt: str) -> float:
+        """Any JSON value will do."""
+        return float(_json_fault(answer) is None)
+
+    def fault_of(self, truth: str) -> str | None:
+        """The truth is not looked at."""
+        return None
+
+
+class JsonExact:
+    """1 where the answer is JSON equal to the truth's; the order of keys does not count, and 1 is 1.0."""
+
+    name = "json_exact"
+
+    def score(self, answer: str, truth: str, prompt: str) -> float:
+        """An answer that is not JSON scores 0."""
+        return float(_json_fault(answer) is None and same_json(parse_json(answer), parse_json(truth)))
+
+    def fault_of(self, truth: str) -> str | None:
+        """The truth must be JSON itself."""
+        fault = _json_fault(truth)
+        return fault and f"it is not JSON: {fault}"
+
+
+class JsonFields:
+    """Equal fields of a JSON object over the fields that answer or truth have: |equal| / |answer's and truth's keys|.
+
+    Top-level fields are compared, each as a whole. A missing, a wrong and an invented field cost the same. An answer
+    that is no JSON object scores 0; two empty objects score 1.
+    """
+
+    name = "json_fields"
+
+    def score(self, answer: str, truth: str, prompt: str) -> float:
+        """From 0 to 1."""
+        found = None if _json_fault(answer) else parse_json(answer)
+        expected = parse_json(truth)
+        if not isinstance(found, dict):
+            return 0.0
+        keys = found.keys() | expected.keys()
+        equal = sum(key in found and key in expected and same_json(found[key], expected[key]) for key in keys)
+        return equal / len(keys) if keys else 1.0
+
+    def fault_of(self, truth: str) -> str | None:
+        """The truth must be a JSON object."""
+        if fault := _json_fault(truth):
+            return f"it is not JSON: {fault}"
+        return None if isinstance(parse_json(truth), dict) else "it is JSON but not an object, so it has no fields"
+
+
+METRICS: dict[str, TextMetric] = {
+    metric.name: metric for metric in (ExactMatch(), JsonValid(), JsonExact(), JsonFields())
+}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises RecipeError if a metric does not exist; functions are imported and their parameters looked at."""
+    text_metrics(names)
+
+
+def text_metrics(names: Sequence[str]) -> list[TextMetric]:
+    """The metrics among these that need answers, in order; those over tokens are left out.
+
+    Raises:
+        RecipeError: an unknown name, or a function that cannot be imported or called.
+    """
+    return [_resolve(name) for name in names if name not in (*TOKEN_METRICS, *PREFERENCE_METRICS)]
+
+
+def check_truths(metrics: Sequence[TextMetric], truths: Sequence[str], sources: Sequence[str]) -> None:
+    """Raises DataError at the first reference answer that a metric cannot score against, with its ``file:line``."""
+    for truth, source in zip(truths, sources, strict=True):
+        for metric in metrics:
+            if fault := metric.fault_of(truth):
+                raise DataError(
+                    f"The reference answer cannot be judged by {metric.name}",
+                    where=source,
+                    why=f"{fault[0].upper()}{fault[1:]}. It is {truth[:200]!r}.",
+                    remedy=f"Correct the row, or take {metric.name} out of {WHERE}.",
+                )
+
+
+def score_answers(
+    metrics: Sequence[TextMetric],
+    *,
+    answers: Sequence[str],
+    truths: Sequence[str],
+    prompts: Sequence[str],
+    groups: Sequence[int] | None = None,
+) -> dict[str, RowScores]:
+    """Every metric on every row, by name. Reference answers have passed ``check_truths``.
+
+    Raises:
+        RecipeError: a user's function failed; the message says on which row, counted from 1.
+    """
+    rows = list(zip(answers, truths, prompts, strict=True))
+    return {metric.name: row_scores(list(_scores(metric, rows)), groups) for metric in metrics}
+
+
+def _scores(metric: TextMetric, rows: Sequence[tuple[str, str, str]]) -> Iterator[float]:
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield metric.score(*row)
+        except RecipeError as error:
+            raise RecipeError(
+                error.what, where=f"{WHERE}, row {number} of {len(rows)}", why=error.why, remedy=error.remedy
+            ) from error
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def parse_json(text: str) -> Any:
+    """JSON by RFC 8259 and nothing around it but white space: no code fence, no NaN, no key given twice.
+
+    Raises:
+        ValueError: it is anything else, a number beyond float64 or nesting too deep for Python included.
+    """
+    try:
+        return json.loads(
+            text, object_pairs_hook=_object_of_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _json_fault(text: str) -> str | None:
+    try:
+        parse_json(text)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in an object")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {digits} is out of range")
+    return number
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Equality of parsed JSON: 1 equals 1.0, true does not equal 1, the order of keys does not count."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_json(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_json, one, other))
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return one == other
+    return type(one) is type(other) and one == other
+
+
+def _resolve(name: str) -> TextMetric:
+    if name in METRICS:
+        return METRICS[name]
+    if ":" in name:
+        return function_metric(name)
+    known = [*TOKEN_METRICS, *PREFERENCE_METRICS, *METRICS]
+    close = difflib.get_close_matches(name, known, n=1)
+    raise RecipeError(
+        f"There is no metric {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
+        where=WHERE,
+        why=f"Metrics are {', '.join(known)}.",
+        remedy="Use one of them, or name a Python function as my_module:my_function.",
+    )

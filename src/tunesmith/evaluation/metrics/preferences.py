@@ -1,0 +1,62 @@
+"""Held-out answers of which some are preferred, scored example by example from the log-probabilities of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from tunesmith.data.batches.layout import Batch, LayoutName
+from tunesmith.data.chat.template import Encoded
+from tunesmith.evaluation.metrics.base import RowScores
+from tunesmith.evaluation.metrics.tokens import TokenScores
+from tunesmith.training.objectives.preference import PreferenceObjective
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Preferences:
+    """What a task's rows are to an objective.
+
+    ``desirable`` bool [examples]; ``share`` as the objective computes it of these rows; ``reference`` float64 [rows] is
+    the untuned model's log-probability of each row, None as long as it was not measured.
+    """
+
+    objective: PreferenceObjective
+    desirable: np.ndarray
+    share: float
+    reference: np.ndarray | None = None
+
+    @property
+    def together(self) -> int:
+        """Rows of an example."""
+        return self.objective.together
+
+    @property
+    def lacks_reference(self) -> bool:
+        """Whether the loss cannot be taken yet."""
+        return self.objective.refers and self.reference is None
+
+    def batches(self, rows: Sequence[Encoded], *, budget: int, layout: LayoutName) -> list[Batch]:
+        """The rows laid out, those of an example together."""
+        return self.objective.batches(rows, budget=budget, layout=layout)
+
+    def scores(self, tokens: TokenScores, groups: Sequence[int]) -> dict[str, RowScores]:
+        """Every metric of the objective on every example.
+
+        Args:
+            tokens: of every row.
+            groups: by row.
+        """
+        assert not self.lacks_reference, "scored before the untuned model was measured"
+        reference = np.zeros_like(tokens.nll_sum) if self.reference is None else self.reference
+        known = {"reference": reference, "desirable": self.desirable}
+        sums = self.objective.by_example(tokens.nll_sum, tokens.tokens, known, self.share)
+        of_examples = np.asarray(groups)[:: self.together]
+        return {name: _row_scores(values, of_examples) for name, values in self.objective.scores(sums).items()}
+
+
+def _row_scores(values: Tensor, groups: np.ndarray) -> RowScores:
+    total = values.double().numpy()
+    return RowScores(total, np.ones_like(total), groups)

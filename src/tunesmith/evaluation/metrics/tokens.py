@@ -1,0 +1,88 @@
+"""Scores over tokens: each row's negative log-likelihood, correct tokens and number of supervised tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from tunesmith.data.batches.layout import Batch
+from tunesmith.errors import ModelError
+from tunesmith.evaluation.metrics.base import RowScores
+from tunesmith.model.compute.logprobs import target_logprobs
+from tunesmith.model.modes import evaluation_mode, random_state_kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenScores:
+    """Sums over the supervised tokens of each row, float64 [rows]; ``nll_sum`` is in nats."""
+
+    nll_sum: np.ndarray
+    correct: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood of a supervised token, over all rows."""
+        return float(self.nll_sum.sum() / self.tokens.sum())
+
+    @property
+    def token_accuracy(self) -> float:
+        """Share of the supervised tokens that were the likeliest, given the true tokens before them."""
+        return float(self.correct.sum() / self.tokens.sum())
+
+    def scores(self, groups: Sequence[int] | None = None) -> dict[str, RowScores]:
+        """``loss`` and ``token_accuracy`` for compare.py; rows of the same group are resampled together."""
+        together = None if groups is None else np.asarray(groups)
+        return {
+            "loss": RowScores(self.nll_sum, self.tokens, together),
+            "token_accuracy": RowScores(self.correct, self.tokens, together),
+        }
+
+
+def row_losses(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    rows: int,
+    device: torch.device | str,
+    on_batch: Callable[[int], None] | None = None,
+) -> TokenScores:
+    """Scores every row under the model as it stands, without dropout and without gradients.
+
+    Sums are taken in float64 on the CPU, in the order of the batches. The model's mode and the random state are
+    afterwards what they were, so an evaluation between two steps changes nothing. Every label counts once, whatever
+    weight the objective gives it.
+
+    Args:
+        model: a causal model whose attention takes both layouts (model/attention.py).
+        batches: batches over these rows; ``edges.row`` counts them.
+        rows: how many rows there are.
+        device: where the model is.
+        on_batch: called after each batch with the tokens that its rows hold.
+
+    Raises:
+        ModelError: the loss of a row is not finite.
+    """
+    nll_sum, correct, tokens = (torch.zeros(rows, dtype=torch.float64) for _ in range(3))
+    with evaluation_mode(model), random_state_kept(torch.device(device)):
+        for batch in batches:
+            targets = target_logprobs(model, batch.to(device))
+            row = batch.edges.row.cpu()
+            nll_sum.index_add_(0, row, -targets.logprobs.double().cpu())
+            correct.index_add_(0, row, targets.correct.double().cpu())
+            tokens.index_add_(0, row, torch.ones(len(row), dtype=torch.float64))
+            if on_batch is not None:
+                on_batch(batch.tokens)
+    if not torch.isfinite(nll_sum).all():
+        first = int((~torch.isfinite(nll_sum)).nonzero()[0])
+        raise ModelError(
+            "The model's loss is not finite",
+            where=f"row {first + 1} of {rows}",
+            why="Its logits overflowed (float16 has no room above 65504), or its weights are damaged.",
+            remedy="Use model.dtype float32 or bfloat16; after training, lower training.learning_rate.",
+        )
+    return TokenScores(nll_sum.numpy(), correct.numpy(), tokens.numpy())

@@ -1,0 +1,238 @@
+"""Going on from an adapter: which folder it is, and the settings that its file has. Imports no torch.
+
+An adapter's shape is fixed: its rank, its scale and where it sits are read from its file, and a recipe that says
+otherwise is refused. What PEFT calls other types (AdaLoRA, IA3, prompts) is not trained here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tunesmith.errors import ModelError, RecipeError
+from tunesmith.model.weights.resolve import kind
+from tunesmith.recipe.methods import AdapterSettings
+from tunesmith.runs.cache import sha256_of
+from tunesmith.runs.folder import Run
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+KEPT = "start"  # the folder in a run's folder that holds a copy of the adapter it went on from
+WHERE = "method.adapter_name_or_path"
+TAKEN = (
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias", "use_rslora", "use_dora",
+    "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+)  # fmt: skip
+OTHERWISE = ("layer_replication", "alora_invocation_tokens", "megatron_config")  # other models than LoRA beside layers
+
+
+def find_start(name: str) -> Path:
+    """The adapter folder that a recipe means by a run, a checkpoint or a folder; a run's is the one it came to.
+
+    Raises:
+        ModelError: there is no adapter of that name.
+    """
+    what = kind(name)
+    place = Path(name).expanduser().resolve()
+    if what == "run":
+        result = Run(place).result
+        if result is None:
+            raise ModelError(
+                "the run has no checkpoint to go on from",
+                where=WHERE,
+                why=f"the status of {name} is: {Run(place).status().get('status')}",
+                remedy="let it train to its first save, or finish it with `tunesmith train RECIPE --resume`",
+            )
+        place, what = result, "adapter" if (result / CONFIG_FILE).is_file() else "model"
+    if what == "hub":
+        raise ModelError(
+            f"{name} is not on this machine, and adapters are not fetched from the hub",
+            where=WHERE,
+            remedy=f"fetch it first: hf download {name} --local-dir FOLDER, and name the folder",
+        )
+    if what != "adapter":
+        raise ModelError(
+            f"{name} is a model, not an adapter",
+            where=WHERE,
+            why=f"it has no {CONFIG_FILE}: all of its weights were trained",
+            remedy=f"set model.path: {place} and leave adapter_name_or_path out",
+        )
+    if not (place / WEIGHTS_FILE).is_file():
+        raise ModelError(
+            "the adapter has no safetensors",
+            where=str(place),
+            why=f"it has no {WEIGHTS_FILE}; pickled weights (.bin) are not read",
+            remedy="save it again with PEFT's save_pretrained",
+        )
+    return place
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The adapter's own configuration. Raises ModelError where it cannot be trained further here."""
+    file = folder / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError("the adapter's configuration cannot be read", where=str(file), why=str(error)) from error
+    found = str(config.get("peft_type", "LORA")).upper()
+    if found != "LORA":
+        raise ModelError(
+            f"an adapter of type {found} cannot be trained further here",
+            where=str(file),
+            why="lora and qlora go on from LoRA adapters (peft_type: LORA)",
+            remedy="merge it into its base with PEFT and train on the merged model",
+        )
+    task = config.get("task_type") or "CAUSAL_LM"
+    if task != "CAUSAL_LM":
+        raise ModelError(f"the adapter is for another task: {task}", where=str(file), why="only CAUSAL_LM trains here")
+    if not config.get("target_modules"):
+        raise ModelError("the adapter does not say what it adapts", where=str(file), why="it has no target_modules")
+    odd = [name for name in OTHERWISE if config.get(name)]
+    if odd:
+        raise ModelError(f"the adapter uses {odd[0]}, which is not trained here", where=str(file))
+    return config
+
+
+def check_tokens(folder: Path, added: Mapping[int, str], vocabulary: Collection[int]) -> None:
+    """Raises ModelError unless the adapter's rows of tokens are those of the tokens that the recipe adds.
+
+    Args:
+        added: the new tokens of this run by their ids.
+        vocabulary: all ids of the tokenizer, the new ones among them.
+    """
+    rows = read_config(folder).get("trainable_token_indices") or []
+    trained = {int(row) for ids in (rows.values() if isinstance(rows, dict) else [rows]) for row in ids}
+    file = folder / "tokenizer.json"
+    named: dict[int, str] = {}
+    if file.is_file():
+        tokens = json.loads(file.read_text(encoding="utf-8")).get("added_tokens", [])
+        named = {int(token["id"]): token["content"] for token in tokens}
+    there = {row: named.get(row) for row in trained if row not in vocabulary or row in added}
+    if there.keys() == added.keys() and all(there[row] in (None, text) for row, text in added.items()):
+        return
+    texts = ", ".join(repr(text) if text else f"id {row}" for row, text in sorted(there.items())) or "none"
+    raise ModelError(
+        "the adapter has learned other added tokens than the recipe names",
+        where="model.add_tokens",
+        why=f"The adapter has, in this order: {texts}; the recipe: {', '.join(map(repr, added.values())) or 'none'}.",
+        remedy="Name the same tokens in the same order; or merge the adapter and add tokens to the merged model.",
+    )
+
+
+def started(settings: AdapterSettings, folder: Path, *, path: str) -> AdapterSettings:
+    """The settings as the adapter's file has them, with the sha256 of its weights.
+
+    Args:
+        folder: the adapter's.
+        path: what ``adapter_name_or_path`` becomes.
+
+    Raises:
+        RecipeError: a setting that was given contradicts the file; of targets that is told by ``with_targets``.
+        ModelError: the adapter cannot be trained further, or is another one than it was.
+    """
+    config = read_config(folder)
+    digest = sha256_of(folder / WEIGHTS_FILE)
+    if settings.adapter_sha256 not in (None, digest):
+        raise ModelError(
+            "the adapter to go on from has changed",
+            where=str(folder / WEIGHTS_FILE),
+            why=f"its sha256 is {digest}, and adapter_sha256 is {settings.adapter_sha256}",
+            remedy="put it back, or leave adapter_sha256 out",
+        )
+    found = {name: config[name] for name in TAKEN if config.get(name) is not None}
+    for name in TAKEN:
+        default = type(settings).model_fields[name].get_default(call_default_factory=True)
+        wanted, there = getattr(settings, name), found.get(name, default)
+        if name in settings.model_fields_set and name != "target_modules" and not _same(wanted, there):
+            raise contradiction(name, wanted, there, folder)
+    own = settings.model_dump(exclude_unset=True)
+    try:
+        return type(settings)(**{**own, **found, "adapter_name_or_path": path, "adapter_sha256": digest})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelError(
+            "the adapter's configuration cannot be used",
+            where=str(folder / CONFIG_FILE),
+            why=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+        ) from None
+
+
+def with_targets(
+    settings: AdapterSettings, asked: AdapterSettings, linears: Iterable[str], folder: Path
+) -> AdapterSettings:
+    """The settings with the adapter's targets as ``all-linear`` where they are that, which PEFT writes out in its file.
+
+    Args:
+        settings: from ``started``.
+        asked: as the recipe had them.
+        linears: names of the model's linear modules, but the output layer.
+        folder: the adapter's.
+
+    Raises:
+        RecipeError: the recipe gave other targets.
+    """
+    names = set(linears)
+    there = _meant(settings.target_modules, names)
+    if "target_modules" in asked.model_fields_set and _meant(asked.target_modules, names) != there:
+        raise contradiction("target_modules", asked.target_modules, settings.target_modules, folder)
+    if there == names and settings.layers_to_transform is None:
+        return settings.model_copy(update={"target_modules": "all-linear"})
+    return settings
+
+
+def _meant(targets: str | list[str], names: set[str]) -> set[str]:
+    """The modules that targets match by the rules of PEFT, and what of a list matches none of them."""
+    if targets == "all-linear":
+        return names
+    if isinstance(targets, str):
+        return {name for name in names if re.fullmatch(targets, name)}
+    found = {part: {name for name in names if name == part or name.endswith(f".{part}")} for part in targets}
+    return set().union(*found.values()) | {part for part, matched in found.items() if not matched}
+
+
+def contradiction(name: str, wanted: Any, there: Any, folder: Path) -> RecipeError:
+    """A setting of the recipe against that of the adapter's file."""
+    return RecipeError(
+        f"method.{name} contradicts the adapter to go on from",
+        where=WHERE,
+        why=f"The recipe says {_short(wanted)}, {folder / CONFIG_FILE} says {_short(there)}.",
+        remedy=f"Leave method.{name} out: an adapter goes on in its own shape.",
+    )
+
+
+def in_words(settings: AdapterSettings) -> str:
+    """One line: the adapter, and what was taken from its file."""
+    shape = f"r {settings.r}, lora_alpha {settings.lora_alpha:g}, target_modules {_short(settings.target_modules)}"
+    dropout = f", lora_dropout {settings.lora_dropout:g}" if settings.lora_dropout else ""
+    return f"going on from {settings.adapter_name_or_path}: {shape}{dropout}, as its file says"
+
+
+def other_base(folder: Path, base: Path, name: str) -> str | None:
+    """What to warn of where the adapter's file names another base than the recipe's: its weights may still fit.
+
+    Args:
+        base: folder of the recipe's model.
+        name: what the recipe calls it.
+    """
+    said = read_config(folder).get("base_model_name_or_path")
+    if not said or said == name.partition("@")[0] or Path(said).expanduser().resolve() == base.resolve():
+        return None
+    return (
+        f"{WHERE}: the adapter was trained on {said}, and this run's model is {name}: that makes sense only if they "
+        "are the same weights"
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return sorted(map(str, one)) == sorted(map(str, other))
+    return one == other or [one] == other or one == [other]
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."

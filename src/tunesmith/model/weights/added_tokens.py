@@ -1,0 +1,174 @@
+"""Tokens that a recipe adds: in the tokenizer, and as rows of the embedding and of the output layer.
+
+A new row begins as the mean of the rows of the tokens that were there before, so its logit begins near the average one
+and nothing is drawn (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html). transformers draws from a
+normal distribution about that mean, with a spread of 3e-5 of the rows' own: the same up to that, but another model with
+every state of the random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunesmith.errors import ModelError
+from tunesmith.model.weights.load import quiet_transformers
+from tunesmith.recipe.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+WHERE = "model.add_tokens"
+CHUNK = 8192  # rows that are added up at a time
+
+
+@dataclass(frozen=True, slots=True)
+class AddedTokens:
+    """What became of the tokens that a recipe names.
+
+    Args:
+        ids: of the new ones.
+        texts: of the new ones, in the order of their ids.
+        known: those that the vocabulary had already; nothing was added for them.
+        existing: the ids that the vocabulary had already, ascending.
+    """
+
+    ids: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    existing: tuple[int, ...] = ()
+
+    def notes(self) -> list[str]:
+        """What to tell: what was added as which id, and what was there."""
+        notes = (
+            [f"{', '.join(map(repr, self.known))}: in the vocabulary already, nothing is added"] if self.known else []
+        )
+        if self.ids:
+            each = ", ".join(f"{text!r} {number}" for text, number in zip(self.texts, self.ids, strict=True))
+            notes.append(f"tokens added: {each}; their rows begin as the mean of all others")
+        return notes
+
+
+NO_TOKENS = AddedTokens()
+
+
+def extend(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> AddedTokens:
+    """Adds the recipe's tokens to the tokenizer of the base model. Their texts match as they are written.
+
+    Raises:
+        ModelError: the tokenizer does not keep one of them whole.
+    """
+    from tokenizers import AddedToken
+
+    if not settings.named_tokens:
+        return NO_TOKENS
+    vocabulary = tokenizer.get_vocab()
+    plain = [text for text in settings.add_tokens if text not in vocabulary]
+    special = [text for text in settings.add_special_tokens if text not in vocabulary]
+    ordinary: list[Any] = [AddedToken(text, normalized=False, special=False) for text in plain]
+    tokenizer.add_tokens(ordinary)
+    if special:
+        tokens: list[Any] = [AddedToken(text, normalized=False, special=True) for text in special]
+        tokenizer.add_special_tokens({"additional_special_tokens": tokens}, False)
+    existing = set(vocabulary.values())
+    ids = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in [*plain, *special]}  # type: ignore[arg-type]
+    for text, number in ids.items():
+        made: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if number in existing or number not in made:
+            raise ModelError(f"the tokenizer does not keep {text!r} as one token", where=WHERE)
+    return AddedTokens(
+        ids=tuple(sorted(ids.values())),
+        texts=tuple(sorted(ids, key=ids.__getitem__)),
+        known=tuple(text for text in settings.named_tokens if text in vocabulary),
+        existing=tuple(sorted(existing)),
+    )
+
+
+def grow(model: PreTrainedModel, added: AddedTokens) -> None:
+    """Gives each new token its row: one that is spare, or a new one behind the last. Tied weights stay tied.
+
+    Raises:
+        ModelError: the embedding or the output layer cannot have one.
+    """
+    if added.ids:
+        _fill(model, rows=added.ids, of=added.existing, size=max(added.ids) + 1)
+
+
+def grow_to(model: PreTrainedModel, size: int) -> None:
+    """An embedding of ``size`` rows, the new ones as the mean of all others. Raises ModelError as ``grow`` does."""
+    before = len(_weight(model.get_input_embeddings()))
+    _fill(model, rows=range(before, size), of=range(before), size=size)
+
+
+@torch.no_grad()
+def _fill(model: PreTrainedModel, *, rows: Sequence[int], of: Sequence[int], size: int) -> None:
+    tables = _tables(model)
+    before = len(tables[0])
+    _refuse_tables_beside(model, size)
+    real = torch.tensor([number for number in of if number < before])
+    means = [_mean(table, real) for table in tables]
+    if size > before:
+        _resize(model, size)
+        rows = sorted({*rows, *range(before, size)})
+    for table, mean in zip(_tables(model), means, strict=True):
+        table[list(rows)] = mean.to(table.dtype)
+
+
+def _tables(model: PreTrainedModel) -> list[Tensor]:
+    """The weights that have a row a token: of the embedding, and of an output layer that is not tied to it."""
+    embedding, head = _weight(model.get_input_embeddings()), model.get_output_embeddings()
+    if head is None or _weight(head) is embedding:
+        bias = getattr(head, "bias", None)
+        return [embedding] if bias is None else [embedding, bias]
+    own = [_weight(head), getattr(head, "bias", None)]
+    return [embedding, *(each for each in own if each is not None)]
+
+
+def _weight(layer: Any) -> Tensor:
+    """The layer's weight, of which a row can be written. Raises ModelError."""
+    weight = getattr(layer, "weight", None)
+    if isinstance(layer, (nn.Embedding, nn.Linear)) and isinstance(weight, Tensor) and weight.is_floating_point():
+        return weight
+    held = type(layer).__name__ if weight is None else f"{type(layer).__name__} of {weight.dtype}"
+    raise ModelError(
+        "this model cannot be given new tokens",
+        where=WHERE,
+        why=f"Its embedding or output layer is a {held}, to which no row can be added.",
+        remedy="use the model before it was quantized, or train without new tokens",
+    )
+
+
+def _mean(table: Tensor, rows: Tensor) -> Tensor:
+    """Added up in float64, so that the order of the rows does not show."""
+    parts = (table[part.to(table.device)].double().sum(0) for part in rows.split(CHUNK))
+    return torch.stack(list(parts)).sum(0) / len(rows)
+
+
+def _resize(model: PreTrainedModel, size: int) -> None:
+    device = _weight(model.get_input_embeddings()).device
+    try:  # what transformers draws for the new rows is replaced, and must not show elsewhere either
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), quiet_transformers():
+            model.resize_token_embeddings(size, mean_resizing=False)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            "this model cannot be given new tokens",
+            where=WHERE,
+            why=f"transformers cannot resize the embedding of {type(model).__name__}: {error}",
+        ) from error
+
+
+def _refuse_tables_beside(model: PreTrainedModel, size: int) -> None:
+    """Gemma 3n and 4 look tokens up in a second table, in every layer, which transformers does not resize."""
+    rows = getattr(model.config.get_text_config(), "vocab_size_per_layer_input", None)
+    if rows is not None and size > rows:
+        raise ModelError(
+            "this model cannot be given new tokens",
+            where=WHERE,
+            why=f"It has a second embedding, of {rows} rows for all layers, which cannot be resized.",
+        )

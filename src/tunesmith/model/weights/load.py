@@ -1,0 +1,306 @@
+"""A model folder becomes a tokenizer and weights on a device, or a message that says why not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tunesmith.errors import ModelError
+from tunesmith.model.weights.device import resolve_device, resolve_dtype
+from tunesmith.runs.cache import Say, to_stderr
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_OTHER_TASK = re.compile(r"MaskedLM|Classification|QuestionAnswering|MultipleChoice|PreTraining|Reward")
+_CODE_REMEDY = "read that code; if you trust it, set model.trust_remote_code: true in the recipe."
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to use, with what belongs to it.
+
+    ``stop_ids`` are the tokens that end a generated answer.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    device: str
+    dtype: torch.dtype
+    stop_ids: tuple[int, ...]
+
+
+def load(
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    load_options: Mapping[str, Any] | None = None,
+    say: Say = to_stderr,
+) -> Loaded:
+    """Tokenizer and weights of ``folder``, checked against each other.
+
+    Args:
+        folder: from ``tunesmith.model.source.resolve``.
+        dtype: ``auto`` or a torch name, see ``resolve_dtype``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        load_options: what a method adds to ``from_pretrained`` (quantization).
+
+    Raises:
+        ModelError: the folder cannot be loaded as a causal language model.
+        RecipeError: the dtype or the device cannot be had on this machine.
+    """
+    place = resolve_device(device)
+    kind = resolve_dtype(dtype, place, say=say)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    options = dict(load_options or {})
+    model = load_model(folder, dtype=kind, device=place, trust_remote_code=trust_remote_code, **options)
+    _check_vocabulary(model, tokenizer, folder)
+    return Loaded(model, tokenizer, folder, place, kind, stop_ids(model, tokenizer))
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``folder``, with padding on the left (for generation) and a pad token.
+
+    A tokenizer without a pad token pads with its end-of-text token; no token is added. What is supervised is decided
+    by position (``Encoded.supervised``), never by comparing with the pad token, so the two may be the same.
+
+    Raises:
+        ModelError: there is no tokenizer, it needs the folder's own code, or it has neither a pad nor an end token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True, padding_side="left"
+            )
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        raise _not_loaded(folder, "the tokenizer cannot be loaded", error) from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                "the tokenizer has neither a pad nor an end-of-text token",
+                where=str(folder / "tokenizer_config.json"),
+                remedy='name one there, as "pad_token".',
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the tokenizer with its chat template, readable by transformers 4 and serving software too.
+
+    transformers 5 names its own class in ``tokenizer_config.json``, which no other version knows; the files are those
+    of PreTrainedTokenizerFast, so that name is written. Its list of further special tokens has a name under which
+    transformers 4 expects a mapping, so it is written by the name that both read.
+    """
+    with quiet_transformers():
+        tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = _read_json(path)
+    made = dict(settings)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    if settings != made:
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_model(
+    folder: Path, *, dtype: torch.dtype, device: str, trust_remote_code: bool = False, **load_options: Any
+) -> PreTrainedModel:
+    """The weights of ``folder`` (safetensors only) on ``device``, in evaluation mode.
+
+    Loading uses no random numbers: a weight that the files lack is refused, never made up.
+
+    Args:
+        load_options: passed on to ``from_pretrained`` (a method's ``quantization_config``).
+
+    Raises:
+        ModelError: not a causal language model, damaged, incomplete, or in need of the folder's own code.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_config(folder, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "trust_remote_code": trust_remote_code,
+        **load_options,
+    }
+    if "quantization_config" in load_options:
+        options.setdefault("device_map", {"": device})  # quantized weights are made where they stay
+    with quiet_transformers(), _load_errors(folder, device):
+        loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+        model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+        if "device_map" not in options:
+            model.to(device)  # pyright: ignore[reportArgumentType]
+    _check_report(report, folder)
+    if "quantization_config" in load_options:
+        _own_memory(model)
+    text = model.config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False  # nobody reads them, and transformers cannot generate while it collects them
+    return model.eval()
+
+
+def _own_memory(model: PreTrainedModel) -> None:
+    """Copies what was not quantized on loading, else one embedding keeps the whole file of weights mapped."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "cpu" and tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
+
+
+def stop_ids(source: Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that generation stops on: ``generation_config``'s, else the config's, else the tokenizer's end token.
+
+    Raises:
+        ModelError: none of them names one.
+    """
+    if isinstance(source, Path):
+        texts = [_read_json(source / name) for name in ("generation_config.json", "config.json")]
+        found = [text.get("eos_token_id") for text in texts]
+        where = str(source)
+    else:
+        found = [getattr(held, "eos_token_id", None) for held in (source.generation_config, source.config)]
+        where = source.config.name_or_path
+    for value in [*found, tokenizer.eos_token_id]:
+        if value is not None and value != []:
+            return tuple(value) if isinstance(value, list | tuple) else (int(value),)
+    raise ModelError(
+        "nothing says on which token generation stops",
+        where=where,
+        remedy='name it in generation_config.json, as "eos_token_id".',
+    )
+
+
+def check_config(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse, before any weight is read, a folder that is no causal language model transformers knows.
+
+    Raises:
+        ModelError: ``config.json`` names another kind of model, or one that only the folder's own code can build.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = _read_json(folder / "config.json")
+    where, kind = str(folder / "config.json"), str(config.get("model_type"))
+    if not config:
+        raise ModelError("there is no config.json, so this is no model folder", where=str(folder))
+    if kind not in CONFIG_MAPPING:
+        if not trust_remote_code:
+            raise _unknown_architecture(kind, where, has_code="auto_map" in config)
+        return
+    made_for = " ".join(config.get("architectures") or [kind])
+    other = config.get("is_encoder_decoder") or CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING
+    if other or _OTHER_TASK.search(made_for):
+        raise ModelError(
+            f"{made_for} is not a causal language model",
+            where=where,
+            why="Only models that predict the next token are trained here: no encoders, encoder-decoders, classifiers.",
+            remedy="use a model whose page says text-generation.",
+        )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hold back transformers' own warnings and progress bars while it loads; what matters becomes a ModelError."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _load_errors(folder: Path, device: str) -> Iterator[None]:
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"the model does not fit into the memory of {device}",
+            where=str(folder),
+            why=str(error).splitlines()[0],
+            remedy="use a smaller model, or method qlora.",
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, SafetensorError) as error:
+        raise _not_loaded(folder, "the model cannot be loaded", error) from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise _not_loaded(folder, "the weights do not fit config.json", error) from error
+
+
+def _check_report(report: Mapping[str, Any], folder: Path) -> None:
+    names = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
+    if names:
+        raise ModelError(
+            "the files lack weights that the model needs",
+            where=str(folder),
+            why=f"{len(names)} missing: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}",
+            remedy="fetch the model again; a model made for another task (classification, embedding) has no "
+            "language-model head and cannot be used.",
+        )
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    from torch import nn
+
+    embedding = model.get_input_embeddings()
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if isinstance(embedding, nn.Embedding) and highest >= embedding.num_embeddings:
+        raise ModelError(
+            "the tokenizer has tokens that the model does not know",
+            where=str(folder),
+            why=f"The highest token id is {highest}, the embedding has {embedding.num_embeddings} rows.",
+            remedy="use the tokenizer that belongs to this model, or resize the embedding before.",
+        )
+
+
+def _unknown_architecture(kind: str, where: str, *, has_code: bool) -> ModelError:
+    if has_code:
+        return ModelError(
+            "this model needs program code that comes with it",
+            where=where,
+            why=f"model_type {kind!r} is not part of transformers; auto_map points to Python files in the folder.",
+            remedy=_CODE_REMEDY,
+        )
+    return ModelError(f"this architecture is not known: {kind!r}", where=where, remedy="update transformers.")
+
+
+def _not_loaded(folder: Path, what: str, error: Exception) -> ModelError:
+    text = str(error).strip() or type(error).__name__
+    if "trust_remote_code" in text:
+        return ModelError(what, where=str(folder), why="It needs Python code of its folder.", remedy=_CODE_REMEDY)
+    first = "\n".join(text.splitlines()[:6])
+    return ModelError(what, where=str(folder), why=first, remedy="fetch the model again, or update transformers.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError("the file is not valid JSON", where=str(path), why=str(error)) from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,208 @@
+"""A model's name becomes a local folder with ``config.json``, safetensors and a tokenizer.
+
+A name is a bundled model, a folder, a ``.gguf`` file or a hub id (``user/name``, ``user/name@revision``). Weights are
+read from safetensors and GGUF only; a pickle (``*.bin``, ``*.pt``) can run any program when opened, and never is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from tunesmith.errors import ModelError
+from tunesmith.model.weights import bundled, gguf
+from tunesmith.model.weights.bundled import BUNDLED
+from tunesmith.runs.cache import Say, to_stderr
+
+Kind = Literal["run", "adapter", "model", "gguf", "bundled", "hub"]
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def resolve(path: str, *, revision: str | None = None, trust_remote_code: bool = False, say: Say = to_stderr) -> Path:
+    """The folder of the model called ``path``: fetched or converted first, once, where that is needed.
+
+    Args:
+        path: bundled name, folder, ``.gguf`` file, or hub id with an optional ``@revision``.
+        revision: branch, tag or commit of a hub id, another way to write ``@revision``.
+        trust_remote_code: fetch a hub repository's Python files too (whether they run is decided when loading).
+        say: takes lines of progress; standard error unless given.
+
+    Raises:
+        ModelError: there is no such model, it cannot be fetched, or it holds pickled weights only.
+    """
+    found = kind(path)
+    if found == "hub":
+        return _from_hub(path, revision=revision, code=trust_remote_code, say=say)
+    if revision is not None:
+        raise ModelError(
+            "a revision goes with a hub id only", where="model.revision", why=f"{path!r} is local.", remedy="remove it."
+        )
+    if found == "bundled":
+        return bundled.prepare(path, say=say)
+    place = Path(path).expanduser().resolve()
+    if found == "gguf":
+        return gguf.from_gguf(place, say=say)
+    if found == "model":
+        return _with_safetensors(place)
+    raise ModelError(
+        f"this folder is {'a run' if found == 'run' else 'an adapter'}, not a model",
+        where=str(place),
+        remedy="name the model that it was trained from; `eval`, `generate` and `chat` take the folder itself.",
+    )
+
+
+def kind(path: str) -> Kind:
+    """What ``path`` names: a run, an adapter, a model folder, a GGUF file, a bundled model or a hub id.
+
+    What exists on disk comes before the hub. Nothing is fetched.
+
+    Raises:
+        ModelError: nothing of that name exists, or what exists is none of these.
+    """
+    if path in BUNDLED:
+        return "bundled"
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return _folder_kind(place)
+    if place.is_file():
+        if place.suffix.lower() == ".gguf":
+            return "gguf"
+        raise ModelError("this file is no model", where=path, remedy="name a folder, a .gguf file or a hub id.")
+    if path in _cached_ids() or (_HUB_ID.fullmatch(path) and not _among_runs(place)):
+        return "hub"
+    raise _nothing_called(path)
+
+
+def _folder_kind(folder: Path) -> Kind:
+    marks: dict[str, Kind] = {"recipe.yaml": "run", "adapter_config.json": "adapter", "config.json": "model"}
+    for name, found in marks.items():
+        if (folder / name).is_file():
+            return found
+    names = sorted(entry.name for entry in folder.iterdir())
+    single = [name for name in names if name.endswith(".gguf")]
+    raise ModelError(
+        "this folder is no model, adapter or run",
+        where=str(folder),
+        why=f"It has none of {', '.join(marks)}. It holds: {', '.join(names[:8]) or 'nothing'}.",
+        remedy=f"name the file: {folder / single[0]}." if single else _close(folder.name, _siblings(folder)),
+    )
+
+
+def _with_safetensors(folder: Path) -> Path:
+    if any(folder.glob("*.safetensors")):
+        return folder
+    pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _PICKLES)
+    if pickles:
+        raise ModelError(
+            "the weights are a pickle, which is not loaded",
+            where=str(folder),
+            why=f"{pickles[0]} can run any program when it is opened; there are no safetensors.",
+            remedy="if you trust its maker, convert it once with transformers: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER), and the tokenizer likewise.",
+        )
+    raise ModelError("the folder has no weights (*.safetensors)", where=str(folder), remedy="fetch the model again.")
+
+
+def _from_hub(path: str, *, revision: str | None, code: bool, say: Say) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
+
+    name, _, written = path.partition("@")
+    if written and revision and written != revision:
+        raise ModelError(
+            "two revisions are named", where="model.revision", why=f"{written!r} and {revision!r}.", remedy="keep one."
+        )
+    chosen = written or revision
+    wanted = [*_WANTED, "*.py"] if code else _WANTED
+    try:
+        folder = snapshot_download(name, revision=chosen, allow_patterns=wanted, ignore_patterns=_UNWANTED)
+    except (HFValidationError, HTTPError, OSError) as error:
+        raise _hub_error(name, chosen, error) from error
+    place = Path(folder)
+    say(f"{name}: revision {place.name}.")
+    if (place / "adapter_config.json").is_file() and not (place / "config.json").is_file():
+        raise ModelError(f"{name} is an adapter, not a model", where=str(place), remedy="name its base model.")
+    return _with_safetensors(place)
+
+
+def _hub_error(name: str, revision: str | None, error: Exception) -> ModelError:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    reason = str(error).splitlines()[0]
+    near = _close(name, [*_known(), *_siblings(Path(name))])
+    if isinstance(error, GatedRepoError):
+        remedy = f"accept its conditions at https://huggingface.co/{name}, then log in with `hf auth login`."
+        return ModelError(f"access to {name} has to be asked for", where="model", why=reason, remedy=remedy)
+    if isinstance(error, RepositoryNotFoundError):
+        remedy = f"{near} A private model needs `hf auth login`."
+        return ModelError(f"the hub has no model {name}", where="model", why="Model id mistyped?", remedy=remedy)
+    if isinstance(error, RevisionNotFoundError):
+        remedy = "look up its branches, tags and commits on its hub page."
+        return ModelError(f"{name} has no revision {revision!r}", where="model", why=reason, remedy=remedy)
+    if isinstance(error, LocalEntryNotFoundError):
+        why = "It is not in the local hub cache, and the hub cannot be reached or HF_HUB_OFFLINE is set."
+        remedy = f"{near} Otherwise connect to the network, or name a folder or a .gguf file."
+        return ModelError(f"{_with_revision(name, revision)} cannot be fetched", where="model", why=why, remedy=remedy)
+    remedy = "try again later; check the hub cache's folder (HF_HOME) for space and permissions."
+    return ModelError(f"{name} cannot be fetched from the hub", where="model", why=reason, remedy=remedy)
+
+
+def _with_revision(name: str, revision: str | None) -> str:
+    return f"{name}@{revision}" if revision else name
+
+
+def _nothing_called(path: str) -> ModelError:
+    place = Path(path).expanduser()
+    return ModelError(
+        f"there is no model, file or folder called {path!r}",
+        where="model",
+        why="Model id mistyped? A hub id looks like user/name.",
+        remedy=_close(path, [*_known(), *_siblings(place)]),
+    )
+
+
+def _known() -> list[str]:
+    return [*BUNDLED, *_cached_ids()]
+
+
+def _cached_ids() -> list[str]:
+    """The models in the local hub cache, which lays them out as ``models--user--name``."""
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE).glob("models--*")
+    return sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)
+
+
+def _siblings(place: Path) -> list[str]:
+    """What lies beside a path that does not exist, written as the user wrote it."""
+    parent = place.parent
+    if not parent.is_dir():
+        return []
+    usable = (entry for entry in parent.iterdir() if entry.is_dir() or entry.suffix == ".gguf")
+    return sorted(str(entry) for entry in usable if not entry.name.startswith("."))
+
+
+def _among_runs(place: Path) -> bool:
+    """Whether ``runs/tikets`` is more likely a mistyped run than a hub id: there are runs beside it."""
+    return place.parent.is_dir() and any((entry / "recipe.yaml").is_file() for entry in place.parent.iterdir())
+
+
+def _close(name: str, candidates: Iterable[str]) -> str:
+    """The remedy line: what is spelled most like ``name``, or the names that always work."""
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(by_lower[match] for match in near)}?"
+    return f"the bundled model is {', '.join(BUNDLED)}."

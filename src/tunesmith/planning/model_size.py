@@ -1,0 +1,52 @@
+"""How large a model is, as far as can be told at once: from what is on this machine, else from its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import ModelError
+from tunesmith.model.weights.config_file import read_config
+from tunesmith.planning.shape_from_config import read_architecture
+
+# 135M, 8B, 1.5b or 8x7B between separators; not the 4 of 4bit, nor the active parameters of 30B-A3B.
+IN_NAME = re.compile(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", re.IGNORECASE)
+UNITS = {"b": 10**9, "m": 10**6}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Parameters, None where nothing tells them, and how they are known.
+
+    ``config`` is the model's where it can be planned with, and ``folder`` the one that it lies in.
+    """
+
+    parameters: int | None
+    basis: str
+    config: Mapping[str, Any] | None = None
+    folder: Path | None = None
+
+
+def model_size(path: str) -> ModelSize:
+    """Of a folder, a .gguf file, a bundled name or a hub id. Nothing is fetched or converted."""
+    place = Path(path).expanduser()
+    try:
+        if place.is_file() and place.suffix.lower() == ".gguf":
+            from tunesmith.model.weights.gguf import parameters_in
+
+            return ModelSize(parameters_in(place), "the file's weights")
+        config, folder = read_config(path, fetch=False)
+        return ModelSize(read_architecture(config).parameters, "config.json", config, folder)
+    except ModelError:
+        return _by_name(path)
+
+
+def _by_name(path: str) -> ModelSize:
+    found = IN_NAME.search(path.rstrip("/").rpartition("/")[2])
+    if found is None:
+        return ModelSize(None, "neither a config nor the name tells it")
+    times, number, unit = found.groups()
+    return ModelSize(round(int(times or 1) * float(number) * UNITS[unit.lower()]), "its name")

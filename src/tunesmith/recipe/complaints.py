@@ -1,0 +1,194 @@
+"""Turns validation errors into messages that name the file, the line and the key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe.methods import METHOD_SETTINGS
+from tunesmith.recipe.objectives import OBJECTIVE_SETTINGS
+from tunesmith.recipe.section import Settings
+from tunesmith.recipe.settings import Recipe
+
+Path_ = tuple[str | int, ...]  # a key's way through a recipe: ("data", "train", 0, "path")
+# Sections of several kinds, told apart by their name: the settings of each, and the one that is meant without a name.
+VARIANTS: Mapping[str, tuple[Mapping[str, type[Settings]], str]] = {
+    "method": (METHOD_SETTINGS, "lora"),
+    "objective": (OBJECTIVE_SETTINGS, "sft"),
+}
+
+
+def dotted(path: Path_) -> str:
+    """``data.train[0].path``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def explain(error: ValidationError, raw: Any, origins: Mapping[Path_, str], place: str) -> RecipeError:
+    """The first complaint as one message, with the others behind it."""
+    lines, first_where, remedies = [], None, []
+    for item in _distinct(error.errors()):
+        path, rest = _walk(raw, item["loc"])
+        if item["type"] == "value_error":
+            path = _named_key(item["msg"], path, origins)
+        where = line_of(path, origins) or place
+        first_where = first_where or where
+        text, remedy = _sentence(item, path, rest, raw)
+        lines.append(text if where == first_where else f"{text} ({where})")
+        remedies += [remedy] if remedy and remedy not in remedies else []
+    return RecipeError(lines[0], where=first_where, why="\n".join(lines[1:]) or None, remedy=" ".join(remedies) or None)
+
+
+def _distinct(items: Sequence[Any]) -> list[Any]:
+    """One complaint a key: the members of a union each complain about the same value.
+
+    Where one of them complains about something inside the value, the value was meant for that one.
+    """
+    entered = {
+        item["loc"][:end] for item in items for end in range(len(item["loc"]) - 1) if _is_union_tag(item["loc"][end:])
+    }
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for item in items:
+        of_union = _is_union_tag(item["loc"][-1:])
+        if not (of_union and item["loc"][:-1] in entered):
+            groups.setdefault(item["loc"][:-1] if of_union else item["loc"], []).append(item)
+    merged = []
+    for loc, members in groups.items():
+        first = dict(members[0], loc=loc)
+        if len(members) > 1:
+            first["msg"] = " or ".join(dict.fromkeys(_expectation(member) for member in members))
+        merged.append(first)
+    return merged
+
+
+def _is_union_tag(part: tuple[Any, ...]) -> bool:
+    name = str(part[0]) if part else ""
+    return name.startswith(("literal[", "list[", "dict[")) or name in ("float", "int", "str", "bool")
+
+
+def _expectation(item: Any) -> str:
+    return item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+
+
+def _walk(raw: Any, loc: Sequence[str | int]) -> tuple[Path_, Path_]:
+    """Follows pydantic's location through what the user wrote, leaving out union tags; what is left over is missing."""
+    node, path = raw, []
+    for position, part in enumerate(loc):
+        if _holds(node, part):
+            node = node[part]
+            path.append(part)
+        elif part in METHOD_SETTINGS or part in OBJECTIVE_SETTINGS or _is_union_tag((part,)):
+            continue
+        elif part != 0:  # index 0 of a source that was given without a list
+            return tuple(path), tuple(loc[position:])
+    return tuple(path), ()
+
+
+def _holds(node: Any, part: str | int) -> bool:
+    if isinstance(node, Mapping):
+        return part in node
+    return isinstance(node, list) and isinstance(part, int) and part < len(node)
+
+
+def _named_key(message: str, section: Path_, origins: Mapping[Path_, str]) -> Path_:
+    """A check across settings names the keys it is about: the first of them that the user wrote, else the section."""
+    for word in re.findall(r"[a-z_0-9.]+", message):
+        path = (*section, *word.strip(".").split("."))
+        if path in origins:
+            return path
+    return section
+
+
+def line_of(path: Path_, origins: Mapping[Path_, str]) -> str | None:
+    """Where the longest known part of a path was given, such as ``file:line``."""
+    for end in range(len(path), 0, -1):
+        if path[:end] in origins:
+            origin = origins[path[:end]]
+            return f"flag {dotted(path[:end])}" if origin == "flag" else origin
+    return None
+
+
+def _sentence(item: Any, path: Path_, rest: Path_, raw: Any) -> tuple[str, str | None]:
+    key = dotted((*path, *rest))
+    if item["type"] == "extra_forbidden":
+        return _unknown_key(path, raw)
+    if item["type"] == "missing":
+        return f"`{key}` is missing", f"Add `{key}` to the recipe."
+    if item["type"] == "union_tag_invalid":
+        section = str(path[0])
+        known = VARIANTS[section][0]
+        close = difflib.get_close_matches(str(item["ctx"]["tag"]), known, n=1, cutoff=0.5)
+        hint = f"Did you mean `{close[0]}`?" if close else None
+        return f"`{key}`: there is no {section} `{item['ctx']['tag']}`; there are {', '.join(known)}", hint
+    text = _expectation(item)
+    if item["type"] == "value_error":  # of one value, or of a section whose message names its keys
+        return (text if isinstance(item["input"], (Mapping, BaseModel)) else f"`{key}`: {text}"), None
+    return f"`{key}`: {text}, found {item['input']!r}", None
+
+
+def _unknown_key(path: Path_, raw: Any) -> tuple[str, str | None]:
+    section, name = path[:-1], str(path[-1])
+    model = _settings_at(section, raw)
+    variants, usual = VARIANTS.get(str(section[0]) if section else "", ({}, ""))
+    owners = [variant for variant, settings in variants.items() if name in settings.model_fields]
+    if len(section) == 1 and owners:
+        kind = section[0]
+        current = raw[kind].get("name", usual)
+        return f"`{kind}.{name}` is a setting of {' and '.join(owners)}; the {kind} here is {current}", (
+            f"Remove it, or set {kind}.name: {owners[0]}."
+        )
+    close = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.6)
+    if close:
+        return f"`{dotted(path)}` is not a setting", f"Did you mean `{close[0]}`?"
+    elsewhere = [dotted((section_name, name)) for section_name, names in _names().items() if name in names]
+    if elsewhere:
+        return f"`{dotted(path)}` is not a setting", f"Did you mean `{elsewhere[0]}`?"
+    everywhere = {field: section_name for section_name, names in _names().items() for field in names}
+    close = difflib.get_close_matches(name, everywhere, n=1, cutoff=0.75)
+    hint = f"Did you mean `{everywhere[close[0]]}.{close[0]}`? " if close else ""
+    known = ", ".join(model.model_fields)
+    return f"`{dotted(path)}` is not a setting", f"{hint}Known here: {known}."
+
+
+def _sections() -> dict[str, type[Settings]]:
+    """The sections of one kind, with their settings."""
+    found: dict[str, type[Settings]] = {}
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found[name] = field.annotation  # type: ignore[assignment]
+    return found
+
+
+def _names() -> dict[str, list[str]]:
+    """The names of a section's settings, of all its variants where it has several."""
+    found = {section: list(settings.model_fields) for section, settings in _sections().items()}
+    for section, (variants, _) in VARIANTS.items():
+        found[section] = list(dict.fromkeys(name for settings in variants.values() for name in settings.model_fields))
+    return found
+
+
+def _settings_at(section: Path_, raw: Any) -> type[BaseModel]:
+    """The settings class a section is read into; sources of data stand in lists."""
+    if not section:
+        return Recipe
+    model: type[BaseModel]
+    if section[0] in VARIANTS:
+        variants, usual = VARIANTS[str(section[0])]
+        model = variants.get(raw[section[0]].get("name", usual), variants[usual])
+    else:
+        model = _sections()[str(section[0])]
+    if len(section) > 1:
+        inner = get_args(model.model_fields[str(section[1])].annotation)
+        model = next((part for part in inner if isinstance(part, type) and issubclass(part, BaseModel)), model)
+        model = next(
+            (arg for part in inner for arg in get_args(part) if isinstance(arg, type) and issubclass(arg, BaseModel)),
+            model,
+        )
+    return model

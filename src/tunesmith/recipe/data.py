@@ -1,0 +1,193 @@
+"""Settings of the data section: sources, cleaning, row formats."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from tunesmith.recipe.section import Settings
+
+RowShape = Literal[
+    "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "preference", "unpaired_preference"
+]
+SampleBy = Literal["line", "paragraph", "document"]  # datasets' name, and its values
+PersonalData = Literal["email", "phone", "iban", "card", "secret"]
+PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)
+
+
+class SourceSettings(Settings):
+    """One file, folder, dataset or URL of rows."""
+
+    path: str = Field(min_length=1, description="file, folder, hub id user/name[@revision], or fsspec URL")
+    weight: float = Field(
+        default=1.0, gt=0, le=100, description="how often an epoch sees each row; fractions are drawn by seed"
+    )
+    rows: int | None = Field(
+        default=None, ge=1, description="rows of this source in an epoch, drawn by seed, in place of weight"
+    )
+    format: RowShape = Field(default="auto", description="shape of the rows; auto finds it from their columns")
+    name: str | None = Field(default=None, description="configuration of a hub dataset")
+    split: str | None = Field(default=None, description="split of a dataset")
+    columns: dict[str, str] = Field(default_factory=dict, description="field: column of the file that holds it")
+    instruction: str | None = Field(default=None, description="one instruction for all rows")
+    sample_by: SampleBy = Field(default="line", description="what is a document of a .txt file")
+
+    @model_validator(mode="after")
+    def _weight_or_rows(self) -> SourceSettings:
+        if self.rows is not None and "weight" in self.model_fields_set:
+            raise ValueError("rows and weight say the same thing: give one of them")
+        return self
+
+
+class CleanSettings(Settings):
+    """What is taken out of the rows to train on. Nothing is, unless it is named here."""
+
+    dedupe: bool = Field(default=False, description="of rows that are the same, the first stays")
+    near_dedupe: bool | float = Field(
+        default=False, description="of near duplicates the first stays; a number is the similarity that makes one"
+    )
+    drop_leaked: bool = Field(
+        default=False, description="rows whose prompt is held out; with near_dedupe, near duplicates of those too"
+    )
+    mask_pii: bool | list[PersonalData] = Field(
+        default=False, description="personal data replaced by its kind: all kinds, or a list of them"
+    )
+    balance: int | None = Field(default=None, ge=1, description="rows of one answer at most, drawn by seed")
+    max_length: bool = Field(default=False, description="rows longer than data.max_length; as data.too_long: drop")
+
+    @field_validator("near_dedupe", mode="after")
+    @classmethod
+    def _similarity_in_bounds(cls, value: bool | float) -> bool | float:
+        if not isinstance(value, bool) and not 0.5 <= value <= 1:
+            raise ValueError(f"a similarity is at least 0.5 and at most 1, found {value:g}")
+        return value
+
+    @property
+    def mask(self) -> tuple[str, ...]:
+        """The kinds of personal data to mask."""
+        if isinstance(self.mask_pii, bool):
+            return PERSONAL_DATA if self.mask_pii else ()
+        return tuple(self.mask_pii)
+
+
+class DataSettings(Settings):
+    """Rows, their shape, and the rules that turn them into tokens."""
+
+    train: list[SourceSettings] = Field(min_length=1, description="what to train on")
+    eval: float | list[SourceSettings] | None = Field(
+        default=None,
+        description="a share held out by prompt hash, or sources; none: the dataset's own test split, else 0.1",
+    )
+    test: float | list[SourceSettings] | None = Field(
+        default=None,
+        description="a share or sources kept apart from training; they judge where data.eval selects the step",
+    )
+    group: str | None = Field(
+        default=None, description="column whose value, in place of the prompt, keeps rows on one side of a split"
+    )
+    stratify: bool = Field(default=False, description="hold out the same share of each answer")
+    clean: CleanSettings = Field(default_factory=CleanSettings, description="what is taken out before training")
+    max_lost: float | None = Field(
+        default=None, ge=0, lt=1, description="stop when a larger share of all rows read is lost on the way"
+    )
+    format: RowShape = Field(default="auto", description="default for every source")
+    name: str | None = Field(default=None, description="default for every source")
+    split: str | None = Field(default=None, description="default for the training sources")
+    columns: dict[str, str] = Field(default_factory=dict, description="default for every source")
+    instruction: str | None = Field(default=None, description="default for every source")
+    sample_by: SampleBy = Field(default="line", description="default for every source; each has .txt files then")
+    max_length: int = Field(default=2048, ge=8, description="tokens in a row, prompt and answer together")
+    too_long: Literal["auto", "error", "split", "drop", "truncate"] = Field(
+        default="auto",
+        description="what happens to longer rows; auto: raw text is split into blocks, a conversation is an error",
+    )
+    on_error: Literal["stop", "skip"] = Field(default="stop", description="skip sets bad rows aside in rejected.jsonl")
+    control_tokens: Literal["error", "text"] = Field(
+        default="error", description="control tokens inside a message's text"
+    )
+    chat_template: str | None = Field(
+        default=None, description="Jinja text, or a file, in place of the model's template"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="such as enable_thinking: false")
+    date: str | None = Field(default=None, pattern=r"^\d{4}-\d\d-\d\d$", description="the date a template prints")
+    train_on: Literal["assistant", "last"] = Field(
+        default="assistant", description="all assistant turns, or the last only"
+    )
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_source_is_a_list(cls, value: Any) -> Any:
+        return _as_sources(value)
+
+    @field_validator("clean", mode="before")
+    @classmethod
+    def _names_or_settings(cls, value: Any) -> Any:
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            return value
+        if "balance" in value:
+            raise ValueError("balance needs a number of rows: clean: {balance: 500}")
+        return dict.fromkeys(value, True)
+
+    @field_validator("eval", "test", mode="before")
+    @classmethod
+    def _eval_share_or_sources(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            return value
+        return _as_sources(value)
+
+    @field_validator("eval", "test", mode="after")
+    @classmethod
+    def _share_in_bounds(cls, value: Any) -> Any:
+        if isinstance(value, float) and not 0 <= value < 1:
+            raise ValueError(f"a share is at least 0 and below 1, found {value:g}")
+        return value
+
+    @field_validator("date", mode="after")
+    @classmethod
+    def _in_the_calendar(cls, value: str | None) -> str | None:
+        if value is not None:
+            datetime.date.fromisoformat(value)  # its own message says what is wrong
+        return value
+
+    @model_validator(mode="after")
+    def _sides_agree(self) -> DataSettings:
+        shares = [share for share in (self.eval, self.test) if isinstance(share, float)]
+        if sum(shares) >= 1:
+            raise ValueError("data.eval and data.test leave no row to train on")
+        if self.stratify and self.group is not None:
+            raise ValueError("stratify and group cannot both decide on which side a row is: give one of them")
+        if self.clean.max_length and self.too_long == "truncate":
+            raise ValueError("clean.max_length leaves long rows out and too_long: truncate cuts them: give one of them")
+        return self
+
+    def if_too_long(self, *, raw_text: bool) -> Literal["error", "split", "drop", "truncate"]:
+        """What becomes of a row of more than ``max_length`` tokens; only raw text is split."""
+        if raw_text and self.too_long == "split":
+            return "split"
+        if self.clean.max_length:
+            return "drop"
+        if self.too_long in ("auto", "split"):
+            return "split" if raw_text else "error"
+        return self.too_long
+
+    def sources(self, which: Literal["train", "eval", "test"]) -> list[SourceSettings]:
+        """The sources of one side with the section's defaults filled in; no sources for a share."""
+        own = getattr(self, which)
+        if not isinstance(own, list):
+            return []
+        shared = ["format", "name", "columns", "instruction", "sample_by"] + (["split"] if which == "train" else [])
+        return [_fill(source, {name: getattr(self, name) for name in shared}) for source in own]
+
+
+def _as_sources(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+def _fill(source: SourceSettings, defaults: Mapping[str, Any]) -> SourceSettings:
+    return source.model_copy(
+        update={key: value for key, value in defaults.items() if key not in source.model_fields_set}
+    )

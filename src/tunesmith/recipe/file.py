@@ -1,0 +1,321 @@
+"""YAML 1.2 and ``key=value`` overrides -> Recipe, with file and line in every complaint, and every value's source."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import RoundTripConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import aliases
+from tunesmith.recipe.complaints import Path_, dotted, explain, line_of
+from tunesmith.recipe.section import Settings
+from tunesmith.recipe.settings import Recipe
+
+SHORT_FOR: Mapping[Path_, str] = {  # where a name stands for a mapping, and the key that the name is
+    ("model",): "path",
+    ("method",): "name",
+    ("objective",): "name",
+    ("data", "train"): "path",
+    ("data", "eval"): "path",
+    ("data", "test"): "path",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A recipe and where its values were said: ``origins`` maps a key's way to ``file:line`` or ``flag``.
+
+    ``notes``: of the settings that were said under another name, how.
+    """
+
+    recipe: Recipe
+    origins: Mapping[Path_, str]
+    notes: Mapping[Path_, str]
+
+    def origin(self, path: Path_) -> str:
+        """Where a value comes from: where its key was said, or the name that stands for the section, or ``default``.
+
+        With how it was said, where that was under another name.
+        """
+        place = self._place(path)
+        return f"{place} ({self.notes[path]})" if path in self.notes else place
+
+    def _place(self, path: Path_) -> str:
+        if path in self.origins:
+            return self.origins[path]
+        if path[-1] == "path" or path == (
+            "method",
+            "name",
+        ):  # `model: x`, `method: x`, `train: x` and `train: [x]` are short for mappings
+            section = path[:-1]
+            while section and section not in self.origins and isinstance(section[-1], int):
+                section = section[:-1]
+            deeper = [known for known in self.origins if known != section and known[: len(section)] == section]
+            if section in self.origins and all(self.origins[known] == "flag" for known in deeper):
+                return self.origins[section]
+        return "default"
+
+
+def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """A recipe from a YAML file, a mapping, or as it is, with ``section.key=value`` overrides on top.
+
+    Settings may be said by the names of ``aliases.py``.
+
+    Raises RecipeError naming file and line: not YAML, a key given twice, unknown, of another type, contradictory.
+    """
+    notes: dict[Path_, str] = {}
+    if isinstance(source, Recipe):
+        raw: dict[str, Any] = source.model_dump(exclude_unset=True)
+        raw.setdefault("method", {})["name"] = source.method.name
+        place, origins = "recipe", {}
+    elif isinstance(source, Mapping):
+        raw, place, origins = _plain(source), "recipe", {}
+    else:
+        place = str(source)
+        raw, origins = _read_yaml(Path(source))
+    _rename(raw, origins, notes, place)
+    for override in overrides:
+        path, value = _parse_override(override)
+        path, value = _renamed_override(path, value, notes, override)
+        if not path:
+            continue
+        _put(raw, path, value, override)
+        for old in [known for known in origins if known[: len(path)] == path]:
+            del origins[old]
+        origins[path] = "flag"
+    try:
+        return LoadedRecipe(Recipe.model_validate(raw), origins, notes)
+    except ValidationError as error:
+        raise explain(error, raw, origins, place) from None
+
+
+def _rename(raw: dict[str, Any], origins: dict[Path_, str], notes: dict[Path_, str], place: str) -> None:
+    """Puts every setting that is said by another name under its own."""
+    try:
+        found = aliases.renamed(raw)
+    except ValueError as error:
+        said, name = error.args
+        raise RecipeError(said, where=line_of(name, origins) or place) from None
+    for name, setting in found:
+        where = origins.pop(name, None)
+        raw[name[0]].pop(name[1])
+        if setting.name is None:
+            continue
+        before = _get(raw, setting.name)
+        if before is not None and before != setting.value:
+            raise RecipeError(
+                f"{dotted(name)} and {dotted(setting.name)} say the same thing: give one of them",
+                where=where or place,
+                why=f"They are {setting.value!r} and {before!r}.",
+            )
+        _put(raw, setting.name, setting.value, dotted(name))
+        if where is not None:
+            origins.setdefault(setting.name, where)
+        if setting.note is not None:
+            notes[setting.name] = setting.note
+
+
+def _renamed_override(path: Path_, value: Any, notes: dict[Path_, str], override: str) -> tuple[Path_, Any]:
+    """An override under the setting's own name; no way at all where it says nothing."""
+    try:
+        setting = aliases.canonical(tuple(map(str, path)), value)
+    except ValueError as error:
+        raise RecipeError(str(error), where=override) from None
+    if setting.name is None:
+        return (), None
+    notes.pop(setting.name, None)
+    if setting.note is not None:
+        notes[setting.name] = setting.note
+    return setting.name, setting.value
+
+
+def _get(raw: Any, path: Path_) -> Any:
+    for part in path:
+        raw = raw.get(part) if isinstance(raw, Mapping) else None
+    return raw
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, every value written out; reading it back gives an equal recipe."""
+    return _to_yaml(portable(recipe))
+
+
+def dump_section(name: str, settings: Settings) -> str:
+    """One section as YAML, what was said in it and no more."""
+    return _to_yaml({name: settings.model_dump(mode="json", exclude_unset=True)})
+
+
+def _to_yaml(values: Mapping[str, Any]) -> str:
+    stream = StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[attr-defined]
+    yaml.width = 4096
+    yaml.dump(values, stream)
+    return stream.getvalue()
+
+
+def portable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values that read back as an equal recipe: of two ways to say a thing, only one."""
+    values = recipe.model_dump(mode="json")
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        values["training"].pop(name)  # batch_size says it
+    training = values["training"]
+    training.pop("num_train_epochs" if training["max_steps"] is not None else "max_steps")  # giving both is refused
+    for kind in ("logging", "eval", "save"):
+        if values["training"][f"{kind}_strategy"] != "steps":
+            values["training"].pop(f"{kind}_steps")
+    for side in ("train", "eval", "test"):
+        sources = getattr(recipe.data, side)
+        if isinstance(sources, list):  # what a source leaves to the section is not said here either
+            values["data"][side] = [source.model_dump(mode="json", exclude_unset=True) for source in sources]
+    if not values["method"].get("load_in_8bit"):
+        for name in ("llm_int8_threshold", "llm_int8_skip_modules"):
+            values["method"].pop(name, None)  # refused without it
+    if values["data"]["eval"] == 0:
+        values["training"].pop("eval_steps", None)
+    return values
+
+
+def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    """Every value of a dumped recipe with its way; lists of settings are walked, other lists are values."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for index, item in enumerate(value):
+            yield from leaves(item, (*path, index))
+    else:
+        yield path, value
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError("There is no such recipe", where=str(path), **_similar_files(path)) from None
+    except IsADirectoryError:
+        raise RecipeError(
+            "This is a folder, not a recipe",
+            where=str(path),
+            remedy="Name a YAML file; to continue the run in a run folder, add --resume.",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError("The recipe cannot be read", where=str(path), why=str(error)) from None
+    try:
+        document = _yaml().load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        duplicate = type(error).__name__ == "DuplicateKeyError"
+        raise RecipeError(
+            "A key is given twice" if duplicate else "The recipe is not valid YAML",
+            where=f"{path}:{line}",
+            why=str(error.problem),
+            remedy="Keep one of the two." if duplicate else "Mend the line; a colon needs a space behind it.",
+        ) from None
+    except YAMLError as error:
+        raise RecipeError("The recipe is not valid YAML", where=str(path), why=str(error)) from None
+    if not isinstance(document, CommentedMap):
+        raise RecipeError(
+            "The recipe is empty" if document is None else "The recipe is not a mapping of keys",
+            where=f"{path}:1",
+            remedy="`tunesmith init DATA` writes a recipe to begin with.",
+        )
+    origins: dict[Path_, str] = {}
+    _collect_lines(document, (), path, origins)
+    return _plain(document), origins
+
+
+class _Constructor(RoundTripConstructor):
+    """A date stays the text it was, so that one which no calendar has is the setting's to refuse."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda constructor, node: node.value)
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="rt", pure=True)
+    yaml.Constructor = _Constructor
+    return yaml
+
+
+def _similar_files(path: Path) -> dict[str, str]:
+    folder = path.parent
+    names = sorted(entry.name for entry in folder.glob("*.y*ml")) if folder.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    if close:
+        return {"remedy": f"Did you mean {folder / close[0]}?"}
+    return {"remedy": "Check the path; `tunesmith init DATA` writes a recipe to begin with."}
+
+
+def _collect_lines(node: Any, path: Path_, file: Path, origins: dict[Path_, str]) -> None:
+    if isinstance(node, CommentedMap):
+        own = node.lc.data or {}  # keys that came by a merge (<<) are not in it
+        for key, value in node.items():
+            origins[(*path, key)] = f"{file}:{(own[key][0] if key in own else node.lc.line) + 1}"
+            _collect_lines(value, (*path, key), file, origins)
+    elif isinstance(node, CommentedSeq):
+        for index, value in enumerate(node):
+            origins[(*path, index)] = f"{file}:{node.lc.item(index)[0] + 1}"
+            _collect_lines(value, (*path, index), file, origins)
+
+
+def _plain(node: Any) -> Any:
+    """ruamel's nodes as plain Python values."""
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_plain(value) for value in node]
+    if isinstance(node, Enum):  # such as peft.TaskType.CAUSAL_LM
+        return node.value
+    if isinstance(node, ScalarBoolean):  # one with an anchor; an int to Python
+        return bool(node)
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _parse_override(override: str) -> tuple[Path_, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(
+            "This override is not key=value", where=override, remedy="Write section.key=value, such as training.seed=1."
+        )
+    try:
+        value = _plain(_yaml().load(text)) if text.strip() else None
+    except YAMLError as error:
+        raise RecipeError("The value of this override is not YAML", where=override, why=str(error)) from None
+    return tuple(key.strip().split(".")), value
+
+
+def _put(raw: dict[str, Any], path: Path_, value: Any, override: str) -> None:
+    node: dict[Any, Any] = raw
+    for position, part in enumerate(path[:-1]):
+        child = node.get(part)
+        short = SHORT_FOR.get(path[: position + 1])
+        if isinstance(child, str) and short:
+            child = {short: child}
+        if child is None:
+            child = {}
+        if not isinstance(child, dict):
+            raise RecipeError(
+                "This override goes into a value that has no keys",
+                where=override,
+                why=f"`{dotted(path[: position + 1])}` is {child!r}.",
+            )
+        node[part] = child
+        node = child
+    node[path[-1]] = value

@@ -1,0 +1,228 @@
+"""The run folder: what a run was asked, on what, by which versions, and what came of it, as plain files.
+
+recipe.yaml        every setting, resolved          ledger.json     where every row went
+environment.json   versions, git, threads           metrics.jsonl   a line each logging step and evaluation
+data.json          sources and their hashes         samples.jsonl   answers of base and tuned model, side by side
+template.json      the chat template as used        verdict.json    better, no evidence, or worse
+memory.json        peak, predicted and measured     status.json     where the run stands
+samples_during.jsonl   an answer at each evaluation
+checkpoints/step-NNNNNN/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.errors import RunError
+
+TRIES, BETWEEN_TRIES = 5, 0.05  # to take the lock; seconds
+State = Literal["starting", "running", "finished", "failed", "stopped"]
+
+
+class Run:
+    """One run folder. Files are replaced whole or appended to by line, so a reader never sees half of one."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """An existing run. Raises RunError where there is none."""
+        run = cls(folder)
+        if not run.exists():
+            raise RunError(
+                "This folder holds no run",
+                where=str(folder),
+                why="A run folder has a recipe.yaml and a status.json.",
+                remedy="Name a folder that `tunesmith train` has written; `tunesmith runs list` shows them.",
+            )
+        return run
+
+    def exists(self) -> bool:
+        """Whether this folder is a run, begun or finished; one that was killed while it was set up is not yet."""
+        try:
+            return self.status().get("status", "starting") != "starting"
+        except RunError:  # damaged: a run all the same, and whoever reads it is told
+            return True
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Raises RunError if starting here would overwrite something that was not given up for it."""
+        if not self.folder.exists() or (self.folder.is_dir() and _is_empty(self.folder)):
+            return
+        if not self.folder.is_dir():
+            raise RunError("The output folder is a file", where=str(self.folder), remedy="Name another output_dir.")
+        if not self.status():
+            raise RunError(
+                "The output folder holds files that are not a run",
+                where=str(self.folder),
+                why="Nothing is overwritten that Tunesmith did not write.",
+                remedy="Name another output_dir.",
+            )
+        if self.exists() and not overwrite:
+            raise RunError(
+                "The output folder already holds a run",
+                where=str(self.folder),
+                why=f"Its status is: {self.status().get('status', 'unknown')}.",
+                remedy="Add --resume to continue or finish it, --overwrite to replace it, or name another output_dir.",
+            )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for this process alone. Raises RunError if another process works in it.
+
+        A forked worker closes its copy of the lock at once, so an orphan never keeps the folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _take(descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            holder = self.holder()
+            raise RunError(
+                "Another process works in this run folder",
+                where=str(self.folder),
+                why=f"It is held by process {holder}.",
+                remedy="Wait for it, stop it, or name another output_dir.",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        owner = [descriptor]
+        os.register_at_fork(after_in_child=lambda: os.close(owner.pop()) if owner else None)
+        try:
+            yield
+        finally:
+            if owner:  # else this is a forked child, which has closed its copy already
+                os.close(owner.pop())
+
+    def is_held(self) -> bool:
+        """Whether a process works in the folder: it has the lock for as long as it lives, however it dies."""
+        try:
+            with (self.folder / ".lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def holder(self) -> str:
+        """The number of the process that works in the folder, as it wrote it there; `unknown` where it did not."""
+        with suppress(OSError):
+            return (self.folder / ".lock").read_text(errors="replace").strip() or "unknown"
+        return "unknown"
+
+    def clear(self) -> None:
+        """Removes what a run has written, under its lock. A kill in the middle leaves a folder known as ours."""
+        self.write_json("status.json", {"status": "starting"})
+        for entry in self.folder.iterdir():
+            if entry.name in (".lock", "status.json"):
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Replaces a JSON file whole."""
+        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replaces a text file whole: written beside it, flushed to disk, then renamed."""
+        target = self.folder / name
+        beside = target.with_name(f".{name}.tmp")
+        with beside.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of this run. Raises RunError if it is missing or damaged."""
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(
+                f"This run has no {name}",
+                where=str(self.folder),
+                why=f"Its status is: {self.status().get('status', 'unknown')}." if name != "status.json" else None,
+                remedy="Finish the run with `tunesmith train RECIPE --resume`.",
+            ) from None
+        except ValueError as error:
+            raise RunError(f"{name} is damaged", where=str(path), why=str(error), remedy="Train again.") from None
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Adds one JSON line."""
+        with (self.folder / name).open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """The JSON lines of a file, an unfinished last one left out; empty if there is no such file.
+
+        Raises RunError if a line is damaged.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
+        try:
+            return [json.loads(line) for line in lines if line]
+        except ValueError as error:
+            raise RunError(f"{name} is damaged", where=str(path), why=str(error), remedy="Train again.") from None
+
+    def drop_after(self, name: str, step: int) -> None:
+        """Keeps the JSON lines up to a step: what a stopped run wrote later is computed again."""
+        kept = [line for line in self.read_lines(name) if line.get("step", 0) <= step]
+        self.write_text(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+    def status(self) -> dict[str, Any]:
+        """What status.json says; empty before the run has begun."""
+        return self.read_json("status.json") if (self.folder / "status.json").is_file() else {}
+
+    def set_status(self, status: State, **facts: Any) -> None:
+        """Records where the run stands; facts recorded earlier stay, but for the error of an earlier attempt."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        known = {name: value for name, value in self.status().items() if name != "error"}
+        self.write_json("status.json", {**known, "status": status, "updated": now, **facts})
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoint folders, oldest first."""
+        return sorted(path for path in (self.folder / "checkpoints").glob("step-*") if path.is_dir())
+
+    @property
+    def result(self) -> Path | None:
+        """The checkpoint that the run came to: that of the judged step once it is known, else the newest."""
+        judged = self.status().get("judged_step")
+        named = [path for path in self.checkpoints if judged is not None and path.name == f"step-{judged:06d}"]
+        return (named or self.checkpoints or [None])[-1]
+
+
+def _take(descriptor: int) -> None:
+    """Locks a file. Who only looks whether it is locked has it for a moment, so it is tried more than once."""
+    for _ in range(TRIES - 1):
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(BETWEEN_TRIES)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_empty(folder: Path) -> bool:
+    return all(entry.name == ".lock" for entry in folder.iterdir())
+
+
+def find_runs(folder: str | Path) -> list[Run]:
+    """Runs in a folder and one level below it, by name."""
+    root = Path(folder)
+    candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
+    return [run for run in map(Run, candidates) if run.exists()]

@@ -1,0 +1,143 @@
+"""What a run is and how it did, read from its folder: the library behind `runs list` and `runs show`. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.ledger import PLACES
+from tunesmith.errors import RunError
+from tunesmith.runs.folder import Run, find_runs
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One line of a list of runs. ``metric`` is the one that decides the verdict, with its values."""
+
+    name: str
+    run: str
+    status: str
+    step: int | None
+    total_steps: int | None
+    verdict: str | None
+    metric: str | None
+    base: float | None
+    tuned: float | None
+    updated: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """A run in full. ``training`` and ``validation`` are (step, loss); ``facts`` are lines of (name, text)."""
+
+    summary: Summary
+    facts: list[tuple[str, str]]
+    verdict: dict[str, Any] | None
+    error: dict[str, Any] | None
+    training: list[tuple[int, float]]
+    validation: list[tuple[int, float]]
+    checkpoints: list[Path]
+    best: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary's fields, and facts, result, error, training, validation, checkpoints and best."""
+        return {
+            **asdict(self.summary),
+            "facts": dict(self.facts),
+            "result": self.verdict,
+            "error": self.error,
+            "training": self.training,
+            "validation": self.validation,
+            "checkpoints": [str(path) for path in self.checkpoints],
+            "best": self.best,
+        }
+
+
+def summaries(folder: str | Path) -> list[Summary]:
+    """The runs in a folder and one level below. A run whose files are damaged is listed as such.
+
+    Raises RunError where there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise RunError(
+            "There is no such folder",
+            where=str(folder),
+            remedy="Train a run first, or name the folder that holds runs.",
+        )
+    return [summary(run) for run in find_runs(folder)]
+
+
+def summary(run: Run) -> Summary:
+    """A run in one line."""
+    name = run.folder.name or run.folder.resolve().name
+    try:
+        status, verdict, lines = run.status(), _verdict(run), run.read_lines("metrics.jsonl")
+    except RunError:
+        return Summary(name, str(run.folder), "damaged", None, None, None, None, None, None, None)
+    metric = next(iter((verdict or {}).get("metrics", {})), None)
+    values = verdict["metrics"][metric] if verdict and metric else {}
+    state = status.get("status", "unknown")
+    return Summary(
+        name=name,
+        run=str(run.folder),
+        status="interrupted" if state == "running" and not run.is_held() else state,
+        step=max((at for at in (status.get("step"), lines[-1]["step"] if lines else None) if at), default=None),
+        total_steps=status.get("total_steps"),
+        verdict=verdict.get("verdict") if verdict else None,
+        metric=metric,
+        base=values.get("base"),
+        tuned=values.get("tuned"),
+        updated=status.get("updated"),
+    )
+
+
+def details(folder: str | Path) -> Details:
+    """A run in full. Raises RunError where there is none, or its files are damaged."""
+    from tunesmith.recipe.file import read_recipe
+
+    run = Run.open(folder)
+    status = run.status()
+    lines = run.read_lines("metrics.jsonl")
+    recipe = read_recipe(run.folder / "recipe.yaml").recipe
+    training = recipe.training
+    length = f"{training.max_steps} steps" if training.max_steps else f"{training.num_train_epochs:g} epochs"
+    facts = [
+        ("model", recipe.model.path),
+        ("method", recipe.method.name),
+        *([] if recipe.objective.name == "sft" else [("objective", recipe.objective.name)]),
+        ("data", ", ".join(source.path for source in recipe.data.train)),
+        ("training", f"{length}, batch size {training.batch_size}, learning rate {recipe.learning_rate:g}"),
+        *_counts(run, status),
+    ]
+    return Details(
+        summary=summary(run),
+        facts=facts,
+        verdict=_verdict(run),
+        error=status.get("error") if status.get("status") == "failed" else None,
+        training=[(line["step"], line["loss"]) for line in lines if "loss" in line],
+        validation=[(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line],
+        checkpoints=run.checkpoints,
+        best=status.get("best"),
+    )
+
+
+KEPT = ("trained", "held_out")
+
+
+def _counts(run: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
+    found = []
+    if (run.folder / "ledger.json").is_file():
+        rows = run.read_json("ledger.json")["rows"]
+        apart = [f"{rows[name]:,} {name.replace('_', ' ')}" for name in PLACES if name not in KEPT and rows.get(name)]
+        found.append(("rows", ", ".join([f"{rows['trained']:,} trained", f"{rows['held_out']:,} held out", *apart])))
+    tokens = status.get("tokens") or {}
+    if tokens:
+        found.append(("tokens", ", ".join(f"{tokens[name]:,} {name}" for name in ("computed", "supervised"))))
+    if status.get("seconds") is not None:
+        found.append(("seconds", f"{status['seconds']:,.0f}"))
+    return found
+
+
+def _verdict(run: Run) -> dict[str, Any] | None:
+    return run.read_json("verdict.json") if (run.folder / "verdict.json").is_file() else None

@@ -1,0 +1,164 @@
+"""What a run writes down while it trains: metrics.jsonl, reporters, the best step, and the progress line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tunesmith.runs.folder import Run
+from tunesmith.runs.progress import Advance
+from tunesmith.runs.reporters import open_reporters
+from tunesmith.runs.symptoms import Symptom, Watch
+from tunesmith.training.loop import StepResult
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the last line of metrics, and since the run began. They travel in the checkpoint."""
+
+    loss_sum: float = 0.0
+    denominator: float = 0.0
+    supervised: int = 0
+    tokens: int = 0
+    computed: int = 0
+    run_tokens: int = 0
+    run_computed: int = 0
+    run_supervised: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    last_loss: float | None = field(default=None)
+    norms: list[float] = field(default_factory=list)  # gradient norms of the steps since the last line
+    selection: dict[str, Any] = field(default_factory=dict)  # of the step, where held-out rows select one
+
+
+class Recorder:
+    """Turns step results into lines. Between two steps it draws no random number and touches no weight."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        line_due: Callable[[StepResult], bool],
+        report_to: Sequence[str],
+        totals: dict[str, Any],
+        step: int,
+    ) -> None:
+        self.run, self.line_due = run, line_due
+        self.totals = Totals(**totals)
+        self.advance: Advance = lambda done, facts: None
+        self.warn: Callable[[str], None] = lambda text: None
+        self._watch = Watch(run.read_lines("metrics.jsonl"))
+        for at, norm in enumerate(self.totals.norms, start=step - len(self.totals.norms) + 1):
+            self._watch.see_norm(at, norm)
+        self._timed, self._seconds = 0, 0.0  # tokens and seconds of this window in this process
+        self._unwritten: StepResult | None = None
+        self._reporters = open_reporters(report_to, run, step)
+
+    def on_step(self, result: StepResult) -> None:
+        """Adds a step; where a line is due, writes the mean since the one before."""
+        totals = self.totals
+        totals.loss_sum += result.loss * result.denominator
+        totals.denominator += result.denominator
+        for name, value in (
+            ("supervised", result.supervised_tokens),
+            ("tokens", result.tokens),
+            ("computed", result.computed_tokens),
+        ):
+            setattr(totals, name, getattr(totals, name) + value)
+            setattr(totals, f"run_{name}", getattr(totals, f"run_{name}") + value)
+        self._timed += result.tokens
+        self._seconds += result.seconds
+        self.advance(result.step, self._facts(result))
+        totals.norms.append(float(f"{result.gradient_norm:.6g}"))
+        self._warn_of(self._watch.see_norm(result.step, totals.norms[-1]))
+        self._unwritten = result
+        if self.line_due(result):
+            self._write_line(result)
+
+    def _facts(self, result: StepResult) -> dict[str, str]:
+        """For the line of progress: how it goes, how fast, and what share of the tokens was not computed twice."""
+        totals, facts = self.totals, {"loss": f"{result.loss:.4f}"}
+        if totals.last_loss is not None:
+            facts["eval loss"] = f"{totals.last_loss:.4f}"
+        facts |= {"lr": f"{result.learning_rate:.2e}", "grad norm": f"{result.gradient_norm:.3g}"}
+        facts["tokens/s"] = f"{self._timed / self._seconds:.0f}"
+        if totals.run_computed < totals.run_tokens:
+            facts["saved"] = f"{1 - totals.run_computed / totals.run_tokens:.0%}"
+        return facts
+
+    def _write_line(self, result: StepResult) -> None:
+        totals = self.totals
+        self._record(
+            {
+                "step": result.step,
+                "epoch": round(result.epoch, 4),
+                "loss": totals.loss_sum / totals.denominator,
+                "learning_rate": result.learning_rate,
+                "grad_norm": result.gradient_norm,
+                "grad_norms": totals.norms,
+                "tokens": totals.tokens,
+                "computed_tokens": totals.computed,
+                "supervised_tokens": totals.supervised,
+                "tokens_per_second": round(self._timed / self._seconds, 1),
+            }
+        )
+        totals.loss_sum, totals.denominator = 0.0, 0.0
+        totals.supervised, totals.tokens, totals.computed = 0, 0, 0
+        totals.norms = []
+        self._unwritten = None
+        self._timed, self._seconds = 0, 0.0
+
+    def finish_line(self) -> None:
+        """Writes the line of the steps behind the last one, where a run ends before a line is due."""
+        if self._unwritten is not None:
+            self._write_line(self._unwritten)
+
+    def on_eval(
+        self,
+        step: int,
+        epoch: float,
+        loss: float,
+        seconds: float,
+        by_source: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Writes a validation loss; the step with the lowest so far is the best (a pointer, nothing is copied).
+
+        Args:
+            by_source: the loss on each source's rows, where they are of several.
+            metrics: other numbers of this validation, by name.
+        """
+        totals = self.totals
+        totals.last_loss = loss
+        line = {"step": step, "epoch": round(epoch, 4), "eval_loss": loss, "eval_seconds": round(seconds, 3)}
+        line |= {f"eval_{name}": value for name, value in (metrics or {}).items()}
+        self._record({**line, "eval_loss_by_source": dict(by_source)} if by_source else line)
+        if totals.best_loss is None or loss < totals.best_loss:
+            totals.best_step, totals.best_loss = step, loss
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return asdict(self.totals)
+
+    def close(self) -> None:
+        """Closes the reporters."""
+        for reporter in self._reporters:
+            reporter.close()
+
+    def _record(self, line: dict[str, Any]) -> None:
+        self.run.append("metrics.jsonl", line)
+        self._warn_of(self._watch.see(line))
+        apart = line.get("eval_loss_by_source", {})
+        scalars = {**line, **{f"eval_loss/{source}": loss for source, loss in apart.items()}}
+        values = {
+            f"{'eval' if name.startswith('eval_') else 'train'}/{name.removeprefix('eval_')}": value
+            for name, value in scalars.items()
+            if name not in ("step", "epoch", "eval_loss_by_source", "grad_norms")
+        }
+        for reporter in self._reporters:
+            reporter.log(values, line["step"])
+
+    def _warn_of(self, symptoms: Iterable[Symptom]) -> None:
+        for symptom in symptoms:
+            self.warn(f"step {symptom.step}: {symptom.text}")

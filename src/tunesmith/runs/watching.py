@@ -1,0 +1,235 @@
+"""A run watched from outside: what its folder says as it grows, until it ends. Files alone; no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.errors import RunError
+from tunesmith.runs.folder import Run
+from tunesmith.runs.overview import Summary, summary
+from tunesmith.runs.progress import sample_line
+from tunesmith.runs.symptoms import Symptom, Watch
+
+RECENT = 20  # lines of metrics whose pace the time left is told by
+POLL = 1.0  # seconds between two looks
+FACTS = (  # of a line of metrics: its name there, its name for the eye, and how it is written
+    ("loss", "loss", ".4f"), ("eval_loss", "eval loss", ".4f"), ("learning_rate", "lr", ".2e"),
+    ("grad_norm", "grad norm", ".3g"), ("tokens_per_second", "tokens/s", ".0f"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something new in the folder.
+
+    Args:
+        kind: ``step`` (a line of training metrics), ``evaluation``, ``sample``, ``symptom``, ``restarted`` (the run
+            went on behind an earlier step), ``judging`` (all steps are done) or ``end``.
+        step: at which step.
+        total_steps: of the run, if it is known.
+        facts: what there is to tell, in words, by name; in the order to show it.
+        text: of a symptom, a sample or an end.
+        seconds_left: until the last step, if it is known.
+    """
+
+    kind: Literal["step", "evaluation", "sample", "symptom", "restarted", "judging", "end"]
+    step: int
+    total_steps: int | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    text: str = ""
+    seconds_left: float | None = None
+
+
+class Watcher:
+    """What is new in a run's folder since the last look. ``ended`` once no process works in it any more."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises RunError where there is no run."""
+        self.run = Run.open(folder)
+        self._begin()
+        self._samples = 0
+        self.summary = summary(self.run)
+        self._judging = self._over = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is finished, failed, stopped, interrupted or damaged."""
+        return self._over
+
+    @property
+    def symptoms(self) -> list[Symptom]:
+        """All that looked wrong so far."""
+        return self._watch.found
+
+    def look(self) -> Iterator[Event]:
+        """Everything that is new, in the order of the run; at last the end, once."""
+        held = self.run.is_held()  # before the status, and that before the files: what an ended run wrote last is seen
+        now = settled(self.run)
+        judging = now.status == "running" and "judged_step" in self.run.status()
+        self.summary = now
+        if now.status != "damaged":
+            yield from sorted([*self._lines(), *self._new_samples()], key=lambda event: event.step)
+        total = now.total_steps
+        if judging and not self._judging:
+            self._judging = True
+            yield Event(
+                "judging", now.step or 0, total, text="all steps are done; base and tuned model are being judged"
+            )
+        # A process that is there under another status is about to begin anew, to go on, or to end.
+        if not self._over and (now.status == "damaged" or (now.status != "running" and not held)):
+            self._over = True
+            yield Event("end", now.step or 0, total, text=_ending(now, self.run))
+
+    def _begin(self) -> None:
+        self._seen: list[dict[str, Any]] = []
+        self._watch = Watch()
+        self._tokens = self._computed = 0
+        self._last_evaluation: float | None = None
+
+    def _lines(self) -> Iterator[Event]:
+        lines, total = self.run.read_lines("metrics.jsonl"), self.summary.total_steps
+        if lines[: len(self._seen)] != self._seen:  # continued behind an earlier step: what came later is written again
+            same = next(n for n, line in enumerate([*self._seen, None]) if n >= len(lines) or line != lines[n])
+            self._begin()
+            for line in lines[:same]:
+                self._take(line)
+            self._judging = False
+            step = lines[same - 1]["step"] if same else 0
+            yield Event("restarted", step, total, text=f"the run goes on behind step {step}")
+        for line in lines[len(self._seen) :]:
+            new = self._take(line)
+            kind = "evaluation" if "eval_loss" in line else "step"
+            left = seconds_left(self._seen, total) if kind == "step" else None
+            yield Event(kind, line["step"], total, self._facts(line), seconds_left=left)
+            yield from (Event("symptom", found.step, total, text=found.text) for found in new)
+
+    def _take(self, line: dict[str, Any]) -> list[Symptom]:
+        self._seen.append(line)
+        self._tokens += line.get("tokens", 0)
+        self._computed += line.get("computed_tokens", 0)
+        self._last_evaluation = line.get("eval_loss", self._last_evaluation)
+        return self._watch.see(line)
+
+    def _facts(self, line: Mapping[str, Any]) -> dict[str, str]:
+        if "eval_loss" in line:
+            return {"eval loss": f"{line['eval_loss']:.4f}"}
+        known = {**line, "eval_loss": self._last_evaluation}
+        facts = {name: format(known[key], form) for key, name, form in FACTS if known.get(key) is not None}
+        if self._computed < self._tokens:
+            facts["saved"] = f"{1 - self._computed / self._tokens:.0%}"
+        return facts
+
+    def _new_samples(self) -> Iterator[Event]:
+        lines = self.run.read_lines("samples_during.jsonl")
+        self._samples = min(self._samples, len(lines))
+        for line in lines[self._samples :]:
+            yield Event("sample", line["step"], self.summary.total_steps, text=sample_line(line))
+        self._samples = len(lines)
+
+
+def begun(
+    folder: str | Path,
+    *,
+    wait: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Run:
+    """The run in a folder once its first step can come: a process that reads data or loads a model there is waited for.
+
+    Args:
+        wait: also where no process works in the folder yet, or there is no folder.
+        say: hears once what is waited for.
+
+    Raises:
+        RunError: there is no run, and none is about to begin.
+    """
+    run, said = Run(folder), set[str]()
+    while True:
+        held = run.is_held()  # before the status: a run that has ended since is a run
+        if _has_begun(run, held=held):
+            return run
+        if held:
+            news = f"{folder}: process {run.holder()} is getting ready; data and model come before the first step"
+        elif wait and not run.folder.is_file():
+            news = f"waiting for a run in {folder}"
+        else:
+            raise _no_run(folder, ended=bool(said))
+        if news not in said:
+            said.add(news)
+            say(news)
+        sleep(POLL)
+
+
+def _has_begun(run: Run, *, held: bool) -> bool:
+    """Whether there is a run, and not one that the process that works there is about to replace or to go on with."""
+    try:
+        return run.exists() and (not held or run.status().get("status") == "running")
+    except RunError:  # damaged: whoever reads it is told
+        return True
+
+
+def _no_run(folder: str | Path, *, ended: bool) -> RunError:
+    if ended:
+        return RunError(
+            "No run has begun in this folder",
+            where=str(folder),
+            why="The process that was getting ready has ended.",
+            remedy="It has said why. Train again, or add --wait to wait for the next.",
+        )
+    return RunError(
+        "This folder holds no run",
+        where=str(folder),
+        why="A run folder has a recipe.yaml and a status.json, and no process is about to write them.",
+        remedy="Name a folder that `tunesmith train` has written (`tunesmith runs list` shows them), or add --wait to "
+        "wait until a run begins there.",
+    )
+
+
+def follow(watcher: Watcher, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[Event]:
+    """Every event of a run from its beginning until it ends."""
+    while True:
+        yield from watcher.look()
+        if watcher.ended:
+            return
+        sleep(POLL)
+
+
+def settled(run: Run) -> Summary:
+    """The run in one line. A process that ends between the two things that are read is not called interrupted."""
+    found = summary(run)
+    return summary(run) if found.status == "interrupted" else found
+
+
+def seconds_left(lines: list[dict[str, Any]], total_steps: int | None) -> float | None:
+    """Seconds until the last step at the pace of the latest lines, evaluations included; None where it is not known."""
+    recent = lines[-RECENT:]
+    steps = [line for line in recent if line.get("tokens_per_second")]
+    if total_steps is None or not steps:
+        return None
+    before = [line["step"] for line in lines[: -len(recent)] if line["step"] < steps[0]["step"]]
+    taken = steps[-1]["step"] - (before[-1] if before else 0)
+    seconds = sum(line["tokens"] / line["tokens_per_second"] for line in steps)
+    seconds += sum(line.get("eval_seconds", 0.0) for line in recent)
+    return seconds / taken * (total_steps - steps[-1]["step"]) if taken > 0 else None
+
+
+def _ending(found: Summary, run: Run) -> str:
+    if found.status == "failed":
+        error = run.status().get("error") or {}
+        return f"the run failed: {error.get('what', 'for an unknown reason')}"
+    if found.status == "finished":
+        change = ""
+        if found.metric is not None and found.base is not None and found.tuned is not None:
+            change = f", {found.metric} {found.base:.4g} -> {found.tuned:.4g}"
+        return f"the run is finished: {found.verdict or 'no verdict'}{change}"
+    reasons = {
+        "stopped": "was stopped",
+        "interrupted": "was interrupted: its process is gone",
+        "starting": "was interrupted before its first step",
+        "unknown": "is gone: its folder has no status.json any more",
+    }
+    return f"the run {reasons.get(found.status, f'is {found.status}')}"

@@ -1,0 +1,252 @@
+"""Everything before the first step: data, tokenizer, template, rows, and then weights with their method attached.
+
+The cheapest refusal comes first: rows are read before a model is fetched, and encoded before weights are loaded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from tunesmith.data.chat.template import ChatTemplate
+from tunesmith.data.corpus import Corpus, encode_corpus
+from tunesmith.data.finding import Finding
+from tunesmith.data.survey import Survey, check_metrics, survey_rows
+from tunesmith.evaluation.metrics.user_functions import check_size, compute_function
+from tunesmith.evaluation.task import Task
+from tunesmith.methods.continued_adapter import check_tokens, find_start, in_words, other_base, started, with_targets
+from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, extend
+from tunesmith.model.weights.device import check_tf32, resolve_device, resolve_dtype
+from tunesmith.model.weights.load import load_tokenizer, stop_ids
+from tunesmith.model.weights.resolve import kind, resolve
+from tunesmith.model.weights.text_side import make_template
+from tunesmith.planning import budget, memory
+from tunesmith.planning.budget import Plan
+from tunesmith.planning.fallback import require_quantization
+from tunesmith.planning.shape_from_model import linear_modules, shape_of
+from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, method_label
+from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.progress import Listener
+from tunesmith.runs.reporters import check_reporters
+from tunesmith.training.objectives.table import preference_objective
+from tunesmith.training.optim import check_optimizer
+from tunesmith.training.step_rows import first_steps, longest_part
+from tunesmith.training.tasks import make_tasks
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What is known before weights are loaded. ``recipe`` has every ``auto`` resolved that needs no weights.
+
+    ``plan`` says what will be in memory. ``task`` is what the run is judged on; None where no row is held out.
+    ``selecting`` are the held-out rows that select the step which is judged, none of them in ``task``.
+    ``added`` are the tokens that the recipe adds. ``start``: the folder of the adapter that training goes on from.
+    """
+
+    recipe: Recipe
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    stops: tuple[int, ...]
+    template: ChatTemplate
+    survey: Survey
+    corpus: Corpus
+    task: Task | None
+    plan: Plan
+    selecting: Task | None = None
+    added: AddedTokens = NO_TOKENS
+    start: Path | None = None
+
+    @property
+    def validation(self) -> Task | None:
+        """The rows that validation losses are taken on."""
+        return self.selecting or self.task
+
+
+def prepare(recipe: Recipe, listener: Listener, *, start: Path | None = None) -> Prepared:
+    """Reads, splits and encodes the data for the recipe's model.
+
+    Args:
+        start: where a run keeps its copy of the adapter that it went on from; None: where the recipe says it is.
+
+    Raises:
+        DataError, ModelError, RecipeError: what a user can mend.
+    """
+    _refuse_unusable(recipe)
+    asked = recipe
+    recipe, start = _from_adapter(recipe, start)
+    survey = survey_rows(
+        recipe.data,
+        seed=recipe.training.seed,
+        method=recipe.method.name,
+        objective=recipe.objective.name,
+        listener=listener,
+    )
+    check_metrics(recipe.evaluation.metrics, survey)
+    for note in survey.notes:
+        listener.say(note)
+    _tell(survey.findings, listener)
+    folder = resolve(
+        recipe.model.path,
+        revision=recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+        say=listener.say,
+    )
+    tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code)
+    added = extend(tokenizer, recipe.model)
+    for note in added.notes():
+        listener.say(note)
+    if start is not None:
+        check_tokens(start, dict(zip(added.ids, added.texts, strict=True)), set(tokenizer.get_vocab().values()))
+    stops = stop_ids(folder, tokenizer)
+    template = make_template(recipe.data, tokenizer, stops, recipe.model.named_tokens)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True)
+    recipe = _say_where_it_starts(recipe, asked, start, config=config, base=folder, listener=listener)
+    recipe = _within_positions(recipe, config, listener)
+    _say_if_router_is_not_balanced(config, listener)
+    _say_if_not_regrouped(recipe, listener)
+    _say_if_noisy(recipe, listener)
+    survey = replace(survey, settings=recipe.data)
+    corpus = encode_corpus(survey, template, listener=listener)
+    _tell(corpus.findings, listener)
+    task, selecting = make_tasks(survey, corpus, recipe, tokenizer=tokenizer, stops=stops)
+    if task is not None and selecting is not None:
+        name, selects, judges = recipe.training.metric_for_best_model, selecting.examples, task.examples
+        listener.say(f"held-out rows: {selects:,} select the step by {name}, and {judges:,} others judge it")
+    _check_logits(recipe, config, [each for each in (task, selecting) if each is not None])
+    recipe = _resolve_settings(recipe, survey, listener)
+    chosen = _plan(recipe, config, folder, corpus, added)
+    recipe = recipe.with_values(
+        training={"micro_batch_tokens": chosen.budget, "gradient_checkpointing": chosen.checkpointing}
+    )
+    return Prepared(recipe, folder, tokenizer, stops, template, survey, corpus, task, chosen, selecting, added, start)
+
+
+def _refuse_unusable(recipe: Recipe) -> None:
+    """What this machine cannot do, before any row is read."""
+    training = recipe.training
+    check_reporters(training.report_to)
+    if training.optim != "adamw_torch" or training.tf32:
+        device = resolve_device(recipe.model.device)
+        check_optimizer(training.optim, device)
+        check_tf32(training.tf32, device)
+    if method_label(recipe.method) in QUANTIZED:
+        require_quantization(recipe)
+
+
+def _from_adapter(recipe: Recipe, kept: Path | None) -> tuple[Recipe, Path | None]:
+    """Where the recipe goes on from an adapter: with the settings of that adapter's file, and its folder."""
+    method = recipe.method
+    if not isinstance(method, AdapterSettings) or method.adapter_name_or_path is None:
+        return recipe, None
+    folder = kept or find_start(method.adapter_name_or_path)
+    method = started(method, folder, path=method.adapter_name_or_path if kept else str(folder))
+    return recipe.model_copy(update={"method": method}), folder
+
+
+def _say_where_it_starts(
+    recipe: Recipe, asked: Recipe, start: Path | None, *, config: PretrainedConfig, base: Path, listener: Listener
+) -> Recipe:
+    """Names the targets of the adapter that it goes on from as a recipe would, and says what its file decides."""
+    if start is None:
+        return recipe
+    method, before = recipe.method, asked.method
+    assert isinstance(method, AdapterSettings) and isinstance(before, AdapterSettings)
+    method = with_targets(method, before, linear_modules(config, recipe), start)
+    listener.say(in_words(method))
+    other = other_base(start, base, recipe.model.path)
+    if other is not None:
+        listener.warn(other)
+    return recipe.model_copy(update={"method": method})
+
+
+def _check_logits(recipe: Recipe, config: PretrainedConfig, tasks: Sequence[Task]) -> None:
+    """A function of the user's gets all logits at a time, so it is imported and they are counted now."""
+    if recipe.evaluation.compute_metrics is None:
+        return
+    compute_function(recipe.evaluation.compute_metrics)
+    for task in tasks:
+        labels = sum(int(row.supervised[1:].sum()) for row in task.rows)
+        check_size(labels, config.get_text_config().vocab_size)
+
+
+def _within_positions(recipe: Recipe, config: PretrainedConfig, listener: Listener) -> Recipe:
+    """A model cannot see past its positions, so ``max_length`` is at most their number."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)  # a state-space model has none
+    if limit is None or recipe.data.max_length <= limit:
+        return recipe
+    listener.say(f"data.max_length: {recipe.data.max_length} -> {limit}, the positions that this model has")
+    return recipe.with_values(data={"max_length": limit})
+
+
+def _say_if_router_is_not_balanced(config: PretrainedConfig, listener: Listener) -> None:
+    """transformers would add the router's auxiliary loss, which depends on the micro-batch. Ours never does."""
+    if getattr(config.get_text_config(), "output_router_logits", False):
+        listener.say(
+            "router: trained without its auxiliary loss, which this model's config asks for (output_router_logits); "
+            "the loss is that of the supervised tokens alone, whatever the micro-batches"
+        )
+
+
+def _say_if_not_regrouped(recipe: Recipe, listener: Listener) -> None:
+    """kto's estimate depends on the micro-batch, so that one keeps its examples; see training/kto.py."""
+    objective = preference_objective(recipe)
+    if objective is not None and objective.indivisible > 1:
+        listener.say(
+            f"{recipe.objective.name}: a micro-batch is {objective.indivisible} examples, whatever "
+            "training.micro_batch_tokens is, because the KL is estimated on them; training.per_device_train_batch_size "
+            "sets how many"
+        )
+
+
+def _say_if_noisy(recipe: Recipe, listener: Listener) -> None:
+    """Why nothing is saved; see model/neftune.py."""
+    if recipe.training.neftune_noise_alpha is not None:
+        listener.say(
+            "neftune: noise on the embeddings, scaled by each row's own length (transformers takes the padded length "
+            "of the batch); rows share no prefix then, so no repeated token is saved"
+        )
+
+
+def _tell(findings: Sequence[Finding], listener: Listener) -> None:
+    for finding in findings:
+        rows = f" ({', '.join(finding.rows[:3])}{', ...' if finding.count > 3 else ''})" if finding.count else ""
+        (listener.say if finding.severity == "info" else listener.warn)(f"{finding.message}{rows}")
+
+
+def _resolve_settings(recipe: Recipe, survey: Survey, listener: Listener) -> Recipe:
+    """Every ``auto`` but the plan's: a function of recipe and machine, never of a timing."""
+    training, model = recipe.training, recipe.model
+    device = resolve_device(model.device)
+    dtype = resolve_dtype(model.dtype, device, say=listener.warn)
+    local = kind(model.path) in ("model", "gguf")
+    return recipe.with_values(
+        model={
+            "path": str(Path(model.path).expanduser().resolve()) if local else model.path,
+            "device": device,
+            "dtype": str(dtype).removeprefix("torch."),
+        },
+        data={
+            "date": recipe.data.date or time.strftime("%Y-%m-%d"),
+            "too_long": survey.rule_of_long_rows,
+        },
+        training={
+            "learning_rate": recipe.learning_rate,
+            "threads": budget.threads() if training.threads == "auto" else training.threads,
+        },
+    )
+
+
+def _plan(recipe: Recipe, config: PretrainedConfig, folder: Path, corpus: Corpus, added: AddedTokens) -> Plan:
+    """Micro-batch and checkpointing: a function of model, recipe, data and total memory."""
+    return budget.choose(
+        shape_of(config, recipe, folder, added),
+        recipe.training,
+        longest=longest_part(recipe, corpus),
+        memory=memory.total_memory(recipe.model.device),
+        where=recipe.model.path,
+        steps=first_steps(recipe, corpus),
+    )

@@ -1,0 +1,269 @@
+"""What is in the data and what would be learned from it, before anything trains: the library behind `check`.
+
+Without a model nothing heavy is imported. With one, rows become tokens exactly as a run would make them; only its
+tokenizer is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tunesmith.data.accounts import refuse_lost
+from tunesmith.data.corpus import encode_corpus
+from tunesmith.data.files.reader import own_eval_split
+from tunesmith.data.files.rows import BadRow
+from tunesmith.data.finding import Finding, rows_in_words
+from tunesmith.data.ledger import Ledger
+from tunesmith.data.report import summary
+from tunesmith.data.survey import Survey, survey_rows
+from tunesmith.errors import DataError
+from tunesmith.evaluation.metrics.answers import check_names
+from tunesmith.model.weights.text_side import make_template, within_positions
+from tunesmith.recipe.data import DataSettings, RowShape, SourceSettings
+from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
+from tunesmith.recipe.settings import ModelSettings
+from tunesmith.runs.progress import Listener, Silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tunesmith.data.chat.template import Encoded
+
+
+SCHEMA = 1  # of to_json; a key that changes its meaning or goes away raises it
+RECIPE_ENDINGS = (".yaml", ".yml")
+FINDINGS_NAMED = 3
+
+
+@dataclass(slots=True)
+class Inspection:
+    """What `check` reports. ``shown``, ``tokenizer`` and token counts are there where a model was named.
+
+    ``stops`` is whether bad rows stop a run (``data.on_error``).
+    """
+
+    notes: list[str]
+    sources: list[dict[str, Any]]
+    ledger: Ledger
+    findings: list[Finding]
+    bad: list[BadRow]
+    stops: bool
+    lengths: dict[str, Any]
+    labels: dict[str, Any] | None
+    scripts: list[dict[str, Any]]
+    languages: dict[str, Any] | None
+    diversity: dict[str, Any]
+    shown: list[Encoded] = field(default_factory=list)
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether a run could begin: no row that stops it, and no finding that makes its verdict worthless."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+    @property
+    def judgement(self) -> str:
+        """The whole in two or three sentences."""
+        rows = self.ledger.rows
+        usable = rows.read - rows.invalid
+        parts = [f"{rows_in_words(usable)} can be used" + (f", {rows.invalid:,} cannot" if rows.invalid else "") + "."]
+        grave = [finding for finding in self.findings if finding.severity == "error"]
+        doubtful = [finding for finding in self.findings if finding.severity == "warning"]
+        if grave:
+            parts.append(f"Not ready to train on: {_named(grave)}.")
+        elif doubtful:
+            parts.append(f"Ready to train on, but look at {_named(doubtful)} first.")
+        else:
+            parts.append("Ready to train on: nothing is wrong that could be seen.")
+        return " ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values; ``docs/cli.md`` describes it."""
+        return {
+            "schema": SCHEMA,
+            "good": self.is_good,
+            "judgement": self.judgement,
+            "notes": self.notes,
+            "sources": self.sources,
+            "ledger": self.ledger.to_json(),
+            "lengths": self.lengths,
+            "labels": self.labels,
+            "scripts": self.scripts,
+            "languages": self.languages,
+            "diversity": self.diversity,
+            "findings": [finding.to_json() for finding in self.findings],
+            "bad": [asdict(row) for row in self.bad],
+            "shown": self._shown_json(),
+        }
+
+    def _shown_json(self) -> list[dict[str, Any]]:
+        if self.tokenizer is None:
+            return []
+        from tunesmith.data.chat.show import spans
+
+        return [
+            {
+                "source": row.source,
+                "tokens": len(row.ids),
+                "supervised": int(row.supervised.sum()),
+                "pieces": [[text, learned] for text, learned in spans(row, self.tokenizer)],
+            }
+            for row in self.shown
+        ]
+
+
+def _named(found: list[Finding]) -> str:
+    names = [f"{finding.id.replace('_', ' ')} ({finding.count:,})" for finding in found[:FINDINGS_NAMED]]
+    more = len(found) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
+
+
+def inspect(
+    data: str,
+    *,
+    model: str | None = None,
+    format: RowShape = "auto",
+    columns: Mapping[str, str] | None = None,
+    instruction: str | None = None,
+    against: str | None = None,
+    near: bool = True,
+    show: int = 0,
+    listener: Listener | None = None,
+) -> Inspection:
+    """Looks at the rows of a data source, or of a recipe (``.yaml``), whose model then makes the tokens.
+
+    Args:
+        data: file, folder, dataset or URL of rows, or a recipe.
+        model: the model whose tokenizer and chat template are used.
+        format: shape of the rows; with columns and instruction, on top of the recipe's.
+        columns: field to column of the file.
+        instruction: one instruction for all rows.
+        against: rows, read as the data is, that should not be in it.
+        near: look for near duplicates.
+        show: training rows to hand back as tokens; needs a model.
+        listener: hears what goes on; nobody by default.
+
+    Raises:
+        DataError: the data cannot be read, no row is good, or a row cannot become tokens.
+        ModelError: the model's tokenizer cannot be loaded.
+        RecipeError: the recipe is wrong.
+    """
+    listener = listener or Silent()
+    settings, source, seed, method = settings_of(data, model, format=format, columns=columns, instruction=instruction)
+    other = None if against is None else settings.sources("train")[0].model_copy(
+        update={"path": against, "split": None, "name": None}
+    )  # fmt: skip
+    found = survey_rows(
+        settings.model_copy(update={"on_error": "skip"}),
+        seed=seed,
+        method=method,
+        against=other,
+        near=near,
+        stops=settings.on_error == "stop",
+        listener=listener,
+    )
+    seen = found.scan
+    rows = np.flatnonzero(seen.own)
+    longest = int(rows[seen.characters[rows].argmax()])
+    report = Inspection(
+        notes=found.notes,
+        sources=found.sources,
+        ledger=found.ledger(),
+        findings=found.findings,
+        bad=found.rejected,
+        stops=settings.on_error == "stop",
+        lengths=summary.lengths(seen.characters[rows], "characters", seen.places(np.array([longest]))[0]),
+        labels=summary.labels(seen),
+        scripts=summary.scripts(seen),
+        languages=summary.languages(seen),
+        diversity=summary.diversity(seen),
+    )
+    if source is not None:
+        _tokens(report, found, source, show=show, listener=listener)
+    return report
+
+
+def settings_of(
+    data: str,
+    model: str | None,
+    overrides: Sequence[str] = (),
+    *,
+    format: RowShape = "auto",
+    columns: Mapping[str, str] | None = None,
+    instruction: str | None = None,
+) -> tuple[DataSettings, ModelSettings | None, int, str | None]:
+    """Data section, model, seed and method of a recipe, or of plain data with what was said of it.
+
+    Args:
+        overrides: ``key=value`` over the data section.
+    """
+    given = {"format": format, "columns": dict(columns or {}), "instruction": instruction}
+    given = {name: value for name, value in given.items() if value not in ("auto", {}, None)}
+    named = None if model is None else ModelSettings.model_validate({"path": model})
+    overrides = [override if override.startswith("data.") else f"data.{override}" for override in overrides]
+    if not data.endswith(RECIPE_ENDINGS):
+        raw = {"model": "unused", "data": _plain_section(data, given), "output_dir": "unused"}
+        return read_recipe(raw, overrides).recipe.data, named, 0, None
+    recipe = read_recipe(data, overrides).recipe
+    check_names(recipe.evaluation.metrics)
+    if recipe.data.format == "auto" and recipe.objective.name in OBJECTIVE_SHAPES:
+        given = {"format": OBJECTIVE_SHAPES[recipe.objective.name], **given}
+    return recipe.data.model_copy(update=given), named or recipe.model, recipe.training.seed, recipe.method.name
+
+
+def _plain_section(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing is held out of plain data but what it holds out itself, so that every row is looked at."""
+    own = own_eval_split(SourceSettings.model_validate({"path": data, **given}))
+    return {"train": data, **({"eval": 0.0} if own is None else {}), **given}
+
+
+def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: int, listener: Listener) -> None:
+    """Adds what only a tokenizer can tell. Rows that are too long become a finding, so that the rest is still seen."""
+    from tunesmith.model.weights.added_tokens import extend
+    from tunesmith.model.weights.load import load_tokenizer, stop_ids
+    from tunesmith.model.weights.resolve import resolve
+
+    trusted = model.trust_remote_code
+    folder = resolve(model.path, revision=model.revision, trust_remote_code=trusted, say=listener.say)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
+    for note in extend(tokenizer, model).notes():
+        listener.say(note)
+    settings = within_positions(found.settings, folder)
+    template = make_template(settings, tokenizer, stop_ids(folder, tokenizer), model.named_tokens)
+    stops = "error" in (settings.if_too_long(raw_text=True), settings.if_too_long(raw_text=False))
+    lenient = settings.model_copy(update={"max_lost": None, **(_lenient(settings) if stops else {})})
+    try:
+        made = encode_corpus(replace(found, settings=lenient), template, listener=listener)
+    except DataError as error:  # said as a finding, so that everything else is still seen
+        rows = [error.where] if error.where else []
+        message = " ".join(filter(None, [error.what, f"({error.why})" if error.why else None]))
+        report.findings.insert(0, Finding("no_tokens", "error", rows, message, error.remedy or "correct the row"))
+        return
+    report.tokenizer, report.ledger = tokenizer, made.ledger
+    report.shown = list(made.train[:show])
+    report.findings = [finding for finding in report.findings if finding.id != "long_rows"]  # it was a guess
+    report.findings += made.findings
+    if stops and len(made.left_out):
+        words = f"{rows_in_words(len(made.left_out))} have more than {settings.max_length:,} tokens (data.max_length)"
+        split = ", split" if found.scan.raw_text[made.left_out].any() else ""
+        remedy = f"raise data.max_length (it costs memory), or set data.too_long: drop{split} or truncate"
+        report.findings.insert(0, Finding("too_long", "error", found.scan.places(made.left_out), words, remedy))
+    try:
+        refuse_lost(made.ledger, settings)
+    except DataError as error:
+        words = f"{error.what} ({error.why})"
+        report.findings.insert(0, Finding("too_many_lost", "error", [], words, error.remedy or ""))
+    longest = made.encoded[int(made.encoded.lengths.argmax())].source
+    report.lengths = summary.lengths(made.encoded.lengths, "tokens", longest)
+
+
+def _lenient(settings: DataSettings) -> dict[str, Any]:
+    """Rows that would stop a run are dropped; raw text is split where it would be."""
+    split = settings.if_too_long(raw_text=True) == "split"
+    clean = settings.clean.model_copy(update={"max_length": True})
+    return {"too_long": "split" if split else "drop", "clean": clean}

@@ -1,0 +1,77 @@
+"""A recipe's rows counted in tokens, by the tokenizer and template that training uses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+from tunesmith.planning.workload import Workload
+from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.progress import Listener, Silent
+
+STEPS = 4  # looked at for what rows share
+
+
+def by_tokens(recipe: Recipe, *, listener: Listener | None = None) -> Workload:
+    """Of the recipe's rows as its model sees them, and what the rows of the first steps share. Imports torch.
+
+    Args:
+        recipe: with its device resolved, which decides the micro-batch.
+
+    Raises:
+        DataError, ModelError: what a user can mend in rows or model.
+    """
+    import numpy as np
+
+    from tunesmith.data.batches.layout import micro_batches
+    from tunesmith.data.corpus import encode_corpus
+    from tunesmith.data.survey import survey_rows
+    from tunesmith.model.weights.added_tokens import extend
+    from tunesmith.model.weights.load import load_tokenizer, stop_ids
+    from tunesmith.model.weights.resolve import resolve
+    from tunesmith.model.weights.text_side import make_template, within_positions
+    from tunesmith.planning.budget import micro_batch_tokens
+    from tunesmith.training.objectives.table import preference_objective
+    from tunesmith.training.step_rows import first_steps, longest_part, order_of
+
+    listener = listener or Silent()
+    found = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name, listener=listener)
+    code = recipe.model.trust_remote_code
+    folder = resolve(recipe.model.path, revision=recipe.model.revision, trust_remote_code=code, say=listener.say)
+    limit = within_positions(recipe.data, folder).max_length
+    recipe = recipe.with_values(data={"max_length": limit})
+    found = replace(found, settings=recipe.data)
+    tokenizer = load_tokenizer(folder, trust_remote_code=code)
+    extend(tokenizer, recipe.model)
+    template = make_template(recipe.data, tokenizer, stop_ids(folder, tokenizer), recipe.model.named_tokens)
+    corpus = encode_corpus(found, template, listener=listener)
+    longest, steps = longest_part(recipe, corpus), first_steps(recipe, corpus)
+    asked = recipe.training.micro_batch_tokens
+    budget = micro_batch_tokens(recipe.model.device, longest, steps) if asked == "auto" else int(asked)
+    layout, objective, order = recipe.training.wanted_layout, preference_objective(recipe), order_of(recipe, corpus)
+    windows = list(islice(order.windows(), STEPS))
+    batches = []
+    for rows in (corpus.rows_of(window.rows) for window in windows):
+        if objective is None:
+            batches += micro_batches(rows, budget=budget, layout=layout)
+        else:
+            batches += objective.batches(objective.rows(rows), budget=budget, layout=layout)
+    of_rows = corpus.train.lengths.astype(np.int64).reshape(-1, corpus.together).sum(1)
+    epoch = order.epoch_rows(0)
+    tokens, seen = int(of_rows[epoch].sum()), sum(int(of_rows[list(window.rows)].sum()) for window in windows)
+
+    def scaled(part: int) -> int:
+        return round(tokens * part / seen)
+
+    computed = sum(batch.computed for batch in batches)
+    return Workload(
+        rows=len(epoch),
+        longest=longest,
+        tokens=tokens,
+        computed=scaled(computed),
+        logits=scaled(sum(int(batch.predicts.sum()) for batch in batches)),
+        pairs=scaled(sum(int((batch.position_ids + 1).sum()) for batch in batches)),
+        basis=f"{len(epoch):,} rows of {tokens:,} tokens, {computed / seen:.0%} of them computed (counted on "
+        f"{len(windows)} steps)",
+        steps=steps,
+    )

@@ -1,0 +1,354 @@
+"""Rows cleaned, split and written as a dataset folder: the library behind `prepare`.
+
+The same reader and the same rules as `check` and `train`: what this writes to ``train`` is what a run of the same data
+section would train on. Rows are streamed, so a large file needs no more memory than a small one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tunesmith.data.accounts import refuse_lost
+from tunesmith.data.corpus import encode_corpus
+from tunesmith.data.examples.example import Example
+from tunesmith.data.examples.message import Message
+from tunesmith.data.examples.row_shapes import PREFERENCES
+from tunesmith.data.ledger import PLACES, Ledger
+from tunesmith.data.placement import PLACE
+from tunesmith.data.survey import Survey, survey_rows
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.model.weights.text_side import make_template, within_positions
+from tunesmith.recipe.data import RowShape
+from tunesmith.recipe.file import dump_section
+from tunesmith.recipe.settings import ModelSettings
+from tunesmith.runs.progress import Listener, Silent
+from tunesmith.workflows.check import settings_of
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+
+SPLITS = {"trained": "train", "held_out": "validation", "test": "test"}
+REJECTED = "rejected.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """What was written: rows by split, and the ledger."""
+
+    folder: Path
+    splits: dict[str, int]
+    ledger: Ledger
+    rejected: int
+
+    def to_json(self) -> dict[str, Any]:
+        """``{folder, splits, ledger, rejected}``."""
+        return {
+            "folder": str(self.folder),
+            "splits": self.splits,
+            "ledger": self.ledger.to_json(),
+            "rejected": self.rejected,
+        }
+
+
+def prepare_data(
+    data: str,
+    out: str | Path,
+    *,
+    settings: Sequence[str] = (),
+    model: str | None = None,
+    format: RowShape = "auto",
+    columns: Mapping[str, str] | None = None,
+    instruction: str | None = None,
+    ray: bool = False,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> PreparedData:
+    """Writes a ``datasets`` folder with a card, and every row that is not in it to ``rejected.jsonl``.
+
+    Args:
+        data: file, folder, dataset or URL of rows, or a recipe (``.yaml``).
+        out: the folder, which must not be there yet.
+        settings: ``key=value`` over the data section, such as ``clean=[dedupe]``.
+        model: whose tokenizer counts tokens; needed for ``clean.max_length`` where the data is no recipe.
+        format: shape of the rows; with columns and instruction, on top of the recipe's.
+        columns: field to column of the file.
+        instruction: one instruction for all rows.
+        ray: look at the rows on a Ray cluster; the result is the same.
+        overwrite: replace a dataset that is in the folder.
+        listener: hears what goes on; nobody by default.
+
+    Raises:
+        DataError: the data cannot be read, a side would be empty, or the folder cannot be written.
+        RecipeError: the settings contradict each other.
+    """
+    listener = listener or Silent()
+    folder = Path(out)
+    _check_free(folder, overwrite=overwrite)
+    section, source, seed, method = settings_of(
+        data, model, settings, format=format, columns=columns, instruction=instruction
+    )
+    counted = {"max_length", "too_long"} & section.model_fields_set
+    if source is None and (section.clean.max_length or counted):
+        raise RecipeError(
+            f"{'clean.max_length' if section.clean.max_length else min(counted)} counts tokens, and no model is named",
+            where="data.clean" if section.clean.max_length else "data",
+            remedy="Name one with --model, or give a recipe.",
+        )
+    survey = survey_rows(section, seed=seed, method=method, ray=ray, listener=listener)
+    if survey.raw_text != bool(survey.scan.raw_text[survey.scan.good].any()):
+        raise DataError(
+            "documents and conversations cannot be written as one dataset",
+            where=data,
+            why="A dataset has one shape: messages, or text.",
+            remedy="prepare them apart, and name both folders in data.train",
+        )
+    place, ledger = survey.place, survey.ledger()
+    refuse_lost(ledger, section)
+    if source is not None:
+        place, ledger = _with_tokens(survey, source, listener)
+    place_of = folder.absolute()
+    making = place_of.with_name(f".{place_of.name}.{os.getpid()}.unfinished")
+    with _written(making, folder):
+        splits = _write(survey, place, making, listener)
+        rejected = _write_rejected(survey, place, making)
+        (making / "README.md").write_text(_card(data, survey, ledger, splits), encoding="utf-8")
+        _move(making, folder)
+    return PreparedData(folder, splits, ledger, rejected)
+
+
+def _with_tokens(survey: Survey, model: ModelSettings, listener: Listener) -> tuple[np.ndarray, Ledger]:
+    """Places and ledger once the rows have tokens: those too long in their place."""
+    from tunesmith.model.weights.added_tokens import extend
+    from tunesmith.model.weights.load import load_tokenizer, stop_ids
+    from tunesmith.model.weights.resolve import resolve
+
+    trusted = model.trust_remote_code
+    folder = resolve(model.path, revision=model.revision, trust_remote_code=trusted, say=listener.say)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
+    extend(tokenizer, model)
+    template = make_template(survey.settings, tokenizer, stop_ids(folder, tokenizer), model.named_tokens)
+    survey = replace(survey, settings=within_positions(survey.settings, folder))
+    made = encode_corpus(survey, template, listener=listener)
+    place = survey.place.copy()
+    place[made.left_out] = PLACE["too_long"]
+    return place, made.ledger
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    ours = (folder / REJECTED).is_file() and (folder / "dataset_dict.json").is_file()
+    if not (overwrite and ours):
+        raise DataError(
+            "there is something in this folder already",
+            where=str(folder),
+            why="A dataset that `tunesmith prepare` wrote."
+            if ours
+            else "It is no dataset that `tunesmith prepare` wrote.",
+            remedy="name another folder" + (", or add --overwrite" if ours else ""),
+        )
+
+
+@contextmanager
+def _written(folder: Path, name: Path) -> Iterator[None]:
+    """Inside, a fresh folder may be filled that becomes ``name``; what a failure left of it is removed."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield
+    except OSError as error:
+        raise DataError(
+            "the dataset cannot be written",
+            where=str(name),
+            why=error.strerror or str(error),
+            remedy="name a folder with room that you may write to",
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(making: Path, folder: Path) -> None:
+    """Into the folder's place; one that is there stays the same folder, as somebody may stand in it."""
+    if not folder.exists():
+        making.replace(folder)
+        return
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    for entry in sorted(making.iterdir(), key=lambda entry: entry.name == "dataset_dict.json"):  # which makes it whole
+        entry.replace(folder / entry.name)
+
+
+def _write(survey: Survey, place: np.ndarray, folder: Path, listener: Listener) -> dict[str, int]:
+    """Each split streamed into one Arrow file; returns its rows."""
+    from datasets import Dataset, DatasetDict
+    from datasets.arrow_writer import ArrowWriter
+
+    names = {PLACE[name]: split for name, split in SPLITS.items() if (place == PLACE[name]).any()}
+    streams = folder / ".streams"
+    streams.mkdir()
+    total, done = int(np.isin(place, list(names)).sum()), 0
+    features = _features(survey)
+    with ExitStack() as stack, listener.task("writing", total) as advance:
+        writers = {
+            split: stack.enter_context(ArrowWriter(features=features, path=str(streams / f"{split}.arrow")))
+            for split in names.values()
+        }
+        for block in survey.scan.examples():
+            for split, rows in _by_split(block, place, names).items():
+                writers[split].write_batch({name: [row.get(name) for row in rows] for name in features})
+                done += len(rows)
+            advance(done, {})
+        for writer in writers.values():
+            writer.finalize()
+    splits: Any = {split: Dataset.from_file(str(streams / f"{split}.arrow")) for split in names.values()}
+    with _no_bars():
+        DatasetDict(splits).save_to_disk(str(folder))
+    shutil.rmtree(streams)
+    return {split: len(rows) for split, rows in splits.items()}
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """datasets draws bars of its own, under ours."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _by_split(
+    block: list[tuple[int, Example]], place: np.ndarray, names: Mapping[int, str]
+) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for number, example in block:
+        split = names.get(int(place[number]))
+        if split is not None:
+            rows.setdefault(split, []).append(_row(example))
+    return rows
+
+
+def _features(survey: Survey) -> Features:
+    """Columns of {messages}, {text}, or TRL's two shapes of preferences: those that every reader of chat data knows.
+
+    Raises:
+        DataError: some of the rows are preferences and some are not.
+    """
+    from datasets import Features, List, Value
+
+    text = Value("string")
+    if survey.raw_text:
+        return Features({"text": text, "source": text})
+    function = {"name": text, "arguments": text}
+    turn = {
+        "role": text,
+        "content": text,
+        "train": Value("bool"),
+        "tool_calls": List({"id": text, "type": text, "function": function}),
+        "tool_call_id": text,
+        "name": text,
+        "reasoning_content": text,
+    }
+    shapes = {each.reader.shape for each in survey.scan.sources}
+    preferences = [shape for shape in PREFERENCES if shape in shapes]
+    if preferences and len(shapes) > 1:
+        raise DataError(
+            "rows of preferences and other rows do not go into one dataset",
+            why=f"the shapes are {', '.join(sorted(shapes))}",
+            remedy="prepare them one by one",
+        )
+    own = {
+        "preference": {"prompt": List(turn), "chosen": List(turn), "rejected": List(turn)},
+        "unpaired_preference": {"prompt": List(turn), "completion": List(turn), "label": Value("bool")},
+    }.get(preferences[0] if preferences else "", {"messages": List(turn)})
+    return Features({**own, "tools": text, "source": text})
+
+
+def _row(example: Example) -> dict[str, Any]:
+    if example.text is not None:
+        return {"text": example.text, "source": example.source}
+    turns = [_turn(message) for message in example.messages]
+    rest = {"tools": _json(example.tools) if example.tools else None, "source": example.source}
+    if example.rejected is not None:
+        return {"prompt": turns[:-1], "chosen": turns[-1:], "rejected": [_turn(example.rejected)], **rest}
+    if example.label is not None:
+        return {"prompt": turns[:-1], "completion": turns[-1:], "label": example.label, **rest}
+    return {"messages": turns, **rest}
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    turn = {**message.to_template(), "train": message.train if message.role == "assistant" else None}
+    turn["tool_calls"] = [
+        {**call, "function": {**call["function"], "arguments": _json(call["function"]["arguments"])}}
+        for call in message.tool_calls
+    ] or None
+    return turn
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write_rejected(survey: Survey, place: np.ndarray, folder: Path) -> int:
+    """A line for every row that is in no split: why, and the row itself where it is no example."""
+    away = np.flatnonzero(~np.isin(place, [PLACE[name] for name in SPLITS]))
+    bad = dict(zip(np.flatnonzero(~survey.scan.good).tolist(), survey.rejected, strict=True))
+    with (folder / REJECTED).open("w", encoding="utf-8") as file:
+        for number, source in zip(away.tolist(), survey.scan.places(away), strict=True):
+            line: dict[str, Any] = {"source": source, "reason": PLACES[place[number]]}
+            if number in bad:
+                line |= {name: value for name, value in asdict(bad[number]).items() if name != "source"}
+            file.write(_json(line) + "\n")
+    return len(away)
+
+
+def _card(data: str, survey: Survey, ledger: Ledger, splits: Mapping[str, int]) -> str:
+    """The dataset's README: where it comes from, what was done, where every row went."""
+    files = [file for source in survey.sources for file in source["files"]]
+    lines = [
+        "---",
+        "configs:",
+        "- config_name: default",
+        "---",
+        f"# Rows of {data}",
+        "",
+        "Written by `tunesmith prepare`. Read it with `datasets.load_from_disk`, or name the folder in a recipe.",
+        "",
+        "| split | rows |",
+        "|---|---|",
+        *(f"| {split} | {rows:,} |" for split, rows in splits.items()),
+        "",
+        "## Where every row went",
+        "",
+        *(f"- {line}" for line in ledger.in_words()),
+        f"- what is in no split is named in `{REJECTED}`",
+        "",
+        "## Sources",
+        "",
+        "| file | sha256 |",
+        "|---|---|",
+        *(f"| {file['path']} | {file['sha256']} |" for file in files),
+        "",
+        "## Settings",
+        "",
+        "```yaml",
+        dump_section("data", survey.settings).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

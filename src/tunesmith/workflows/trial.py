@@ -1,0 +1,266 @@
+"""Real steps of one method, measured in a process of its own.
+
+It is run as ``python -m tunesmith.workflows.trial JOB.json RESULT.json``.
+
+A fresh process for each method, because a peak that was reached once hides every lower one after it, and a heap that
+has grown does not shrink. The steps change nothing: the learning rate is 0, and nothing is saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from tunesmith.errors import ModelError, TunesmithError
+from tunesmith.planning.budget import Plan
+from tunesmith.planning.devices import Device, sgemm
+from tunesmith.planning.method_table import Line, as_started, methods_to_plan, parts, resolved, size, typical_row
+from tunesmith.planning.step_time import step_seconds
+from tunesmith.recipe.file import portable, read_recipe
+from tunesmith.recipe.methods import method_label
+from tunesmith.recipe.settings import Recipe
+
+if TYPE_CHECKING:
+    from tunesmith.training.setup import Prepared
+    from tunesmith.training.trainer import Trainer
+
+
+def at_measure(line: Line, recipe: Recipe, device: Device) -> Recipe:
+    """The recipe of the steps to measure for a line: its method, micro-batch and checkpointing, all resolved."""
+    recipe = as_started(recipe)
+    settings = next(each for each, _ in methods_to_plan(recipe) if method_label(each) == line.method)
+    asked = resolved(recipe.model_copy(update={"method": settings}), device)
+    return asked.with_values(training={"micro_batch_tokens": line.budget, "gradient_checkpointing": line.checkpointing})
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Predicted beside measured for the very same micro-batch; errors are predicted / measured - 1."""
+
+    method: str
+    tokens: int
+    predicted_bytes: int
+    measured_bytes: int
+    memory_error: float
+    predicted_seconds: float
+    measured_seconds: float
+    time_error: float
+
+
+def compare(config: Mapping[str, Any], asked: Recipe, device: Device, trial: Any, **at: Any) -> Comparison:
+    """What would have been predicted for the steps that were measured.
+
+    Args:
+        asked: the recipe of the steps (``at_measure``).
+        trial: a ``trial.Trial``; the speed of a CPU is what it was next to the steps.
+        at: ``folder`` of the model.
+    """
+    sized = size(config, asked, **at)
+    checkpointing = bool(asked.training.gradient_checkpointing)
+    chosen = Plan(sized.shape, int(asked.training.micro_batch_tokens), trial.tokens, checkpointing, device.memory)
+    if trial.flops:
+        device = replace(device, fp32=trial.flops)
+    seconds = step_seconds(
+        sized,
+        asked,
+        device,
+        computed=trial.tokens,
+        logits=trial.logits,
+        pairs=trial.pairs,
+        checkpointing=checkpointing,
+    )
+    predicted = parts(chosen, row=typical_row(trial.tokens, trial.pairs)).total
+    return Comparison(
+        method=method_label(asked.method),
+        tokens=trial.tokens,
+        predicted_bytes=predicted,
+        measured_bytes=trial.peak,
+        memory_error=predicted / trial.peak - 1,
+        predicted_seconds=seconds,
+        measured_seconds=trial.seconds,
+        time_error=seconds / trial.seconds - 1,
+    )
+
+
+STEPS = 3  # the first makes the optimizer's moments and is not timed
+ROWS = 16  # made ones, of a step
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What some steps of the heaviest micro-batch took.
+
+    ``peak`` is the most bytes held, ``seconds`` the fastest of the timed steps. ``tokens`` are those computed,
+    ``logits`` those of them whose logits a label needs, ``pairs`` the pairs of tokens that see each other,
+    ``rows_tokens`` what the rows hold. ``flops``: what a CPU gave on a matrix product, next to the steps; 0 on a GPU.
+    """
+
+    peak: int
+    seconds: float
+    tokens: int
+    rows_tokens: int
+    logits: int
+    pairs: int
+    flops: float
+
+
+def run_trial(recipe: Recipe, *, length: int | None = None, limit: float = 600.0) -> Trial:
+    """Measures in a fresh process.
+
+    Args:
+        recipe: with micro-batch, checkpointing, device, dtype and threads resolved.
+        length: of made-up rows; None: the recipe's own.
+        limit: seconds.
+
+    Raises:
+        ModelError: the steps could not be measured: out of memory, or not within the limit.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        job, result, said = (Path(folder) / name for name in ("job.json", "result.json", "output.txt"))
+        asked = {"recipe": {**portable(recipe), "output_dir": str(Path(folder) / "run")}, "length": length}
+        job.write_text(json.dumps(asked), encoding="utf-8")
+        threads = {"OMP_NUM_THREADS": str(recipe.training.threads)}
+        with said.open("wb") as output:
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-m", "tunesmith.workflows.trial", str(job), str(result)],
+                    env={**os.environ, **threads},
+                    stdout=output,
+                    stderr=output,
+                    stdin=subprocess.DEVNULL,
+                    timeout=limit,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                raise _failed(recipe, f"They were not done within {limit:.0f} s.") from None
+        found = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+        if "error" in found:
+            raise _failed(recipe, found["error"])
+        if not found:
+            lines = [line for line in said.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            raise _failed(recipe, lines[-1] if lines else f"The process ended with {done.returncode} (out of memory?).")
+        return Trial(**found)
+
+
+def _failed(recipe: Recipe, why: str) -> ModelError:
+    return ModelError(
+        f"Steps of {recipe.method.name} could not be measured",
+        where=recipe.model.path,
+        why=why,
+        remedy="Plan without --measure, or mend what it names.",
+    )
+
+
+def measure_steps(recipe: Recipe, *, length: int | None) -> Trial:
+    """In this very process; see ``run_trial``."""
+    import torch
+
+    from tunesmith.planning import memory
+    from tunesmith.training.loop import Hooks, Step, StepResult, train
+    from tunesmith.training.rehearsal import heaviest
+
+    torch.set_num_threads(int(recipe.training.threads))
+    fit = _fit(recipe, length)
+    batch = heaviest(fit.first_epoch())
+    device = fit.ready.recipe.model.device
+    on_cpu = torch.device(device).type == "cpu"
+    speeds = [sgemm(int(recipe.training.threads))] if on_cpu else []
+    results: list[StepResult] = []
+    memory.begin_peak(device)
+    train(
+        fit.ready.model,
+        [Step(number, 0.0, [batch]) for number in range(1, STEPS + 1)],
+        objective=fit.objective,
+        optimizer=fit.optimizer,
+        rate=lambda _: 0.0,
+        max_grad_norm=fit.settings.max_grad_norm,
+        seed=fit.settings.seed,
+        hooks=Hooks(results.append, lambda _: None, lambda _: False, lambda _: None, lambda _: False),
+    )
+    peak = memory.peak(device)
+    speeds += [sgemm(int(recipe.training.threads))] if on_cpu else []
+    return Trial(
+        peak=peak,
+        seconds=min(result.seconds for result in results[1:]),
+        tokens=batch.computed,
+        rows_tokens=batch.tokens,
+        logits=int(batch.predicts.sum()),
+        pairs=int((batch.position_ids + 1).sum()),
+        flops=sum(speeds) / len(speeds) if speeds else 0.0,
+    )
+
+
+def _fit(recipe: Recipe, length: int | None) -> Trainer:
+    from tunesmith.runs.folder import Run
+    from tunesmith.runs.progress import Silent
+    from tunesmith.training.attach import load
+    from tunesmith.training.setup import prepare
+    from tunesmith.training.trainer import Trainer
+
+    prepared = prepare(recipe, Silent()) if length is None else _with_made_rows(recipe, length)
+    return Trainer(Run(recipe.output_dir), load(prepared, None, Silent()), prepared, eval_batches=[])
+
+
+def _with_made_rows(recipe: Recipe, length: int) -> Prepared:
+    """Rows of random tokens, which share nothing; each learns from its second half. Two answers have one prompt."""
+    import numpy as np
+    from transformers import AutoConfig
+
+    from tunesmith.data.chat.template import Encoded
+    from tunesmith.model.weights.added_tokens import NO_TOKENS, extend
+    from tunesmith.model.weights.load import load_tokenizer
+    from tunesmith.model.weights.resolve import resolve
+    from tunesmith.runs.progress import Silent
+    from tunesmith.training.objectives.table import preference_objective
+    from tunesmith.training.setup import Prepared
+
+    folder = resolve(recipe.model.path, revision=recipe.model.revision, say=Silent().say)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True)
+    added = NO_TOKENS
+    if recipe.model.named_tokens:
+        added = extend(load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code), recipe.model)
+    objective = preference_objective(recipe)
+    answers = 1 if objective is None else objective.answers
+    random = np.random.default_rng(0)
+    learned = np.arange(length) >= length // 2
+    ids = random.integers(0, config.get_text_config().vocab_size, (ROWS, answers, length), dtype=np.int32)
+    ids[:, :, ~learned] = ids[:, :1, ~learned]
+    rows = [Encoded(row, learned, "made", number) for number, example in enumerate(ids) for row in example]
+    corpus = SimpleNamespace(
+        train=rows,
+        rows_of=lambda numbers: [rows[number * answers + answer] for number in numbers for answer in range(answers)],
+        weights=np.ones(ROWS),
+        train_sources=np.zeros(ROWS, dtype=int),
+        quotas={},
+        held_out=[],
+        together=answers,
+        labels=np.arange(ROWS) % 2 == 0,
+    )
+    nothing = cast(Any, None)  # neither text nor verdict is asked for here
+    start = getattr(recipe.method, "adapter_name_or_path", None)
+    made = Prepared(recipe, folder, nothing, (), nothing, nothing, cast(Any, corpus), None, nothing, added=added)
+    return made if start is None else replace(made, start=Path(start))
+
+
+def main(job: Path, result: Path) -> None:
+    """Reads a job, writes what was measured, or ``{"error"}``."""
+    asked = json.loads(job.read_text(encoding="utf-8"))
+    try:
+        found = asdict(measure_steps(read_recipe(asked["recipe"]).recipe, length=asked["length"]))
+    except TunesmithError as error:
+        found = {"error": error.render()}
+    except MemoryError:
+        found = {"error": "Memory ran out."}
+    result.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from tunesmith.cli.terminal.tables import curve, metrics_table, settings_table, table
+
+
+def test_columns_are_aligned_and_figures_stand_to_the_right() -> None:
+    assert table(("run", "step"), [("a", 7), ("long", 1200)], right=(1,)) == [
+        "run   step",
+        "a        7",
+        "long  1200",
+    ]
+
+
+def test_wide_characters_take_two_places() -> None:
+    assert table(("run", "x"), [("発票", 1)]) == ["run   x", "発票  1"]
+
+
+def test_a_cell_is_one_line_without_control_characters() -> None:
+    assert table(("a",), [("x\ny\x1b[31m",), (None,), (True,), (0.123456,)])[1:] == [
+        "x y\\x1b[31m",
+        "–",
+        "true",
+        "0.1235",
+    ]
+
+
+def test_metrics_of_a_verdict_have_base_tuned_and_interval() -> None:
+    found = {"loss": {"base": 2.5, "tuned": 1.25, "difference": -1.25, "interval": [-1.5, -1.0], "verdict": "better"}}
+    assert metrics_table(found) == [
+        "metric  base  tuned  difference  interval    verdict",
+        "loss     2.5   1.25       -1.25  -1.5 to -1  better",
+    ]
+
+
+def test_metrics_of_a_model_alone_have_a_value() -> None:
+    assert metrics_table({"loss": {"value": 2.5}}) == ["metric  value", "loss      2.5"]
+
+
+def test_settings_show_value_and_source() -> None:
+    assert settings_table([("data.train[0].path", "a b", "r.yaml:2"), ("training.seed", 0, "default")]) == [
+        "key                 value  source",
+        'data.train[0].path  "a b"  r.yaml:2',
+        "training.seed       0      default",
+    ]
+
+
+def test_a_curve_goes_from_its_highest_to_its_lowest_loss() -> None:
+    lines = curve([(1, 4.0), (2, 3.0), (3, 2.0)], [(3, 1.0)], width=17, height=4)
+    assert lines == [
+        "4 |·",
+        "  |      ·",
+        "  |             ·",
+        "1 |             o",
+        "  +--------------",
+        "   step 1       3",
+        "   loss: · training  o validation",
+    ]
+
+
+def test_losses_that_fall_into_one_column_are_averaged() -> None:
+    lines = curve(
+        [(step, 2.0 if step % 2 else 4.0) for step in range(1, 1001)], [(1, 0.0), (1000, 6.0)], width=20, height=7
+    )
+    assert [line.count("·") for line in lines[:7]] == [0, 0, 0, 17, 0, 0, 0]
+
+
+def test_a_curve_needs_two_steps_and_finite_losses() -> None:
+    assert curve([], []) == []
+    assert curve([(5, 1.0)], [(5, 2.0)]) == []
+    assert curve([(1, float("nan")), (2, float("inf"))], []) == []
+
+
+def test_a_flat_curve_is_one_line() -> None:
+    lines = [line for line in curve([(1, 2.0), (2, 2.0)], [], width=14, height=3) if line.endswith("·")]
+    assert lines == ["2 |·         ·"]

@@ -1,0 +1,163 @@
+"""Converting a GGUF file: the same model, the same tokens, or a refusal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tunesmith.errors import ModelError
+from tunesmith.model.weights import gguf
+from tunesmith.planning.model_size import model_size
+from tunesmith.runs.cache import PROVENANCE, sha256_of
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def silent(text: str) -> None:
+    del text
+
+
+def test_converted_model_has_the_logits_of_the_original(
+    write_gguf: Callable[..., Path], tiny_model_dir: Path, cache: Path
+) -> None:
+    folder = gguf.from_gguf(write_gguf(cache.parent / "tiny.gguf"), say=silent)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    before = AutoModelForCausalLM.from_pretrained(tiny_model_dir)(ids).logits
+    after = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+    assert torch.equal(before, after)
+
+
+def test_converted_config_is_plain_and_exact(
+    write_gguf: Callable[..., Path], tiny_model_dir: Path, cache: Path
+) -> None:
+    folder = gguf.from_gguf(write_gguf(cache.parent / "tiny.gguf"), say=silent)
+    found = json.loads((folder / "config.json").read_text())
+    wanted = json.loads((tiny_model_dir / "config.json").read_text())
+    same = ("rms_norm_eps", "rope_parameters", "head_dim", "tie_word_embeddings", "eos_token_id", "pad_token_id")
+    assert {name: found.get(name) for name in same} == {name: wanted.get(name) for name in same}
+    assert found["architectures"] == ["LlamaForCausalLM"]
+    assert found["dtype"] == "float32"
+    assert not {"quantization_config", "_model_name_or_path", "_name_or_path"} & set(found)
+
+
+def test_converted_tokenizer_keeps_special_tokens_template_and_text(
+    write_gguf: Callable[..., Path], tiny_model_dir: Path, cache: Path
+) -> None:
+    folder = gguf.from_gguf(write_gguf(cache.parent / "tiny.gguf"), say=silent)
+    original, converted = AutoTokenizer.from_pretrained(tiny_model_dir), AutoTokenizer.from_pretrained(folder)
+    assert (
+        converted("<|im_start|>user\nHello<|im_end|>").input_ids
+        == original("<|im_start|>user\nHello<|im_end|>").input_ids
+    )
+    assert converted.chat_template == original.chat_template
+    for text in ("Hello world", "  two\n\n lines ", "don't , do . that ?", "日本語 🙂 e\u0301", "١٢٣ ½"):
+        assert converted.decode(converted(text).input_ids) == text
+
+
+def test_smollm_splits_digits_before_spaces(write_gguf: Callable[..., Path], cache: Path) -> None:
+    digits = AutoTokenizer.from_pretrained(gguf.from_gguf(write_gguf(cache.parent / "a.gguf"), say=silent))
+    together = AutoTokenizer.from_pretrained(
+        gguf.from_gguf(write_gguf(cache.parent / "b.gguf", pre="gpt-2"), say=silent)
+    )
+    assert digits.backend_tokenizer.pre_tokenizer.pre_tokenize_str("in  2024")[1:] == [
+        ("ĠĠ", (2, 4)), ("2", (4, 5)), ("0", (5, 6)), ("2", (6, 7)), ("4", (7, 8)),
+    ]  # fmt: skip
+    assert together.backend_tokenizer.pre_tokenizer.pre_tokenize_str("in  2024")[1:] == [
+        ("Ġ", (2, 3)), ("Ġ2024", (3, 8)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("llama-bpe", ["Year", "Ġ", "202", "4", "'S", "Ġfun"]),
+        ("qwen2", ["Year", "Ġ", "2", "0", "2", "4", "'S", "Ġfun"]),
+        ("tekken", ["Year", "Ġ", "2", "0", "2", "4", "'S", "Ġfun"]),
+        ("gpt-4o", ["Year", "Ġ", "202", "4", "'S", "Ġfun"]),
+    ],
+)
+def test_known_rules_split_as_in_llama_cpp(pre: str, pieces: list[str]) -> None:
+    from tunesmith.model.weights.gguf import _pre_tokenizer
+
+    found = _pre_tokenizer(pre, Path("x.gguf")).pre_tokenize_str("Year 2024'S fun")
+    assert [piece for piece, _ in found] == pieces
+
+
+def test_begin_token_is_added_only_where_the_file_says_so(write_gguf: Callable[..., Path], cache: Path) -> None:
+    plain = AutoTokenizer.from_pretrained(gguf.from_gguf(write_gguf(cache.parent / "a.gguf"), say=silent))
+    path = write_gguf(cache.parent / "b.gguf", add_bos_token=True)
+    begins = AutoTokenizer.from_pretrained(gguf.from_gguf(path, say=silent))
+    assert begins("Hello").input_ids == [begins.bos_token_id, *plain("Hello").input_ids]
+
+
+@pytest.mark.parametrize("pre", ["tomorrows-rule", None])
+def test_unknown_splitting_rule_is_refused(write_gguf: Callable[..., Path], cache: Path, pre: str | None) -> None:
+    with pytest.raises(ModelError, match="splits text by a rule that is not known"):
+        gguf.from_gguf(write_gguf(cache.parent / "tiny.gguf", pre=pre), say=silent)
+
+
+def test_scaled_rotary_frequencies_are_refused(write_gguf: Callable[..., Path], cache: Path) -> None:
+    path = write_gguf(cache.parent / "tiny.gguf", extra={"rope_freqs.weight": np.array([1, 8], dtype=np.float32)})
+    with pytest.raises(ModelError, match="rotary frequencies are scaled"):
+        gguf.from_gguf(path, say=silent)
+
+
+def test_a_weight_that_the_model_has_no_place_for_is_refused(write_gguf: Callable[..., Path], cache: Path) -> None:
+    path = write_gguf(cache.parent / "tiny.gguf", extra={"blk.0.attn_q.bias": np.ones(64, dtype=np.float32)})
+    with pytest.raises(ModelError, match="would change the model"):
+        gguf.from_gguf(path, say=silent)
+    assert [entry.suffix for entry in (cache / "models").iterdir()] == [".lock"]
+
+
+def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "page.gguf"
+    path.write_text("<html>rate limited</html>")
+    with pytest.raises(ModelError, match="not a GGUF file"):
+        gguf.from_gguf(path, say=silent)
+
+
+def test_a_gguf_cut_short_is_refused(write_gguf: Callable[..., Path], cache: Path) -> None:
+    path = write_gguf(cache.parent / "tiny.gguf")
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(ModelError, match="cannot be read"):
+        gguf.from_gguf(path, say=silent)
+
+
+def test_conversion_happens_once_a_file_and_gives_the_same_bytes(write_gguf: Callable[..., Path], cache: Path) -> None:
+    said: list[str] = []
+    path = write_gguf(cache.parent / "tiny.gguf")
+    first = gguf.from_gguf(path, say=said.append)
+    digest = sha256_of(first / "model.safetensors")
+    assert gguf.from_gguf(path, say=said.append) == first
+    assert len(said) == 1
+    provenance = json.loads((first / PROVENANCE).read_text())
+    assert provenance["source_sha256"] == sha256_of(path)
+    assert provenance["files"]["model.safetensors"]["sha256"] == digest
+    (first / PROVENANCE).unlink()  # not whole any more: converted again
+    again = gguf.from_gguf(path, say=said.append)
+    assert (len(said), sha256_of(again / "model.safetensors")) == (2, digest)
+
+
+def test_the_weights_of_a_file_are_counted_without_a_conversion(
+    write_gguf: Callable[..., Path], tiny_model_dir: Path, cache: Path
+) -> None:
+    path = write_gguf(cache.parent / "tiny.gguf")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    found = model_size(str(path))
+    assert (found.parameters, found.basis) == (
+        sum(weight.numel() for weight in model.parameters()),
+        "the file's weights",
+    )
+    assert not cache.exists()
+    path.write_bytes(b"no GGUF")
+    assert model_size(str(path)).parameters is None

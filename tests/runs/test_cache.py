@@ -1,0 +1,119 @@
+"""What is built once is whole or absent, whoever is killed and however many ask."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tunesmith.errors import ModelError
+from tunesmith.runs.cache import PROVENANCE, build_once, cache_dir, is_complete
+
+RACER = """
+import sys, time
+from pathlib import Path
+from tunesmith.model import cache
+
+cache.WAIT_BEFORE_SAYING_S = 0.2
+
+def build(to):
+    with open(sys.argv[2], "a") as log:
+        log.write("built\\n")
+    (to / "half.txt").write_text("half")
+    time.sleep(float(sys.argv[3]))
+    (to / "whole.txt").write_text("whole")
+    return {"source": "test"}
+
+folder = cache.build_once(Path(sys.argv[1]), build, say=print)
+print((folder / "whole.txt").read_text())
+"""
+
+
+def racer(folder: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", RACER, str(folder), str(log), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert path.exists()
+
+
+def write_one(to: Path) -> dict[str, object]:
+    (to / "weights").write_bytes(b"12345")
+    return {"source": "test"}
+
+
+def test_cache_folder_is_the_one_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "here"))
+    assert cache_dir() == tmp_path / "here"
+    monkeypatch.delenv("TUNESMITH_CACHE")
+    assert cache_dir().name == "tunesmith"
+
+
+def test_two_processes_build_once_and_the_second_says_that_it_waits(tmp_path: Path) -> None:
+    folder, log = tmp_path / "model", tmp_path / "log"
+    first = racer(folder, log, 1.0)
+    wait_for(tmp_path / "model.partial" / "half.txt")
+    second = racer(folder, log, 1.0)
+    said = [process.communicate(timeout=60)[0].splitlines() for process in (first, second)]
+    assert said == [["whole"], ["Another process is preparing model; waiting for it.", "whole"]]
+    assert log.read_text() == "built\n"
+
+
+def test_a_killed_build_leaves_nothing_that_looks_finished_and_the_next_one_builds(tmp_path: Path) -> None:
+    folder, log = tmp_path / "model", tmp_path / "log"
+    killed = racer(folder, log, 60)
+    wait_for(tmp_path / "model.partial" / "half.txt")
+    killed.kill()
+    killed.wait()
+    assert not folder.exists()
+    assert racer(folder, log, 0).communicate(timeout=60)[0] == "whole\n"
+    assert log.read_text() == "built\nbuilt\n"
+    assert not (tmp_path / "model.partial").exists()
+
+
+def test_a_build_that_raises_leaves_no_folder(tmp_path: Path) -> None:
+    def build(to: Path) -> dict[str, object]:
+        (to / "half").write_text("half")
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        build_once(tmp_path / "model", build)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.lock"]
+
+
+def test_provenance_names_every_file_with_its_size_and_sha256(tmp_path: Path) -> None:
+    folder = build_once(tmp_path / "model", write_one)
+    assert json.loads((folder / PROVENANCE).read_text()) == {
+        "source": "test",
+        "files": {
+            "weights": {
+                "bytes": 5,
+                "sha256": "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5",
+            }
+        },
+    }
+
+
+def test_a_folder_with_a_file_cut_short_is_built_again(tmp_path: Path) -> None:
+    folder = build_once(tmp_path / "model", write_one)
+    (folder / "weights").write_bytes(b"123")
+    assert not is_complete(folder)
+    build_once(folder, write_one)
+    assert (folder / "weights").read_bytes() == b"12345"
+
+
+def test_a_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:
+    def build(to: Path) -> dict[str, object]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ModelError, match=r"disk is full.*(\n.*)*TUNESMITH_CACHE"):
+        build_once(tmp_path / "model", build)

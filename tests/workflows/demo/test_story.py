@@ -1,0 +1,74 @@
+"""The demo tells its whole story, and a finished one is told again from what is stored."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.runs.folder import Run
+from tunesmith.runs.progress import Advance, Silent
+from tunesmith.workflows.demo import story
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.tasks: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def task(self, title: str, total: int) -> AbstractContextManager[Advance]:
+        self.tasks.append(title)
+        return Silent().task(title, total)
+
+
+@pytest.fixture
+def small(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = story.recipe_values
+
+    def with_tiny_model(data: Path, folder: Path) -> dict[str, Any]:
+        made = values(data, folder)
+        made["model"] = str(tiny_model_dir)
+        made["data"]["max_length"] = 2048
+        made["training"]["threads"] = 1
+        made["evaluation"]["max_new_tokens"] = 4
+        return made
+
+    monkeypatch.setattr(story, "recipe_values", with_tiny_model)
+    monkeypatch.setattr(story, "TRAIN_ROWS", 12)
+    monkeypatch.setattr(story, "HELD_OUT_ROWS", 6)
+
+
+def test_it_trains_shows_five_rows_and_gives_a_verdict(small: None, tmp_path: Path) -> None:
+    listener = Listener()
+    result = story.run(tmp_path / "demo", overwrite=False, listener=listener)
+    assert set(result) == {"run", "verdict", "metrics", "seconds", "tokens"}
+    assert next(iter(result["metrics"])) == "json_exact"
+    text = "\n".join(listener.lines)
+    for name in ("input", "base", "tuned", "truth"):
+        assert text.count(f"\n    {name:<6} ") == 5, name
+    assert any("supervised" in line for line in listener.lines)
+    assert "json_exact" in listener.lines[-1] and "interval" in listener.lines[-1]
+    assert (tmp_path / "demo-data" / "recipe.yaml").is_file()
+    again = Listener()
+    assert story.run(tmp_path / "demo", overwrite=False, listener=again) == result
+    assert again.tasks == []
+    assert "finished already" in again.lines[0]
+    assert again.lines[-1] == listener.lines[-1]
+
+
+def test_an_interrupted_demo_goes_on(small: None, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    story.run(folder, overwrite=False, listener=Listener())
+    Run(folder).set_status("stopped")
+    listener = Listener()
+    story.run(folder, overwrite=False, listener=listener)
+    assert "training" in listener.tasks
+    assert Run(folder).status()["status"] == "finished"
