@@ -20,7 +20,8 @@ from tunesmith.model.compute import attention
 from tunesmith.recipe.methods import METHOD_SETTINGS
 from tunesmith.recipe.optimizers import OPTIMIZERS, Optimizer
 from tunesmith.recipe.schedules import rate_schedule
-from tunesmith.training.loop import Hooks, Step, StepResult, train
+from tunesmith.runs.progress import StepResult
+from tunesmith.training.loop import Hooks, Step, train
 from tunesmith.training.objectives.supervised import CrossEntropy
 from tunesmith.training.optim import build_optimizer, load_optimizer_state, optimizer_state
 

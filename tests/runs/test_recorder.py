@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tunesmith.runs.folder import Run
+from tunesmith.runs.progress import StepResult
 from tunesmith.runs.recorder import Recorder
 from tunesmith.runs.symptoms import symptoms
-from tunesmith.training.loop import StepResult
 
 LOSSES = [1.0, 4.0, 0.3, 0.1, 0.7]
 LABELS = [10, 5, 7, 3, 9]

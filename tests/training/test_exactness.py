@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from tunesmith.model.compute import logprobs
 from tunesmith.recipe.file import read_recipe
 from tunesmith.runs.folder import Run
-from tunesmith.runs.progress import Silent
+from tunesmith.runs.progress import Silent, StepResult
 from tunesmith.training.attach import Ready, load
-from tunesmith.training.loop import Hooks, StepResult, train
+from tunesmith.training.loop import Hooks, train
 from tunesmith.training.setup import Prepared
 from tunesmith.training.trainer import Trainer
 

@@ -14,7 +14,8 @@ from torch import nn
 from tunesmith.data.batches.layout import Batch, micro_batches
 from tunesmith.errors import TrainError
 from tunesmith.model.compute import attention
-from tunesmith.training.loop import Hooks, Step, StepResult, train
+from tunesmith.runs.progress import StepResult
+from tunesmith.training.loop import Hooks, Step, train
 from tunesmith.training.objectives.supervised import CrossEntropy
 
 LAYOUTS = ["tree", "packed", "padded"]

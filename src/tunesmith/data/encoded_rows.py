@@ -26,7 +26,6 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from tunesmith import __version__
 from tunesmith.data.chat.notes import Notes
 from tunesmith.data.chat.template import ChatTemplate, Encoded
 from tunesmith.data.checks.pool import end_with
@@ -305,7 +304,7 @@ def token_key(data: str, template: ChatTemplate, folder: Path) -> str:
     dated = any("strftime_now" in text for text in rules.templates.values())
     ingredients = {
         "format": FORMAT,
-        "versions": [__version__, *(version(name) for name in ("tokenizers", "transformers", "jinja2"))],
+        "versions": [version(name) for name in ("tunesmith", "tokenizers", "transformers", "jinja2")],
         "data": data,
         "tokenizer": _file_hashes(folder),
         "stop_ids": template.stop_ids,

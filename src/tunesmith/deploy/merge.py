@@ -11,6 +11,7 @@ import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import tunesmith
 from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.examples.message import Message
 from tunesmith.data.survey import only_held_out, survey_rows
@@ -321,6 +321,6 @@ def _facts(tuned: Tuned) -> dict[str, Any]:
 
 def _describe(folder: Path, result: Merged, facts: dict[str, Any]) -> None:
     verdict = facts.get("verdict")
-    record = {"tunesmith": tunesmith.__version__, **result.to_json(), "run": facts.get("run"), "verdict": verdict}
+    record = {"tunesmith": version("tunesmith"), **result.to_json(), "run": facts.get("run"), "verdict": verdict}
     (folder / plain_weights.MARK).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(result.to_json(), facts), encoding="utf-8")

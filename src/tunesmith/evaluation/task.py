@@ -13,11 +13,10 @@ from tunesmith.data.chat.template import Encoded
 from tunesmith.errors import DataError
 from tunesmith.evaluation.metrics.answers import check_truths, text_metrics
 from tunesmith.evaluation.metrics.base import RowScores
-from tunesmith.evaluation.metrics.preferences import Preferences
+from tunesmith.evaluation.metrics.preferences import Preferences, PreferenceScoring
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.model.generate import decode_text
 from tunesmith.recipe.settings import EvaluationSettings
-from tunesmith.training.objectives.preference import PreferenceObjective
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ def make_task(
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Sequence[int],
     settings: EvaluationSettings,
-    objective: PreferenceObjective | None = None,
+    objective: PreferenceScoring | None = None,
     labels: np.ndarray | None = None,
     raw_text: np.ndarray | None = None,
 ) -> Task:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.ledger import PLACES
 from tunesmith.errors import RunError
 from tunesmith.runs.folder import Run, find_runs
 
@@ -129,7 +128,7 @@ def _counts(run: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     if (run.folder / "ledger.json").is_file():
         rows = run.read_json("ledger.json")["rows"]
-        apart = [f"{rows[name]:,} {name.replace('_', ' ')}" for name in PLACES if name not in KEPT and rows.get(name)]
+        apart = [f"{count:,} {name.replace('_', ' ')}" for name, count in rows.items() if name not in KEPT and count]
         found.append(("rows", ", ".join([f"{rows['trained']:,} trained", f"{rows['held_out']:,} held out", *apart])))
     tokens = status.get("tokens") or {}
     if tokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Advance = Callable[[int, Mapping[str, str]], None]  # how much of the task is done, and facts such as {"loss": "0.412"}
@@ -43,3 +44,24 @@ class Silent:
     def task(self, title: str, total: int | None) -> Iterator[Advance]:
         """Nothing is drawn."""
         yield lambda done, facts: None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came of a step. Tokens: in the rows, through the model, and labels. Seconds are wall time.
+
+    ``denominator`` is what the loss is a mean over: labels, or examples of another objective. ``learning_rate`` is the
+    step's; a group of parameters may have another in proportion.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    denominator: float
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+    computed_tokens: int
+    supervised_tokens: int
+    micro_batches: int
+    seconds: float

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tunesmith.runs.folder import Run
-from tunesmith.runs.progress import Advance
+from tunesmith.runs.progress import Advance, StepResult
 from tunesmith.runs.reporters import open_reporters
 from tunesmith.runs.symptoms import Symptom, Watch
-from tunesmith.training.loop import StepResult
 
 
 @dataclass(slots=True)

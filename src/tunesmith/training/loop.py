@@ -13,6 +13,7 @@ from torch import nn
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.errors import TrainError
+from tunesmith.runs.progress import StepResult
 from tunesmith.training.objectives.supervised import Objective
 
 
@@ -36,27 +37,6 @@ class Step:
     number: int
     epoch: float
     batches: list[Batch]
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What came of a step. Tokens: in the rows, through the model, and labels. Seconds are wall time.
-
-    ``denominator`` is what the loss is a mean over: labels, or examples of another objective. ``learning_rate`` is the
-    step's; a group of parameters may have another in proportion.
-    """
-
-    step: int
-    epoch: float
-    loss: float
-    denominator: float
-    gradient_norm: float
-    learning_rate: float
-    tokens: int
-    computed_tokens: int
-    supervised_tokens: int
-    micro_batches: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from tunesmith.evaluation.metrics.preferences import Preferences
 from tunesmith.evaluation.metrics.tokens import row_losses
 from tunesmith.model.compute import attention
 from tunesmith.recipe.objectives import DpoSettings, KtoSettings, OrpoSettings
-from tunesmith.training.loop import Hooks, Step, StepResult, train
+from tunesmith.runs.progress import StepResult
+from tunesmith.training.loop import Hooks, Step, train
 from tunesmith.training.objectives.dpo import Dpo
 from tunesmith.training.objectives.kto import Kto
 from tunesmith.training.objectives.orpo import Orpo

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -12,7 +13,35 @@ from tunesmith.data.batches.layout import Batch, LayoutName
 from tunesmith.data.chat.template import Encoded
 from tunesmith.evaluation.metrics.base import RowScores
 from tunesmith.evaluation.metrics.tokens import TokenScores
-from tunesmith.training.objectives.preference import PreferenceObjective
+
+
+class PreferenceScoring(Protocol):
+    """What a judge asks of a preference objective; ``training/objectives/preference.py`` has the real ones."""
+
+    answers: int
+    together: int
+    refers: bool
+    decides: str
+
+    def rows(self, encoded: Sequence[Encoded]) -> list[Encoded]:
+        """The rows that are laid out of some examples."""
+        ...
+
+    def share(self, rows: Sequence[Encoded]) -> float:
+        """Examples for each label that is learned by likelihood."""
+        ...
+
+    def batches(self, rows: Sequence[Encoded], *, budget: int, layout: LayoutName) -> list[Batch]:
+        """The rows as micro-batches, those of an example together."""
+        ...
+
+    def by_example(self, nll_sum: np.ndarray, labels: np.ndarray, known: Mapping[str, np.ndarray], share: float) -> Any:
+        """Sums of log-probabilities by example, as ``scores`` takes them."""
+        ...
+
+    def scores(self, sums: Any) -> dict[str, Tensor]:
+        """Each metric of each example [examples]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +52,7 @@ class Preferences:
     the untuned model's log-probability of each row, None as long as it was not measured.
     """
 
-    objective: PreferenceObjective
+    objective: PreferenceScoring
     desirable: np.ndarray
     share: float
     reference: np.ndarray | None = None
