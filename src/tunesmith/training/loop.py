@@ -41,13 +41,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the composition root hangs on a step. ``due`` is asked after the step, in this order."""
+    """What happens after a step, in this order: ``on_step``, ``on_eval`` if it is due, ``save`` if it is due."""
 
     on_step: Callable[[StepResult], None]
-    on_eval: Callable[[Step], None]
-    eval_due: Callable[[Step], bool]
-    save: Callable[[Step], None]
-    save_due: Callable[[Step], bool]
+    on_eval: Callable[[Step], None] = lambda step: None
+    eval_due: Callable[[Step], bool] = lambda step: False
+    save: Callable[[Step], None] = lambda step: None
+    save_due: Callable[[Step], bool] = lambda step: False
 
 
 def train(
