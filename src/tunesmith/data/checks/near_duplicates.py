@@ -72,19 +72,24 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
 
 def _band_keys(padded: list[str]) -> np.ndarray:
     """Band keys of texts that have a shingle each: few, see `SIGNED`."""
+    # 1. All texts as one run of code points [characters]; ends [texts] says where each text stops.
     points = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
     ends = np.cumsum([len(text) for text in padded])
+    # 2. A polynomial hash of the 5 characters that begin at each position.
     hashes = np.zeros(len(points) - SHINGLE + 1, dtype=np.uint64)
     for shift in range(SHINGLE):
         hashes *= FACTOR
         hashes += points[shift : shift + len(hashes)]
-    inside = np.ones(len(hashes), dtype=bool)  # no shingle runs over the end of a text
+    # 3. Drop the shingles that run over the end of a text into the next one.
+    inside = np.ones(len(hashes), dtype=bool)
     for back in range(1, SHINGLE):
         inside[ends[:-1] - back] = False
+    # 4. MinHash: for each of the 200 hash functions the lowest value among the shingles of a text.
     offsets = np.zeros(len(padded) + 1, dtype=np.uint64)
     offsets[1:] = ends - (SHINGLE - 1) * np.arange(1, len(padded) + 1)
     digests = RMinHash.digest_matrix_from_flat_token_hashes(_mixed(hashes[inside]), offsets, BANDS * BAND_ROWS, SEED)
     minima = np.array(digests.to_rows(), dtype=np.uint64).reshape(len(padded), BANDS, BAND_ROWS)
+    # 5. The 5 minima of a band become one key: texts share it only if they share all 5 (almost surely).
     keys = np.zeros((len(padded), BANDS), dtype=np.uint64)
     for row in range(BAND_ROWS):
         keys = _mixed(keys + minima[:, :, row])
@@ -139,6 +144,7 @@ class NearIndex:
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         hashes = [xxhash.xxh3_64_intdigest(text) for text in encoded]
         new = self._new(hashes)
+        # Each row keeps the hash of its text; only a text that is new is stored and compared.
         self._rows.extend(rows.tolist())
         self._hashes.extend(hashes)
         compared: list[bytes] = []
@@ -169,32 +175,37 @@ class NearIndex:
             DataError: the disk is full or cannot be read.
         """
         self.comparisons = 0
-        search = _Search(len(self._firsts))
+        search = _Search(len(self._firsts))  # over texts that differ, numbered in the order of adding
         lengths = np.array(self._lengths, dtype=np.int64)
         with _disk():
             for file in (self._text_file, *self._key_files):
                 file.flush()
+            # 1. Candidates share a key of one band; the next band says which of a bucket stand side by side.
             for band in range(BANDS):
                 for pairs in _neighbours(self._keys(band), self._keys((band + 1) % BANDS)):
                     self._compare(search, pairs, lengths)
         hashes, rows = np.array(self._hashes, dtype=np.uint64), np.array(self._rows, dtype=np.int64)
         firsts = np.array(self._firsts, dtype=np.int64)
+        # 2. row -> its text (by hash) -> the lowest text of the cluster -> the first row with that text.
         order = np.argsort(hashes[firsts])
-        of_row = order[np.searchsorted(hashes[firsts], hashes, sorter=order)]
+        of_row = order[np.searchsorted(hashes[firsts], hashes, sorter=order)]  # [rows], numbers of texts
         return rows[firsts[search.roots(of_row)]]
 
     def _new(self, hashes: list[int]) -> list[int]:
         """Positions of the hashes that were not there before, nor earlier among these."""
+        # 1. Those in the sorted array, by binary search.
         wanted = np.array(hashes, dtype=np.uint64)
         at = np.searchsorted(self._seen, wanted)
         known = np.zeros(len(wanted), dtype=bool)
         inside = at < len(self._seen)
         known[inside] = self._seen[at[inside]] == wanted[inside]
+        # 2. Those in the set of recent hashes, which takes what is new.
         new: list[int] = []
         for position in np.flatnonzero(~known).tolist():
             if hashes[position] not in self._recent:
                 self._recent.add(hashes[position])
                 new.append(position)
+        # 3. A full set is merged into the sorted array: it takes 8 bytes a hash there.
         if len(self._recent) > RECENT:
             recent = np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent))
             self._seen = np.sort(np.concatenate([self._seen, recent]))
@@ -207,12 +218,14 @@ class NearIndex:
     def _compare(self, search: _Search, pairs: PAIR, lengths: np.ndarray) -> None:
         """Joins the pairs that are near-duplicates and are not of one cluster yet."""
         earlier, later = search.open_pairs(pairs)
-        read = np.minimum(lengths, COMPARED_LENGTH)
+        read = np.minimum(lengths, COMPARED_LENGTH)  # characters of each text that are read from disk
         for part in _cuts(read[earlier] + read[later], BLOCK):
-            block = search.open_pairs((earlier[part], later[part]))
-            sizes = np.stack([lengths[side] for side in block])
+            block = search.open_pairs((earlier[part], later[part]))  # blocks before this one closed some pairs
+            sizes = np.stack([lengths[side] for side in block])  # [2, pairs]
             longest = sizes.max(axis=0)
+            # The similarity that a pair must reach: the share that may differ falls with the square of its length.
             needed = 1 - (1 - self._threshold) * np.minimum(1, longest / FULL_LENGTH) ** 2 - 1e-9
+            # Similarity is at most shortest / longest, and a pair of which no whole character may differ is none.
             able = (sizes.min(axis=0) >= needed * longest) & ((1 - needed) * longest >= 1)
             block = block[0][able], block[1][able]
             search.settle(block, self._alike(block, needed[able], longest[able]))
@@ -220,11 +233,14 @@ class NearIndex:
     def _alike(self, pairs: PAIR, needed: np.ndarray, longest: np.ndarray) -> np.ndarray:
         """Whether texts, by their numbers, have the similarity that is needed: bool [pairs]."""
         self.comparisons += len(needed)
+        # 1. Read each text once, however many pairs it is in.
         wanted, places = np.unique(np.concatenate(pairs), return_inverse=True)
         texts = [self._text(number) for number in wanted.tolist()]
         one, other = ([texts[at] for at in side] for side in np.split(places, 2))
+        # 2. The edit distance of all pairs, on all cores.
         scorer, cutoff = Levenshtein.normalized_similarity, self._threshold
         alike = cpdist(one, other, scorer=scorer, score_cutoff=cutoff, dtype=np.float64, workers=-1) >= needed
+        # 3. In short texts the figures must agree.
         for at in np.flatnonzero(alike & (longest < FIGURES_LENGTH)).tolist():
             alike[at] = FIGURES.findall(one[at]) == FIGURES.findall(other[at])
         return alike
@@ -250,6 +266,7 @@ class _Search:
     def roots(self, numbers: np.ndarray) -> np.ndarray:
         """The lowest number in the cluster of each."""
         roots = self._parents[numbers]
+        # Climb until nobody has a parent above; then point every number straight at its root.
         while ((above := self._parents[roots]) != roots).any():
             roots = above
         self._parents[numbers] = roots
@@ -259,6 +276,7 @@ class _Search:
         """The pairs that may still join two clusters, without those that failed just before or too often."""
         earlier, later = pairs
         worth = (self._attempts[later] < ATTEMPTS) & (self._last_failed[later] != earlier)
+        # Roots are looked up only for pairs that passed the cheaper test.
         worth[worth] = self.roots(earlier[worth]) != self.roots(later[worth])
         return earlier[worth], later[worth]
 
@@ -283,15 +301,19 @@ def _neighbours(keys: np.ndarray, others: np.ndarray) -> Iterator[PAIR]:
     Near-duplicates share more bands than one, so they stand side by side. In a crowded bucket, where chance brings rows
     together, only those that share the other band are paired.
     """
+    # 1. Keep the texts that share their key with another one.
     order = np.argsort(keys)
     repeated = keys[order][1:] == keys[order][:-1]
     shared = np.zeros(len(keys), dtype=bool)
     shared[order[1:][repeated]] = shared[order[:-1][repeated]] = True
     numbers = np.flatnonzero(shared)
+    # 2. Sort them by bucket, and within a bucket by the other band.
     numbers = numbers[np.lexsort((others[numbers], keys[numbers]))]
     buckets, parts = keys[numbers], others[numbers]
+    # 3. Mark those in crowded buckets, bool [numbers].
     _, sizes = np.unique(buckets, return_counts=True)
     crowded = np.repeat(sizes > CROWD, sizes)
+    # 4. Pair each with those that stand 1 and 2 places behind it in the same bucket.
     for distance in range(1, NEIGHBOURS + 1):
         same = buckets[distance:] == buckets[:-distance]
         same &= ~crowded[distance:] | (parts[distance:] == parts[:-distance])
