@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -22,15 +22,32 @@ from tunesmith.model.compute import attention
 from tunesmith.model.compute.fused_modules import fuse
 from tunesmith.model.compute.neftune import add_noise
 from tunesmith.model.compute.probe import probe_model
-from tunesmith.model.weights.added_tokens import grow
+from tunesmith.model.weights.added_tokens import AddedTokens, grow
 from tunesmith.model.weights.load import load_model
 from tunesmith.model.weights.resolve import kind
 from tunesmith.planning import budget, memory
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, MethodSettings, method_label
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Listener
-from tunesmith.training.setup import Prepared
-from tunesmith.training.step_rows import order_of
+
+
+class ModelInputs(Protocol):
+    """The facts that ``load`` needs. ``training.setup.Prepared`` has them from a recipe's data.
+
+    ``rows`` are the rows to train on, and ``rows_of_steps`` gives those of each optimizer step in order.
+    """
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def added(self) -> AddedTokens: ...
+    @property
+    def start(self) -> Path | None: ...
+    @property
+    def rows(self) -> Sequence[Encoded]: ...
+    def rows_of_steps(self) -> Iterator[Sequence[Encoded]]: ...
 
 
 @dataclass(slots=True)
@@ -42,7 +59,7 @@ class Ready:
     method: Method
 
 
-def load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> Ready:
+def load(prepared: ModelInputs, checkpoint: Path | None, listener: Listener) -> Ready:
     """Weights, attention and method; the layout that only a loaded model can tell.
 
     Args:
@@ -55,7 +72,7 @@ def load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> Rea
     recipe = prepared.recipe
     method = make_method(prepared)
     base = load_base(prepared, method.load_options())
-    model = method.load(base, checkpoint) if checkpoint else method.attach(base, _rows_of_steps(prepared))
+    model = method.load(base, checkpoint) if checkpoint else method.attach(base, prepared.rows_of_steps())
     refuse_untrained_tokens(base, prepared.added)
     fuse(base)
     if recipe.training.neftune_noise_alpha is not None:
@@ -68,12 +85,6 @@ def load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> Rea
     if recipe.model.device == "cpu":
         (memory.give_back_large_blocks if recipe.training.gradient_checkpointing else memory.keep_freed_blocks)()
     return Ready(recipe.with_values(training={"layout": layout}), model, method)
-
-
-def _rows_of_steps(prepared: Prepared) -> Iterator[Sequence[Encoded]]:
-    """The rows of each optimizer step, read as they are asked for."""
-    for window in order_of(prepared.recipe, prepared.corpus).windows():
-        yield prepared.corpus.rows_of(window.rows)
 
 
 def _recompute(base: PreTrainedModel) -> None:
@@ -89,7 +100,7 @@ def _recompute(base: PreTrainedModel) -> None:
     base.disable_input_require_grads()  # reentrant checkpointing needs it; here frozen layers would pass gradients
 
 
-def make_method(prepared: Prepared) -> Method:
+def make_method(prepared: ModelInputs) -> Method:
     """The recipe's method. An adapter points to a hub id where that is the base, else to the base's folder."""
     recipe = prepared.recipe
     name, _, revision = recipe.model.path.partition("@")
@@ -105,7 +116,7 @@ def make_method(prepared: Prepared) -> Method:
     )
 
 
-def load_base(prepared: Prepared, options: Mapping[str, Any]) -> PreTrainedModel:
+def load_base(prepared: ModelInputs, options: Mapping[str, Any]) -> PreTrainedModel:
     """The untuned weights with rows for added tokens, attending through ``model/attention.py``."""
     settings = prepared.recipe.model
     model = load_model(
@@ -146,10 +157,10 @@ def untuned(
     return unquantized(), "untuned, unquantized"
 
 
-def _layout(prepared: Prepared, model: nn.Module, listener: Listener) -> LayoutName:
+def _layout(prepared: ModelInputs, model: nn.Module, listener: Listener) -> LayoutName:
     """Probed with the method attached, which at step zero is the base: a 4-bit layer must not run before."""
     settings = prepared.recipe.training
-    probe = probe_model(model, prepared.corpus.train, device=prepared.recipe.model.device)  # refuses what sees ahead
+    probe = probe_model(model, prepared.rows, device=prepared.recipe.model.device)  # refuses what sees ahead
     if settings.layout == "padded":
         return settings.layout
     listener.say(f"layout: this model {probe.reason}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ class Rehearsal:
         )
 
 
-def heaviest(batches: Sequence[Batch]) -> Batch:
+def heaviest(batches: Iterable[Batch]) -> Batch:
     """The batch of the most tokens, and of those with the most logits."""
     return max(batches, key=lambda batch: (batch.computed, int(batch.predicts.sum())))
 

@@ -6,13 +6,13 @@ The cheapest refusal comes first: rows are read before a model is fetched, and e
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from tunesmith.data.chat.template import ChatTemplate
+from tunesmith.data.chat.template import ChatTemplate, Encoded
 from tunesmith.data.corpus import Corpus, encode_corpus
 from tunesmith.data.finding import Finding
 from tunesmith.data.survey import Survey, check_metrics, survey_rows
@@ -34,7 +34,7 @@ from tunesmith.runs.progress import Listener
 from tunesmith.runs.reporters import check_reporters
 from tunesmith.training.objectives.table import preference_objective
 from tunesmith.training.optim import check_optimizer
-from tunesmith.training.step_rows import first_steps, longest_part
+from tunesmith.training.step_rows import first_steps, longest_part, order_of
 from tunesmith.training.tasks import make_tasks
 
 
@@ -64,6 +64,16 @@ class Prepared:
     def validation(self) -> Task | None:
         """The rows that validation losses are taken on."""
         return self.selecting or self.task
+
+    @property
+    def rows(self) -> Sequence[Encoded]:
+        """The rows to train on."""
+        return self.corpus.train
+
+    def rows_of_steps(self) -> Iterator[Sequence[Encoded]]:
+        """The rows of each optimizer step, read as they are asked for."""
+        for window in order_of(self.recipe, self.corpus).windows():
+            yield self.corpus.rows_of(window.rows)
 
 
 def prepare(recipe: Recipe, listener: Listener, *, start: Path | None = None) -> Prepared:

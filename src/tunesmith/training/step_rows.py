@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
 
-from tunesmith.data.batches.layout import LayoutName, computed_tokens
+from tunesmith.data.batches.layout import Batch, LayoutName, computed_tokens, micro_batches
 from tunesmith.data.batches.order import Order
 from tunesmith.data.chat.template import Encoded
 from tunesmith.data.corpus import Corpus
@@ -62,6 +63,27 @@ def first_steps(recipe: Recipe, corpus: Corpus) -> list[list[Encoded]]:
         return []
     windows = islice(order_of(recipe, corpus).windows(), PLANNED_STEPS)
     return [[corpus.train[number] for number in window.rows] for window in windows]
+
+
+def lay_out(
+    rows: Sequence[Encoded],
+    objective: PreferenceObjective | None,
+    *,
+    budget: int,
+    layout: LayoutName,
+    reference: np.ndarray | None = None,
+    desirable: np.ndarray | None = None,
+) -> list[Batch]:
+    """The micro-batches of one step's rows.
+
+    Args:
+        objective: None for supervised fine-tuning.
+        reference, desirable: as in ``PreferenceObjective.lay_out``.
+    """
+    if objective is None:
+        return micro_batches(rows, budget=budget, layout=layout)
+    pairs = objective.rows(rows)
+    return objective.lay_out(pairs, budget=budget, layout=layout, reference=reference, desirable=desirable)
 
 
 def order_of(recipe: Recipe, corpus: Corpus) -> Order:

@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.batches.layout import Batch, micro_batches
+import torch
+
+from tunesmith.data.batches.layout import Batch
 from tunesmith.errors import ModelError, TrainError
 from tunesmith.evaluation.compare import LARGEST_EXPONENT
 from tunesmith.evaluation.judge import sample_answer, token_scores
@@ -34,7 +36,7 @@ from tunesmith.training.references import References
 from tunesmith.training.rehearsal import Rehearsal, ran_out, rehearse
 from tunesmith.training.selection import selection
 from tunesmith.training.setup import Prepared
-from tunesmith.training.step_rows import order_of
+from tunesmith.training.step_rows import lay_out, order_of
 
 SAMPLES = "samples_during.jsonl"
 
@@ -64,14 +66,7 @@ class Trainer:
         self.judge_batches = judge_batches or []
         self.settings = ready.recipe.training
         self.order = order_of(ready.recipe, prepared.corpus)
-        self.optimizer = build_optimizer(
-            ready.method.parameter_groups(ready.model),
-            learning_rate=ready.recipe.learning_rate,
-            weight_decay=self.settings.weight_decay,
-            betas=(self.settings.adam_beta1, self.settings.adam_beta2),
-            epsilon=self.settings.adam_epsilon,
-            optim=self.settings.optim,
-        )
+        self.optimizer = optimizer_of(ready)
         self.checkpoints = run.folder / "checkpoints"
         self.final_scores: TokenScores | None = None
         self.selection = selection(self.settings, {})
@@ -93,12 +88,13 @@ class Trainer:
         assert layout != "auto"
         encoded = corpus.rows_of(rows)
         if self.preference is None:
-            return micro_batches(encoded, budget=budget, layout=layout)
+            return lay_out(encoded, None, budget=budget, layout=layout)
         known = None
         if step is not None and self.references is not None:
             known = self.references.of_step(step, rows, together=corpus.together)
-        return self.preference.lay_out(
-            self.preference.rows(encoded),
+        return lay_out(
+            encoded,
+            self.preference,
             budget=budget,
             layout=layout,
             reference=known,
@@ -362,6 +358,19 @@ class Trainer:
             return {}
         facts: dict[str, Any] = {"best": {"step": totals.best_step, "eval_loss": totals.best_loss}}
         return facts | ({"selection": self.selection.state()} if self.selection else {})
+
+
+def optimizer_of(ready: Ready) -> torch.optim.Optimizer:
+    """The recipe's optimizer over what its method trains."""
+    settings = ready.recipe.training
+    return build_optimizer(
+        ready.method.parameter_groups(ready.model),
+        learning_rate=ready.recipe.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        epsilon=settings.adam_epsilon,
+        optim=settings.optim,
+    )
 
 
 @contextmanager

@@ -13,11 +13,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.planning.budget import Plan
@@ -27,10 +27,14 @@ from tunesmith.planning.step_time import step_seconds
 from tunesmith.recipe.file import portable, read_recipe
 from tunesmith.recipe.methods import method_label
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.progress import Silent
 
 if TYPE_CHECKING:
-    from tunesmith.training.setup import Prepared
-    from tunesmith.training.trainer import Trainer
+    from tunesmith.data.batches.layout import Batch
+    from tunesmith.data.chat.template import Encoded
+    from tunesmith.model.weights.added_tokens import AddedTokens
+    from tunesmith.training.attach import ModelInputs
+    from tunesmith.training.objectives.preference import PreferenceObjective
 
 
 def at_measure(line: Line, recipe: Recipe, device: Device) -> Recipe:
@@ -160,33 +164,40 @@ def _failed(recipe: Recipe, why: str) -> ModelError:
 
 
 def measure_steps(recipe: Recipe, *, length: int | None) -> Trial:
-    """In this very process; see ``run_trial``."""
+    """Measures in this process; see ``run_trial``."""
     import torch
 
     from tunesmith.planning import memory
+    from tunesmith.training.attach import load
     from tunesmith.training.loop import Hooks, Step, StepResult, train
+    from tunesmith.training.objectives.supervised import CrossEntropy
+    from tunesmith.training.objectives.table import preference_objective
     from tunesmith.training.rehearsal import heaviest
+    from tunesmith.training.trainer import optimizer_of
 
-    torch.set_num_threads(int(recipe.training.threads))
-    fit = _fit(recipe, length)
-    batch = heaviest(fit.first_epoch())
-    device = fit.ready.recipe.model.device
+    threads = int(recipe.training.threads)
+    torch.set_num_threads(threads)
+    inputs, steps = _own_rows(recipe) if length is None else _made_rows(recipe, length)
+    ready = load(inputs, None, Silent())
+    preference = preference_objective(ready.recipe)
+    batch = heaviest(_micro_batches(ready.recipe, steps, preference))
+    optimizer, device = optimizer_of(ready), ready.recipe.model.device
     on_cpu = torch.device(device).type == "cpu"
-    speeds = [sgemm(int(recipe.training.threads))] if on_cpu else []
+    speeds = [sgemm(threads)] if on_cpu else []
     results: list[StepResult] = []
     memory.begin_peak(device)
     train(
-        fit.ready.model,
+        ready.model,
         [Step(number, 0.0, [batch]) for number in range(1, STEPS + 1)],
-        objective=fit.objective,
-        optimizer=fit.optimizer,
+        objective=preference or CrossEntropy(),
+        optimizer=optimizer,
         rate=lambda _: 0.0,
-        max_grad_norm=fit.settings.max_grad_norm,
-        seed=fit.settings.seed,
-        hooks=Hooks(results.append, lambda _: None, lambda _: False, lambda _: None, lambda _: False),
+        max_grad_norm=ready.recipe.training.max_grad_norm,
+        seed=ready.recipe.training.seed,
+        hooks=Hooks(on_step=results.append),
     )
     peak = memory.peak(device)
-    speeds += [sgemm(int(recipe.training.threads))] if on_cpu else []
+    speeds += [sgemm(threads)] if on_cpu else []
     return Trial(
         peak=peak,
         seconds=min(result.seconds for result in results[1:]),
@@ -198,19 +209,28 @@ def measure_steps(recipe: Recipe, *, length: int | None) -> Trial:
     )
 
 
-def _fit(recipe: Recipe, length: int | None) -> Trainer:
-    from tunesmith.runs.folder import Run
-    from tunesmith.runs.progress import Silent
-    from tunesmith.training.attach import load
+def _micro_batches(
+    recipe: Recipe, steps: Iterable[Sequence[Encoded]], objective: PreferenceObjective | None
+) -> Iterator[Batch]:
+    from tunesmith.training.step_rows import lay_out
+
+    settings = recipe.training
+    assert settings.layout != "auto", "the layout is resolved when the model is loaded"
+    for rows in steps:
+        yield from lay_out(rows, objective, budget=int(settings.micro_batch_tokens), layout=settings.layout)
+
+
+def _own_rows(recipe: Recipe) -> tuple[ModelInputs, Iterable[Sequence[Encoded]]]:
+    """The recipe's data, and the rows of each step of its first epoch."""
     from tunesmith.training.setup import prepare
-    from tunesmith.training.trainer import Trainer
+    from tunesmith.training.step_rows import order_of
 
-    prepared = prepare(recipe, Silent()) if length is None else _with_made_rows(recipe, length)
-    return Trainer(Run(recipe.output_dir), load(prepared, None, Silent()), prepared, eval_batches=[])
+    prepared = prepare(recipe, Silent())
+    return prepared, islice(prepared.rows_of_steps(), order_of(prepared.recipe, prepared.corpus).steps_in(0))
 
 
-def _with_made_rows(recipe: Recipe, length: int) -> Prepared:
-    """Rows of random tokens, which share nothing; each learns from its second half. Two answers have one prompt."""
+def _made_rows(recipe: Recipe, length: int) -> tuple[ModelInputs, Iterable[Sequence[Encoded]]]:
+    """Rows of random tokens, which share nothing. Each learns its second half, and two answers have one prompt."""
     import numpy as np
     from transformers import AutoConfig
 
@@ -218,36 +238,40 @@ def _with_made_rows(recipe: Recipe, length: int) -> Prepared:
     from tunesmith.model.weights.added_tokens import NO_TOKENS, extend
     from tunesmith.model.weights.load import load_tokenizer
     from tunesmith.model.weights.resolve import resolve
-    from tunesmith.runs.progress import Silent
     from tunesmith.training.objectives.table import preference_objective
-    from tunesmith.training.setup import Prepared
 
+    code = recipe.model.trust_remote_code
     folder = resolve(recipe.model.path, revision=recipe.model.revision, say=Silent().say)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True)
-    added = NO_TOKENS
-    if recipe.model.named_tokens:
-        added = extend(load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code), recipe.model)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=code, local_files_only=True)
+    named = recipe.model.named_tokens
+    added = extend(load_tokenizer(folder, trust_remote_code=code), recipe.model) if named else NO_TOKENS
     objective = preference_objective(recipe)
     answers = 1 if objective is None else objective.answers
-    random = np.random.default_rng(0)
-    learned = np.arange(length) >= length // 2
-    ids = random.integers(0, config.get_text_config().vocab_size, (ROWS, answers, length), dtype=np.int32)
-    ids[:, :, ~learned] = ids[:, :1, ~learned]
+    learned = np.arange(length) >= length // 2  # [tokens]
+    vocabulary = config.get_text_config().vocab_size
+    ids = np.random.default_rng(0).integers(0, vocabulary, (ROWS, answers, length), dtype=np.int32)
+    ids[:, :, ~learned] = ids[:, :1, ~learned]  # the answers of an example have its first answer's prompt
     rows = [Encoded(row, learned, "made", number) for number, example in enumerate(ids) for row in example]
-    corpus = SimpleNamespace(
-        train=rows,
-        rows_of=lambda numbers: [rows[number * answers + answer] for number in numbers for answer in range(answers)],
-        weights=np.ones(ROWS),
-        train_sources=np.zeros(ROWS, dtype=int),
-        quotas={},
-        held_out=[],
-        together=answers,
-        labels=np.arange(ROWS) % 2 == 0,
-    )
-    nothing = cast(Any, None)  # neither text nor verdict is asked for here
     start = getattr(recipe.method, "adapter_name_or_path", None)
-    made = Prepared(recipe, folder, nothing, (), nothing, nothing, cast(Any, corpus), None, nothing, added=added)
-    return made if start is None else replace(made, start=Path(start))
+    size = recipe.training.batch_size * answers
+    steps = [rows[first : first + size] for first in range(0, len(rows), size)]
+    return _MadeRows(recipe, folder, added, None if start is None else Path(start), rows, steps), steps
+
+
+@dataclass(frozen=True, slots=True)
+class _MadeRows:
+    """A recipe's model with made-up rows: what ``load`` needs to know."""
+
+    recipe: Recipe
+    folder: Path
+    added: AddedTokens
+    start: Path | None
+    rows: Sequence[Encoded]
+    steps: Sequence[Sequence[Encoded]]
+
+    def rows_of_steps(self) -> Iterator[Sequence[Encoded]]:
+        """The rows of each optimizer step."""
+        return iter(self.steps)
 
 
 def main(job: Path, result: Path) -> None:
