@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.data.loading import load
 
-from tunesmith.data.files.reader import load, own_eval_split
+from tunesmith.data.files.reader import own_eval_split
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings
 

@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.data.loading import load
 
 from tunesmith.data.files.formats import FORMATS
-from tunesmith.data.files.reader import load
 from tunesmith.data.files.rows import BadRow, Row
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings

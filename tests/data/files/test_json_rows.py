@@ -54,7 +54,7 @@ def test_a_byte_order_mark_and_a_line_separator_in_a_text_do_no_harm():
         (b'{"a": 1e999}', "row", "the number 1e999, beyond the largest, at column 7 (byte 7)"),
         (b'{"a": 1, "b": 2, "a": 3}', "a", "this key twice in one object"),
         (b'{"x": [{"b": 1, "b": 1}]}', "b", "this key twice in one object"),
-        (b'{"a": "\xff"}', "row", "the byte 0xff at byte 8 of the line"),
+        (b'{"a": "\xff"}', "row", "the byte 0xff at column 8 (byte 8)"),
         (b'{"a": ' + b"9" * 5000 + b"}", "row", "a number of 5000 digits at column 7 (byte 7)"),
         (b"[" * 200_000, "row", "nesting without end at column 101 (byte 101)"),
     ],

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.loading import Loaded, load
 
-from tunesmith.data.files.reader import Loaded, load, own_eval_split
+from tunesmith.data.files.reader import own_eval_split
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings
 
@@ -322,8 +323,8 @@ def test_a_row_too_deep_to_write_is_a_bad_row(tmp_path: Path):
         ("r.parquet", "PAR1", "the parquet file cannot be read"),
         ("r.jsonl.gz", "no gzip", "the .gz file is damaged"),
         ("r.jsonl.bz2", bz2.compress(b"{}")[:-3], "the .bz2 file is damaged"),
-        ("r.xlsx", "PK", "a file named .xlsx is none of the formats that can be read"),
-        ("rows", "{}", "a file named without an ending is none of the formats that can be read"),
+        ("r.xlsx", "PK", ".xlsx files are not supported"),
+        ("rows", "{}", "the file's name has no ending"),
     ],
 )
 def test_a_file_without_rows_or_of_another_format_is_one_error(
@@ -540,8 +541,9 @@ def hub() -> Iterator[str]:
 @pytest.mark.slow
 def test_a_hub_dataset_is_read_over_http(hub: str, tmp_path: Path):
     script = """
-from tunesmith.data.read import load, own_eval_split
-from tunesmith.recipe import SourceSettings
+from tests.data.loading import load
+from tunesmith.data.files.reader import own_eval_split
+from tunesmith.recipe.data import SourceSettings
 source = SourceSettings(path="user/name")
 print([e.source for e in load(source).examples], own_eval_split(source), load(source, role="eval").examples[0].source)
 """
@@ -554,9 +556,10 @@ def test_reading_needs_neither_torch_nor_transformers_nor_datasets(tmp_path: Pat
     path = write(tmp_path / "r.jsonl", LINES)
     script = f"""
 import sys
-from tunesmith.data.read import load
-from tunesmith.recipe import SourceSettings
-from tunesmith.data import clean, findings, ledger, summary
+from tests.data.loading import load
+from tunesmith.recipe.data import SourceSettings
+from tunesmith.data import ledger, placement
+from tunesmith.data.report import findings, summary
 load(SourceSettings(path={str(path)!r}))
 print(sorted({{"torch", "transformers", "datasets", "pyarrow"}} & set(sys.modules)))
 """

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.loading import load
 
 from tunesmith.data.files import csv_rows
 from tunesmith.data.files.formats import FORMATS
-from tunesmith.data.files.locations import Part, parts_of
-from tunesmith.data.files.reader import example_of, load, open_source
+from tunesmith.data.files.locations import SourcePart, parts_of
+from tunesmith.data.files.reader import example_of, open_source
 from tunesmith.data.files.rows import BadRow, Block, Row
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings
@@ -40,7 +41,7 @@ def zstd(data: bytes) -> bytes:
 PACKED = {".gz": partial(gzip.compress, compresslevel=1), ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
 
 
-def part_of(path: Path) -> Part:
+def part_of(path: Path) -> SourcePart:
     (part,) = parts_of(SourceSettings(path=str(path)), "train")[0]
     return part
 
@@ -241,8 +242,8 @@ def test_a_source_is_opened_without_reading_it_all_and_its_rows_become_examples_
 MEASURED = """
 import re, sys
 from pathlib import Path
-from tunesmith.data.read import open_source
-from tunesmith.recipe import SourceSettings
+from tunesmith.data.files.reader import open_source
+from tunesmith.recipe.data import SourceSettings
 sizes = [len(example.messages[0].content) for example in open_source(SourceSettings(path=sys.argv[1])).examples()]
 peak = re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]  # getrusage knows the parent's, too
 print(len(sizes), max(sizes), int(peak) // 1024)

@@ -9,12 +9,12 @@ import textwrap
 import numpy as np
 import pytest
 
+from tunesmith.data.files.json_rows import parse_json
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.metrics.answers import (
     METRICS,
     check_names,
     check_truths,
-    parse_json,
     same_json,
     score_answers,
     text_metrics,
@@ -149,7 +149,7 @@ def test_a_name_like_no_other_is_refused_with_the_list():
 def test_names_are_checked_without_torch():
     code = """
         import sys
-        from tunesmith.evaluation.text import check_names
+        from tunesmith.evaluation.metrics.answers import check_names
         check_names(["loss", "json_exact"])
         assert not {"torch", "transformers", "datasets"} & set(sys.modules)
     """

@@ -22,7 +22,7 @@ from tunesmith.data.checks.scripts import NO_SCRIPT, language_of, script_of
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
 from tunesmith.data.files.reader import example_of
-from tunesmith.data.files.rows import BadRow, Block, Row, Rows
+from tunesmith.data.files.rows import BadRow, Block, Row, RowStream
 from tunesmith.recipe.data import SourceSettings
 
 LABEL_LENGTH = 100  # characters, up to which an answer may be a label
@@ -67,7 +67,7 @@ class Reading:
         near: whether near duplicates are wanted.
     """
 
-    parse: Callable[[Block], Rows]
+    parse: Callable[[Block], RowStream]
     source: SourceSettings
     shape: str
     group: str | None = None

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tunesmith.data.files.rows import BLOCK_BYTES, NOT_UTF8, BadRow, Block, Row, Rows
+from tunesmith.data.files.rows import BLOCK_BYTES, NOT_UTF8, BadRow, Block, Row, RowStream
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
     }
 
 
-def arrow_rows(block: Block) -> Rows:
+def arrow_rows(block: Block) -> RowStream:
     """Rows of an Arrow stream, each with its number.
 
     Inside lists and structs a null says only that another row has the key, so it is taken away there; a null column

@@ -7,20 +7,19 @@ import io
 import re
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
 from tunesmith.data.examples.message import describe, printable
 from tunesmith.data.examples.row_shapes import listed
 from tunesmith.data.files.rows import (
-    BLOCK_BYTES,
     INVALID_BYTES,
     LARGEST_ROW,
     NOT_UTF8,
     BadRow,
     Block,
     Row,
-    Rows,
+    RowStream,
+    blocks_of_rows,
     printed,
     refuse_too_large,
     refuse_utf16,
@@ -32,13 +31,15 @@ LARGEST_FIELD = 2**31 - 1  # what csv.field_size_limit takes on every system
 MOST_LINES = 100_000
 MOST_CHARACTERS = 2**24
 
+Record = list[str] | str  # its fields, or what is wrong with it
+
 
 class _Lines:
-    """The lines of a file, for csv.reader: those of the present record are kept, so that it can be set back."""
+    """The lines of a file, for csv.reader. Those of the present record are kept, so that they can be given back."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self.name = name
-        self.before = 0  # lines before the present record
+        self.first = 1  # number of the present record's first line
         self.taken: list[str] = []  # lines of the present record
         self.characters = 0  # in them
         self._text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
@@ -50,21 +51,20 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        taken = self.taken
-        if taken and (self.characters >= MOST_CHARACTERS or len(taken) >= MOST_LINES):
+        if self.taken and (self.characters >= MOST_CHARACTERS or len(self.taken) >= MOST_LINES):
             raise StopIteration
         line = self._ahead.popleft() if self._ahead else self._text.readline(LARGEST_ROW + 1)
         if not line:
             raise StopIteration
         if len(line) > LARGEST_ROW:
-            refuse_too_large(len(line), self.name, self.before + len(taken) + 1)
-        taken.append(line)
+            refuse_too_large(len(line), self.name, self.first + len(self.taken))
+        self.taken.append(line)
         self.characters += len(line)
         return line
 
     def end_record(self) -> None:
         """The next line is the first of another record."""
-        self.before += len(self.taken)
+        self.first += len(self.taken)
         self.taken, self.characters = [], 0
 
     def keep_first(self) -> None:
@@ -78,11 +78,11 @@ class _Lines:
 
 
 def delimited_blocks(file: BinaryIO, name: str, delimiter: str) -> Iterator[Block]:
-    """Records of a csv or tsv file with a header line, as (header, [(line, record) or bad row]).
+    """Records of a csv or tsv file with a header line, as (line, fields by column or bad row).
 
     A record over several lines has the number of its first. After a record whose quotes do not match, reading goes on
-    at the line after its first, so that a stray quote costs one row and not those up to the next quote; a quoted field
-    that has not ended after MOST_LINES lines, or after the line that reaches MOST_CHARACTERS, began with one.
+    at the line after its first, so a stray quote costs one row and not those up to the next quote. A quoted field that
+    has not ended after MOST_LINES lines, or after the line that reaches MOST_CHARACTERS, began with a stray quote.
 
     Raises:
         DataError: no header, the same column twice, the file is UTF-16, or a line does not end.
@@ -90,45 +90,24 @@ def delimited_blocks(file: BinaryIO, name: str, delimiter: str) -> Iterator[Bloc
     lines = _Lines(file, name)
     try:
         records = _records(lines, delimiter)
-        with _large_fields():
-            first = next(records, None)
-        if first is None:
-            return
-        header = _header(first, f"{name}:{lines.before + 1}", delimiter)
-        while block := _block(lines, records, header):
-            yield block
+        first = next(records, None)
+        if first is not None:
+            header = _header(first, f"{name}:{lines.first}", delimiter)
+            yield from blocks_of_rows(
+                ((lines.first, _row(lines, each, header), lines.characters) for each in records), name
+            )
     finally:
         lines.detach()
 
 
-def delimited_rows(block: Block) -> Rows:
+def delimited_rows(block: Block) -> RowStream:
     """Rows of a block of records; every value is a text."""
-    header, records = block.payload
-    for record in records:
-        if isinstance(record, BadRow):
-            yield record
-        else:
-            line, fields = record
-            yield Row(dict(zip(header, fields, strict=True)), f"{block.name}:{line}")
+    for row in block.payload:
+        yield row if isinstance(row, BadRow) else Row(row[1], f"{block.name}:{row[0]}")
 
 
-def _block(lines: _Lines, records: Iterator[list[str] | str], header: list[str]) -> Block | None:
-    """The next records, about a megabyte; none at the end."""
-    taken: list[tuple[int, list[str]] | BadRow] = []
-    start, size = 0, 0
-    with _large_fields():
-        for record in records:
-            line = lines.before + 1
-            start = start or line
-            taken.append(_bad(lines, record, header) or (line, record))  # type: ignore[arg-type]  (a list, if not bad)
-            size += lines.characters
-            if size >= BLOCK_BYTES:
-                break
-    return Block(lines.name, start, (header, taken)) if taken else None
-
-
-def _bad(lines: _Lines, record: list[str] | str, header: list[str]) -> BadRow | None:
-    """What is wrong with the present record, if anything is."""
+def _row(lines: _Lines, record: Record, header: list[str]) -> tuple[int, dict[str, str]] | BadRow:
+    """The present record as (line, fields by column), or what is wrong with it."""
     if isinstance(record, str):
         found, expected = record, "quotes in pairs around a field"
     elif any(not text.isascii() and INVALID_BYTES.search(text) for text in record):
@@ -136,41 +115,43 @@ def _bad(lines: _Lines, record: list[str] | str, header: list[str]) -> BadRow | 
     elif len(record) != len(header):
         found, expected = _count(len(record)), f"{_count(len(header))} ({listed(header)})"
     else:
-        return None
+        return lines.first, dict(zip(header, record, strict=True))
     raw = "".join(lines.taken).rstrip("\r\n")
-    return BadRow(f"{lines.name}:{lines.before + 1}", "row", found, expected, printed(raw))
+    return BadRow(f"{lines.name}:{lines.first}", "row", found, expected, printed(raw))
 
 
-def _records(lines: _Lines, delimiter: str) -> Iterator[list[str] | str]:
-    """Each record that is not blank, or what is wrong with it; its lines are those that `lines` has taken."""
+def _records(lines: _Lines, delimiter: str) -> Iterator[Record]:
+    """Each record that is not blank; its lines are those that `lines` has taken."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         lines.end_record()
+        # The limit on the length of a field belongs to the process, so it is lifted for one record at a time.
+        before = csv.field_size_limit(LARGEST_FIELD)
         try:
-            record = next(reader)
+            record: Record = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             lines.keep_first()
-            yield f"a quote without its pair ({error})"
-            continue
+            record = f"a quote without its pair ({error})"
+        finally:
+            csv.field_size_limit(before)
         if record:
             yield record
 
 
-def _header(record: list[str] | str, source: str, delimiter: str) -> list[str]:
+def _header(record: Record, where: str, delimiter: str) -> list[str]:
     if isinstance(record, str) or INVALID_BYTES.search("".join(record)):
         why = record if isinstance(record, str) else NOT_UTF8
-        raise DataError("the header line cannot be read", where=source, why=why, remedy="name each column once")
+        raise DataError("the header line cannot be read", where=where, why=why, remedy="name each column once")
     twice = [name for name in record if record.count(name) > 1]
     if twice:
-        raise DataError(
-            f"the header names the column {printable(twice[0])!r} twice", where=source, remedy="name each column once"
-        )
+        what = f"the header names the column {printable(twice[0])!r} twice"
+        raise DataError(what, where=where, remedy="name each column once")
     if len(record) == 1 and delimiter == "," and re.search("[;\t]", record[0]):
         raise DataError(
             "the header is one column, with other separators than commas in it",
-            where=source,
+            where=where,
             why=f"found {describe(record[0])}",
             remedy="save the file with commas, or with tabs and the name .tsv",
         )
@@ -179,13 +160,3 @@ def _header(record: list[str] | str, source: str, delimiter: str) -> list[str]:
 
 def _count(fields: int) -> str:
     return f"{fields} field{'' if fields == 1 else 's'}"
-
-
-@contextmanager
-def _large_fields() -> Iterator[None]:
-    """csv's limit of 131,072 characters a field is one of the process: lifted while a file is read."""
-    before = csv.field_size_limit(LARGEST_FIELD)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

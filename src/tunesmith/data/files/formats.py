@@ -16,17 +16,7 @@ from typing import BinaryIO
 from tunesmith.data.files.arrow_rows import arrow_rows, parquet_blocks
 from tunesmith.data.files.csv_rows import delimited_blocks, delimited_rows
 from tunesmith.data.files.json_rows import array_blocks, array_rows, jsonl_blocks, jsonl_rows
-from tunesmith.data.files.rows import (
-    BadRow,
-    Block,
-    Row,
-    Rows,
-    bad_bytes,
-    line_blocks,
-    refuse_too_large,
-    shown,
-    text_chunks,
-)
+from tunesmith.data.files.rows import BadRow, Block, Row, RowStream, line_blocks, refuse_too_large, text_chunks
 
 BLANK_LINE = re.compile(rb"\n[^\S\n]*\n")
 
@@ -40,7 +30,7 @@ class Format:
     """
 
     blocks: Callable[[BinaryIO, str], Iterator[Block]]
-    rows: Callable[[Block], Rows]
+    rows: Callable[[Block], RowStream]
     seeks: bool = False
     same_columns: bool = False
 
@@ -54,7 +44,7 @@ def text_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
     return line_blocks(text_chunks(file, name), name)
 
 
-def text_rows(block: Block) -> Rows:
+def text_rows(block: Block) -> RowStream:
     """One document a line that is not blank, as {text}."""
     for number, line in enumerate(block.payload.split(b"\n"), start=block.start):
         yield from _document(line, f"{block.name}:{number}")
@@ -66,24 +56,23 @@ def paragraph_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
     Raises:
         DataError: the file is UTF-16, or a paragraph does not end.
     """
-    start, unended, size = 1, [], 0
+    start, size, rest = 1, 0, []  # rest: lines of a paragraph that has not ended
     for block in text_blocks(file, name):
-        before = b"\n" if unended else b""  # the lines before have ended
+        before = b"\n" if size else b""  # the lines before have ended
         cut = max((match.end() for match in BLANK_LINE.finditer(before + block.payload)), default=0) - len(before)
-        if cut <= 0:
-            unended.append(block.payload)
-            size += len(block.payload)
-            refuse_too_large(size, name, start, "leave a blank line between paragraphs")
-            continue
-        lines = b"".join([*unended, block.payload[:cut]])
-        unended, size = [block.payload[cut:]], len(block.payload) - cut
-        yield Block(name, start, lines)
-        start += lines.count(b"\n")
+        if cut > 0:
+            lines = b"".join([*rest, block.payload[:cut]])
+            yield Block(name, start, lines)
+            start += lines.count(b"\n")
+            rest, size = [], 0
+        rest.append(block.payload[max(cut, 0) :])
+        size += len(rest[-1])
+        refuse_too_large(size, name, start, "leave a blank line between paragraphs")
     if size:
-        yield Block(name, start, b"".join(unended))
+        yield Block(name, start, b"".join(rest))
 
 
-def paragraph_rows(block: Block) -> Rows:
+def paragraph_rows(block: Block) -> RowStream:
     """One document a run of lines that are not blank, as {text}; it is named by its first line."""
     lines: list[bytes] = []
     for number, line in enumerate([*block.payload.split(b"\n"), b""], start=block.start):
@@ -108,26 +97,27 @@ def document_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
     yield Block(name, 1, b"".join(chunks))
 
 
-def document_rows(block: Block) -> Rows:
+def document_rows(block: Block) -> RowStream:
     """One document, as {text}, without blank lines around it; none of a blank file."""
     yield from _document(block.payload, f"{block.name}:1")
 
 
-def _document(data: bytes, source: str) -> Rows:
+def _document(data: bytes, source: str) -> RowStream:
     """One row, or none where nothing but white space is in it. Line ends of Windows become plain ones."""
     try:
         text = data.decode().replace("\r\n", "\n").lstrip("\n").rstrip("\r\n")
     except UnicodeDecodeError as error:
         begin = data.rfind(b"\n", 0, error.start) + 1
         line, number = data[begin:].partition(b"\n")[0], data.count(b"\n", 0, begin) + 1
-        place = "" if number == 1 else f", line {number} of the document"
-        yield BadRow(source, "row", bad_bytes(line, error.start - begin) + place, "UTF-8", shown(line))
+        found = f"the byte 0x{data[error.start]:02x} at byte {error.start - begin + 1} of the line"
+        within = "" if number == 1 else f", line {number} of the document"
+        yield BadRow(source, "row", found + within, "UTF-8", line.rstrip(b"\r").decode(errors="backslashreplace"))
         return
     if text.strip():
         yield Row({"text": text}, source)
 
 
-TEXTS: Mapping[str, Format] = {
+TEXT_FORMATS: Mapping[str, Format] = {
     "line": Format(text_blocks, text_rows, same_columns=True),
     "paragraph": Format(paragraph_blocks, paragraph_rows, same_columns=True),
     "document": Format(document_blocks, document_rows, same_columns=True),
@@ -140,5 +130,5 @@ FORMATS: Mapping[str, Format] = {
     ".csv": Format(partial(delimited_blocks, delimiter=","), delimited_rows, same_columns=True),
     ".tsv": Format(partial(delimited_blocks, delimiter="\t"), delimited_rows, same_columns=True),
     ".parquet": Format(parquet_blocks, arrow_rows, seeks=True, same_columns=True),
-    ".txt": TEXTS["line"],
+    ".txt": TEXT_FORMATS["line"],
 }

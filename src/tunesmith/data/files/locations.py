@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder, a URL, a dataset on disk or on the hub."""
+"""The files and dataset splits of a source: a file, a folder, a URL, a dataset on disk or on the hub."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.examples.row_shapes import did_you_mean, listed
 from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks
-from tunesmith.data.files.formats import FORMATS, TEXTS, Format
-from tunesmith.data.files.rows import Block, Row, Rows
+from tunesmith.data.files.formats import FORMATS, TEXT_FORMATS, Format
+from tunesmith.data.files.rows import Block, Row, RowStream
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
-from tunesmith.data.files.streams import COMPRESSIONS, Source, buffered, drain, refuse_pointer, seekable, unpacked
+from tunesmith.data.files.streams import COMPRESSIONS, HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
 from tunesmith.errors import DataError, TunesmithError
 
 if TYPE_CHECKING:
@@ -33,10 +33,18 @@ EVERY_ROLE = ""  # the split of files that are named for none
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
-class Part(Protocol):
-    """One file or split; it can be read any number of times, and holds no rows itself."""
+@dataclass(slots=True)
+class SourcePart:
+    """One file or split. It can be read any number of times, and holds no rows itself.
+
+    ``parse`` makes rows of its blocks. It is a function of a module, so that another process can be told to call it.
+    ``same_columns``: every row has the columns of the first, as in a table.
+    """
 
     name: str
+    parse: Callable[[Block], RowStream]
+    same_columns: bool
+    _digest: str | None = None
 
     def blocks(self) -> Iterator[Block]:
         """Its rows in order, in blocks of about a megabyte that are not parsed yet.
@@ -44,122 +52,80 @@ class Part(Protocol):
         Raises:
             DataError: the file cannot be read as what its name says.
         """
-        ...
+        raise NotImplementedError
 
-    @property
-    def parse(self) -> Callable[[Block], Rows]:
-        """What makes rows of its blocks: a function of a module, so that another process can be told to call it."""
-        ...
-
-    def rows(self) -> Rows:
+    def rows(self) -> RowStream:
         """Its rows in order."""
-        ...
-
-    @property
-    def same_columns(self) -> bool:
-        """Whether every row has the columns of the first, as in a table."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Of the file's bytes, or of a dataset's rows as JSON; it costs a pass where none has been made yet."""
-        ...
-
-
-@dataclass(slots=True)
-class _FilePart:
-    """A file, packed or not."""
-
-    name: str
-    place: _Place
-    suffix: str
-    compression: str | None
-    sample_by: str = "line"
-    _sha256: str | None = None
-
-    def blocks(self) -> Iterator[Block]:
-        kind = self._kind
-        with self.place.open(self.name) as source:
-            file = buffered(source)
-            refuse_pointer(file, self.name)
-            content = unpacked(file, self.compression, self.name)
-            yield from kind.blocks(seekable(content) if kind.seeks else content, self.name)
-            if source.in_order:
-                self._note(file, source)
-        if kind.seeks and self._sha256 is not None:  # read here and there, so its bytes are read once more
-            with self.place.open(self.name) as source:
-                self._note(buffered(source), source)
-
-    @property
-    def parse(self) -> Callable[[Block], Rows]:
-        return self._kind.rows
-
-    @property
-    def same_columns(self) -> bool:
-        return self._kind.same_columns
-
-    @property
-    def _kind(self) -> Format:
-        return TEXTS[self.sample_by] if self.suffix == TEXT else FORMATS[self.suffix]
-
-    def rows(self) -> Rows:
         for block in self.blocks():
             yield from self.parse(block)
 
     @property
     def sha256(self) -> str:
-        if self._sha256 is None:
-            with self.place.open(self.name) as source:
-                self._note(buffered(source), source)
-        assert self._sha256 is not None
-        return self._sha256
+        """Of the file's bytes, or of a dataset's rows as JSON; it costs a pass where none has been made yet."""
+        if self._digest is None:
+            self._hash()
+        assert self._digest is not None
+        return self._digest
 
-    def _note(self, file: io.BufferedReader, source: Source) -> None:
-        """The digest of the bytes, after what is left of them has been read."""
+    def _hash(self) -> None:
+        raise NotImplementedError
+
+
+@dataclass(slots=True, kw_only=True)
+class _FilePart(SourcePart):
+    """A file, packed or not."""
+
+    location: _Location
+    format: Format
+    compression: str | None
+
+    def blocks(self) -> Iterator[Block]:
+        with self.location.open(self.name) as stored:
+            file = buffered(stored)
+            refuse_pointer(file, self.name)
+            content = unpacked(file, self.compression, self.name)
+            yield from self.format.blocks(seekable(content) if self.format.seeks else content, self.name)
+            if stored.in_order:
+                self._note(file, stored)
+        if self.format.seeks and self._digest is not None:  # read here and there, so its bytes are read once more
+            self._hash()
+
+    def _hash(self) -> None:
+        with self.location.open(self.name) as stored:
+            self._note(buffered(stored), stored)
+
+    def _note(self, file: io.BufferedReader, stored: HashedFile) -> None:
+        """Keeps the digest of the bytes, after what is left of them has been read."""
         drain(file)
-        found = source.digest.hexdigest()
-        if self._sha256 not in (None, found):
+        found = stored.digest.hexdigest()
+        if self._digest not in (None, found):
             raise DataError(
                 "the file has changed while it was read", where=self.name, remedy="start again once it is written"
             )
-        self._sha256 = found
+        self._digest = found
 
 
-@dataclass(slots=True)
-class _DatasetPart:
+@dataclass(slots=True, kw_only=True)
+class _DatasetPart(SourcePart):
     """A split of a dataset, or a dataset without splits."""
 
-    name: str
     dataset: Dataset
-    _sha256: str | None = None
 
     def blocks(self) -> Iterator[Block]:
         return batch_blocks(self._batches(), self.name)
 
-    @property
-    def parse(self) -> Callable[[Block], Rows]:
-        return arrow_rows
-
-    @property
-    def same_columns(self) -> bool:
-        return True
-
-    def rows(self) -> Rows:
+    def rows(self) -> RowStream:
         digest = hashlib.sha256()
         for block in self.blocks():
             for row in self.parse(block):
                 content = row.fields if isinstance(row, Row) else row.raw
                 digest.update(json.dumps(content, default=str, sort_keys=True).encode() + b"\n")
                 yield row
-        self._sha256 = digest.hexdigest()
+        self._digest = digest.hexdigest()
 
-    @property
-    def sha256(self) -> str:
-        if self._sha256 is None:
-            for _ in self.rows():
-                pass
-        assert self._sha256 is not None
-        return self._sha256
+    def _hash(self) -> None:
+        for _ in self.rows():
+            pass
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         notes = self.dataset.features.arrow_schema.metadata  # the names of class labels, which the tables have lost
@@ -167,68 +133,58 @@ class _DatasetPart:
             yield from table.replace_schema_metadata(notes).to_batches()  # type: ignore[union-attr]  (an Arrow table)
 
 
-@dataclass(slots=True)
-class _Folder:
-    """A folder's data files by split (EVERY_ROLE: all of them), and what else is in it."""
-
-    files: dict[str, list[str]]
-    ignored: list[str] = field(default_factory=list)
-
-
-def parts_of(source: SourceSettings, role: Role) -> tuple[list[Part], list[str], str | None]:
+def parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], list[str], str | None]:
     """The files or the split of a source, with the names that were ignored and the split that is read.
 
     Raises:
         DataError: nothing is there, a file is of no format that can be read, or ``sample_by`` says nothing of any.
     """
-    found = _parts_of(source, role)
-    if source.sample_by != "line" and not any(isinstance(part, _FilePart) and part.suffix == TEXT for part in found[0]):
+    parts, ignored, split = _parts_of(source, role)
+    if source.sample_by != "line" and not any(
+        isinstance(part, _FilePart) and _suffix(part.name)[0] == TEXT for part in parts
+    ):
         raise DataError(
             f"data.sample_by: {source.sample_by} says what a document of a {TEXT} file is, and there is none",
             where=source.path,
             remedy=f"name it at the sources that have {TEXT} files: {{path: a{TEXT}, sample_by: {source.sample_by}}}",
         )
-    return found
+    return parts, ignored, split
 
 
-def holds_text(path: str) -> bool:
-    """Whether it is a .txt file or a folder with some: what ``sample_by`` can be said of."""
-    place = _Place(path)
-    if place.is_file:
-        return _suffix(path)[0] == TEXT
-    if not place.is_folder or place.is_dataset():
-        return False
-    return any(_suffix(name)[0] == TEXT for name, is_file in place.entries() if is_file)
-
-
-def _parts_of(source: SourceSettings, role: Role) -> tuple[list[Part], list[str], str | None]:
-    place = _Place(source.path)
-    if not place.is_file and not place.is_folder:
-        return _hub_parts(source, role, place)
-    if source.name is not None:
+def _parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], list[str], str | None]:
+    location = _Location(source.path)
+    if source.name is not None and not location.is_missing:
         raise DataError(
             "`name` chooses a configuration of a hub dataset, and this is a file or folder",
             where=source.path,
             remedy="remove data.name",
         )
-    if place.is_file:
+    if location.is_file:
         if source.split is not None:
             raise DataError("a file has no splits", where=source.path, remedy="remove `split`")
-        return [_file_part(place, source.path, source.sample_by)], [], None
-    if place.is_dataset():
-        dataset, split = _saved_dataset(source, role)
-        return [_dataset_part(dataset, source.path, split)], [], split
-    folder = _folder(place)
-    if EVERY_ROLE in folder.files:
-        if source.split is not None:
-            raise DataError(
-                "the files of this folder are not named for splits",
-                where=source.path,
-                remedy="remove `split`, or name the files train.* and test.*",
-            )
-        return [_file_part(place, name, source.sample_by) for name in folder.files[EVERY_ROLE]], folder.ignored, None
-    split = choose_split(list(folder.files), role=role, asked=source.split, where=source.path)
-    return [_file_part(place, name, source.sample_by) for name in folder.files[split]], folder.ignored, split
+        return [_file_part(location, source.path, source.sample_by)], [], None
+    if location.is_dataset:
+        part, split = _dataset_part(source, role, location)
+        return [part], [], split
+    files, ignored = _data_files(location)
+    split = EVERY_ROLE
+    if EVERY_ROLE not in files:
+        split = choose_split(list(files), role=role, asked=source.split, where=source.path)
+    elif source.split is not None:
+        raise DataError(
+            "the files of this folder are not named for splits",
+            where=source.path,
+            remedy="remove `split`, or name the files train.* and test.*",
+        )
+    return [_file_part(location, name, source.sample_by) for name in files[split]], ignored, split or None
+
+
+def holds_text(path: str) -> bool:
+    """Whether it is a .txt file or a folder with some: what ``sample_by`` can be said of."""
+    location = _Location(path)
+    if location.is_file:
+        return _suffix(path)[0] == TEXT
+    return not location.is_dataset and any(_suffix(name)[0] == TEXT for name, is_file in location.entries() if is_file)
 
 
 def split_names(source: SourceSettings) -> list[str]:
@@ -237,20 +193,17 @@ def split_names(source: SourceSettings) -> list[str]:
     Raises:
         DataError: nothing is there.
     """
-    place = _Place(source.path)
-    if place.is_file:
+    location = _Location(source.path)
+    if location.is_file:
         return []
-    if not place.is_folder:
-        dataset = _from_hub(source, place, split=None)
-        return [str(name) for name in dataset] if isinstance(dataset, dict) else []
-    if place.is_dataset():
-        dataset = _from_disk(source.path)
-        return [str(name) for name in dataset] if isinstance(dataset, dict) else []
-    return [name for name in _folder(place).files if name != EVERY_ROLE]
+    if not location.is_dataset:
+        return [name for name in _data_files(location)[0] if name != EVERY_ROLE]
+    dataset = _dataset(source, location, split=None)
+    return [str(name) for name in dataset] if isinstance(dataset, dict) else []
 
 
-class _Place:
-    """A path or URL through fsspec, under the name the user gave it."""
+class _Location:
+    """A path or URL through fsspec, under the name the user gave it. What is missing may be a dataset of the hub."""
 
     def __init__(self, path: str) -> None:
         import fsspec
@@ -262,10 +215,13 @@ class _Place:
                 fsspec.core.url_to_fs(path) if self.remote else (fsspec.filesystem("file"), str(path))
             )
             self.is_file: bool = self.system.isfile(self.root)
-            self.is_folder: bool = not self.is_file and self.system.isdir(self.root)
+            self.is_missing: bool = not self.is_file and not self.system.isdir(self.root)
 
+    @property
     def is_dataset(self) -> bool:
-        """Whether the folder is what `datasets` writes with save_to_disk."""
+        """Whether `datasets` reads it: a folder that save_to_disk has written, or an id of the hub."""
+        if self.is_file or self.is_missing:
+            return self.is_missing
         with self._reading(self.path):
             return any(self.system.isfile(f"{self.root}/{name}") for name in ("dataset_dict.json", "state.json"))
 
@@ -283,14 +239,19 @@ class _Place:
                 return []
             return [entry.rstrip("/").rpartition("/")[2] for entry in self.system.ls(parent, detail=False)]
 
+    def nearest(self) -> str | None:
+        """A suggestion of a neighbour with nearly the same name, in words."""
+        near = did_you_mean(self.path.rstrip("/").rpartition("/")[2], self.neighbours())
+        return f"did you mean {near}?" if near else None
+
     @contextmanager
-    def open(self, name: str) -> Iterator[Source]:
+    def open(self, name: str) -> Iterator[HashedFile]:
         """The file itself, or one in the folder; `name` is as the user sees it."""
         root = self.root if name == self.path else f"{self.root}/{name.rpartition('/')[2]}"
         with self._reading(name):
             file = self.system.open(root, "rb")
         with file:
-            yield Source(file, partial(self._reading, name))
+            yield HashedFile(file, partial(self._reading, name))
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
@@ -301,28 +262,26 @@ class _Place:
         except TunesmithError:
             raise
         except kinds as error:
+            remedy = "check the address and the access to it"
+            if isinstance(error, ImportError):
+                remedy = "install what the message above names"
+            elif isinstance(error, PermissionError):
+                remedy = "check that you may read it"
             why = f"{type(error).__name__}: {error}"
-            raise DataError("it cannot be read", where=name, why=why, remedy=_remedy(error)) from error
+            raise DataError("it cannot be read", where=name, why=why, remedy=remedy) from error
 
 
-def _remedy(error: Exception) -> str:
-    if isinstance(error, ImportError):
-        return "install what the message above names"
-    if isinstance(error, PermissionError):
-        return "check that you may read it"
-    return "check the address and the access to it"
-
-
-def _file_part(place: _Place, name: str, sample_by: str) -> Part:
+def _file_part(location: _Location, name: str, sample_by: str) -> SourcePart:
     suffix, compression = _suffix(name)
     if suffix not in FORMATS:
         raise DataError(
-            f"a file named {suffix or 'without an ending'} is none of the formats that can be read",
+            f"{suffix} files are not supported" if suffix else "the file's name has no ending",
             where=name,
             why=f"the formats are {', '.join(FORMATS)}, as they are or with {', '.join(COMPRESSIONS)}",
             remedy="convert the file, or give it the ending of its format",
         )
-    return _FilePart(name, place, suffix, compression, sample_by)
+    kind = TEXT_FORMATS[sample_by] if suffix == TEXT else FORMATS[suffix]
+    return _FilePart(name, kind.rows, kind.same_columns, location=location, format=kind, compression=compression)
 
 
 def _suffix(name: str) -> tuple[str, str | None]:
@@ -332,17 +291,19 @@ def _suffix(name: str) -> tuple[str, str | None]:
     return (PurePosixPath(path.stem).suffix if compression else path.suffix), compression
 
 
-def _folder(place: _Place) -> _Folder:
-    """The data files of a folder; grouped by split only if some are named for training and some for evaluation."""
+def _data_files(folder: _Location) -> tuple[dict[str, list[str]], list[str]]:
+    """The data files of a folder by split, and what else is in it.
+
+    They are grouped only if some are named for training and some for evaluation; else all are those of EVERY_ROLE.
+    """
     data, ignored = [], []
-    for name, is_file in place.entries():
+    for name, is_file in folder.entries():
         if not name.startswith("."):
             (data if is_file and _suffix(name)[0] in FORMATS else ignored).append(name)
-    prefix = place.path.rstrip("/")
     if not data:
         raise DataError(
             "there are no data files in the folder",
-            where=place.path,
+            where=folder.path,
             why=f"it holds {listed(ignored) if ignored else 'nothing'}; the formats are {', '.join(FORMATS)}",
             remedy="name the folder that holds the files",
         )
@@ -353,50 +314,40 @@ def _folder(place: _Place) -> _Folder:
         ignored += splits.pop(EVERY_ROLE, [])
     else:
         splits = {EVERY_ROLE: data}
-    return _Folder({split: [f"{prefix}/{name}" for name in names] for split, names in splits.items()}, ignored)
+    prefix = folder.path.rstrip("/")
+    return {split: [f"{prefix}/{name}" for name in names] for split, names in splits.items()}, ignored
 
 
-def _saved_dataset(source: SourceSettings, role: Role) -> tuple[Dataset, str | None]:
-    saved = _from_disk(source.path)
-    if not isinstance(saved, dict):
-        if source.split is not None:
-            raise DataError("this dataset was saved without splits", where=source.path, remedy="remove `split`")
-        return saved, None
-    split = choose_split([str(name) for name in saved], role=role, asked=source.split, where=source.path)
-    return saved[split], split
+def _dataset_part(source: SourceSettings, role: Role, location: _Location) -> tuple[SourcePart, str | None]:
+    """The split of a dataset that a role reads, and its name."""
+    dataset, split = _dataset(source, location, split=source.split), source.split
+    if isinstance(dataset, dict):
+        split = choose_split([str(name) for name in dataset], role=role, asked=split, where=source.path)
+        dataset = dataset[split]
+    elif split is not None and not location.is_missing:
+        raise DataError("this dataset was saved without splits", where=source.path, remedy="remove `split`")
+    name = source.path if split is None else f"{source.path}:{split}"
+    return _DatasetPart(name, arrow_rows, same_columns=True, dataset=dataset), split
 
 
-def _from_disk(path: str) -> Dataset | DatasetDict:
+def _dataset(source: SourceSettings, location: _Location, *, split: str | None) -> Dataset | DatasetDict | Any:
+    """A dataset from the disk with all its splits, or from the hub with one of them or all."""
+    match = HUB_ID.fullmatch(source.path)
+    if location.is_missing and (match is None or location.remote or _suffix(match["repository"])[0] in FORMATS):
+        raise _missing(location)
     import datasets
     from datasets.exceptions import DatasetsError
 
-    try:
-        return datasets.load_from_disk(path)
-    except (OSError, ValueError, KeyError, TypeError, DatasetsError) as error:
-        raise DataError(
-            "the dataset saved here cannot be read",
-            where=path,
-            why=f"{type(error).__name__}: {error}",
-            remedy="save it again with datasets' save_to_disk",
-        ) from error
-
-
-def _hub_parts(source: SourceSettings, role: Role, place: _Place) -> tuple[list[Part], list[str], str | None]:
-    found = _from_hub(source, place, split=source.split)
-    split = source.split
-    if isinstance(found, dict):
-        split = choose_split([str(name) for name in found], role=role, asked=None, where=source.path)
-        found = found[split]
-    return [_dataset_part(found, source.path, split)], [], split
-
-
-def _from_hub(source: SourceSettings, place: _Place, *, split: str | None) -> Any:
-    """A Dataset if a split is asked for, else a DatasetDict."""
-    match = HUB_ID.fullmatch(source.path)
-    if match is None or place.remote or _suffix(match["repository"])[0] in FORMATS:
-        raise _missing(place)
-    import datasets
-
+    if match is None or not location.is_missing:
+        try:
+            return datasets.load_from_disk(source.path)
+        except (OSError, ValueError, KeyError, TypeError, DatasetsError) as error:
+            raise DataError(
+                "the dataset saved here cannot be read",
+                where=source.path,
+                why=f"{type(error).__name__}: {error}",
+                remedy="save it again with datasets' save_to_disk",
+            ) from error
     try:
         return datasets.load_dataset(match["repository"], source.name, split=split, revision=match["revision"])
     except Exception as error:  # the hub's HTTP library has errors of its own, and another library each few releases
@@ -404,33 +355,24 @@ def _from_hub(source: SourceSettings, place: _Place, *, split: str | None) -> An
             "no file or folder of this name is here, and the hub's dataset cannot be read",
             where=source.path,
             why=f"{type(error).__name__}: {error}",
-            remedy=_nearest(place) or "check the name, `split`, `name` (configuration) and the connection",
+            remedy=location.nearest() or "check the name, `split`, `name` (configuration) and the connection",
         ) from error
 
 
-def _missing(place: _Place) -> DataError:
-    parent = place.path.rstrip("/").rpartition("/")[0]
+def _missing(location: _Location) -> DataError:
+    parent, _, name = location.path.rstrip("/").rpartition("/")
     where = f"the folder {parent}" if parent else "the folder you are in"
-    names = [name for name in place.neighbours() if not name.startswith(".")]
-    if place.path.rstrip("/").rpartition("/")[2] in names:
+    names = [other for other in location.neighbours() if not other.startswith(".")]
+    if name in names:
         return DataError(
             "this is neither a file nor a folder",
-            where=place.path,
+            where=location.path,
             why="a pipe, a device, or a link that leads nowhere",
             remedy="write the rows to a file: a run reads them again when it resumes",
         )
     return DataError(
         "there is no such file or folder",
-        where=place.path,
+        where=location.path,
         why=f"{where} holds {listed(sorted(names))}" if names else f"{where} is empty, or is not there",
-        remedy=_nearest(place) or "check the path; a dataset of the hub is written user/name",
+        remedy=location.nearest() or "check the path; a dataset of the hub is written user/name",
     )
-
-
-def _nearest(place: _Place) -> str | None:
-    near = did_you_mean(place.path.rstrip("/").rpartition("/")[2], place.neighbours())
-    return f"did you mean {near}?" if near else None
-
-
-def _dataset_part(dataset: Dataset, path: str, split: str | None) -> Part:
-    return _DatasetPart(path if split is None else f"{path}:{split}", dataset)

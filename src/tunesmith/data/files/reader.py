@@ -6,7 +6,7 @@ A source is, in this order: a path that exists, an fsspec URL (``s3://...``), a 
   or each paragraph, or the whole file (`sample_by`).
   Text is UTF-8, with or without a byte order mark, and may be compressed (.gz, .bz2, .xz, .zst).
 - A folder of those: all its files in the order of their names. Hidden files are passed over, other files are named in
-  `Loaded.ignored`. If some files are named for training and some for evaluation (train.csv and test.csv), each role
+  `Reader.ignored`. If some files are named for training and some for evaluation (train.csv and test.csv), each role
   reads its own.
 - A folder that `datasets` saved to disk, and a hub id: the split named in the source, or the one for the role.
 
@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.examples.example import Example, to_example
 from tunesmith.data.examples.message import RowError, describe
 from tunesmith.data.examples.row_shapes import FIELDS, check_columns, check_mapping, detect_shape, other_shape
-from tunesmith.data.files.locations import Part, parts_of, split_names
+from tunesmith.data.files.locations import SourcePart, parts_of, split_names
 from tunesmith.data.files.rows import BadRow, Row
 from tunesmith.data.files.splits import Role, held_out_split
 from tunesmith.errors import DataError
@@ -40,23 +40,6 @@ MOST_COLUMNS = 1000  # that are remembered when a column is looked for in all ro
 
 
 @dataclass(slots=True)
-class Loaded:
-    """What one source holds. `len(examples) + len(bad)` is the number of rows read.
-
-    `reason` says how the shape was found; `files` are (name, sha256 of the bytes), for a dataset (name, sha256 of its
-    rows as JSON); `ignored` are names in the folder that are no data; `split` is the dataset's split that was read.
-    """
-
-    examples: list[Example]
-    bad: list[BadRow]
-    shape: str
-    reason: str
-    files: list[tuple[str, str]]
-    ignored: list[str] = field(default_factory=list)
-    split: str | None = None
-
-
-@dataclass(slots=True)
 class Reader:
     """A source whose shape is known and whose rows have not been read.
 
@@ -64,7 +47,7 @@ class Reader:
     """
 
     source: SourceSettings
-    parts: list[Part]
+    parts: list[SourcePart]
     shape: str
     reason: str
     ignored: list[str]
@@ -104,34 +87,6 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
     return Reader(source, parts, shape, reason, ignored, split, mixture)
 
 
-def load(source: SourceSettings, *, role: Role = "train", on_error: Literal["stop", "skip"] = "stop") -> Loaded:
-    """Every row of a source as an example, or as a bad row with what was found and what was expected.
-
-    All of them are held: for a source that is too large for that, iterate over `open_source`.
-
-    Args:
-        source: path, and optionally format, columns, instruction, split and name.
-        role: which of a dataset's own splits is read where the source names none.
-        on_error: stop raises if there is any bad row, after all of them are found; skip hands them back.
-
-    Raises:
-        DataError: nothing is there, the file or its shape cannot be read, rows are bad, or no row is good.
-    """
-    reader = open_source(source, role=role)
-    examples: list[Example] = []
-    bad: list[BadRow] = []
-    for result in reader.examples():
-        if isinstance(result, BadRow):
-            bad.append(result)
-        else:
-            examples.append(result)
-    if bad and (on_error == "stop" or not examples):
-        raise reader.refusal(bad, len(bad), len(examples))
-    return Loaded(
-        examples, bad, reader.shape, reader.reason, reader.files(), ignored=reader.ignored, split=reader.split
-    )
-
-
 def example_of(row: Row, source: SourceSettings, shape: str) -> Example | BadRow:
     """A row as an example of the source's shape, or what is wrong with it, under the file's own column name."""
     try:
@@ -157,7 +112,7 @@ def own_eval_split(source: SourceSettings) -> str | None:
     return None if trained is not None and trained.partition("[")[0] == split else split
 
 
-def _first_rows(source: SourceSettings, parts: Sequence[Part]) -> list[Columns]:
+def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> list[Columns]:
     """The columns of the first good rows of each part, without their values, which may be large."""
     first: list[Columns] = []
     bad: list[BadRow] = []
@@ -185,7 +140,7 @@ def _first_rows(source: SourceSettings, parts: Sequence[Part]) -> list[Columns]:
 
 
 def _shape(
-    source: SourceSettings, parts: Sequence[Part], first: Sequence[Columns], wanted: str | None
+    source: SourceSettings, parts: Sequence[SourcePart], first: Sequence[Columns], wanted: str | None
 ) -> tuple[str, str]:
     """The shape of all rows and the reason, after the source's columns have been checked against the rows.
 
@@ -215,7 +170,7 @@ def _shape(
     return shape, reason
 
 
-def _all_columns(source: SourceSettings, parts: Sequence[Part]) -> Columns:
+def _all_columns(source: SourceSettings, parts: Sequence[SourcePart]) -> Columns:
     """Those of all rows that may have others than the first; of any number of them only the first and those asked for.
 
     Raises:

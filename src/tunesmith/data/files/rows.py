@@ -57,7 +57,7 @@ class Block:
     payload: Any
 
 
-Rows = Iterator[Row | BadRow]
+RowStream = Iterator[Row | BadRow]
 
 
 def refuse_utf16(data: bytes, name: str) -> None:
@@ -129,14 +129,18 @@ def line_blocks(chunks: Iterable[bytes], name: str) -> Iterator[Block]:
         yield Block(name, start, lines)
 
 
-def bad_bytes(line: bytes, position: int) -> str:
-    """The byte that does not decode, in words."""
-    return f"the byte 0x{line[position]:02x} at byte {position + 1} of the line"
-
-
-def shown(line: bytes) -> str:
-    """A line as text, with bytes that do not decode written out, as \\xNN."""
-    return line.rstrip(b"\r").decode(errors="backslashreplace")
+def blocks_of_rows(rows: Iterable[tuple[int, Any, int]], name: str) -> Iterator[Block]:
+    """Rows as (line, row, size) in blocks of about a megabyte, whose payloads are lists of rows."""
+    start, contents, size = 0, [], 0
+    for line, row, length in rows:
+        start = start or line
+        contents.append(row)
+        size += length
+        if size >= BLOCK_BYTES:
+            yield Block(name, start, contents)
+            start, contents, size = 0, [], 0
+    if contents:
+        yield Block(name, start, contents)
 
 
 def printed(text: str) -> str:

@@ -18,12 +18,11 @@ from tunesmith.data.files.rows import BLOCK_BYTES
 from tunesmith.errors import DataError
 
 BUFFER_BYTES = 2**18
-ZSTD_BYTES = 2**10  # of a packed file at a time: what they unpack to is held, and zstd packs up to 32,000 to one
 IN_MEMORY_BYTES = 2**24  # a larger packed file that must be unpacked whole lies on the disk meanwhile
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
-class Source(io.RawIOBase):
+class HashedFile(io.RawIOBase):
     """A store's file: what is read in order is hashed, and the driver's errors come as data errors."""
 
     def __init__(self, file: BinaryIO, reading: Callable[[], AbstractContextManager[None]]) -> None:
@@ -84,46 +83,17 @@ class _Unpacked(io.RawIOBase):
         return len(data)
 
 
-class _Zstd:
-    """Frames of zstd, one after the other. (The package's own reader takes a file that is cut off for a whole one.)"""
+def _zstd(file: BinaryIO) -> _Reads:
+    import pyarrow as pa  # its reader refuses a file that is cut off, and the package zstandard's does not
 
-    def __init__(self, file: BinaryIO) -> None:
-        import zstandard
-
-        self._file, self._zstandard = file, zstandard
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._begun = False
-        self._unpacked = memoryview(b"")
-
-    def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end.
-
-        Raises:
-            ValueError: the file is damaged or cut off.
-        """
-        while not self._unpacked:
-            packed = self._frame.unused_data if self._frame.eof else b""
-            packed = packed or self._file.read(ZSTD_BYTES)
-            if not packed and self._begun and not self._frame.eof:
-                raise ValueError("it ends inside a frame")
-            if not packed:
-                return b""
-            if self._frame.eof:
-                self._frame = self._zstandard.ZstdDecompressor().decompressobj()
-            try:
-                self._unpacked = memoryview(self._frame.decompress(packed))
-            except self._zstandard.ZstdError as error:
-                raise ValueError(str(error)) from error
-            self._begun = True
-        given, self._unpacked = self._unpacked[:size], self._unpacked[size:]
-        return bytes(given)
+    return pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
 
 
 COMPRESSIONS: Mapping[str, Callable[[BinaryIO], _Reads]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    ".zst": _Zstd,
+    ".zst": _zstd,
 }
 
 

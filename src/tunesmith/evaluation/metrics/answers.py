@@ -7,12 +7,11 @@ nothing here imports torch.
 from __future__ import annotations
 
 import difflib
-import json
-import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tunesmith.data.files.json_rows import parse_json
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.metrics.base import WHERE, RowScores, TextMetric, row_scores
 from tunesmith.evaluation.metrics.user_functions import function_metric
@@ -151,46 +150,12 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def parse_json(text: str) -> Any:
-    """JSON by RFC 8259 and nothing around it but white space: no code fence, no NaN, no key given twice.
-
-    Raises:
-        ValueError: it is anything else, a number beyond float64 or nesting too deep for Python included.
-    """
-    try:
-        return json.loads(
-            text, object_pairs_hook=_object_of_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
-        )
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
 def _json_fault(text: str) -> str | None:
     try:
         parse_json(text)
     except ValueError as error:
         return str(error)
     return None
-
-
-def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in an object")
-    return found
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"the number {digits} is out of range")
-    return number
 
 
 def same_json(one: Any, other: Any) -> bool:
