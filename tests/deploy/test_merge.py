@@ -389,7 +389,7 @@ def test_a_killed_merge_leaves_no_folder_and_the_next_one_clears_up(trained: Tra
     program = (
         "import os, signal, sys\n"
         "from tunesmith import export\n"
-        "from tunesmith.merging import merge\n"
+        "from tunesmith.deploy.merge import merge\n"
         "export.refuse_far = lambda found, tolerance, *, what: os.kill(os.getpid(), 9) if 'float32' in what else None\n"
         "merge(sys.argv[1], sys.argv[2])\n"
     )

@@ -17,7 +17,7 @@ from tunesmith.runs.cache import PROVENANCE, build_once, cache_dir, is_complete
 RACER = """
 import sys, time
 from pathlib import Path
-from tunesmith.model import cache
+from tunesmith.runs import cache
 
 cache.WAIT_BEFORE_SAYING_S = 0.2
 

@@ -22,14 +22,14 @@ from tunesmith.runs.folder import Run, find_runs
 
 HOLDER = """
 import os, sys
-from tunesmith.run import Run
+from tunesmith.runs.folder import Run
 with Run(sys.argv[1]).lock():
     print("held by", os.getpid(), flush=True)
     sys.stdin.read()
 """
 FORKING_HOLDER = """
 import os, sys, time
-from tunesmith.run import Run
+from tunesmith.runs.folder import Run
 with Run(sys.argv[1]).lock():
     if os.fork() == 0:  # the orphan
         print("held beside", os.getpid(), flush=True)

@@ -243,7 +243,7 @@ def test_a_run_on_the_folder_sees_what_a_run_on_the_original_does(tmp_path: Path
     path = write(tmp_path / "talks.jsonl", [*TALKS, TALKS[0], repeated, repeated])
     recipe = {"model": "unused", "data": {"train": path, **section}, "output_dir": "unused"}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    import tunesmith.preparation as module
+    import tunesmith.workflows.prepare_data as module
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_with_tokens", lambda survey, model, listener: (survey.place, survey.ledger()))

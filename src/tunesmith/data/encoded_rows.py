@@ -33,6 +33,7 @@ from tunesmith.data.examples.example import Example
 from tunesmith.data.finding import Finding
 from tunesmith.errors import DataError, TunesmithError
 from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.whole_files import put_in_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -384,10 +385,8 @@ def _write(path: Path, key: str, parts: Iterable[_Made], advance: Callable[[int]
             with _cache_errors(path.parent):
                 writer.write_batch(_batch([]), custom_metadata={"rows": str(rows), "findings": findings})
                 writer.close()
-                sink.flush()
-                os.fsync(sink.fileno())
         with _cache_errors(path.parent):
-            partial.replace(path)
+            put_in_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -126,7 +126,7 @@ def merge(
     device = tuned.device
     stored, tuned.model = tuned, nn.Identity()  # its memory is for the weights that are read back
     gc.collect()
-    with plain_weights.whole_folder(place) as folder:
+    with plain_weights.merged_folder(place) as folder:
         plain_weights.write_weights(plain, folder, dtype=wanted, max_shard_size=max_shard_size)
         del plain
         stored.template.apply_to(stored.tokenizer)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import ExportError
 from tunesmith.model.modes import evaluation_mode
 from tunesmith.model.weights.load import quiet_transformers
-from tunesmith.runs.whole_files import flush
+from tunesmith.runs.whole_files import recover_folder, whole_folder
 
 MARK = "tunesmith_merge.json"  # a folder with it is ours, and may be replaced
 # Root mean square of what logits differ by, as a share of their own spread. float32: the same sums in another order.
@@ -88,8 +88,7 @@ def refuse_far(found: Closeness, tolerance: float, *, what: str) -> None:
 
 def check_free(to: Path, *, overwrite: bool) -> None:
     """Raises ExportError if a folder cannot be put there without removing what is not ours or was not given up."""
-    if not to.exists() and _aside(to).exists():  # killed between the two renames of whole_folder
-        _aside(to).rename(to)
+    recover_folder(to)
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return
     if not (to / MARK).is_file():
@@ -119,29 +118,15 @@ def check_room(to: Path, needed: int) -> None:
 
 
 @contextmanager
-def whole_folder(to: Path) -> Iterator[Path]:
-    """Inside, a hidden folder beside ``to`` to write in; it takes the place of ``to`` only when all went well."""
-    beside, old = to.with_name(f".{to.name}.tmp"), _aside(to)
+def merged_folder(to: Path) -> Iterator[Path]:
+    """Inside, an empty folder to write in; it takes the place of ``to`` only when all went well."""
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        flush(beside)
-        shutil.rmtree(old, ignore_errors=True)
-        if to.exists():
-            to.rename(old)
-        beside.rename(to)
-        shutil.rmtree(old, ignore_errors=True)
+        with whole_folder(to) as beside:
+            yield beside
     except OSError as error:
         raise ExportError(
             "the merged model cannot be written", where=str(to), why=str(error), remedy="Make room, or another --out."
         ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _aside(to: Path) -> Path:
-    return to.with_name(f".{to.name}.old")
 
 
 def write_weights(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype, max_shard_size: str) -> None:

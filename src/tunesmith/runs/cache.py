@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from tunesmith.errors import ModelError
+from tunesmith.runs.whole_files import whole_folder
 
 Say = Callable[[str], None]
 
@@ -73,31 +73,17 @@ def build_once(folder: Path, build: Callable[[Path], Mapping[str, object]], *, s
 
 
 def _build(folder: Path, build: Callable[[Path], Mapping[str, object]]) -> None:
-    partial = folder.with_name(f"{folder.name}.partial")
-    _remove(partial)
-    partial.mkdir()
-    try:
-        _seal(partial, build(partial))
-        _remove(folder)
-        partial.rename(folder)
-    finally:
-        _remove(partial)
+    with whole_folder(folder, beside=folder.with_name(f"{folder.name}.partial")) as partial:
+        _write_provenance(partial, build(partial))
 
 
-def _seal(folder: Path, facts: Mapping[str, object]) -> None:
+def _write_provenance(folder: Path, facts: Mapping[str, object]) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in paths:
-        path.chmod(0o644)  # safetensors writes files that only their owner may read
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
     }
     text = json.dumps({**facts, "files": files}, indent=2, ensure_ascii=False)
     (folder / PROVENANCE).write_text(text + "\n", encoding="utf-8")
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 @contextmanager

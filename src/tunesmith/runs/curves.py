@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -21,6 +20,7 @@ from tunesmith.runs.folder import Run
 from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.rate_curve import RateCurve
 from tunesmith.runs.symptoms import Symptom, norms_of, symptoms
+from tunesmith.runs.whole_files import write_whole
 
 Points = list[tuple[int, float]]  # (step, value)
 
@@ -399,10 +399,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _write(place: Path, content: bytes) -> None:
-    beside = place.with_name(f".{place.name}.tmp")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        os.replace(beside, place)
+        write_whole(place, content)
     except OSError as error:
         raise ExportError("the picture cannot be written", where=str(place), why=str(error)) from error

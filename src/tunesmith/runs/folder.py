@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.errors import RunError
+from tunesmith.runs.whole_files import write_whole
 
 TRIES, BETWEEN_TRIES = 5, 0.05  # to take the lock; seconds
 State = Literal["starting", "running", "finished", "failed", "stopped"]
@@ -136,14 +137,8 @@ class Run:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Replaces a text file whole: written beside it, flushed to disk, then renamed."""
-        target = self.folder / name
-        beside = target.with_name(f".{name}.tmp")
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
+        """Replaces a text file whole."""
+        write_whole(self.folder / name, text)
 
     def read_json(self, name: str) -> Any:
         """A JSON file of this run. Raises RunError if it is missing or damaged."""

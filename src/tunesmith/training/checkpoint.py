@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import TrainError
-from tunesmith.runs.whole_files import flush, flush_folder
+from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.optim import load_optimizer_state, optimizer_state
 
 OPTIMIZER = "optimizer.safetensors"
@@ -35,22 +35,15 @@ def save(
 ) -> Path:
     """Writes ``folder/step-NNNNNN``: the model by ``write_model``, the optimizer, and ``state`` as JSON.
 
-    Everything is written beside its place, flushed to disk and renamed, so a kill leaves no half checkpoint.
-    Raises TrainError if it cannot be written.
+    A kill leaves no half checkpoint. A step that is there already, of a run that was stopped before it could record
+    it, is replaced. Raises TrainError if the checkpoint cannot be written.
     """
     target = folder / name(step)
-    beside = folder / f".{name(step)}.tmp"
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        write_model(beside)
-        save_file(optimizer_state(optimizer), beside / OPTIMIZER)
-        (beside / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n", encoding="utf-8")
-        flush(beside)
-        if target.exists():  # the same step of a run that was stopped before it could record it
-            shutil.rmtree(target)
-        beside.rename(target)
-        flush_folder(folder)
+        with whole_folder(target) as beside:
+            write_model(beside)
+            save_file(optimizer_state(optimizer), beside / OPTIMIZER)
+            (beside / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         raise TrainError(
             "The checkpoint cannot be written",
@@ -92,5 +85,5 @@ def prune(folder: Path, *, keep: int, protected: set[int]) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Removes what a killed process was still writing."""
-    for path in folder.glob(".step-*.tmp"):
+    for path in folder.glob(".step-*"):
         shutil.rmtree(path)

@@ -21,6 +21,7 @@ from tunesmith.evaluation.judge import token_scores
 from tunesmith.evaluation.metrics.tokens import row_losses
 from tunesmith.evaluation.task import Task
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.whole_files import whole_file
 from tunesmith.training.objectives.preference import PreferenceObjective
 
 HeldOut = tuple[Task, Sequence[Batch]]  # and how its rows are laid out
@@ -55,11 +56,9 @@ class References:
         return own.ravel()
 
     def save(self, path: Path) -> None:
-        """Written beside the path, and renamed."""
-        beside = path.with_name(f".{path.name}.tmp")
-        with beside.open("wb") as file:
+        """Writes all of them into one file."""
+        with whole_file(path) as file:
             np.savez(file, **{name: getattr(self, name) for name in self.__slots__})
-        beside.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> References:

@@ -28,7 +28,7 @@ from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, Silent
-from tunesmith.runs.whole_files import flush
+from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.attach import load, load_base, untuned
 from tunesmith.training.setup import Prepared, prepare
 from tunesmith.training.trainer import Trainer, memory_faults
@@ -243,10 +243,9 @@ def _keep_start(run: Run, prepared: Prepared) -> None:
     if prepared.start is None:
         return
     kept = run.folder / KEPT
-    kept.mkdir()
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(prepared.start / name, kept / name)
-    flush(kept)
+    with whole_folder(kept) as beside:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            shutil.copyfile(prepared.start / name, beside / name)
     prepared.start = kept
 
 

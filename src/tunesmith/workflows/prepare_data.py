@@ -31,6 +31,7 @@ from tunesmith.recipe.data import RowShape
 from tunesmith.recipe.file import dump_section
 from tunesmith.recipe.settings import ModelSettings
 from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.whole_files import whole_folder
 from tunesmith.workflows.check import settings_of
 
 if TYPE_CHECKING:
@@ -116,13 +117,10 @@ def prepare_data(
     refuse_lost(ledger, section)
     if source is not None:
         place, ledger = _with_tokens(survey, source, listener)
-    place_of = folder.absolute()
-    making = place_of.with_name(f".{place_of.name}.{os.getpid()}.unfinished")
-    with _written(making, folder):
+    with _dataset_folder(folder) as making:
         splits = _write(survey, place, making, listener)
         rejected = _write_rejected(survey, place, making)
         (making / "README.md").write_text(_card(data, survey, ledger, splits), encoding="utf-8")
-        _move(making, folder)
     return PreparedData(folder, splits, ledger, rejected)
 
 
@@ -160,32 +158,20 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _written(folder: Path, name: Path) -> Iterator[None]:
-    """Inside, a fresh folder may be filled that becomes ``name``; what a failure left of it is removed."""
+def _dataset_folder(folder: Path) -> Iterator[Path]:
+    """Inside, an empty folder that becomes ``folder``."""
+    to = folder.absolute()
+    beside = to.with_name(f".{to.name}.{os.getpid()}.unfinished")
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        yield
+        with whole_folder(to, beside=beside, last="dataset_dict.json") as making:
+            yield making
     except OSError as error:
         raise DataError(
             "the dataset cannot be written",
-            where=str(name),
+            where=str(folder),
             why=error.strerror or str(error),
             remedy="name a folder with room that you may write to",
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _move(making: Path, folder: Path) -> None:
-    """Into the folder's place; one that is there stays the same folder, as somebody may stand in it."""
-    if not folder.exists():
-        making.replace(folder)
-        return
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    for entry in sorted(making.iterdir(), key=lambda entry: entry.name == "dataset_dict.json"):  # which makes it whole
-        entry.replace(folder / entry.name)
 
 
 def _write(survey: Survey, place: np.ndarray, folder: Path, listener: Listener) -> dict[str, int]:

@@ -1,0 +1,106 @@
+"""A file or a folder takes its name when it is whole, and the old one stays until then."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tunesmith.runs.whole_files import put_in_place, recover_folder, whole_file, whole_folder, write_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_by_text_or_bytes(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", "é\n")
+    assert (tmp_path / "a").read_bytes() == "é\n".encode()
+    write_whole(tmp_path / "a", b"\x00")
+    assert (tmp_path / "a").read_bytes() == b"\x00"
+    assert names(tmp_path) == ["a"]
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", "old")
+    with pytest.raises(ValueError, match="broken"), whole_file(tmp_path / "a") as file:
+        file.write(b"half")
+        raise ValueError("broken")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_a_folder_is_replaced_when_it_is_whole_and_readable_as_the_umask_says(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with whole_folder(tmp_path / "deep" / "made") as beside:
+            (beside / "inner").mkdir()
+            (beside / "inner" / "file").write_text(content)
+            (beside / "inner" / "file").chmod(0o600)
+            assert content == "old" or (tmp_path / "deep" / "made" / "inner" / "file").read_text() == "old"
+    file = tmp_path / "deep" / "made" / "inner" / "file"
+    mask = os.umask(0)
+    os.umask(mask)
+    assert file.read_text() == "new" and file.stat().st_mode & 0o777 == 0o666 & ~mask
+    assert names(tmp_path / "deep") == ["made"]
+
+
+def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    with pytest.raises(ValueError, match="broken"), whole_folder(tmp_path / "made") as beside:
+        (beside / "half").touch()
+        raise ValueError("broken")
+    assert names(tmp_path) == ["made"] and names(tmp_path / "made") == []
+
+
+def test_with_a_last_file_a_folder_stays_the_same_folder(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    (made / "old").mkdir(parents=True)
+    before = made.stat().st_ino
+    with whole_folder(made, last="done") as beside:
+        for name in ("a", "done", "z"):
+            (beside / name).touch()
+    assert made.stat().st_ino == before and names(made) == ["a", "done", "z"]
+    assert names(tmp_path) == ["made"]
+
+
+def test_the_old_folder_comes_back_if_a_process_was_killed_between_two_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("made", "beside"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+
+    def killed(self: Path, to: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        put_in_place(tmp_path / "beside", tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+    recover_folder(tmp_path / "made")
+    assert names(tmp_path / "made") == ["made"]
+
+
+def test_files_and_folders_are_flushed_before_they_get_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    flush, replace = os.fsync, Path.replace
+
+    def flushed(descriptor: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        flush(descriptor)
+
+    def renamed(self: Path, to: Path) -> Path:
+        done.append(f"-> {to.name}")
+        return replace(self, to)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_whole(tmp_path / "a", "x")
+    assert done == [".a.tmp", "-> a", tmp_path.name]
+    done.clear()
+    with whole_folder(tmp_path / "made") as beside:
+        (beside / "inner").mkdir()
+        (beside / "inner" / "file").touch()
+    assert done == ["inner", "file", ".made.tmp", "-> made", tmp_path.name]
