@@ -1,4 +1,4 @@
-"""Context managers that restore what they change: train and eval modes, and the random state."""
+"""Context managers that restore what they change: train and eval modes, what trains, and the random state."""
 
 from __future__ import annotations
 
@@ -7,32 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off and no gradients inside; every module's own mode is restored, also those that were frozen in eval.
-
-    ``torch.no_grad`` and not ``inference_mode``: a buffer written in here (dynamic rotary frequencies) may be needed by
-    a later backward pass, which inference tensors refuse.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
-    """torch's random state, the CPU's and that of one device, is afterwards what it was."""
-    devices = [] if device.type == "cpu" else [device.index or 0]
-    device_type = "cuda" if device.type == "cpu" else device.type
-    with torch.random.fork_rng(devices, device_type=device_type):
-        yield
 
 
 @contextmanager
@@ -50,24 +24,33 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Inside, draws on the CPU, and on a GPU that is named, depend on the seed alone; no state outside moves."""
-    cuda = device is not None and device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, dropout is off and there are no gradients; every module's own mode is restored.
+
+    ``torch.no_grad`` and not ``inference_mode``: a buffer that is written in here (dynamic rotary frequencies) may be
+    needed by a later backward pass, which inference tensors refuse.
+    """
+    with kept_modes(model), torch.no_grad():
+        model.eval()
         yield
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; each module's own mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Afterwards torch's random state, that of the CPU and that of one device, is what it was."""
+    device_type = "cuda" if device.type in ("cpu", "meta") else device.type
+    devices = [] if device.type in ("cpu", "meta") else [device.index or 0]
+    with torch.random.fork_rng(devices, device_type=device_type):
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Inside, draws on the CPU, and on a GPU that is named, depend on the seed alone; no state outside changes."""
+    device = device or torch.device("cpu")
+    with random_state_kept(device):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

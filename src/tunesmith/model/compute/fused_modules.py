@@ -25,6 +25,7 @@ from transformers.activations import SiLUActivation
 
 from tunesmith.model.compute.kernels import rms_norm, silu_product
 from tunesmith.model.compute.layers import decoder_layers
+from tunesmith.model.modes import kept_modes, seeded
 
 Norm = Callable[[Tensor, Tensor, float], Tensor]
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -195,25 +196,19 @@ def _same(module: nn.Module, width: int, fused: Any, dtype: torch.dtype) -> bool
     """
     if len(signature(type(module).forward).parameters) != 2:
         return False
-    modes = [(part, part.training) for part in module.modules()]
     parameter = next(module.parameters())
     x = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0)).to(parameter.device, dtype)
-    try:
-        with torch.no_grad():
+    with kept_modes(module), torch.no_grad():
+        try:
             return all(_agree(module.train(mode), x, fused) for mode in (True, False))
-    except (TypeError, RuntimeError, ValueError, AttributeError):
-        return False
-    finally:
-        for part, training in modes:
-            part.training = training
+        except (TypeError, RuntimeError, ValueError, AttributeError):
+            return False
 
 
 def _agree(module: nn.Module, x: Tensor, fused: Any) -> bool:
-    devices = [] if x.device.type == "cpu" else [x.device]
     made = []
     for way in (module, partial(fused, module)):
-        with torch.random.fork_rng(devices, device_type="cuda" if x.device.type == "cpu" else x.device.type):
-            torch.manual_seed(0)
+        with seeded(0, x.device):
             made.append(way(x))
     expected, found = made
     if not isinstance(expected, Tensor) or expected.shape != found.shape:

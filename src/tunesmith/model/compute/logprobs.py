@@ -22,7 +22,7 @@ from tunesmith.data.batches.layout import Batch, Edges
 from tunesmith.model.compute.attention import forward_arguments, laid_out
 from tunesmith.model.compute.fused_modules import reading
 from tunesmith.model.compute.limits import CHUNK
-from tunesmith.model.modes import eval_mode
+from tunesmith.model.modes import evaluation_mode
 
 AGREE = 8.0  # times the rounding of the dtype: how near the model's own logits ours must be
 
@@ -299,14 +299,13 @@ def _form_by_config(config: Any) -> Form:
     return Form(scale, getattr(config, "final_logit_softcapping", None) or None)
 
 
-@torch.no_grad()
 def _agrees(base: Any, form: Form) -> bool:
     """Compares on a few tokens, without dropout and without a change of mode."""
     head = base.get_output_embeddings()
     if head is None:
         return False
     asked = _few_tokens(base)
-    with eval_mode(base):
+    with evaluation_mode(base):
         expected = base(**_accepted(base, asked)).logits.float()
         try:
             decoder = base.get_decoder()
@@ -323,14 +322,13 @@ def _few_tokens(base: Any) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
 
 
-@torch.no_grad()
 def _leaves_unread(base: Any) -> bool:
     """Whether the last layer may leave out tokens that are not read: tried once on a few."""
     if base not in _leaving:
         decoder, asked = base.get_decoder(), _few_tokens(base)
         places = torch.tensor([3, 7], device=asked["input_ids"].device)
         made = []
-        with eval_mode(base):
+        with evaluation_mode(base):
             for read in (None, places):
                 with reading(read):
                     hidden = decoder(**_accepted(decoder, asked)).last_hidden_state

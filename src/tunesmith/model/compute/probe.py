@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tunesmith.data.batches.layout import Batch, TokenRow, padded_batch, tree_batch
 from tunesmith.errors import ModelError
+from tunesmith.model.modes import evaluation_mode
 
 TOLERANCE = 4.0  # times the same rows' own difference, alone against padded; and times the rounding of the dtype
 ROUNDING = 1e-5  # relative: what fp32 leaves over 30 layers; a model that cannot share differs a thousand times more
@@ -38,19 +39,14 @@ def probe_model(model: nn.Module, rows: Sequence[TokenRow], *, device: torch.dev
     from tunesmith.model.compute.logprobs import target_logprobs
 
     pair = _probe_rows(rows)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            alone = [padded_batch([row], [0]) for row in pair]
-            expected = torch.cat([target_logprobs(model, batch.to(device)).logprobs for batch in alone])
-            ended = torch.cat([target_logprobs(model, _with_another_end(row).to(device)).logprobs for row in alone])
-            ahead = (ended - expected).abs().max().item()
-            numbers = list(range(len(pair)))
-            padded = _difference(model, padded_batch(pair, numbers).to(device), expected)
-            tree = _tree_difference(model, tree_batch(pair, numbers, least=1).to(device), expected)
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model):
+        alone = [padded_batch([row], [0]) for row in pair]
+        expected = torch.cat([target_logprobs(model, batch.to(device)).logprobs for batch in alone])
+        ended = torch.cat([target_logprobs(model, _with_another_end(row).to(device)).logprobs for row in alone])
+        ahead = (ended - expected).abs().max().item()
+        numbers = list(range(len(pair)))
+        padded = _difference(model, padded_batch(pair, numbers).to(device), expected)
+        tree = _tree_difference(model, tree_batch(pair, numbers, least=1).to(device), expected)
     scale = expected.abs().max().item()
     rounding = max(TOLERANCE * torch.finfo(model_dtype(model)).eps, ROUNDING) * scale
     if ahead > TOLERANCE * rounding:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
+from tunesmith.model.modes import random_state_kept
 from tunesmith.model.weights.load import quiet_transformers
 from tunesmith.recipe.settings import ModelSettings
 
@@ -153,7 +154,7 @@ def _mean(table: Tensor, rows: Tensor) -> Tensor:
 def _resize(model: PreTrainedModel, size: int) -> None:
     device = _weight(model.get_input_embeddings()).device
     try:  # what transformers draws for the new rows is replaced, and must not show elsewhere either
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), quiet_transformers():
+        with random_state_kept(device), quiet_transformers():
             model.resize_token_embeddings(size, mean_resizing=False)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
