@@ -637,7 +637,7 @@ def test_a_run_of_a_real_model_stays_near_what_was_predicted(
     }  # fmt: skip
     script = (
         "import json, sys, resource\n"
-        "from tunesmith.finetune import train\n"
+        "from tunesmith.workflows.finetune import train\n"
         "train(json.loads(sys.argv[1]))\n"
         "print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
@@ -668,13 +668,13 @@ def test_a_killed_process_continues_to_the_same_bytes(values: dict[str, Any], tm
     script = tmp_path / "kill.py"
     script.write_text(
         "import json, os, signal, sys\n"
-        "from tunesmith.fit import Fit\n"
-        "from tunesmith.finetune import train\n"
-        "original = Fit.save\n"
+        "from tunesmith.training.trainer import Trainer\n"
+        "from tunesmith.workflows.finetune import train\n"
+        "original = Trainer.save\n"
         "def save(self, step):\n"
         "    original(self, step)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Fit.save = save\n"
+        "Trainer.save = save\n"
         "train(json.loads(sys.argv[1]), resume=True)\n"
     )
     steps = []

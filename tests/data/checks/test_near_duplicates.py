@@ -140,7 +140,7 @@ def test_block_sizes_do_not_change_the_clusters(monkeypatch: pytest.MonkeyPatch)
 def test_signatures_do_not_depend_on_the_process_nor_on_neighbours() -> None:
     texts = ["", "a", "four", "fives", "Größe 12 \ud800 😀", " ".join(words(random.Random(1), 100))]
     program = (
-        "import sys, json; from tunesmith.data.near import signatures; "
+        "import sys, json; from tunesmith.data.checks.near_duplicates import signatures; "
         "print(json.dumps(signatures(json.loads(sys.argv[1])).tolist()))"
     )
     run = [sys.executable, "-c", program, json.dumps(texts)]
