@@ -175,7 +175,7 @@ def test_a_step_has_the_loss_and_the_gradient_of_the_plain_model(
     ready, fit = loaded(folder_of(name), method, checkpointing, tmp_path)
     assert ready.recipe.training.layout == "tree"
     vocabulary = ready.model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr, operator]
-    monkeypatch.setattr(logprobs, "CHUNK", LINES * vocabulary)
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", LINES * vocabulary)
     results, gradients = steps_of(fit)
     windows = list(fit.order.windows())
     assert [len(window.rows) for window in windows] == [4, 4, 3]

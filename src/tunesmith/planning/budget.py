@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from tunesmith.errors import ModelError
-from tunesmith.model.compute.limits import CHUNK
+from tunesmith.model.compute.limits import LOGITS_AT_ONCE
 from tunesmith.planning.step_shape import FP32, StepBytes
 from tunesmith.recipe.methods import QUANTIZED
 from tunesmith.recipe.settings import TrainingSettings
@@ -153,7 +153,7 @@ def predict(shape: StepBytes, *, tokens: int, checkpointing: bool, memory: int) 
     if checkpointing:
         kept = shape.layers * tokens * shape.hidden + min(shape.layers, 1) * layer
     moments = int(shape.states * shape.trained)
-    logits = min(tokens, max(CHUNK // shape.vocabulary, 1)) * shape.vocabulary * FP32 * LOGITS
+    logits = min(tokens, max(LOGITS_AT_ONCE // shape.vocabulary, 1)) * shape.vocabulary * FP32 * LOGITS
     head = logits + 2 * tokens * shape.hidden + HEAD_GRADIENTS * shape.head
     libraries = LIBRARIES if on_cpu else CONTEXT
     beside = shape.beside if _judged_beside(shape, memory) else 0

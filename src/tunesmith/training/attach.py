@@ -163,7 +163,7 @@ def _layout(prepared: ModelInputs, model: nn.Module, listener: Listener) -> Layo
     probe = probe_model(model, prepared.rows, device=prepared.recipe.model.device)  # refuses what sees ahead
     if settings.layout == "padded":
         return settings.layout
-    listener.say(f"layout: this model {probe.reason}")
+    listener.say(probe.reason)
     if settings.layout != "auto" and not probe.shares:
         raise RecipeError(
             "This model cannot share prefixes" if settings.layout == "tree" else "This model cannot keep rows apart",

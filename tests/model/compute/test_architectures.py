@@ -99,7 +99,7 @@ def test_it_falls_back_to_padded_rows_with_the_values_of_its_own_forward_pass(na
     attention.install(model)
     result = probe_model(model, rows, device="cpu")
     assert not result.shares
-    assert result.reason.startswith("cannot share prefixes")
+    assert result.reason.startswith("prefix sharing: off")
     padded, gradient = logprobs_and_gradient(model, rows, "padded")
     assert (padded - expected).abs().max().item() < 5e-5
     assert torch.isfinite(gradient).all()

@@ -104,7 +104,7 @@ def test_a_linear_attention_hybrid_is_not_admitted() -> None:
     probe = probe_model(tiny(config), make_rows(), device="cpu")
     assert not probe.shares
     assert probe.difference > 100 * probe.allowed
-    assert "cannot share prefixes" in probe.reason
+    assert "prefix sharing: off" in probe.reason
 
 
 def test_the_probe_leaves_mode_and_random_state_alone() -> None:

@@ -52,11 +52,11 @@ def compare(model: Any, batch: Batch) -> None:
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen head", "trained head"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_way_through_the_head(name: str, frozen: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK", chunk)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", chunk)
     model = tiny(config_for(name, **FAMILIES[name], tie_word_embeddings=False))
     for parameter in model.get_output_embeddings().parameters():
         parameter.requires_grad_(not frozen)
-    assert head._form(model) is not None, "the config tells what this family does to its logits"
+    assert head._logit_transform(model) is not None, "the config tells what this family does to its logits"
     rows = make_rows()
     compare(model, tree_batch(rows, range(6)))
     compare(model, padded_batch(rows, range(6)))
@@ -86,7 +86,7 @@ def test_a_model_whose_logits_are_not_what_its_config_says_projects_itself() -> 
     model.get_output_embeddings().register_forward_hook(lambda module, given, made: made * 1.5)
     own = model.forward
     model.forward = lambda *given, **named: _squared(own(*given, **named))
-    assert head._form(model) is None
+    assert head._logit_transform(model) is None
     compare(model, batch)
 
 
@@ -94,7 +94,7 @@ def test_a_model_that_makes_all_its_logits_whatever_is_asked_gives_those_of_the_
     model = tiny(config_for("llama"))
     own = model.forward
     model.forward = lambda *given, logits_to_keep=0, **named: _squared(own(*given, **named))
-    assert head._form(model) is None
+    assert head._logit_transform(model) is None
     compare(model, tree_batch(make_rows(), range(6)))
     compare(model, padded_batch(make_rows(), range(6)))
 
@@ -107,7 +107,7 @@ def test_a_model_that_takes_neither_positions_nor_logits_to_keep_is_not_asked_fo
     inner = other if projects_itself else other.model
     own = inner.forward
     inner.forward = lambda input_ids, attention_mask: own(input_ids=input_ids, attention_mask=attention_mask)
-    head._forms[other] = None if projects_itself else head.Form()
+    head._transforms[other] = None if projects_itself else head.LogitTransform()
     torch.testing.assert_close(target_logprobs(other, padded_batch(rows, range(6))).logprobs, expected)
     assert probe_model(model, rows, device="cpu").shares
     assert not probe_model(other, rows, device="cpu").shares
@@ -157,7 +157,7 @@ def test_rows_of_the_head_that_train_apart(name: str, tied: bool, chunk: int, mo
     """As plain PEFT and transformers have it: new tokens, or a few that are named."""
     from peft import LoraConfig, get_peft_model
 
-    monkeypatch.setattr(head, "CHUNK", chunk)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", chunk)
     if name != "phi":  # the output layer has a bias there, and PEFT its own way with it
         monkeypatch.setattr(head, "_through_module", None)
     model = tiny(config_for(name, **FAMILIES[name], tie_word_embeddings=tied))
