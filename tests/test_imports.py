@@ -25,7 +25,6 @@ LIGHT = {
     "tunesmith.data.examples.example": TENSORS,
     "tunesmith.data.files.reader": TENSORS,
     "tunesmith.data.checks.scan": TENSORS,
-    "tunesmith.workflows.demo.invoices": TENSORS,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["dev"]]
 LINES = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+DATA_FILES = [
+    "src/tunesmith/py.typed",
+    "src/tunesmith/data/report/page.html.j2",
+    "src/tunesmith/workflows/demo/train.jsonl",
+    "src/tunesmith/workflows/demo/test.jsonl",
+]
 PINS = {canonicalize_name(name): version for name, version in (line.split("==") for line in LINES if line[0] != "#")}
 
 
@@ -29,3 +36,11 @@ def test_torch_is_pinned_without_a_local_version_so_that_the_machine_chooses_the
 
 def test_the_continuous_integration_script_runs_what_the_readme_says() -> None:
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "exec make test"
+
+
+def test_the_wheel_has_the_data_files_of_the_package() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    assert build["targets"]["wheel"] == {"packages": ["src/tunesmith"]}, "hatchling takes every file of the folder"
+    ignored = subprocess.run(["git", "check-ignore", *DATA_FILES], cwd=ROOT, capture_output=True, check=False)
+    assert ignored.stdout == b"", "hatchling leaves out what git ignores"
+    assert all((ROOT / name).is_file() for name in DATA_FILES)

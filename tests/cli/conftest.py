@@ -154,9 +154,6 @@ class FakeModel:
 def tuned(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """A model that is loaded at once."""
     calls = Calls()
-    replace_module(
-        monkeypatch, "model.generate", SimpleNamespace(GenerationSettings=lambda **settings: None)
-    )  # imports torch
     replace_module(monkeypatch, "deploy.tuned", SimpleNamespace(load=lambda target, *, listener: FakeModel(calls)))
     return calls
 

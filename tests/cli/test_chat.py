@@ -71,7 +71,7 @@ def test_ctrl_d_leaves(command: Command, tuned: Any, keyboard: Any) -> None:
     keyboard("hello")
     outcome = command("chat", "x")
     assert (outcome.code, outcome.out) == (0, "tuned 1\x07\n")
-    assert "Ctrl-D leaves" in outcome.err
+    assert "Ctrl-D ends the chat" in outcome.err
 
 
 def test_ctrl_c_at_the_prompt_leaves_nobody_alone(command: Command, tuned: Any, keyboard: Any) -> None:
@@ -127,4 +127,4 @@ def test_a_chat_has_one_answer_to_a_message(command: Command, tuned: Any, pipe: 
     pipe("one\n")
     outcome = command("chat", "x", "num_return_sequences=2", "do_sample=true")
     assert outcome.code == 1
-    assert "A conversation has one answer to a message" in outcome.err
+    assert "A chat has one answer to each message" in outcome.err

@@ -35,8 +35,8 @@ HEAVY = {"torch", "transformers", "numpy", "datasets", "peft", "ruamel", "rich"}
 )
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str], expected: str, unwanted: set[str]) -> None:
     program = (
-        "import sys, tunesmith.cli\n"
-        f"try: tunesmith.cli.main({arguments!r})\n"
+        "import sys, tunesmith.cli.app\n"
+        f"try: tunesmith.cli.app.main({arguments!r})\n"
         "except SystemExit as stop: print(stop.code, *sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -31,7 +31,7 @@ def test_init_writes_a_recipe_that_can_be_read(command: Command, rows: str, tmp_
         "40 rows: columns prompt, completion -> prompt_completion",
         "Wrote recipe.yaml. Next: tunesmith check recipe.yaml --show 3, then tunesmith train recipe.yaml",
     ]
-    assert outcome.err == "warning: 1 row cannot be used: `tunesmith check rows.jsonl` names it.\n"
+    assert outcome.err == "warning: 1 row cannot be used: `tunesmith check rows.jsonl` lists it.\n"
     assert read_recipe(tmp_path / "recipe.yaml", []).recipe.output_dir == "runs/rows"
 
 
@@ -74,14 +74,14 @@ def test_check_names_bad_rows_and_exits_with_1(command: Command, rows: str) -> N
         "    12  12     5  ##########",
         "    13  13    20  ########################################",
         "    14  14    15  ##############################",
-        "labels: 2 different answers, from the largest to the smallest no (20), yes (20)",
+        "labels: 2 different answers; the most and the least frequent: no (20), yes (20)",
         "scripts: Latin 100.0%",
         "bad row rows.jsonl:41: completion: found an empty text, expected a text that is not empty",
         "error invalid_rows: 1 row that cannot be read, or used as an example (rows.jsonl:41)",
         "  correct them, or set data.on_error: skip to set them aside",
         "info few_rows: 40 rows to train on; the guide says 1K-10K for LoRA and 10K or more for full fine-tuning",
         "  add rows if you can",
-        "Not ready: mend what is marked as an error first.",
+        "Not ready: fix the errors above first.",
     ]
 
 

@@ -59,7 +59,7 @@ def test_a_range_test_shows_a_table_the_reason_and_the_line(
     assert list(found) == list(SHAPES["train --lr-range"])
     assert found["reason"] in lines
     if found["line"] is not None:
-        assert lines[-1] == f"To use it: {found['line']}, behind `train` or in the recipe"
+        assert lines[-1] == f"To use it, add {found['line']} to the `train` command or to the recipe."
     assert "learning-rate range  24/24 (100%)" in outcome.err
     written = json.loads((tickets / "runs" / "tickets-lr-range" / "lr-range.json").read_text())
     assert found == {"folder": "runs/tickets-lr-range", **written}
@@ -74,12 +74,12 @@ def test_a_mistake_in_the_bounds_is_said(command: Command, recipe: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--lr-range", "--resume"], "--resume means nothing with it"),
-        (["--lr-range", "--overwrite"], "--overwrite means nothing with it"),
-        (["--lr-range", "--dry-run"], "--dry-run means nothing with it"),
-        (["--lr-min", "1e-5"], "it goes with --lr-range"),
-        (["--lr-max", "1e-5"], "it goes with --lr-range"),
-        (["--lr-steps", "20", "--dry-run"], "it goes with --lr-range"),
+        (["--lr-range", "--resume"], "--resume has no effect with --lr-range"),
+        (["--lr-range", "--overwrite"], "--overwrite has no effect with --lr-range"),
+        (["--lr-range", "--dry-run"], "--dry-run has no effect with --lr-range"),
+        (["--lr-min", "1e-5"], "this flag needs --lr-range"),
+        (["--lr-max", "1e-5"], "this flag needs --lr-range"),
+        (["--lr-steps", "20", "--dry-run"], "this flag needs --lr-range"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(command: Command, recipe: str, flags: list[str], said: str) -> None:

@@ -32,7 +32,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             to_json=lambda: facts,
         )  # fmt: skip
 
-    replace_module(monkeypatch, "merging", SimpleNamespace(merge=merge))
+    replace_module(monkeypatch, "deploy.merge", SimpleNamespace(merge=merge))
     return calls
 
 
@@ -41,7 +41,7 @@ def test_merge_tells_how_close_it_is_and_what_was_written(command: Command, aske
     assert outcome.code == 0
     assert outcome.out.splitlines() == [
         "comparing logits on 4 held-out rows",
-        "logits differ by 2.5e-06 of their spread (accepted up to 0.0001), the likeliest token is the same at 99.75% "
+        "logits differ by 2.5e-06 of their spread (limit 0.0001); the likeliest token is the same at 99.75% "
         "of 1,234 positions",
         "plain: 3.21 GB in 2 files, bfloat16. Next: tunesmith generate plain --prompt TEXT",
     ]

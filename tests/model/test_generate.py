@@ -27,8 +27,9 @@ from transformers import (
 
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.compute import attention
-from tunesmith.model.generate import Generation, GenerationSettings, check_prompts, generate, stream
+from tunesmith.model.generate import Generation, check_prompts, generate, stream
 from tunesmith.model.modes import evaluation_mode
+from tunesmith.recipe.generation import GenerationSettings
 
 STOP = (2,)
 PROMPTS = [[5, 6, 7], [11, 12, 13, 14, 15, 16, 17, 18, 19], [40], [33, 34, 35, 36, 37], [90, 91, 92, 93, 94, 95, 96]]

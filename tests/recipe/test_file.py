@@ -302,11 +302,11 @@ def test_an_override_can_be_a_short_form_itself(file: Path) -> None:
 @pytest.mark.parametrize("override", ["training.seed", "=1", "  =1"])
 def test_an_override_is_key_equals_value(file: Path, override: str) -> None:
     error = complaint(written(file), override)
-    assert (error.what, error.where) == ("This override is not key=value", override)
+    assert (error.what, error.where) == ("This argument is not KEY=VALUE", override)
 
 
 def test_an_override_that_is_no_yaml_or_leads_nowhere_is_refused(file: Path) -> None:
-    assert complaint(written(file), "training.seed=[1").what == "The value of this override is not YAML"
+    assert complaint(written(file), "training.seed=[1").what == "The value of this argument is not YAML"
     error = complaint(written(file), "output_dir.name=x")
     assert error.what == "This override goes into a value that has no keys"
     assert error.why == "`output_dir` is 'out'."

@@ -14,8 +14,8 @@ from peft import AutoPeftModelForCausalLM, TaskType
 from safetensors.torch import load_file
 
 from tunesmith.errors import RecipeError, TunesmithError
-from tunesmith.model.generate import GenerationSettings
 from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.settings import Recipe
 from tunesmith.training.loop import Step
 from tunesmith.training.trainer import Trainer

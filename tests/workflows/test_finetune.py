@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 import tunesmith
 from tunesmith.data.examples.message import Message
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError, TrainError
-from tunesmith.model.generate import GenerationSettings, generate
+from tunesmith.model.generate import generate
 from tunesmith.planning import budget, memory
 from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.runs import symptoms
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Silent

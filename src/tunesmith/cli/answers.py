@@ -1,4 +1,4 @@
-"""`eval` and `generate`: what a model answers, and how good that is."""
+"""The commands `eval` and `generate`: judge a model, and answer a prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tunesmith.cli.options import AsJson, EvaluationKeys, GenerationKeys, System, Target, generation_settings
+from tunesmith.cli.options import (
+    AsJson,
+    EvaluationKeys,
+    GenerationKeys,
+    SystemOption,
+    TargetArgument,
+    generation_settings,
+)
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, verdict_line
@@ -17,19 +24,21 @@ from tunesmith.cli.terminal.tables import metrics_table, verdict_line
 if TYPE_CHECKING:
     from tunesmith.data.examples.message import Message
     from tunesmith.deploy.tuned import Tuned
-    from tunesmith.model.generate import Generation
 
 
 def evaluate(
-    target: Target,
+    target: TargetArgument,
     settings: EvaluationKeys = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DATA", help="Rows to judge on.", show_default="the run's held-out rows"),
+        typer.Option("--data", metavar="DATA", help="Rows to evaluate on.", show_default="the run's held-out rows"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a run again, or measure a model."""
+    """Evaluate a run again, or measure a model.
+
+    A run is compared with its base on held-out rows. A model without a base gets the values of its metrics.
+    """
     with session(as_json) as terminal:
         from tunesmith.workflows.evaluate import evaluate
 
@@ -42,24 +51,23 @@ def evaluate(
 
 
 def generate(
-    target: Target,
+    target: TargetArgument,
     prompt: Annotated[
-        str, typer.Option("--prompt", metavar="TEXT", help="The user's message; - reads it from standard input.")
+        str, typer.Option("--prompt", metavar="TEXT", help="The user's message. - reads it from standard input.")
     ],
     settings: GenerationKeys = None,
-    system: System = None,
-    base: Annotated[bool, typer.Option("--base", help="Also show what the untuned base answers.")] = False,
+    system: SystemOption = None,
+    base: Annotated[bool, typer.Option("--base", help="Also show the answer of the untuned base.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer one prompt."""
     with session(as_json) as terminal:
         wanted = generation_settings(settings)
         message = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+        from tunesmith.data.examples.message import Message
         from tunesmith.deploy import tuned
-        from tunesmith.model.generate import GenerationSettings
 
-        GenerationSettings(**wanted)  # a contradiction is reported before the model is loaded
-        messages = conversation(message, system)
+        messages = [*([Message("system", system)] if system else []), Message("user", message)]
         model = tuned.load(target, listener=terminal)
         found: dict[str, Any] = {"target": target, "model": model.describe, "prompt": message, "base": None}
         if base:
@@ -71,17 +79,10 @@ def generate(
         terminal.result(found)
 
 
-def conversation(prompt: str, system: str | None) -> list[Message]:
-    """The messages of a single question."""
-    from tunesmith.data.examples.message import Message
-
-    return ([Message("system", system)] if system else []) + [Message("user", prompt)]
-
-
 def _answer(
     model: Tuned, messages: Sequence[Message], settings: dict[str, Any], terminal: Terminal
 ) -> list[dict[str, Any]] | None:
-    """Writes the answers: a single one as it is decoded, and under ``--json`` none before they are complete."""
+    """Writes the answers. A single answer is written while it is decoded, except under ``--json``."""
     if not terminal.as_json and settings.get("num_return_sequences", 1) == 1:
         stream_answer(model, messages, settings, terminal)
         return None
@@ -90,7 +91,7 @@ def _answer(
         if len(answers) > 1:
             terminal.write(terminal.styled(f"{number}:", bold=True))
         terminal.answer(answer.text)
-    return [_json(answer) for answer in answers]
+    return [{"text": each.text, "tokens": len(each.tokens), "stopped": each.stopped} for each in answers]
 
 
 def stream_answer(
@@ -101,14 +102,10 @@ def stream_answer(
     *,
     pieces: list[str] | None = None,
 ) -> None:
-    """Writes one answer piece by piece, and a newline. The pieces are also added to ``pieces``."""
+    """Writes one answer piece by piece, then a newline. Also appends the pieces to ``pieces``."""
     with closing(cast(Generator[str], model.stream(messages, **settings))) as stream:
         for piece in stream:
             terminal.answer(piece, end="")
             if pieces is not None:
                 pieces.append(piece)
     terminal.write("")
-
-
-def _json(answer: Generation) -> dict[str, Any]:
-    return {"text": answer.text, "tokens": len(answer.tokens), "stopped": answer.stopped}

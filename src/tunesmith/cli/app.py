@@ -1,4 +1,4 @@
-"""The commands, put together."""
+"""The command line: every command with its name, and the entry point."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ import typer
 
 import tunesmith
 from tunesmith.cli import answers, chat, data, demo, merge, plan, runs, train
-from tunesmith.cli import runs as curves
-from tunesmith.cli import runs as watch
 
 app = typer.Typer(
     name="tunesmith",
-    help="Adapt an open language model to your own data, and know whether it got better.",
-    epilog="Every command has --help. Exit codes: 0 done, 1 a mistake that you can mend, 2 usage, 3 training failed.",
+    help="Fine-tune an open language model on your data and find out whether it got better.",
+    epilog="Every command has --help. Exit codes: 0 done, 1 an error that you can fix, 2 usage, 3 training failed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 runs_app = typer.Typer(
-    name="runs", help="What was trained and how it did.", no_args_is_help=True, rich_markup_mode=None
+    name="runs", help="List, show, follow and plot runs.", no_args_is_help=True, rich_markup_mode=None
 )
 
 app.command("init")(data.init)
@@ -39,8 +37,8 @@ app.command("merge")(merge.merge)
 app.add_typer(runs_app)
 runs_app.command("list")(runs.list_runs)
 runs_app.command("show")(runs.show_run)
-runs_app.command("watch")(watch.watch_run)
-runs_app.command("curves")(curves.draw_curves)
+runs_app.command("watch")(runs.watch_run)
+runs_app.command("curves")(runs.draw_curves)
 app.command("demo")(demo.demo)
 
 
@@ -60,7 +58,7 @@ def _front(
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs one command line and ends the process. What a stream's encoding cannot say is written as ``\\xNN``."""
+    """Runs one command line and ends the process. Characters that a stream cannot encode are written as ``\\xNN``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

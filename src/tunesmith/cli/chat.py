@@ -1,4 +1,4 @@
-"""`chat`: a conversation, line by line."""
+"""The command `chat`: a conversation in the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.answers import stream_answer
-from tunesmith.cli.options import GenerationKeys, System, Target, generation_settings
+from tunesmith.cli.options import GenerationKeys, SystemOption, TargetArgument, generation_settings
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import Terminated, session
 from tunesmith.errors import RecipeError, TunesmithError
@@ -15,29 +15,26 @@ if TYPE_CHECKING:
     from tunesmith.data.examples.message import Message
     from tunesmith.deploy.tuned import Tuned
 
+WELCOME = "/reset starts over, /exit or Ctrl-D ends the chat, Ctrl-C stops an answer."
 
-WELCOME = "/reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
-
-def chat(target: Target, settings: GenerationKeys = None, system: System = None) -> None:
+def chat(target: TargetArgument, settings: GenerationKeys = None, system: SystemOption = None) -> None:
     """Talk with a model.
 
-    A line is a message, and the model remembers. /reset begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
+    Each line is a message; history is kept. /reset starts over, /exit or Ctrl-D ends the chat, Ctrl-C stops an answer.
     """
     with session() as terminal:
         wanted = generation_settings(settings)
         if wanted.get("num_return_sequences", 1) != 1:
-            raise RecipeError("A conversation has one answer to a message", remedy="Leave num_return_sequences out.")
+            raise RecipeError("A chat has one answer to each message", remedy="Leave num_return_sequences out.")
         from tunesmith.deploy import tuned
-        from tunesmith.model.generate import GenerationSettings
 
-        GenerationSettings(**wanted)
         model = tuned.load(target, listener=terminal)
-        Conversation(model, wanted, system=system, terminal=terminal).run()
+        _Chat(model, wanted, system=system, terminal=terminal).run()
 
 
-class Conversation:
-    """Messages so far, and the loop around them. Where standard input is no screen, mistakes end it."""
+class _Chat:
+    """The messages so far, and the loop that reads and answers. Unless a person types, an error ends the chat."""
 
     def __init__(self, model: Tuned, settings: dict[str, Any], *, system: str | None, terminal: Terminal) -> None:
         self.model, self.settings, self.system, self.terminal = model, settings, system, terminal
@@ -45,7 +42,7 @@ class Conversation:
         self.messages: list[Message] = []
 
     def run(self) -> None:
-        """Until the input ends."""
+        """Reads and answers until the input ends."""
         self._reset()
         if self.interactive:
             import readline  # noqa: F401  input() then has line editing and a history
@@ -56,7 +53,7 @@ class Conversation:
                 return
             if line == "/reset":
                 self._reset()
-                self.terminal.note("A new conversation.")
+                self.terminal.note("The history is empty.")
             elif line:
                 self._reply(line)
 
@@ -66,7 +63,7 @@ class Conversation:
         self.messages = [Message("system", self.system)] if self.system else []
 
     def _read(self) -> str | None:
-        """The next line without white space around it; None at the end."""
+        """The next line, without surrounding white space; None at the end."""
         if not self.interactive:
             line = sys.stdin.readline()
             return line.strip() if line else None
@@ -82,7 +79,7 @@ class Conversation:
             return ""
 
     def _reply(self, line: str) -> None:
-        """Answers a message. What was said before Ctrl-C stays in the conversation; a failed message does not."""
+        """Answers a message. An answer that Ctrl-C stops stays in the history; a message that fails does not."""
         from tunesmith.data.examples.message import Message
 
         asked = [*self.messages, Message("user", line)]

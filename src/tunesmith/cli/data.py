@@ -1,4 +1,4 @@
-"""`init`, `check` and `prepare`: the data before anything trains."""
+"""The commands `init`, `check` and `prepare`: write a recipe for data, check it, and clean it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.options import AsJson, Columns, Format, Instruction, Overwrite, columns_of, in_flags
-from tunesmith.cli.terminal.console import Terminal, printable
+from tunesmith.cli.options import (
+    AsJson,
+    ColumnsOption,
+    FormatOption,
+    InstructionOption,
+    Overwrite,
+    columns_of,
+    in_flags,
+)
+from tunesmith.cli.terminal.console import Terminal, escaped
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import bars, table
 from tunesmith.data.ledger import PLACES
@@ -21,11 +29,12 @@ if TYPE_CHECKING:
 
 
 BAD_ROWS_SHOWN, PLACES_SHOWN, SAMPLES_SHOWN, MIX_SHOWN = 20, 5, 2, 6
-COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
+_SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
-Data = Annotated[str, typer.Argument(metavar="DATA", help="File, folder, dataset or URL of rows.", show_default=False)]
+Data = Annotated[str, typer.Argument(metavar="DATA", help="Rows: a file, folder, dataset or URL.", show_default=False)]
 DataOrRecipe = Annotated[
-    str, typer.Argument(metavar="DATA|RECIPE", help="Rows, or a recipe (.yaml) that names them.", show_default=False)
+    str,
+    typer.Argument(metavar="DATA|RECIPE", help="Rows, or a recipe (.yaml) that names them.", show_default=False),
 ]
 
 
@@ -36,8 +45,8 @@ def init(
         typer.Option(
             "--model",
             metavar="MODEL",
-            help="Hub id, folder, .gguf file or bundled name.",
-            show_default="the bundled one",
+            help="Hub id, folder, .gguf file or the name of the bundled model.",
+            show_default="the bundled model",
         ),
     ] = None,
     method: Annotated[
@@ -45,27 +54,27 @@ def init(
         typer.Option(
             "--method",
             metavar="NAME",
-            help="Method to train with, such as qlora or full.",
-            show_default="lora, or qlora where lora does not fit",
+            help="The method to train with, such as qlora or full.",
+            show_default="lora, or qlora if lora does not fit",
         ),
     ] = None,
     out: Annotated[str, typer.Option("--out", metavar="FILE", help="The recipe to write.")] = "recipe.yaml",
-    columns: Columns = None,
-    instruction: Instruction = None,
-    format: Format = "auto",
+    columns: ColumnsOption = None,
+    instruction: InstructionOption = None,
+    format: FormatOption = "auto",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a commented recipe for some data.
+    """Look at a data file and write a recipe for it.
 
-    It looks at the rows and the machine, and says beside each value why it is what it is.
+    The values depend on the rows, the model and the machine. The recipe comments each value with the reason for it.
     """
     mapping = columns_of(columns)
     with session(as_json) as terminal:
         file = Path(out)
         if file.exists() and not overwrite:
             raise RecipeError(
-                "There is a recipe already", where=out, remedy="Name another file with --out, or add --overwrite."
+                "This recipe already exists", where=out, remedy="Name another file with --out, or add --overwrite."
             )
         from tunesmith.workflows.first_recipe import starter_recipe
 
@@ -79,7 +88,7 @@ def init(
         terminal.write(f"{starter.rows:,} rows: {starter.reason}")
         if starter.bad:
             rows, them = ("row", "it") if starter.bad == 1 else ("rows", "them")
-            terminal.warn(f"{starter.bad:,} {rows} cannot be used: `tunesmith check {data}` names {them}.")
+            terminal.warn(f"{starter.bad:,} {rows} cannot be used: `tunesmith check {data}` lists {them}.")
         for warning in starter.warnings:
             terminal.warn(warning)
         terminal.write(f"Wrote {out}. Next: tunesmith check {out} --show 3, then tunesmith train {out}")
@@ -112,32 +121,32 @@ def check(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="MODEL", help="Count tokens as this model sees them.", show_default="the recipe's"
+            "--model", metavar="MODEL", help="The model whose tokenizer counts the tokens.", show_default="the recipe's"
         ),
     ] = None,
-    show: Annotated[int, typer.Option("--show", min=0, metavar="N", help="Rows to show as tokens; needs a model.")] = 0,
+    show: Annotated[int, typer.Option("--show", min=0, metavar="N", help="Rows to show as tokens. Needs a model.")] = 0,
     against: Annotated[
         str | None,
-        typer.Option("--against", metavar="DATA", help="Rows that should not be in the data, such as a test set."),
+        typer.Option("--against", metavar="DATA", help="Rows that must not be in the data, such as a test set."),
     ] = None,
     html: Annotated[
-        str | None, typer.Option("--html", metavar="FILE", help="Write the report as one page, too.")
+        str | None, typer.Option("--html", metavar="FILE", help="Also write the report as an HTML page.")
     ] = None,
     no_near: Annotated[
-        bool, typer.Option("--no-near", help="Do not look for near duplicates, which takes time.")
+        bool, typer.Option("--no-near", help="Skip the search for near duplicates, which takes time.")
     ] = False,
-    format: Format = "auto",
-    columns: Columns = None,
-    instruction: Instruction = None,
+    format: FormatOption = "auto",
+    columns: ColumnsOption = None,
+    instruction: InstructionOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every row and say what stands out.
+    """Check every row for problems.
 
-    With a model it also counts tokens and shows which of them would be learned. Exit code 1 for something to mend.
+    With a model it also counts tokens and shows which of them are learned. The exit code is 1 if there are errors.
     """
     mapping = columns_of(columns)
     if show and model is None and not data.endswith((".yaml", ".yml")):
-        raise typer.BadParameter("rows are shown as tokens: name a model with --model", param_hint="--show")
+        raise typer.BadParameter("rows are shown as tokens, which needs a model: add --model", param_hint="--show")
     with session(as_json) as terminal:
         from tunesmith.workflows.check import inspect
 
@@ -169,25 +178,30 @@ def check(
 
 def prepare(
     data: DataOrRecipe,
-    out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="The dataset to write.", show_default=False)],
+    out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="The folder to write.", show_default=False)],
     settings: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Keys of the data section, such as clean=[dedupe] or test=0.1."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="MODEL", help="Counts tokens for max_length.", show_default="the recipe's"),
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The model whose tokenizer counts tokens for max_length.",
+            show_default="the recipe's",
+        ),
     ] = None,
-    format: Format = "auto",
-    columns: Columns = None,
-    instruction: Instruction = None,
-    ray: Annotated[bool, typer.Option("--ray", help="Look at the rows on a Ray cluster.")] = False,
+    format: FormatOption = "auto",
+    columns: ColumnsOption = None,
+    instruction: InstructionOption = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Check the rows on a Ray cluster.")] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Clean, split and write rows as a dataset that anything can load.
+    """Clean rows, split them, and write them as a `datasets` folder.
 
-    What is taken out is what the data section's `clean` names; every row that is not written is in rejected.jsonl.
+    By default no row is removed; `clean` names what to remove. Every row that is left out is written to rejected.jsonl.
     """
     mapping = columns_of(columns)
     with session(as_json) as terminal:
@@ -221,35 +235,35 @@ def _report(found: Inspection, terminal: Terminal) -> None:
 
         show(found.shown, found.tokenizer, console=terminal.rich_console())
         terminal.write("")
-    terminal.write(printable(found.judgement))
+    terminal.write(escaped(found.judgement))
     for note in found.notes:
-        terminal.write(printable(note))
+        terminal.write(escaped(note))
     _report_ledger(found, terminal)
     at = found.lengths["quantiles"]
     terminal.write(
         f"{found.lengths['unit']} of a row: {at['min']:,} to {at['max']:,}, half below {at['p50']:,}, "
-        f"95% below {at['p95']:,}; the longest is {printable(found.lengths['longest'])}"
+        f"95% below {at['p95']:,}; the longest is {escaped(found.lengths['longest'])}"
     )
     for line in bars(found.lengths["histogram"]):
         terminal.write(f"  {line}")
     if found.labels is not None:
         counts = found.labels["counts"]
         ends = [counts[0], counts[-1]]
-        named = ", ".join(f"{printable(each['label'])} ({each['rows']:,})" for each in ends)
+        named = ", ".join(f"{escaped(each['label'])} ({each['rows']:,})" for each in ends)
         terminal.write(
-            f"labels: {found.labels['distinct']:,} different answers, from the largest to the smallest {named}"
+            f"labels: {found.labels['distinct']:,} different answers; the most and the least frequent: {named}"
         )
     terminal.write("scripts: " + _mix(found.scripts))
     if found.languages is not None:
         sampled = found.languages["sampled"]
-        terminal.write(f"languages of {sampled:,} rows drawn from all: " + _mix(found.languages["counts"]))
+        terminal.write(f"languages in a sample of {sampled:,} rows: " + _mix(found.languages["counts"]))
     for row in found.bad[:BAD_ROWS_SHOWN]:
-        terminal.write(f"{terminal.styled('bad row', fg='red')} {printable(str(row))}")
+        terminal.write(f"{terminal.styled('bad row', fg='red')} {escaped(str(row))}")
     if len(found.bad) > BAD_ROWS_SHOWN:
-        terminal.write(f"and {len(found.bad) - BAD_ROWS_SHOWN:,} more bad rows (--json has all of them)")
+        terminal.write(f"and {len(found.bad) - BAD_ROWS_SHOWN:,} more bad rows (--json lists all of them)")
     for finding in found.findings:
         _report_finding(finding, terminal)
-    terminal.write("Ready to train." if found.is_good else "Not ready: mend what is marked as an error first.")
+    terminal.write("Ready to train." if found.is_good else "Not ready: fix the errors above first.")
 
 
 def _report_ledger(found: Inspection, terminal: Terminal) -> None:
@@ -282,8 +296,8 @@ def _report_finding(finding: Finding, terminal: Terminal) -> None:
     places = finding.rows[:PLACES_SHOWN]
     more = ", ..." if finding.count > PLACES_SHOWN else ""
     where = f" ({', '.join(places)}{more})" if places else ""
-    severity = terminal.styled(finding.severity, fg=COLOURS[finding.severity])
-    terminal.write(f"{severity} {finding.id}: {printable(finding.message + where)}")
+    severity = terminal.styled(finding.severity, fg=_SEVERITY_COLOURS[finding.severity])
+    terminal.write(f"{severity} {finding.id}: {escaped(finding.message + where)}")
     for sample in finding.samples[:SAMPLES_SHOWN]:
-        terminal.write(f"  {printable(f'{sample.row}: {sample.text}')}")
-    terminal.write(f"  {printable(finding.remedy)}")
+        terminal.write(f"  {escaped(f'{sample.row}: {sample.text}')}")
+    terminal.write(f"  {escaped(finding.remedy)}")

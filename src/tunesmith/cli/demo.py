@@ -1,4 +1,4 @@
-"""`demo`: the whole story on a small task."""
+"""The command `demo`: trains and judges a small model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ FOLDER = Path("runs", "demo")
 
 
 def demo(overwrite: Overwrite = False, as_json: AsJson = False) -> None:
-    """The whole story in a few minutes.
+    """Train and judge a small model in a few minutes.
 
-    Trains the bundled model to turn invoice headers into JSON and judges it. The run is runs/demo.
+    The bundled model learns to turn invoice headers into JSON. The run is runs/demo.
     """
     with session(as_json) as terminal:
         from tunesmith.workflows.demo import story

@@ -1,4 +1,4 @@
-"""`merge`: a run as a model folder of plain weights."""
+"""The command `merge`: writes a run as a model folder of plain weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tunesmith.cli.options import AsJson, Overwrite, Target
+from tunesmith.cli.options import AsJson, Overwrite, TargetArgument
 from tunesmith.cli.terminal.session import session
 
 Dtype = Annotated[
@@ -14,13 +14,13 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="DTYPE",
-        help="Of the weights: float32, bfloat16, float16; auto: as the base is stored.",
+        help="Type of the weights: float32, bfloat16, float16, or auto, which is that of the base.",
     ),
 ]
 
 
 def merge(
-    target: Target,
+    target: TargetArgument,
     out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="A new folder for the model.")],
     dtype: Dtype = "auto",
     data: Annotated[
@@ -30,16 +30,16 @@ def merge(
         ),
     ] = None,
     max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", metavar="SIZE", help="Of one file of weights.")
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest size of one file of weights.")
     ] = "5GB",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run as plain weights, with tokenizer and chat template, that every tool loads.
+    """Write a run as plain weights, with tokenizer and chat template, that every tool can load.
 
-    The logits of the tuned model are compared with those of the folder as it is read back; one that is too far is not
-    kept. Over a quantized base the adapter is added to the dequantized and to the original weights, and the closer one
-    is kept.
+    The folder is read back and its logits are compared with those of the tuned model. If they differ too much, the
+    folder is removed. For a quantized base the adapter is added to the dequantized and to the original weights, and the
+    closer result is kept.
     """
     with session(as_json) as terminal:
         from tunesmith.deploy import merge as merging
@@ -49,7 +49,7 @@ def merge(
         )
         written = found.written
         terminal.write(
-            f"logits differ by {written.relative:.2g} of their spread (accepted up to {found.tolerance:g}), "
+            f"logits differ by {written.relative:.2g} of their spread (limit {found.tolerance:g}); "
             f"the likeliest token is the same at {written.agreement:.2%} of {written.positions:,} positions"
         )
         files = f"{found.files} file{'s' * (found.files != 1)}"

@@ -5,70 +5,96 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import fields
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.recipe.generation import GenerationSettings
+from tunesmith.recipe.row_shape import RowShape
 
-INTEGERS = ("max_new_tokens", "max_length", "num_return_sequences", "seed")
-NUMBERS = ("temperature", "top_p")
-SWITCHES = ("do_sample",)
-NAMES = ("max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "num_return_sequences", "seed")
+TargetArgument = Annotated[
+    str,
+    typer.Argument(metavar="TARGET", help="A run, a checkpoint, an adapter folder or a model.", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Recipe keys, such as training.learning_rate=1e-4."),
+]
+GenerationKeys = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help=f"Settings of generation: {', '.join(field.name for field in fields(GenerationSettings))}.",
+    ),
+]
+EvaluationKeys = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe's evaluation section, such as max_rows=50."),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="End standard output with one JSON object; everything else goes to standard error."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing output.")]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="The system message.", show_default=False)
+]
+FormatOption = Annotated[
+    RowShape,
+    typer.Option("--format", metavar="FORMAT", help=f"Format of the rows: {', '.join(get_args(RowShape))}."),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="FIELD=COLUMN,...",
+        help="The column that holds each field, such as input=text,output=category.",
+        show_default=False,
+    ),
+]
+InstructionOption = Annotated[
+    str | None,
+    typer.Option("--instruction", metavar="TEXT", help="An instruction for all rows.", show_default=False),
+]
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def generation_settings(arguments: Sequence[str] | None) -> dict[str, Any]:
     """``["max_new_tokens=64", "do_sample=true"]`` as keyword arguments of GenerationSettings.
 
     Raises:
-        RecipeError: not KEY=VALUE, an unknown name, one given twice, or a value of another type.
+        RecipeError: an argument is not KEY=VALUE, its name is unknown or given twice, or its value is of another type,
+            out of bounds or contradicts another.
     """
+    from tunesmith.recipe.file import parse_override
+
+    kinds = get_type_hints(GenerationSettings)
     found: dict[str, Any] = {}
     for argument in arguments or []:
-        name, equals, text = argument.partition("=")
-        name = name.strip()
-        if not equals or not name:
-            raise RecipeError(
-                "This argument is not KEY=VALUE",
-                where=argument,
-                remedy="Write it as max_new_tokens=64, without spaces.",
-            )
-        if name not in NAMES:
-            raise _unknown(name, argument)
+        path, value = parse_override(argument, example="max_new_tokens=64")
+        name = ".".join(map(str, path))
+        if name not in kinds:
+            close = difflib.get_close_matches(name, kinds, n=1, cutoff=0.6)
+            remedy = f"Did you mean `{close[0]}`?" if close else f"The settings are {', '.join(kinds)}."
+            raise RecipeError(f"`{name}` is not a generation setting", where=argument, remedy=remedy)
         if name in found:
             raise RecipeError(f"`{name}` is given twice", where=argument, remedy="Give it once.")
-        found[name] = _value(name, text, argument)
+        kind = next(kind for kind in _KINDS if kind in (kinds[name], *get_args(kinds[name])))
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            text = argument.partition("=")[2]
+            raise RecipeError(f"`{name}` must be {_KINDS[kind]}, found {text!r}", where=argument)
+        found[name] = value
+    GenerationSettings(**found)  # raises for what is out of bounds or contradictory
     return found
 
 
-def _unknown(name: str, argument: str) -> RecipeError:
-    close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.6)
-    hint = f"Did you mean `{close[0]}`?" if close else f"The settings are {', '.join(NAMES)}."
-    return RecipeError(f"`{name}` is not a generation setting", where=argument, remedy=hint)
-
-
-def _value(name: str, text: str, argument: str) -> Any:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise RecipeError("The value is not YAML", where=argument, why=str(error)) from None
-    switch = isinstance(value, bool)
-    if name in SWITCHES:
-        fits, expected = switch, "true or false"
-    elif name in INTEGERS:
-        fits, expected = isinstance(value, int) and not switch, "a whole number"
-    else:
-        fits, expected = isinstance(value, int | float) and not switch, "a number"
-    if not fits:
-        raise RecipeError(f"`{name}` must be {expected}, found {text!r}", where=argument)
-    return float(value) if name in NUMBERS else value
-
-
 def in_flags(error: DataError) -> DataError:
-    """The same error with its remedy said in flags: ``data.columns: {a: b}`` as ``--columns a=b``, and so on."""
+    """The same error with a remedy that names flags: ``data.columns: {a: b}`` becomes ``--columns a=b``, and so on."""
     if error.remedy is None:
         return error
     remedy = re.sub(r"data\.columns: \{([^}]*)\}", lambda found: f"--columns {_pairs(found[1])}", error.remedy)
@@ -82,60 +108,8 @@ def _pairs(mapping: str) -> str:
     return f"'{text}'" if re.search(r"[^\w=,.-]", text) else text
 
 
-FormatName = Literal[
-    "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "preference", "unpaired_preference"
-]
-
-Target = Annotated[
-    str,
-    typer.Argument(metavar="TARGET", help="A run, a checkpoint, an adapter folder, or a model.", show_default=False),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Recipe keys, such as training.learning_rate=1e-4."),
-]
-GenerationKeys = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="max_new_tokens, max_length, do_sample, temperature, top_p, num_return_sequences, seed.",
-    ),
-]
-EvaluationKeys = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe's evaluation section, such as max_rows=50."),
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="End standard output with one JSON object; all else goes to standard error.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.", show_default=False)]
-Format = Annotated[
-    FormatName,
-    typer.Option(
-        "--format",
-        metavar="SHAPE",
-        help="Shape of the rows: auto, alpaca, prompt_completion, messages, sharegpt, text, preference or "
-        "unpaired_preference.",
-    ),
-]
-Columns = Annotated[
-    str | None,
-    typer.Option(
-        "--columns",
-        metavar="FIELD=COLUMN,...",
-        help="Which column holds which field, such as input=text,output=category.",
-        show_default=False,
-    ),
-]
-Instruction = Annotated[
-    str | None,
-    typer.Option("--instruction", metavar="TEXT", help="One instruction for all rows.", show_default=False),
-]
-
-
 def columns_of(text: str | None) -> dict[str, str]:
-    """``input=text,output=category`` as a mapping from field to column. Raises typer.BadParameter if it is not that."""
+    """``input=text,output=category`` as a mapping of field to column. Raises typer.BadParameter for any other form."""
     found: dict[str, str] = {}
     for pair in (text or "").split(",") if text else []:
         field, equals, column = (part.strip() for part in pair.partition("="))

@@ -1,4 +1,4 @@
-"""`runs list` and `runs show`: what was trained and how it did."""
+"""The commands `runs list`, `runs show`, `runs watch` and `runs curves`: read run folders."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunesmith.cli.options import AsJson, Overwrite
-from tunesmith.cli.terminal.console import Terminal, printable
-from tunesmith.cli.terminal.progress import duration
+from tunesmith.cli.terminal.console import Terminal, escaped
 from tunesmith.cli.terminal.session import session
-from tunesmith.cli.terminal.tables import curve, metrics_table, table, text
+from tunesmith.cli.terminal.tables import curve, duration, metrics_table, table, text
 from tunesmith.runs.progress import Advance
 
 if TYPE_CHECKING:
     from tunesmith.runs.overview import Details, Summary
     from tunesmith.runs.watching import Event
 
+_VERDICT_COLOURS = {"better": "green", "worse": "red", "no evidence": "yellow"}
+_WIDEST = 100  # columns of a curve
+
 
 def draw_curves(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders.", show_default=False)],
-    out: Annotated[str, typer.Option("--out", metavar="FILE", help="A .svg, .html or .png file.")],
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="The .svg, .html or .png file to write.")],
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw loss, validation loss, learning rate and gradient norm over the steps of runs.
+    """Plot loss, validation loss, learning rate and gradient norm of runs.
 
-    SVG and HTML need nothing else and hold everything in one file; PNG needs matplotlib.
+    SVG and HTML are one file that needs nothing else. PNG needs matplotlib.
     """
     with session(as_json) as terminal:
         from tunesmith.runs import curves
@@ -42,17 +44,15 @@ def draw_curves(
 
 def watch_run(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait for a run that is not there yet and that no process prepares.")
-    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for a run that nobody has started yet.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Follow a run until it ends.
 
-    Loss, validation loss, learning rate, gradient norm, speed, time left, the answers at each evaluation, and a warning
-    where a curve looks wrong. It reads the run folder alone, so it works beside the training or on a copy.
+    Shows loss, validation loss, learning rate, gradient norm, speed, time left, an answer at each evaluation, and a
+    warning when a curve looks wrong. It only reads the run folder, so it works during the training and on a copy.
 
-    A run that still reads its data or loads its model is waited for.
+    It waits for a run that still reads its data or loads its model.
     """
     with session(as_json) as terminal:
         from tunesmith.runs.watching import Watcher, begun, follow
@@ -66,7 +66,7 @@ def watch_run(
         terminal.result({**asdict(watcher.summary), "symptoms": symptoms})
 
 
-def line_of(event: Event) -> str:
+def event_line(event: Event) -> str:
     """The event as one plain line."""
     of = f"/{event.total_steps}" if event.total_steps else ""
     if event.kind == "symptom":
@@ -79,18 +79,18 @@ def line_of(event: Event) -> str:
 
 
 def _written(terminal: Terminal) -> Callable[[Event], None]:
-    return lambda event: terminal.write(printable(line_of(event)))
+    return lambda event: terminal.write(escaped(event_line(event)))
 
 
 def _drawn(terminal: Terminal, stack: ExitStack) -> Callable[[Event], None]:
-    """Steps move a bar, which begins with the first of them and stays when they are done; the rest is said above it."""
+    """Shows events on a screen: steps advance a bar, and everything else is a line above it."""
     bars: list[Advance] = []
 
     def show(event: Event) -> None:
         if event.kind == "symptom":
             terminal.warn(f"step {event.step}: {event.text}")
         elif event.kind == "step":
-            if not bars:  # the run's length is known by now
+            if not bars:  # the number of steps is known by now
                 bars.append(stack.enter_context(terminal.task("training", event.total_steps, timed=False)))
             left = {} if event.seconds_left is None else {"left": duration(event.seconds_left)}
             bars[0](event.step, {**event.facts, **left})
@@ -98,20 +98,16 @@ def _drawn(terminal: Terminal, stack: ExitStack) -> Callable[[Event], None]:
             if event.kind in ("restarted", "judging", "end"):
                 stack.close()
                 bars.clear()
-            terminal.say(line_of(event))
+            terminal.say(event_line(event))
 
     return show
 
 
-COLOURS = {"better": "green", "worse": "red", "no evidence": "yellow"}
-WIDEST = 100
-
-
 def list_runs(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the runs are.")] = "runs",
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="The folder that holds the runs.")] = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """List runs with status and verdict."""
+    """List runs with their status and verdict."""
     with session(as_json) as terminal:
         from tunesmith.runs.overview import summaries
 
@@ -128,10 +124,7 @@ def show_run(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Show a run and its loss curve.
-
-    Also its recipe in short, the verdict with its metrics, and the checkpoints.
-    """
+    """Show one run: recipe, verdict with its metrics, loss curve and checkpoints."""
     with session(as_json) as terminal:
         from tunesmith.runs.overview import details
 
@@ -154,11 +147,11 @@ def _report(found: Details, terminal: Terminal) -> None:
     facts = [("run", run.run), ("status", f"{run.status}{step}, {run.updated}"), *found.facts]
     margin = max(len(name) for name, _ in facts)
     for name, value in facts:
-        terminal.write(f"{terminal.styled(name.ljust(margin), bold=True)}  {printable(value)}")
+        terminal.write(f"{terminal.styled(name.ljust(margin), bold=True)}  {escaped(value)}")
     if found.error is not None:
-        terminal.write(f"{terminal.styled('error', fg='red')}: {printable(str(found.error.get('what')))}")
+        terminal.write(f"{terminal.styled('error', fg='red')}: {escaped(str(found.error.get('what')))}")
     _report_verdict(found, terminal)
-    width = min(shutil.get_terminal_size().columns, WIDEST)
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
     lines = curve(found.training, found.validation, width=width)
     for line in ["", *lines] if lines else []:
         terminal.write(line)
@@ -181,7 +174,7 @@ def _report_verdict(found: Details, terminal: Terminal) -> None:
     if found.verdict.get("metrics"):
         from tunesmith.evaluation.compare import sentence
 
-        terminal.write(terminal.styled(sentence(found.verdict), fg=COLOURS.get(verdict)))  # type: ignore[arg-type]
+        terminal.write(terminal.styled(sentence(found.verdict), fg=_VERDICT_COLOURS.get(verdict)))  # type: ignore[arg-type]
         for line in metrics_table(found.verdict["metrics"]):
             terminal.write(line)
     else:

@@ -1,4 +1,4 @@
-"""`train`: from a recipe to a verdict."""
+"""The command `train`: from a recipe to a verdict, or to the result of a learning-rate range test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RATES_SHOWN = 12
 
 RecipeFile = Annotated[
     str,
-    typer.Argument(metavar="RECIPE", help="The recipe (YAML); with --resume also a run folder.", show_default=False),
+    typer.Argument(metavar="RECIPE", help="The recipe (YAML). With --resume also a run folder.", show_default=False),
 ]
 
 
@@ -25,17 +25,15 @@ def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Start, continue from the last checkpoint, or do nothing if finished.")
+        bool, typer.Option("--resume", help="Start, continue after the last checkpoint, or do nothing if finished.")
     ] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show every resolved setting and where it comes from; train nothing.")
+        bool, typer.Option("--dry-run", help="Show every setting with its value and source, and train nothing.")
     ] = False,
     lr_range: Annotated[
         bool,
-        typer.Option(
-            "--lr-range", help="Find a learning rate: take steps with one that grows, and draw the loss over it."
-        ),
+        typer.Option("--lr-range", help="Find a learning rate: train with a growing rate and plot the loss."),
     ] = False,
     lr_min: Annotated[
         float | None,
@@ -55,12 +53,12 @@ def train(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train as a recipe says, and judge the result.
+    """Train from a recipe and evaluate against the base model.
 
-    Base and tuned model answer the same held-out rows, and the run ends with a verdict: better, no evidence, or worse.
+    Base and tuned model answer the same held-out rows. The run ends with a verdict: better, no evidence, or worse.
     """
     if resume and overwrite:
-        raise typer.BadParameter("--resume continues what --overwrite would remove: give one of them")
+        raise typer.BadParameter("--resume continues the run that --overwrite would remove: give one of them")
     _check_range(
         lr_range,
         others={"--resume": resume, "--overwrite": overwrite, "--dry-run": dry_run},
@@ -70,7 +68,7 @@ def train(
         if not Path(recipe).is_dir():  # with --resume it may be a run folder
             from tunesmith.recipe.file import read_recipe
 
-            read_recipe(recipe, overrides or [])  # a mistake in it is reported before torch has been imported
+            read_recipe(recipe, overrides or [])  # reports an error before torch is imported
         if dry_run:
             _show_settings(recipe, overrides or [], terminal)
             return
@@ -97,13 +95,13 @@ def _show_settings(recipe: str, overrides: list[str], terminal: Terminal) -> Non
 
 
 def _check_range(asked: bool, *, others: Mapping[str, bool], own: Mapping[str, Any]) -> None:
-    """Flags that have no meaning with --lr-range, or without it, are refused."""
+    """Refuses flags that have no effect with --lr-range, and flags that need it."""
     for flag, given in others.items():
         if asked and given:
-            raise typer.BadParameter(f"--lr-range is no run, so {flag} means nothing with it: give one of them")
+            raise typer.BadParameter(f"{flag} has no effect with --lr-range, which is not a run: give one of them")
     for flag, value in own.items():
         if not asked and value is not None:
-            raise typer.BadParameter("it goes with --lr-range", param_hint=flag)
+            raise typer.BadParameter("this flag needs --lr-range", param_hint=flag)
 
 
 def _show_range(recipe: str, overrides: list[str], terminal: Terminal, **bounds: Any) -> None:
@@ -116,9 +114,9 @@ def _show_range(recipe: str, overrides: list[str], terminal: Terminal, **bounds:
     for line in table(("learning rate", "loss", "smoothed", "grad norm"), rows, right=(0, 1, 2, 3)):
         terminal.write(line)
     if found.passes > 1:
-        terminal.write(f"The rows were seen {found.passes:.3g} times; later passes know them in part.")
+        terminal.write(f"The test saw the rows {found.passes:.3g} times; in later passes the model knows some of them.")
     terminal.write(found.curve.reason)
-    terminal.write(f"Wrote {range_test.JSON} and {range_test.PICTURE} in {found.folder}")
+    terminal.write(f"Wrote {range_test.JSON} and {range_test.PICTURE} to {found.folder}")
     if found.line is not None:
-        terminal.write(f"To use it: {found.line}, behind `train` or in the recipe")
+        terminal.write(f"To use it, add {found.line} to the `train` command or to the recipe.")
     terminal.result({"folder": found.folder, **found.to_json()})

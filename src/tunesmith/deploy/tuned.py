@@ -20,13 +20,14 @@ from tunesmith.methods.base import Method
 from tunesmith.methods.continued_adapter import KEPT
 from tunesmith.methods.table import build
 from tunesmith.model.compute import attention
-from tunesmith.model.generate import Generation, GenerationSettings, generate, stream
+from tunesmith.model.generate import Generation, generate, stream
 from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, extend, grow
 from tunesmith.model.weights.device import resolve_device, resolve_dtype
 from tunesmith.model.weights.load import load_model, load_tokenizer, stop_ids
 from tunesmith.model.weights.resolve import kind, resolve
 from tunesmith.recipe.data import DataSettings, SourceSettings
 from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.methods import AdapterSettings, LoraSettings, MethodSettings
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run

@@ -22,8 +22,9 @@ from tunesmith.evaluation.metrics.base import RowScores
 from tunesmith.evaluation.metrics.tokens import TokenScores, row_losses
 from tunesmith.evaluation.metrics.user_functions import computed_metrics
 from tunesmith.evaluation.task import Task
-from tunesmith.model.generate import Generation, GenerationSettings, check_prompts, generate
+from tunesmith.model.generate import Generation, check_prompts, generate
 from tunesmith.model.modes import random_state_kept
+from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.progress import Listener, Silent
 

@@ -34,81 +34,10 @@ from transformers.cache_utils import DynamicLayer
 
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.modes import evaluation_mode, random_state_kept
+from tunesmith.recipe.generation import GenerationSettings
 
-DEFAULT_NEW_TOKENS = 256
 LEAST_SHARED = 16  # tokens at the beginning of prompts that are worth a pass of their own
 PARTIAL_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for the first bytes of a character
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationSettings:
-    """How answers are decoded, in the words of transformers' GenerationConfig. Greedy unless ``do_sample``.
-
-    Args:
-        max_new_tokens: tokens of an answer at most; 256 where neither this nor ``max_length`` is given.
-        max_length: tokens of prompt and answer together, in place of ``max_new_tokens``.
-        do_sample: draw from the distribution; otherwise the likeliest token is taken.
-        temperature: divides the logits before drawing.
-        top_p: the smallest set of tokens with this much probability is drawn from.
-        num_return_sequences: answers to each prompt; more than one only with ``do_sample``.
-        seed: of the draws.
-
-    Raises:
-        RecipeError: a value is out of bounds or contradicts another.
-    """
-
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    num_return_sequences: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self._check_bounds()
-        if self.max_new_tokens is not None and self.max_length is not None:
-            raise RecipeError(
-                f"max_new_tokens {self.max_new_tokens} and max_length {self.max_length} both limit the answer",
-                why="max_length counts the prompt too, so one of them would be ignored.",
-                remedy="Give one of them.",
-            )
-        if self.do_sample:
-            return
-        for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
-            if value != 1.0:
-                raise RecipeError(
-                    f"{name} {value:g} has no effect while do_sample is false",
-                    remedy=f"Set do_sample: true, or leave {name} out.",
-                )
-        if self.num_return_sequences > 1:
-            raise RecipeError(
-                f"num_return_sequences {self.num_return_sequences} with do_sample: false",
-                why="Greedy decoding has one answer to a prompt, so all of them would be the same.",
-                remedy="Set do_sample: true, or leave num_return_sequences out.",
-            )
-
-    def _check_bounds(self) -> None:
-        if self.temperature == 0:
-            raise RecipeError(
-                "temperature 0 is not a temperature",
-                why="Logits are divided by it. What is meant is the likeliest token.",
-                remedy="Set do_sample: false and leave temperature out.",
-            )
-        for name, low in (("max_new_tokens", 1), ("max_length", 1), ("num_return_sequences", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise RecipeError(f"{name} must be at least {low}, found {value}")
-        if not 0 < self.temperature < float("inf"):
-            raise RecipeError(f"temperature must be above 0 and finite, found {self.temperature:g}")
-        if not 0 < self.top_p <= 1:
-            raise RecipeError(f"top_p must be above 0 and at most 1, found {self.top_p:g}")
-
-    def new_tokens(self, prompt_length: int) -> int:
-        """How many tokens may follow a prompt of this length; below 1 where ``max_length`` leaves no room."""
-        if self.max_length is not None:
-            return self.max_length - prompt_length
-        return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)

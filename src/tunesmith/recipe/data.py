@@ -8,11 +8,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.section import Settings
 
-RowShape = Literal[
-    "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "preference", "unpaired_preference"
-]
 SampleBy = Literal["line", "paragraph", "document"]  # datasets' name, and its values
 PersonalData = Literal["email", "phone", "iban", "card", "secret"]
 PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)

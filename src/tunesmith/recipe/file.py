@@ -87,7 +87,7 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
         raw, origins = _read_yaml(Path(source))
     _rename(raw, origins, notes, place)
     for override in overrides:
-        path, value = _parse_override(override)
+        path, value = parse_override(override)
         path, value = _renamed_override(path, value, notes, override)
         if not path:
             continue
@@ -288,16 +288,20 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _parse_override(override: str) -> tuple[Path_, Any]:
+def parse_override(override: str, *, example: str = "training.seed=1") -> tuple[Path_, Any]:
+    """``section.key=value`` as the path of the key and its YAML value. ``example`` is what a mistake is answered with.
+
+    Raises:
+        RecipeError: it is not key=value, or the value is not YAML.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(
-            "This override is not key=value", where=override, remedy="Write section.key=value, such as training.seed=1."
-        )
+        remedy = f"Write KEY=VALUE without spaces, such as {example}."
+        raise RecipeError("This argument is not KEY=VALUE", where=override, remedy=remedy)
     try:
         value = _plain(_yaml().load(text)) if text.strip() else None
     except YAMLError as error:
-        raise RecipeError("The value of this override is not YAML", where=override, why=str(error)) from None
+        raise RecipeError("The value of this argument is not YAML", where=override, why=str(error)) from None
     return tuple(key.strip().split(".")), value
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from tunesmith.recipe.data import RowShape
+from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.section import Settings
 
 

@@ -23,9 +23,10 @@ from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError
 from tunesmith.evaluation.metrics.answers import check_names
 from tunesmith.model.weights.text_side import make_template, within_positions
-from tunesmith.recipe.data import DataSettings, RowShape, SourceSettings
+from tunesmith.recipe.data import DataSettings, SourceSettings
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
+from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import ModelSettings
 from tunesmith.runs.progress import Listener, Silent
 

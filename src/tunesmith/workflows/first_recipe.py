@@ -27,9 +27,10 @@ from tunesmith.planning.devices import Device
 from tunesmith.planning.method_table import Line, plan_methods
 from tunesmith.planning.model_size import ModelSize, model_size
 from tunesmith.planning.workload import CHARACTERS, Workload
-from tunesmith.recipe.data import DataSettings, RowShape, SourceSettings
+from tunesmith.recipe.data import DataSettings, SourceSettings
 from tunesmith.recipe.methods import METHOD_SETTINGS, AdapterSettings
 from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
+from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import Recipe
 

@@ -27,8 +27,8 @@ from tunesmith.data.placement import PLACE
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.model.weights.text_side import make_template, within_positions
-from tunesmith.recipe.data import RowShape
 from tunesmith.recipe.file import dump_section
+from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import ModelSettings
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import whole_folder

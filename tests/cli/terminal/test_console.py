@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.cli.terminal.console import Terminal, printable, to_json
-from tunesmith.cli.terminal.progress import duration, flowed, plain_lines
+from tunesmith.cli.terminal.console import Terminal, escaped, to_json
+from tunesmith.cli.terminal.progress import flowed, plain_lines
+from tunesmith.cli.terminal.tables import duration
 from tunesmith.errors import DataError
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 STORY = """
 import time
-from tunesmith.cli.console import Terminal
+from tunesmith.cli.terminal.console import Terminal
 from tunesmith.errors import DataError
 terminal = Terminal()
 with terminal.task("training [b]", 20) as advance:
@@ -85,7 +86,7 @@ def test_a_duration_is_minutes_and_seconds(seconds: float, text: str) -> None:
 
 
 def test_control_characters_are_written_out() -> None:
-    assert printable("a\tb\nc\x1b[31m\x07\x85é発") == "a\tb\nc\\x1b[31m\\x07\\x85é発"
+    assert escaped("a\tb\nc\x1b[31m\x07\x85é発") == "a\tb\nc\\x1b[31m\\x07\\x85é発"
 
 
 def test_json_has_no_number_that_is_not_finite() -> None:
@@ -116,7 +117,7 @@ def test_without_json_the_result_is_not_printed(capsys: pytest.CaptureFixture[st
 
 FACTS = ["loss 0.1234", "lr 5.00e-04", "grad norm 0.512", "tokens/s 345", "saved 41%"]
 FACTS_STORY = f"""
-from tunesmith.cli.console import Terminal
+from tunesmith.cli.terminal.console import Terminal
 terminal = Terminal()
 with terminal.task("training", 36) as advance:
     for step in range(1, 37):
@@ -179,7 +180,7 @@ def test_nothing_is_cut_off_on_a_narrow_screen(columns: int) -> None:
 
 def test_a_bar_whose_end_nobody_knew_is_full_when_it_is_done() -> None:
     story = (
-        "from tunesmith.cli.console import Terminal\n"
+        "from tunesmith.cli.terminal.console import Terminal\n"
         "with Terminal().task('reading', None) as advance:\n    advance(58, {})\n"
     )
     assert "58/58" in [row for row in rows_of(on_a_screen(story)) if row.strip()][-1]

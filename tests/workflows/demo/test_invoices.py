@@ -10,21 +10,25 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-
-from tunesmith.workflows.demo.invoices import (
+from tests.workflows.demo.invoices import (
     CURRENCIES,
     DAYS,
     FIRST_DAY,
     FOREIGN,
+    HELD_OUT_ROWS,
     INSTRUCTION,
     MONTH_FIRST,
     PHRASINGS,
+    SEED,
+    TRAIN_ROWS,
     amount_text,
     date_text,
     phrasing_of,
     rows,
     write,
 )
+
+from tunesmith.workflows.demo.story import ROWS
 
 TRAINING = {template for phrasing in PHRASINGS.values() for template in phrasing.training}
 HELD_OUT = {template for phrasing in PHRASINGS.values() for template in phrasing.held_out}
@@ -141,6 +145,11 @@ def test_write_gives_the_same_bytes_each_time_in_two_files(tmp_path: Path) -> No
     assert [json.loads(line) for line in first[1].decode().splitlines()] == rows(12, seed=0, held_out=True)
     write(tmp_path / "demo", train=30, held_out=12, seed=0)
     assert (train.read_bytes(), test.read_bytes()) == first
+
+
+def test_the_rows_in_the_package_are_what_the_generator_makes(tmp_path: Path) -> None:
+    made = write(tmp_path, train=TRAIN_ROWS, held_out=HELD_OUT_ROWS, seed=SEED)
+    assert [ROWS.joinpath(file.name).read_bytes() for file in made] == [file.read_bytes() for file in made]
 
 
 def _dates(day: date) -> Iterator[str]:

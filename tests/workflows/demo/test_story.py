@@ -1,4 +1,4 @@
-"""The demo tells its whole story, and a finished one is told again from what is stored."""
+"""The demo trains and reports a verdict, and a finished one is reported again from its stored result."""
 
 from __future__ import annotations
 
@@ -30,8 +30,13 @@ class Listener:
 
 
 @pytest.fixture
-def small(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def small(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = story.recipe_values
+    few = tmp_path / "few"
+    few.mkdir()
+    for name, count in (("train.jsonl", 12), ("test.jsonl", 6)):
+        lines = story.ROWS.joinpath(name).read_bytes().splitlines(keepends=True)
+        (few / name).write_bytes(b"".join(lines[:count]))
 
     def with_tiny_model(data: Path, folder: Path) -> dict[str, Any]:
         made = values(data, folder)
@@ -42,8 +47,7 @@ def small(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return made
 
     monkeypatch.setattr(story, "recipe_values", with_tiny_model)
-    monkeypatch.setattr(story, "TRAIN_ROWS", 12)
-    monkeypatch.setattr(story, "HELD_OUT_ROWS", 6)
+    monkeypatch.setattr(story, "ROWS", few)
 
 
 def test_it_trains_shows_five_rows_and_gives_a_verdict(small: None, tmp_path: Path) -> None:
@@ -60,7 +64,7 @@ def test_it_trains_shows_five_rows_and_gives_a_verdict(small: None, tmp_path: Pa
     again = Listener()
     assert story.run(tmp_path / "demo", overwrite=False, listener=again) == result
     assert again.tasks == []
-    assert "finished already" in again.lines[0]
+    assert "already finished" in again.lines[0]
     assert again.lines[-1] == listener.lines[-1]
 
 

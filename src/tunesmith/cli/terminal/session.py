@@ -1,4 +1,4 @@
-"""One command from its first line to its exit code: where its output goes, what a signal does, how an error reads."""
+"""The session that every command runs in: it directs output, handles signals, and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ INTERRUPTED, TERMINATED, READER_GONE = (128 + number for number in (signal.SIGIN
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. It unwinds as Ctrl-C does, so a run in work records that it was stopped."""
+    """SIGTERM arrived. It unwinds the stack as Ctrl-C does, so a run records that it was stopped."""
 
 
 @contextmanager
 def session(as_json: bool = False) -> Iterator[Terminal]:
-    """What a command runs in. A TunesmithError becomes its message and exit code; a bug keeps its traceback.
+    """Runs a command's work. A TunesmithError becomes a message and an exit code; a bug keeps its traceback.
 
-    Under ``as_json`` everything that anybody prints goes to standard error, apart from the one line of the result.
+    Under ``as_json`` everything that is printed goes to standard error, except the line of the result.
     """
     terminal = Terminal(as_json=as_json)
     code = 0
-    with _sigterm_unwinds(), _no_news_for_developers(), redirect_stdout(sys.stderr if as_json else sys.stdout):
+    with _sigterm_unwinds(), _no_future_warnings(), redirect_stdout(sys.stderr if as_json else sys.stdout):
         try:
             yield terminal
             terminal.flush()
@@ -49,8 +49,8 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
 
 
 @contextmanager
-def _no_news_for_developers() -> Iterator[None]:
-    """Libraries announce what their next version will change; here it stands in nobody's power to follow them."""
+def _no_future_warnings() -> Iterator[None]:
+    """Hides the FutureWarnings of libraries, about which a user can do nothing."""
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore", FutureWarning)
@@ -59,9 +59,9 @@ def _no_news_for_developers() -> Iterator[None]:
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """SIGTERM raises Terminated, once: `timeout` and some supervisors send it twice, and the second must not break in
+    """Makes SIGTERM raise Terminated, once. A handler that was set before stays.
 
-    upon what the first set going. A handler that somebody else has set stays.
+    `timeout` and some supervisors send the signal twice; the second one must not interrupt the work of the first.
     """
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

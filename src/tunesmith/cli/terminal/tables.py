@@ -1,4 +1,4 @@
-"""Figures and tables as aligned plain text: the same on a screen and in a file, never cut off."""
+"""Tables, bars and curves as plain text: the same on a screen and in a file, and never cut off."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from tunesmith.cli.terminal.console import printable
+from tunesmith.cli.terminal.console import escaped
 
-Points = Sequence[tuple[int, float]]  # (step, loss)
-TRAINING, VALIDATION = "·", "o"
+GAP = "  "
+MOST_BARS = 12
+TRAINING, VALIDATION = "·", "o"  # marks of a curve
+_Points = Sequence[tuple[int, float]]  # (step, loss)
 
 
-def curve(training: Points, validation: Points, *, width: int = 72, height: int = 12) -> list[str]:
-    """Lines of a plot of loss over steps: ``·`` training, the mean of what falls into a column, ``o`` validation.
+def curve(training: _Points, validation: _Points, *, width: int = 72, height: int = 12) -> list[str]:
+    """A plot of loss over steps, as lines of text: ``·`` is training, ``o`` is validation.
 
-    Empty where there are not two different steps to draw.
+    Losses that share a column are averaged. Without two different steps there is nothing to draw: no lines.
     """
     points = [(step, loss) for step, loss in [*training, *validation] if math.isfinite(loss)]
     steps = [step for step, _ in points]
@@ -39,7 +41,7 @@ def curve(training: Points, validation: Points, *, width: int = 72, height: int 
     return lines
 
 
-def _by_column(series: Points, first: int, last: int, columns: int) -> dict[int, float]:
+def _by_column(series: _Points, first: int, last: int, columns: int) -> dict[int, float]:
     losses: dict[int, list[float]] = {}
     for step, loss in series:
         if math.isfinite(loss):
@@ -48,18 +50,14 @@ def _by_column(series: Points, first: int, last: int, columns: int) -> dict[int,
     return {column: sum(found) / len(found) for column, found in losses.items()}
 
 
-GAP = "  "
-MOST_BARS = 12
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = ()) -> list[str]:
-    """Lines of aligned columns, the header first. None is a dash; the columns numbered in ``right`` stand to the right.
+    """Lines of aligned columns, the header first. None is a dash. ``right`` has the numbers of right-aligned columns.
 
-    Wide characters (Chinese, say) take two places.
+    Wide characters, such as Chinese ones, take two places.
     """
     from rich.cells import cell_len
 
-    cells = [[" ".join(printable(text(value)).split()) for value in row] for row in [header, *rows]]
+    cells = [[" ".join(escaped(text(value)).split()) for value in row] for row in [header, *rows]]
     widths = [max(cell_len(row[column]) for row in cells) for column in range(len(header))]
 
     def padded(value: str, column: int) -> str:
@@ -70,7 +68,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequen
 
 
 def bars(histogram: Sequence[Mapping[str, int]], *, width: int = 40) -> list[str]:
-    """A histogram ``[{from, to, rows}]`` lying on its side, neighbours joined where there are more than twelve bars."""
+    """A histogram ``[{from, to, rows}]`` as horizontal bars. More than twelve bars are joined to wider ones."""
     step = -(-len(histogram) // MOST_BARS)
     groups = [histogram[start : start + step] for start in range(0, len(histogram), step)]
     joined = [(group[0]["from"], group[-1]["to"] - 1, sum(bar["rows"] for bar in group)) for group in groups]
@@ -80,12 +78,19 @@ def bars(histogram: Sequence[Mapping[str, int]], *, width: int = 40) -> list[str
 
 
 def text(value: Any) -> str:
-    """A value as a person reads it: four digits of a float, a dash for None."""
+    """A value in words: four digits of a float, a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """``1:05`` or ``2:03:07``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -110,7 +115,7 @@ def verdict_line(verdict: Mapping[str, Any]) -> str:
 
 
 def settings_table(settings: Sequence[tuple[str, Any, str]]) -> list[str]:
-    """Every setting with its value and where it comes from."""
+    """Every setting with its value and its source."""
     import json
 
     rows = [(key, json.dumps(value, ensure_ascii=False, default=str), source) for key, value, source in settings]

@@ -1,4 +1,7 @@
-"""The demo's rows: invoice headers written in twelve locales, turned into JSON.
+"""Makes the demo's rows: invoice headers written in twelve locales, with the JSON that each one becomes.
+
+The rows are in the package (``src/tunesmith/workflows/demo/*.jsonl``). ``python -m tests.workflows.demo.invoices``
+writes them again; a test holds the files to what this module makes.
 
 Twelve locales of five languages: few enough that a small model can learn every month's name from a thousand rows.
 Dates, month names, numbers and currencies are written by Babel from the Unicode CLDR, so a German header says
@@ -13,7 +16,7 @@ belongs there. The phrasings around them are ours: see :data:`PHRASINGS`. What m
 - ``currency`` is the ISO 4217 code. A header shows either that code or the CLDR's symbol of the header's own locale,
   where ``$`` alone is always the US dollar and others are told apart (``CA$``, ``$CA``).
 
-A date's text and an amount's text therefore decide their truths without any look at the locale; a test holds this.
+The text of a date and the text of an amount therefore determine the truth without the locale; a test checks this.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ INSTRUCTION = (
     'Turn the invoice header into JSON with the keys "number" (as written), "date" (YYYY-MM-DD), "amount" (a string '
     'with two decimals, no thousands separator) and "currency" (ISO 4217 code). Answer with the JSON only.'
 )
+TRAIN_ROWS, HELD_OUT_ROWS, SEED = 540, 100, 0  # of the rows in the package
 FIRST_DAY = date(2020, 1, 1)
 DAYS = (date(2026, 12, 31) - FIRST_DAY).days + 1
 FOREIGN = ("USD", "EUR", "GBP", "CAD", "CHF")
@@ -289,3 +293,8 @@ def _amount(rng: random.Random) -> Decimal:
     units = int(5 * 20_000 ** rng.random())
     cents = 0 if rng.random() < 1 / 3 else rng.randrange(100)
     return Decimal(min(units, 99_999) * 100 + cents).scaleb(-2)
+
+
+if __name__ == "__main__":
+    folder = Path(__file__).parents[3] / "src" / "tunesmith" / "workflows" / "demo"
+    write(folder, train=TRAIN_ROWS, held_out=HELD_OUT_ROWS, seed=SEED)

@@ -1,0 +1,80 @@
+"""Settings of generated answers: names, defaults and bounds. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunesmith.errors import RecipeError
+
+DEFAULT_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """How answers are decoded; names and meaning are those of transformers' GenerationConfig.
+
+    Args:
+        max_new_tokens: limit on the tokens of an answer; 256 if neither this nor ``max_length`` is given.
+        max_length: limit on the tokens of prompt and answer together, instead of ``max_new_tokens``.
+        do_sample: draw each token at random; by default the likeliest token is taken (greedy decoding).
+        temperature: divides the logits before drawing.
+        top_p: draw from the smallest set of tokens that has this much probability.
+        num_return_sequences: answers to each prompt; more than one needs ``do_sample``.
+        seed: seed of the random draws.
+
+    Raises:
+        RecipeError: a value is out of bounds or contradicts another.
+    """
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    num_return_sequences: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_bounds()
+        if self.max_new_tokens is not None and self.max_length is not None:
+            raise RecipeError(
+                f"max_new_tokens {self.max_new_tokens} and max_length {self.max_length} both limit the answer",
+                why="max_length also counts the prompt, so one of the two would be ignored.",
+                remedy="Give one of them.",
+            )
+        if self.do_sample:
+            return
+        for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
+            if value != 1.0:
+                raise RecipeError(
+                    f"{name} {value:g} has no effect while do_sample is false",
+                    remedy=f"Set do_sample: true, or leave {name} out.",
+                )
+        if self.num_return_sequences > 1:
+            raise RecipeError(
+                f"num_return_sequences {self.num_return_sequences} with do_sample: false",
+                why="Greedy decoding gives one answer to a prompt, so all answers would be the same.",
+                remedy="Set do_sample: true, or leave num_return_sequences out.",
+            )
+
+    def _check_bounds(self) -> None:
+        if self.temperature == 0:
+            raise RecipeError(
+                "temperature 0 is not a temperature",
+                why="The logits are divided by the temperature. To get the likeliest token, turn sampling off.",
+                remedy="Set do_sample: false and leave temperature out.",
+            )
+        for name, low in (("max_new_tokens", 1), ("max_length", 1), ("num_return_sequences", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise RecipeError(f"{name} must be at least {low}, found {value}")
+        if not 0 < self.temperature < float("inf"):
+            raise RecipeError(f"temperature must be above 0 and finite, found {self.temperature:g}")
+        if not 0 < self.top_p <= 1:
+            raise RecipeError(f"top_p must be above 0 and at most 1, found {self.top_p:g}")
+
+    def new_tokens(self, prompt_length: int) -> int:
+        """How many tokens may follow a prompt of this length; below 1 where ``max_length`` leaves no room."""
+        if self.max_length is not None:
+            return self.max_length - prompt_length
+        return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
