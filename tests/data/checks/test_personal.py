@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.checks.personal import KINDS, abbreviated, find, masked
+from tunesmith.data.checks.personal import KINDS, abbreviated, masked, personal_data
 
 KEY_BODY = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSj" * 2
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
@@ -43,7 +43,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_X
 )
 def test_an_item_is_found_alone_and_in_a_sentence(kind: str, item: str):
     for text in (item, f"Take {item} please.", f"看{item}。", f'{{"value": "{item}"}}'):
-        assert [(found.kind, text[found.start : found.end]) for found in find(text)] == [(kind, item)], text
+        assert [(found.kind, text[found.start : found.end]) for found in personal_data(text)] == [(kind, item)], text
         assert masked(text) == text.replace(item, f"[{kind}]")
 
 
@@ -98,7 +98,7 @@ def test_the_value_of_an_assignment_is_a_secret_and_its_name_is_not(text: str, s
     ],
 )
 def test_what_only_looks_like_personal_data_is_left(text: str):
-    assert find(text) == []
+    assert personal_data(text) == []
     assert masked(text) == text
 
 
@@ -110,7 +110,7 @@ def test_words_in_capitals_and_digits_behind_a_number_are_no_part_of_it():
 
 def test_a_number_without_a_form_of_its_own_needs_a_word_before_it():
     assert masked("call me at 123-456-7890.") == "call me at [phone]."
-    assert find("item 123-456-7890.") == []
+    assert personal_data("item 123-456-7890.") == []
     assert masked("Visa card 4222222222222") == "Visa card [card]"
 
 
@@ -140,10 +140,10 @@ PIECES = [
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join)))
 def test_items_lie_in_the_text_in_order_and_masking_twice_changes_nothing(text: str):
-    found = find(text)
+    found = personal_data(text)
     places = [place for item in found for place in (item.start, item.end)]
     assert places == sorted(places)
     assert all(0 <= item.start < item.end <= len(text) and item.kind in KINDS for item in found)
     once = masked(text)
     assert masked(once) == once
-    assert find(once) == []
+    assert personal_data(once) == []

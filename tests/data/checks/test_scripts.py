@@ -3,10 +3,11 @@ from __future__ import annotations
 import socket
 
 import pytest
+from ftfy.badness import is_bad
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.checks.scripts import language_of, mixed_scripts, mixed_word, script_of
+from tunesmith.data.checks.scripts import language_of, mixed_word, script_of, wrongly_decoded
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_a_long_text_is_looked_at_as_a_whole():
 def test_a_word_with_look_alikes_is_mixed(word: str):
     text = f"see {word} here"
     place = mixed_word(text)
-    assert mixed_scripts(text) and place is not None
+    assert place is not None
     assert text[slice(*place)] == word
 
 
@@ -47,7 +48,7 @@ def test_a_word_with_look_alikes_is_mixed(word: str):
     "text", ["plain", "привет, Jo", "SMSка", "testтест", "5 μm", "TNFα", "ΔHrxn", "2πr", "φύλλο", "é"]
 )
 def test_names_units_and_formulas_are_not_mixed(text: str):
-    assert not mixed_scripts(text)
+    assert mixed_word(text) is None
 
 
 @pytest.mark.parametrize(
@@ -74,4 +75,9 @@ def test_the_language_is_told_without_a_network(monkeypatch: pytest.MonkeyPatch,
 def test_every_text_has_a_script_and_a_language(text: str):
     assert script_of(text)
     assert len(language_of(text)) == 2 or language_of(text) == "unknown"
-    assert mixed_scripts(text) == (mixed_word(text) is not None)
+    mixed_word(text)
+
+
+@given(st.text(st.sampled_from("aZ Ãâ€™©ÐŸÑŒœ°×²√±≈‚Ä╔▓«»“ВГРЂЎў€Ββ\xa0\x9dāØÙ1.—й今")))
+def test_text_is_decoded_wrongly_where_ftfy_says_so(text: str):
+    assert (wrongly_decoded(text) is not None) == is_bad(text)

@@ -10,9 +10,9 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-KINDS = ("email", "phone", "iban", "card", "secret")
+from tunesmith.data.checks.scripts import TextSpan
 
-Span = tuple[int, int]
+KINDS = ("email", "phone", "iban", "card", "secret")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,36 +24,12 @@ class Found:
     end: int
 
 
-def find(text: str) -> list[Found]:
+def personal_data(text: str, kinds: Collection[str] = KINDS) -> list[Found]:
     """The personal data of a text, sorted by place and without overlaps.
 
     What looks like two kinds at once, such as a password with an ``@``, is of the first kind in this order: secret,
     email, iban, card, phone.
     """
-    return _find(text, KINDS)
-
-
-def masked(text: str, kinds: Collection[str] = KINDS) -> str:
-    """The same text with ``[email]``, ``[phone]``, ``[iban]``, ``[card]`` or ``[secret]`` in place of each item.
-
-    Masking twice changes nothing: where a mask frees its neighbour to be recognised, that is masked too.
-    """
-    assert set(kinds) <= set(KINDS), f"unknown kinds: {kinds}"
-    while found := _find(text, kinds):
-        pieces, at = [], 0
-        for item in found:
-            pieces += [text[at : item.start], f"[{item.kind}]"]
-            at = item.end
-        text = "".join([*pieces, text[at:]])
-    return text
-
-
-def abbreviated(item: str) -> str:
-    """What may be shown of an item: its first two and last two characters, of a short one the first only."""
-    return f"{item[:2]}…{item[-2:]}" if len(item) >= 8 else f"{item[:1]}…"
-
-
-def _find(text: str, kinds: Collection[str]) -> list[Found]:
     finders = {"secret": _secrets}
     if "@" in text:
         finders["email"] = _emails
@@ -71,6 +47,26 @@ def _find(text: str, kinds: Collection[str]) -> list[Found]:
     return sorted(found, key=lambda item: item.start)
 
 
+def masked(text: str, kinds: Collection[str] = KINDS) -> str:
+    """The same text with ``[email]``, ``[phone]``, ``[iban]``, ``[card]`` or ``[secret]`` in place of each item.
+
+    Masking twice changes nothing: where a mask frees its neighbour to be recognised, that is masked too.
+    """
+    assert set(kinds) <= set(KINDS), f"unknown kinds: {kinds}"
+    while found := personal_data(text, kinds):
+        pieces, at = [], 0
+        for item in found:
+            pieces += [text[at : item.start], f"[{item.kind}]"]
+            at = item.end
+        text = "".join([*pieces, text[at:]])
+    return text
+
+
+def abbreviated(item: str) -> str:
+    """What may be shown of an item: its first two and last two characters, of a short one the first only."""
+    return f"{item[:2]}…{item[-2:]}" if len(item) >= 8 else f"{item[:1]}…"
+
+
 # E-mail addresses -----------------------------------------------------------------------------------------------------
 
 _EMAIL = re.compile(
@@ -80,36 +76,16 @@ _EMAIL = re.compile(
     r"([A-Za-z]{2,24})(?![A-Za-z0-9À-ɏ_(@]|-[A-Za-z0-9])"
 )
 _IN_ADDRESS = re.compile(r"://[^\s/@]*:$")
-_FILE_ENDINGS = frozenset(
-    (
-        "png",
-        "jpg",
-        "jpeg",
-        "gif",
-        "svg",
-        "webp",
-        "ico",
-        "css",
-        "js",
-        "ts",
-        "json",
-        "html",
-        "php",
-        "py",
-        "rb",
-        "xml",
-        "txt",
-    )
-)
+_FILE_ENDING = re.compile("png|jpe?g|gif|svg|webp|ico|css|js|ts|json|html|php|py|rb|xml|txt", re.IGNORECASE)
 
 
-def _emails(text: str) -> Iterator[Span]:
+def _emails(text: str) -> Iterator[TextSpan]:
     for match in _EMAIL.finditer(text):
         address = match[0]
         # icon@2x.png is a file, git@host:path a repository, and in scheme://user:password@host the name is a password.
         repository = address.startswith("git@") and text[match.end() : match.end() + 1] == ":"
         password = _IN_ADDRESS.search(text, max(0, match.start() - 80), match.start())
-        if not (match[1].lower() in _FILE_ENDINGS or repository or password or ".." in address):
+        if not (_FILE_ENDING.fullmatch(match[1]) or repository or password or ".." in address):
             yield match.span()
 
 
@@ -152,7 +128,7 @@ def _has_long_number(text: str) -> bool:
     return not few and _LONG_NUMBER.search(text) is not None
 
 
-def _ibans(text: str) -> Iterator[Span]:
+def _ibans(text: str) -> Iterator[TextSpan]:
     from stdnum import iban
 
     for match in _IBAN.finditer(text):
@@ -165,7 +141,7 @@ def _ibans(text: str) -> Iterator[Span]:
                 break
 
 
-def _cards(text: str) -> Iterator[Span]:
+def _cards(text: str) -> Iterator[TextSpan]:
     from stdnum import luhn
 
     for match in _CARD.finditer(text):
@@ -176,7 +152,7 @@ def _cards(text: str) -> Iterator[Span]:
             yield match.span()
 
 
-def _phones(text: str) -> Iterator[Span]:
+def _phones(text: str) -> Iterator[TextSpan]:
     if "+" in text:
         for match in _INTERNATIONAL.finditer(text):
             # Digits behind the number look like a part of it: shorter and shorter, group by group.
@@ -251,7 +227,7 @@ _NOT_A_SECRET = re.compile(
 _PLAIN_PASSWORDS = frozenset({"password", "passwd", "pass", "pwd", "secret", "xxx", "xxxx"})
 
 
-def _secrets(text: str) -> Iterator[Span]:
+def _secrets(text: str) -> Iterator[TextSpan]:
     marks = {mark for mark in _MARKS if mark in text}
     for mark, hint, pattern in _MARKED_TOKENS:
         if mark in marks and hint in text:
@@ -267,7 +243,7 @@ def _secrets(text: str) -> Iterator[Span]:
         yield from _assigned(text)
 
 
-def _assigned(text: str) -> Iterator[Span]:
+def _assigned(text: str) -> Iterator[TextSpan]:
     """The values of ``password: ...`` and the like, in prose, code and settings."""
     for match in _ASSIGNED.finditer(text):
         value = match["value"].rstrip(".!?")

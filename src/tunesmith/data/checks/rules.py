@@ -1,35 +1,38 @@
 """What a single row shows to be wrong with it: leftovers of other tools, broken text, forged turns, personal data.
 
-``look`` is called on every row of data sets with millions of rows. So a row's texts are joined once, each rule first
-asks a question that costs next to nothing, and what is slow runs only where the answer was yes.
+``look`` is called on every row of data sets with millions of rows. So a row's texts are joined once, and each rule
+first asks a question that costs next to nothing. What is slow runs only where the answer was yes.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tunesmith.data.checks.personal import Found, abbreviated, find
-from tunesmith.data.checks.scripts import mixed_word
+from tunesmith.data.checks.personal import abbreviated, personal_data
+from tunesmith.data.checks.scripts import TextSpan, mixed_word, wrongly_decoded
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
 
 SAMPLE_CHARACTERS = 120
-_BEFORE, _PLACE, _AFTER = 24, 60, 24  # characters of a sample: around the place, and at most of the place itself
-
-Span = tuple[int, int]
+_BEFORE, _SHOWN, _AFTER = 24, 60, 24  # characters of a sample: around the place, and at most of the place itself
+_LONGEST_PLACEHOLDER = 32
+_REPEATED_FROM = 200  # characters of an answer in which repeats are looked for
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One thing that can be wrong with a row. ``{rows}`` in the message stands for the number, such as 12 rows."""
+    """One thing that can be wrong with a row. ``{rows}`` in the message stands for the number, such as 12 rows.
+
+    ``search`` gives the first place in a row's joined text, or a sample of its own, or None.
+    """
 
     id: str
     severity: Literal["error", "warning", "info"]
+    search: Callable[[_Row], TextSpan | str | None]
     message: str
     remedy: str
 
@@ -42,121 +45,32 @@ class Hit:
     sample: str
 
 
-_TABLE = (
-    Rule(
-        "answer_one_token",
-        "info",
-        "{rows} with an answer of one or two characters",
-        "if they are no labels, write the answers out or remove the rows",
-    ),
-    Rule(
-        "answer_placeholder",
-        "warning",
-        "{rows} with a placeholder in place of an answer",
-        "write the answers or remove the rows; the model would learn to say this",
-    ),
-    Rule(
-        "assistant_leftover",
-        "warning",
-        "{rows} with phrases of another assistant in an answer: refusals, its name, its opening words",
-        "rewrite the answers or remove the rows; the model would learn to speak like that",
-    ),
-    Rule(
-        "chat_markers",
-        "warning",
-        "{rows} with the markers of a chat as text, such as '### Response:' or 'User:' at the beginning of a line",
-        "split the text into turns; the template of the model writes its own markers",
-    ),
-    Rule(
-        "template_tokens",
-        "warning",
-        "{rows} with control tokens of chat templates inside a message, such as <|im_end|>",
-        "remove them: inside a message they can forge the end of a turn",
-    ),
-    Rule(
-        "role_order",
-        "warning",
-        "{rows} with turns out of order: two of one role in a row, an assistant first, or a tool that nobody called",
-        "join or reorder the turns; most templates expect user and assistant by turns",
-    ),
-    Rule(
-        "mojibake",
-        "warning",
-        "{rows} with text that was decoded wrongly",
-        "export the data again as UTF-8, or mend the text with ftfy",
-    ),
-    Rule(
-        "control_characters",
-        "warning",
-        "{rows} with characters that cannot be seen: control characters, overrides of direction, byte order marks",
-        "remove these characters",
-    ),
-    Rule(
-        "mixed_newlines",
-        "info",
-        "{rows} with line ends of two kinds in one text",
-        r"write every line end as \n",
-    ),
-    Rule(
-        "html_in_answer",
-        "info",
-        "{rows} with HTML tags or entities in an answer of plain text",
-        "turn the HTML into plain text or Markdown",
-    ),
-    Rule(
-        "repeated_text",
-        "info",
-        "{rows} with an answer that is for the greater part one line or sentence, repeated",
-        "shorten the answers or remove the rows; the model would learn to repeat itself",
-    ),
-    Rule(
-        "mixed_scripts",
-        "info",
-        "{rows} with words that mix letters of two scripts which look the same",
-        "write the words in one script; tokens of look-alikes are others than those that are meant",
-    ),
-    Rule("email", "warning", "{rows} with an e-mail address", "mask the addresses unless they are public"),
-    Rule("phone", "warning", "{rows} with a phone number", "mask the numbers unless they are public"),
-    Rule("iban", "warning", "{rows} with the number of a bank account", "mask the numbers"),
-    Rule("card_number", "warning", "{rows} with the number of a payment card", "mask the numbers"),
-    Rule(
-        "secret",
-        "warning",
-        "{rows} with a key, a token or a password",
-        "mask them, and withdraw those that are in use",
-    ),
-)
-RULES: Mapping[str, Rule] = {rule.id: rule for rule in _TABLE}
-_RULE_OF_KIND = {"email": "email", "phone": "phone", "iban": "iban", "card": "card_number", "secret": "secret"}
-
-
 def look(example: Example) -> list[Hit]:
     """What stands out in one row, at most one hit a rule, in the order of ``RULES``.
 
-    Answers are the assistant turns that are learned. Of a raw text, the rules about answers and turns are left out, and
-    so are template tokens, which belong there where the text is written in a template of its own.
+    Answers are the assistant turns that are learned. The rules about answers and turns do not apply to a raw text, nor
+    does the one about template tokens, which belong there if the text is written in a template of its own.
     """
     row = _Row(example)
-    found = find(row.whole)
-    places = {rule: place for rule, search in _SEARCHES.items() if (place := search(row)) is not None}
-    samples = {rule: _sample(row, place, found) for rule, place in places.items()}
-    if disorder := _disorder(example.messages):
-        samples["role_order"] = disorder
-    for item in found:
-        samples.setdefault(_RULE_OF_KIND[item.kind], _printable(abbreviated(row.whole[item.start : item.end])))
-    return [Hit(rule, samples[rule]) for rule in RULES if rule in samples]
+    hits = []
+    for rule in RULES.values():
+        place = rule.search(row)
+        if place is not None:
+            hits.append(Hit(rule.id, _printable(place if isinstance(place, str) else _sample(row, place))))
+    return hits
 
 
 class _Row:
     """A row's texts, joined by newlines into `whole`; the places of its parts and of its learned answers in there."""
 
-    __slots__ = ("answers", "ascii", "lowered", "parts", "raw", "whole")
+    __slots__ = ("answers", "ascii", "messages", "parts", "personal", "raw", "whole")
 
     def __init__(self, example: Example) -> None:
+        self.messages = example.messages
         self.raw = example.text is not None
         texts = [example.text] if example.text is not None else []
-        self.parts: list[Span] = []
-        self.answers: list[Span] = []
+        self.parts: list[TextSpan] = []
+        self.answers: list[TextSpan] = []
         at = 0
         for message in example.messages:
             span = (at, at + len(message.content))
@@ -169,8 +83,23 @@ class _Row:
         self.whole = texts[0] if len(texts) == 1 else "\n".join(texts)
         if self.raw:
             self.parts.append((0, len(self.whole)))
-        self.lowered = self.whole.lower()
         self.ascii = self.whole.isascii()
+        self.personal = personal_data(self.whole)
+
+    def first(self, pattern: re.Pattern[str], spans: Sequence[TextSpan]) -> TextSpan | None:
+        """The first match in some parts of the row."""
+        for start, end in spans:
+            # A slice, so that \\A and \\Z are the beginning and the end of the part.
+            if match := pattern.search(self.whole[start:end]):
+                return start + match.start(), start + match.end()
+        return None
+
+    def has_any(self, hints: Sequence[str]) -> bool:
+        """Whether one of the hints stands in the text."""
+        for hint in hints:  # noqa: SIM110 - any() with a generator takes longer than the search
+            if hint in self.whole:
+                return True
+        return False
 
 
 def _texts(message: Message) -> Iterator[str]:
@@ -200,13 +129,12 @@ _PLACEHOLDER = re.compile(
     r"|\[(?:blank|empty|deleted|removed)\]|\((?:blank|empty)\)",
     re.IGNORECASE,
 )
-_LONGEST_PLACEHOLDER = 32
 _MARKS = re.compile(r"[.…\-–—_?!*~,;#\s]+")  # not [] and {}, which are answers where nothing was to be extracted
 # Of these a single character can be a word, or the first letter of many.
 _SHORT_WORDS = re.compile(r"[\u0e00-\u0eff\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
-def _one_token(row: _Row) -> Span | None:
+def _one_token(row: _Row) -> TextSpan | None:
     """The last answer, where it is a mark or one or two letters; numbers, symbols and ideographs can be answers."""
     answer = _last_answer(row)
     if not answer or len(answer) > 2 or _is_placeholder(answer) or _SHORT_WORDS.search(answer):
@@ -215,7 +143,7 @@ def _one_token(row: _Row) -> Span | None:
     return row.answers[-1] if is_mark or answer.isalpha() else None
 
 
-def _placeholder(row: _Row) -> Span | None:
+def _placeholder(row: _Row) -> TextSpan | None:
     answer = _last_answer(row)
     return row.answers[-1] if answer and _is_placeholder(answer) else None
 
@@ -235,111 +163,85 @@ def _is_placeholder(answer: str) -> bool:
 
 _I_AM = r"\bI(?:['’]m| am) "
 _I_CANNOT = r"I(?: (?:cannot|can['’]t|can not|am unable to|am not able to)|['’]m (?:unable|not able) to)"
+_I_DO_NOT = r"\bI (?:do not|don['’]t)"
 _START = r"^[ \t\"“]*"
 _OPENS = r"\A\s*"  # as a line of a letter or a dialogue, an apology can be what was asked for
+_JUST = "(?:just |only |simply |merely )?"
 # What must stand in the lower-case text, and the pattern that is then worth its time.
-_LEFTOVERS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (hint, re.compile(pattern, re.IGNORECASE | re.MULTILINE))
-    for hint, pattern in (
-        (
-            "as an ai",
-            r"\bas an AI(?: language)?(?: model| assistant| system| chatbot)?(?:,| I\b| my\b| trained| develop)",
+_LEFTOVERS: Mapping[str, re.Pattern[str]] = {
+    hint: re.compile("|".join([patterns] if isinstance(patterns, str) else patterns), re.IGNORECASE | re.MULTILINE)
+    for hint, patterns in {
+        "here": _OPENS + r"(?:Sure(?: thing)?|Certainly|Of course|Absolutely)[,!.:]+ ?here(?:['’]s| is| are)\b",
+        "as an ai": r"\bas an AI(?: language)?(?: model| assistant| system| chatbot)?"
+        r"(?:,| I\b| my\b| trained| develop)",
+        "as an artificial": r"\bas an artificial intelligence\b[\w ]{0,20}(?:,| I\b| my\b)",
+        "language model": (
+            r"\bas a (?:large )?language model(?:,| I\b| my\b| trained| develop| creat)",
+            _I_AM + _JUST + r"an? (?:large |AI )?language model\b",
         ),
-        ("as an artificial", r"\bas an artificial intelligence\b[\w ]{0,20}(?:,| I\b| my\b)"),
-        ("language model", r"\bas a (?:large )?language model(?:,| I\b| my\b| trained| develop| creat)"),
-        ("language model", _I_AM + r"(?:just |only |simply |merely )?an? (?:large |AI )?language model\b"),
-        (
-            " an ai",
-            _I_AM + r"(?:just |only |simply |merely )?an AI(?:-powered)?"
-            r"(?: (?:language model|model|assistant|chatbot|program|system))?"
-            r"(?:[.,!;]| (?:and|so|without|trained|creat|develop))",
+        " an ai": _I_AM + _JUST + r"an AI(?:-powered)?(?: (?:language model|model|assistant|chatbot|program|system))?"
+        r"(?:[.,!;]| (?:and|so|without|trained|creat|develop))",
+        "as a responsible ai": r"\bas a responsible AI\b",
+        "as an ethical ai": r"\bas an ethical AI\b",
+        "sorry": _OPENS + r"I(?:['’]m| am) (?:very |so |really |truly )?sorry,? but "
+        rf"(?:as an AI\b|{_I_CANNOT}|I (?:do not|don['’]t|won['’]t|will not)\b)",
+        "apologize": _OPENS + rf"I apologize,? but (?:as an AI\b|{_I_CANNOT})",
+        "request": _START + _I_CANNOT + r" (?:fulfill?|comply with|complete|assist with|help with) "
+        r"(?:this|that|your|such|the) (?:\w+ )?request",
+        "with that": _START + r"(?:Sorry, )?" + _I_CANNOT + r" (?:help|assist)(?: you)? with that\b",
+        "knowledge": (
+            r"\bmy (?:\w+ ){0,2}knowledge (?:cut-?\s?off|update|was last updated|only goes|is limited to)",
+            r"\b(?:as of|up to|since|before|after) (?:my|the) (?:\w+ )?knowledge cut-?\s?off",
         ),
-        ("as a responsible ai", r"\bas a responsible AI\b"),
-        ("as an ethical ai", r"\bas an ethical AI\b"),
-        (
-            "sorry",
-            _OPENS + r"I(?:['’]m| am) (?:very |so |really |truly )?sorry,? but (?:as an AI\b|" + _I_CANNOT + r"|"
-            r"I (?:do not|don['’]t|won['’]t|will not)\b)",
+        "training ": r"\bmy (?:last |latest )?training (?:cut-?\s?off|data|update)",
+        "as of my": r"\bas of my (?:last|latest|most recent|current) (?:\w+ )?(?:update|training|data|knowledge)",
+        "real-time": (
+            _I_DO_NOT + r" have (?:direct |the ability to |any )?(?:access to )?real-time\b",
+            r"\b" + _I_CANNOT + r" (?:access|provide|offer|give)(?: you)?(?: with)? real-time\b",
         ),
-        ("apologize", _OPENS + r"I apologize,? but (?:as an AI\b|" + _I_CANNOT + ")"),
-        (
-            "request",
-            _START
-            + _I_CANNOT
-            + r" (?:fulfill?|comply with|complete|assist with|help with) (?:this|that|your|such|the) "
-            r"(?:\w+ )?request",
+        "access to": _I_DO_NOT + r" have (?:direct |any )?access to "
+        r"(?:the internet|live data|current (?:data|information|events)|up-to-date|external|your personal)",
+        "brows": r"\b" + _I_CANNOT + r" browse (?:the )?(?:internet|web)",
+        "i do": _I_DO_NOT + r" have (?:any )?(?:personal|human) (?:opinion|feeling|emotion|belief|preference)s?",
+        " a physical ": _I_DO_NOT + r" have a physical (?:body|form|presence)",
+        "chatgpt": rf"(?:{_I_AM}|\b(?:my name is|this is|called|as) )ChatGPT\b",
+        "gpt-": _I_AM + r"(?:based on )?GPT-\d",
+        "openai": (
+            r"\bI(?:['’]m| am| was)\b[^.!?\n]{0,80}\b(?:by|from) OpenAI\b",
+            r"\bOpenAI['’]s (?:\w+ )?(?:content|use|use-case|usage|safety) (?:polic|guideline)",
         ),
-        ("with that", _START + r"(?:Sorry, )?" + _I_CANNOT + r" (?:help|assist)(?: you)? with that\b"),
-        ("knowledge", r"\bmy (?:\w+ ){0,2}knowledge (?:cut-?\s?off|update|was last updated|only goes|is limited to)"),
-        ("knowledge cut", r"\b(?:as of|up to|since|before|after) (?:my|the) (?:\w+ )?knowledge cut-?\s?off"),
-        ("training ", r"\bmy (?:last |latest )?training (?:cut-?\s?off|data|update)"),
-        ("as of my", r"\bas of my (?:last|latest|most recent|current) (?:\w+ )?(?:update|training|data|knowledge)"),
-        ("real-time", r"\bI (?:do not|don['’]t) have (?:direct |the ability to |any )?(?:access to )?real-time\b"),
-        ("real-time", r"\b" + _I_CANNOT + r" (?:access|provide|offer|give)(?: you)?(?: with)? real-time\b"),
-        (
-            "access to",
-            r"\bI (?:do not|don['’]t) have (?:direct |any )?access to "
-            r"(?:the internet|live data|current (?:data|information|events)|up-to-date|external|your personal)",
-        ),
-        ("brows", r"\b" + _I_CANNOT + r" browse (?:the )?(?:internet|web)"),
-        (
-            "i do",
-            r"\bI (?:do not|don['’]t) have (?:any )?(?:personal|human) (?:opinion|feeling|emotion|belief|preference)s?",
-        ),
-        (" a physical ", r"\bI (?:do not|don['’]t) have a physical (?:body|form|presence)"),
-        ("chatgpt", r"(?:" + _I_AM + r"|\b(?:my name is|this is|called|as) )ChatGPT\b"),
-        ("gpt-", _I_AM + r"(?:based on )?GPT-\d"),
-        ("openai", r"\bI(?:['’]m| am| was)\b[^.!?\n]{0,80}\b(?:by|from) OpenAI\b"),
-        ("openai", r"\bOpenAI['’]s (?:\w+ )?(?:content|use|use-case|usage|safety) (?:polic|guideline)"),
-        ("anthropic", r"\bI(?:['’]m| am| was)\b[^.!?\n]{0,80}\b(?:by|from) Anthropic\b"),
-        ("programming", r"\b(?:against my programming|my programming (?:does|prohibits|prevents|forbids))"),
-        ("programmed to", _I_AM + r"(?:not )?programmed to\b"),
-        ("regenerate response", r"^Regenerate response$|\bRegenerate response\s*\Z"),
-        ("oaicite", r"\boaicite\b"),
-        ("utm_source=", r"utm_source=(?:chatgpt\.com|openai)"),
-    )
-)
-
-# What several hints have in common, or a hint itself: each is looked for once.
-_PARTS = {
-    hint: next((part for part in (" ai", "gpt", "programm", "knowledge") if part in hint), hint)
-    for hint, _ in _LEFTOVERS
+        "anthropic": r"\bI(?:['’]m| am| was)\b[^.!?\n]{0,80}\b(?:by|from) Anthropic\b",
+        "programming": r"\b(?:against my programming|my programming (?:does|prohibits|prevents|forbids))",
+        "programmed to": _I_AM + r"(?:not )?programmed to\b",
+        "regenerate response": r"^Regenerate response$|\bRegenerate response\s*\Z",
+        "oaicite": r"\boaicite\b",
+        "utm_source=": r"utm_source=(?:chatgpt\.com|openai)",
+    }.items()
 }
-_DISTINCT_PARTS = tuple(dict.fromkeys(_PARTS.values()))
 
 
-_OPENING = re.compile(
-    r"\s*(?:Sure(?: thing)?|Certainly|Of course|Absolutely)[,!.:]+ ?here(?:['’]s| is| are)\b", re.IGNORECASE
-)
-
-
-def _leftover(row: _Row) -> Span | None:
-    for start, _ in row.answers:
-        if match := _OPENING.match(row.whole, start):
-            return match.span()
+def _leftover(row: _Row) -> TextSpan | None:
     if not row.answers:
         return None
-    parts = {part for part in _DISTINCT_PARTS if part in row.lowered}
-    if not parts:
-        return None
-    triggered = [pattern for hint, pattern in _LEFTOVERS if _PARTS[hint] in parts and hint in row.lowered]
-    return _first_in_answers(row, triggered)
+    lowered = row.whole.lower()
+    for pattern in [pattern for hint, pattern in _LEFTOVERS.items() if hint in lowered]:
+        if place := row.first(pattern, row.answers):
+            return place
+    return None
 
 
-_MARKERS_ANYWHERE = ("### Instruction:", "### Response:", "### Human", "### Assistant", "<<SYS>>", "[INST]")
+_MARKER_HINTS = ("### Instruction:", "### Response:", "### Human", "### Assistant", "<<SYS>>", "[INST]")
 _MARKER = re.compile(r"^### (?:Instruction:|Response:|Human\b|Assistant\b)|<<SYS>>|\[/?INST\]", re.MULTILINE)
-_MARKERS_IN_ANSWERS = ("Human:", "Assistant:", "User:", "<s>", "[/INST]")
+_ANSWER_MARKER_HINTS = ("Human:", "Assistant:", "User:", "<s>", "[/INST]")
 _ANSWER_MARKER = re.compile(r"^(?:Human|Assistant|User):[ \t]*\S|^<s>|\[/INST\]", re.MULTILINE)
 
 
-def _chat_marker(row: _Row) -> Span | None:
-    if row.raw or not ("#" in row.whole or "<" in row.whole or "[" in row.whole or ":" in row.whole):
+def _chat_marker(row: _Row) -> TextSpan | None:
+    if row.raw or not row.has_any("#<[:"):
         return None
-    if any(hint in row.whole for hint in _MARKERS_ANYWHERE) and (match := _MARKER.search(row.whole)):
-        return match.span()
-    if any(hint in row.whole for hint in _MARKERS_IN_ANSWERS):
-        return _first_in_answers(row, (_ANSWER_MARKER,))
-    return None
+    if row.has_any(_MARKER_HINTS) and (place := row.first(_MARKER, row.parts)):
+        return place
+    return row.first(_ANSWER_MARKER, row.answers) if row.has_any(_ANSWER_MARKER_HINTS) else None
 
 
 _HTML = re.compile(
@@ -357,7 +259,7 @@ _ABOUT_MARKUP = re.compile(
 )
 
 
-def _html(row: _Row) -> Span | None:
+def _html(row: _Row) -> TextSpan | None:
     """A tag or an entity outside of code, where neither question nor answer is about markup."""
     if not row.answers or not (("<" in row.whole and ">" in row.whole) or ("&" in row.whole and ";" in row.whole)):
         return None
@@ -372,17 +274,14 @@ def _html(row: _Row) -> Span | None:
     return None
 
 
-_REPEATED_FROM = 200
-
-
-def _repeated(row: _Row) -> Span | None:
+def _repeated(row: _Row) -> TextSpan | None:
     for start, end in row.answers:
         if end - start < _REPEATED_FROM:
             continue
         answer = row.whole[start:end]
-        for place in (_most_repeated(answer.split("\n"), answer), _most_repeated(_sentences(answer), answer)):
-            if place is not None:
-                return start + place[0], start + place[1]
+        place = _most_repeated(answer.split("\n"), answer) or _most_repeated(_sentences(answer), answer)
+        if place is not None:
+            return start + place[0], start + place[1]
     return None
 
 
@@ -392,7 +291,7 @@ def _sentences(text: str) -> list[str]:
     return text.split(". ")
 
 
-def _most_repeated(pieces: Sequence[str], text: str) -> Span | None:
+def _most_repeated(pieces: Sequence[str], text: str) -> TextSpan | None:
     """The first place of a piece that comes again and is, all times together, at least half of the text."""
     if len(set(pieces)) == len(pieces):
         return None
@@ -402,15 +301,6 @@ def _most_repeated(pieces: Sequence[str], text: str) -> Span | None:
         if count > 1 and 2 * count * len(piece) >= len(text):
             start = text.index(piece)
             return start, start + len(piece)
-    return None
-
-
-def _first_in_answers(row: _Row, patterns: Sequence[re.Pattern[str]]) -> Span | None:
-    for pattern in patterns:
-        for start, end in row.answers:
-            # A slice, as \A and \Z are to be the answer's own.
-            if match := pattern.search(row.whole[start:end]):
-                return start + match.start(), start + match.end()
     return None
 
 
@@ -428,17 +318,16 @@ _TEMPLATE_TOKEN = re.compile(
 )
 
 
-def _template_token(row: _Row) -> Span | None:
-    if row.raw or not ("<" in row.whole or "[" in row.whole):
+def _template_token(row: _Row) -> TextSpan | None:
+    if row.raw or not row.has_any("<[") or not row.has_any(_TEMPLATE_HINTS):
         return None
-    match = _TEMPLATE_TOKEN.search(row.whole) if any(hint in row.whole for hint in _TEMPLATE_HINTS) else None
-    return match.span() if match else None
+    return row.first(_TEMPLATE_TOKEN, row.parts)
 
 
-def _disorder(messages: Sequence[Message]) -> str | None:
+def _disorder(row: _Row) -> str | None:
     """The first turn out of order, in words."""
     before, called = None, False
-    for number, message in enumerate(messages, start=1):
+    for number, message in enumerate(row.messages, start=1):
         role = message.role
         if role in ("system", "developer"):
             continue
@@ -463,7 +352,7 @@ _INVISIBLE = re.compile("[\u202a-\u202e\u2066-\u2069\ufeff]")
 _DIRECTION = re.compile("[\u202a-\u202c\u2066-\u2069\n]")
 
 
-def _control_character(row: _Row) -> Span | None:
+def _control_character(row: _Row) -> TextSpan | None:
     data = row.whole.encode("utf-8", "surrogatepass")
     if len(data.translate(None, _CONTROLS)) != len(data) and (match := _CONTROL.search(row.whole)):
         return match.span()
@@ -473,7 +362,7 @@ def _control_character(row: _Row) -> Span | None:
     return match.span() if match else _lone_direction(row.whole)
 
 
-def _lone_direction(text: str) -> Span | None:
+def _lone_direction(text: str) -> TextSpan | None:
     """The first embedding or isolate that its line does not close, or the end of one that it did not open."""
     opened: list[re.Match[str]] = []
     for match in _DIRECTION.finditer(text):
@@ -489,37 +378,14 @@ def _lone_direction(text: str) -> Span | None:
     return opened[0].span() if opened else None
 
 
-def _mojibake(row: _Row) -> Span | None:
+def _mojibake(row: _Row) -> TextSpan | None:
     if row.ascii:
         return None
     at = row.whole.find("\ufffd")
     return (at, at + 1) if at >= 0 else wrongly_decoded(row.whole)
 
 
-def wrongly_decoded(text: str) -> Span | None:
-    """The first place that ftfy calls bad, as ``ftfy.badness.is_bad`` would say, but without reading plain letters."""
-    from ftfy.badness import BADNESS_RE
-
-    for suspect in _suspects().finditer(text):
-        if match := BADNESS_RE.search(text, max(0, suspect.start() - _BADNESS_REACH), suspect.end() + _BADNESS_REACH):
-            return match.span()
-    return None
-
-
-@functools.cache
-def _suspects() -> re.Pattern[str]:
-    """Runs of text around the characters without which nothing is bad: each of ftfy's sequences has one of them."""
-    from ftfy.badness import MOJIBAKE_CATEGORIES
-
-    harmless = {"common", "kaomoji", "lower_common", "upper_common"}
-    suspect = "".join(members for name, members in MOJIBAKE_CATEGORIES.items() if name not in harmless) + "Œœ√≈‚×"
-    return re.compile(f"[{suspect}](?:[^{suspect}]{{0,{2 * _BADNESS_REACH}}}[{suspect}])*")
-
-
-_BADNESS_REACH = 5
-
-
-def _mixed_newlines(row: _Row) -> Span | None:
+def _mixed_newlines(row: _Row) -> TextSpan | None:
     if "\r" not in row.whole:
         return None
     for start, end in row.parts:
@@ -530,39 +396,92 @@ def _mixed_newlines(row: _Row) -> Span | None:
     return None
 
 
-_SEARCHES: Mapping[str, Callable[[_Row], Span | None]] = {
-    "answer_one_token": _one_token,
-    "answer_placeholder": _placeholder,
-    "assistant_leftover": _leftover,
-    "chat_markers": _chat_marker,
-    "template_tokens": _template_token,
-    "mojibake": _mojibake,
-    "control_characters": _control_character,
-    "mixed_newlines": _mixed_newlines,
-    "html_in_answer": _html,
-    "repeated_text": _repeated,
-    "mixed_scripts": lambda row: mixed_word(row.whole),
-}
+def _mixed_scripts(row: _Row) -> TextSpan | None:
+    return mixed_word(row.whole)
+
+
+def _personal(kind: str) -> Callable[[_Row], str | None]:
+    """A search for the first item of a kind of personal data; its sample is the item alone, abbreviated."""
+
+    def search(row: _Row) -> str | None:
+        for item in row.personal:
+            if item.kind == kind:
+                return abbreviated(row.whole[item.start : item.end])
+        return None
+
+    return search
 
 
 # Samples --------------------------------------------------------------------------------------------------------------
 
 
-def _sample(row: _Row, place: Span, found: Sequence[Found]) -> str:
-    """The place and a little around it in its own part, with what was found in there abbreviated."""
+def _sample(row: _Row, place: TextSpan) -> str:
+    """The place and a little around it in its own part, with personal data in there abbreviated."""
     text = row.whole
     first, last = next(part for part in row.parts if part[0] <= place[0] <= part[1])
     start = max(first, place[0] - _BEFORE)
-    end = min(max(last, place[1]), min(place[1], place[0] + _PLACE) + _AFTER)
+    end = min(max(last, place[1]), min(place[1], place[0] + _SHOWN) + _AFTER)
     pieces = []
-    for item in found:
+    for item in row.personal:
         if item.start < end and item.end > start:
             pieces += [text[start : max(start, item.start)], abbreviated(text[item.start : item.end])]
             start = item.end
-    return _printable("".join([*pieces, text[start:end]]).strip(" "))
+    return "".join([*pieces, text[start:end]]).strip(" ")
 
 
 def _printable(text: str) -> str:
     """The text on one line, with escapes for what a terminal would act on or not show."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return shown if len(shown) <= SAMPLE_CHARACTERS else f"{shown[: SAMPLE_CHARACTERS - 1]}…"
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+_UNLESS_PUBLIC = "mask them unless they are public"
+# fmt: off
+RULES: Mapping[str, Rule] = {rule.id: rule for rule in (
+    Rule("answer_one_token", "info", _one_token,
+         "{rows} with an answer of one or two characters",
+         "if they are no labels, write the answers out or remove the rows"),
+    Rule("answer_placeholder", "warning", _placeholder,
+         "{rows} with a placeholder in place of an answer",
+         "write the answers or remove the rows; the model would learn to say this"),
+    Rule("assistant_leftover", "warning", _leftover,
+         "{rows} with phrases of another assistant in an answer: refusals, its name, its opening words",
+         "rewrite the answers or remove the rows; the model would learn to speak like that"),
+    Rule("chat_markers", "warning", _chat_marker,
+         "{rows} with the markers of a chat as text, such as '### Response:' or 'User:' at the beginning of a line",
+         "split the text into turns; the template of the model writes its own markers"),
+    Rule("template_tokens", "warning", _template_token,
+         "{rows} with control tokens of chat templates inside a message, such as <|im_end|>",
+         "remove them: inside a message they can forge the end of a turn"),
+    Rule("role_order", "warning", _disorder,
+         "{rows} with turns out of order: two of one role in a row, an assistant first, or a tool that nobody called",
+         "join or reorder the turns; most templates expect user and assistant by turns"),
+    Rule("mojibake", "warning", _mojibake,
+         "{rows} with text that was decoded wrongly",
+         "export the data again as UTF-8, or repair the text with ftfy"),
+    Rule("control_characters", "warning", _control_character,
+         "{rows} with invisible characters: control characters, overrides of direction, byte order marks",
+         "remove these characters"),
+    Rule("mixed_newlines", "info", _mixed_newlines,
+         "{rows} with line ends of two kinds in one text",
+         r"write every line end as \n"),
+    Rule("html_in_answer", "info", _html,
+         "{rows} with HTML tags or entities in an answer of plain text",
+         "turn the HTML into plain text or Markdown"),
+    Rule("repeated_text", "info", _repeated,
+         "{rows} with an answer that is mostly one line or sentence, repeated",
+         "shorten the answers or remove the rows; the model would learn to repeat itself"),
+    Rule("mixed_scripts", "info", _mixed_scripts,
+         "{rows} with words that mix look-alike letters of two scripts",
+         "write each word in one script; look-alike letters become other tokens than the intended ones"),
+    Rule("email", "warning", _personal("email"), "{rows} with an e-mail address", _UNLESS_PUBLIC),
+    Rule("phone", "warning", _personal("phone"), "{rows} with a phone number", _UNLESS_PUBLIC),
+    Rule("iban", "warning", _personal("iban"), "{rows} with the number of a bank account", "mask the numbers"),
+    Rule("card_number", "warning", _personal("card"), "{rows} with the number of a payment card", "mask the numbers"),
+    Rule("secret", "warning", _personal("secret"),
+         "{rows} with a key, a token or a password",
+         "mask them, and withdraw those that are in use"),
+)}
+# fmt: on

