@@ -11,6 +11,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
 from tunesmith.data.files.reader import example_of
 from tunesmith.data.files.rows import BadRow, Block, Row, RowStream
+from tunesmith.data.finding import Sample
 from tunesmith.recipe.data import SourceSettings
 
 LABEL_LENGTH = 100  # characters, up to which an answer may be a label
@@ -31,26 +33,29 @@ SAMPLES_KEPT = 5  # of a rule
 OPENING_WORDS = 3
 LANGUAGE_SHARE = 50  # of one in so many rows the language is looked at, chosen by the row's fingerprint
 WORD = re.compile(r"\w+")
-_numbers = struct.Struct(">QQ").unpack  # of 16 bytes
 RULE_NUMBERS = {name: number for number, name in enumerate(RULES)}
-COLUMN_TYPES = [
-    ("line", np.int64),
-    ("good", np.bool_),
-    ("content", np.uint64, 2),
-    ("prompt", np.uint64, 2),
-    ("answer", np.uint64),
-    ("opening", np.uint64),
-    ("unit", np.uint64),
-    ("draw", np.uint64),
-    ("characters", np.int32),
-    ("answer_characters", np.int32),
-    ("marks", np.uint64),
-    ("raw_text", np.bool_),
-    ("label", np.bool_),
-    ("script", np.uint8),
-    ("plain", np.uint64),
-]
-OF_A_BAD_ROW = (False, (0, 0), (0, 0), 0, 0, 0, 0, 0, 0, 0, False, False, 0, 0)  # behind its line
+_two_numbers = struct.Struct(">QQ").unpack  # of 16 bytes
+_COLUMNS = np.dtype(
+    [
+        ("line", np.int64),
+        ("good", np.bool_),
+        ("content", np.uint64, 2),
+        ("prompt", np.uint64, 2),
+        ("answer", np.uint64),
+        ("opening", np.uint64),
+        ("unit", np.uint64),
+        ("draw", np.uint64),
+        ("characters", np.int32),
+        ("answer_characters", np.int32),
+        ("marks", np.uint64),
+        ("raw_text", np.bool_),
+        ("label", np.bool_),
+        ("script", np.uint8),
+        ("plain", np.uint64),
+    ]
+)
+COLUMNS = _COLUMNS.names or ()
+_BAD_ROW = (False, (0, 0), (0, 0), 0, 0, 0, 0, 0, 0, 0, False, False, 0, 0)  # behind its line
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +83,15 @@ class Reading:
     behind: str = ""
 
 
-@dataclass(slots=True)
-class Facts:
-    """Columns [n] over the rows of a block, bad ones among them, which have zeros.
+@dataclass(slots=True, kw_only=True, eq=False)
+class RowFacts:
+    """What is known of rows: columns [n], bad rows among them with zeros, and texts of some rows.
 
     ``content``, ``prompt``: fingerprints, uint64 [n, 2]. ``answer``, ``opening``, ``unit``: short ones, uint64; the
     unit is what a split keeps together, its draw is ``draw``. ``marks``: bit i is the i-th of RULES. ``script``: an
     index of ``scripts``. ``label``: the row calls its answer desirable. ``plain``: of the prompt in one case and
-    without odd white space. ``labels``, ``openings``: text by fingerprint. ``keys``, ``texts``: for near duplicates, of
-    good rows.
+    without odd white space. ``samples``: by rule, at most SAMPLES_KEPT. ``labels``, ``openings``: text by fingerprint,
+    at most TEXTS_KEPT.
     """
 
     line: np.ndarray
@@ -106,10 +111,16 @@ class Facts:
     plain: np.ndarray
     scripts: list[str] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
-    samples: list[tuple[str, str, str]] = field(default_factory=list)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
     openings: dict[int, str] = field(default_factory=dict)
     languages: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class BlockFacts(RowFacts):
+    """Those of the rows of a block. ``keys``, ``texts``: for near duplicates, of good rows."""
+
     keys: np.ndarray | None = None
     texts: list[str] = field(default_factory=list)
 
@@ -154,19 +165,19 @@ def _masked_json(value: Any, kinds: Sequence[str]) -> Any:
     return value
 
 
-def facts_of(block: Block, reading: Reading) -> Facts:
+def facts_of(block: Block, reading: Reading) -> BlockFacts:
     """Everything that is kept of a block's rows."""
-    facts = Facts(**_columns([]))
+    facts = BlockFacts(**columns_of([]))
     noted: list[tuple[Any, ...]] = []
     for row, example in examples_of(block, reading):
         line = int(example.source.rpartition(":")[2])
         if isinstance(example, BadRow):
             facts.bad.append(example)
-            noted.append((line, *OF_A_BAD_ROW))
+            noted.append((line, *_BAD_ROW))
         else:
             assert row is not None
             noted.append((line, *_note(facts, example, row, reading)))
-    for name, column in _columns(noted).items():
+    for name, column in columns_of(noted).items():
         setattr(facts, name, column)
     if reading.near:
         facts.texts = [near_duplicates.normalised(text) for text in facts.texts]
@@ -174,13 +185,13 @@ def facts_of(block: Block, reading: Reading) -> Facts:
     return facts
 
 
-def _columns(noted: list[tuple[Any, ...]]) -> dict[str, Any]:
-    """Arrays [n] by name, of rows that have their values in the order of COLUMN_TYPES."""
-    table = np.array(noted, COLUMN_TYPES)
-    return {name: np.ascontiguousarray(table[name]) for name, *_ in COLUMN_TYPES}
+def columns_of(noted: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """Arrays [n] by name, of rows that have their values in the order of COLUMNS."""
+    table = np.array(noted, _COLUMNS)
+    return {name: np.ascontiguousarray(table[name]) for name in COLUMNS}
 
 
-def _note(facts: Facts, example: Example, row: Row, reading: Reading) -> tuple[Any, ...]:
+def _note(facts: BlockFacts, example: Example, row: Row, reading: Reading) -> tuple[Any, ...]:
     """What the columns behind the line say of one row; whatever else is kept of it goes into the facts."""
     (prompt_key, content_key), answer = example.keys(), example.answer()
     prompt = prompt_text(example)
@@ -188,15 +199,16 @@ def _note(facts: Facts, example: Example, row: Row, reading: Reading) -> tuple[A
     value = None if reading.group is None else row.fields.get(reading.group)
     value = int(value) if isinstance(value, float) and value.is_integer() else value
     together = prompt_key if value is None or value == "" else f"{value}"
-    draw, unit = _numbers(hashlib.sha256(f"{reading.seed}\n{together}".encode(errors="replace")).digest()[:16])
+    draw, unit = _two_numbers(hashlib.sha256(f"{reading.seed}\n{together}".encode(errors="replace")).digest()[:16])
     content, short = _fingerprint(content_key), _short(answer)
     if len(answer) <= LABEL_LENGTH and len(facts.labels) < TEXTS_KEPT:
         facts.labels[short] = answer
     marks = 0
     for hit in look(example):
         marks |= 1 << RULE_NUMBERS[hit.rule]
-        if sum(rule == hit.rule for rule, _, _ in facts.samples) < SAMPLES_KEPT:
-            facts.samples.append((hit.rule, example.source, hit.sample))
+        samples = facts.samples.setdefault(hit.rule, [])
+        if len(samples) < SAMPLES_KEPT:
+            samples.append(Sample(example.source, hit.sample))
     script = script_of(own)
     if script == NO_SCRIPT:
         script = script_of(prompt)
@@ -221,12 +233,7 @@ def prompt_text(example: Example) -> str:
 
 
 def _opening(prompt: str, openings: dict[int, str]) -> int:
-    words = []
-    for match in WORD.finditer(prompt):
-        words.append(match[0])
-        if len(words) == OPENING_WORDS:
-            break
-    text = " ".join(words).casefold()
+    text = " ".join(match[0] for match in islice(WORD.finditer(prompt), OPENING_WORDS)).casefold()
     number = _short(text)
     if len(openings) < TEXTS_KEPT:
         openings[number] = text
@@ -234,7 +241,7 @@ def _opening(prompt: str, openings: dict[int, str]) -> int:
 
 
 def _fingerprint(text: str) -> tuple[int, int]:
-    return _numbers(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
+    return _two_numbers(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
 
 
 def _short(text: str) -> int:

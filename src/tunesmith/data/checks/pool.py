@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
 
-from tunesmith.data.checks.facts import Facts, Reading
+from tunesmith.data.checks.facts import BlockFacts, Reading
 from tunesmith.data.files.rows import Block
 from tunesmith.errors import DataError
 
@@ -21,7 +21,7 @@ INLINE_BLOCKS = 4  # looked at in this process before others are started: small 
 IN_FLIGHT = 3  # blocks a process
 RAY_BLOCKS = 64  # blocks handed to Ray at a time
 
-Look = Callable[[Block, Reading], Facts]
+Look = Callable[[Block, Reading], BlockFacts]
 
 
 class Pool(Protocol):
@@ -29,7 +29,7 @@ class Pool(Protocol):
 
     def __enter__(self) -> Pool: ...
     def __exit__(self, *error: object) -> None: ...
-    def map(self, look: Look, blocks: Iterable[Block], reading: Reading) -> Iterator[tuple[str, Facts]]: ...
+    def map(self, look: Look, blocks: Iterable[Block], reading: Reading) -> Iterator[tuple[str, BlockFacts]]: ...
 
 
 class Processes:
@@ -50,7 +50,7 @@ class Processes:
         if self._executor is not None:
             self._executor.shutdown(wait=False, kill_workers=True)
 
-    def map(self, look: Look, blocks: Iterable[Block], reading: Reading) -> Iterator[tuple[str, Facts]]:
+    def map(self, look: Look, blocks: Iterable[Block], reading: Reading) -> Iterator[tuple[str, BlockFacts]]:
         """The name of each block's file, and its facts.
 
         Raises:
@@ -75,7 +75,7 @@ class Processes:
             self._executor = ProcessPoolExecutor(self.workers, initializer=end_with, initargs=(os.getpid(),))
         return self._executor.submit(*call)
 
-    def _done(self, block: Block, future: Any) -> tuple[str, Facts]:
+    def _done(self, block: Block, future: Any) -> tuple[str, BlockFacts]:
         from loky.process_executor import BrokenProcessPool
 
         try:
@@ -133,7 +133,7 @@ class RayPool:
         if self._started:
             ray.shutdown()
 
-    def map(self, look: Look, blocks: Iterable[Block], reading: Reading) -> Iterator[tuple[str, Facts]]:
+    def map(self, look: Look, blocks: Iterable[Block], reading: Reading) -> Iterator[tuple[str, BlockFacts]]:
         """The name of each block's file, and its facts."""
         import pickle
 

@@ -1,28 +1,38 @@
 """One pass over all rows of all sources, in parallel, that keeps facts and no rows: memory grows by 250 bytes a row.
 
 Whatever is said of the data, and whatever becomes of a row, is computed from these columns: by ``findings.py`` and by
-``clean.py``. What comes out does not depend on the number of processes or the size of blocks.
+``placement.py``. What comes out does not depend on the number of processes or the size of blocks.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
 import numpy as np
 
-from tunesmith.data.checks.facts import SAMPLES_KEPT, TEXTS_KEPT, Facts, Reading, examples_of, facts_of, prompt_text
+from tunesmith.data.checks.facts import (
+    COLUMNS,
+    SAMPLES_KEPT,
+    TEXTS_KEPT,
+    BlockFacts,
+    Reading,
+    RowFacts,
+    columns_of,
+    examples_of,
+    facts_of,
+    prompt_text,
+)
 from tunesmith.data.checks.near_duplicates import NearIndex
 from tunesmith.data.checks.pool import Pool
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.row_shapes import did_you_mean, listed
 from tunesmith.data.files.reader import Reader, open_source
-from tunesmith.data.files.rows import BadRow, Row
-from tunesmith.data.finding import Places, Sample
+from tunesmith.data.files.rows import Row
+from tunesmith.data.finding import Places
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.runs.progress import Listener
@@ -30,10 +40,6 @@ from tunesmith.runs.progress import Listener
 Side = Literal["train", "eval", "test", "against"]
 SIDES: tuple[Side, ...] = ("train", "eval", "test", "against")
 ROWS_THAT_TELL_THE_FRAME = 200
-COLUMNS = (
-    "line", "good", "content", "prompt", "answer", "opening", "unit", "draw", "characters", "answer_characters",
-    "marks", "raw_text", "label", "plain",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,42 +53,20 @@ class Scanned:
     rows: slice
 
 
-@dataclass(slots=True, eq=False)
-class Scan:
-    """Columns [rows] over all rows of all sources in their order, bad ones among them.
+@dataclass(slots=True, kw_only=True, eq=False)
+class Scan(RowFacts):
+    """What is known of all rows of all sources in their order, bad ones among them.
 
-    ``file`` and ``source`` are indexes of ``files`` and ``sources``, ``side`` of SIDES; the others are those of
-    ``Facts``. ``near``: for each row the first row of its cluster of near duplicates, itself where it has none; None
-    where they were not looked for.
+    ``file`` and ``source`` [rows] are indexes of ``files`` and ``sources``, ``side`` of SIDES. ``near``: for each row
+    the first row of its cluster of near duplicates, itself where it has none; None where they were not looked for.
     """
 
-    sources: list[Scanned]
-    files: list[str]
+    sources: list[Scanned] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     file: np.ndarray
     source: np.ndarray
     side: np.ndarray
-    line: np.ndarray
-    good: np.ndarray
-    content: np.ndarray
-    prompt: np.ndarray
-    answer: np.ndarray
-    opening: np.ndarray
-    unit: np.ndarray
-    draw: np.ndarray
-    characters: np.ndarray
-    answer_characters: np.ndarray
-    marks: np.ndarray
-    raw_text: np.ndarray
-    plain: np.ndarray
-    label: np.ndarray
-    script: np.ndarray
-    scripts: list[str]
-    bad: list[BadRow]
-    samples: dict[str, list[Sample]]
-    labels: dict[int, str]
-    openings: dict[int, str]
-    languages: Counter[str]
-    near: np.ndarray | None
+    near: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.line)
@@ -225,78 +209,55 @@ def _whole_words(text: str) -> str:
 
 
 class _Gathered:
-    """Facts of blocks, joined in the end."""
+    """Facts of blocks, joined in the end. `known` has the texts of all of them, and no columns before that."""
 
     def __init__(self, index: NearIndex | None) -> None:
         self.index, self.rows = index, 0
-        self.blocks: dict[str, list[np.ndarray]] = {name: [] for name in (*COLUMNS, "script", "file")}
-        self.sources: list[Scanned] = []
-        self.files: list[str] = []
-        self.scripts: list[str] = []
-        self.bad: list[BadRow] = []
-        self.samples: dict[str, list[Sample]] = {}
-        self.labels: dict[int, str] = {}
-        self.openings: dict[int, str] = {}
-        self.languages: Counter[str] = Counter()
+        self.bad_before = 0  # bad rows of the sources that have ended
+        self.blocks: dict[str, list[np.ndarray]] = {name: [] for name in (*COLUMNS, "file")}
+        none = np.empty(0)
+        self.known = Scan(**columns_of([]), file=none, source=none, side=none)
 
-    def add(self, name: str, facts: Facts) -> None:
-        if name not in self.files:
-            self.files.append(name)
+    def add(self, name: str, facts: BlockFacts) -> None:
+        known = self.known
+        if name not in known.files:
+            known.files.append(name)
+        known.scripts += [script for script in facts.scripts if script not in known.scripts]
+        numbers = np.array([known.scripts.index(script) for script in facts.scripts] or [0], np.uint8)
+        facts.script = numbers[facts.script]
         for column in COLUMNS:
             self.blocks[column].append(getattr(facts, column))
-        self.blocks["file"].append(np.full(len(facts.line), self.files.index(name), np.int32))
-        self.scripts += [script for script in facts.scripts if script not in self.scripts]
-        numbers = np.array([self.scripts.index(script) for script in facts.scripts] or [0], np.uint8)
-        self.blocks["script"].append(numbers[facts.script])
-        self.bad += facts.bad
-        for rule, row, text in facts.samples:
-            kept = self.samples.setdefault(rule, [])
-            if len(kept) < SAMPLES_KEPT:
-                kept.append(Sample(row, text))
-        for kept, new in ((self.labels, facts.labels), (self.openings, facts.openings)):
+        self.blocks["file"].append(np.full(len(facts.line), known.files.index(name), np.int32))
+        known.bad += facts.bad
+        for rule, samples in facts.samples.items():
+            known.samples[rule] = [*known.samples.get(rule, []), *samples][:SAMPLES_KEPT]
+        for texts, new in ((known.labels, facts.labels), (known.openings, facts.openings)):
             for number, text in new.items():
-                if len(kept) < TEXTS_KEPT:
-                    kept[number] = text
-        self.languages += facts.languages
+                if len(texts) < TEXTS_KEPT:
+                    texts[number] = text
+        known.languages += facts.languages
         if self.index is not None and facts.keys is not None:
             self.index.add(self.rows + np.flatnonzero(facts.good), facts.keys, facts.texts)
         self.rows += len(facts.line)
 
     def end_source(self, scanned: Scanned) -> None:
-        if not any(good.any() for good in self._since("good", scanned.rows.start)):
-            bad = self.bad[len(self.bad) - (scanned.rows.stop - scanned.rows.start) :]  # all of them are
+        bad = self.known.bad[self.bad_before :]
+        if len(bad) == scanned.rows.stop - scanned.rows.start:
             raise scanned.reader.refusal(bad, len(bad), 0)
-        self.sources.append(scanned)
-
-    def _since(self, column: str, first: int) -> Iterator[np.ndarray]:
-        position = self.rows
-        for part in reversed(self.blocks[column]):
-            if position <= first:
-                return
-            position -= len(part)
-            yield part
+        self.bad_before = len(self.known.bad)
+        self.known.sources.append(scanned)
 
     def scan(self) -> Scan:
-        columns = {name: np.concatenate(self.blocks.pop(name)) for name in list(self.blocks)}
-        sizes = [each.rows.stop - each.rows.start for each in self.sources]
-        near = None
+        known = self.known
+        for name in list(self.blocks):
+            setattr(known, name, np.concatenate(self.blocks.pop(name)))
+        sizes = [each.rows.stop - each.rows.start for each in known.sources]
+        known.source = np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)
+        known.side = np.repeat(np.array([SIDES.index(each.side) for each in known.sources], np.int8), sizes)
         if self.index is not None:
-            near = np.arange(self.rows)
-            near[columns["good"]] = self.index.clusters()
-        return Scan(
-            sources=self.sources,
-            files=self.files,
-            source=np.repeat(np.arange(len(sizes), dtype=np.int16), sizes),
-            side=np.repeat(np.array([SIDES.index(each.side) for each in self.sources], np.int8), sizes),
-            scripts=self.scripts,
-            bad=self.bad,
-            samples=self.samples,
-            labels=self.labels,
-            openings=self.openings,
-            languages=self.languages,
-            near=near,
-            **columns,
-        )
+            known.near = np.arange(self.rows)
+            known.near[known.good] = self.index.clusters()
+        return known
 
 
 def first_of(fingerprints: np.ndarray) -> np.ndarray:
