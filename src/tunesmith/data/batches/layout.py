@@ -1,32 +1,35 @@
-"""Encoded rows -> batches: prefix trees, where what rows have in common is computed once, packed or padded rows.
+"""Encoded rows -> batches: prefix trees, in which shared prefixes are computed once, packed rows, or padded rows.
 
-The rows of one optimizer step may be regrouped freely, because the step's loss is a sum over their labels. In a causal
-model the hidden state of a prefix does not depend on what follows, so a prefix that rows share is laid out once.
+The rows of one optimizer step may be regrouped freely, because the loss of the step is a sum over their labels. In a
+causal model the hidden state of a prefix does not depend on what follows, so a prefix that rows share stands once.
 
 With dropout, rows share the mask on the tokens that they share. Each row's own distribution is what it would be alone.
-Packed rows stand side by side as well, without padding, but share nothing: for what each row must have of its own.
+Packed rows also stand side by side without padding, but share nothing: for what each row must have of its own.
+
+Shapes: B lines of L tokens. A tree or packed batch is one line (B = 1); a padded batch has one line for each row. S
+segments of a tree, E edges (one for each label of each row), R rows.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 LayoutName = Literal["tree", "packed", "padded"]
-LEAST_SHARED = 16  # tokens: what a segment of its own costs in attention calls, in tokens computed (docs/lab.md)
-NEIGHBOURS = 4  # rows on each side that are looked at to estimate where a row branches off
-BATCH_COST = 64  # tokens: what a batch of its own costs, most of it for reading the weights once more
+LEAST_SHARED = 16  # tokens that a segment must save: its attention calls cost about as much (docs/lab.md)
+BATCH_COST = 64  # tokens: what one more batch costs, most of it for reading the weights again
+_NEIGHBOURS = 4  # rows on each side that are looked at to estimate where a row branches off
 
 
 class TokenRow(Protocol):
-    """What a layout needs of a row: ids int32[n], supervised bool[n] (position t is a label)."""
+    """What a layout needs of a row: ids int32 [n], supervised bool [n] (token t is a label)."""
 
     @property
     def ids(self) -> np.ndarray: ...
@@ -36,7 +39,7 @@ class TokenRow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """segment [B,L]: each token's segment; parent [S]: each segment's parent, -1 for a root, always an earlier one."""
+    """A forest of segments. parent [S]: the segment above each, -1 for a root; segment [1,L]: that of each token."""
 
     parent: Tensor
     segment: Tensor
@@ -44,14 +47,14 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """lengths [B]: tokens of each row before its padding, which stands on the right."""
+    """lengths [B]: tokens of each row before the padding on its right."""
 
     lengths: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """One entry a (row, supervised token) [E]: which row, which kept logit predicts it, its id, its weight."""
+    """One entry for each label of each row [E]: the row, the kept logit that predicts it, its id, its weight."""
 
     row: Tensor
     logit: Tensor
@@ -61,11 +64,11 @@ class Edges:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of the rows before the model sees them, by the rows that were handed to the layout.
+    """What is known of the rows before the model sees them, numbered as they were handed to the layout.
 
-    reference: float32 [rows], the untuned model's summed log-probability of each row's labels; desirable: bool
-    [rows], whether the answer should become likelier; share: examples of the step for each of its labels that are
-    learned by likelihood.
+    reference: float32 [R], the untuned model's summed log-probability of each row's labels; desirable: bool [R],
+    whether the answer should become likelier; share: examples of the step divided by its labels that are learned by
+    likelihood.
     """
 
     reference: Tensor
@@ -77,9 +80,9 @@ class Known:
 class Batch:
     """One forward pass: input_ids and position_ids [B,L], predicts bool [B,L] (whose logits are needed).
 
-    ``edges.logit`` counts the True positions of ``predicts`` in row-major order; ``edges.row`` counts the rows that
-    were handed to the layout, so per-row sums stay available. ``tokens`` is what the rows hold, padding and sharing
-    aside; ``input_ids.numel()`` is what is computed.
+    ``edges.logit`` counts the True positions of ``predicts`` in row-major order. ``edges.row`` counts the rows that
+    were handed to the layout, so that sums for each row stay available. ``tokens`` is what the rows hold;
+    ``computed`` differs from it by what is shared and by padding.
     """
 
     input_ids: Tensor
@@ -92,28 +95,16 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        if torch.device(device) == self.input_ids.device:
-            return self
-        parts = {name: getattr(self, name).to(device) for name in ("input_ids", "position_ids", "predicts")}
-        attention: Tree | Padded
-        if isinstance(self.attention, Tree):
-            attention = Tree(self.attention.parent.to(device), self.attention.segment.to(device))
-        else:
-            attention = Padded(self.attention.lengths.to(device))
-        edges = Edges(*(getattr(self.edges, name).to(device) for name in Edges.__slots__))
-        known = self.known
-        if known is not None:
-            known = replace(known, reference=known.reference.to(device), desirable=known.desirable.to(device))
-        return replace(self, **parts, attention=attention, edges=edges, known=known)
+        return self if torch.device(device) == self.input_ids.device else _moved(self, device)
 
     @property
     def computed(self) -> int:
-        """Tokens that go through the model, padding among them."""
+        """Tokens that go through the model, with padding."""
         return self.input_ids.numel()
 
     @property
     def row_lengths(self) -> Tensor:
-        """How many tokens the row of each place has [B,L], padding aside; of rows that share nothing."""
+        """For each token the length of its row [B,L]. The rows must share nothing."""
         if isinstance(self.attention, Padded):
             return self.attention.lengths[:, None].expand_as(self.input_ids)
         assert (self.attention.parent < 0).all(), "a token that rows share has no length of its own"
@@ -121,8 +112,17 @@ class Batch:
 
     @property
     def supervised(self) -> int:
-        """Labels, each row's own: a token shared by k rows counts k times."""
+        """Labels of all rows: a token shared by k rows counts k times."""
         return self.edges.target.numel()
+
+
+def _moved(part: Any, device: torch.device | str) -> Any:
+    """A tensor on another device, or a dataclass with all the tensors in it; anything else as it is."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    return replace(part, **{field.name: _moved(getattr(part, field.name), device) for field in fields(part)})
 
 
 def micro_batches(
@@ -130,10 +130,12 @@ def micro_batches(
 ) -> list[Batch]:
     """Groups the rows of one optimizer step under a token budget and lays each group out.
 
-    A row longer than the budget gets a batch of its own. The result depends on the rows alone, in their order.
+    A row longer than the budget gets a batch of its own. The result depends on the rows and their order alone.
 
     Args:
-        together: so many rows that follow each other, the answers to one prompt, come into one batch.
+        budget: tokens to compute in a batch, with padding.
+        least: tokens that a branch of a tree must save.
+        together: this many rows that follow each other, the answers to one prompt, go into one batch.
     """
     if together > 1:
         groups = _groups_of_several(rows, budget=budget, layout=layout, least=least, together=together)
@@ -152,25 +154,38 @@ def lay_out(rows: Sequence[TokenRow], group: Sequence[int], *, layout: LayoutNam
 
 
 def computed_tokens(rows: Sequence[TokenRow], *, layout: LayoutName, least: int = LEAST_SHARED) -> int:
-    """Tokens that go through the model when these rows are one batch."""
+    """Tokens that go through the model if these rows are one batch."""
     lengths = [len(row.ids) for row in rows]
     if layout != "tree":
         return sum(lengths) if layout == "packed" else len(rows) * max(lengths)
-    order = sorted(range(len(rows)), key=lambda number: rows[number].ids.astype(">i4").tobytes())
-    return _Trie(rows, order, least).size
+    return _Trie(rows, _in_dictionary_order(rows, range(len(rows))), least).size
+
+
+def _dictionary_key(row: TokenRow) -> bytes:
+    """Rows sorted by this are in the order of their ids: big-endian bytes compare as the numbers do."""
+    return row.ids.astype(">i4").tobytes()
+
+
+def _in_dictionary_order(rows: Sequence[TokenRow], group: Iterable[int]) -> list[int]:
+    return sorted(group, key=lambda number: _dictionary_key(rows[number]))
+
+
+def _shared_with_previous(ids: Sequence[np.ndarray]) -> np.ndarray:
+    """Tokens that each row begins with in common with the row before it, int [R]; 0 for the first."""
+    return np.array([0, *(_common_prefix(one, other) for one, other in itertools.pairwise(ids))])
 
 
 def _groups_of_several(
     rows: Sequence[TokenRow], *, budget: int, layout: LayoutName, least: int, together: int
 ) -> list[list[int]]:
-    """Runs of examples in the order of their first rows, or of their longest if they are padded, up to the budget."""
+    """Runs of examples up to the budget, in the order of their first rows, or of their longest if they are padded."""
     examples = [list(range(first, first + together)) for first in range(0, len(rows), together)]
 
-    def place(example: list[int]) -> tuple[int, bytes]:
+    def rank(example: list[int]) -> tuple[int, bytes]:
         longest = max(len(rows[number].ids) for number in example) if layout == "padded" else 0
-        return longest, rows[example[0]].ids.astype(">i4").tobytes()
+        return longest, _dictionary_key(rows[example[0]])
 
-    order = sorted(examples, key=place)
+    order = sorted(examples, key=rank)
 
     def size(count: int) -> int:
         run = [rows[number] for example in order[:count] for number in example]
@@ -185,18 +200,19 @@ def _groups_of_several(
 
 
 def _tree_groups(rows: Sequence[TokenRow], budget: int, least: int) -> list[list[int]]:
-    """Neighbours in dictionary order share the most, so a group is a run of that order.
+    """Runs of the rows in dictionary order, in which neighbours share the most.
 
-    Where the runs end is chosen so that the tokens to compute are fewest, counting ``BATCH_COST`` for each batch:
-    dynamic programming over the ends, on sizes that are nearly exact. A run that comes out larger than the budget is
-    cut again.
+    Dynamic programming over the ends of the runs makes the tokens to compute the fewest, with ``BATCH_COST`` for each
+    batch. It works with estimated sizes, which are nearly exact. A run that comes out above the budget is cut again.
     """
-    order = sorted(range(len(rows)), key=lambda number: rows[number].ids.astype(">i4").tobytes())
+    # 1. Sort, and estimate how many tokens each row shares with the one before it, int [R].
+    order = _in_dictionary_order(rows, range(len(rows)))
     ids = [rows[number].ids for number in order]
-    shared = np.array([0, *(_common_prefix(one, other) for one, other in itertools.pairwise(ids))])
-    shared = _branch_depths(shared, least)
+    shared = _branch_depths(_shared_with_previous(ids), least)
+    # 2. added [R + 1]: tokens that the rows before each one add to a tree. A run from i to j computes
+    # added[j + 1] - added[i] tokens, and those that row i shares with the row before it, which is in another run.
     added = np.cumsum([0, *(len(row) for row in ids)]) - np.cumsum([0, *shared])
-    # A run from i to j computes added[j + 1] - added[i] tokens, and what row i shares with the row before it.
+    # 3. best[j + 1]: the lowest cost of rows 0 to j; start[j]: where the run begins that ends with row j.
     best, start = np.zeros(len(ids) + 1), np.zeros(len(ids), dtype=int)
     first = 0
     for last in range(len(ids)):
@@ -205,6 +221,7 @@ def _tree_groups(rows: Sequence[TokenRow], budget: int, least: int) -> list[list
         costs = best[first : last + 1] + shared[first : last + 1] - added[first : last + 1]
         start[last] = first + int(costs.argmin())
         best[last + 1] = costs.min() + added[last + 1] + BATCH_COST
+    # 4. Walk back from the last run to the first.
     runs: list[list[int]] = []
     last = len(ids)
     while last:
@@ -215,12 +232,13 @@ def _tree_groups(rows: Sequence[TokenRow], budget: int, least: int) -> list[list
 
 
 def _branch_depths(shared: np.ndarray, least: int) -> np.ndarray:
-    """At which depth each row would leave the one before it: its neighbours' where that is less than ``least`` higher.
+    """The depth at which each row leaves the one before it in a tree, int [R], from the tokens that they share.
 
-    A branch that its neighbours make above it, by fewer than ``least`` tokens, is the one that it takes part in.
+    A branch must save ``least`` tokens. So a row that shares up to ``least`` tokens more with the row before it than
+    its neighbours do branches off where they do, as they make that branch anyway.
     """
     depths = np.where(shared < least, 0, shared)
-    for distance in range(1, NEIGHBOURS + 1):
+    for distance in range(1, _NEIGHBOURS + 1):
         for here, there in ((slice(distance, None), slice(-distance)), (slice(-distance), slice(distance, None))):
             near = (depths[here] - shared[there] < least) & (shared[there] >= least)
             depths[here] = np.where(near, np.minimum(depths[here], shared[there]), depths[here])
@@ -228,7 +246,7 @@ def _branch_depths(shared: np.ndarray, least: int) -> np.ndarray:
 
 
 def _within(rows: Sequence[TokenRow], run: list[int], budget: int, least: int) -> list[list[int]]:
-    """The run as it is if it keeps the budget, else cut wherever the budget is full."""
+    """The run as it is if it keeps the budget, else cut where the budget is full."""
     if len(run) == 1 or _Trie(rows, run, least).size <= budget:
         return [run]
     fits = bisect.bisect_right(range(1, len(run)), budget, key=lambda count: _Trie(rows, run[:count], least).size)
@@ -241,17 +259,21 @@ class _Trie:
 
     A branch is made only where it saves ``least`` tokens, because each segment costs a call to the attention kernel in
     each layer. Equal rows are one.
+
+    parents: [S]; spans: [S], the row that a segment is read from, its first token, the one behind its last; leaf: [R],
+    the last segment of each row; size: tokens in all segments.
     """
 
     def __init__(self, rows: Sequence[TokenRow], run: Sequence[int], least: int) -> None:
         self.parents: list[int] = []
-        self.spans: list[tuple[int, int, int]] = []  # row, first token, the one behind the last
-        self.leaf: list[int] = []  # of each row of the run, its last segment
+        self.spans: list[tuple[int, int, int]] = []
+        self.leaf: list[int] = []
         ids = [rows[number].ids for number in run]
-        shared = np.array([0, *(_common_prefix(one, other) for one, other in itertools.pairwise(ids))])
+        shared = _shared_with_previous(ids)
         waiting = [(0, len(run), 0, -1)]  # rows from, to; how deep they are laid out already, in which segment
         while waiting:
             first, last, depth, parent = waiting.pop()
+            # 1. What all rows of the range have in common becomes a segment, if it is long enough or is all of them.
             common = int(shared[first + 1 : last].min()) if last - first > 1 else len(ids[first])
             alike = common == len(ids[last - 1])  # and so with every row between: the longest comes last
             if alike or common - depth >= least:
@@ -262,29 +284,31 @@ class _Trie:
                 if alike:
                     self.leaf += [parent] * (last - first)
                     continue
+            # 2. Cut the range where neighbours share too little below it. The first part is laid out first.
             cuts = [first, *(first + 1 + np.flatnonzero(shared[first + 1 : last] < depth + least)), last]
             waiting += [(int(i), int(j), depth, parent) for i, j in reversed(list(itertools.pairwise(cuts)))]
         self.size = sum(end - start for _, start, end in self.spans)
 
 
 def _packed_groups(rows: Sequence[TokenRow], budget: int) -> list[list[int]]:
-    """The longest rows first, each into the first group that has room for it."""
+    """The longest rows first, each into the first group that has room for it (first fit)."""
     order = sorted(range(len(rows)), key=lambda number: (-len(rows[number].ids), number))
     groups: list[list[int]] = []
     room: list[int] = []
     for number in order:
         length = len(rows[number].ids)
-        place = next((place for place, left in enumerate(room) if length <= left), None)
-        if place is None:
+        fits = next((index for index, left in enumerate(room) if length <= left), None)
+        if fits is None:
             groups.append([number])
             room.append(budget - length)
         else:
-            groups[place].append(number)
-            room[place] -= length
+            groups[fits].append(number)
+            room[fits] -= length
     return groups
 
 
 def _padded_groups(rows: Sequence[TokenRow], budget: int) -> list[list[int]]:
+    """Rows of like length together, the shortest first, so that little is padded."""
     order = sorted(range(len(rows)), key=lambda number: (len(rows[number].ids), number))
     groups: list[list[int]] = []
     for number in order:  # ascending, so the newest row is the longest of its group
@@ -296,20 +320,21 @@ def _padded_groups(rows: Sequence[TokenRow], budget: int) -> list[list[int]]:
 
 
 def _common_prefix(one: np.ndarray, other: np.ndarray) -> int:
+    """Tokens that two rows begin with in common."""
     limit = min(len(one), len(other))
     differs = one[:limit] != other[:limit]
     return int(differs.argmax()) if differs.any() else limit
 
 
 def tree_batch(rows: Sequence[TokenRow], group: Sequence[int], *, least: int = LEAST_SHARED) -> Batch:
-    """A trie of the rows in one line of tokens, depth first: what rows share stands once, before what each adds.
+    """The rows as a trie in one line of tokens, depth first: what rows share stands once, before what each adds.
 
     Rows that share nothing stand side by side, each seeing only itself.
     """
-    order = sorted(group, key=lambda number: rows[number].ids.astype(">i4").tobytes())
+    order = _in_dictionary_order(rows, group)
     trie = _Trie(rows, order, least)
-    starts = np.cumsum([0, *(end - start for _, start, end in trie.spans)])
-    # Where the tokens of each segment and all before it stand in the line, from the root on.
+    starts = np.cumsum([0, *(end - start for _, start, end in trie.spans)])  # of each segment in the line
+    # The places in the line of a segment's tokens and of all above it, from the root on: [depth] for each segment.
     places: list[np.ndarray] = []
     for parent, begin, (_, start, end) in zip(trie.parents, starts, trie.spans, strict=False):
         before = places[parent] if parent >= 0 else np.arange(0)
@@ -327,7 +352,7 @@ def tree_batch(rows: Sequence[TokenRow], group: Sequence[int], *, least: int = L
 
 
 def packed_batch(rows: Sequence[TokenRow], group: Sequence[int]) -> Batch:
-    """The rows one behind the other in one line of tokens, each seeing only itself: a tree of roots."""
+    """The rows one behind the other in one line of tokens, each seeing only itself: a tree whose segments are roots."""
     lengths = [len(rows[number].ids) for number in group]
     starts = np.cumsum([0, *lengths])
     return _batch(
@@ -343,7 +368,7 @@ def packed_batch(rows: Sequence[TokenRow], group: Sequence[int]) -> Batch:
 
 
 def padded_batch(rows: Sequence[TokenRow], group: Sequence[int]) -> Batch:
-    """One row a line, padded on the right with id 0, which no label and no attention sees."""
+    """One row in each line, padded on the right with id 0, which no label and no attention sees."""
     ids = [rows[number].ids for number in group]
     length = max(len(row) for row in ids)
     input_ids = np.zeros((len(ids), length), dtype=np.int64)
@@ -368,7 +393,12 @@ def _batch(
     places: Sequence[np.ndarray],
     attention: Tree | Padded,
 ) -> Batch:
-    """Edges: the label at t is predicted by the hidden state at t - 1, wherever the layout has put it."""
+    """The batch with its edges: the label at t is predicted by the hidden state at t - 1, wherever that stands.
+
+    Args:
+        places: for each row of the group, where its tokens stand in the flattened line or lines, int [n].
+    """
+    # 1. For each label its row, the place that predicts it, and its id.
     row, source, target = [], [], []
     for number, place in zip(group, places, strict=True):
         labels = np.flatnonzero(rows[number].supervised)
@@ -376,6 +406,7 @@ def _batch(
         row.append(np.full(len(labels), number))
         source.append(place[labels - 1])
         target.append(rows[number].ids[labels].astype(np.int64))
+    # 2. Number the places that predict something: rows that share a place share its logit.
     kept, logit = np.unique(np.concatenate(source), return_inverse=True)
     predicts = np.zeros(input_ids.size, dtype=bool)
     predicts[kept] = True
