@@ -17,9 +17,10 @@ from tunesmith.cli.options import (
     columns_of,
     in_flags,
 )
-from tunesmith.cli.terminal.console import Terminal, escaped
+from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import bars, table
+from tunesmith.cli.terminal.text import escaped
 from tunesmith.data.ledger import PLACES
 from tunesmith.errors import DataError, RecipeError
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunesmith.cli.options import AsJson, Overwrite
-from tunesmith.cli.terminal.console import Terminal, escaped
+from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
-from tunesmith.cli.terminal.tables import curve, duration, metrics_table, table, text
+from tunesmith.cli.terminal.tables import curve, metrics_table, table
+from tunesmith.cli.terminal.text import duration, escaped, in_words
 from tunesmith.runs.progress import Advance
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _step(run: Summary) -> str | None:
 
 
 def _change(run: Summary) -> str | None:
-    return None if run.tuned is None else f"{text(run.base)} -> {text(run.tuned)}"
+    return None if run.tuned is None else f"{in_words(run.base)} -> {in_words(run.tuned)}"
 
 
 def _report(found: Details, terminal: Terminal) -> None:

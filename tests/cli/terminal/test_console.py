@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.cli.terminal.console import Terminal, escaped, to_json
+from tunesmith.cli.terminal.console import Terminal, to_json
 from tunesmith.cli.terminal.progress import flowed, plain_lines
-from tunesmith.cli.terminal.tables import duration
+from tunesmith.cli.terminal.text import duration, escaped
 from tunesmith.errors import DataError
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

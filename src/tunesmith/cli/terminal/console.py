@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from tunesmith.cli.terminal.text import escaped
 from tunesmith.errors import TunesmithError
 from tunesmith.runs.progress import Advance
 
@@ -155,13 +156,6 @@ def _can_draw(stream: TextIO) -> bool:
 def style(text: str, stream: TextIO, **how: Any) -> str:
     """The text in a style if the stream has colours."""
     return typer.style(text, **how) if has_colours(stream) else text
-
-
-def escaped(text: str) -> str:
-    """The text with control characters, other than newline and tab, written as ``\\x1b``."""
-    if text.isprintable():
-        return text
-    return "".join(c if (c >= " " and not "\x7f" <= c <= "\x9f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
 def to_json(value: Any, *, ascii_only: bool = False) -> str:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Column
 from rich.text import Text
 
-from tunesmith.cli.terminal.tables import duration
+from tunesmith.cli.terminal.text import duration
 from tunesmith.runs.progress import Advance
 
 INDENT, GAP = "  ", "  "
@@ -57,7 +57,7 @@ class Bars(Progress):
         def advance(now: int, facts: Mapping[str, str]) -> None:
             nonlocal done
             done = now
-            self.update(bar, completed=done, facts=_in_words(facts))
+            self.update(bar, completed=done, facts=_texts(facts))
 
         try:
             yield advance
@@ -128,10 +128,10 @@ def plain_lines(
         left = []
         if total is not None and first < done < total:
             left = [f"{duration((now - start) * (total - done) / (done - first))} left"]
-        write(GAP.join([title, reached, *_in_words(facts), *left]))
+        write(GAP.join([title, reached, *_texts(facts), *left]))
 
     return advance
 
 
-def _in_words(facts: Mapping[str, str]) -> list[str]:
+def _texts(facts: Mapping[str, str]) -> list[str]:
     return [f"{name} {value}" for name, value in facts.items()]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from tunesmith.cli.terminal.console import escaped
+from tunesmith.cli.terminal.text import escaped, in_words
 
 GAP = "  "
 MOST_BARS = 12
@@ -57,7 +57,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequen
     """
     from rich.cells import cell_len
 
-    cells = [[" ".join(escaped(text(value)).split()) for value in row] for row in [header, *rows]]
+    cells = [[" ".join(escaped(in_words(value)).split()) for value in row] for row in [header, *rows]]
     widths = [max(cell_len(row[column]) for row in cells) for column in range(len(header))]
 
     def padded(value: str, column: int) -> str:
@@ -75,22 +75,6 @@ def bars(histogram: Sequence[Mapping[str, int]], *, width: int = 40) -> list[str
     most = max(rows for _, _, rows in joined)
     rows = [(f"{low:,}", f"{high:,}", f"{rows:,}", "#" * -(-width * rows // most)) for low, high, rows in joined]
     return table(("from", "to", "rows", ""), rows, right=(0, 1, 2))
-
-
-def text(value: Any) -> str:
-    """A value in words: four digits of a float, a dash for None."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """``1:05`` or ``2:03:07``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
