@@ -14,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(nproc) --maxprocesses 4
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.setup ## .venv with Tunesmith and its pinned dependencies; a second call re-uses it
+setup: .venv/.setup ## .venv with Tunesmith and its pinned dependencies; running it again reuses it
 	@:
 
 demo: setup ## a fine-tuned model in a few minutes, judged on held-out rows against its base

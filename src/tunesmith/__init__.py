@@ -1,4 +1,4 @@
-"""Tunesmith: adapt an open language model to your own data, and know whether it got better."""
+"""Tunesmith: fine-tune an open language model on your data and find out whether it got better."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # PEP 562: torch is imported only when a name that needs it is asked for
+def __getattr__(name: str) -> Any:  # PEP 562: torch is imported only for a name that needs it
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
