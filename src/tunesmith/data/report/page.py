@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from itertools import groupby, pairwise
-from math import ceil, floor, log1p, log10
+from math import ceil, log1p
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
+
+from tunesmith.runs.drawing import Axis, Picture, powers, round_step, spread, ticks
 
 TEXT_LIMIT = 2_000
 ROWS_NAMED = 200
@@ -114,81 +116,34 @@ class Piece:
     omitted: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Something at a place of an axis, in the histogram's own units; `level` is the line of labels it stands on."""
-
-    label: str
-    at: float
-    level: int = 0
-
-
-class Histogram:
-    """Bars, ticks and quantile marks of the length histogram, in the units of its view box."""
-
-    width, height = 860, 270
+def _histogram(buckets: Sequence[Mapping[str, int]], quantiles: Mapping[str, float], unit: str) -> Markup:
+    """The lengths as bars, with marks at the quantiles; logarithmic where the buckets grow."""
     left, right, top, bottom = 52, 848, 58, 228
-
-    def __init__(self, buckets: Sequence[Mapping[str, int]], quantiles: Mapping[str, float]) -> None:
-        edges = _edges(buckets)
-        widths = [end - start for start, end in edges[:-1] or edges]
-        self.log = max(widths) > 3 * min(widths)
-        self._low, self._high = self._scaled(edges[0][0]), self._scaled(edges[-1][1])
-        self.step = _nice_step(max(bucket["rows"] for bucket in buckets), 4)
-        self._most = self.step * max(ceil(max(bucket["rows"] for bucket in buckets) / self.step), 1)
-        self.bars = [
-            self._bar(bucket, start, end) for bucket, (start, end) in zip(buckets, edges, strict=True) if bucket["rows"]
-        ]
-        self.rows_ticks = [
-            Mark(f"{rows:,}", self.bottom - rows / self._most * (self.bottom - self.top))
-            for rows in range(0, self._most + 1, self.step)
-        ]
-        self.length_ticks = self._spread(
-            ((f"{length:,}", length) for length in self._lengths(edges[0][0], edges[-1][1])), levels=1, room=8
-        )
-        self.marks = self._spread(
-            ((f"{name} {quantiles[name]:,.0f}", quantiles[name]) for name in QUANTILES[1:-1]), levels=4, room=7
-        )
-
-    def _scaled(self, length: float) -> float:
-        return log1p(length) if self.log else length
-
-    def _x(self, length: float) -> float:
-        share = (self._scaled(length) - self._low) / (self._high - self._low)
-        return self.left + min(max(share, 0.0), 1.0) * (self.right - self.left)
-
-    def _bar(self, bucket: Mapping[str, int], start: float, end: float) -> dict[str, Any]:
-        height = max(bucket["rows"] / self._most * (self.bottom - self.top), 1.0)
-        x = self._x(start)
-        return {
-            "x": f"{x:.1f}",
-            "y": f"{self.bottom - height:.1f}",
-            "width": f"{max(self._x(end) - x - 1, 1):.1f}",
-            "height": f"{height:.1f}",
-            "bucket": bucket,
-        }
-
-    def _lengths(self, low: float, high: float) -> list[int]:
-        if not self.log:
-            step = _nice_step(high - low, 8)
-            return list(range(ceil(low / step) * step, floor(high) + 1, step))
-        ticks = [digit * 10**power for power in range(ceil(log10(high)) + 1) for digit in (1, 2, 5)]
-        return [tick for tick in ticks if low <= tick <= high]
-
-    def _spread(self, marks: Iterable[tuple[str, float]], *, levels: int, room: int) -> list[Mark]:
-        """Marks from left to right, each on the first line where its label is free; where there is none it is left out.
-
-        `room` is the width of a character.
-        """
-        ends = [0.0] * levels
-        spread = []
-        for label, length in marks:
-            at, half = self._x(length), len(label) * room / 2
-            free = next((level for level, end in enumerate(ends) if at - half >= end), None)
-            if free is not None:
-                ends[free] = at + half
-                spread.append(Mark(label, at, free))
-        return spread
+    picture = Picture(860, 270, "Histogram of row lengths; the figures stand in the tables below")
+    edges = _edges(buckets)
+    widths = [end - start for start, end in edges[:-1] or edges]
+    logarithmic = max(widths) > 3 * min(widths)
+    x = Axis(edges[0][0], edges[-1][1], left, right, log1p if logarithmic else float)
+    most = max(bucket["rows"] for bucket in buckets)
+    step = max(1, round(round_step(max(most, 1), 4)))
+    y = Axis(0, step * max(ceil(most / step), 1), bottom, top)
+    lengths = powers(max(x.low, 1), x.high) if logarithmic else ticks(x.low, x.high, 8)
+    columns = [(f"{length:,.0f}", length) for length in lengths if length == int(length)]
+    rows = [(f"{number:,}", number) for number in range(0, round(y.high) + 1, step)]
+    picture.axes(x, y, columns=columns, rows=rows, name=f"{unit}, logarithmic" if logarithmic else unit)
+    for bucket, (start, end) in zip(buckets, edges, strict=True):
+        if count := bucket["rows"]:
+            height = max(bottom - y.at(count), 1.0)
+            width = max(x.at(end) - x.at(start) - 1, 1.0)
+            title = f"{bucket['from']:,} to {bucket['to']:,} {unit}: {count:,} rows"
+            picture.add("rect", class_="bar", x=x.at(start), y=bottom - height, width=width, height=height, title=title)
+    picture.add("line", class_="axis", x1=left, x2=right, y1=bottom, y2=bottom)
+    picture.add("text", "rows", x=0, y=12)
+    marks = [(f"{name} {quantiles[name]:,.0f}", quantiles[name]) for name in QUANTILES[1:-1]]
+    for label, at, level in spread(marks, x, levels=4, letter=7):
+        picture.add("line", class_="mark", x1=at, x2=at, y1=15 + 13 * level, y2=bottom)
+        picture.add("text", label, class_="mark-name", x=at, y=12 + 13 * level, text_anchor="middle")
+    return Markup(picture.inline_svg())
 
 
 @cache
@@ -323,8 +278,8 @@ def _by_file(rows: Sequence[str]) -> list[tuple[str, str]]:
 def _lengths(lengths: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not lengths:
         return None
-    buckets, quantiles = lengths["histogram"], lengths["quantiles"]
-    return {**lengths, "names": QUANTILES, "chart": Histogram(buckets, quantiles) if buckets else None}
+    chart = _histogram(lengths["histogram"], lengths["quantiles"], lengths["unit"]) if lengths["histogram"] else None
+    return {**lengths, "names": QUANTILES, "chart": chart}
 
 
 def _labels(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -394,10 +349,3 @@ def _edges(buckets: Sequence[Mapping[str, int]]) -> list[tuple[float, float]]:
         end = after["from"] if after and after["from"] in (bucket["to"], bucket["to"] + 1) else bucket["to"]
         edges.append((bucket["from"], max(end, bucket["from"] + 1)))
     return edges
-
-
-def _nice_step(span: float, ticks: int) -> int:
-    """The smallest of 1, 2, 5, 10, ... that divides a span into at most this many steps."""
-    wanted = max(span / ticks, 1)
-    power = 10 ** floor(log10(wanted))
-    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= wanted)
