@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.data.chat.template import ChatTemplate
-from tunesmith.data.encoded_rows import token_key
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
+from tunesmith.data.token_cache import token_key
 from tunesmith.deploy import tuned
 from tunesmith.deploy.merge import merge
 from tunesmith.errors import DataError, ModelError, RecipeError

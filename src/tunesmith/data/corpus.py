@@ -90,11 +90,11 @@ def encode_corpus(
     Raises DataError for a row that the template or the supervision rule cannot take, and when more rows are lost than
     ``data.max_lost`` allows.
     """
-    from tunesmith.data.encoded_rows import encoded
+    from tunesmith.data.token_cache import encode_rows
     from tunesmith.runs.cache import cache_dir
 
     settings = found.settings
-    rows, noticed = encoded(
+    rows, noticed = encode_rows(
         found.scan.examples(),
         total=int(found.scan.own.sum()),
         template=template,

@@ -66,7 +66,8 @@ def build_once(folder: Path, build: Callable[[Path], Mapping[str, object]], *, s
         return folder
     with _cache_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_process(folder, say):
+        waiting = f"Another process is preparing {folder.name}; waiting for it."
+        with only_process(folder.with_name(f"{folder.name}.lock"), waiting, say=say):
             if not is_complete(folder):
                 _build(folder, build)
     return folder
@@ -87,12 +88,13 @@ def _write_provenance(folder: Path, facts: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def _only_process(folder: Path, say: Say) -> Iterator[None]:
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+def only_process(lock_file: Path, waiting: str, *, say: Say) -> Iterator[None]:
+    """Inside, no other process holds this lock. ``say`` gets the text ``waiting`` if that takes more than a moment."""
+    lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=WAIT_BEFORE_SAYING_S)
     except Timeout:
-        say(f"Another process is preparing {folder.name}; waiting for it.")
+        say(waiting)
         lock.acquire()
     try:
         yield

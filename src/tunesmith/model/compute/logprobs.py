@@ -76,7 +76,7 @@ def target_logits(model: nn.Module, batch: Batch) -> Tensor:
 
 def _recomputes(base: Any) -> bool:
     """Whether layers are computed again in the backward pass, which must find what the first pass found."""
-    return base.training and base.is_gradient_checkpointing
+    return base.training and any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
 
 
 def _own_logits(model: Any, batch: Batch) -> Tensor:

@@ -1,0 +1,302 @@
+"""Examples to token rows, by several processes, streamed into a file that is kept for the next run.
+
+The rows and the bytes of the file are the same whatever the number of processes. A file is found again by a key that
+holds everything that tokens depend on, and it takes its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from tunesmith.data.chat.notes import Notes
+from tunesmith.data.chat.template import ChatTemplate
+from tunesmith.data.checks.pool import end_with
+from tunesmith.data.encoded_rows import SCHEMA, EncodedRows, TokenFile, record_batch
+from tunesmith.data.examples.example import Example
+from tunesmith.data.finding import Finding
+from tunesmith.errors import DataError, TunesmithError
+from tunesmith.runs.cache import only_process
+from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.whole_files import put_in_place
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NumberedExamples = Sequence[tuple[int, Example]]
+
+TOKEN_FORMAT = 1  # of the file and of the code that makes tokens: raise it with any change that alters either
+POOL_FROM = 2_000  # examples; fewer are encoded before other processes have started
+CACHE_LIMIT = 20 * 2**30  # bytes
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".ckpt")
+_DAMAGED = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)  # what reading a damaged file can raise
+
+
+def encode_rows(
+    blocks: Iterable[NumberedExamples],
+    *,
+    template: ChatTemplate,
+    folder: Path,
+    key: str,
+    cache: Path,
+    workers: int,
+    listener: Listener | None = None,
+    total: int | None = None,
+) -> tuple[EncodedRows, list[Finding]]:
+    """The rows of all examples in order, and the findings about them; from the cache where they are in it.
+
+    Args:
+        blocks: the examples in order with their numbers, hundreds to thousands in a block. They are read only if the
+            cache does not have the rows, a few blocks ahead.
+        template: turns examples into rows; its own notes stay as they are.
+        folder: the model folder that the template's tokenizer was loaded from.
+        key: a hash of the examples: their content, numbers and sources.
+        cache: the rows are kept in the folder ``tokens`` inside it.
+        workers: processes; with 1, or with few examples, all rows are encoded in this one.
+        total: number of examples where it is known, for the listener.
+
+    Raises:
+        DataError: a row cannot be encoded (the first such row in order), the cache cannot be written, or a process
+            was ended from outside.
+    """
+    listener = listener or Silent()
+    whole_key = token_key(key, template, folder)
+    path = cache / "tokens" / f"{whole_key}.arrow"
+    file = _cached(path, whole_key, listener)
+    if file is None:
+        with ExitStack() as locked:
+            with _cache_errors(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                waiting = "Another process encodes the same rows; waiting for it."
+                locked.enter_context(only_process(path.with_suffix(".lock"), waiting, say=listener.say))
+            _remove_unfinished(path.parent)
+            file = _cached(path, whole_key, Silent())  # another process may have made it
+            if file is None:
+                with (
+                    listener.task("rows to tokens", total) as advance,
+                    closing(_encoded_blocks(blocks, template, workers)) as parts,
+                ):
+                    _write(path, whole_key, parts, lambda done: advance(done, {}))
+                file = TokenFile(path)
+                trim(path.parent, CACHE_LIMIT, keep=path)
+    with suppress(OSError):  # a cache may be for reading only
+        os.utime(path)
+    return EncodedRows(file), file.findings
+
+
+def token_key(data: str, template: ChatTemplate, folder: Path) -> str:
+    """A hash of all that tokens depend on: the examples, the template with its settings, the tokenizer, versions.
+
+    The date counts only where the template prints it, so that a new day does not encode all rows again.
+    """
+    rules = template.rules
+    dated = any("strftime_now" in text for text in rules.templates.values())
+    ingredients = {
+        "format": TOKEN_FORMAT,
+        "versions": [version(name) for name in ("tunesmith", "tokenizers", "transformers", "jinja2")],
+        "data": data,
+        "tokenizer": _file_hashes(folder),
+        "stop_ids": template.stop_ids,
+        "templates": dict(rules.templates),
+        "kwargs": dict(rules.kwargs),
+        "date": rules.date if dated else None,
+        "control_tokens": rules.control_tokens,
+        "train_on": rules.train_on,
+        "added_tokens": _added_tokens(template),
+    }
+    return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:40]
+
+
+def _added_tokens(template: ChatTemplate) -> list[tuple[str, int, bool]]:
+    """The recipe's added tokens with their ids and whether they are special: the tokenizer's files lack them."""
+    added = template.tokenizer.added_tokens_decoder.items()
+    known = {token.content: (number, token.special) for number, token in added}
+    return [(text, *known.get(text, (-1, False))) for text in template.rules.added_tokens]
+
+
+def trim(folder: Path, limit: int, *, keep: Path) -> None:
+    """Removes the files used longest ago until at most ``limit`` bytes are left, but never ``keep``."""
+    stats = {path: path.stat() for path in folder.glob("*.arrow")}
+    total = sum(stat.st_size for stat in stats.values())
+    for path in sorted(stats, key=lambda path: stats[path].st_mtime_ns):
+        if total > limit and path != keep:
+            path.unlink(missing_ok=True)
+            total -= stats[path].st_size
+
+
+def _file_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file but weights: model families name the files of their tokenizers freely."""
+    paths = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")]
+    hashes = {}
+    for path in sorted(paths):
+        if path.is_file() and path.suffix not in _WEIGHTS:
+            with path.open("rb") as file:
+                hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _cached(path: Path, key: str, listener: Listener) -> TokenFile | None:
+    """The file with these rows; None where there is none, or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        file = TokenFile(path)
+        if file.key != key:
+            raise ValueError("it has another key")
+    except _DAMAGED as error:
+        listener.warn(f"{path}: the cached tokens are damaged ({error}); the rows are encoded again")
+        return None
+    return file
+
+
+def _write(path: Path, key: str, blocks: Iterable[_EncodedBlock], advance: Callable[[int], None]) -> None:
+    """Writes a file beside ``path`` that takes its name when it is whole, with the findings in its last batch."""
+    partial, schema = path.with_suffix(".partial"), SCHEMA.with_metadata({"key": key})
+    notes, rows, done = Notes(), 0, 0
+    with _cache_errors(path.parent):
+        sink = partial.open("wb")
+    try:
+        with sink:
+            writer = pa.ipc.new_file(sink, schema)
+            for block in blocks:
+                with _cache_errors(path.parent):
+                    if block.batch.num_rows:
+                        writer.write_batch(block.batch)
+                notes.merge(block.notes)
+                rows += block.batch.num_rows
+                done += block.examples
+                advance(done)
+            findings = json.dumps([finding.to_json() for finding in notes.findings()])
+            with _cache_errors(path.parent):
+                writer.write_batch(record_batch([]), custom_metadata={"rows": str(rows), "findings": findings})
+                writer.close()
+        with _cache_errors(path.parent):
+            put_in_place(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what killed processes left. A file whose lock is held is still being written."""
+    for partial in folder.glob("*.partial"):
+        with suppress(Timeout), FileLock(partial.with_suffix(".lock"), timeout=0):
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _cache_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            "the cache of encoded rows cannot be written",
+            where=str(folder),
+            why=str(error),
+            remedy="free some space there, or set TUNESMITH_CACHE to a folder with room that you may write to.",
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _EncodedBlock:
+    """The rows of one block of examples, the notes about them, and the number of examples."""
+
+    batch: pa.RecordBatch
+    notes: Notes
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class _TemplateRecord:
+    """What a worker process needs to restore a template. The tokenizer is far smaller than what loading one imports."""
+
+    tokenizer: PreTrainedTokenizerBase
+    rules: dict[str, Any]
+    stop_ids: tuple[int, ...]
+
+    def restore(self) -> ChatTemplate:
+        return ChatTemplate.restore(self.tokenizer, self.rules, stop_ids=self.stop_ids)
+
+
+def _encoded_blocks(
+    blocks: Iterable[NumberedExamples], template: ChatTemplate, workers: int
+) -> Generator[_EncodedBlock, None, None]:
+    """The blocks encoded, in order. An error of reading blocks is raised after the rows before it are encoded."""
+    failures: list[TunesmithError] = []
+    reader = _until_failure(blocks, failures)
+    head, count = [], 0
+    for block in reader if workers > 1 else ():
+        head.append(block)
+        count += len(block)
+        if count >= POOL_FROM:
+            break
+    record = _TemplateRecord(template.tokenizer, template.describe(), template.stop_ids)
+    if count >= POOL_FROM:
+        yield from _by_workers(chain(head, reader), record, workers)
+    else:
+        yield from map(functools.partial(_encode, record.restore()), chain(head, reader))
+    if failures:
+        raise failures[0]
+
+
+def _until_failure(blocks: Iterable[NumberedExamples], failures: list[TunesmithError]) -> Iterator[NumberedExamples]:
+    try:
+        yield from blocks
+    except TunesmithError as error:
+        failures.append(error)
+
+
+def _by_workers(blocks: Iterable[NumberedExamples], record: _TemplateRecord, workers: int) -> Iterator[_EncodedBlock]:
+    """The blocks encoded by other processes, a few blocks ahead of what is taken."""
+    from loky import ProcessPoolExecutor
+    from loky.process_executor import BrokenProcessPool
+
+    executor = ProcessPoolExecutor(workers, initializer=_begin, initargs=(os.getpid(), record))
+    waiting: deque[Any] = deque()
+    try:
+        for block in blocks:
+            waiting.append(executor.submit(_encode_in_worker, block))
+            if len(waiting) > workers + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that turns rows into tokens was ended",
+            why="Most often the system ends a process because memory runs out.",
+            remedy="free memory, or use fewer processes.",
+        ) from error
+    finally:
+        executor.shutdown(kill_workers=True)
+
+
+_worker_template: ContextVar[Callable[[], ChatTemplate]] = ContextVar("worker_template")  # set in worker processes only
+
+
+def _begin(parent: int, record: _TemplateRecord) -> None:
+    """Readies a worker process, which ends when its parent does."""
+    end_with(parent)
+    _worker_template.set(functools.cache(record.restore))
+
+
+def _encode_in_worker(block: NumberedExamples) -> _EncodedBlock:
+    return _encode(_worker_template.get()(), block)
+
+
+def _encode(template: ChatTemplate, block: NumberedExamples) -> _EncodedBlock:
+    rows = [row for number, example in block for row in template.encode(example, number)]
+    return _EncodedBlock(record_batch(rows), template.notes.take(), len(block))
