@@ -1,4 +1,7 @@
-"""Text to token ids, whole or as the continuation of ids that stand already."""
+"""Encodes text as token ids: a whole text, or the continuation of text that is encoded already.
+
+Control tokens in a text can be marked. A marked part is encoded as the characters it is made of.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_START, _END = "\U000f0000", "\U000f0001"
-# Tags that an assistant writes itself, whatever the tokenizer calls them.
+_START, _END = "\U000f0000", "\U000f0001"  # marks, from the private use area
+# Tags that an assistant may write, even if the tokenizer has them as control tokens.
 REASONING_TAGS = frozenset({"<think>", "</think>"})
 
 
@@ -33,8 +36,8 @@ class ControlTokens:
         marks = {_START, _END}
         self._to_mark = re.compile(_trie_pattern(self.texts | marks))
         self._answer_to_mark = re.compile(_trie_pattern((self.texts - REASONING_TAGS) | marks))
-        # A template that escapes JSON writes marks, and tokens of other scripts, as escapes. A mark alone is one of a
-        # pair that the template cut apart: it is no text, and what stands on its two sides must not join.
+        # A template that escapes JSON writes marks, and tokens of other scripts, as escapes. A mark alone is half of a
+        # pair that the template cut apart. It is not text, and the texts on its two sides must not join.
         within = _trie_pattern({form for text in self.texts | marks for form in (text, _escaped(text))})
         start, end = (f"(?:{mark}|{re.escape(_escaped(mark))})" for mark in (_START, _END))
         self._marked = re.compile(f"{start}({within}){end}|[{_START}{_END}]")
@@ -50,7 +53,7 @@ class ControlTokens:
         return _mapped(value, lambda text: pattern.sub(rf"{_START}\g<0>{_END}", text))
 
     def split(self, text: str) -> list[tuple[int, str, bool]]:
-        """A rendered text in pieces (start, piece, whether it is plain text), the marks left out."""
+        """A rendered text without its marks in pieces: (start, piece, whether it was marked)."""
         pieces, at = [], 0
         for match in self._marked.finditer(text):
             pieces.append((at, text[at : match.start()], False))
@@ -73,10 +76,10 @@ def control_texts(
 
     Args:
         stop_ids: ids that generation stops on.
-        frame: ids that the template writes around a user turn; Qwen's ``<tool_call>`` is not among them, so text
-            about tool calls stays allowed.
-        meant: tokens that stand in texts on purpose, and so are none, unless they end or frame a turn or have a part of
-            their own, such as padding.
+        frame: ids that the template writes around a user turn. Qwen's ``<tool_call>`` is not one of them, so a text
+            may be about tool calls.
+        meant: tokens that are in texts on purpose. They are not control tokens, unless they end or frame a turn or have
+            a special function, such as padding.
     """
     structural = {*stop_ids, *frame}
     added = tokenizer.added_tokens_decoder
@@ -113,9 +116,9 @@ def _escaped(text: str) -> str:
 
 
 def _trie_pattern(texts: Iterable[str]) -> str:
-    """A pattern that matches any of the texts, the longest first, with common beginnings written once.
+    """A pattern that matches any of the texts, the longest first, in which common beginnings are written once.
 
-    Vocabularies have thousands of control tokens; a flat alternation would try them all at every ``<``.
+    Vocabularies have thousands of control tokens. A flat alternation would try them all at every ``<``.
     """
     trie: dict[str, Any] = {}
     for text in texts:
@@ -136,14 +139,14 @@ def _branch(node: Mapping[str, Any]) -> str:
 
 @dataclass(slots=True)
 class Tokens:
-    """Ids, and for each the characters [start, end) it stands for; no offsets where the tokenizer knows none."""
+    """Ids [n], and for each the characters [start, end) of the text; no offsets if the tokenizer does not give them."""
 
     ids: list[int] = field(default_factory=list)
     starts: list[int] | None = field(default_factory=list)
     ends: list[int] | None = field(default_factory=list)
 
     def append(self, other: Tokens, *, shift: int = 0) -> None:
-        """Adds tokens whose offsets count from the character ``shift``."""
+        """Appends tokens whose text begins at the character ``shift`` of this text."""
         self.ids += other.ids
         if self.starts is None or self.ends is None or other.starts is None or other.ends is None:
             self.starts = self.ends = None
@@ -152,7 +155,7 @@ class Tokens:
         self.ends += [end + shift for end in other.ends]
 
     def after(self, count: int, *, shift: int = 0) -> Tokens:
-        """The tokens from position ``count`` on, offsets counted from the character ``shift``."""
+        """The tokens from position ``count`` on, with offsets that count from the character ``shift``."""
         if self.starts is None or self.ends is None:
             return Tokens(self.ids[count:], None, None)
         starts, ends = ([max(0, at - shift) for at in side[count:]] for side in (self.starts, self.ends))
@@ -160,10 +163,10 @@ class Tokens:
 
 
 class TextEncoder:
-    """A tokenizer that adds no special tokens of its own, since templates write them.
+    """A tokenizer that adds no special tokens of its own, because templates write them.
 
     Args:
-        control: what may be marked in a text; marked parts become the tokens of their characters. None: no marks.
+        control: the control tokens that may be marked in a text; None if texts have no marks.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: ControlTokens | None = None) -> None:
@@ -176,11 +179,11 @@ class TextEncoder:
         self._adds_space = begins[0] != begins[1] + begins[2]
 
     def tokens(self, text: str, *, offsets: bool = False) -> Tokens:
-        """A rendered text as tokens; offsets, where they are asked for, count in the text as it stands."""
+        """A rendered text as tokens. Offsets count in the text with its marks."""
         return self._pieces(text, within=False, offsets=offsets)
 
     def continuation(self, text: str, *, offsets: bool = False) -> Tokens:
-        """A text as tokens, as it stands behind other text and without joining it."""
+        """A text as tokens, as they are behind other text, without joining it."""
         return self._pieces(text, within=True, offsets=offsets)
 
     def _pieces(self, text: str, *, within: bool, offsets: bool) -> Tokens:
@@ -193,7 +196,7 @@ class TextEncoder:
         return tokens
 
     def _plain(self, text: str, *, within: bool, offsets: bool) -> Tokens:
-        """A control token's text as the characters it is made of: none of its ids is a control token's."""
+        """The text of a control token as ids of its characters, none of which is a control token."""
         tokens = self._piece(text, within=within, split=True, offsets=offsets)
         if self._control_ids.isdisjoint(tokens.ids):
             return tokens
@@ -204,6 +207,7 @@ class TextEncoder:
         return tokens
 
     def _piece(self, text: str, *, within: bool, offsets: bool, split: bool = False) -> Tokens:
+        # Inside a text: encode it behind an anchor, and drop the anchor's ids, if they are the same with the text.
         for anchor in ("\n", "a", "0") if within and self._adds_space else ():
             head = self._call(anchor, split=split)
             whole = self._call(anchor + text, split=split, offsets=offsets)

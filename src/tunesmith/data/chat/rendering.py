@@ -1,7 +1,7 @@
-"""Chat templates rendered to text as transformers renders them: the same sandbox, but the date of the run.
+"""Renders chat templates to text as transformers does: in the same sandbox, but with the date of the run.
 
-The environment follows ``transformers.utils.chat_template_utils`` (5.23), which keeps it private; a test holds both to
-the same text for every template that TRL ships.
+The environment follows ``transformers.utils.chat_template_utils`` (5.23), where it is private. A test compares the
+texts of both for every template that TRL ships.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -25,8 +25,8 @@ from tunesmith.errors import DataError, ModelError
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """Turns as the template will see them, rendered as far as is asked."""
+class TemplatedConversation:
+    """Turns and the template that renders them. Its methods raise DataError if the template refuses the turns."""
 
     renderer: Renderer
     dialect: Dialect
@@ -35,30 +35,18 @@ class Conversation:
     source: str
 
     def prompt(self, count: int) -> str:
-        """The first ``count`` turns with the generation prompt.
-
-        Raises:
-            DataError: the template refuses them.
-        """
-        return self._guarded(self.turns[:count], add_generation_prompt=True)[0]
+        """The first ``count`` turns with the generation prompt."""
+        return self._rendered(self.turns[:count], add_generation_prompt=True)[0]
 
     def full(self, count: int) -> tuple[str, list[tuple[int, int]]]:
-        """The first ``count`` turns, and the characters that {% generation %} marks hold.
-
-        Raises:
-            DataError: the template refuses them.
-        """
-        return self._guarded(self.turns[:count], add_generation_prompt=False)
+        """The first ``count`` turns, and the character spans inside {% generation %} marks."""
+        return self._rendered(self.turns[:count], add_generation_prompt=False)
 
     def with_turn(self, number: int, turn: Mapping[str, Any]) -> str:
-        """The turns up to ``number`` with another one in its place.
+        """The turns up to ``number``, with this turn in the place of that one."""
+        return self._rendered([*self.turns[:number], turn], add_generation_prompt=False)[0]
 
-        Raises:
-            DataError: the template refuses them.
-        """
-        return self._guarded([*self.turns[:number], turn], add_generation_prompt=False)[0]
-
-    def _guarded(
+    def _rendered(
         self, turns: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool
     ) -> tuple[str, list[tuple[int, int]]]:
         seen = [self.dialect.view(turn) for turn in turns]
@@ -87,14 +75,14 @@ def _remedy(message: str) -> str:
 
 
 GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-_MARK = "\U000f0002generation\U000f0003"  # stands around marked text while it is rendered
+_MARK = "\U000f0002generation\U000f0003"  # put before and after marked text while it is rendered
 _PROBE = "tunesmith probe"
 # What a template's own code can raise on a row that it was not written for.
 _TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
 class RenderError(ValueError):
-    """A template refuses a conversation, or fails on it; the text is the template's own message."""
+    """A template refuses a conversation or fails on it. The text is the template's own message."""
 
 
 class Renderer:
@@ -102,7 +90,7 @@ class Renderer:
 
     Args:
         source: the Jinja text.
-        variables: what the template sees beside the messages: special tokens, ``chat_template_kwargs``.
+        variables: what the template gets with the messages: special tokens, ``chat_template_kwargs``.
         date: ISO date that ``strftime_now`` prints, at midnight.
 
     Raises:
@@ -161,12 +149,12 @@ class Renderer:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a template wants messages that can be written in several ways.
+    """How a template reads messages that can be written in several ways.
 
     Args:
-        parts: content as a list of parts, as templates of vision models read it.
-        text_arguments: arguments of tool calls as JSON text (DeepSeek) rather than an object.
-        developer: the role developer is known; otherwise such a turn is handed over as a system turn.
+        parts: content is a list of parts, as in templates of vision models.
+        text_arguments: arguments of tool calls are JSON text (DeepSeek), not an object.
+        developer: the template knows the role developer; otherwise such a turn becomes a system turn.
     """
 
     parts: bool
@@ -176,22 +164,24 @@ class Dialect:
     @classmethod
     def of(cls, renderer: Renderer) -> Dialect:
         """The template's dialect, found by rendering short conversations."""
-        plain = cls(parts=False, text_arguments=False, developer="developer" in renderer.source)
-        in_parts = cls(parts=True, text_arguments=False, developer=plain.developer)
+        dialect = cls(parts=False, text_arguments=False, developer="developer" in renderer.source)
         user = {"role": "user", "content": _PROBE}
-        if not _writes(renderer, [plain.view(user)], _PROBE) and _writes(renderer, [in_parts.view(user)], _PROBE):
-            plain = in_parts
+        # 1. Content that the template writes only if it comes in parts.
+        if _PROBE not in (_rendered_probe(renderer, dialect, [user]) or ""):
+            in_parts = replace(dialect, parts=True)
+            if _PROBE in (_rendered_probe(renderer, in_parts, [user]) or ""):
+                dialect = in_parts
+        # 2. Tool calls that the template writes only if their arguments are text.
         call = {"type": "function", "function": {"name": "probe", "arguments": {"key": _PROBE}}}
         turns = [user, {"role": "assistant", "content": "", "tool_calls": [call]}]
-        as_text = cls(parts=plain.parts, text_arguments=True, developer=plain.developer)
-        if _fails(renderer, [plain.view(turn) for turn in turns]) and _writes(
-            renderer, [as_text.view(turn) for turn in turns], _PROBE
-        ):
-            return as_text
-        return plain
+        if _rendered_probe(renderer, dialect, turns) is None:
+            as_text = replace(dialect, text_arguments=True)
+            if _PROBE in (_rendered_probe(renderer, as_text, turns) or ""):
+                dialect = as_text
+        return dialect
 
     def view(self, turn: Mapping[str, Any]) -> dict[str, Any]:
-        """A turn as the template shall see it. Reasoning goes by both of its names, as in transformers."""
+        """A turn as the template reads it. Reasoning has both of its names, as in transformers."""
         seen = dict(turn)
         if seen.get("reasoning_content") is not None:
             seen["thinking"] = seen["reasoning_content"]
@@ -204,19 +194,12 @@ class Dialect:
         return seen
 
 
-def _writes(renderer: Renderer, turns: Sequence[Mapping[str, Any]], text: str) -> bool:
+def _rendered_probe(renderer: Renderer, dialect: Dialect, turns: Sequence[Mapping[str, Any]]) -> str | None:
+    """The turns in a dialect as text; None where the template refuses them."""
     try:
-        return text in renderer.render(turns, add_generation_prompt=False)
+        return renderer.render([dialect.view(turn) for turn in turns], add_generation_prompt=False)
     except RenderError:
-        return False
-
-
-def _fails(renderer: Renderer, turns: Sequence[Mapping[str, Any]]) -> bool:
-    try:
-        renderer.render(turns, add_generation_prompt=False)
-    except RenderError:
-        return True
-    return False
+        return None
 
 
 def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +208,7 @@ def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class GenerationTag(jinja2.ext.Extension):
-    """{% generation %}...{% endgeneration %}: renders what it holds."""
+    """{% generation %}...{% endgeneration %}: renders what is inside."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
 
@@ -240,7 +223,7 @@ class GenerationTag(jinja2.ext.Extension):
 
 
 class MarkedGenerationTag(GenerationTag):
-    """The same, with a mark before and after."""
+    """The same tag, which puts a mark before and after the text."""
 
     def _written(self, caller: Macro) -> str:
         return f"{_MARK}{caller()}{_MARK}"
@@ -268,7 +251,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter would escape HTML."""
+    """The filter ``tojson``: unlike Jinja's own it does not escape HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,4 +1,4 @@
-"""Rows as text, learned tokens told apart: in colour, or between marks where there is no colour."""
+"""Prints rows as text. Learned tokens are in colour, or between marks if there is no colour."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _VISIBLE = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if
 
 
 def spans(row: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
-    """The row's text in runs of learned and of other tokens, in order; terminal control characters made visible."""
+    """The row's text in runs of learned and of other tokens, in order. Control characters are made visible."""
     pairs = zip(row.ids.tolist(), row.supervised.tolist(), strict=True)
     runs = [(learned, [number for number, _ in run]) for learned, run in groupby(pairs, key=lambda pair: pair[1])]
     return [(_decode(tokenizer, ids), learned) for learned, ids in runs]
 
 
 def heading(row: Encoded) -> str:
-    """One line: where the row comes from, and its tokens."""
+    """One line: where the row comes from and how many tokens it has."""
     return f"{row.source}: {len(row.ids):,} tokens, {int(row.supervised.sum()):,} learned"
 
 
@@ -45,7 +45,7 @@ def coloured_text(row: Encoded, tokenizer: PreTrainedTokenizerBase) -> Text:
 
 
 def show(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, *, console: Console) -> None:
-    """Prints rows, each under its heading: in colour where the console has it, otherwise with marks."""
+    """Prints each row under its heading: in colour if the console has colour, otherwise with marks."""
     coloured = console.color_system is not None and not console.no_color
     for row in rows:
         console.print(heading(row), markup=False, highlight=False, style="bold", soft_wrap=True)

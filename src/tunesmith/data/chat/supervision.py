@@ -1,8 +1,8 @@
-"""Which tokens of a conversation are learned: the assistant's turns, each with the token that ends it.
+"""Decides which tokens of a conversation are learned: the assistant's turns, each with the token that ends it.
 
 The rule is prefix rendering. The prompt of a turn is the conversation before it with the generation prompt, encoded
-alone, as generation will encode it; what the template writes behind that prompt, up to the first token that generation
-stops on, is the turn. {% generation %} marks, where a template has them, may leave tokens of a turn out.
+alone, as generation will encode it. The turn is what the template writes behind that prompt, up to the first token that
+generation stops on. {% generation %} marks, where a template has them, can leave out tokens of a turn.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from tunesmith.data.chat.notes import (
     REASONING_LOST,
     Notes,
 )
-from tunesmith.data.chat.rendering import Conversation, RenderError
+from tunesmith.data.chat.rendering import RenderError, TemplatedConversation
 from tunesmith.errors import DataError
 
 _PROBE = "tunesmith-answer"
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
-def text_after_prefill(talk: Conversation, number: int, prompt: str, full: str) -> str:
-    """What the assistant has to write behind ``prompt`` for turn ``number``, where ``full`` does not begin with it.
+def text_after_prefill(conversation: TemplatedConversation, number: int, prompt: str, full: str) -> str:
+    """What the assistant must write behind ``prompt`` for turn ``number`` if ``full`` does not begin with the prompt.
 
-    The template is asked how it writes an opaque answer: what stands before it must begin the prompt (the rest of the
-    prompt is the prefill) and what stands behind it ends the turn. A thinking block that the prompt opens is closed
-    at once where the row has no reasoning, as Qwen3.5's own template does.
+    The template renders an opaque answer. The text before it must begin the prompt (the rest of the prompt is the
+    prefill), and the text behind it ends the turn. If the row has no reasoning, a thinking block that the prompt opens
+    is closed at once, as Qwen3.5's own template does.
 
     Raises:
         DataError: prompt and answer cannot be reconciled.
@@ -47,11 +47,11 @@ def text_after_prefill(talk: Conversation, number: int, prompt: str, full: str) 
     same = _common(prompt, full)
     if prompt[:same].endswith(_OPEN) and not prompt[same:].strip():
         return full[same:].lstrip("\n")  # only the white space behind the opening tag differs (Nemotron)
-    turn = talk.turns[number]
+    turn = conversation.turns[number]
     opaque = {key: value for key, value in turn.items() if key != "reasoning_content"} | {"content": _PROBE}
-    head, found, tail = talk.with_turn(number, opaque).rpartition(_PROBE)
+    head, found, tail = conversation.with_turn(number, opaque).rpartition(_PROBE)
     if not found or not prompt.startswith(head):
-        raise _refusal(talk, prompt, full)
+        raise _refusal(conversation, prompt, full)
     prefill = prompt[len(head) :]
     content, reasoning = turn["content"], turn.get("reasoning_content")
     if prefill.rstrip().endswith(_OPEN):
@@ -64,17 +64,17 @@ def text_after_prefill(talk: Conversation, number: int, prompt: str, full: str) 
         return content + tail
     if prefill and content.startswith(prefill):
         return content[len(prefill) :] + tail
-    raise _refusal(talk, prompt, full)
+    raise _refusal(conversation, prompt, full)
 
 
 def thinks_nothing(prompt: str, answer: str) -> bool:
-    """Whether the answer is taught with an empty thinking block, which the prompt or the answer opens."""
+    """Whether the learned answer has an empty thinking block, opened by the prompt or by the answer."""
     opened = "" if prompt.rstrip().endswith(_OPEN) else _OPEN
     begins, found, _ = answer.partition(_CLOSE)
     return bool(found) and begins.strip() == opened
 
 
-def _refusal(talk: Conversation, prompt: str, full: str) -> DataError:
+def _refusal(conversation: TemplatedConversation, prompt: str, full: str) -> DataError:
     same = _common(prompt, full)
     thinks = _CLOSE in prompt[same:] or _CLOSE in prompt[-40:]
     closed = "give it no reasoning, or let the prompt think: data.chat_template_kwargs: {enable_thinking: true}."
@@ -84,13 +84,14 @@ def _refusal(talk: Conversation, prompt: str, full: str) -> DataError:
     )
     return DataError(
         "the chat template writes this answer differently from how its generation prompt begins it",
-        where=talk.source,
+        where=conversation.source,
         why=f"the prompt ends with {prompt[same:][-60:]!r}, the row goes on with {full[same:][:60]!r}",
         remedy=closed if thinks else other,
     )
 
 
 def _common(first: str, second: str) -> int:
+    """Characters that two texts begin with in common."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
@@ -100,8 +101,11 @@ _FIRST, _SECOND, _THIRD = "tunesmith-first", "tunesmith-second", "tunesmith-thir
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One learned turn of a row: ids of the prompt before it, position of the token that ends it, and which of the
-    positions from the prompt to that token are labels (bool)."""
+    """One learned turn of a row.
+
+    prompt: the ids before it [p]; end: the position of the token that ends it; labels: bool [end + 1 - p], whether each
+    token from the prompt to that end is a label.
+    """
 
     prompt: list[int]
     end: int
@@ -109,11 +113,11 @@ class Turn:
 
 
 class Supervisor:
-    """Conversations to rows of ids with their learned turns.
+    """Turns conversations into rows of ids with their learned turns.
 
     Args:
-        stop_ids: ids that generation stops on; a learned turn ends at one.
-        notes: where what is noticed is counted.
+        stop_ids: ids that generation stops on; a learned turn ends at one of them.
+        notes: takes the notes about the rows.
     """
 
     def __init__(self, encoder: TextEncoder, *, stop_ids: Sequence[int], notes: Notes) -> None:
@@ -123,101 +127,105 @@ class Supervisor:
         self._implied: dict[tuple[str, bool], int | None] = {}
         self._harmless_tails: set[tuple[int, ...]] = set()
 
-    def rows(self, talk: Conversation, wanted: Sequence[int]) -> list[tuple[list[int], list[Turn]]]:
-        """One row for the conversation where its rendering only grows; otherwise one row a wanted turn.
+    def rows(self, conversation: TemplatedConversation, wanted: Sequence[int]) -> list[tuple[list[int], list[Turn]]]:
+        """One row for the conversation if its rendering only grows from turn to turn; otherwise one row a wanted turn.
 
         Args:
-            wanted: indexes of the assistant turns to learn, rising.
+            wanted: indexes of the assistant turns to learn, in order.
 
         Raises:
             DataError: the template refuses the turns, or a turn has no end that generation stops on.
         """
-        whole = self._whole(talk, wanted) if len(wanted) > 1 else None
+        whole = self._whole(conversation, wanted) if len(wanted) > 1 else None
         if whole is not None:
             return [whole]
         if len(wanted) > 1:
-            self._notes.note(OWN_ROWS, talk.source)
-        return [self._own(talk, number) for number in wanted]
+            self._notes.note(OWN_ROWS, conversation.source)
+        return [self._own(conversation, number) for number in wanted]
 
-    def _whole(self, talk: Conversation, wanted: Sequence[int]) -> tuple[list[int], list[Turn]] | None:
-        """The row of all wanted turns, or None where a turn in it is not what it is on its own."""
-        text, marks = talk.full(wanted[-1] + 1)
+    def _whole(self, conversation: TemplatedConversation, wanted: Sequence[int]) -> tuple[list[int], list[Turn]] | None:
+        """The row of all wanted turns; None if a turn in it is not what it is on its own."""
+        text, marks = conversation.full(wanted[-1] + 1)
         tokens = self._encoder.tokens(text, offsets=True)
         if tokens.starts is None or tokens.ends is None:
             return None
         turns = []
         for number in wanted:
-            before = talk.prompt(number)
+            # 1. The row begins with this turn's own prompt, as text and as ids, and has a stop token behind it.
+            before = conversation.prompt(number)
             prompt = self._encoder.tokens(before).ids
             end = self._stop_after(tokens.ids, len(prompt))
             if not text.startswith(before) or tokens.ids[: len(prompt)] != prompt or end is None:
                 return None
-            alone = text if number == wanted[-1] else talk.full(number + 1)[0]
+            # 2. The turn reads as it does at the end of a conversation.
+            alone = text if number == wanted[-1] else conversation.full(number + 1)[0]
             cut = tokens.ends[end]
             if tokens.starts[end] >= len(alone) or alone[:cut] != text[:cut]:
                 return None
-            self._check_content(talk, number, before, text[len(before) : cut])
+            self._check_content(conversation, number, before, text[len(before) : cut])
             if alone[cut:].strip():
-                self._check_tail(talk, self._encoder.continuation(alone[cut:]).ids)
-            labels = self._labels(talk.source, tokens, marks, (len(before), len(prompt), end))
+                self._check_tail(conversation, self._encoder.continuation(alone[cut:]).ids)
+            labels = self._labels(conversation.source, tokens, marks, (len(before), len(prompt), end))
             turns.append(Turn(prompt, end, labels))
-        self._check_history(talk, wanted[-1], text)
+        self._check_history(conversation, wanted[-1], text)
         return tokens.ids, turns
 
-    def _own(self, talk: Conversation, number: int) -> tuple[list[int], list[Turn]]:
+    def _own(self, conversation: TemplatedConversation, number: int) -> tuple[list[int], list[Turn]]:
         """The row of one turn behind its own prompt."""
-        before = talk.prompt(number)
-        text, marks = talk.full(number + 1)
+        before = conversation.prompt(number)
+        text, marks = conversation.full(number + 1)
         prompt = self._encoder.tokens(before).ids
         if text.startswith(before):
             answer = text[len(before) :]
             tokens = self._encoder.tokens(text, offsets=bool(marks))
             if tokens.ids[: len(prompt)] != prompt:
-                # The tokenizer joins the end of the prompt with the beginning of the answer. Generation never sees
-                # such a token, since its prompt is encoded alone; so the answer is encoded alone as well.
+                # The tokenizer joins the end of the prompt with the beginning of the answer. Generation encodes the
+                # prompt alone and never sees such a token, so the answer is encoded alone as well.
                 tokens = Tokens([*prompt], [0] * len(prompt), [0] * len(prompt))
                 tokens.append(self._encoder.continuation(answer, offsets=bool(marks)), shift=len(before))
         else:
-            answer = text_after_prefill(talk, number, before, text)
+            answer = text_after_prefill(conversation, number, before, text)
             tokens = Tokens(prompt + self._encoder.continuation(answer).ids, None, None)
-        self._check_content(talk, number, before, answer)
-        self._check_history(talk, number, before)
+        self._check_content(conversation, number, before, answer)
+        self._check_history(conversation, number, before)
         end = self._stop_after(tokens.ids, len(prompt))
         if end is None:
-            tokens, end = self._with_implied_end(talk, number, tokens)
-        self._check_tail(talk, tokens.ids[end + 1 :])
-        labels = self._labels(talk.source, tokens, marks, (len(before), len(prompt), end))
+            tokens, end = self._with_implied_end(conversation, number, tokens)
+        self._check_tail(conversation, tokens.ids[end + 1 :])
+        labels = self._labels(conversation.source, tokens, marks, (len(before), len(prompt), end))
         return tokens.ids, [Turn(prompt, end, labels)]
 
     def _stop_after(self, ids: Sequence[int], start: int) -> int | None:
         return next((at for at in range(start, len(ids)) if ids[at] in self._stop_ids), None)
 
-    def _with_implied_end(self, talk: Conversation, number: int, tokens: Tokens) -> tuple[Tokens, int]:
-        """The tokens with the token by which the template begins what follows, where generation stops on that."""
-        calls = bool(talk.turns[number].get("tool_calls"))
-        key = (talk.renderer.source, calls)
+    def _with_implied_end(self, conversation: TemplatedConversation, number: int, tokens: Tokens) -> tuple[Tokens, int]:
+        """The tokens with the one that begins the next turn, if generation stops on that; and its position."""
+        calls = bool(conversation.turns[number].get("tool_calls"))
+        key = (conversation.renderer.source, calls)
         if key not in self._implied:
-            self._implied[key] = self._find_implied_end(talk, calls=calls)
+            self._implied[key] = self._find_implied_end(conversation, calls=calls)
         stop = self._implied[key]
         if stop is None:
             names = self._encoder.tokenizer.convert_ids_to_tokens(sorted(self._stop_ids))
             raise DataError(
                 "the assistant's turn has no token that generation stops on",
-                where=talk.source,
+                where=conversation.source,
                 why=f"the template writes none of {', '.join(map(str, names))} behind it; the model would never stop",
                 remedy="give a template that ends assistant turns with one of these in data.chat_template.",
             )
-        self._notes.note(IMPLIED_END, talk.source)
+        self._notes.note(IMPLIED_END, conversation.source)
         return Tokens([*tokens.ids, stop], None, None), len(tokens.ids)
 
-    def _find_implied_end(self, talk: Conversation, *, calls: bool) -> int | None:
-        """The first stop token between an assistant turn and a turn behind it (GLM-4 stops on the next header)."""
+    def _find_implied_end(self, conversation: TemplatedConversation, *, calls: bool) -> int | None:
+        """The first stop token between an assistant turn and the next turn (GLM-4 stops on the next header)."""
         call = {"type": "function", "function": {"name": _SECOND, "arguments": {}}}
         answer: dict[str, Any] = {"role": "assistant", "content": "" if calls else _SECOND}
         answer |= {"tool_calls": [call]} if calls else {}
         turns = [{"role": "user", "content": _FIRST}, answer, {"role": "tool" if calls else "user", "content": _THIRD}]
         try:
-            text = talk.renderer.render([talk.dialect.view(turn) for turn in turns], add_generation_prompt=False)
+            text = conversation.renderer.render(
+                [conversation.dialect.view(turn) for turn in turns], add_generation_prompt=False
+            )
         except RenderError:
             return None
         if _SECOND not in text or _THIRD not in text:
@@ -227,14 +235,18 @@ class Supervisor:
         return None if at is None else between[at]
 
     def _labels(
-        self, source: str, tokens: Tokens, marks: Sequence[tuple[int, int]], place: tuple[int, int, int]
+        self, source: str, tokens: Tokens, marks: Sequence[tuple[int, int]], bounds: tuple[int, int, int]
     ) -> np.ndarray:
-        """Labels [end + 1 - prompt] of a turn; place: characters of the prompt, ids of the prompt, position of the end.
+        """The labels of a turn, bool [end + 1 - prompt].
+
+        Args:
+            marks: character spans [first, last) inside {% generation %} marks.
+            bounds: characters of the prompt, ids of the prompt, position of the end.
 
         Raises:
             DataError: marks leave out the token that ends the turn.
         """
-        characters, prompt, end = place
+        characters, prompt, end = bounds
         labels = np.ones(end + 1 - prompt, dtype=bool)
         if not marks:
             return labels
@@ -243,7 +255,7 @@ class Supervisor:
             return labels
         starts, ends = np.array(tokens.starts[prompt : end + 1]), np.array(tokens.ends[prompt : end + 1])
         labels[:] = False
-        for first, last in marks:
+        for first, last in marks:  # tokens that overlap the span; an empty token counts where it stands
             labels |= (starts < last) & ((ends > first) | ((starts == ends) & (starts >= first)))
         if not labels[-1]:
             raise DataError(
@@ -258,8 +270,8 @@ class Supervisor:
             self._notes.note(MARKS_SHORT, source)
         return labels
 
-    def _check_tail(self, talk: Conversation, tail: Sequence[int]) -> None:
-        """Behind the token that ends a turn stands nothing but white space and special tokens."""
+    def _check_tail(self, conversation: TemplatedConversation, tail: Sequence[int]) -> None:
+        """Raises DataError if text follows the token that ends a turn; white space and special tokens may."""
         key = tuple(tail)
         if not key or key in self._harmless_tails:
             return
@@ -267,41 +279,41 @@ class Supervisor:
         if text.strip():
             raise DataError(
                 "the template writes part of the assistant's turn behind a token that generation stops on",
-                where=talk.source,
+                where=conversation.source,
                 why=f"this part would never be generated: {text.strip()[:80]!r}",
                 remedy="give a template whose turns end at their first stop token in data.chat_template.",
             )
         self._harmless_tails.add(key)
 
-    def _check_content(self, talk: Conversation, number: int, prompt: str, answer: str) -> None:
-        """What the row says is what the template writes: calls are refused where it does not, the rest is noted."""
-        turn = talk.turns[number]
+    def _check_content(self, conversation: TemplatedConversation, number: int, prompt: str, answer: str) -> None:
+        """Raises DataError if the template leaves out a tool call; takes a note if it leaves out or rewrites text."""
+        turn = conversation.turns[number]
         for call in turn.get("tool_calls", ()):
             if call["function"]["name"] not in answer:
                 raise DataError(
                     "the chat template does not write tool calls",
-                    where=talk.source,
+                    where=conversation.source,
                     why=f"the call of {call['function']['name']} would be lost",
                     remedy="write it into the content, or give a template that knows tool calls in data.chat_template.",
                 )
         if thinks_nothing(prompt, answer):
-            self._notes.note(EMPTY_THINKING, talk.source)
+            self._notes.note(EMPTY_THINKING, conversation.source)
         if not _written(turn["content"], answer):
-            self._notes.note(CONTENT_LOST, talk.source)
+            self._notes.note(CONTENT_LOST, conversation.source)
         if not _written(turn.get("reasoning_content") or "", answer):
-            self._notes.note(REASONING_LOST, talk.source)
+            self._notes.note(REASONING_LOST, conversation.source)
 
-    def _check_history(self, talk: Conversation, count: int, text: str) -> None:
-        for turn in talk.turns[:count]:
+    def _check_history(self, conversation: TemplatedConversation, count: int, text: str) -> None:
+        for turn in conversation.turns[:count]:
             if not _written(turn["content"], text):
-                self._notes.note(HISTORY_LOST, talk.source)
+                self._notes.note(HISTORY_LOST, conversation.source)
 
 
 def check_row(ids: np.ndarray, supervised: np.ndarray, turns: Sequence[Turn], stop_ids: Sequence[int]) -> None:
-    """Asserts what must hold on every row, from the finished arrays: ids int32[n], supervised bool[n].
+    """Asserts what must be true of every finished row: ids int32 [n], supervised bool [n].
 
-    A label lies behind its turn's prompt and not behind the turn's end, the end is a label and generation stops on it,
-    the prompt is what generation will send, and no turn reaches into the next prompt's own part.
+    Each label lies between its turn's prompt and its turn's end. The end is a label and generation stops on it. The
+    prompt is what generation will send. No turn reaches into the next prompt's own part.
     """
     assert len(ids) == len(supervised) and supervised.any() and not supervised[0]
     allowed = np.zeros(len(ids), dtype=bool)
@@ -317,6 +329,6 @@ def check_row(ids: np.ndarray, supervised: np.ndarray, turns: Sequence[Turn], st
 
 
 def _written(content: str, text: str) -> bool:
-    """Whether a text stands in the rendering, white space around it and thinking before it aside."""
+    """Whether a rendering has this text, without the white space around it and the thinking before it."""
     visible = content.rsplit("</think>", 1)[-1].strip()
     return visible in text or json.dumps(visible, ensure_ascii=False)[1:-1] in text

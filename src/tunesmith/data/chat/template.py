@@ -1,7 +1,7 @@
-"""Chat template to token ids and supervision: the one owner of both.
+"""Turns examples into token ids and labels by the model's chat template. Both are made here and nowhere else.
 
-The prompt that a row trains on is the prompt that generation sends, token for token, and only assistant turns are
-learned, each with the token that ends it. How turns become labels is in ``turns.py``.
+The prompt that a row trains on is the prompt that generation sends, token for token. Only assistant turns are learned,
+each with the token that ends it; ``supervision.py`` decides which tokens these are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from tunesmith.data.chat.encoding import ControlTokens, TextEncoder, control_texts
 from tunesmith.data.chat.notes import CONTROL_IN_RAW_TEXT, Notes
-from tunesmith.data.chat.rendering import Conversation, Dialect, Renderer, RenderError
+from tunesmith.data.chat.rendering import Dialect, Renderer, RenderError, TemplatedConversation
 from tunesmith.data.chat.supervision import Supervisor, check_row
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from tunesmith.recipe.data import DataSettings
 
 
-# For a base model, which has no template: the instruction format of Stanford Alpaca. A system text stands first,
-# turns are a blank line apart, and an answer ends with the model's stop token. It knows no tools.
+# For a base model, which has no template: the instruction format of Stanford Alpaca. A system text comes first, a blank
+# line separates turns, and an answer ends with the model's stop token. There are no tools.
 _DEFAULT = (
     "@BOS@{% if tools %}{{ raise_exception('the default template knows no tools') }}{% endif %}"
     "{% for message in messages %}"
@@ -49,7 +49,7 @@ _DEFAULT = (
 def choose_templates(
     tokenizer: PreTrainedTokenizerBase, setting: str | None, *, stop_ids: Sequence[int]
 ) -> tuple[dict[str, str], str]:
-    """The templates by name ("default" always; "tool_use" where the model has one), and where they come from.
+    """The templates by name ("default" always, "tool_use" if the model has one), and where they come from.
 
     Args:
         setting: ``data.chat_template``: Jinja text, a file, or the name of one of the tokenizer's templates.
@@ -79,8 +79,8 @@ def choose_templates(
 def default_template(tokenizer: PreTrainedTokenizerBase, *, stop_ids: Sequence[int]) -> str:
     """The instruction format for a model without a template.
 
-    It begins with the tokenizer's beginning-of-text token where the tokenizer itself would add one. Its answers end
-    with a token that generation stops on: the end-of-text token, or else the first stop token by its text.
+    It begins with the beginning-of-text token if the tokenizer itself adds one. Its answers end with a token that
+    generation stops on: the end-of-text token, or else the first stop token.
     """
     bos = tokenizer.bos_token_id
     begins = bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos]
@@ -111,9 +111,9 @@ class Encoded:
 
     Args:
         ids: int32 [n].
-        supervised: bool [n]; where True, ``ids[t]`` is a label, predicted from the tokens before it.
+        supervised: bool [n]; True at t if ``ids[t]`` is a label, predicted from the tokens before it.
         source: ``file:line`` of the example.
-        example: number of the example that it comes from; an example can become several rows.
+        example: number of the example that the row comes from; an example can become several rows.
     """
 
     ids: np.ndarray
@@ -123,9 +123,10 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What fixes the tokens of a run besides the tokenizer. ``templates`` by name, ``origin``: recipe, tokenizer or
-    default. ``added_tokens`` stand in texts as tokens.
+class TemplateRules:
+    """All that determines the tokens of a run, except the tokenizer.
+
+    ``origin`` of the templates: recipe, tokenizer or default. ``added_tokens``: texts that are encoded as tokens.
     """
 
     templates: Mapping[str, str]
@@ -163,16 +164,9 @@ class ChatTemplate:
     ) -> None:
         _require_stop_ids(stop_ids)
         templates, origin = choose_templates(tokenizer, settings.chat_template, stop_ids=stop_ids)
-        kwargs = dict(settings.chat_template_kwargs)
-        rules = Rules(
-            templates,
-            origin,
-            kwargs,
-            settings.date or date,
-            settings.control_tokens,
-            settings.train_on,
-            tuple(added_tokens),
-        )
+        kwargs, day = dict(settings.chat_template_kwargs), settings.date or date
+        fixed = settings.control_tokens, settings.train_on, tuple(added_tokens)
+        rules = TemplateRules(templates, origin, kwargs, day, *fixed)
         self._build(tokenizer, stop_ids, rules)
 
     @classmethod
@@ -188,7 +182,7 @@ class ChatTemplate:
         template = cls.__new__(cls)
         try:
             recorded = {"added_tokens": (), **recorded}  # a run of an earlier version has none
-            rules = Rules(**{name: recorded[name] for name in Rules.__slots__})
+            rules = TemplateRules(**{name: recorded[name] for name in TemplateRules.__slots__})
         except KeyError as error:
             raise ModelError(
                 f"the recorded chat template has no {error}", remedy="use the run as it was written."
@@ -196,7 +190,7 @@ class ChatTemplate:
         template._build(tokenizer, stop_ids, rules)
         return template
 
-    def _build(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], rules: Rules) -> None:
+    def _build(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], rules: TemplateRules) -> None:
         self.tokenizer = tokenizer
         self.stop_ids = tuple(int(number) for number in stop_ids)
         self.rules = rules
@@ -213,7 +207,7 @@ class ChatTemplate:
 
     @property
     def findings(self) -> list[Finding]:
-        """What was noticed while encoding, each with its count and its first rows."""
+        """The notes taken while encoding, as findings."""
         return self.notes.findings()
 
     @property
@@ -222,12 +216,12 @@ class ChatTemplate:
         return self.rules.templates["default"]
 
     def encode(self, example: Example, number: int = 0) -> list[Encoded]:
-        """The rows of an example: one, or one a learned turn where the template rewrites earlier turns.
+        """The rows of an example: one, or one for each learned turn if the template rewrites earlier turns.
 
-        An example with a rejected answer has two: the chosen answer and the rejected one, each behind the prompt.
+        An example with a rejected answer has two rows: the chosen and the rejected answer, each behind the prompt.
 
         Args:
-            number: number of the example, carried along.
+            number: number of the example, for ``Encoded.example``.
 
         Raises:
             DataError: the example holds control tokens, the template refuses it, or a turn cannot be learned.
@@ -237,9 +231,9 @@ class ChatTemplate:
         if example.rejected is not None:
             other = replace(example, messages=(*example.messages[:-1], example.rejected), rejected=None)
             return [*self.encode(replace(example, rejected=None), number), *self.encode(other, number)]
-        talk = self._conversation(example.messages, example.tools, example.source)
+        conversation = self._conversation(example.messages, example.tools, example.source)
         encoded = []
-        for numbers, turns in self._supervisor.rows(talk, self._learned(example)):
+        for numbers, turns in self._supervisor.rows(conversation, self._learned(example)):
             ids = np.array(numbers, dtype=np.int32)
             supervised = np.zeros(len(ids), dtype=bool)
             for turn in turns:
@@ -251,13 +245,13 @@ class ChatTemplate:
     def prompt_ids(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, source: str = "the prompt"
     ) -> list[int]:
-        """Exactly what generation sends: the messages with the generation prompt.
+        """The ids that generation sends: the messages with the generation prompt.
 
         Raises:
             DataError: the messages hold control tokens, or the template refuses them.
         """
-        talk = self._conversation(messages, tools, source)
-        return self._encoder.tokens(talk.prompt(len(messages))).ids
+        conversation = self._conversation(messages, tools, source)
+        return self._encoder.tokens(conversation.prompt(len(messages))).ids
 
     def reference(self, example: Example) -> tuple[Sequence[Message], str]:
         """For evaluation by generation: the messages before the last learned turn, and that turn's content.
@@ -275,7 +269,7 @@ class ChatTemplate:
 
     def describe(self) -> dict[str, Any]:
         """What is recorded with a run, plain JSON: the rules, and ``sha256`` of the default template's text."""
-        recorded: dict[str, Any] = {name: getattr(self.rules, name) for name in Rules.__slots__}
+        recorded: dict[str, Any] = {name: getattr(self.rules, name) for name in TemplateRules.__slots__}
         recorded["templates"], recorded["kwargs"] = dict(self.rules.templates), dict(self.rules.kwargs)
         recorded["added_tokens"] = list(self.rules.added_tokens)
         return recorded | {"sha256": hashlib.sha256(self.text.encode()).hexdigest()}
@@ -293,7 +287,7 @@ class ChatTemplate:
 
     def _conversation(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], source: str
-    ) -> Conversation:
+    ) -> TemplatedConversation:
         name = "tool_use" if tools and "tool_use" in self._renderers else "default"
         turns = [message.to_template() for message in messages]
         if self._as_text:
@@ -301,24 +295,24 @@ class ChatTemplate:
             tools = self._control.mark(tools)
         else:
             self._refuse_control_tokens(turns, tools, source)
-        return Conversation(self._renderers[name], self._dialects[name], turns, tools, source)
+        return TemplatedConversation(self._renderers[name], self._dialects[name], turns, tools, source)
 
     def _refuse_control_tokens(
         self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], source: str
     ) -> None:
-        places = [(f"a {turn['role']} turn", turn, turn["role"] == "assistant") for turn in turns]
-        for place, value, assistant in [*places, ("the tools", tools, False)]:
+        parts = [(f"a {turn['role']} turn", turn, turn["role"] == "assistant") for turn in turns]
+        for part, value, assistant in [*parts, ("the tools", tools, False)]:
             found = self._control.find(value, assistant=assistant)
             if found is not None:
                 raise DataError(
-                    f"the control token {found} stands in the text of {place}",
+                    f"the control token {found} stands in the text of {part}",
                     where=source,
                     why="encoded as a token it would begin or end a turn in the middle of the text",
                     remedy="remove it, or set data.control_tokens: text to encode it as plain text.",
                 )
 
     def _raw_text(self, text: str, source: str, number: int) -> Encoded:
-        """A text with the tokenizer's own special tokens and an end-of-text token; all is learned but the first."""
+        """A text with the tokenizer's own special tokens and an end-of-text token. All but the first is learned."""
         if self._control.find(text) is not None and not self._as_text:
             self.notes.note(CONTROL_IN_RAW_TEXT, source)
         eos = self.tokenizer.eos_token_id
@@ -337,18 +331,17 @@ class ChatTemplate:
         return Encoded(np.array(ids, dtype=np.int32), supervised, source, number)
 
     def _frame(self) -> list[int]:
-        """Ids that the template writes around a user turn: tokens that no message may forge."""
-        name = "default"
-        turn = self._dialects[name].view({"role": "user", "content": "a"})
+        """Ids that the template writes around a user turn: control tokens that no message may contain."""
+        turn = self._dialects["default"].view({"role": "user", "content": "a"})
         try:
-            text = self._renderers[name].render([turn], add_generation_prompt=False)
+            text = self._renderers["default"].render([turn], add_generation_prompt=False)
         except RenderError:
             return []
         return TextEncoder(self.tokenizer).tokens(text).ids
 
 
 def _own_special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer itself puts before and behind a text."""
+    """The ids that the tokenizer itself puts before and behind a text."""
     bare = list(cast(Sequence[int], tokenizer("a", add_special_tokens=False)["input_ids"]))
     framed = list(cast(Sequence[int], tokenizer("a")["input_ids"]))
     at = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
