@@ -1,4 +1,4 @@
-"""Log-probabilities and gradients through our head are those of the model's own logits, whatever it does to them."""
+"""Log-probabilities and gradients through our output layer are those of the model's own logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.tiny import Row, config_for, make_rows, tiny
 from torch import Tensor
 
 from tunesmith.data.batches.layout import Batch, padded_batch, tree_batch
-from tunesmith.model.compute import logprobs as head
+from tunesmith.model.compute import logprobs
 from tunesmith.model.compute.attention import forward_arguments, laid_out
 from tunesmith.model.compute.fused_modules import fuse
 from tunesmith.model.compute.logprobs import target_logprobs
@@ -37,10 +37,10 @@ def compare(model: Any, batch: Batch) -> None:
     results = []
     for way in (own_logprobs, lambda model, batch: target_logprobs(model, batch).logprobs):
         model.zero_grad()
-        logprobs = way(model, batch)
-        (logprobs * weight).sum().backward()
+        made = way(model, batch)
+        (made * weight).sum().backward()
         gradients = {name: own.grad.clone() for name, own in model.named_parameters() if own.grad is not None}
-        results.append((logprobs.detach(), gradients))
+        results.append((made.detach(), gradients))
     (expected, before), (found, after) = results
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
     assert before.keys() == after.keys() and before
@@ -49,14 +49,16 @@ def compare(model: Any, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("chunk", [2**23, 300], ids=["one chunk", "many chunks"])
-@pytest.mark.parametrize("frozen", [True, False], ids=["frozen head", "trained head"])
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_way_through_the_head(name: str, frozen: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "LOGITS_AT_ONCE", chunk)
+def test_every_way_through_the_output_layer(
+    name: str, frozen: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", chunk)
     model = tiny(config_for(name, **FAMILIES[name], tie_word_embeddings=False))
     for parameter in model.get_output_embeddings().parameters():
         parameter.requires_grad_(not frozen)
-    assert head._logit_transform(model) is not None, "the config tells what this family does to its logits"
+    assert logprobs._logit_transform(model) is not None, "the config tells what this family does to its logits"
     rows = make_rows()
     compare(model, tree_batch(rows, range(6)))
     compare(model, padded_batch(rows, range(6)))
@@ -86,7 +88,7 @@ def test_a_model_whose_logits_are_not_what_its_config_says_projects_itself() -> 
     model.get_output_embeddings().register_forward_hook(lambda module, given, made: made * 1.5)
     own = model.forward
     model.forward = lambda *given, **named: _squared(own(*given, **named))
-    assert head._logit_transform(model) is None
+    assert logprobs._logit_transform(model) is None
     compare(model, batch)
 
 
@@ -94,7 +96,7 @@ def test_a_model_that_makes_all_its_logits_whatever_is_asked_gives_those_of_the_
     model = tiny(config_for("llama"))
     own = model.forward
     model.forward = lambda *given, logits_to_keep=0, **named: _squared(own(*given, **named))
-    assert head._logit_transform(model) is None
+    assert logprobs._logit_transform(model) is None
     compare(model, tree_batch(make_rows(), range(6)))
     compare(model, padded_batch(make_rows(), range(6)))
 
@@ -107,17 +109,17 @@ def test_a_model_that_takes_neither_positions_nor_logits_to_keep_is_not_asked_fo
     inner = other if projects_itself else other.model
     own = inner.forward
     inner.forward = lambda input_ids, attention_mask: own(input_ids=input_ids, attention_mask=attention_mask)
-    head._transforms[other] = None if projects_itself else head.LogitTransform()
+    logprobs._transforms[other] = None if projects_itself else logprobs.LogitTransform()
     torch.testing.assert_close(target_logprobs(other, padded_batch(rows, range(6))).logprobs, expected)
     assert probe_model(model, rows, device="cpu").shares
     assert not probe_model(other, rows, device="cpu").shares
 
 
-def test_a_hook_on_a_frozen_head_is_not_passed_over() -> None:
+def test_a_hook_on_a_frozen_output_layer_is_not_passed_over() -> None:
     model = tiny(config_for("llama"))
-    head = model.get_output_embeddings()
-    head.requires_grad_(False)
-    head.register_forward_hook(lambda module, given, made: made * 1.5)
+    output_layer = model.get_output_embeddings()
+    output_layer.requires_grad_(False)
+    output_layer.register_forward_hook(lambda module, given, made: made * 1.5)
     compare(model, tree_batch(make_rows(), range(6)))
 
 
@@ -126,7 +128,7 @@ def _squared(output: Any) -> Any:
     return output
 
 
-def test_an_adapter_on_the_head_is_not_passed_over() -> None:
+def test_an_adapter_on_the_output_layer_is_not_passed_over() -> None:
     from peft import LoraConfig, get_peft_model
 
     model = tiny(config_for("llama", tie_word_embeddings=False))
@@ -151,15 +153,17 @@ def test_layers_that_are_computed_again_leave_nothing_out_whoever_holds_the_flag
 
 
 @pytest.mark.parametrize("chunk", [2**23, 300], ids=["one chunk", "many chunks"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "a head of its own"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "an output layer of its own"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_rows_of_the_head_that_train_apart(name: str, tied: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_the_output_layer_that_train_apart(
+    name: str, tied: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As plain PEFT and transformers have it: new tokens, or a few that are named."""
     from peft import LoraConfig, get_peft_model
 
-    monkeypatch.setattr(head, "LOGITS_AT_ONCE", chunk)
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", chunk)
     if name != "phi":  # the output layer has a bias there, and PEFT its own way with it
-        monkeypatch.setattr(head, "_through_module", None)
+        monkeypatch.setattr(logprobs, "_through_module", None)
     model = tiny(config_for(name, **FAMILIES[name], tie_word_embeddings=tied))
     ids = [90, 5, 17, 40]
     where = {own_name: ids for own_name, own in model.named_modules() if own is model.get_input_embeddings()}
