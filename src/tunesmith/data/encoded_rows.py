@@ -19,7 +19,7 @@ import pyarrow as pa
 from tunesmith.data.chat.template import Encoded
 from tunesmith.data.finding import Finding
 
-SCHEMA = pa.schema(
+TOKEN_SCHEMA = pa.schema(
     [
         ("ids", pa.large_list(pa.int32())),
         ("supervised", pa.large_list(pa.bool_())),
@@ -145,7 +145,7 @@ class TokenFile:
         self.path = path
         with pa.memory_map(str(path)) as mapped:
             reader = pa.ipc.open_file(mapped)
-            if reader.schema != SCHEMA:
+            if reader.schema != TOKEN_SCHEMA:
                 raise ValueError("it has other columns")
             self.key = reader.schema.metadata[b"key"].decode()
             *batches, end = [reader.get_batch(number) for number in range(reader.num_record_batches)]
@@ -224,4 +224,4 @@ def record_batch(rows: Sequence[Encoded]) -> pa.RecordBatch:
         pa.array([row.source for row in rows], pa.string()),
         pa.array([row.example for row in rows], pa.int64()),
     ]
-    return pa.record_batch(columns, schema=SCHEMA)
+    return pa.record_batch(columns, schema=TOKEN_SCHEMA)

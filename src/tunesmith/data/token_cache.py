@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from tunesmith.data.chat.notes import Notes
 from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.data.checks.pool import end_with
-from tunesmith.data.encoded_rows import SCHEMA, EncodedRows, TokenFile, record_batch
+from tunesmith.data.encoded_rows import TOKEN_SCHEMA, EncodedRows, TokenFile, record_batch
 from tunesmith.data.examples.example import Example
 from tunesmith.data.finding import Finding
 from tunesmith.errors import DataError, TunesmithError
@@ -166,7 +166,7 @@ def _cached(path: Path, key: str, listener: Listener) -> TokenFile | None:
 
 def _write(path: Path, key: str, blocks: Iterable[_EncodedBlock], advance: Callable[[int], None]) -> None:
     """Writes a file beside ``path`` that takes its name when it is whole, with the findings in its last batch."""
-    partial, schema = path.with_suffix(".partial"), SCHEMA.with_metadata({"key": key})
+    partial, schema = path.with_suffix(".partial"), TOKEN_SCHEMA.with_metadata({"key": key})
     notes, rows, done = Notes(), 0, 0
     with _cache_errors(path.parent):
         sink = partial.open("wb")

@@ -334,11 +334,11 @@ def tree_batch(rows: Sequence[TokenRow], group: Sequence[int], *, least: int = L
     order = _in_dictionary_order(rows, group)
     trie = _Trie(rows, order, least)
     starts = np.cumsum([0, *(end - start for _, start, end in trie.spans)])  # of each segment in the line
-    # The places in the line of a segment's tokens and of all above it, from the root on: [depth] for each segment.
-    places: list[np.ndarray] = []
+    # For each segment the indices in the line of its tokens and of all above it, from the root on: int [depth].
+    indices: list[np.ndarray] = []
     for parent, begin, (_, start, end) in zip(trie.parents, starts, trie.spans, strict=False):
-        before = places[parent] if parent >= 0 else np.arange(0)
-        places.append(np.concatenate([before, begin + np.arange(end - start)]))
+        before = indices[parent] if parent >= 0 else np.arange(0)
+        indices.append(np.concatenate([before, begin + np.arange(end - start)]))
     segments = np.repeat(np.arange(len(trie.spans)), [end - start for _, start, end in trie.spans])
     leaf = dict(zip(order, trie.leaf, strict=True))
     return _batch(
@@ -346,7 +346,7 @@ def tree_batch(rows: Sequence[TokenRow], group: Sequence[int], *, least: int = L
         group,
         input_ids=np.concatenate([rows[number].ids[start:end] for number, start, end in trie.spans])[None],
         position_ids=np.concatenate([np.arange(start, end) for _, start, end in trie.spans])[None],
-        places=[places[leaf[number]] for number in group],
+        indices=[indices[leaf[number]] for number in group],
         attention=Tree(torch.tensor(trie.parents), torch.from_numpy(segments[None].astype(np.int64))),
     )
 
@@ -360,7 +360,7 @@ def packed_batch(rows: Sequence[TokenRow], group: Sequence[int]) -> Batch:
         group,
         input_ids=np.concatenate([rows[number].ids for number in group])[None],
         position_ids=np.concatenate([np.arange(length) for length in lengths])[None],
-        places=[start + np.arange(length) for start, length in zip(starts, lengths, strict=False)],
+        indices=[start + np.arange(length) for start, length in zip(starts, lengths, strict=False)],
         attention=Tree(
             torch.full((len(group),), -1), torch.from_numpy(np.repeat(np.arange(len(group)), lengths)[None])
         ),
@@ -379,7 +379,7 @@ def padded_batch(rows: Sequence[TokenRow], group: Sequence[int]) -> Batch:
         group,
         input_ids=input_ids,
         position_ids=np.tile(np.arange(length), (len(ids), 1)),
-        places=[line * length + np.arange(len(row)) for line, row in enumerate(ids)],
+        indices=[line * length + np.arange(len(row)) for line, row in enumerate(ids)],
         attention=Padded(torch.tensor([len(row) for row in ids])),
     )
 
@@ -390,23 +390,23 @@ def _batch(
     *,
     input_ids: np.ndarray,
     position_ids: np.ndarray,
-    places: Sequence[np.ndarray],
+    indices: Sequence[np.ndarray],
     attention: Tree | Padded,
 ) -> Batch:
     """The batch with its edges: the label at t is predicted by the hidden state at t - 1, wherever that stands.
 
     Args:
-        places: for each row of the group, where its tokens stand in the flattened line or lines, int [n].
+        indices: for each row of the group, the indices of its tokens in the flattened batch, int [n].
     """
-    # 1. For each label its row, the place that predicts it, and its id.
+    # 1. For each label its row, the token whose hidden state predicts it, and its id.
     row, source, target = [], [], []
-    for number, place in zip(group, places, strict=True):
+    for number, index in zip(group, indices, strict=True):
         labels = np.flatnonzero(rows[number].supervised)
         assert not len(labels) or labels[0] > 0, "the first token of a row has nothing that could predict it"
         row.append(np.full(len(labels), number))
-        source.append(place[labels - 1])
+        source.append(index[labels - 1])
         target.append(rows[number].ids[labels].astype(np.int64))
-    # 2. Number the places that predict something: rows that share a place share its logit.
+    # 2. Number the tokens that predict something: rows that share such a token share its logit.
     kept, logit = np.unique(np.concatenate(source), return_inverse=True)
     predicts = np.zeros(input_ids.size, dtype=bool)
     predicts[kept] = True
