@@ -400,11 +400,11 @@ def _batch(
     """
     # 1. For each label its row, the token whose hidden state predicts it, and its id.
     row, source, target = [], [], []
-    for number, index in zip(group, indices, strict=True):
+    for number, own in zip(group, indices, strict=True):
         labels = np.flatnonzero(rows[number].supervised)
         assert not len(labels) or labels[0] > 0, "the first token of a row has nothing that could predict it"
         row.append(np.full(len(labels), number))
-        source.append(index[labels - 1])
+        source.append(own[labels - 1])
         target.append(rows[number].ids[labels].astype(np.int64))
     # 2. Number the tokens that predict something: rows that share such a token share its logit.
     kept, logit = np.unique(np.concatenate(source), return_inverse=True)
