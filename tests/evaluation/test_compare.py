@@ -163,7 +163,7 @@ def test_the_first_metric_decides_and_loss_is_always_there():
 def test_equal_scores_are_no_evidence():
     found = one(losses(2.0), losses(2.0))
     assert found["verdict"] == "no evidence" and found["interval"] == [0.0, 0.0]
-    assert found["reason"] is not None and found["reason"].startswith("Base and tuned model score alike")
+    assert found["reason"] is not None and found["reason"].startswith("Base and tuned model score the same")
 
 
 def test_a_difference_of_rounding_is_no_evidence():
@@ -191,7 +191,7 @@ def test_few_differing_rows_among_many_equal_ones_are_no_evidence():
     verdict = compare({"m": base, "loss": losses(1, 100)}, {"m": five, "loss": losses(1, 100)}, metrics=["m"])
     assert verdict["metrics"]["m"]["interval"][0] > 0
     assert verdict["verdict"] == "no evidence"
-    assert verdict["reason"] == "Only 5 of 100 rows differ; at 95% confidence it takes 6 that differ."
+    assert verdict["reason"] == "Only 5 of 100 rows differ; at least 6 must differ for a verdict at 95% confidence."
     verdict = compare({"m": base, "loss": losses(1, 100)}, {"m": six, "loss": losses(1, 100)}, metrics=["m"])
     assert verdict["verdict"] == "better"
 
@@ -228,7 +228,7 @@ def test_the_interval_depends_on_the_seed_and_not_on_how_memory_is_cut(monkeypat
     tuned = shifted(base, 0.0)
     whole = bootstrap_differences(base, tuned, resamples=1000, seed=4)
     assert not np.array_equal(whole, bootstrap_differences(base, tuned, resamples=1000, seed=5))
-    monkeypatch.setattr(module, "COUNTS_AT_A_TIME", 7 * 50)
+    monkeypatch.setattr(module, "_COUNTS_AT_A_TIME", 7 * 50)
     assert np.array_equal(whole, bootstrap_differences(base, tuned, resamples=1000, seed=4))
 
 
@@ -252,7 +252,7 @@ def test_the_sentence_says_it_in_plain_words():
     assert sentence(same) == (
         f"No evidence that the tuned model is better or worse than the base: loss {losses(2.0, rows=1).value:.4g} -> "
         f"{losses(2.0, rows=1).value:.4g} on 1 held-out row (difference +0, 95% interval +0 to +0, lower is better). "
-        "Base and tuned model score alike; at 95% confidence it takes 6 that differ."
+        "Base and tuned model score the same; at least 6 must differ for a verdict at 95% confidence."
     )
     assert sentence(compare({"loss": losses(1.0)}, {"loss": losses(3.0)})).startswith("Worse than the base: loss ")
 
@@ -260,4 +260,4 @@ def test_the_sentence_says_it_in_plain_words():
 def test_too_few_rows_are_said_to_be_too_few() -> None:
     verdict = compare({"loss": row_scores([2.0] * 3)}, {"loss": row_scores([1.0] * 3)}, resamples=200)
     assert verdict["verdict"] == "no evidence"
-    assert verdict["reason"] == "There are only 3 rows; at 95% confidence it takes 6 that differ."
+    assert verdict["reason"] == "There are only 3 rows; at least 6 must differ for a verdict at 95% confidence."

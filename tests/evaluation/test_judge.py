@@ -19,7 +19,7 @@ from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
 from tunesmith.errors import DataError, ModelError
 from tunesmith.evaluation import judge as judging
-from tunesmith.evaluation.judge import check_questions, judge, measure, token_scores
+from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.evaluation.task import Task, make_task, task_batches
 from tunesmith.model.compute.attention import install
@@ -156,33 +156,27 @@ def test_a_prompt_too_long_for_the_model_is_told_before_training(template: ChatT
     long = Example((Message("user", "word " * 600), Message("assistant", "x")), "held.jsonl:2")
     task = task_of(template, [talk(0), long])
     with pytest.raises(ModelError):
-        check_questions(model, task, settings(metrics=["exact_match"]))
-    check_questions(model, task, settings(samples=1))  # only the first is asked
+        judge_of(task, template.tokenizer, metrics=["exact_match"]).check_questions(model)
+    judge_of(task, template.tokenizer, samples=1).check_questions(model)  # only the first is asked
     with pytest.raises(ModelError):
-        check_questions(model, task, settings(samples=2))
+        judge_of(task, template.tokenizer, samples=2).check_questions(model)
+
+
+def judge_of(task: Task, tokenizer: Any, budget: int = 500, **changes: Any) -> Judge:
+    return Judge(task, task_batches(task, budget=budget, layout="padded"), tokenizer, STOPS, settings(**changes))
 
 
 def measured(model: Any, task: Task, tokenizer: Any, listener: Heard, **changes: Any) -> judging.Measured:
     known = changes.pop("known", None)
-    return measure(
-        model,
-        task,
-        task_batches(task, budget=200, layout="padded"),
-        tokenizer=tokenizer,
-        stop_ids=STOPS,
-        settings=settings(**changes),
-        name="tuned",
-        listener=listener,
-        known=known,
-    )
+    return judge_of(task, tokenizer, budget=200, **changes).measure(model, "tuned", listener=listener, known=known)
 
 
 def test_scores_of_tokens_are_those_of_the_rows(template: ChatTemplate, model: Any, tokenizer: Any) -> None:
     task = task_of(template, [talk(number) for number in range(4)], [0, 1, 1, 2])
     heard = Heard()
     found = measured(model, task, tokenizer, heard)
-    batches = task_batches(task, budget=10_000, layout="tree")
-    direct = token_scores(model, task, batches, title="x", listener=Silent())
+    trees = replace(judge_of(task, tokenizer), batches=task_batches(task, budget=10_000, layout="tree"))
+    direct = trees.token_scores(model, title="x", listener=Silent())
     assert found.scores["loss"].value == pytest.approx(direct.loss, rel=1e-6)
     assert found.scores["loss"].weight.tolist() == [int(row.supervised.sum()) for row in task.rows]
     assert found.scores["token_accuracy"].value == pytest.approx(direct.token_accuracy)
@@ -235,11 +229,7 @@ def judged(
     model: Any, base: Any, task: Task, tokenizer: Any, **changes: Any
 ) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
     known = changes.pop("known", None)
-    batches = task_batches(task, budget=500, layout="padded")
-    return judge(
-        model, base, task, batches,
-        tokenizer=tokenizer, stop_ids=STOPS, settings=settings(**changes), listener=Silent(), known=known,
-    )  # fmt: skip
+    return judge_of(task, tokenizer, **changes).verdict(model, base, listener=Silent(), known=known)
 
 
 def test_answers_are_scored_and_shown_side_by_side(
@@ -280,7 +270,7 @@ def test_a_lower_loss_on_every_row_is_better_and_the_base_is_taken_inside_its_co
     template: ChatTemplate, model: Any, tokenizer: Any
 ) -> None:
     task = task_of(template, [talk(number) for number in range(8)])
-    base = token_scores(model, task, task_batches(task, budget=500, layout="padded"), title="x", listener=Silent())
+    base = judge_of(task, tokenizer).token_scores(model, title="x", listener=Silent())
     known = TokenScores(base.nll_sum * 0.5, base.correct, base.tokens)
     entered = []
 
@@ -322,7 +312,7 @@ def test_without_a_base_there_are_values_and_no_verdict(
 def test_losses_of_a_mixture_are_told_apart(template: ChatTemplate, model: Any, tokenizer: Any) -> None:
     task = task_of(template, [talk(number) for number in range(5)])
     mixture = replace(task, sources={"a.jsonl": np.array([0, 3]), "b.jsonl": np.array([1, 2, 4])})
-    base = token_scores(model, task, task_batches(task, budget=500, layout="padded"), title="x", listener=Silent())
+    base = judge_of(task, tokenizer).token_scores(model, title="x", listener=Silent())
     known = TokenScores(np.array([1.0, 2.0, 3.0, 5.0, 4.0]), base.correct, base.tokens)
     verdict, _ = judged(model, nullcontext(model), mixture, tokenizer, known=known)
     tokens = base.tokens

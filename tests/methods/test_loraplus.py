@@ -71,7 +71,7 @@ def fit(model: nn.Module, optimizer: torch.optim.Optimizer, *, first: int = 1, l
         rate=schedule(),
         max_grad_norm=0.0,
         seed=0,
-        hooks=Hooks(results.append, lambda _: None, lambda _: False, lambda _: None, lambda _: False),
+        hooks=Hooks(results.append),
     )
     return results
 

@@ -22,7 +22,7 @@ def make_recorder(folder: Path, *, totals: dict[str, Any] | None = None, step: i
     folder.mkdir(exist_ok=True)
     every = changes.pop("logging_steps", 2)
     values: dict[str, Any] = {"line_due": lambda result: result.step % every == 0 or result.step == 5, "report_to": []}
-    return Recorder(Run(folder), totals=totals or {}, step=step, **{**values, **changes})
+    return Recorder(Run(folder), totals=totals or {}, step=step, **{"warn": lambda text: None, **values, **changes})
 
 
 def result(step: int) -> StepResult:
@@ -61,7 +61,7 @@ def test_a_line_is_the_mean_over_the_labels_of_its_window(tmp_path: Path) -> Non
     assert lines[1]["loss"] == pytest.approx((0.3 * 7 + 0.1 * 3) / 10)
     assert [line["step"] for line in lines] == [2, 4, 5], "the last step has its line too"
     assert (lines[2]["loss"], lines[2]["tokens"]) == (pytest.approx(0.7), 100)
-    assert (recorder.totals.run_tokens, recorder.totals.run_computed, recorder.totals.run_supervised) == (500, 400, 34)
+    assert recorder.tokens == {"rows": 500, "computed": 400, "supervised": 34}
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2, 3, 4])
@@ -88,8 +88,7 @@ def test_a_run_that_ends_before_a_line_is_due_has_the_line_all_the_same(tmp_path
     recorder = make_recorder(tmp_path)
     for step in (1, 2, 3):
         recorder.on_step(result(step))
-    recorder.finish_line()
-    recorder.finish_line()
+    recorder.close()
     lines = recorder.run.read_lines("metrics.jsonl")
     assert [(line["step"], line["supervised_tokens"]) for line in lines] == [(2, 15), (3, 7)]
 
@@ -113,25 +112,18 @@ def test_the_best_step_is_the_first_of_the_lowest_validation_loss(tmp_path: Path
 
 def test_progress_tells_how_the_run_stands(tmp_path: Path) -> None:
     recorder = make_recorder(tmp_path)
-    heard: list[tuple[int, dict[str, str]]] = []
-    recorder.advance = lambda done, facts: heard.append((done, dict(facts)))
-    recorder.on_step(result(1))
+    first = recorder.on_step(result(1))
     recorder.on_eval(1, 0.3, 1.23456, 0.1)
-    recorder.on_step(result(2))
+    second = recorder.on_step(result(2))
     rest = {"tokens/s": "200", "saved": "20%"}
-    assert heard == [
-        (1, {"loss": "1.0000", "lr": "1.00e-02", "grad norm": "0.5", **rest}),
-        (2, {"loss": "4.0000", "eval loss": "1.2346", "lr": "2.00e-02", "grad norm": "1", **rest}),
-    ]
-    assert list(heard[1][1]) == ["loss", "eval loss", "lr", "grad norm", "tokens/s", "saved"]
+    assert first == {"loss": "1.0000", "lr": "1.00e-02", "grad norm": "0.5", **rest}
+    assert second == {"loss": "4.0000", "eval loss": "1.2346", "lr": "2.00e-02", "grad norm": "1", **rest}
+    assert list(second) == ["loss", "eval loss", "lr", "grad norm", "tokens/s", "saved"]
 
 
 def test_nothing_is_called_saved_where_no_prefix_was_shared(tmp_path: Path) -> None:
     recorder = make_recorder(tmp_path)
-    heard: list[dict[str, str]] = []
-    recorder.advance = lambda done, facts: heard.append(dict(facts))
-    recorder.on_step(dataclasses.replace(result(1), computed_tokens=100))
-    assert "saved" not in heard[0]
+    assert "saved" not in recorder.on_step(dataclasses.replace(result(1), computed_tokens=100))
 
 
 def test_what_looks_wrong_is_warned_of_once_also_by_a_continued_run(tmp_path: Path) -> None:
@@ -139,13 +131,11 @@ def test_what_looks_wrong_is_warned_of_once_also_by_a_continued_run(tmp_path: Pa
         return dataclasses.replace(result(1), step=step, gradient_norm=50.0 if step in (12, 15) else 0.5)
 
     warned: list[str] = []
-    recorder = make_recorder(tmp_path, logging_steps=1)
-    recorder.warn = warned.append
+    recorder = make_recorder(tmp_path, logging_steps=1, warn=warned.append)
     for step in range(1, 14):
         recorder.on_step(spike(step))
     assert len(warned) == 1 and warned[0].startswith("step 12: the gradient norm of step 12 is 50, 100 times")
-    resumed = make_recorder(tmp_path, totals=recorder.state(), step=13, logging_steps=1)
-    resumed.warn = warned.append
+    resumed = make_recorder(tmp_path, totals=recorder.state(), step=13, logging_steps=1, warn=warned.append)
     for step in range(14, 21):
         resumed.on_step(spike(step))
     assert len(warned) == 1
@@ -156,16 +146,14 @@ def test_a_spike_between_two_lines_is_warned_of_at_its_step_and_not_again_by_a_c
         return dataclasses.replace(result(1), step=step, gradient_norm=50.0 if step in (14, 17) else 0.5)
 
     warned: list[str] = []
-    recorder = make_recorder(tmp_path, logging_steps=10)
-    recorder.warn = warned.append
+    recorder = make_recorder(tmp_path, logging_steps=10, warn=warned.append)
     for step in range(1, 15):
         assert warned == []
         recorder.on_step(step_of(step))
     assert len(warned) == 1 and warned[0].startswith("step 14: the gradient norm of step 14 is 50, 100 times")
     state = json.loads(json.dumps(recorder.state()))
     assert state["norms"] == [0.5, 0.5, 0.5, 50.0], "of the steps since the line"
-    resumed = make_recorder(tmp_path, totals=state, step=14, logging_steps=10)
-    resumed.warn = warned.append
+    resumed = make_recorder(tmp_path, totals=state, step=14, logging_steps=10, warn=warned.append)
     for step in range(15, 21):
         resumed.on_step(step_of(step))
     lines = resumed.run.read_lines("metrics.jsonl")
@@ -183,8 +171,7 @@ def test_what_was_warned_of_behind_the_checkpoint_is_warned_of_again(tmp_path: P
         recorder.on_step(dataclasses.replace(result(1), step=step, gradient_norm=50.0 if step == 14 else 0.5))
         if step == 12:
             state = json.loads(json.dumps(recorder.state()))
-    resumed = make_recorder(tmp_path, totals=state, step=12, logging_steps=10)
-    resumed.warn = warned.append
+    resumed = make_recorder(tmp_path, totals=state, step=12, logging_steps=10, warn=warned.append)
     for step in (13, 14):
         resumed.on_step(dataclasses.replace(result(1), step=step, gradient_norm=50.0 if step == 14 else 0.5))
     assert [text.split(":")[0] for text in warned] == ["step 14"]

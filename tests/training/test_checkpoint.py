@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tunesmith.errors import TrainError
+from tunesmith.runs.folder import checkpoint_name
 from tunesmith.training import checkpoint
 from tunesmith.training.optim import build_optimizer, optimizer_state
 
@@ -58,7 +59,7 @@ def test_a_checkpoint_holds_model_optimizer_and_state(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert load_file(folder / "model.safetensors")["weight"].tolist() == [0, 1, 2, 3]
     fresh = make_optimizer(stepped=False)
-    assert checkpoint.load(folder, fresh) == {"step": 7, "totals": {"loss_sum": 0.1}}
+    assert checkpoint.restore(folder, fresh) == {"step": 7, "totals": {"loss_sum": 0.1}}
     one, other = optimizer_state(saved), optimizer_state(fresh)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -67,7 +68,7 @@ def test_a_checkpoint_holds_model_optimizer_and_state(tmp_path: Path) -> None:
 
 def test_a_number_survives_the_state_to_the_last_bit(tmp_path: Path) -> None:
     value = 0.1 + 0.2
-    assert checkpoint.load(save(tmp_path, 1, state={"loss": value}), make_optimizer())["loss"] == value
+    assert checkpoint.restore(save(tmp_path, 1, state={"loss": value}), make_optimizer())["loss"] == value
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -96,7 +97,7 @@ def test_a_full_disk_is_told_and_spares_the_checkpoint_of_the_same_step(tmp_path
     assert caught.value.where == str(tmp_path / "step-000002")
     assert "No space left on device" in str(caught.value.why)
     assert caught.value.exit_code == 3
-    assert checkpoint.read_state(tmp_path / "step-000002") == {"step": 2, "whole": True}
+    assert checkpoint._read_state(tmp_path / "step-000002") == {"step": 2, "whole": True}
 
 
 def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
     (tmp_path / ".step-000002.tmp").mkdir()
     (tmp_path / ".step-000002.tmp" / "rest").touch()
     again = save(tmp_path, 2, state={"time": 2})
-    assert checkpoint.read_state(again) == {"step": 2, "time": 2}
+    assert checkpoint._read_state(again) == {"step": 2, "time": 2}
     assert not (again / "stale").exists()
     assert not (again / "rest").exists()
 
@@ -126,23 +127,23 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
-def test_the_newest_and_the_protected_are_never_removed(tmp_path: Path) -> None:
+def test_the_newest_and_the_best_are_never_removed(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 100):
-        (tmp_path / checkpoint.name(step)).mkdir()
-    checkpoint.prune(tmp_path, keep=3, protected={20})
+        (tmp_path / checkpoint_name(step)).mkdir()
+    checkpoint.prune(tmp_path, keep=3, best=20)
     assert steps(tmp_path) == [20, 40, 100], "the oldest go, the best of them stays"
-    checkpoint.prune(tmp_path, keep=1, protected={20})
+    checkpoint.prune(tmp_path, keep=1, best=20)
     assert steps(tmp_path) == [20, 100]
-    checkpoint.prune(tmp_path, keep=1, protected=set())
+    checkpoint.prune(tmp_path, keep=1, best=None)
     assert steps(tmp_path) == [100]
-    checkpoint.prune(tmp_path, keep=1, protected=set())
+    checkpoint.prune(tmp_path, keep=1, best=None)
     assert steps(tmp_path) == [100]
 
 
 def test_fewer_than_the_limit_are_all_kept(tmp_path: Path) -> None:
     for step in (1, 2):
-        (tmp_path / checkpoint.name(step)).mkdir()
-    checkpoint.prune(tmp_path, keep=5, protected=set())
+        (tmp_path / checkpoint_name(step)).mkdir()
+    checkpoint.prune(tmp_path, keep=5, best=None)
     assert steps(tmp_path) == [1, 2]
 
 
@@ -156,14 +157,14 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, name: str, dam
     if damage != "missing":
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     with pytest.raises(TrainError) as caught:
-        checkpoint.load(folder, make_optimizer())
+        checkpoint.restore(folder, make_optimizer())
     assert (caught.value.what, caught.value.where) == ("The checkpoint cannot be read", str(path))
 
 
 def test_an_optimizer_of_another_model_is_an_error(tmp_path: Path) -> None:
     folder = save(tmp_path, 3, optimizer=make_optimizer(("weight", "adapter")))
     with pytest.raises(TrainError, match="adapter"):
-        checkpoint.load(folder, make_optimizer())
+        checkpoint.restore(folder, make_optimizer())
 
 
 def test_the_state_is_readable_by_people(tmp_path: Path) -> None:

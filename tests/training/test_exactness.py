@@ -8,6 +8,7 @@ of fewer rows. The reference: transformers' own forward pass with PEFT's own lay
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +22,13 @@ from tests.tiny import Row, make_rows
 from torch import Tensor, nn
 
 from tunesmith.model.compute import logprobs
+from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
 from tunesmith.recipe.file import read_recipe
-from tunesmith.runs.folder import Run
+from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Silent, StepResult
-from tunesmith.training.attach import Ready, load
+from tunesmith.training.attach import Ready, load, optimizer_of
 from tunesmith.training.loop import Hooks, train
-from tunesmith.training.setup import Prepared
-from tunesmith.training.trainer import Trainer
+from tunesmith.training.step_rows import Steps
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -71,7 +72,21 @@ def trained_values(model: nn.Module) -> dict[str, Tensor]:
     return {name: own for name, own in model.named_parameters() if own.requires_grad}
 
 
-def loaded(folder: Path, method: str, checkpointing: bool, run: Path) -> tuple[Ready, Trainer]:
+@dataclass(frozen=True)
+class Inputs:
+    """Made rows, and what `load` and `Steps` need to know of them."""
+
+    recipe: Recipe
+    folder: Path
+    added: AddedTokens = NO_TOKENS
+    start: Path | None = None
+    rows: Any = tuple(ROWS)
+
+    def rows_of_steps(self) -> Any:
+        return iter(())  # no method here looks at rows
+
+
+def loaded(folder: Path, method: str, checkpointing: bool, run: Path) -> tuple[Ready, Steps]:
     """As a run loads it, and its steps; adapters are moved away from zero."""
     recipe = read_recipe(
         {
@@ -85,36 +100,35 @@ def loaded(folder: Path, method: str, checkpointing: bool, run: Path) -> tuple[R
             "output_dir": str(run),
         }
     ).recipe  # fmt: skip
-    corpus = SimpleNamespace(
-        train=ROWS, rows_of=lambda numbers: [ROWS[number] for number in numbers], weights=np.ones(len(ROWS)),
-        train_sources=np.zeros(len(ROWS), int), quotas={}, together=1,
-    )  # fmt: skip
-    nothing = cast(Any, None)  # no text, no verdict
-    prepared = Prepared(recipe, folder, nothing, (), nothing, nothing, cast(Any, corpus), None, nothing)
-    ready = load(prepared, None, Silent())
+    ready = load(Inputs(recipe, folder), None, Silent())
     if method != "full":
         disturb(ready.model, scale=0.1)
-    return ready, Trainer(Run(run), ready, prepared, eval_batches=[])
+    corpus = SimpleNamespace(
+        rows_of=lambda numbers: [ROWS[number] for number in numbers], weights=np.ones(len(ROWS)),
+        train_sources=np.zeros(len(ROWS), int), quotas={}, together=1,
+    )  # fmt: skip
+    return ready, Steps(ready.recipe, cast(Any, corpus))
 
 
-def steps_of(fit: Trainer) -> tuple[list[StepResult], list[dict[str, Tensor]]]:
+def steps_of(ready: Ready, steps: Steps) -> tuple[list[StepResult], list[dict[str, Tensor]]]:
     """What the loop reports of each step, and the gradients that it hands to the optimizer, which changes nothing."""
-    model, results, gradients = fit.ready.model, list[StepResult](), list[dict[str, Tensor]]()
+    model, results, gradients = ready.model, list[StepResult](), list[dict[str, Tensor]]()
+    optimizer = optimizer_of(ready)
 
     def keep(*_: Any, **__: Any) -> None:
         named = trained_values(model).items()
         gradients.append({name: torch.zeros_like(own) if own.grad is None else own.grad.clone() for name, own in named})
 
-    fit.optimizer.step = keep  # type: ignore[method-assign]
+    optimizer.step = keep  # type: ignore[method-assign]
     train(
         model,
-        fit.steps(),
-        objective=fit.objective,
-        optimizer=fit.optimizer,
-        rate=fit.rate(),
+        steps.after(0),
+        objective=steps.objective,
+        optimizer=optimizer,
+        rate=lambda _: 1e-4,
         max_grad_norm=0.0,
         seed=0,
-        hooks=Hooks(results.append, lambda _: None, lambda _: False, lambda _: None, lambda _: False),
+        hooks=Hooks(results.append),
     )
     return results, gradients
 
@@ -172,12 +186,12 @@ def test_a_step_has_the_loss_and_the_gradient_of_the_plain_model(
     method: str,
     checkpointing: bool,
 ) -> None:
-    ready, fit = loaded(folder_of(name), method, checkpointing, tmp_path)
+    ready, steps = loaded(folder_of(name), method, checkpointing, tmp_path)
     assert ready.recipe.training.layout == "tree"
     vocabulary = ready.model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr, operator]
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", LINES * vocabulary)
-    results, gradients = steps_of(fit)
-    windows = list(fit.order.windows())
+    results, gradients = steps_of(ready, steps)
+    windows = list(steps.order.windows())
     assert [len(window.rows) for window in windows] == [4, 4, 3]
     assert all(result.micro_batches > 1 and result.computed_tokens < result.tokens for result in results)
     values = {name: own.detach() for name, own in trained_values(ready.model).items()}
@@ -203,11 +217,11 @@ def test_the_fused_passes_are_at_work(folder_of: Callable[[str], Path], tmp_path
 def test_a_window_or_a_cap_that_is_not_kept_would_show(
     folder_of: Callable[[str], Path], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    ready, fit = loaded(folder_of("gemma2"), "lora", False, tmp_path)
-    results, gradients = steps_of(fit)
+    ready, steps = loaded(folder_of("gemma2"), "lora", False, tmp_path)
+    results, gradients = steps_of(ready, steps)
     values = {name: own.detach() for name, own in trained_values(ready.model).items()}
     other = plain_model(folder_of("gemma2"), values, "lora", **changes)
-    window = next(fit.order.windows())
+    window = next(steps.order.windows())
     loss, expected = plain_step(other, [ROWS[number] for number in window.rows])
     assert abs(results[0].loss / loss - 1) > 10 * LOSS
     assert 1 - cosine(gradients[0], expected) > 10 * (1 - COSINE)

@@ -81,7 +81,7 @@ def test_every_optimizer_goes_on_from_its_checkpoint_bit_for_bit(name: Optimizer
     resumed = wide_pair()
     resumed.load_state_dict(weights)
     restored = of_name(name, resumed)
-    checkpoint.load(saved, restored)
+    checkpoint.restore(saved, restored)
     for number in (4, 5, 6):
         wide_step(resumed, restored, number)
     for (key, one), (_, other) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
@@ -138,7 +138,7 @@ def test_a_first_step_is_that_of_the_paper(name: Optimizer) -> None:
 def test_a_paged_optimizer_is_refused_without_a_gpu_and_the_others_are_not() -> None:
     with pytest.raises(RecipeError, match="paged_adamw_8bit needs a GPU") as error:
         check_optimizer("paged_adamw_8bit", "cpu")
-    assert error.value.remedy == "use optim: adamw_8bit"
+    assert error.value.remedy == "Use optim: adamw_8bit"
     for name in HERE:
         check_optimizer(name, "cpu")
 
@@ -147,7 +147,7 @@ def test_the_state_of_another_optimizer_is_refused() -> None:
     model = wide_pair()
     adamw_state = of_name("adamw_torch", model)
     wide_step(model, adamw_state, 1)
-    with pytest.raises(ValueError, match="another optimizer's"):
+    with pytest.raises(ValueError, match="belongs to another optimizer"):
         load_optimizer_state(of_name("adamw_8bit", model), optimizer_state(adamw_state))
 
 

@@ -26,7 +26,7 @@ from tunesmith.data.batches.layout import micro_batches
 from tunesmith.recipe.file import read_recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Silent
-from tunesmith.training import trainer
+from tunesmith.training import step_rows
 from tunesmith.training.attach import load
 from tunesmith.training.setup import prepare
 from tunesmith.training.step_rows import order_of
@@ -174,7 +174,7 @@ def test_the_comparison_sees_one_label_of_one_row(folder: Path, monkeypatch: pyt
         changed = [replace(row, supervised=all_but_first(row.supervised)) if row.example == 7 else row for row in rows]
         return micro_batches(changed, **how)
 
-    monkeypatch.setattr(trainer, "micro_batches", without_one_label)
+    monkeypatch.setattr(step_rows, "micro_batches", without_one_label)
     found = losses(trained(recipe(folder, "full", "sgd")))
     assert excess(found, GOLDENS["trainer full sgd"]["loss"], "sgd") > 2
 

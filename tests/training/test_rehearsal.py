@@ -16,7 +16,7 @@ from tunesmith.planning.budget import MEASURED_SHARE, Plan
 from tunesmith.planning.step_shape import StepBytes
 from tunesmith.training import rehearsal
 from tunesmith.training.objectives.supervised import CrossEntropy
-from tunesmith.training.rehearsal import heaviest, measure, rehearse
+from tunesmith.training.rehearsal import heaviest, measured_peak, rehearse
 
 MIB = 2**20
 SHAPE = StepBytes(
@@ -50,7 +50,7 @@ def test_a_measured_step_leaves_no_trace() -> None:
     weights = {name: own.clone() for name, own in model.state_dict().items()}
     modes = {name: own.training for name, own in model.named_modules()}
     state = torch.get_rng_state()
-    before, peak = measure(model, batches()[1], objective=CrossEntropy(), device="cpu")
+    before, peak = measured_peak(model, batches()[1], objective=CrossEntropy(), device="cpu")
     assert peak >= before > 2**26
     assert all(torch.equal(own, weights[name]) for name, own in model.state_dict().items())
     assert {name: own.training for name, own in model.named_modules()} == modes
@@ -70,12 +70,12 @@ def test_the_step_is_forward_and_backward_in_training_mode_with_gradients_held_b
             return total
 
     batch = batches()[1]
-    measure(model, batch, objective=Objective(), device="cpu")
+    measured_peak(model, batch, objective=Objective(), device="cpu")
     assert seen == [(True, True), pytest.approx(1 / batch.supervised)]
 
 
 def test_both_figures_and_the_batch_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "measure", lambda *_, **__: (600 * MIB, 800 * MIB))
+    monkeypatch.setattr(rehearsal, "measured_peak", lambda *_, **__: (600 * MIB, 800 * MIB))
     made = batches()
     tokens = made[1].computed
     found = rehearse(small(), made, objective=CrossEntropy(), plan=PLAN, device="cpu", where="m")
@@ -89,7 +89,7 @@ def test_both_figures_and_the_batch_are_told(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_judging_holds_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "measure", lambda *_, **__: (600 * MIB, 601 * MIB))
+    monkeypatch.setattr(rehearsal, "measured_peak", lambda *_, **__: (600 * MIB, 601 * MIB))
     plan = replace(PLAN, shape=replace(SHAPE, method="qlora", beside=2**30))
     found = rehearse(small(), batches(), objective=CrossEntropy(), plan=plan, device="cpu", where="m")
     judging = plan.peak()
@@ -97,7 +97,7 @@ def test_what_judging_holds_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_measured_step_that_needs_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "measure", lambda *_, **__: (2**30, 5 * 2**30))
+    monkeypatch.setattr(rehearsal, "measured_peak", lambda *_, **__: (2**30, 5 * 2**30))
     growth = PLAN.peak().training - PLAN.peak(heaviest(batches()).computed).training + PLAN.later_holes(1024)
     needed = 5 * 2**30 + 20 * MIB + growth
     enough = replace(PLAN, memory=int(needed / MEASURED_SHARE) + 2)

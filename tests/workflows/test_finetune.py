@@ -28,10 +28,12 @@ from tunesmith.runs import symptoms
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Silent
 from tunesmith.runs.symptoms import Symptom
-from tunesmith.training import rehearsal, setup
+from tunesmith.training import attach, rehearsal
 from tunesmith.training.loop import Step
 from tunesmith.training.rehearsal import Rehearsal
+from tunesmith.training.setup import prepare
 from tunesmith.training.trainer import Trainer
+from tunesmith.workflows import finetune
 from tunesmith.workflows.evaluate import evaluate
 from tunesmith.workflows.finetune import dry_run, train
 
@@ -547,7 +549,7 @@ def test_the_measured_step_changes_no_byte_of_a_run(
 ) -> None:
     short = {"num_train_epochs": 1.0, "learning_rate": 1e-3}
     measured = train(with_values(values, method=method, training=short, output_dir=str(tmp_path / "measured")))
-    monkeypatch.setattr(Trainer, "rehearse", lambda self, batches: Rehearsal(0, 0, 0, 0, 0))
+    monkeypatch.setattr(finetune, "rehearse", lambda *_, **__: Rehearsal(0, 0, 0, 0, 0))
     unmeasured = train(with_values(values, method=method, training=short, output_dir=str(tmp_path / "unmeasured")))
     assert final_bytes(measured.run) == final_bytes(unmeasured.run)
     one, two = (Run(result.run).read_lines("metrics.jsonl") for result in (measured, unmeasured))
@@ -561,7 +563,7 @@ def test_what_cannot_fit_is_refused_before_weights_are_loaded(
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(memory, "total_memory", lambda device: 2**28)
-    monkeypatch.setattr(setup, "load_base", loads)
+    monkeypatch.setattr(attach, "load_base", loads)
     recipe = with_values(values, training={"micro_batch_tokens": "auto"})
     with pytest.raises(ModelError, match=r"with gradient checkpointing needs 0\.5 GB") as caught:
         train(recipe)
@@ -573,13 +575,13 @@ def test_a_measured_step_refuses_before_anything_is_written(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(rehearsal, "measure", lambda *_, **__: (2**30, 2**60))
+        patch.setattr(rehearsal, "measured_peak", lambda *_, **__: (2**30, 2**60))
         with pytest.raises(ModelError, match="by a measured step of"):
             train(values)
         assert not Path(values["output_dir"]).exists()
     first = train(values)
     before = final_bytes(first.run)
-    monkeypatch.setattr(rehearsal, "measure", lambda *_, **__: (2**30, 2**60))
+    monkeypatch.setattr(rehearsal, "measured_peak", lambda *_, **__: (2**30, 2**60))
     with pytest.raises(ModelError):
         train(values, overwrite=True)
     assert final_bytes(first.run) == before
@@ -590,10 +592,10 @@ def test_the_plan_is_stored_and_used_again_on_resume_whatever_the_memory_then(
 ) -> None:
     automatic = {"micro_batch_tokens": "auto", "gradient_checkpointing": "auto"}
     recipe = with_values(values, training=automatic)
-    roomy = setup.prepare(read_recipe(recipe).recipe, Silent()).plan
+    roomy = prepare(read_recipe(recipe).recipe, Silent()).plan
     assert not roomy.checkpointing
     least = budget.predict(roomy.shape, tokens=1, checkpointing=False, memory=roomy.memory).training
-    monkeypatch.setattr(rehearsal, "measure", lambda *_, **__: (0, 0))
+    monkeypatch.setattr(rehearsal, "measured_peak", lambda *_, **__: (0, 0))
     monkeypatch.setattr(memory, "give_back_large_blocks", lambda: None)
     monkeypatch.setattr(budget, "HOLES", 1e4)  # so that only checkpointing fits
     with monkeypatch.context() as patch:

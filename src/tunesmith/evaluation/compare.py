@@ -1,7 +1,7 @@
-"""Base against tuned model on the same rows: differences, paired bootstrap intervals, and the verdict.
+"""Compares base and tuned model on the same rows: differences, paired bootstrap intervals, and the verdict.
 
-The interval is the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) of tuned minus base. Both are
-resampled together, and so are rows of one group; a ratio such as the loss is a ratio of sums in every resample.
+The interval is the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) of tuned minus base. Both models are
+resampled together, and so are the rows of one group. A ratio such as the loss is a ratio of sums in every resample.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
-from tunesmith.evaluation.metrics.base import LOWER_IS_BETTER, RowScores
+from tunesmith.evaluation.metrics.base import RowScores
+from tunesmith.recipe.settings import LOWER_IS_BETTER
 
 Judgement = Literal["better", "no evidence", "worse"]
-COUNTS_AT_A_TIME = 1 << 21  # int64 counts held in memory at a time: 16 MiB
-ROUNDING = 1e-6  # relative differences below this are what fp32 leaves between two passes over the same weights
-LARGEST_EXPONENT = 700.0  # exp of a loss beyond this is no float64; JSON has no infinity
-STARTED_FROM = "the adapter it started from"  # a verdict's base_model, where training went on from an adapter
+LARGEST_EXPONENT = 700.0  # exp of a larger loss overflows float64, and JSON has no infinity
+STARTED_FROM = "the adapter it started from"  # a verdict's base_model if training continued from an adapter
+_COUNTS_AT_A_TIME = 1 << 21  # int64 counts held in memory at a time: 16 MiB
+_ROUNDING = 1e-6  # two fp32 passes over the same weights can differ by this much, relatively
 
 
 class MetricVerdict(TypedDict):
-    """One metric in verdict.json. ``difference`` is tuned minus base, ``interval`` [low, high] is of it."""
+    """One metric in verdict.json. ``difference`` is tuned minus base, and ``interval`` is its [low, high]."""
 
     base: float
     tuned: float
@@ -34,9 +35,9 @@ class MetricVerdict(TypedDict):
 
 
 class Verdict(TypedDict):
-    """verdict.json. ``verdict``, ``reason`` and ``rows`` are those of the metric ``decided_by``.
+    """The content of verdict.json. ``verdict``, ``reason`` and ``rows`` are those of the metric ``decided_by``.
 
-    ``base_model``: what the tuned model was compared with.
+    ``base_model`` says what the tuned model was compared with.
     """
 
     verdict: Judgement
@@ -62,10 +63,10 @@ def compare(
     """The verdict over scores of the same rows in the same order.
 
     Args:
-        base: RowScores of the base by metric name; ``perplexity`` is computed from ``loss``.
-        tuned: the same of the tuned model.
-        metrics: names in the order of verdict.json; the first decides, ``loss`` where none is named. ``loss`` is
-            always in, at the end where it is not named.
+        base: RowScores of the base by metric name. ``perplexity`` is computed from ``loss``.
+        tuned: the same for the tuned model.
+        metrics: names in the order of verdict.json. The first one decides, or ``loss`` if none is named. ``loss`` is
+            always included, at the end if it is not named.
         confidence: of the intervals.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -77,7 +78,7 @@ def compare(
         differences = bootstrap_differences(
             base[source], tuned[source], exponential=name == "perplexity", resamples=resamples, seed=seed
         )
-        found[name] = _judge(name, base[source], tuned[source], differences, confidence)
+        found[name] = _metric_verdict(name, base[source], tuned[source], differences, confidence)
     first = found[names[0]]
     return Verdict(
         verdict=first["verdict"],
@@ -94,37 +95,40 @@ def compare(
 def bootstrap_differences(
     base: RowScores, tuned: RowScores, *, exponential: bool = False, resamples: int = 10_000, seed: int = 0
 ) -> np.ndarray:
-    """float64 [resamples]: tuned minus base in each resample of the groups, drawn with replacement.
+    """Tuned minus base in each resample of the groups, drawn with replacement: float64 [resamples].
 
     With ``exponential`` it is the difference of the exponentials of both values, which makes perplexity of loss.
     """
-    sums = _group_sums(base, tuned)
+    sums = _group_sums(base, tuned)  # [groups, 4]
     groups = len(sums)
     random = np.random.default_rng(seed)
-    chunk = max(1, COUNTS_AT_A_TIME // groups)
+    chunk = max(1, _COUNTS_AT_A_TIME // groups)  # resamples at a time, so that memory stays bounded
     differences = []
     for start in range(0, resamples, chunk):
         number = min(chunk, resamples - start)
+        # Each resample draws as many groups as there are: group numbers [number, groups], offset by resample.
         drawn = random.integers(groups, size=(number, groups)) + np.arange(number)[:, None] * groups
+        # How often each resample has each group [number, groups].
         counts = np.bincount(drawn.ravel(), minlength=number * groups).reshape(number, groups)
-        totals = np.einsum("ng,gk->nk", counts, sums)  # [number, 4]; a BLAS product may round by the size of the chunk
-        of_base, of_tuned = totals[:, 0] / totals[:, 1], totals[:, 2] / totals[:, 3]
+        # The four sums of each resample [number, 4]. A BLAS product could round differently for other chunk sizes.
+        totals = np.einsum("ng,gk->nk", counts, sums)
+        of_base, of_tuned = totals[:, 0] / totals[:, 1], totals[:, 2] / totals[:, 3]  # [number] each
         differences.append(_scale(of_tuned, exponential) - _scale(of_base, exponential))
     return np.concatenate(differences)
 
 
 def least_groups(confidence: float) -> int:
-    """How many groups must differ before any of them can be evidence: 6 at 95%.
+    """The number of groups that must differ before there can be evidence: 6 at 95%.
 
-    Were base and tuned equally good, each differing group would favour either by the toss of a coin (Fisher's
-    randomisation test), so n of n on one side happen by chance with probability 2 ** (1 - n). The bootstrap does not
-    know that: of two rows that both improved it never draws one that did not, and its interval excludes 0.
+    If base and tuned were equally good, each differing group would favour one of them like a coin toss (Fisher's
+    randomisation test). All n groups then favour the same model with probability 2 ** (1 - n). The bootstrap cannot
+    see that: if two rows both improved, every resample improves, and the interval excludes 0.
     """
     return 1 + math.ceil(-math.log2(1 - confidence) - 1e-9)
 
 
 def sentence(verdict: Verdict) -> str:
-    """The verdict in plain words, for the terminal."""
+    """The verdict as a sentence for the terminal."""
     name, rows = verdict["decided_by"], verdict["rows"]
     found = verdict["metrics"][name]
     base = STARTED_FROM if verdict.get("base_model") == STARTED_FROM else "the base"
@@ -144,15 +148,15 @@ def sentence(verdict: Verdict) -> str:
 
 
 def _group_sums(base: RowScores, tuned: RowScores) -> np.ndarray:
-    """float64 [groups, 4]: total and weight of the base, total and weight of the tuned model."""
+    """Total and weight of the base, total and weight of the tuned model: float64 [groups, 4]."""
     assert len(base) == len(tuned) > 0, f"{len(base)} rows of the base, {len(tuned)} of the tuned model"
     assert (base.weight > 0).all() and (tuned.weight > 0).all(), "a row without weight"
-    columns = np.stack([base.total, base.weight, tuned.total, tuned.weight], axis=1).astype(np.float64)
+    columns = np.stack([base.total, base.weight, tuned.total, tuned.weight], axis=1).astype(np.float64)  # [rows, 4]
     assert np.isfinite(columns).all(), "a score that is not finite"
     if base.groups is None:
         return columns
     assert tuned.groups is not None and np.array_equal(base.groups, tuned.groups), "groups of other rows"
-    names, number = np.unique(base.groups, return_inverse=True)
+    names, number = np.unique(base.groups, return_inverse=True)  # [groups], and each row's group [rows]
     sums = np.zeros((len(names), 4))
     np.add.at(sums, number, columns)
     return sums
@@ -162,11 +166,15 @@ def _scale(value: np.ndarray, exponential: bool) -> np.ndarray:
     return np.exp(np.minimum(value, LARGEST_EXPONENT)) if exponential else value
 
 
-def _judge(name: str, base: RowScores, tuned: RowScores, differences: np.ndarray, confidence: float) -> MetricVerdict:
-    values = _scale(np.array([base.value, tuned.value]), name == "perplexity")
+def _metric_verdict(
+    name: str, base: RowScores, tuned: RowScores, differences: np.ndarray, confidence: float
+) -> MetricVerdict:
+    values = _scale(np.array([base.value, tuned.value]), name == "perplexity")  # [2]
+    # The interval cuts off half of what the confidence leaves on each side of the differences.
     tail = (1 - confidence) / 2
     low, high = np.quantile(differences, [tail, 1 - tail]).tolist()
-    noise = ROUNDING * float(np.abs(values).max())
+    # There is evidence if enough groups differ and the interval excludes 0 by more than rounding.
+    noise = _ROUNDING * float(np.abs(values).max())
     reason = _too_little(base, tuned, confidence)
     judgement: Judgement = "no evidence"
     if reason is None and (low > noise or high < -noise):
@@ -183,15 +191,15 @@ def _judge(name: str, base: RowScores, tuned: RowScores, differences: np.ndarray
 
 
 def _too_little(base: RowScores, tuned: RowScores, confidence: float) -> str | None:
-    """Why these rows cannot be evidence whatever the interval says; None where they can."""
-    sums = _group_sums(base, tuned)
-    values = sums[:, [0, 2]] / sums[:, [1, 3]]
-    differing = int((np.abs(values[:, 1] - values[:, 0]) > ROUNDING * np.abs(values).max(axis=1)).sum())
+    """The reason why these rows cannot be evidence whatever the interval is, or None."""
+    sums = _group_sums(base, tuned)  # [groups, 4]
+    values = sums[:, [0, 2]] / sums[:, [1, 3]]  # [groups, 2]: base and tuned
+    differing = int((np.abs(values[:, 1] - values[:, 0]) > _ROUNDING * np.abs(values).max(axis=1)).sum())
     needed = least_groups(confidence)
     if differing >= needed:
         return None
     kind = "rows" if base.groups is None else "independent groups of rows"
-    found = f"Only {differing} of {len(sums)} {kind} differ" if differing else "Base and tuned model score alike"
+    found = f"Only {differing} of {len(sums)} {kind} differ" if differing else "Base and tuned model score the same"
     if differing == len(sums):
         found = f"There are only {differing} {kind}"
-    return f"{found}; at {100 * confidence:g}% confidence it takes {needed} that differ."
+    return f"{found}; at least {needed} must differ for a verdict at {100 * confidence:g}% confidence."

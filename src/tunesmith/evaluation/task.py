@@ -1,4 +1,4 @@
-"""What is judged: held-out rows with their questions, ready for a model."""
+"""The evaluation task: held-out rows and their questions, ready for a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tunesmith.recipe.settings import EvaluationSettings
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt to answer: its ids as generation sends them, the reference answer, and where it comes from."""
+    """One prompt to answer: its ids as generation sends them, the reference answer, and its source."""
 
     prompt: list[int]
     prompt_text: str
@@ -32,10 +32,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The held-out rows of a run. ``groups`` [rows]: rows of one number are resampled together.
+    """The held-out rows of a run. ``groups`` [rows]: rows with the same number are resampled together.
 
-    ``sources``: of a mixture, the numbers of the rows of each source. ``preferences``: what an objective over preferred
-    answers makes of the rows; then its examples are scored, and ``sources`` counts those.
+    ``sources`` are the row numbers of each source of a mixture. ``preferences`` is set by a preference objective. Then
+    its examples are scored, and ``sources`` has the numbers of examples.
     """
 
     rows: list[Encoded]
@@ -46,26 +46,26 @@ class Task:
 
     @property
     def examples(self) -> int:
-        """What is scored: the rows, or what an objective makes one example of."""
+        """The number of scored examples: rows, or groups of rows that a preference objective compares."""
         return len(self.rows) // (1 if self.preferences is None else self.preferences.together)
 
     def scores(self, tokens: TokenScores) -> dict[str, RowScores]:
-        """Every metric that is computed from log-probabilities: of the rows, or of examples by their objective."""
+        """Every metric that is computed from log-probabilities, of the rows or of the objective's examples."""
         if self.preferences is None:
             return tokens.scores(self.groups)
         return self.preferences.scores(tokens, self.groups)
 
     def metrics(self, named: Sequence[str]) -> Sequence[str]:
-        """Those that a recipe names; where it names none, the one that decides under the objective, if it has one."""
+        """The metrics that a recipe names. If it names none, the one that decides for a preference objective."""
         return named or ([] if self.preferences is None else [self.preferences.objective.decides])
 
     def with_reference(self, logprobs: np.ndarray) -> Task:
-        """The same with what the untuned model says of every row: the log-probability of its labels, float64 [rows]."""
+        """The same with the untuned model's log-probability of each row's labels, float64 [rows]."""
         assert self.preferences is not None
         return replace(self, preferences=replace(self.preferences, reference=logprobs))
 
     def losses_by_source(self, loss: RowScores) -> dict[str, float]:
-        """The mean loss of a supervised token, source by source; nothing where there is one source only."""
+        """The mean loss of a supervised token, source by source. It is empty if there is only one source."""
         return {name: float(loss.total[rows].sum() / loss.weight[rows].sum()) for name, rows in self.sources.items()}
 
 
@@ -80,15 +80,18 @@ def make_task(
     labels: np.ndarray | None = None,
     raw_text: np.ndarray | None = None,
 ) -> Task:
-    """The rows to judge on: at most ``max_rows`` examples, drawn by seed; each example's last answer is its question.
+    """The task of some held-out rows: at most ``max_rows`` examples, drawn by seed.
 
-    Of two answers the chosen one is the question's.
+    Each example asks one question, about its last answer. Of a chosen and a rejected answer, it is about the chosen.
 
     Args:
-        rows: encoded held-out rows; several may come from one example.
-        groups: by example number: examples of one number are not independent (two answers to one prompt).
-        objective: over preferred answers, if it is one.
-        labels: by example number, whether its answer is desirable; an objective's.
+        rows: encoded held-out rows. Several may come from one example.
+        groups: by example number. Examples with the same group are not independent (two answers to one prompt).
+        tokenizer: decodes prompts and answers.
+        stop_ids: token ids that end an answer.
+        settings: the metrics, and how many rows.
+        objective: the preference objective, if the run has one.
+        labels: by example number, whether its answer is desirable; for an objective.
         raw_text: by example number, whether it is a document, which has no answer to ask for.
 
     Raises:
@@ -108,8 +111,8 @@ def make_task(
         raise DataError(
             "No held-out row has an answer to compare",
             where="evaluation.metrics",
-            why="All of them are raw text.",
-            remedy="Hold conversations out too, or judge by loss or perplexity.",
+            why="All held-out rows are raw text.",
+            remedy="Hold out conversations too, or judge by loss or perplexity.",
         )
     check_truths(metrics, [item.truth for item in questions], [item.source for item in questions])
     preferences = None
@@ -122,6 +125,7 @@ def make_task(
 
 
 def _question(row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], group: int) -> Question:
+    """The last run of supervised tokens is the answer, and all tokens before it are the prompt."""
     end = int(np.flatnonzero(row.supervised)[-1]) + 1
     before = np.flatnonzero(~row.supervised[:end])
     start = int(before[-1]) + 1 if len(before) else 0
@@ -139,7 +143,7 @@ def _question(row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequen
 
 
 def task_batches(task: Task, *, budget: int, layout: LayoutName) -> list[Batch]:
-    """The task's rows laid out once, for every loss that is taken on them."""
+    """The task's rows laid out once, for every loss that is measured on them."""
     if task.preferences is not None:
-        return task.preferences.batches(task.rows, budget=budget, layout=layout)
+        return task.preferences.objective.batches(task.rows, budget=budget, layout=layout)
     return micro_batches(task.rows, budget=budget, layout=layout)

@@ -189,6 +189,10 @@ class Run:
         known = {name: value for name, value in self.status().items() if name != "error"}
         self.write_json("status.json", {**known, "status": status, "updated": now, **facts})
 
+    def checkpoint(self, step: int) -> Path:
+        """The folder of a step's checkpoint, whether it is there or not."""
+        return self.folder / "checkpoints" / checkpoint_name(step)
+
     @property
     def checkpoints(self) -> list[Path]:
         """Complete checkpoint folders, oldest first."""
@@ -198,8 +202,14 @@ class Run:
     def result(self) -> Path | None:
         """The checkpoint that the run came to: that of the judged step once it is known, else the newest."""
         judged = self.status().get("judged_step")
-        named = [path for path in self.checkpoints if judged is not None and path.name == f"step-{judged:06d}"]
-        return (named or self.checkpoints or [None])[-1]
+        if judged is not None and self.checkpoint(judged) in self.checkpoints:
+            return self.checkpoint(judged)
+        return (self.checkpoints or [None])[-1]
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of a checkpoint's folder, such as ``step-000100``."""
+    return f"step-{step:06d}"
 
 
 def _take(descriptor: int) -> None:

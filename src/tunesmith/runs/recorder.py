@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics.jsonl, reporters, the best step, and the progress line."""
+"""Records a run while it trains: metrics.jsonl, reporters, the best step, and the progress line."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tunesmith.runs.folder import Run
-from tunesmith.runs.progress import Advance, StepResult
+from tunesmith.runs.progress import StepResult
 from tunesmith.runs.reporters import open_reporters
 from tunesmith.runs.symptoms import Symptom, Watch
 
 
 @dataclass(slots=True)
 class Totals:
-    """Counts since the last line of metrics, and since the run began. They travel in the checkpoint."""
+    """Counts since the last line of metrics, and since the run began. They are saved in the checkpoint."""
 
     loss_sum: float = 0.0
     denominator: float = 0.0
@@ -26,13 +26,21 @@ class Totals:
     run_supervised: int = 0
     best_step: int | None = None
     best_loss: float | None = None
-    last_loss: float | None = field(default=None)
+    last_loss: float | None = None  # of the last validation
     norms: list[float] = field(default_factory=list)  # gradient norms of the steps since the last line
-    selection: dict[str, Any] = field(default_factory=dict)  # of the step, where held-out rows select one
 
 
 class Recorder:
-    """Turns step results into lines. Between two steps it draws no random number and touches no weight."""
+    """Turns step results into lines. It draws no random numbers and changes no weights.
+
+    Args:
+        run: its folder.
+        line_due: whether a line is due after a step.
+        report_to: names of reporters.
+        totals: what ``state`` returned when the checkpoint was saved; empty for a new run.
+        step: the step of that checkpoint, or 0.
+        warn: hears what looks wrong.
+    """
 
     def __init__(
         self,
@@ -40,13 +48,12 @@ class Recorder:
         *,
         line_due: Callable[[StepResult], bool],
         report_to: Sequence[str],
-        totals: dict[str, Any],
+        totals: Mapping[str, Any],
         step: int,
+        warn: Callable[[str], None],
     ) -> None:
-        self.run, self.line_due = run, line_due
+        self.run, self.line_due, self.warn = run, line_due, warn
         self.totals = Totals(**totals)
-        self.advance: Advance = lambda done, facts: None
-        self.warn: Callable[[str], None] = lambda text: None
         self._watch = Watch(run.read_lines("metrics.jsonl"))
         for at, norm in enumerate(self.totals.norms, start=step - len(self.totals.norms) + 1):
             self._watch.see_norm(at, norm)
@@ -54,29 +61,35 @@ class Recorder:
         self._unwritten: StepResult | None = None
         self._reporters = open_reporters(report_to, run, step)
 
-    def on_step(self, result: StepResult) -> None:
-        """Adds a step; where a line is due, writes the mean since the one before."""
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens of the whole run: in the rows, computed, and supervised."""
+        totals = self.totals
+        return {"rows": totals.run_tokens, "computed": totals.run_computed, "supervised": totals.run_supervised}
+
+    def on_step(self, result: StepResult) -> dict[str, str]:
+        """Adds a step, and writes a line of means if one is due. Returns the facts of the progress line."""
         totals = self.totals
         totals.loss_sum += result.loss * result.denominator
         totals.denominator += result.denominator
-        for name, value in (
-            ("supervised", result.supervised_tokens),
-            ("tokens", result.tokens),
-            ("computed", result.computed_tokens),
-        ):
-            setattr(totals, name, getattr(totals, name) + value)
-            setattr(totals, f"run_{name}", getattr(totals, f"run_{name}") + value)
+        totals.supervised += result.supervised_tokens
+        totals.tokens += result.tokens
+        totals.computed += result.computed_tokens
+        totals.run_supervised += result.supervised_tokens
+        totals.run_tokens += result.tokens
+        totals.run_computed += result.computed_tokens
         self._timed += result.tokens
         self._seconds += result.seconds
-        self.advance(result.step, self._facts(result))
+        facts = self._facts(result)
         totals.norms.append(float(f"{result.gradient_norm:.6g}"))
         self._warn_of(self._watch.see_norm(result.step, totals.norms[-1]))
         self._unwritten = result
         if self.line_due(result):
             self._write_line(result)
+        return facts
 
     def _facts(self, result: StepResult) -> dict[str, str]:
-        """For the line of progress: how it goes, how fast, and what share of the tokens was not computed twice."""
+        """Loss, speed, and the share of the tokens that shared prefixes saved."""
         totals, facts = self.totals, {"loss": f"{result.loss:.4f}"}
         if totals.last_loss is not None:
             facts["eval loss"] = f"{totals.last_loss:.4f}"
@@ -108,11 +121,6 @@ class Recorder:
         self._unwritten = None
         self._timed, self._seconds = 0, 0.0
 
-    def finish_line(self) -> None:
-        """Writes the line of the steps behind the last one, where a run ends before a line is due."""
-        if self._unwritten is not None:
-            self._write_line(self._unwritten)
-
     def on_eval(
         self,
         step: int,
@@ -122,10 +130,14 @@ class Recorder:
         by_source: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Writes a validation loss; the step with the lowest so far is the best (a pointer, nothing is copied).
+        """Writes a validation. The step with the lowest loss so far is remembered as the best.
 
         Args:
-            by_source: the loss on each source's rows, where they are of several.
+            step: of the weights.
+            epoch: that the step reached.
+            loss: on all rows.
+            seconds: that the validation took.
+            by_source: the loss on each source's rows, if there are several sources.
             metrics: other numbers of this validation, by name.
         """
         totals = self.totals
@@ -137,19 +149,21 @@ class Recorder:
             totals.best_step, totals.best_loss = step, loss
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """What a checkpoint needs, for ``totals``."""
         return asdict(self.totals)
 
     def close(self) -> None:
-        """Closes the reporters."""
+        """Writes the line of the steps since the last one, if there are any, and closes the reporters."""
+        if self._unwritten is not None:
+            self._write_line(self._unwritten)
         for reporter in self._reporters:
             reporter.close()
 
     def _record(self, line: dict[str, Any]) -> None:
         self.run.append("metrics.jsonl", line)
         self._warn_of(self._watch.see(line))
-        apart = line.get("eval_loss_by_source", {})
-        scalars = {**line, **{f"eval_loss/{source}": loss for source, loss in apart.items()}}
+        by_source = line.get("eval_loss_by_source", {})
+        scalars = {**line, **{f"eval_loss/{source}": loss for source, loss in by_source.items()}}
         values = {
             f"{'eval' if name.startswith('eval_') else 'train'}/{name.removeprefix('eval_')}": value
             for name, value in scalars.items()

@@ -1,4 +1,4 @@
-"""Loads the base model and attaches the method to it."""
+"""Loads the base model and attaches the method to it, ready to train."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tunesmith.model.weights.resolve import kind
 from tunesmith.planning import budget, memory
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, MethodSettings, method_label
 from tunesmith.recipe.settings import Recipe
-from tunesmith.runs.progress import Listener
+from tunesmith.runs.progress import Listener, Silent
+from tunesmith.training.optim import build_optimizer
 
 
 class ModelInputs(Protocol):
@@ -52,81 +53,104 @@ class ModelInputs(Protocol):
 
 @dataclass(slots=True)
 class Ready:
-    """A model with its method attached. ``recipe`` has every ``auto`` resolved."""
+    """The model in memory with its method attached. ``recipe`` has every ``auto`` resolved."""
 
     recipe: Recipe
     model: nn.Module
     method: Method
 
+    def reload(self, inputs: ModelInputs, checkpoint: Path) -> None:
+        """Takes the weights of another checkpoint. The old model is freed first, so there is one at a time."""
+        del self.model, self.method
+        loaded = load(inputs, checkpoint, Silent())
+        self.model, self.method = loaded.model, loaded.method
 
-def load(prepared: ModelInputs, checkpoint: Path | None, listener: Listener) -> Ready:
-    """Weights, attention and method; the layout that only a loaded model can tell.
+
+def load(inputs: ModelInputs, checkpoint: Path | None, listener: Listener) -> Ready:
+    """Loads the weights, attaches the method, and resolves the layout, which depends on the loaded model.
 
     Args:
-        checkpoint: continue from this one, with the layout that the recipe has resolved; None: begin anew.
+        inputs: the recipe, and where the model is.
+        checkpoint: continue from this one, with the layout that the recipe has resolved; None: a new run.
+        listener: hears what trains and which layout is used.
 
     Raises:
         ModelError: the weights cannot be loaded, or the method does not fit them.
-        RecipeError: the recipe asks for a layout that the model does not admit.
+        RecipeError: the recipe asks for a layout that the model cannot use.
     """
-    recipe = prepared.recipe
-    method = make_method(prepared)
-    base = load_base(prepared, method.load_options())
-    model = method.load(base, checkpoint) if checkpoint else method.attach(base, prepared.rows_of_steps())
-    refuse_untrained_tokens(base, prepared.added)
+    recipe = inputs.recipe
+    method = _make_method(inputs)
+    base = load_base(inputs, method.load_options())
+    model = method.load(base, checkpoint) if checkpoint else method.attach(base, inputs.rows_of_steps())
+    refuse_untrained_tokens(base, inputs.added)
     fuse(base)
     if recipe.training.neftune_noise_alpha is not None:
         add_noise(base, recipe.training.neftune_noise_alpha)
     for line in filter(None, (trainable_line(model), shared_line(model))):
         listener.say(line)
-    layout = recipe.training.layout if checkpoint else _layout(prepared, model, listener)
+    layout = recipe.training.layout if checkpoint else _layout(inputs, model, listener)
     if recipe.training.gradient_checkpointing:
         _recompute(base)
-    if recipe.model.device == "cpu":
-        (memory.give_back_large_blocks if recipe.training.gradient_checkpointing else memory.keep_freed_blocks)()
+    if recipe.model.device == "cpu" and recipe.training.gradient_checkpointing:
+        memory.give_back_large_blocks()
+    elif recipe.model.device == "cpu":
+        memory.keep_freed_blocks()
     return Ready(recipe.with_values(training={"layout": layout}), model, method)
 
 
 def _recompute(base: PreTrainedModel) -> None:
-    """Gradient checkpointing. Raises RecipeError for a model without it."""
+    """Turns on gradient checkpointing. Raises RecipeError for a model that does not support it."""
     if not base.supports_gradient_checkpointing:
         raise RecipeError(
             "This model cannot recompute its layers",
             where="training.gradient_checkpointing",
             why=f"{type(base).__name__} does not support it in transformers.",
-            remedy="Set training.gradient_checkpointing: false, and a smaller micro_batch_tokens if memory is short.",
+            remedy="Set training.gradient_checkpointing: false. If memory is short, set a smaller micro_batch_tokens.",
         )
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    base.disable_input_require_grads()  # reentrant checkpointing needs it; here frozen layers would pass gradients
+    base.disable_input_require_grads()  # only reentrant checkpointing needs it; frozen layers would get gradients
 
 
-def make_method(prepared: ModelInputs) -> Method:
-    """The recipe's method. An adapter points to a hub id where that is the base, else to the base's folder."""
-    recipe = prepared.recipe
+def optimizer_of(ready: Ready) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the parameters that its method trains."""
+    settings = ready.recipe.training
+    return build_optimizer(
+        ready.method.parameter_groups(ready.model),
+        learning_rate=ready.recipe.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        epsilon=settings.adam_epsilon,
+        optim=settings.optim,
+    )
+
+
+def _make_method(inputs: ModelInputs) -> Method:
+    """The recipe's method. An adapter refers to its base by hub id, or by folder if the base is not from the hub."""
+    recipe = inputs.recipe
     name, _, revision = recipe.model.path.partition("@")
     hub = kind(recipe.model.path) == "hub"
     return build(
         recipe.method,
-        base=name if hub else str(prepared.folder),
+        base=name if hub else str(inputs.folder),
         revision=recipe.model.revision or revision or None if hub else None,
         seed=recipe.training.seed,
         device=recipe.model.device,
-        added=prepared.added,
-        start=prepared.start,
+        added=inputs.added,
+        start=inputs.start,
     )
 
 
-def load_base(prepared: ModelInputs, options: Mapping[str, Any]) -> PreTrainedModel:
-    """The untuned weights with rows for added tokens, attending through ``model/attention.py``."""
-    settings = prepared.recipe.model
+def load_base(inputs: ModelInputs, options: Mapping[str, Any]) -> PreTrainedModel:
+    """The untuned weights with rows for added tokens, with attention from ``model/compute/attention.py``."""
+    settings = inputs.recipe.model
     model = load_model(
-        prepared.folder,
+        inputs.folder,
         dtype=getattr(torch, settings.dtype),
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
         **options,
     )
-    grow(model, prepared.added)
+    grow(model, inputs.added)
     attention.install(model)
     return model
 
@@ -134,12 +158,16 @@ def load_base(prepared: ModelInputs, options: Mapping[str, Any]) -> PreTrainedMo
 def untuned(
     method: Method, settings: MethodSettings, model: nn.Module, *, device: str, load_plain: Callable[[], nn.Module]
 ) -> tuple[AbstractContextManager[nn.Module], str]:
-    """A context with the model to judge against, and what it is.
+    """A context with the model to compare with, and its name.
 
-    That is the untuned model, over quantized weights the unquantized one where it fits beside the other. Where training
-    went on from an adapter it is what the user had before, the base with that adapter.
+    It is the untuned model. For a quantized base, it is the unquantized one if that fits into memory beside the tuned
+    model. If training continued from an adapter, it is what the user had before: the base with that adapter.
 
     Args:
+        method: of the tuned model.
+        settings: of the method.
+        model: the tuned model.
+        device: where it is.
         load_plain: loads the unquantized base.
     """
     if isinstance(settings, AdapterSettings) and settings.adapter_name_or_path is not None:
@@ -157,10 +185,13 @@ def untuned(
     return unquantized(), "untuned, unquantized"
 
 
-def _layout(prepared: ModelInputs, model: nn.Module, listener: Listener) -> LayoutName:
-    """Probed with the method attached, which at step zero is the base: a 4-bit layer must not run before."""
-    settings = prepared.recipe.training
-    probe = probe_model(model, prepared.rows, device=prepared.recipe.model.device)  # refuses what sees ahead
+def _layout(inputs: ModelInputs, model: nn.Module, listener: Listener) -> LayoutName:
+    """The layout that the model can use, by a probe. With the method attached, because 4-bit layers cannot run before.
+
+    At step zero, the model with its method computes the same as the base.
+    """
+    settings = inputs.recipe.training
+    probe = probe_model(model, inputs.rows, device=inputs.recipe.model.device)  # refuses a model that is not causal
     if settings.layout == "padded":
         return settings.layout
     listener.say(probe.reason)

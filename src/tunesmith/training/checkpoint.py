@@ -1,4 +1,4 @@
-"""Checkpoints: a folder the ecosystem can load, with the optimizer's state beside it. Complete or not there at all."""
+"""Writes and reads checkpoints: a model folder that other libraries load, with the optimizer's state beside it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import TrainError
+from tunesmith.runs.folder import checkpoint_name
 from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.optim import load_optimizer_state, optimizer_state
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "training_state.json"
-
-
-def name(step: int) -> str:
-    """``step-000100``."""
-    return f"step-{step:06d}"
 
 
 def save(
@@ -35,10 +31,10 @@ def save(
 ) -> Path:
     """Writes ``folder/step-NNNNNN``: the model by ``write_model``, the optimizer, and ``state`` as JSON.
 
-    A kill leaves no half checkpoint. A step that is there already, of a run that was stopped before it could record
-    it, is replaced. Raises TrainError if the checkpoint cannot be written.
+    A killed process leaves no incomplete checkpoint. A folder of the same step is replaced: it is of a run that was
+    stopped before it could record the step. Raises TrainError if the checkpoint cannot be written.
     """
-    target = folder / name(step)
+    target = folder / checkpoint_name(step)
     try:
         with whole_folder(target) as beside:
             write_model(beside)
@@ -54,13 +50,13 @@ def save(
     return target
 
 
-def load(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts the optimizer's state back and returns the saved JSON. Raises TrainError if the checkpoint is damaged."""
+def restore(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restores the optimizer's state and returns the saved JSON. Raises TrainError if the checkpoint is damaged."""
     file = checkpoint / OPTIMIZER
     try:
         load_optimizer_state(optimizer, load_file(file))
         file = checkpoint / STATE
-        return read_state(checkpoint)
+        return _read_state(checkpoint)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise TrainError(
             "The checkpoint cannot be read",
@@ -70,17 +66,23 @@ def load(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         ) from error
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON beside the weights: step, tokens, best step."""
+def _read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 
 
-def prune(folder: Path, *, keep: int, protected: set[int]) -> None:
-    """Removes the oldest checkpoints beyond ``keep``; the newest and the protected steps stay."""
+def prune(folder: Path, *, keep: int, best: int | None) -> None:
+    """Removes the oldest checkpoints beyond ``keep``. The newest and the best step's stay."""
     steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
-    removable = [step for step in steps[:-1] if step not in protected]
+    removable = [step for step in steps[:-1] if step != best]
     for step in removable[: max(0, len(steps) - keep)]:
-        shutil.rmtree(folder / name(step))
+        shutil.rmtree(folder / checkpoint_name(step))
+
+
+def remove_former_best(folder: Path, *, best: int | None) -> None:
+    """Removes checkpoints that were saved only because their step was the best, except the best and the newest one."""
+    for path in sorted(folder.glob("step-*"))[:-1]:
+        if path.name != checkpoint_name(best or 0) and _read_state(path).get("only_as_best"):
+            shutil.rmtree(path)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The hot loop. It knows batches, a model, an optimizer and hooks; no recipe, method, tokenizer or path."""
+"""The training loop. It knows batches, a model, an optimizer and hooks, but no recipe, method, tokenizer or path."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def check_finite(loss: float, gradient_norm: float, *, step: int) -> None:
         f"The {'gradient' if math.isfinite(loss) else 'loss'} of step {step} is not finite",
         where=f"step {step}",
         why=f"loss {loss:g}, gradient norm {gradient_norm:g}. The weights are as they were after step {step - 1}.",
-        remedy="Lower training.learning_rate or add warm-up (training.warmup_steps: 0.1); with float16, use bfloat16 "
-        "or float32. Checkpoints that were written before are whole.",
+        remedy="Lower training.learning_rate or add warm-up (training.warmup_steps: 0.1). With float16, use bfloat16 "
+        "or float32. Earlier checkpoints are complete.",
     )
 
 
@@ -61,9 +61,9 @@ def train(
     seed: int,
     hooks: Hooks,
 ) -> None:
-    """Runs the steps. The gradient of a step is that of its summed loss over its summed denominator,
+    """Takes the steps. Raises TrainError before a loss or gradient that is not finite reaches the weights.
 
-    whatever its micro-batches. Raises TrainError before a loss or gradient that is not finite reaches the weights.
+    The gradient of a step is that of its summed loss over its summed denominator, whatever its micro-batches are.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = parameters[0].device
@@ -106,6 +106,6 @@ def train(
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
-    """Dropout depends on (seed, step, micro-batch) alone, so a resumed run draws what the unstopped run drew."""
+    """Dropout depends only on (seed, step, micro-batch), so a resumed run draws the same as an unstopped one."""
     digest = hashlib.sha256(f"{seed}|{step}|{micro_batch}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big"))

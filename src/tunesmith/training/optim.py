@@ -1,4 +1,4 @@
-"""The optimizer by its name in transformers, and its state as plain tensors."""
+"""Builds the optimizer that a recipe names, and saves and restores its state as plain tensors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Tensor
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.optimizers import BITSANDBYTES, Optimizer
 
-WHERE = "training.optim"
-SHARED = ("qmap1", "qmap2")  # bitsandbytes' quantization maps: the same tensors for every parameter, always the same
-REMEDY = "pip install -U bitsandbytes, or use optim: adamw_torch"
+SHARED = ("qmap1", "qmap2")  # bitsandbytes' quantization maps: constants that all parameters share
+_KEY = "training.optim"
 
 
 def build_optimizer(
@@ -26,16 +25,23 @@ def build_optimizer(
     epsilon: float,
     optim: Optimizer = "adamw_torch",
 ) -> torch.optim.Optimizer:
-    """The optimizer of this name, with the arguments that transformers' Trainer gives it, over a method's groups.
+    """The optimizer of this name over a method's groups, with the arguments that transformers' Trainer passes.
+
+    The loop sets the rate of each group at each step: the step's rate times the group's ``lr_ratio``.
 
     AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101), the same with 8-bit moments (Dettmers et al. 2021,
-    arXiv:2110.02861) and in paged memory, Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) with the rate that it is
-    given, Lion (Chen et al. 2023, arXiv:2302.06675), and SGD without momentum.
+    arXiv:2110.02861) and in paged memory, Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) with a given rate, Lion
+    (Chen et al. 2023, arXiv:2302.06675), and SGD without momentum.
 
     Args:
-        groups: ``{"params": [...], "names": [...], "decay": bool}``, ``"embeddings": [bool]`` where 8-bit moments
-            are to be fp32, and ``"lr_ratio"``, the group's learning rate over that of the step, or the group's own peak
-            ``"learning_rate"``; decay is applied where ``decay`` is true.
+        groups: ``{"params": [...], "names": [...], "decay": bool}``. ``"embeddings": [bool]`` marks parameters with
+            fp32 moments in an 8-bit optimizer. ``"lr_ratio"`` is the group's rate over the step's; a group can have
+            its own peak ``"learning_rate"`` instead. Weight decay applies to groups with ``decay``.
+        learning_rate: the peak rate.
+        weight_decay: of the groups that decay.
+        betas: of Adam and Lion.
+        epsilon: of Adam.
+        optim: the name.
 
     Raises:
         RecipeError: bitsandbytes is needed and missing.
@@ -45,7 +51,7 @@ def build_optimizer(
             "params": group["params"],
             "param_names": group["names"],
             "weight_decay": weight_decay if group["decay"] else 0.0,
-            **_rate(group, learning_rate),
+            "lr_ratio": _ratio(group, learning_rate),
         }
         for group in groups
     ]
@@ -57,67 +63,69 @@ def build_optimizer(
 
             return Adafactor(prepared, lr=learning_rate, scale_parameter=False, relative_step=False)
         case "lion_32bit":
-            return bitsandbytes().optim.Lion(prepared, lr=learning_rate, betas=betas, optim_bits=32)
+            return _bitsandbytes().optim.Lion(prepared, lr=learning_rate, betas=betas, optim_bits=32)
         case "adamw_8bit" | "paged_adamw_8bit":
-            spared = {
+            in_fp32 = {
                 id(parameter)
                 for group in groups
                 for parameter, embeds in zip(group["params"], group.get("embeddings", ()), strict=False)
                 if embeds
             }
-            optimizer = bitsandbytes().optim.AdamW(
+            optimizer = _bitsandbytes().optim.AdamW(
                 prepared, lr=learning_rate, betas=betas, eps=epsilon, optim_bits=8, is_paged=optim.startswith("paged")
             )
-            optimizer.get_config = _with_wide_embeddings(optimizer.get_config, spared)
+            optimizer.get_config = _with_fp32_moments(optimizer.get_config, in_fp32)
             return optimizer
         case _:
             return torch.optim.AdamW(prepared, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
 
 
-def _rate(group: dict[str, Any], learning_rate: float) -> dict[str, float]:
-    """The group's peak rate, and its ratio to the step's, which the loop keeps."""
-    ratio = group["learning_rate"] / learning_rate if "learning_rate" in group else group.get("lr_ratio", 1.0)
-    return {"lr": learning_rate * ratio, "lr_ratio": ratio}
+def _ratio(group: dict[str, Any], learning_rate: float) -> float:
+    return group["learning_rate"] / learning_rate if "learning_rate" in group else group.get("lr_ratio", 1.0)
 
 
-def _with_wide_embeddings(get_config: Callable[..., dict[str, Any]], spared: set[int]) -> Callable[..., dict[str, Any]]:
-    """``get_config``, which bitsandbytes asks for the settings of each parameter, with fp32 moments of embeddings.
+def _with_fp32_moments(get_config: Callable[..., dict[str, Any]], in_fp32: set[int]) -> Callable[..., dict[str, Any]]:
+    """``get_config``, which bitsandbytes calls for the settings of each parameter, with fp32 moments for some (by id).
 
-    transformers asks for them too, by a list that is global; this is for one optimizer.
+    transformers does the same for embeddings with a global list. This changes one optimizer only.
     """
 
     def config(group_index: int, index: int, group: dict[str, Any]) -> dict[str, Any]:
         found = get_config(group_index, index, group)
-        return {**found, "optim_bits": 32} if id(group["params"][index]) in spared else found
+        return {**found, "optim_bits": 32} if id(group["params"][index]) in in_fp32 else found
 
     return config
 
 
 def check_optimizer(optim: Optimizer, device: str) -> None:
-    """Raises RecipeError for an optimizer that cannot run here. Cheap: call it before weights are loaded."""
+    """Raises RecipeError for an optimizer that cannot run on the device. It needs no weights."""
     if optim.startswith("paged") and torch.device(device).type != "cuda":
         raise RecipeError(
             f"{optim} needs a GPU",
-            where=WHERE,
-            why=f"It keeps its moments in memory that CUDA moves between GPU and CPU; the device here is {device}.",
-            remedy=f"use optim: {optim.removeprefix('paged_')}",
+            where=_KEY,
+            why=f"It keeps its moments in memory that CUDA moves between GPU and CPU. The device here is {device}.",
+            remedy=f"Use optim: {optim.removeprefix('paged_')}",
         )
     if optim in BITSANDBYTES:
-        bitsandbytes()
+        _bitsandbytes()
 
 
-def bitsandbytes() -> Any:
-    """The module. Raises RecipeError where it is missing or does not load."""
+def _bitsandbytes() -> Any:
     try:
         return importlib.import_module("bitsandbytes")
     except (ImportError, OSError) as error:
-        raise RecipeError("This optimizer needs bitsandbytes", where=WHERE, why=str(error), remedy=REMEDY) from error
+        raise RecipeError(
+            "This optimizer needs bitsandbytes",
+            where=_KEY,
+            why=str(error),
+            remedy="pip install -U bitsandbytes, or use optim: adamw_torch",
+        ) from error
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every value of the state as ``<parameter name>|<key>``, on the CPU and contiguous; whole numbers as int64.
+    """Every value of the state as ``<parameter name>|<key>``, on the CPU and contiguous; Python numbers as int64.
 
-    bitsandbytes' quantization maps are left out: they are always the same, and safetensors refuses shared tensors.
+    bitsandbytes' quantization maps are left out: they are constants, and safetensors refuses shared tensors.
     """
     state: dict[str, Tensor] = {}
     for group in optimizer.param_groups:
@@ -129,10 +137,11 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    """Puts a saved state back, each tensor on its parameter's device (step counts stay where the optimizer puts them).
+    """Restores a saved state, each tensor on its parameter's device. A parameter that had no gradient has no state.
 
-    A parameter that never had a gradient has no state. Raises KeyError for a state without a parameter: the
-    checkpoint belongs to another model or method. Raises ValueError for the state of another optimizer.
+    Raises:
+        KeyError: a state has no parameter, so the checkpoint belongs to another model or method.
+        ValueError: the state belongs to another optimizer.
     """
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
@@ -142,7 +151,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Tens
         for index, (name, parameter) in enumerate(zip(group["param_names"], group["params"], strict=True)):
             saved = by_parameter.pop(name, {})
             optimizer.state[parameter] = {key: _restored(value, parameter.device) for key, value in saved.items()}
-            if saved and _of_bitsandbytes(optimizer):  # it places its buffers and maps itself
+            if saved and _of_bitsandbytes(optimizer):  # it makes its buffers and maps itself
                 _fill(optimizer, saved, group, parameter, number, index)
     if by_parameter:
         raise KeyError(next(iter(by_parameter)))
@@ -153,7 +162,7 @@ def _of_bitsandbytes(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _restored(value: Tensor, device: torch.device) -> Tensor | int:
-    """A number that was a Python number is one again."""
+    """A tensor on the device. An int64 scalar was a Python number and becomes one again."""
     if value.dtype == torch.int64 and value.ndim == 0:
         return int(value)
     return value.to(device, copy=True)
@@ -166,7 +175,7 @@ def _fill(
     optimizer.init_state(group, parameter, number, index)
     made = optimizer.state[parameter]
     if made.keys() - set(SHARED) != saved.keys():
-        raise ValueError(f"the state has {', '.join(sorted(saved))}: it is another optimizer's")
+        raise ValueError(f"the state has {', '.join(sorted(saved))}, so it belongs to another optimizer")
     for key, value in saved.items():
         if isinstance(made[key], Tensor):
             made[key].copy_(value)

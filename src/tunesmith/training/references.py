@@ -1,6 +1,6 @@
-"""What the untuned model says of every row, for objectives that compare with it: measured once, before the first step.
+"""Measures the untuned model on every row, for objectives that compare with it: once, before the first step.
 
-It stays in the run's folder, so a run that goes on compares with the very same numbers and computes none of them again.
+The result stays in the run's folder, so a run that continues compares with the same numbers and measures nothing again.
 """
 
 from __future__ import annotations
@@ -8,23 +8,22 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from tunesmith.data.batches.layout import Batch, LayoutName, micro_batches
-from tunesmith.data.batches.order import Order
+from tunesmith.data.batches.layout import micro_batches
 from tunesmith.data.chat.template import Encoded
-from tunesmith.data.corpus import Corpus
-from tunesmith.evaluation.judge import token_scores
+from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.tokens import row_losses
-from tunesmith.evaluation.task import Task
+from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.whole_files import whole_file
-from tunesmith.training.objectives.preference import PreferenceObjective
+from tunesmith.training.attach import Ready
+from tunesmith.training.step_rows import Steps
 
-HeldOut = tuple[Task, Sequence[Batch]]  # and how its rows are laid out
 FILE = "reference.npz"
 AT_A_TIME = 64  # examples that are laid out together
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -34,10 +33,10 @@ _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 class References:
     """Summed log-probabilities under the untuned model, float64.
 
-    ``train`` [rows of the corpus]: NaN where no step of the run sees the row. ``held_out`` [rows of validation]; empty
-    without any. ``judging``: the rows of the verdict, where those of validation select the step; else empty.
-    ``mismatched``: of an objective that gives prompts the answers of others, these rows step by step, one
-    for each of the step's examples; ``ends`` [steps] says where each step's end.
+    ``train`` [rows of the corpus] is NaN for rows that no step of the run sees. ``held_out`` [rows of validation] and
+    ``judging`` [rows of the verdict, if others select its step] are empty where there are none. ``mismatched`` is for
+    an objective that pairs prompts with the answers of other examples: the rows of each step, one after the other, one
+    for each of its examples. ``ends`` [steps] says where each step's rows end.
     """
 
     train: np.ndarray
@@ -47,8 +46,8 @@ class References:
     ends: np.ndarray
 
     def of_step(self, step: int, examples: Sequence[int], *, together: int) -> np.ndarray:
-        """By row, as the objective lays out the examples of a step (counted from 1)."""
-        own = self.train.reshape(-1, together)[list(examples)]
+        """The values of a step (counted from 1), in the order in which the objective lays out its rows [rows]."""
+        own = self.train.reshape(-1, together)[list(examples)]  # [examples, together]
         if len(self.ends):
             end = int(self.ends[step - 1])
             own = np.column_stack([own, self.mismatched[end - len(examples) : end]])
@@ -56,33 +55,41 @@ class References:
         return own.ravel()
 
     def save(self, path: Path) -> None:
-        """Writes all of them into one file."""
+        """Writes the file as a whole."""
         with whole_file(path) as file:
             np.savez(file, **{name: getattr(self, name) for name in self.__slots__})
 
     @classmethod
     def load(cls, path: Path) -> References:
-        """What ``save`` wrote. Raises one of ``_DAMAGED`` where it is not whole."""
+        """Reads what ``save`` wrote. Raises one of ``_DAMAGED`` if the file is damaged."""
         with np.load(path) as stored:
             return cls(**{name: stored[name] for name in cls.__slots__})
 
 
-@dataclass(frozen=True, slots=True)
-class Measuring:
-    """How rows are measured: by which layout, within which budget of tokens, on which device."""
+def with_references(
+    folder: Path, ready: Ready, steps: Steps, validation: Judge | None, judging: Judge | None, listener: Listener
+) -> tuple[Steps, Judge | None, Judge | None]:
+    """Steps and judges with the untuned model's values, from the run's folder or measured now and stored there.
 
-    budget: int
-    layout: LayoutName
-    device: str
-
-    def rows(self, model: nn.Module, rows: Sequence[Encoded], *, together: int = 1) -> np.ndarray:
-        """Log-probability of each row's labels, float64 [rows]."""
-        batches = micro_batches(rows, budget=self.budget, layout=self.layout, together=together)
-        return -row_losses(model, batches, rows=len(rows), device=self.device).nll_sum
+    Where the objective compares with nothing, they are returned as they are.
+    """
+    if steps.preference is None or not steps.preference.refers:
+        return steps, validation, judging
+    found = stored(folder, listener)
+    if found is None:
+        with ready.method.reference(ready.model) as untuned:
+            found = measured(untuned, steps, validation, judging, listener)
+        found.save(folder / FILE)
+    of_step = partial(found.of_step, together=steps.corpus.together)
+    return (
+        Steps(steps.recipe, steps.corpus, of_step),
+        validation and validation.with_reference(found.held_out),
+        judging and judging.with_reference(found.judging),
+    )
 
 
 def stored(folder: Path, listener: Listener) -> References | None:
-    """Those of a run that has begun."""
+    """The values in a run's folder, or None if there are none or the file is damaged."""
     if not (folder / FILE).is_file():
         return None
     try:
@@ -93,44 +100,40 @@ def stored(folder: Path, listener: Listener) -> References | None:
 
 
 def measured(
-    untuned: nn.Module,
-    objective: PreferenceObjective,
-    *,
-    corpus: Corpus,
-    order: Order,
-    held_out: HeldOut | None,
-    judging: HeldOut | None,
-    how: Measuring,
-    listener: Listener,
+    untuned: nn.Module, steps: Steps, validation: Judge | None, judging: Judge | None, listener: Listener
 ) -> References:
-    """Of every row that a step of the run sees, and of the held-out ones.
-
-    Args:
-        held_out: what validation losses are taken on.
-        judging: what the verdict is taken on, where that is something else.
-    """
-    windows = [window.rows for window in order.windows()]
+    """Measures every row that a step of the run sees, and the held-out rows."""
+    recipe, corpus, objective = steps.recipe, steps.corpus, steps.preference
+    assert objective is not None
+    windows = [window.rows for window in steps.order.windows()]
     seen = sorted({number for rows in windows for number in rows})
-    train = np.full((len(corpus.train) // corpus.together, corpus.together), np.nan)
+    train = np.full((len(corpus.train) // corpus.together, corpus.together), np.nan)  # [examples, together]
     with listener.task("untuned model: reference", len(seen)) as advance:
         for start in range(0, len(seen), AT_A_TIME):
             part = seen[start : start + AT_A_TIME]
-            sums = how.rows(untuned, corpus.rows_of(part), together=corpus.together)
+            sums = _row_logprobs(untuned, corpus.rows_of(part), recipe, together=corpus.together)
             train[part] = sums.reshape(-1, corpus.together)
             advance(start + len(part), {})
-    validated, judged = (_of_task(untuned, each, listener) for each in (held_out, judging))
+    validated, judged = (_held_out_logprobs(untuned, each, listener) for each in (validation, judging))
     mismatched: list[np.ndarray] = []
     if objective.together > objective.answers:
         with listener.task("untuned model: other answers", len(windows)) as advance:
             for number, rows in enumerate(windows, start=1):
-                mismatched.append(how.rows(untuned, objective.rows(corpus.rows_of(rows))[1::2]))
+                mismatched.append(_row_logprobs(untuned, objective.rows(corpus.rows_of(rows))[1::2], recipe))
                 advance(number, {})
     ends = np.cumsum([len(part) for part in mismatched], dtype=np.int64)
     return References(train.ravel(), validated, judged, np.concatenate([np.empty(0), *mismatched]), ends)
 
 
-def _of_task(untuned: nn.Module, held_out: HeldOut | None, listener: Listener) -> np.ndarray:
-    if held_out is None:
+def _row_logprobs(untuned: nn.Module, rows: Sequence[Encoded], recipe: Recipe, *, together: int = 1) -> np.ndarray:
+    """The log-probability of each row's labels, float64 [rows]."""
+    settings = recipe.training
+    assert settings.layout != "auto"
+    batches = micro_batches(rows, budget=int(settings.micro_batch_tokens), layout=settings.layout, together=together)
+    return -row_losses(untuned, batches, rows=len(rows), device=recipe.model.device).nll_sum
+
+
+def _held_out_logprobs(untuned: nn.Module, judge: Judge | None, listener: Listener) -> np.ndarray:
+    if judge is None:
         return np.empty(0)
-    task, batches = held_out
-    return -token_scores(untuned, task, batches, title="untuned model: held out", listener=listener).nll_sum
+    return -judge.token_scores(untuned, title="untuned model: held out", listener=listener).nll_sum

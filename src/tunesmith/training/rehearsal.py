@@ -1,8 +1,8 @@
-"""One measured step before the first: it changes nothing, and may only refuse."""
+"""Measures the memory of one step before training starts. It changes nothing and can only refuse the run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tunesmith.data.batches.layout import Batch
+from tunesmith.errors import TrainError
 from tunesmith.model.modes import kept_modes, random_state_kept
 from tunesmith.planning import memory
 from tunesmith.planning.budget import CONTEXT, MEASURED_SHARE, Plan, does_not_fit, gigabytes
@@ -19,9 +20,9 @@ from tunesmith.training.objectives.supervised import Objective
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """Bytes of the heaviest micro-batch, as predicted and as measured (the optimizer's moments added to both).
+    """Bytes of the heaviest micro-batch, as predicted and as measured; both include the optimizer's moments.
 
-    ``needed`` is what the run will need by this measurement, at its largest micro-batch and when it is judged.
+    ``needed`` is the memory of the whole run by this measurement: of its largest micro-batch, or of the verdict.
     """
 
     tokens: int
@@ -38,17 +39,17 @@ class Rehearsal:
 
 
 def heaviest(batches: Iterable[Batch]) -> Batch:
-    """The batch of the most tokens, and of those with the most logits."""
+    """The batch with the most tokens, and among those the one with the most logits. Holds two batches at most."""
     return max(batches, key=lambda batch: (batch.computed, int(batch.predicts.sum())))
 
 
 def rehearse(
-    model: nn.Module, batches: Sequence[Batch], *, objective: Objective, plan: Plan, device: str, where: str
+    model: nn.Module, batches: Iterable[Batch], *, objective: Objective, plan: Plan, device: str, where: str
 ) -> Rehearsal:
-    """Measures forward and backward pass of the heaviest batch, gradients of an earlier micro-batch held meanwhile.
+    """Measures the forward and backward pass of the heaviest batch, while gradients of an earlier one are held.
 
-    Another epoch groups the rows anew, up to ``plan.tokens``: what is missing to that is added as predicted, and what
-    the heap grows by in later steps. The optimizer makes its moments in the first step: they are added by their size.
+    Another epoch groups the rows differently, up to ``plan.tokens``. The rest up to that, and the growth of the heap in
+    later steps, are added as predicted. The optimizer makes its moments in the first step, so their size is added too.
 
     Raises:
         ModelError: the run would not fit.
@@ -56,12 +57,12 @@ def rehearse(
     batch = heaviest(batches)
     predicted = plan.peak(batch.computed)
     with _out_of_memory_refuses(plan, where):
-        before, peak = measure(model, batch, objective=objective, device=device)
+        before, peak = measured_peak(model, batch, objective=objective, device=device)
     context = CONTEXT if torch.device(device).type == "cuda" else 0
     moments = int(plan.shape.states * plan.shape.trained)
     measured = peak + moments + context
     growth = max(plan.peak().training - predicted.training, 0) + plan.later_holes(plan.tokens)
-    # What judging holds beyond the weights and libraries, which are held already.
+    # Judging needs more than the weights and libraries, which are in memory already.
     judging = before + context + plan.peak().judging - predicted.libraries - predicted.weights
     needed = max(measured + growth, judging)
     if needed > MEASURED_SHARE * plan.memory:
@@ -70,10 +71,10 @@ def rehearse(
     return Rehearsal(batch.computed, predicted.training, measured, needed, plan.memory)
 
 
-def measure(model: nn.Module, batch: Batch, *, objective: Objective, device: str) -> tuple[int, int]:
-    """Bytes held before, and at most, while a batch goes forward and backward. Gradients are thrown away.
+def measured_peak(model: nn.Module, batch: Batch, *, objective: Objective, device: str) -> tuple[int, int]:
+    """Bytes held before a forward and backward pass of a batch, and the peak during it.
 
-    Weights, modes of the modules and the random state are afterwards what they were.
+    Gradients are discarded. Weights, the modes of the modules and the random state are restored.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with kept_modes(model), random_state_kept(torch.device(device)):
@@ -90,7 +91,7 @@ def measure(model: nn.Module, batch: Batch, *, objective: Objective, device: str
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there was no more memory."""
+    """Whether an error means that memory ran out."""
     kinds: tuple[Any, ...] = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
@@ -105,3 +106,19 @@ def _out_of_memory_refuses(plan: Plan, where: str) -> Iterator[None]:
         how = f"predicted; memory ran out when it was tried: {str(error).splitlines()[0] if str(error) else 'no more'}"
         needed = plan.peak().training
         raise does_not_fit(plan, needed=needed, share=MEASURED_SHARE, how=how, where=where) from error
+
+
+@contextmanager
+def memory_faults() -> Iterator[None]:
+    """Turns an error that means that memory ran out into one with a remedy."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise TrainError(
+            "Memory ran out",
+            why=str(error).splitlines()[0] if str(error) else None,
+            remedy="Lower training.micro_batch_tokens, set training.gradient_checkpointing: true, or use method qlora. "
+            "Checkpoints that were written are complete: continue with --resume.",
+        ) from error

@@ -1,4 +1,4 @@
-"""Which step's weights a run ends with, where held-out rows select it, and when it has seen enough to stop."""
+"""Selects the step whose weights a run ends with by its held-out rows, and decides when to stop early."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tunesmith.recipe.settings import TrainingSettings
 
 @dataclass(slots=True)
 class Selection:
-    """The best step so far by one metric, as transformers' Trainer and EarlyStoppingCallback count it.
+    """The best step so far by one metric, by the rules of transformers' Trainer and EarlyStoppingCallback.
 
-    ``stale``: validations in a row in which the metric was not better than the best by more than the threshold. All of
-    it travels in the checkpoint.
+    ``stale`` counts the latest validations in which the metric was not better than the best by more than the threshold.
+    All fields are saved in the checkpoint.
     """
 
     metric: str
@@ -35,12 +35,12 @@ class Selection:
             self.stopped_at = step
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """All fields, for the checkpoint."""
         return asdict(self)
 
 
 def selection(settings: TrainingSettings, state: Mapping[str, Any]) -> Selection | None:
-    """The selection of a run that has one, as it was where the run goes on."""
+    """A run's selection, as its checkpoint has it; None if the recipe asks for none."""
     if not settings.selects:
         return None
     return Selection(**state) if state else Selection(settings.metric_for_best_model)

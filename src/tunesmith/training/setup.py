@@ -16,7 +16,8 @@ from tunesmith.data.chat.template import ChatTemplate, Encoded
 from tunesmith.data.corpus import Corpus, encode_corpus
 from tunesmith.data.finding import Finding
 from tunesmith.data.survey import Survey, check_metrics, survey_rows
-from tunesmith.evaluation.metrics.user_functions import check_size, compute_function
+from tunesmith.evaluation.metrics.computed import COMPUTE_METRICS_KEY, check_size
+from tunesmith.evaluation.metrics.user_functions import import_function
 from tunesmith.evaluation.task import Task
 from tunesmith.methods.continued_adapter import check_tokens, find_start, in_words, other_base, started, with_targets
 from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, extend
@@ -177,7 +178,7 @@ def _check_logits(recipe: Recipe, config: PretrainedConfig, tasks: Sequence[Task
     """A function of the user's gets all logits at a time, so it is imported and they are counted now."""
     if recipe.evaluation.compute_metrics is None:
         return
-    compute_function(recipe.evaluation.compute_metrics)
+    import_function(recipe.evaluation.compute_metrics, where=COMPUTE_METRICS_KEY)
     for task in tasks:
         labels = sum(int(row.supervised[1:].sum()) for row in task.rows)
         check_size(labels, config.get_text_config().vocab_size)

@@ -1,8 +1,8 @@
-"""Which rows a step takes, and the longest steps of a run."""
+"""The optimizer steps of a run: which rows each takes, their layout as micro-batches, and the longest of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -13,21 +13,75 @@ from tunesmith.data.chat.template import Encoded
 from tunesmith.data.corpus import Corpus
 from tunesmith.data.encoded_rows import EncodedRows
 from tunesmith.recipe.settings import Recipe
+from tunesmith.training.loop import Step
 from tunesmith.training.objectives.preference import PreferenceObjective
+from tunesmith.training.objectives.supervised import CrossEntropy, Objective
 from tunesmith.training.objectives.table import preference_objective
 
-PLANNED_STEPS = 4  # whose rows the budget of a micro-batch is chosen by
+PLANNED_STEPS = 4  # the budget of a micro-batch is chosen by the rows of so many steps
+
+
+class Steps:
+    """The steps of a run, laid out one at a time.
+
+    Args:
+        recipe: with the budget of a micro-batch and the layout resolved.
+        corpus: the rows to train on.
+        references: gives the untuned model's log-probability of each row of a step, float64 [rows], by the number of
+            the step and its rows; None while nothing is measured.
+    """
+
+    def __init__(
+        self, recipe: Recipe, corpus: Corpus, references: Callable[[int, Sequence[int]], np.ndarray] | None = None
+    ) -> None:
+        self.recipe, self.corpus, self.references = recipe, corpus, references
+        self.order = order_of(recipe, corpus)
+        self.preference = preference_objective(recipe)
+
+    @property
+    def objective(self) -> Objective:
+        """What a step minimises."""
+        return self.preference or CrossEntropy()
+
+    def after(self, step: int) -> Iterator[Step]:
+        """Every step after this one."""
+        for window in self.order.windows(after=step):
+            yield Step(window.step, window.epoch, self.lay_out(window.rows, step=window.step))
+
+    def first_epoch(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each step of one pass over the rows, even if the run is shorter than that."""
+        rows, size = self.order.epoch_rows(0).tolist(), self.order.batch_size
+        for start in range(0, len(rows), size):
+            yield self.lay_out(rows[start : start + size])
+
+    def lay_out(self, rows: Sequence[int], *, step: int | None = None) -> list[Batch]:
+        """The micro-batches of one step. References are found by the step's number."""
+        settings, corpus, preference = self.recipe.training, self.corpus, self.preference
+        assert settings.layout != "auto", "the layout is resolved when the model is loaded"
+        encoded, reference, desirable = corpus.rows_of(rows), None, None
+        if preference is not None:
+            desirable = corpus.labels[[row.example for row in encoded[:: preference.answers]]]  # bool [examples]
+            if step is not None and self.references is not None:
+                reference = self.references(step, rows)
+        return lay_out(
+            encoded,
+            preference,
+            budget=int(settings.micro_batch_tokens),
+            layout=settings.layout,
+            reference=reference,
+            desirable=desirable,
+        )
 
 
 def _computed(recipe: Recipe, corpus: Corpus) -> list[EncodedRows]:
-    """The rows that go through the model in this run."""
+    """All rows that go through the model in this run."""
     return [corpus.train, corpus.held_out, *([corpus.test] if recipe.training.selects else [])]
 
 
 def longest_part(recipe: Recipe, corpus: Corpus) -> int:
-    """Tokens of what cannot be divided among micro-batches: a row, a pair of answers, a group of kto's.
+    """The tokens of the longest part that micro-batches cannot divide: a row, a pair of answers, or a group of kto.
 
-    Rows that are only judged count too. kto's groups are those of the first epoch.
+    Held-out rows count too. The groups of kto are those of the first epoch.
     """
     objective = preference_objective(recipe)
     sides = [rows for rows in _computed(recipe, corpus) if len(rows)]
@@ -42,7 +96,7 @@ def longest_part(recipe: Recipe, corpus: Corpus) -> int:
 
 
 def _longest_of(rows: EncodedRows, order: np.ndarray, objective: PreferenceObjective, layout: LayoutName) -> int:
-    """Of one side; the order is of kto's examples, because pairs depend on none."""
+    """The longest part of one split. The order matters for kto's groups; pairs are the same in any order."""
     answers, size = objective.answers, objective.indivisible
     lengths = rows.lengths.reshape(-1, answers).sum(1)
     if size == 1:
@@ -51,14 +105,14 @@ def _longest_of(rows: EncodedRows, order: np.ndarray, objective: PreferenceObjec
     for start in range(0, len(order), size):
         part = order[start : start + size]
         if size == 1 and layout != "padded" and lengths[part[0]] <= longest:
-            break  # no pair that follows has as many tokens, shared or not
+            break  # no later pair has as many tokens, shared or not
         encoded = [rows[number * answers + answer] for number in part.tolist() for answer in range(answers)]
         longest = max(longest, computed_tokens(objective.rows(encoded), layout=layout))
     return longest
 
 
 def first_steps(recipe: Recipe, corpus: Corpus) -> list[list[Encoded]]:
-    """The rows of a few steps, to see what they share; none where they share nothing or come in pairs."""
+    """The rows of a few steps, to see what they share; empty if rows cannot share or come in pairs."""
     if recipe.training.wanted_layout != "tree" or corpus.together > 1:
         return []
     windows = islice(order_of(recipe, corpus).windows(), PLANNED_STEPS)
@@ -87,7 +141,7 @@ def lay_out(
 
 
 def order_of(recipe: Recipe, corpus: Corpus) -> Order:
-    """Which rows each step of the run sees."""
+    """The order in which the run's steps take the rows."""
     settings = recipe.training
     return Order(
         corpus.weights,

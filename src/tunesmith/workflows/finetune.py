@@ -1,4 +1,4 @@
-"""The composition root: a fine-tuning run from recipe to verdict, read from top to bottom."""
+"""A fine-tuning run from recipe to verdict. ``_begin``, ``_continue`` and ``_finish`` tell its story."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ from tunesmith.data.batches.layout import Batch
 from tunesmith.data.ledger import EpochTokens
 from tunesmith.data.survey import Survey
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.evaluation.judge import check_questions, judge
+from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_names
 from tunesmith.evaluation.task import Task, task_batches
 from tunesmith.methods.continued_adapter import CONFIG_FILE, KEPT, WEIGHTS_FILE
@@ -29,16 +29,31 @@ from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import whole_folder
-from tunesmith.training.attach import load, load_base, untuned
+from tunesmith.training.attach import Ready, load, load_base, untuned
+from tunesmith.training.references import with_references
+from tunesmith.training.rehearsal import Rehearsal, heaviest, memory_faults, rehearse
 from tunesmith.training.setup import Prepared, prepare
-from tunesmith.training.trainer import Trainer, memory_faults
+from tunesmith.training.step_rows import Steps
+from tunesmith.training.trainer import Trained, Trainer
 
-SIDES: tuple[Literal["train", "eval", "test"], ...] = ("train", "eval", "test")
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A loaded model, the steps of its run, and the judges of its held-out rows.
+
+    ``validation`` measures rows during training. ``judging`` has the rows of the verdict if those of ``validation``
+    select the step that is judged; it is None if the same rows do both.
+    """
+
+    ready: Ready
+    steps: Steps
+    validation: Judge | None
+    judging: Judge | None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What came of a run: its folder, verdict.json, seconds of work, and token counts (rows, computed, supervised)."""
+    """The result of a run: its folder, verdict.json, seconds of work, and token counts (rows, computed, supervised)."""
 
     run: Path
     verdict: dict[str, Any]
@@ -70,17 +85,17 @@ def train(
     overwrite: bool = False,
     listener: Listener | None = None,
 ) -> TrainResult:
-    """Fine-tunes as the recipe says and judges the result on held-out rows.
+    """Fine-tunes a model as the recipe says and judges the result on held-out rows.
 
     Args:
-        recipe: a YAML file, a run folder to resume, a mapping of the recipe's shape, or a Recipe.
-        overrides: ``section.key=value`` on top of it.
-        resume: start, continue behind the last checkpoint, or return the stored result of a finished run.
+        recipe: a YAML file, a run folder to resume, a mapping in the form of the recipe, or a Recipe.
+        overrides: ``section.key=value``, applied after the recipe.
+        resume: start, continue from the last checkpoint, or return the stored result of a finished run.
         overwrite: replace a run that is in the folder.
-        listener: hears what goes on; nobody by default.
+        listener: hears the progress; nobody by default.
 
     Raises:
-        TunesmithError: one of the family in ``tunesmith.errors``; the run folder says how far it came.
+        TunesmithError: one of the family in ``tunesmith.errors``. The run folder says how far the run came.
     """
     listener = listener or Silent()
     loaded = _asked_recipe(recipe, overrides, resume=resume)
@@ -89,58 +104,73 @@ def train(
         listener.say(note)
     check_names(asked.evaluation.metrics)
     run = Run(asked.output_dir)
-    continues = resume and run.exists()
-    if not continues:
-        run.check_free(overwrite=overwrite)
+    if resume and run.exists():
+        return _continue(run, asked, listener)
+    return _begin(run, asked, listener, overwrite=overwrite)
+
+
+def _begin(run: Run, asked: Recipe, listener: Listener, *, overwrite: bool) -> TrainResult:
+    """A new run. The run folder is written once a step was measured and fits into memory."""
+    run.check_free(overwrite=overwrite)
     with _no_empty_folder(run), run.lock():
-        if continues:
-            _check_same_recipe(run, asked)
-            if run.status()["status"] == "finished":
-                listener.say(f"{run.folder} is finished already")
-                return stored_result(run)
-        begin = time.perf_counter()
-        kept = run.folder / KEPT if continues else None
-        prepared = prepare(_stored_recipe(run) if continues else asked, listener, start=kept)
-        if not continues:
-            _check_start_stays(run, prepared)
-        if continues:
-            check_same_data(run, prepared.survey)
-        torch.set_num_threads(int(prepared.recipe.training.threads))
-        last = run.checkpoints[-1] if continues and run.checkpoints else None
-        ready = load(prepared, last, listener)
-        if prepared.task is not None:
-            check_questions(ready.model, prepared.task, ready.recipe.evaluation)
-        others = None if prepared.selecting is None else _batches(ready.recipe, prepared.task)
-        validation = _batches(ready.recipe, prepared.validation)
-        fit = Trainer(run, ready, prepared, eval_batches=validation, judge_batches=others)
-        epoch = fit.first_epoch()
-        if not continues:  # a run that has begun was measured then
-            rehearsal = fit.rehearse(epoch)
-            listener.say(str(rehearsal))
-            run.clear()
-            _keep_start(run, prepared)
-            _write_facts(run, asked, ready.recipe, prepared)
-            run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
-        with _recorded_status(run), tf32(ready.recipe.training.tf32):
-            run.set_status("running")
-            _count_tokens(fit, epoch, listener)
-            with memory_faults():
-                fit.refer(listener)
-            tokens = fit.run_steps(listener)
-            verdict, samples = _judge(fit, listener)
-            run.write_text("samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in samples))
-            run.write_json("verdict.json", verdict)
-            seconds = round(time.perf_counter() - begin, 1)
-            run.set_status("finished", seconds=seconds, tokens=tokens)
-    return TrainResult(run.folder, verdict, seconds, tokens)
+        began = time.perf_counter()
+        prepared = prepare(asked, listener)
+        _check_start_stays(run, prepared)
+        loaded = _load(prepared, None, listener)
+        tokens, heaviest_batch = _first_epoch(loaded.steps)
+        rehearsal = _rehearse(prepared, loaded, heaviest_batch)
+        listener.say(str(rehearsal))
+        run.clear()
+        prepared = _keep_start(run, prepared)
+        _write_facts(run, asked, loaded.ready.recipe, prepared, tokens)
+        run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
+        _say_tokens(prepared, loaded.steps, tokens, listener)
+        return _finish(run, prepared, loaded, began, listener)
+
+
+def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
+    """A run that has begun, from its last checkpoint on, with the recipe that was resolved when it began."""
+    with run.lock():
+        _check_same_recipe(run, asked)
+        if run.status()["status"] == "finished":
+            listener.say(f"{run.folder} is finished already")
+            return stored_result(run)
+        began = time.perf_counter()
+        prepared = prepare(_stored_recipe(run), listener, start=run.folder / KEPT)
+        check_same_data(run, prepared.survey)
+        loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)
+        tokens, _ = _first_epoch(loaded.steps)
+        _say_tokens(prepared, loaded.steps, tokens, listener)
+        return _finish(run, prepared, loaded, began, listener)
+
+
+def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listener: Listener) -> TrainResult:
+    """The common end: trains to the last step and judges. However this ends, status.json says how."""
+    ready = loaded.ready
+    with _recorded_status(run), tf32(ready.recipe.training.tf32), memory_faults():
+        run.set_status("running")
+        steps, validation, judging = with_references(
+            run.folder, ready, loaded.steps, loaded.validation, loaded.judging, listener
+        )
+        trained = Trainer(
+            run, ready, steps, validation=validation, template=prepared.template, listener=listener
+        ).run_steps()
+        if trained.judged_step != trained.last_step:
+            ready.reload(replace(prepared, recipe=ready.recipe), run.checkpoint(trained.judged_step))
+        verdict, samples = _verdict(prepared, ready, trained, validation, judging, listener)
+        run.write_text("samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in samples))
+        run.write_json("verdict.json", verdict)
+        seconds = round(time.perf_counter() - began, 1)
+        run.set_status("finished", seconds=seconds, tokens=trained.tokens)
+    return TrainResult(run.folder, verdict, seconds, trained.tokens)
 
 
 def dry_run(
     recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = (), *, listener: Listener | None = None
 ) -> list[tuple[str, Any, str]]:
-    """Every setting as (dotted key, resolved value, where it comes from). Data and tokenizer are read, no weights.
+    """Every setting as (dotted key, resolved value, origin). Data and tokenizer are read, but no weights.
 
-    What only the loaded model can tell (the layout) stays ``auto``. The listener hears what memory is predicted.
+    The layout stays ``auto``, because it depends on the loaded model. The listener hears the predicted memory.
     """
     listener = listener or Silent()
     loaded = read_recipe(recipe, overrides)
@@ -156,7 +186,7 @@ def dry_run(
 
 
 def stored_result(run: Run) -> TrainResult:
-    """The result of a finished run, from its folder. Raises RunError where it has none."""
+    """The result of a finished run, from its folder. Raises RunError if it has none."""
     status = run.status()
     return TrainResult(
         run.folder, run.read_json("verdict.json"), status["seconds"], status["tokens"], already_finished=True
@@ -166,31 +196,32 @@ def stored_result(run: Run) -> TrainResult:
 def _asked_recipe(
     recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, resume: bool
 ) -> LoadedRecipe:
-    """The recipe as asked for; a run folder stands for the recipe it was started with."""
+    """The recipe that was asked for. A run folder stands for the recipe that it was started with."""
     if isinstance(recipe, str | Path) and resume and Run(recipe).exists():
         return read_recipe(Run(recipe).status()["asked"], overrides)
     return read_recipe(recipe, overrides)
 
 
 def _remarks(recipe: Recipe) -> list[str]:
-    """What somebody who knows the setting from elsewhere might take otherwise."""
+    """Notes on settings that some users may understand differently."""
     training = recipe.training
     if training.early_stopping_patience is None or training.load_best_model_at_end:
         return []
     return [
-        "early stopping without load_best_model_at_end: the run ends with the weights of the step that it stops at, as "
-        "transformers does; with load_best_model_at_end: true it ends with the best step's"
+        "early stopping without load_best_model_at_end: the run ends with the weights of the step at which it stops, "
+        "as in transformers. With load_best_model_at_end: true, it ends with those of the best step"
     ]
 
 
 def _stored_recipe(run: Run) -> Recipe:
-    """The run's recipe with what was resolved when it began: a continued run re-uses it."""
+    """The run's recipe with all values resolved when it began. A continued run uses the same."""
     return read_recipe(run.folder / "recipe.yaml").recipe
 
 
 def _check_same_recipe(run: Run, asked: Recipe) -> None:
-    stored = read_recipe(run.status()["asked"]).recipe  # with what settings have been added since
-    before, now = _all_said(stored), _all_said(asked)
+    """Raises RunError if the run was started with other settings."""
+    stored = read_recipe(run.status()["asked"]).recipe  # a setting that is newer than the run has its default
+    before, now = _all_values(stored), _all_values(asked)
     changed = [path for path in {**before, **now} if before.get(path) != now.get(path)]
     if changed:
         lines = [f"{dotted(path)}: {before.get(path)!r} then, {now.get(path)!r} now" for path in changed[:10]]
@@ -202,11 +233,12 @@ def _check_same_recipe(run: Run, asked: Recipe) -> None:
         )
 
 
-def _all_said(recipe: Recipe) -> dict[Any, Any]:
-    """Every value by its way, each source's with what the section says for it."""
+def _all_values(recipe: Recipe) -> dict[Any, Any]:
+    """Every value by its path. Each source has the values that it takes from the data section."""
     values = portable(recipe)
-    sides = {side: [each.model_dump(mode="json") for each in recipe.data.sources(side)] for side in SIDES}
-    values["data"] |= {side: sources for side, sources in sides.items() if sources}
+    for split in ("train", "eval", "test"):
+        if sources := recipe.data.sources(split):
+            values["data"][split] = [source.model_dump(mode="json") for source in sources]
     return dict(leaves(values))
 
 
@@ -228,29 +260,77 @@ def check_same_data(run: Run, survey: Survey) -> None:
 
 
 def _check_start_stays(run: Run, prepared: Prepared) -> None:
-    """Raises RunError where writing the run would remove the adapter that it goes on from."""
+    """Raises RunError if writing the run would remove the adapter that it continues from."""
     if prepared.start is not None and run.folder.resolve() in prepared.start.parents:
         raise RunError(
-            "The adapter to go on from is in the folder that would be overwritten",
+            "The adapter to continue from is in the folder that would be overwritten",
             where=str(run.folder),
-            why=f"It is {prepared.start}.",
+            why=f"The adapter is {prepared.start}.",
             remedy="Name another output_dir.",
         )
 
 
-def _keep_start(run: Run, prepared: Prepared) -> None:
-    """Copies the adapter that the run goes on from into its folder; from then on nothing needs the other one."""
+def _keep_start(run: Run, prepared: Prepared) -> Prepared:
+    """Copies the adapter that the run continues from into its folder, so that the run needs the original no more."""
     if prepared.start is None:
-        return
+        return prepared
     kept = run.folder / KEPT
     with whole_folder(kept) as beside:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(prepared.start / name, beside / name)
-    prepared.start = kept
+    return replace(prepared, start=kept)
 
 
-def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared) -> None:
-    """What the run was asked, on what, by which versions; status last, because it makes the folder a run."""
+def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _Loaded:
+    """Loads the model, and lays out the held-out rows for it."""
+    torch.set_num_threads(int(prepared.recipe.training.threads))
+    ready = load(prepared, checkpoint, listener)
+    recipe = ready.recipe
+    # Held-out rows share their prefixes also where training rows must not.
+    layout = "padded" if recipe.training.layout == "padded" else "tree"
+
+    def judge_of(task: Task | None) -> Judge | None:
+        if task is None:
+            return None
+        batches = task_batches(task, budget=int(recipe.training.micro_batch_tokens), layout=layout)
+        return Judge(task, batches, prepared.tokenizer, prepared.stops, recipe.evaluation)
+
+    of_task, of_selecting = judge_of(prepared.task), judge_of(prepared.selecting)
+    if of_task is not None:
+        of_task.check_questions(ready.model)
+    validation, judging = (of_task, None) if of_selecting is None else (of_selecting, of_task)
+    return _Loaded(ready, Steps(recipe, prepared.corpus), validation, judging)
+
+
+def _first_epoch(steps: Steps) -> tuple[EpochTokens, Batch]:
+    """The tokens of one pass over the rows, and its heaviest micro-batch. One step at a time is in memory."""
+    tokens = EpochTokens()
+
+    def counted() -> Iterator[Batch]:
+        for batches in steps.first_epoch():
+            for batch in batches:
+                tokens.total += batch.tokens
+                tokens.supervised += batch.supervised
+                tokens.computed += batch.computed
+                yield batch
+
+    return tokens, heaviest(counted())
+
+
+def _rehearse(prepared: Prepared, loaded: _Loaded, batch: Batch) -> Rehearsal:
+    model = loaded.ready.recipe.model
+    return rehearse(
+        loaded.ready.model,
+        [batch],
+        objective=loaded.steps.objective,
+        plan=prepared.plan,
+        device=model.device,
+        where=model.path,
+    )
+
+
+def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared, tokens: EpochTokens) -> None:
+    """Writes the recipe, the data, the versions and the ledger. The status is last, because it makes this a run."""
     run.write_text("recipe.yaml", dump(recipe))
     run.write_json("environment.json", environment(int(recipe.training.threads)))
     run.write_json("data.json", prepared.survey.sources)
@@ -260,90 +340,62 @@ def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared) ->
     if prepared.survey.rejected:
         lines = (json.dumps(asdict(row), ensure_ascii=False) for row in prepared.survey.rejected)
         run.write_text("rejected.jsonl", "".join(f"{line}\n" for line in lines))
-    run.write_json("ledger.json", prepared.corpus.ledger.to_json())
+    run.write_json("ledger.json", replace(prepared.corpus.ledger, epoch=tokens).to_json())
     run.set_status("running", asked=portable(asked), step=0)
 
 
-def _batches(recipe: Recipe, task: Task | None) -> list[Batch]:
-    """Rows that are judged share their prefixes also where those that train must not."""
-    if task is None:
-        return []
-    layout = "padded" if recipe.training.layout == "padded" else "tree"
-    return task_batches(task, budget=int(recipe.training.micro_batch_tokens), layout=layout)
-
-
-def _count_tokens(fit: Trainer, batches: Sequence[Batch], listener: Listener) -> None:
-    """Says how many tokens an epoch has, computes and learns from, and completes the ledger with them."""
-    ledger = fit.prepared.corpus.ledger
-    tokens = EpochTokens(
-        *(sum(getattr(batch, name) for batch in batches) for name in ("tokens", "supervised", "computed"))
-    )
-    ledger.epoch = tokens
-    fit.run.write_json("ledger.json", ledger.to_json())
-    for line in ledger.in_words():
-        listener.say(line)
-    for line in fit.prepared.corpus.shares(fit.order.epoch_rows(0)):
+def _say_tokens(prepared: Prepared, steps: Steps, tokens: EpochTokens, listener: Listener) -> None:
+    """Says where the rows went, and how many tokens an epoch has, computes and learns from."""
+    ledger = replace(prepared.corpus.ledger, epoch=tokens)
+    for line in [*ledger.in_words(), *prepared.corpus.shares(steps.order.epoch_rows(0))]:
         listener.say(line)
     listener.say(
         f"tokens in an epoch: {tokens.total:,} in the rows, {tokens.computed:,} computed "
         f"({1 - tokens.computed / tokens.total:.0%} saved), {tokens.supervised:,} supervised; "
-        f"steps in all: {fit.order.total_steps}"
+        f"steps in all: {steps.order.total_steps}"
     )
 
 
-def _judge(fit: Trainer, listener: Listener) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The run's weights against the base. Without held-out rows there is no evidence, and the verdict says so.
-
-    Where held-out rows have selected the step, others judge it.
-    """
-    step, prepared, apart = fit.judged_step, fit.prepared, fit.judging is not None
-    task = fit.judging if apart else fit.task
-    if task is None:
+def _verdict(
+    prepared: Prepared,
+    ready: Ready,
+    trained: Trained,
+    validation: Judge | None,
+    judging: Judge | None,
+    listener: Listener,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Compares the run's weights with the base. Returns the verdict, and the answers of both side by side."""
+    judge = judging or validation
+    if judge is None:
         nothing = "There are no held-out rows (data.eval is 0)."
-        return {"verdict": "no evidence", "reason": nothing, "metrics": {}, "rows": 0, "step": step}, []
-    context, name = untuned(
-        fit.ready.method,
-        fit.ready.recipe.method,
-        fit.ready.model,
+        empty = {"verdict": "no evidence", "reason": nothing, "metrics": {}, "rows": 0, "step": trained.judged_step}
+        return empty, []
+    base, name = untuned(
+        ready.method,
+        ready.recipe.method,
+        ready.model,
         device=prepared.recipe.model.device,
         load_plain=lambda: load_base(prepared, {}),
     )
-    with memory_faults():
-        verdict, samples = judge(
-            fit.ready.model,
-            context,
-            task,
-            fit.judge_batches if apart else fit.eval_batches,
-            tokenizer=prepared.tokenizer,
-            stop_ids=prepared.stops,
-            settings=fit.ready.recipe.evaluation,
-            listener=listener,
-            known=None if apart else fit.final_scores,
-        )
-    chosen = _selection(fit)
-    return {**verdict, "base_model": name, "step": step, **chosen}, samples
-
-
-def _selection(fit: Trainer) -> dict[str, Any]:
-    """How held-out rows that do not judge have selected the step: ``{selection: {...}}``, or nothing."""
-    selecting, found = fit.prepared.selecting, fit.selection
-    if selecting is None or found is None:
-        return {}
-    return {
-        "selection": {
+    known = trained.scores if judging is None else None
+    verdict, samples = judge.verdict(ready.model, base, listener=listener, known=known)
+    verdict |= {"base_model": name, "step": trained.judged_step}
+    found = trained.selection
+    if judging is not None and validation is not None and found is not None:
+        verdict["selection"] = {
             "metric": found.metric,
             "best_step": found.best_step,
             "best": found.best,
-            "rows": selecting.examples,
-            "steps": fit.last_step,
+            "rows": validation.task.examples,
+            "steps": trained.last_step,
             "stopped_early": found.stopped_at is not None,
         }
-    }
+    return verdict, samples
 
 
 @contextmanager
 def _no_empty_folder(run: Run) -> Iterator[None]:
-    """A run that was refused before it began leaves no folder behind."""
+    """Removes the folder again if the run is refused before it begins."""
     existed = run.folder.exists()
     try:
         yield
@@ -356,7 +408,7 @@ def _no_empty_folder(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _recorded_status(run: Run) -> Iterator[None]:
-    """However the work ends, status.json says how."""
+    """Records in status.json how the work inside ends if it fails."""
     try:
         yield
     except KeyboardInterrupt:

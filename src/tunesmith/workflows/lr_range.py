@@ -27,11 +27,12 @@ from tunesmith.runs import curves
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Advance, Listener, Silent
 from tunesmith.runs.rate_curve import Point, RateCurve, growing_rate, has_diverged, judge
-from tunesmith.training.attach import load
+from tunesmith.training.attach import Ready, load, optimizer_of
 from tunesmith.training.loop import Hooks, Step, StepResult, train
+from tunesmith.training.references import with_references
+from tunesmith.training.rehearsal import memory_faults, rehearse
 from tunesmith.training.setup import Prepared, prepare
-from tunesmith.training.step_rows import order_of
-from tunesmith.training.trainer import Trainer, memory_faults
+from tunesmith.training.step_rows import Steps, order_of
 
 STEPS, LEAST_STEPS = 60, 20  # of a test, where they are not given
 PASSES = 3  # over few rows at most, as long as those are steps enough: a row seen again is partly known
@@ -104,13 +105,13 @@ def lr_range(
     count = steps or _steps(prepared)
     folder = result_folder(asked)
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as scratch:
-        fit = _fit(prepared, count, Run(scratch), listener)
+        ready = load(prepared, None, listener)
+        training = ready.recipe.training
+        of_run = _steps_that_fit(prepared, ready, count, listener)
         _make(folder)
-        with tf32(fit.ready.recipe.training.tf32):
-            with memory_faults():
-                fit.refer(listener)
-            curve, passes = _grow(fit, low, high, listener)
-    training = fit.ready.recipe.training
+        with tf32(training.tf32), memory_faults():
+            of_run, _, _ = with_references(Path(scratch), ready, of_run, None, None, listener)
+            curve, passes = _grow(ready, of_run, low, high, listener)
     facts = {
         "method": asked.method.name,
         "objective": asked.objective.name,
@@ -154,14 +155,21 @@ def _steps(prepared: Prepared) -> int:
     return min(STEPS, max(LEAST_STEPS, PASSES * an_epoch))
 
 
-def _fit(prepared: Prepared, count: int, scratch: Run, listener: Listener) -> Trainer:
-    """The steps of the run, so many of them, once the heaviest was seen to fit."""
-    ready = load(prepared, None, listener)
-    ready.recipe = ready.recipe.with_values(training={"max_steps": count})
-    fit = Trainer(scratch, ready, prepared, eval_batches=[])
-    batches = [batch for window in fit.order.windows() for batch in fit.lay_out(window.rows)]
-    listener.say(str(fit.rehearse(batches)))
-    return fit
+def _steps_that_fit(prepared: Prepared, ready: Ready, count: int, listener: Listener) -> Steps:
+    """The first ``count`` steps of a run, once the heaviest of them was seen to fit into memory."""
+    recipe = ready.recipe.with_values(training={"max_steps": count})
+    steps = Steps(recipe, prepared.corpus)
+    batches = (batch for window in steps.order.windows() for batch in steps.lay_out(window.rows))
+    rehearsal = rehearse(
+        ready.model,
+        batches,
+        objective=steps.objective,
+        plan=prepared.plan,
+        device=recipe.model.device,
+        where=recipe.model.path,
+    )
+    listener.say(str(rehearsal))
+    return steps
 
 
 def _make(folder: Path) -> None:
@@ -198,23 +206,23 @@ class _Seen:
         return takewhile(lambda _: not has_diverged([point.loss for point in self.points]), steps)
 
 
-def _grow(fit: Trainer, low: float, high: float, listener: Listener) -> tuple[RateCurve, float]:
+def _grow(ready: Ready, steps: Steps, low: float, high: float, listener: Listener) -> tuple[RateCurve, float]:
     """Takes the steps, until the loss has diverged. Returns the curve, and the passes over the rows."""
-    steps, settings = fit.order.total_steps, fit.settings
-    rate = growing_rate(low, high, steps)
+    total, settings = steps.order.total_steps, ready.recipe.training
+    rate = growing_rate(low, high, total)
     finite = True
-    with listener.task("learning-rate range", steps) as advance, memory_faults():
+    with listener.task("learning-rate range", total) as advance:
         seen = _Seen(advance)
         try:
             train(
-                fit.ready.model,
-                seen.until_diverged(fit.steps()),
-                objective=fit.objective,
-                optimizer=fit.optimizer,
+                ready.model,
+                seen.until_diverged(steps.after(0)),
+                objective=steps.objective,
+                optimizer=optimizer_of(ready),
                 rate=rate,
                 max_grad_norm=settings.max_grad_norm,
                 seed=settings.seed,
-                hooks=Hooks(seen.on_step, lambda _: None, lambda _: False, lambda _: None, lambda _: False),
+                hooks=Hooks(seen.on_step),
             )
         except TrainError:  # the loop's own, before what is not finite reaches the weights: here a finding
             if not seen.points:  # no rate has had a part in that
@@ -222,5 +230,5 @@ def _grow(fit: Trainer, low: float, high: float, listener: Listener) -> tuple[Ra
             finite = False
     taken = len(seen.points)
     if not finite:
-        return judge(seen.points, steps=steps, ended="not finite", end_rate=rate(taken + 1)), seen.passes
-    return judge(seen.points, steps=steps, ended="diverged" if taken < steps else None), seen.passes
+        return judge(seen.points, steps=total, ended="not finite", end_rate=rate(taken + 1)), seen.passes
+    return judge(seen.points, steps=total, ended="diverged" if taken < total else None), seen.passes

@@ -168,12 +168,11 @@ def measure_steps(recipe: Recipe, *, length: int | None) -> Trial:
     import torch
 
     from tunesmith.planning import memory
-    from tunesmith.training.attach import load
+    from tunesmith.training.attach import load, optimizer_of
     from tunesmith.training.loop import Hooks, Step, StepResult, train
     from tunesmith.training.objectives.supervised import CrossEntropy
     from tunesmith.training.objectives.table import preference_objective
     from tunesmith.training.rehearsal import heaviest
-    from tunesmith.training.trainer import optimizer_of
 
     threads = int(recipe.training.threads)
     torch.set_num_threads(threads)

@@ -108,13 +108,6 @@ def test_an_evaluation_leaves_mode_gradients_and_random_state_as_they_were(model
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_progress_is_told_in_tokens(model):
-    install(model)
-    done = []
-    row_losses(model, micro_batches(rows(), budget=30, layout="padded"), rows=5, device="cpu", on_batch=done.append)
-    assert sum(done) == sum(len(row.ids) for row in rows()) and len(done) > 1
-
-
 def test_a_loss_that_is_not_finite_is_refused_with_its_row(model):
     install(model)
     row = rows()[0]

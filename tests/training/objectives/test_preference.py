@@ -123,7 +123,7 @@ def test_fifty_steps_of_dpo_have_the_losses_of_trl(name: str, relative: list[flo
         rate=lambda _: 0.05 if name == "sgd" else 1e-3,
         max_grad_norm=0.0,
         seed=0,
-        hooks=Hooks(found.append, lambda _: None, lambda _: False, lambda _: None, lambda _: False),
+        hooks=Hooks(found.append),
     )
     expected = GOLDENS[f"dpo steps {name}"]
     assert expected[-1] < expected[0] * 0.9

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunesmith.data.files.json_rows import parse_json
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.evaluation.metrics.base import WHERE, RowScores, TextMetric, row_scores
+from tunesmith.evaluation.metrics.base import METRICS_KEY, RowScores, TextMetric, row_scores
 from tunesmith.evaluation.metrics.user_functions import function_metric
 from tunesmith.recipe.settings import PREFERENCE_METRICS, TOKEN_METRICS
 
@@ -115,7 +115,7 @@ def check_truths(metrics: Sequence[TextMetric], truths: Sequence[str], sources: 
                     f"The reference answer cannot be judged by {metric.name}",
                     where=source,
                     why=f"{fault[0].upper()}{fault[1:]}. It is {truth[:200]!r}.",
-                    remedy=f"Correct the row, or take {metric.name} out of {WHERE}.",
+                    remedy=f"Correct the row, or take {metric.name} out of {METRICS_KEY}.",
                 )
 
 
@@ -142,7 +142,7 @@ def _scores(metric: TextMetric, rows: Sequence[tuple[str, str, str]]) -> Iterato
             yield metric.score(*row)
         except RecipeError as error:
             raise RecipeError(
-                error.what, where=f"{WHERE}, row {number} of {len(rows)}", why=error.why, remedy=error.remedy
+                error.what, where=f"{METRICS_KEY}, row {number} of {len(rows)}", why=error.why, remedy=error.remedy
             ) from error
 
 
@@ -180,7 +180,7 @@ def _resolve(name: str) -> TextMetric:
     close = difflib.get_close_matches(name, known, n=1)
     raise RecipeError(
         f"There is no metric {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
-        where=WHERE,
+        where=METRICS_KEY,
         why=f"Metrics are {', '.join(known)}.",
         remedy="Use one of them, or name a Python function as my_module:my_function.",
     )

@@ -1,7 +1,7 @@
-"""What a metric is, on one page: a score for each row, summed up as a ratio.
+"""Defines a metric: a score for each row, and a ratio of sums over the rows.
 
-A metric over answers is a small class with a name and a ``score`` (see text.py); metrics over tokens come from
-loss.py. Either gives RowScores, and compare.py needs nothing else. This module imports no torch.
+A metric over answers is a small class with a name and a ``score`` (see answers.py). Metrics over tokens come from
+tokens.py. Both give RowScores, and compare.py needs nothing else. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from typing import Protocol
 
 import numpy as np
 
-WHERE = "evaluation.metrics"  # the recipe key that names metrics
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+METRICS_KEY = "evaluation.metrics"  # the recipe key that names metrics
 
 
 class TextMetric(Protocol):
-    """Scores one answer: a number that is better when higher, and for a rate a fraction from 0 to 1."""
+    """Scores one answer with a number that is higher for a better answer. A rate is a fraction from 0 to 1."""
 
     @property
     def name(self) -> str:
-        """As the recipe says it, and the key in verdict.json."""
+        """The name in the recipe, and the key in verdict.json."""
         ...
 
     def score(self, answer: str, truth: str, prompt: str) -> float:
@@ -29,7 +28,7 @@ class TextMetric(Protocol):
         ...
 
     def fault_of(self, truth: str) -> str | None:
-        """Why no answer can be scored against this reference answer; None where it can."""
+        """The reason why no answer can be scored against this reference answer, or None."""
         ...
 
 
@@ -40,8 +39,8 @@ class RowScores:
     Args:
         total: float64 [rows]: summed negative log-likelihood, correct tokens, or the score of the answer.
         weight: float64 [rows]: supervised tokens, or ones.
-        groups: int [rows]: rows of the same number are not independent (turns of one conversation, two answers to one
-            prompt) and are resampled together. None: every row stands alone.
+        groups: int [rows]: rows with the same number are not independent (turns of one conversation, two answers to one
+            prompt) and are resampled together. None: all rows are independent.
     """
 
     total: np.ndarray

@@ -1,13 +1,12 @@
-"""Held-out answers of which some are preferred, scored example by example from the log-probabilities of their rows."""
+"""Scores held-out preferences, example by example, from the log-probabilities of their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from torch import Tensor
 
 from tunesmith.data.batches.layout import Batch, LayoutName
 from tunesmith.data.chat.template import Encoded
@@ -16,7 +15,7 @@ from tunesmith.evaluation.metrics.tokens import TokenScores
 
 
 class PreferenceScoring(Protocol):
-    """What a judge asks of a preference objective; ``training/objectives/preference.py`` has the real ones."""
+    """The part of a preference objective that evaluation uses; see ``training/objectives/preference.py``."""
 
     answers: int
     together: int
@@ -24,7 +23,7 @@ class PreferenceScoring(Protocol):
     decides: str
 
     def rows(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        """The rows that are laid out of some examples."""
+        """The rows of some examples that are laid out: ``answers`` of each come in, ``together`` go out."""
         ...
 
     def share(self, rows: Sequence[Encoded]) -> float:
@@ -32,24 +31,30 @@ class PreferenceScoring(Protocol):
         ...
 
     def batches(self, rows: Sequence[Encoded], *, budget: int, layout: LayoutName) -> list[Batch]:
-        """The rows as micro-batches, those of an example together."""
+        """The rows as micro-batches. The rows of an example stay together."""
         ...
 
-    def by_example(self, nll_sum: np.ndarray, labels: np.ndarray, known: Mapping[str, np.ndarray], share: float) -> Any:
-        """Sums of log-probabilities by example, as ``scores`` takes them."""
-        ...
+    def scores_of_rows(
+        self, nll_sum: np.ndarray, labels: np.ndarray, *, reference: np.ndarray, desirable: np.ndarray, share: float
+    ) -> dict[str, np.ndarray]:
+        """Each metric of each example, float64 [examples].
 
-    def scores(self, sums: Any) -> dict[str, Tensor]:
-        """Each metric of each example [examples]."""
+        Args:
+            nll_sum: negative log-likelihood of each row's labels, float64 [rows].
+            labels: the number of labels of each row, float64 [rows].
+            reference: the untuned model's log-probability of each row's labels, float64 [rows].
+            desirable: bool [examples].
+            share: as ``share`` computes it.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Preferences:
-    """What a task's rows are to an objective.
+    """What a preference objective needs to know of a task's rows.
 
-    ``desirable`` bool [examples]; ``share`` as the objective computes it of these rows; ``reference`` float64 [rows] is
-    the untuned model's log-probability of each row, None as long as it was not measured.
+    ``desirable`` is bool [examples], and ``share`` is computed by the objective. ``reference`` is the untuned model's
+    log-probability of each row, float64 [rows], or None while it is not measured.
     """
 
     objective: PreferenceScoring
@@ -64,28 +69,15 @@ class Preferences:
 
     @property
     def lacks_reference(self) -> bool:
-        """Whether the loss cannot be taken yet."""
+        """Whether the loss needs a reference that is not measured yet."""
         return self.objective.refers and self.reference is None
 
-    def batches(self, rows: Sequence[Encoded], *, budget: int, layout: LayoutName) -> list[Batch]:
-        """The rows laid out, those of an example together."""
-        return self.objective.batches(rows, budget=budget, layout=layout)
-
     def scores(self, tokens: TokenScores, groups: Sequence[int]) -> dict[str, RowScores]:
-        """Every metric of the objective on every example.
-
-        Args:
-            tokens: of every row.
-            groups: by row.
-        """
+        """Every metric of the objective on every example. ``tokens`` and ``groups`` are those of the rows."""
         assert not self.lacks_reference, "scored before the untuned model was measured"
         reference = np.zeros_like(tokens.nll_sum) if self.reference is None else self.reference
-        known = {"reference": reference, "desirable": self.desirable}
-        sums = self.objective.by_example(tokens.nll_sum, tokens.tokens, known, self.share)
-        of_examples = np.asarray(groups)[:: self.together]
-        return {name: _row_scores(values, of_examples) for name, values in self.objective.scores(sums).items()}
-
-
-def _row_scores(values: Tensor, groups: np.ndarray) -> RowScores:
-    total = values.double().numpy()
-    return RowScores(total, np.ones_like(total), groups)
+        found = self.objective.scores_of_rows(
+            tokens.nll_sum, tokens.tokens, reference=reference, desirable=self.desirable, share=self.share
+        )
+        of_examples = np.asarray(groups)[:: self.together]  # [examples]
+        return {name: RowScores(values, np.ones_like(values), of_examples) for name, values in found.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from tunesmith.model.modes import evaluation_mode, random_state_kept
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenScores:
-    """Sums over the supervised tokens of each row, float64 [rows]; ``nll_sum`` is in nats."""
+    """Sums over the supervised tokens of each row, float64 [rows]. ``nll_sum`` is in nats."""
 
     nll_sum: np.ndarray
     correct: np.ndarray
@@ -31,11 +31,11 @@ class TokenScores:
 
     @property
     def token_accuracy(self) -> float:
-        """Share of the supervised tokens that were the likeliest, given the true tokens before them."""
+        """Share of the supervised tokens that the model found likeliest after the true tokens before them."""
         return float(self.correct.sum() / self.tokens.sum())
 
     def scores(self, groups: Sequence[int] | None = None) -> dict[str, RowScores]:
-        """``loss`` and ``token_accuracy`` for compare.py; rows of the same group are resampled together."""
+        """``loss`` and ``token_accuracy`` for compare.py. Rows of the same group are resampled together."""
         together = None if groups is None else np.asarray(groups)
         return {
             "loss": RowScores(self.nll_sum, self.tokens, together),
@@ -43,40 +43,30 @@ class TokenScores:
         }
 
 
-def row_losses(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    rows: int,
-    device: torch.device | str,
-    on_batch: Callable[[int], None] | None = None,
-) -> TokenScores:
-    """Scores every row under the model as it stands, without dropout and without gradients.
+def row_losses(model: nn.Module, batches: Iterable[Batch], *, rows: int, device: torch.device | str) -> TokenScores:
+    """Scores every row under the current weights, without dropout and without gradients.
 
-    Sums are taken in float64 on the CPU, in the order of the batches. The model's mode and the random state are
-    afterwards what they were, so an evaluation between two steps changes nothing. Every label counts once, whatever
-    weight the objective gives it.
+    Sums are computed in float64 on the CPU, in the order of the batches. The model's mode and the random state are
+    restored, so an evaluation between two steps changes nothing. Every label counts once, whatever weight the objective
+    gives it.
 
     Args:
-        model: a causal model whose attention takes both layouts (model/attention.py).
-        batches: batches over these rows; ``edges.row`` counts them.
+        model: a causal model whose attention takes both layouts (model/compute/attention.py).
+        batches: batches over these rows. ``edges.row`` numbers them.
         rows: how many rows there are.
         device: where the model is.
-        on_batch: called after each batch with the tokens that its rows hold.
 
     Raises:
         ModelError: the loss of a row is not finite.
     """
-    nll_sum, correct, tokens = (torch.zeros(rows, dtype=torch.float64) for _ in range(3))
+    nll_sum, correct, tokens = (torch.zeros(rows, dtype=torch.float64) for _ in range(3))  # [rows] each
     with evaluation_mode(model), random_state_kept(torch.device(device)):
         for batch in batches:
-            targets = target_logprobs(model, batch.to(device))
-            row = batch.edges.row.cpu()
+            targets = target_logprobs(model, batch.to(device))  # one value for each edge, a label of a row: [edges]
+            row = batch.edges.row.cpu()  # [edges]: the row that each label belongs to
             nll_sum.index_add_(0, row, -targets.logprobs.double().cpu())
             correct.index_add_(0, row, targets.correct.double().cpu())
             tokens.index_add_(0, row, torch.ones(len(row), dtype=torch.float64))
-            if on_batch is not None:
-                on_batch(batch.tokens)
     if not torch.isfinite(nll_sum).all():
         first = int((~torch.isfinite(nll_sum)).nonzero()[0])
         raise ModelError(

@@ -1,12 +1,12 @@
-"""What dpo, orpo and kto have in common: sums of log-probabilities by example, and how examples become batches.
+"""The common part of dpo, orpo and kto: sums of log-probabilities by example, and how examples become batches.
 
-An example is some rows that follow each other: the chosen answer and the rejected one, and what an objective adds. They
-come into one micro-batch, because the loss couples them; in a prefix tree they share their prompt.
+The rows of an example follow each other: the chosen answer, the rejected one, and what an objective adds. They go into
+the same micro-batch, because the loss compares them. In a prefix tree they share their prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,28 +20,32 @@ from tunesmith.model.compute.logprobs import target_logprobs
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Of some examples [examples, rows of each]: summed log-probabilities of the labels, and how many labels there are.
+    """Of some examples, row by row: the summed log-probability of the labels, and their number.
 
-    ``reference`` is the same sum under the untuned model; ``desirable`` bool [examples]; ``share`` as in ``Known``.
+    ``reference`` is the same sum under the untuned model. ``share`` is explained at ``Known``.
     """
 
-    logprobs: Tensor
-    labels: Tensor
-    reference: Tensor
-    desirable: Tensor
+    logprobs: Tensor  # [examples, together]
+    labels: Tensor  # [examples, together]
+    reference: Tensor  # [examples, together]
+    desirable: Tensor  # bool [examples]
     share: float
 
     def mean(self) -> Tensor:
-        """Log-probability of a label on average [examples, rows of each]."""
+        """The average log-probability of a label [examples, together]."""
         return self.logprobs / self.labels
+
+    def log_ratios(self) -> Tensor:
+        """The log-probability of each row under the model minus that under the untuned model [examples, together]."""
+        return self.logprobs - self.reference
 
 
 class PreferenceObjective:
-    """The base of dpo, orpo and kto: the loss of a step is the mean of its examples' losses.
+    """The base class of dpo, orpo and kto. The loss of a step is the mean of its examples' losses.
 
-    ``answers`` are the encoded rows of an example, ``together`` the rows of it that are laid out, ``indivisible`` the
-    examples that stay in one micro-batch. ``refers``: the loss needs the untuned model's log-probabilities.
-    ``decides``: the metric of the verdict where the recipe names none.
+    ``answers`` is the number of encoded rows of an example, ``together`` the number of its rows that are laid out, and
+    ``indivisible`` the number of examples that stay in one micro-batch. ``refers``: the loss needs the untuned model's
+    log-probabilities. ``decides`` is the metric of the verdict if the recipe names none.
     """
 
     name: str
@@ -52,7 +56,7 @@ class PreferenceObjective:
     decides = "preference_accuracy"
 
     def rows(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        """What is laid out of some examples: ``answers`` rows of each come in, ``together`` go out."""
+        """The rows of some examples that are laid out: ``answers`` of each come in, ``together`` go out."""
         return list(encoded)
 
     def losses(self, sums: Sums) -> Tensor:
@@ -60,18 +64,18 @@ class PreferenceObjective:
         raise NotImplementedError
 
     def rewards(self, sums: Sums) -> tuple[Tensor, Tensor]:
-        """Of the chosen and of the rejected answers [examples], as TRL names them."""
+        """The rewards of the chosen and of the rejected answers [examples], in TRL's sense."""
         raise NotImplementedError
 
     def scores(self, sums: Sums) -> dict[str, Tensor]:
-        """Of each held-out example [examples], by the metric's name.
+        """Each metric of each held-out example [examples].
 
-        ``preference_accuracy``: the model finds the chosen answer likelier than the rejected one; it is the one that
-        base and tuned model can be compared by, as it needs no reference. ``reward_accuracy`` and ``reward_margin``
-        are TRL's rewards/accuracies and rewards/margins.
+        ``preference_accuracy``: the model gives the chosen answer a higher probability than the rejected one. It needs
+        no reference, so base and tuned model can be compared by it. ``reward_accuracy`` and ``reward_margin`` are TRL's
+        rewards/accuracies and rewards/margins.
         """
-        chosen, rejected = self.rewards(sums)
-        likelihood = self.likelihood(sums)
+        chosen, rejected = self.rewards(sums)  # [examples] each
+        likelihood = self.likelihood(sums)  # [examples, together]
         return {
             "loss": self.losses(sums),
             "preference_accuracy": (likelihood[:, 0] > likelihood[:, 1]).double(),
@@ -80,15 +84,15 @@ class PreferenceObjective:
         }
 
     def likelihood(self, sums: Sums) -> Tensor:
-        """By which an answer is likelier than another [examples, rows of each]: of the whole answer."""
+        """The log-likelihood by which answers are compared [examples, together]: that of the whole answer."""
         return sums.logprobs
 
     def share(self, rows: Sequence[Encoded]) -> float:
-        """Examples for each label that is learned by likelihood, of the rows of a step."""
+        """The examples of a step divided by its labels that are learned by likelihood; 0 if none are."""
         return 0.0
 
     def denominator(self, batch: Batch) -> float:
-        """Examples of the batch."""
+        """The number of examples in the batch."""
         return float(torch.unique(batch.edges.row // self.together).numel())
 
     def sum(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -96,16 +100,19 @@ class PreferenceObjective:
         return self.losses(self.sums(target_logprobs(model, batch).logprobs, batch)).sum()
 
     def sums(self, logprobs: Tensor, batch: Batch) -> Sums:
-        """Log-probabilities of the batch's edges [edges], summed by row; examples in the order they were handed in."""
+        """Sums the log-probabilities of the batch's edges [edges] by row. Examples keep the order of their rows."""
         assert batch.known is not None, "a batch that no preference objective has laid out"
-        row, known = batch.edges.row, batch.known
+        row, known = batch.edges.row, batch.known  # row [edges]: the row of the step that an edge belongs to
+        # The examples in this batch, and the index of each edge's example among them [edges].
         examples, of_edge = torch.unique(row // self.together, return_inverse=True)
-        place = of_edge * self.together + row % self.together
+        # The cell of each edge in a table [examples, together], counted row by row.
+        cell = of_edge * self.together + row % self.together  # [edges]
         shape, size = (len(examples), self.together), len(examples) * self.together
+        # The rows of each example, as the step numbers them [examples, together].
         of_examples = examples[:, None] * self.together + torch.arange(self.together, device=row.device)
         return Sums(
-            logprobs=logprobs.new_zeros(size).index_add(0, place, logprobs).view(shape),
-            labels=logprobs.new_zeros(size).index_add(0, place, torch.ones_like(logprobs)).view(shape),
+            logprobs=logprobs.new_zeros(size).index_add(0, cell, logprobs).view(shape),
+            labels=logprobs.new_zeros(size).index_add(0, cell, torch.ones_like(logprobs)).view(shape),
             reference=known.reference[of_examples],
             desirable=known.desirable[of_examples[:, 0]],
             share=known.share,
@@ -123,9 +130,11 @@ class PreferenceObjective:
         """The micro-batches of one step.
 
         Args:
-            rows: as ``rows`` gives them.
-            reference: float64 [rows], the untuned model's sums; zeros where they are not known yet.
-            desirable: bool [examples].
+            rows: as ``rows`` returns them.
+            budget: tokens of a micro-batch at most.
+            layout: of the micro-batches.
+            reference: the untuned model's sums, float64 [rows]; None: not known yet, zeros.
+            desirable: bool [examples]; None: all are.
         """
         known = Known(
             torch.zeros(len(rows)) if reference is None else torch.from_numpy(reference).float(),
@@ -137,18 +146,19 @@ class PreferenceObjective:
         return [replace(batch, known=known) for batch in self.batches(rows, budget=budget, layout=layout)]
 
     def batches(self, rows: Sequence[Encoded], *, budget: int, layout: LayoutName) -> list[Batch]:
-        """The same without what is known of the rows."""
+        """The micro-batches without references and labels. The rows of an example stay together."""
         return micro_batches(rows, budget=budget, layout=layout, together=self.together)
 
-    def by_example(
-        self, nll_sum: np.ndarray, labels: np.ndarray, known: Mapping[str, np.ndarray], share: float
-    ) -> Sums:
-        """Sums of rows that were measured: negative log-likelihood and labels, float64 [rows], in the rows' order."""
+    def scores_of_rows(
+        self, nll_sum: np.ndarray, labels: np.ndarray, *, reference: np.ndarray, desirable: np.ndarray, share: float
+    ) -> dict[str, np.ndarray]:
+        """The scores of measured rows, float64 [examples]; see ``PreferenceScoring`` for the arguments."""
         shape = (-1, self.together)
-        return Sums(
+        sums = Sums(
             logprobs=-torch.from_numpy(nll_sum).view(shape),
             labels=torch.from_numpy(labels).view(shape),
-            reference=torch.from_numpy(known["reference"]).view(shape),
-            desirable=torch.from_numpy(known["desirable"]),
+            reference=torch.from_numpy(reference).view(shape),
+            desirable=torch.from_numpy(desirable),
             share=share,
         )
+        return {name: values.double().numpy() for name, values in self.scores(sums).items()}

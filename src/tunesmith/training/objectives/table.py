@@ -1,4 +1,4 @@
-"""The objective that a recipe names. One is a file here, a settings class in recipe.py, and two lines below."""
+"""Chooses a recipe's objective. An objective is a file here, a class in recipe/objectives.py and two lines below."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunesmith.training.objectives.preference import PreferenceObjective
 
 
 def preference_objective(recipe: Recipe) -> PreferenceObjective | None:
-    """That of the recipe; None where it is supervised fine-tuning."""
+    """The recipe's preference objective, or None for supervised fine-tuning."""
     settings = recipe.objective
     if isinstance(settings, DpoSettings):
         return Dpo(settings)

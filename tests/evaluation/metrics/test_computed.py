@@ -12,14 +12,15 @@ from tests.tiny import config_for, make_rows, tiny
 
 from tunesmith.data.batches.layout import LayoutName, micro_batches
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.metrics.tokens import row_losses
-from tunesmith.evaluation.metrics.user_functions import (
-    MOST,
+from tunesmith.evaluation.metrics.computed import (
+    COMPUTE_METRICS_KEY,
+    MOST_LOGIT_BYTES,
     check_size,
-    compute_function,
     computed_metrics,
     predictions,
 )
+from tunesmith.evaluation.metrics.tokens import row_losses
+from tunesmith.evaluation.metrics.user_functions import import_function
 
 MODULE = """
 import numpy as np
@@ -97,20 +98,20 @@ def test_a_function_that_gives_no_numbers_is_refused(module: str, function: str,
 
 def test_a_function_that_is_not_there_is_refused_under_its_own_setting(module: str) -> None:
     with pytest.raises(RecipeError, match="has no function 'computemetrics'") as error:
-        compute_function(f"{module}:computemetrics")
+        import_function(f"{module}:computemetrics", where=COMPUTE_METRICS_KEY)
     assert error.value.where == "evaluation.compute_metrics"
 
 
 def test_more_logits_than_may_be_held_are_refused() -> None:
-    check_size(MOST // 400, 100)
+    check_size(MOST_LOGIT_BYTES // 400, 100)
     with pytest.raises(RecipeError, match="too many logits") as error:
-        check_size(MOST // 400 + 1, 100)
+        check_size(MOST_LOGIT_BYTES // 400 + 1, 100)
     assert error.value.remedy is not None
     assert "evaluation.max_rows" in error.value.remedy
 
 
 def test_the_setting_is_a_name_of_a_function(module: str) -> None:
-    fine: Any = compute_function(f"{module}:compute_metrics")
+    fine: Any = import_function(f"{module}:compute_metrics")
     assert callable(fine)
     with pytest.raises(RecipeError, match="does not name a Python function"):
-        compute_function("compute_metrics")
+        import_function("compute_metrics")

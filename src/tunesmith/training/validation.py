@@ -1,0 +1,61 @@
+"""One validation during training: the loss of the current weights on the held-out rows, and other metrics."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from torch import nn
+
+from tunesmith.evaluation.compare import LARGEST_EXPONENT
+from tunesmith.evaluation.judge import Judge
+from tunesmith.evaluation.metrics.computed import computed_metrics
+from tunesmith.evaluation.metrics.tokens import TokenScores
+from tunesmith.recipe.settings import PREFERENCE_METRICS
+from tunesmith.runs.progress import Silent
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What was measured. ``by_source`` has the loss on each source of a mixture, ``metrics`` other numbers by name."""
+
+    scores: TokenScores
+    loss: float
+    by_source: dict[str, float]
+    metrics: dict[str, float]
+    selectable: dict[str, float]  # every number by which a step can be selected
+    seconds: float
+
+
+def validate(judge: Judge, model: nn.Module, *, selected_by: str | None) -> Validation:
+    """Measures the model without changing weights, modes or random state.
+
+    Args:
+        judge: of the validation rows.
+        model: with the weights of this step.
+        selected_by: the metric that selects the step, if one does. It is recorded too.
+
+    Raises:
+        ModelError: the loss of a row is not finite.
+        RecipeError: the user's function failed.
+    """
+    began = time.perf_counter()
+    scores = judge.token_scores(model, title="validation", listener=Silent())
+    of_rows = judge.task.scores(scores)
+    loss = of_rows["loss"].value
+    metrics = {name: found.value for name, found in of_rows.items() if name in PREFERENCE_METRICS}
+    if selected_by == "token_accuracy":
+        metrics["token_accuracy"] = scores.token_accuracy
+    if judge.settings.compute_metrics is not None:
+        device = next(model.parameters()).device
+        metrics |= computed_metrics(judge.settings.compute_metrics, model, judge.batches, device=device)
+    perplexity = {"perplexity": math.exp(min(loss, LARGEST_EXPONENT))} if judge.task.preferences is None else {}
+    return Validation(
+        scores=scores,
+        loss=loss,
+        by_source=judge.task.losses_by_source(of_rows["loss"]),
+        metrics=metrics,
+        selectable={"loss": loss, **perplexity, **metrics},
+        seconds=time.perf_counter() - began,
+    )
