@@ -22,7 +22,7 @@ from tunesmith.planning.devices import device_called
 from tunesmith.planning.method_table import resolved
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.settings import Recipe
-from tunesmith.workflows.trial import Comparison, compare, run_trial
+from tunesmith.workflows.trial import Comparison, compare_prediction, run_trial
 
 METHODS, LENGTHS = ("full", "lora", "qlora"), (128, 512, 1024)
 MEMORY, TIME = 0.10, 0.20  # the errors that are promised
@@ -60,7 +60,7 @@ def main() -> None:
         for method in arguments.methods:
             steps = resolved(recipe_for(arguments, method, length), device)
             trial = run_trial(steps, length=length)
-            found.append((length, compare(config, steps, device, trial, folder=folder)))
+            found.append((length, compare_prediction(config, steps, device, trial, folder=folder)))
             print(f"{method}, {length} tokens: measured", flush=True)
     lines = [[each.method, length, *_figures(each)] for length, each in found]
     header = ["method", "tokens a row", "GB predicted", "measured", "error", "s predicted", "measured", "error"]

@@ -47,7 +47,7 @@ def test_a_config_alone_makes_a_table_and_a_recommendation(command: Command, con
     outcome = command("plan", "--model", config, *MADE)
     assert outcome.code == 0
     first, basis, header, full, lora, qlora, advice = outcome.out.splitlines()
-    assert first == "8.03B parameters (config.json, by arithmetic); h100: 80.0 GB"
+    assert first == "8.03B parameters (built on torch's meta device); h100: 80.0 GB"
     assert basis == "an epoch: 5,000 rows of 1,024 tokens, as given; half of them learned, nothing shared"
     assert header.split()[:6] == ["method", "trains", "of", "all", "weights", "gradients"]
     assert full.split()[:4] == ["full", "8.0B", "100.00%", "15.0"]

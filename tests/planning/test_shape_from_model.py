@@ -14,12 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from tunesmith.errors import ModelError
 from tunesmith.methods.table import build
-from tunesmith.planning import budget
-from tunesmith.planning.shape_from_model import shape_of
+from tunesmith.planning import budget, shape_from_model
+from tunesmith.planning.shape_from_model import ModelCounter, NotUnderstood, count_parameters, model_config
 from tunesmith.planning.step_shape import StepBytes
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.methods import METHOD_SETTINGS
 from tunesmith.recipe.optimizers import OPTIMIZERS, Optimizer
+from tunesmith.recipe.settings import Recipe
 from tunesmith.training.optim import SHARED, build_optimizer
 
 PARAMETERS = 400 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
@@ -30,10 +31,8 @@ INPUTS = (64 + 64 + 128) * 4  # of the projections that share one, of gate and u
 ADAPTER = 2 * 4 * (128 + 96 + 96 + 128 + 3 * 192)  # r = 4: the sizes of both sides of each map, over two layers
 
 
-def shape(
-    config: Any, method: Any = "full", *, dtype: str = "float32", device: str = "cpu", **training: Any
-) -> StepBytes:
-    recipe = read_recipe(
+def asked(method: Any, *, dtype: str = "float32", device: str = "cpu", **training: Any) -> Recipe:
+    return read_recipe(
         {
             "model": {"path": "tiny", "dtype": dtype, "device": device},
             "data": {"train": "rows.jsonl"},
@@ -42,7 +41,10 @@ def shape(
             "output_dir": "run",
         }
     ).recipe
-    return shape_of(config, recipe, Path("nowhere"))
+
+
+def shape(config: Any, method: Any = "full", **settings: Any) -> StepBytes:
+    return ModelCounter(config, None).count(asked(method, **settings)).shape
 
 
 @pytest.fixture
@@ -180,7 +182,7 @@ def test_a_model_whose_files_are_quantized_has_their_size(config: Any, tmp_path:
     recipe = read_recipe(
         {"model": {"path": "tiny", "dtype": "float32", "device": "cpu"}, "data": {"train": "x"}, "output_dir": "run"}
     ).recipe
-    found = shape_of(config, recipe, tmp_path)
+    found = ModelCounter(config, tmp_path).count(recipe).shape
     assert found.weights == 1000 + found.trained
 
 
@@ -232,6 +234,57 @@ def test_what_an_optimizer_keeps_is_in_the_prediction(config: Any) -> None:
     assert peaks["lion_32bit"].optimizer == 2 * 4 * PARAMETERS
     assert peaks["sgd"].optimizer == 4 * PARAMETERS
     assert peaks["adamw_torch"].judging - peaks["sgd"].judging == 2 * 4 * PARAMETERS
+
+
+def read(values: dict[str, Any]) -> Any:
+    return model_config(values, folder=None, where="config.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, "knows no model_type 'None'"),
+        ({"model_type": "of tomorrow"}, "knows no model_type 'of tomorrow'"),
+        ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size"),
+        ({"model_type": "llama", "num_attention_heads": 0}, "zero"),
+        ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantized already"),
+        ({"model_type": "clip"}, "Unrecognized configuration class"),
+    ],
+)
+def test_a_config_that_no_model_can_be_built_from_is_refused(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(NotUnderstood, match="cannot be counted from its config alone") as caught:
+        count_parameters(read(config))
+    assert said in str(caught.value.why)
+
+
+def test_a_nested_text_config_is_read_where_nothing_else_is_built() -> None:
+    inner = config_for("mistral").to_dict()
+    wrapped = read({"model_type": "wrapper", "text_config": inner})
+    assert wrapped.to_dict() == read(inner).to_dict()
+    with pytest.raises(NotUnderstood, match="cannot be counted"):
+        read({"model_type": "wrapper", "text_config": inner, "vision_config": {}})
+
+
+def test_parameters_of_well_known_models() -> None:
+    llama8 = {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+    }  # fmt: skip
+    assert count_parameters(read(llama8)) == 8_030_261_248  # as the hub page of Llama 3 8B says: 8.03B
+    assert count_parameters(read({"model_type": "mixtral", "num_hidden_layers": 32})) == 46_702_792_704  # 46.7B
+
+
+def test_a_model_is_built_once_for_recipes_that_attach_the_same(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    build_of = shape_from_model._build
+    monkeypatch.setattr(
+        shape_from_model, "_build", lambda *arguments: (built.append(arguments[2].name), build_of(*arguments))[1]
+    )
+    counter = ModelCounter(config, None)
+    kept = {name: counter.count(asked({"name": name, "r": 4})).shape for name in ("lora", "qlora")}
+    counter.count(asked("full"))
+    assert built == ["lora", "full"]
+    assert kept == {name: shape(config, {"name": name, "r": 4}) for name in ("lora", "qlora")}
 
 
 SIZES = {"tiny": {}, "mid": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 2000}}

@@ -15,7 +15,7 @@ from tunesmith.model.weights.config_file import read_config
 from tunesmith.planning import memory
 from tunesmith.planning.devices import Device
 from tunesmith.planning.method_table import plan_methods
-from tunesmith.planning.workload import as_said, by_characters
+from tunesmith.planning.workload import as_given, by_characters
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Silent
@@ -38,16 +38,16 @@ def recipe(path: Path, *, objective: Any = "sft", training: Any = None, **data: 
 
 
 def test_rows_as_they_are_said_share_nothing_and_half_is_learned() -> None:
-    found = as_said(10, 8)
+    found = as_given(10, 8)
     assert (found.rows, found.longest, found.tokens, found.computed) == (10, 8, 80, 80)
     assert (found.logits, found.pairs) == (40, 10 * 36)
 
 
 def test_of_two_answers_as_they_are_said_the_prompt_is_computed_once() -> None:
-    found = as_said(10, 8, recipe=recipe(Path("rows"), objective="dpo"))
+    found = as_given(10, 8, recipe=recipe(Path("rows"), objective="dpo"))
     assert (found.rows, found.longest, found.tokens, found.computed) == (10, 12, 160, 120)
     assert (found.logits, found.pairs) == (80, 10 * (4 * 5 // 2 + 2 * (4 * 4 + 4 * 5 // 2)))
-    group = as_said(10, 8, recipe=recipe(Path("rows"), objective="kto", training={"per_device_train_batch_size": 3}))
+    group = as_given(10, 8, recipe=recipe(Path("rows"), objective="kto", training={"per_device_train_batch_size": 3}))
     assert group.longest == 3 * 12
 
 

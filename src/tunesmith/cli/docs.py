@@ -92,7 +92,7 @@ SHAPES: dict[str, dict[str, str]] = {
     "plan": {
         "device": "`{name, memory, fp32, half}`: bytes, and peak FLOP/s; half is null on a CPU",
         "parameters": "of the model",
-        "counted": "how: from config.json by arithmetic, or built without weights",
+        "counted": "how: the model is built without weights",
         "workload": "`{rows, longest, tokens, computed, logits, basis}` of an epoch; basis says where it comes from",
         "methods": "`[{method, recipe, trainable, share, memory: {libraries, weights, gradients, optimizer, "
         "activations, logits, total}, judging, fits, budget, tokens, checkpointing, seconds, why}]`: bytes, seconds an "

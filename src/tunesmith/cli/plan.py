@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import table
 from tunesmith.errors import RecipeError
+from tunesmith.planning.memory import GIB
 
 if TYPE_CHECKING:
     from tunesmith.planning.method_table import Line, Planned
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
-GIB = 2**30
+COUNTED = "built on torch's meta device"
 
 PlanRecipe = Annotated[
     str | None,
@@ -79,7 +81,6 @@ def plan(
         from tunesmith.planning.budget import threads
         from tunesmith.planning.devices import device_called
         from tunesmith.planning.method_table import plan_methods
-        from tunesmith.workflows.trial import compare
 
         asked = _asked(recipe, overrides or [], model, made=rows is not None)
         number = threads() if asked.training.threads == "auto" else int(asked.training.threads)
@@ -91,10 +92,7 @@ def plan(
         _show(planned, terminal, named=recipe is not None)
         found: list[Comparison] = []
         if measure:
-            found = [
-                compare(config, steps, target, trial, folder=folder)
-                for steps, trial in _trials(asked, planned, device, length, terminal)
-            ]
+            found = _measured(asked, config, folder, planned, device, length, terminal)
             for line in _measured_table(found):
                 terminal.write(line)
         terminal.write(planned.reason)
@@ -123,18 +121,19 @@ def _workload(recipe: Recipe, rows: int | None, length: int | None, terminal: Te
     from tunesmith.workflows.exact_workload import by_tokens
 
     if rows is not None and length is not None:
-        return workload.as_said(rows, length, recipe=recipe)
+        return workload.as_given(rows, length, recipe=recipe)
     if exact:
         return by_tokens(recipe, listener=terminal)
     return workload.by_characters(recipe, listener=terminal)
 
 
-def _trials(
-    recipe: Recipe, planned: Planned, device: str | None, length: int | None, terminal: Terminal
-) -> list[tuple[Recipe, Any]]:
+def _measured(
+    recipe: Recipe, config: Mapping[str, Any], folder: Path | None, planned: Planned, device: str | None,
+    length: int | None, terminal: Terminal,
+) -> list[Comparison]:  # fmt: skip
     """Real steps of each method that fits, one after the other. Raises RecipeError for a device that is not here."""
     from tunesmith.planning.devices import DEVICES
-    from tunesmith.workflows.trial import at_measure, run_trial
+    from tunesmith.workflows.trial import at_measure, compare_prediction, run_trial
 
     if device is not None and device.lower() in DEVICES:
         raise RecipeError(
@@ -147,16 +146,15 @@ def _trials(
         if line.fits:
             terminal.note(f"measuring {line.method} ...")
             steps = at_measure(line, recipe, planned.device)
-            found.append((steps, run_trial(steps, length=length)))
+            trial = run_trial(steps, length=length)
+            found.append(compare_prediction(config, steps, planned.device, trial, folder=folder))
     return found
 
 
 def _show(planned: Planned, terminal: Terminal, *, named: bool) -> None:
     """The table. ``named``: there is a recipe, whose own line is marked."""
     device = planned.device
-    terminal.write(
-        f"{planned.parameters / 1e9:.3g}B parameters ({planned.counted}); {device.name}: {_gb(device.memory)} GB"
-    )
+    terminal.write(f"{planned.parameters / 1e9:.3g}B parameters ({COUNTED}); {device.name}: {_gb(device.memory)} GB")
     terminal.write(f"an epoch: {planned.workload.basis}")
     header = ("method", "trains", "of all", *PARTS, "rest", "peak GB", "fits", "tokens", "checkpointing", "epoch")
     rows = [_row(line, named=named) for line in planned.lines]
@@ -200,7 +198,7 @@ def _as_json(planned: Planned, found: list[Comparison]) -> dict[str, Any]:
             "half": planned.device.half,
         },
         "parameters": planned.parameters,
-        "counted": planned.counted,
+        "counted": COUNTED,
         "workload": {
             name: getattr(planned.workload, name)
             for name in ("rows", "longest", "tokens", "computed", "logits", "basis")

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.recipe.methods import METHOD_SETTINGS, AdapterSettings
+from tunesmith.recipe.methods import FULL_ROWS, LORA_ROWS, METHOD_SETTINGS, AdapterSettings
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import usual_rate
 
 FIRST, SECOND = "lora", "qlora"  # the method to begin with, and what to take where it does not fit
-ENOUGH_FOR_FULL = 10_000  # rows (guide)
 SMALL, LARGE = 10**9, 30 * 10**9  # parameters
 OF_SMALL, OF_LARGE = 2.5, 0.5  # of the usual rate: 5e-4 in docs/lab.md at 135M; 1e-4 in arXiv:2305.14314 at 33B and 65B
 FEW_ROWS, MANY_ROWS = 300, 50_000
@@ -62,13 +61,13 @@ def method(asked: str | None, rows: int, fits: Mapping[str, bool]) -> Choice:
     name = asked or FIRST
     reason, source = METHODS.get(name, ("as asked for", "guide"))
     if name == "full":
-        reason += f"; {rows:,} rows are enough for it" if rows >= ENOUGH_FOR_FULL else f"; {too_few(rows)}"
+        reason += f"; {rows:,} rows are enough for it" if rows >= FULL_ROWS else f"; {too_few(rows)}"
     return Choice(name, reason, source)
 
 
 def too_few(rows: int) -> str:
     """What the guide says of full fine-tuning on fewer rows than it asks for."""
-    return f"{rows:,} rows are few for that: from {ENOUGH_FOR_FULL:,} on, and LoRA from 1,000"
+    return f"{rows:,} rows are few for that: from {FULL_ROWS:,} on, and LoRA from {LORA_ROWS:,}"
 
 
 def learning_rate(method: str, objective: str, parameters: int | None) -> Choice:

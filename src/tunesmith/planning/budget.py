@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from tunesmith.errors import ModelError
 from tunesmith.model.compute.limits import LOGITS_AT_ONCE
-from tunesmith.planning.step_shape import FP32, StepBytes
+from tunesmith.planning.memory import GIB
+from tunesmith.planning.step_shape import StepBytes
 from tunesmith.recipe.methods import QUANTIZED
+from tunesmith.recipe.optimizers import FP32
 from tunesmith.recipe.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ LADDER = (16384, 12288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 384,
 WORTH = 0.95  # a larger budget is taken where it leaves so much of the tokens to compute, or less
 SHARE = 0.8  # of the memory that `auto` may plan with: a prediction can be wrong by a fifth
 MEASURED_SHARE = 0.95  # of the memory that a measured step may need: the rest is the system's
-GIB = 2**30
 LIBRARIES = 480 * 2**20  # measured: Python, torch, transformers and PEFT with nothing loaded, resident on a CPU
 CONTEXT = 500 * 2**20  # not measured here: what CUDA takes of a GPU for itself
 HOLES = 1.7  # measured: resident for each byte of activations after some steps in glibc's heap, which leaves holes

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import RecipeError
+from tunesmith.planning.memory import GIB, total_memory
 
 GB = 10**9
-GIB = 2**30
 TERA = 10**12
 DRIVER = Path("/proc/driver/nvidia/gpus")
 # A product of two square matrices for a fifth of a second, on a given number of threads, in a process of its own:
@@ -109,8 +109,6 @@ def device_called(name: str, *, threads: int) -> Device:
         name = "cuda" if has_gpu() else "cpu"
     kind = name.partition(":")[0]
     if kind == "cpu":
-        from tunesmith.planning.memory import total_memory
-
         return Device("cpu", "cpu", total_memory("cpu"), sgemm(threads))
     if kind == "cuda":
         return _own_gpu(name)

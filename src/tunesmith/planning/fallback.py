@@ -1,22 +1,16 @@
-"""A base in 4 or 8 bits where bitsandbytes cannot run: refused before any work, with what to use instead."""
+"""Refuses a base in 4 or 8 bits if bitsandbytes cannot run, before any work, and says what to use instead."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from tunesmith.errors import ModelError
 from tunesmith.methods.table import build
-from tunesmith.model.weights.bundled import BUNDLED
+from tunesmith.model.weights.config_file import read_config
 from tunesmith.model.weights.device import resolve_device, resolve_dtype
 from tunesmith.planning import budget, memory
 from tunesmith.planning.budget import gigabytes
-from tunesmith.planning.shape_from_config import read_architecture, shape_from
+from tunesmith.planning.shape_from_model import ModelCounter, recipe_config
 from tunesmith.recipe.methods import AdapterSettings, LoraSettings
 from tunesmith.recipe.settings import Recipe
-from tunesmith.runs.cache import cache_dir
 
 INSTALL = "or install bitsandbytes where it runs (pip install -U bitsandbytes)."
 
@@ -47,18 +41,17 @@ def _eight_bits(recipe: Recipe, device: str) -> list[str]:
 
 
 def _plain_lora(recipe: Recipe, device: str) -> str:
-    """What plain LoRA would take here, as far as the config alone tells."""
+    """What plain LoRA would need here, as far as a config that is at hand tells."""
     use, smaller = "use method: lora", "take a smaller model"
-    config = _config_at_hand(recipe.model.path)
-    if config is None:
-        return f"{use}; {smaller} if that does not fit"
-    room, longest = memory.total_memory(device), recipe.data.max_length
+    room, longest, settings = memory.total_memory(device), recipe.data.max_length, recipe.model
     try:
-        shape = shape_from(read_architecture(config), _with_plain_lora(recipe, device))
-    except ModelError:  # a config or a setting that is not understood from the config alone
+        values, folder = read_config(settings.path, revision=settings.revision, fetch=False)
+        model = ModelCounter(recipe_config(recipe, values, folder), folder)
+        shape = model.count(_with_plain_lora(recipe, device)).shape
+    except ModelError:  # there is no config, or it is not understood
         return f"{use}; {smaller} if that does not fit"
     try:
-        chosen = budget.choose(shape, recipe.training, longest=longest, memory=room, where=recipe.model.path)
+        chosen = budget.choose(shape, recipe.training, longest=longest, memory=room, where=settings.path)
     except ModelError:
         return f"{smaller} for method: lora, which does not fit into the {gigabytes(room)} of {device} with this one"
     needed = gigabytes(chosen.peak().training)
@@ -76,21 +69,3 @@ def _with_plain_lora(recipe: Recipe, device: str) -> Recipe:
     dtype = str(resolve_dtype(recipe.model.dtype, device, say=lambda _: None)).removeprefix("torch.")
     lora = recipe.model_copy(update={"method": LoraSettings(**shared)})
     return lora.with_values(model={"device": device, "dtype": dtype})
-
-
-def _config_at_hand(path: str) -> Mapping[str, Any] | None:
-    """config.json where nothing has to be fetched or converted for it; None elsewhere."""
-    files = [Path(path).expanduser() / "config.json"]
-    if path in BUNDLED:
-        files = sorted((cache_dir() / "models").glob(f"{path}-*/config.json"))
-    elif not files[0].is_file() and "/" in path:
-        from huggingface_hub import try_to_load_from_cache
-
-        name, _, revision = path.partition("@")
-        cached = try_to_load_from_cache(name, "config.json", revision=revision or None)
-        files = [Path(cached)] if isinstance(cached, str) else []
-    try:
-        found = json.loads(files[0].read_text(encoding="utf-8"))
-    except (IndexError, OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -1,29 +1,35 @@
-"""Which method fits, what it takes, and which to begin with: arithmetic from a config, a workload and a device.
+"""Which method fits, what it takes, and which one to begin with: computed from a config, a workload and a device.
 
-Memory is ``plan.predict``, the same prediction by which a run chooses its micro-batch. Time is floating-point
-operations over what the device gives of its peak. Imports no torch unless a config cannot be counted without it.
+Memory is ``budget.predict``, the same prediction by which a run chooses its micro-batch. Time is floating-point
+operations over what the device reaches of its peak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError, TunesmithError
-from tunesmith.planning import budget as plan
+from tunesmith.planning import budget
 from tunesmith.planning.budget import MEASURED_SHARE, SHARE, Plan, gigabytes
 from tunesmith.planning.devices import DEVICES, Device
-from tunesmith.planning.shape_from_config import ITEMSIZE, NotUnderstood, part_of, read_architecture, shape_from
-from tunesmith.planning.step_shape import FP32, StepBytes
-from tunesmith.planning.step_time import Sized, Work, epoch_seconds
+from tunesmith.planning.shape_from_model import ModelCounter, NotUnderstood, recipe_config
+from tunesmith.planning.step_shape import CountedModel, StepBytes
+from tunesmith.planning.step_time import epoch_seconds
 from tunesmith.planning.workload import Workload
-from tunesmith.recipe.methods import METHOD_SETTINGS, QUANTIZED, REWRITES_BASE, AdapterSettings, method_label
+from tunesmith.recipe.methods import (
+    FULL_ROWS,
+    METHOD_SETTINGS,
+    REWRITES_BASE,
+    AdapterSettings,
+    MethodSettings,
+    method_label,
+)
 from tunesmith.recipe.settings import Recipe, TrainingSettings
 
 COMPARED = ("full", "lora", "qlora")
-MANY_ROWS = 10_000  # from which full fine-tuning is worth its cost, where it fits (Tunesmith's guide)
 COMFORTABLE = 0.5  # of the device's memory: what full fine-tuning may need to be recommended
 # Of the activations, what the heap of a CPU grows by after the first micro-batch: a share, and another for a row that
 # fills the micro-batch, in proportion for a shorter one. Fitted to three steps each of SmolLM2-135M, 1,024 tokens in
@@ -45,7 +51,7 @@ class Parts:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of the parts."""
         return sum(asdict(self).values())
 
 
@@ -76,33 +82,38 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The table, the recommendation with its reason, and what it rests on."""
+    """The table and the recommendation with its reason, for a model of so many parameters."""
 
     device: Device
     workload: Workload
     parameters: int
-    counted: str
     lines: list[Line]
     recommended: str | None
     reason: str
 
 
-def plan_methods(recipe: Recipe, config: Mapping[str, Any], workload: Workload, device: Device, **at: Any) -> Planned:
-    """Full, lora and qlora, the recipe's own settings where they name one of them, and its own method beside them.
+def plan_methods(
+    recipe: Recipe, config: Mapping[str, Any], workload: Workload, device: Device, *, folder: Path | None = None
+) -> Planned:
+    """Plans full, lora and qlora, and the recipe's own method if it is another one.
+
+    A method that the recipe names has the recipe's settings.
 
     Args:
         recipe: its model's device and dtype may be ``auto``.
         config: of the model, as config.json has it.
-        at: ``folder``, the model's, where there is one.
+        folder: the model's, if there is one.
 
     Raises:
-        NotUnderstood: the config cannot be counted, with or without torch.
+        NotUnderstood: no model can be built from the config.
     """
-    recipe, lines, sized = as_started(recipe), [], None
+    recipe = as_started(recipe)
+    model = ModelCounter(recipe_config(recipe, config, folder), folder)
+    lines, parameters = [], 0
     for settings, own in methods_to_plan(recipe):
-        asked = resolved(recipe.model_copy(update={"method": settings}), device)
+        asked = with_method(recipe, settings, device)
         try:
-            sized = size(config, asked, **at)
+            counted = model.count(asked)
         except NotUnderstood:
             raise
         except ModelError as error:
@@ -110,16 +121,17 @@ def plan_methods(recipe: Recipe, config: Mapping[str, Any], workload: Workload, 
                 raise
             lines.append(_impossible(method_label(settings), error))
             continue
-        lines.append(_line(sized, asked, workload, device, own=own))
-    assert sized is not None
-    recommended, reason = recommend(
-        lines, workload, device, lambda other: _fits_elsewhere(recipe, config, workload, other)
-    )
-    return Planned(device, workload, sized.parameters, sized.counted, lines, recommended, reason)
+        parameters = counted.parameters
+        lines.append(_line(counted, asked, workload, device, own=own))
+    recommended, reason = recommend(lines, workload, device, lambda: _smallest_device(recipe, model, workload.longest))
+    return Planned(device, workload, parameters, lines, recommended, reason)
 
 
-def methods_to_plan(recipe: Recipe) -> list[tuple[Any, bool]]:
-    """Settings of each method to compare, and whether they are the recipe's: lora and qlora share what both have."""
+def methods_to_plan(recipe: Recipe) -> list[tuple[MethodSettings, bool]]:
+    """The settings of each method to compare, and whether they are the recipe's.
+
+    lora and qlora share the settings of an adapter that the recipe gives.
+    """
     own = recipe.method
     shared = {}
     if isinstance(own, AdapterSettings):
@@ -134,7 +146,7 @@ def methods_to_plan(recipe: Recipe) -> list[tuple[Any, bool]]:
 
 
 def _fitting(shared: dict[str, Any], name: str) -> dict[str, Any]:
-    """Of the settings of an adapter those that the method has a use for."""
+    """The settings of an adapter that the method has a use for."""
     if name == "full":
         return {}
     init = shared.get("init_lora_weights")
@@ -142,15 +154,20 @@ def _fitting(shared: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in shared.items() if not (packed and key == "init_lora_weights")}
 
 
+def with_method(recipe: Recipe, method: MethodSettings, device: Device) -> Recipe:
+    """The recipe with another method, resolved for the device."""
+    return resolved(recipe.model_copy(update={"method": method}), device)
+
+
 def resolved(recipe: Recipe, device: Device) -> Recipe:
-    """With the device, its dtype and the threads filled in."""
+    """The recipe with the device, its dtype and the threads filled in."""
     dtype = device.dtype if recipe.model.dtype == "auto" else recipe.model.dtype
-    threads = plan.threads() if recipe.training.threads == "auto" else recipe.training.threads
+    threads = budget.threads() if recipe.training.threads == "auto" else recipe.training.threads
     return recipe.with_values(model={"device": device.kind, "dtype": dtype}, training={"threads": threads})
 
 
 def as_started(recipe: Recipe) -> Recipe:
-    """Where it goes on from an adapter, with the settings of that one's file."""
+    """The recipe with the settings of the adapter that it continues from, if it does."""
     method = recipe.method
     if not isinstance(method, AdapterSettings) or method.adapter_name_or_path is None:
         return recipe
@@ -160,66 +177,11 @@ def as_started(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"method": started(method, folder, path=str(folder))})
 
 
-def size(config: Mapping[str, Any], recipe: Recipe, *, folder: Path | None = None) -> Sized:
-    """By arithmetic, or on torch's meta device where the config or a setting is beyond it.
-
-    Raises:
-        NotUnderstood: neither can.
-        ModelError: the method does not fit the model.
-    """
-    try:
-        architecture = read_architecture(config, where=recipe.model.path, added=len(recipe.model.named_tokens))
-        shape = shape_from(architecture, recipe)
-    except NotUnderstood as error:
-        return _sized_by_torch(config, recipe, folder, error)
-    text = architecture.text
-    adapter = isinstance(recipe.method, AdapterSettings)
-    trainable = shape.trained // (FP32 if adapter else ITEMSIZE[recipe.model.dtype])
-    work = Work(
-        products=architecture.products,
-        trained=0 if isinstance(recipe.method, AdapterSettings) else part_of(architecture, recipe.method).products,
-        head=architecture.embedding.size,
-        adapters=trainable if adapter else 0,
-        layers=text.layers,
-        width=text.heads * text.head_size,
-        packed=architecture.linear if method_label(recipe.method) in QUANTIZED else 0,
-    )
-    return Sized(shape, work, architecture.parameters, trainable, "config.json, by arithmetic")
-
-
-def _sized_by_torch(config: Mapping[str, Any], recipe: Recipe, folder: Path | None, error: NotUnderstood) -> Sized:
-    try:
-        from transformers import CONFIG_MAPPING, AutoConfig
-
-        from tunesmith.planning import shape_from_model
-    except ImportError:
-        raise error from None
-    if folder is not None:
-        code = recipe.model.trust_remote_code
-        built = AutoConfig.from_pretrained(folder, trust_remote_code=code, local_files_only=True)
-    elif config.get("model_type") in CONFIG_MAPPING:
-        built = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-    else:
-        raise error
-    shape = shape_from_model.shape_of(built, recipe, folder or Path("nowhere"))
-    counts = shape_from_model.counts_of(built, recipe)
-    work = Work(
-        products=counts.products,
-        trained=counts.trained,
-        head=counts.head,
-        adapters=counts.trainable if isinstance(recipe.method, AdapterSettings) else 0,
-        layers=counts.layers,
-        width=counts.width,
-        packed=counts.linear if method_label(recipe.method) in QUANTIZED else 0,
-    )
-    return Sized(shape, work, counts.parameters, counts.trainable, "built on torch's meta device")
-
-
-def _line(sized: Sized, recipe: Recipe, workload: Workload, device: Device, *, own: bool) -> Line:
+def _line(counted: CountedModel, recipe: Recipe, workload: Workload, device: Device, *, own: bool) -> Line:
     why = ""
     try:
-        chosen = plan.choose(
-            sized.shape,
+        chosen = budget.choose(
+            counted.shape,
             recipe.training,
             longest=workload.longest,
             memory=device.memory,
@@ -227,24 +189,24 @@ def _line(sized: Sized, recipe: Recipe, workload: Workload, device: Device, *, o
             steps=workload.steps,
         )
     except ModelError as error:
-        chosen, why = _smallest(sized.shape, recipe.training, workload.longest, device.memory), error.why or ""
+        chosen, why = _smallest(counted.shape, recipe.training, workload.longest, device.memory), error.why or ""
     memory = parts(chosen, row=typical_row(workload.computed, workload.pairs))
     judging = chosen.peak().judging
     fits = not why and max(memory.total, judging) <= MEASURED_SHARE * device.memory
     if not fits:
         why = f"needs {gigabytes(max(memory.total, judging))}, and {gigabytes(int(SHARE * device.memory))} may be used"
     return Line(
-        method=sized.shape.method,
+        method=counted.shape.method,
         recipe=own,
-        trainable=sized.trainable,
-        share=sized.trainable / sized.parameters,
+        trainable=counted.trainable,
+        share=counted.trainable / counted.parameters,
         memory=memory,
         judging=judging,
         fits=fits,
         budget=chosen.budget,
         tokens=chosen.tokens,
         checkpointing=chosen.checkpointing,
-        seconds=epoch_seconds(sized, chosen, recipe, workload, device),
+        seconds=epoch_seconds(counted, chosen, recipe, workload, device),
         why=why,
     )
 
@@ -278,7 +240,7 @@ def parts(chosen: Plan, *, row: float) -> Parts:
     later = chosen.later_holes(chosen.tokens)
     if chosen.shape.method in LATER:
         base, more = LATER[chosen.shape.method]
-        later = int(later * (base + more * min(row / chosen.tokens, 1.0)) / plan.LATER_HOLES)
+        later = int(later * (base + more * min(row / chosen.tokens, 1.0)) / budget.LATER_HOLES)
     return Parts(
         libraries=peak.libraries,
         weights=peak.weights,
@@ -289,23 +251,25 @@ def parts(chosen: Plan, *, row: float) -> Parts:
     )
 
 
-def recommend(lines: list[Line], workload: Workload, device: Device, elsewhere: Any) -> tuple[str | None, str]:
+def recommend(
+    lines: list[Line], workload: Workload, device: Device, smallest_device: Callable[[], Device | None]
+) -> tuple[str | None, str]:
     """The method to begin with and why: LoRA, unless it does not fit or there is data and room for more.
 
     Args:
-        elsewhere: whether the cheapest method would fit on another device.
+        smallest_device: finds the smallest known device that the cheapest method fits on.
     """
     by_name = {line.method: line for line in lines}
     full, lora, qlora = (by_name[name] for name in COMPARED)
     room = gigabytes(device.memory)
-    if workload.rows >= MANY_ROWS and full.fits and full.memory.total <= COMFORTABLE * device.memory:
+    if workload.rows >= FULL_ROWS and full.fits and full.memory.total <= COMFORTABLE * device.memory:
         return "full", (
-            f"Begin with full: {workload.rows:,} rows are enough for it (from {MANY_ROWS:,}), and its "
+            f"Begin with full: {workload.rows:,} rows are enough for it (from {FULL_ROWS:,}), and its "
             f"{gigabytes(full.memory.total)} leave half of the {room} free; lora is the cheaper first try."
         )
     if lora.fits:
-        few = f"{workload.rows:,} rows are fewer than the {MANY_ROWS:,} from which full fine-tuning pays"
-        reason = few if workload.rows < MANY_ROWS else "full fine-tuning would not fit with room to spare"
+        few = f"{workload.rows:,} rows are fewer than the {FULL_ROWS:,} from which full fine-tuning pays"
+        reason = few if workload.rows < FULL_ROWS else "full fine-tuning would not fit with room to spare"
         return "lora", (
             f"Begin with lora: it needs {gigabytes(lora.memory.total)} of {room}, trains {lora.share:.2%} of the "
             f"parameters, and {reason}."
@@ -315,17 +279,21 @@ def recommend(lines: list[Line], workload: Workload, device: Device, elsewhere: 
             f"Begin with qlora: lora {lora.why}, and in 4 bits the model needs "
             f"{gigabytes(qlora.memory.total)} of {room}."
         )
-    able = [other for other in sorted(DEVICES.values(), key=lambda one: (one.memory, one.half)) if elsewhere(other)]
-    where = f"; the smallest known device for qlora is {able[0].name}" if able else ""
+    known = smallest_device()
+    where = f"; the smallest known device for qlora is {known.name}" if known else ""
     return None, f"Nothing fits on {device.name} with {room}: take a smaller model or shorter rows{where}."
 
 
-def _fits_elsewhere(recipe: Recipe, config: Mapping[str, Any], workload: Workload, device: Device) -> bool:
+def _smallest_device(recipe: Recipe, model: ModelCounter, longest: int) -> Device | None:
+    """The smallest device of the table that qlora fits on."""
     settings = next(each for each, _ in methods_to_plan(recipe) if each.name == "qlora")
-    asked = resolved(recipe.model_copy(update={"method": settings}), device)
-    try:
-        shape = shape_from(read_architecture(config, added=len(asked.model.named_tokens)), asked)
-    except ModelError:
-        return False
-    smallest = _smallest(shape, asked.training, workload.longest, device.memory)
-    return parts(smallest, row=workload.longest).total <= SHARE * device.memory
+    for device in sorted(DEVICES.values(), key=lambda one: (one.memory, one.half)):
+        asked = with_method(recipe, settings, device)
+        try:
+            shape = model.count(asked).shape
+        except ModelError:
+            return None
+        smallest = _smallest(shape, asked.training, longest, device.memory)
+        if parts(smallest, row=longest).total <= SHARE * device.memory:
+            return device
+    return None

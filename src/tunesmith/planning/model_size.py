@@ -1,4 +1,4 @@
-"""How large a model is, as far as can be told at once: from what is on this machine, else from its name."""
+"""The size of a model: from what is on this machine, else from its name. Imports torch only if there is a config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from tunesmith.errors import ModelError
 from tunesmith.model.weights.config_file import read_config
-from tunesmith.planning.shape_from_config import read_architecture
 
 # 135M, 8B, 1.5b or 8x7B between separators; not the 4 of 4bit, nor the active parameters of 30B-A3B.
 IN_NAME = re.compile(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", re.IGNORECASE)
@@ -19,9 +18,9 @@ UNITS = {"b": 10**9, "m": 10**6}
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Parameters, None where nothing tells them, and how they are known.
+    """The number of parameters, None if nothing tells it, and how it is known.
 
-    ``config`` is the model's where it can be planned with, and ``folder`` the one that it lies in.
+    ``config`` is the model's if a plan can be made with it, and ``folder`` is the folder that it lies in.
     """
 
     parameters: int | None
@@ -31,15 +30,18 @@ class ModelSize:
 
 
 def model_size(path: str) -> ModelSize:
-    """Of a folder, a .gguf file, a bundled name or a hub id. Nothing is fetched or converted."""
-    place = Path(path).expanduser()
+    """The size of a folder, a .gguf file, a bundled name or a hub id. Nothing is fetched or converted."""
+    location = Path(path).expanduser()
     try:
-        if place.is_file() and place.suffix.lower() == ".gguf":
+        if location.is_file() and location.suffix.lower() == ".gguf":
             from tunesmith.model.weights.gguf import parameters_in
 
-            return ModelSize(parameters_in(place), "the file's weights")
+            return ModelSize(parameters_in(location), "the file's weights")
         config, folder = read_config(path, fetch=False)
-        return ModelSize(read_architecture(config).parameters, "config.json", config, folder)
+        from tunesmith.planning.shape_from_model import count_parameters, model_config
+
+        parameters = count_parameters(model_config(config, folder=folder, where=path))
+        return ModelSize(parameters, "config.json", config, folder)
     except ModelError:
         return _by_name(path)
 

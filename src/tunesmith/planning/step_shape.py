@@ -1,7 +1,7 @@
-"""What decides the memory of a step, as plain numbers. No torch here: a plan can be made from a config alone.
+"""The facts that determine the memory and the time of a training step, as plain numbers. Imports no torch.
 
-``sizes.py`` takes the numbers from a model on torch's meta device, ``architecture.py`` from config.json by arithmetic;
-what a layer keeps for its backward pass is computed here, for both.
+``shape_from_model.py`` counts them on a model without weights. The formula for what a layer keeps for its backward
+pass is here.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from dataclasses import dataclass
 
 from tunesmith.model.compute.limits import SAME_INPUT
 from tunesmith.recipe.methods import BESIDE, AdapterSettings, method_label
+from tunesmith.recipe.optimizers import FP32
 from tunesmith.recipe.settings import Recipe
 
-FP32 = 4  # bytes
 NF4, CONSTANTS, DOUBLE = 0.5, 4 / 64, 1 / 64 + 4 / (64 * 256)  # bytes a weight: packed; fp32 and quantized constants
 INT8, ROW = 1, 4  # bytes a weight, and the fp32 scale of each row of a weight
 
 
 @dataclass(frozen=True, slots=True)
 class StepBytes:
-    """All in bytes, but ``layers`` and ``vocabulary``.
+    """The facts that determine the memory of a step. All are bytes, except ``layers`` and ``vocabulary``.
 
-    ``weights`` is every parameter as it is held, with the copies that freeze keeps of what trains; ``trained`` those
-    that train; ``beside`` what judging holds of the untuned model beside the tuned one. ``layers`` are those that the
-    gradient passes, from the lowest that trains up: there a token leaves ``kept`` in each layer for the backward pass,
-    and ``mask`` for each token that it may see. ``hidden`` and ``widest`` are one token's hidden state and widest
-    activation. ``head`` is the output layer's weight where it trains, else 0; ``unpacked`` the largest quantized one,
-    unpacked. ``recomputes``: the model supports gradient checkpointing. ``states``: bytes of the optimizer's state
-    for each byte that trains; AdamW has two moments. ``itemsize``: bytes of a weight of ``beside``.
+    ``weights`` is every parameter as it is held, with the copies that freeze keeps of what trains; ``trained`` is those
+    that train; ``beside`` is what judging holds of the untuned model beside the tuned one. ``layers`` are those that
+    the gradient passes, from the lowest that trains up: there a token leaves ``kept`` in each layer for the backward
+    pass, and ``mask`` for each token that it may see. ``hidden`` and ``widest`` are one token's hidden state and widest
+    activation. ``head`` is the output layer's weight if it trains, else 0. ``unpacked`` is the largest quantized
+    weight, unpacked. ``recomputes``: the model supports gradient checkpointing. ``states``: bytes of the optimizer's
+    state for each byte that trains; AdamW has two moments. ``itemsize``: bytes of a weight of ``beside``.
     """
 
     device: str
@@ -50,7 +50,35 @@ class StepBytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class StepWork:
+    """The facts that determine the time of a step: the weights that each token is multiplied with.
+
+    ``products`` are those of the decoder, ``trained`` those of them that train, ``head`` the output layer's and
+    ``adapters`` the adapters'. ``packed`` are the weights in 4 or 8 bits. ``layers`` is the decoder's number of layers,
+    ``width`` its attention's heads times their size.
+    """
+
+    products: int
+    trained: int
+    head: int
+    adapters: int
+    layers: int
+    width: int
+    packed: int
+
+
+@dataclass(frozen=True, slots=True)
+class CountedModel:
+    """A model with its method: the memory and the work of a step, and the parameters in all and trained."""
+
+    shape: StepBytes
+    work: StepWork
+    parameters: int
+    trainable: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
     """The numbers of a text model. ``intermediate``: of a feed-forward block for each token, its experts together."""
 
     layers: int
@@ -64,7 +92,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class TrainedLinear:
     """A linear map that trains, or has an adapter of rank ``rank``: its module's name and the size of its input."""
 
     name: str
@@ -72,35 +100,35 @@ class Linear:
     rank: int = 0
 
 
-def kept(text: Text, recipe: Recipe, trains: list[Linear], *, itemsize: int) -> int:
-    """Bytes that a token leaves in a layer for the backward pass.
-
-    Two norms keep their inputs, in fp32 whatever the dtype. Attention keeps q, k, v, its output and a log-sum-exp; keys
-    are repeated for all heads where the pieces of ``model/attention.py`` do not compute it. A gated block keeps gate
-    and up, and outside fp32 silu(gate). Experts get copies of their tokens.
+def kept(text: TextModel, recipe: Recipe, trains: list[TrainedLinear], *, itemsize: int) -> int:
+    """The bytes that a token leaves in a layer for the backward pass.
 
     Args:
         itemsize: bytes of a number in the dtype of the model.
     """
     query, key = text.heads * text.head_size, text.key_heads * text.head_size
+    # Query, keys, values and output; keys are repeated for all heads unless tree attention on a CPU computes pieces.
     pieces = _on_cpu(recipe) and recipe.training.layout != "padded"
     attention = 2 * query + 2 * (key if pieces else query)
+    # A gated block keeps gate and up, and outside fp32 silu(gate). Experts get copies of their tokens.
     gated = (2 if itemsize == FP32 else 3) * text.intermediate
     copies = 2 * text.hidden * text.experts_a_token
+    # Two norms keep their inputs and attention its log-sum-exp, in fp32 whatever the dtype.
+    norms = (2 * text.hidden + text.heads) * FP32
     inputs = _inputs(recipe, trains, itemsize) // (text.layers or 1)
-    return (2 * text.hidden + text.heads) * FP32 + (attention + gated + copies) * itemsize + inputs
+    return norms + (attention + gated + copies) * itemsize + inputs
 
 
 def mask_bytes(recipe: Recipe, *, itemsize: int) -> int:
-    """Bytes of an attention mask for each pair of tokens of a micro-batch: none on a CPU, nor where rows are padded."""
+    """Bytes of an attention mask for each pair of tokens of a micro-batch: none on a CPU or with padded rows."""
     return 0 if _on_cpu(recipe) or recipe.training.layout == "padded" else itemsize
 
 
 def copies(recipe: Recipe, *, plain: int, trained: int) -> tuple[int, int]:
     """Bytes of the untuned model beside the tuned one: of what is held all the time, and of what judging adds.
 
-    freeze keeps copies of what trains in the memory of the CPU, and so does what goes on from an adapter; full and what
-    is quantized load the untuned model when it is asked for; lora needs neither.
+    freeze keeps copies of what trains in the memory of the CPU, and so does what continues from an adapter. full and
+    quantized bases load the untuned model when it is asked for. lora needs neither.
 
     Args:
         plain: bytes of the untuned model.
@@ -108,7 +136,7 @@ def copies(recipe: Recipe, *, plain: int, trained: int) -> tuple[int, int]:
     """
     if recipe.method.name == "freeze":
         return (0, trained) if recipe.model.device.partition(":")[0] == "cuda" else (trained, 0)
-    if getattr(recipe.method, "adapter_name_or_path", None) is not None:
+    if isinstance(recipe.method, AdapterSettings) and recipe.method.adapter_name_or_path is not None:
         return trained, 0
     return 0, plain if method_label(recipe.method) in BESIDE else 0
 
@@ -118,19 +146,19 @@ def packed_bytes(*, double_quant: bool) -> float:
     return NF4 + (DOUBLE if double_quant else CONSTANTS)
 
 
-def _inputs(recipe: Recipe, trains: list[Linear], itemsize: int) -> int:
+def _inputs(recipe: Recipe, trains: list[TrainedLinear], itemsize: int) -> int:
     """Bytes that a token leaves in all layers as the inputs of what trains, its rank-sized products and its dropout.
 
-    Maps that read the same tensor keep it once; PEFT's own adapters, outside fp32, keep a copy each in fp32.
+    Maps that read the same tensor keep it once. Outside fp32, PEFT's own adapters keep a copy each in fp32.
     """
     width = sum(one.width for one in trains)
-    once = itemsize == FP32 or not isinstance(recipe.method, AdapterSettings)
-    inputs = _distinct(trains) * itemsize if once else width * FP32
-    masks = width * itemsize if getattr(recipe.method, "lora_dropout", 0.0) else 0
+    adapter = isinstance(recipe.method, AdapterSettings)
+    inputs = width * FP32 if adapter and itemsize != FP32 else _distinct(trains) * itemsize
+    masks = width * itemsize if isinstance(recipe.method, AdapterSettings) and recipe.method.lora_dropout else 0
     return inputs + masks + sum(one.rank for one in trains) * FP32
 
 
-def _distinct(trains: Iterable[Linear]) -> int:
+def _distinct(trains: Iterable[TrainedLinear]) -> int:
     """Elements of the inputs that are kept: siblings share theirs, and an output projection has attention's."""
     seen: dict[tuple[str, object], int] = {}
     for one in trains:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tunesmith.planning.budget import Plan
 from tunesmith.planning.devices import Device
-from tunesmith.planning.step_shape import FP32, INT8, NF4, StepBytes
+from tunesmith.planning.step_shape import INT8, NF4, CountedModel
 from tunesmith.planning.workload import Workload
+from tunesmith.recipe.optimizers import FP32
 from tunesmith.recipe.settings import Recipe
 
 # Share of the peak that a step reaches. CPU: measured, SmolLM2-135M in fp32 against numpy's sgemm on the same threads,
@@ -18,37 +17,10 @@ BANDWIDTH = 10**10  # bytes/s of a CPU's memory, for what is no product: AdamW a
 ADAMW = 7  # a parameter, its gradient and two moments are read; all but the gradient are written
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Weights that a token is multiplied with: in the decoder, what trains of those, in the output layer, in adapters.
-
-    ``layers`` of the decoder, ``width`` of attention, ``packed``: weights in 4 bits.
-    """
-
-    products: int
-    trained: int
-    head: int
-    adapters: int
-    layers: int
-    width: int
-    packed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sized:
-    """A model with a method: bytes of a step, its products, and parameters in all and trained."""
-
-    shape: StepBytes
-    work: Work
-    parameters: int
-    trainable: int
-    counted: str
-
-
-def epoch_seconds(sized: Sized, chosen: Plan, recipe: Recipe, workload: Workload, device: Device) -> float:
+def epoch_seconds(counted: CountedModel, chosen: Plan, recipe: Recipe, workload: Workload, device: Device) -> float:
     """Seconds of one pass over the rows, validation and verdict aside."""
     return step_seconds(
-        sized,
+        counted,
         recipe,
         device,
         computed=workload.computed,
@@ -61,7 +33,7 @@ def epoch_seconds(sized: Sized, chosen: Plan, recipe: Recipe, workload: Workload
 
 
 def step_seconds(
-    sized: Sized,
+    counted: CountedModel,
     recipe: Recipe,
     device: Device,
     *,
@@ -80,7 +52,7 @@ def step_seconds(
     tokens that see each other, forward, and twice that backward. Checkpointing adds a forward pass of the layers.
     Layers below the lowest that trains have the forward pass alone.
     """
-    work, shape = sized.work, sized.shape
+    work, shape = counted.work, counted.shape
     passed = shape.layers / work.layers  # of all layers, those that the gradient passes
     products, attention = 2 * work.products * computed, 4 * work.width * work.layers * pairs
     flops = products + attention + passed * (products + 2 * attention) + 2 * work.trained * computed
@@ -93,4 +65,4 @@ def step_seconds(
     bandwidth = device.bandwidth or BANDWIDTH
     stored = NF4 if recipe.method.name == "qlora" else INT8
     unpacked = work.packed * (FP32 + stored) * (3 if checkpointing else 2) * micro_batches
-    return flops / speed + (ADAMW * sized.shape.trained * steps + unpacked) / bandwidth
+    return flops / speed + (ADAMW * shape.trained * steps + unpacked) / bandwidth

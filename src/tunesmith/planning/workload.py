@@ -1,6 +1,6 @@
-"""How much there is to compute in an epoch: from characters, from the tokens of the rows, or as it is said.
+"""How much there is to compute in an epoch: from the characters of the rows, or from numbers that the user gives.
 
-From characters and as it is said need no torch; ``by_tokens`` takes the model's own tokenizer, template and layout.
+Imports no torch. ``workflows/exact_workload.py`` counts with the model's own tokenizer, template and layout.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from tunesmith.data.placement import PLACE
+from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN
+from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Listener, Silent
 
 if TYPE_CHECKING:
     from tunesmith.data.batches.layout import TokenRow
-    from tunesmith.data.survey import Survey
 
-
-CHARACTERS = 4  # a token, in English prose with today's vocabularies; code and other languages have fewer
 ANSWER = 0.5  # share of a row's tokens that is learned, where nothing is known of the rows
 
 
@@ -27,8 +29,8 @@ class Workload:
     """An epoch: rows, tokens in them and computed, logits that a label needs, pairs of tokens that see each other.
 
     A row that holds two answers counts once. ``longest`` is what must fit into a micro-batch: the longest row, or what
-    a preference objective keeps together; ``basis`` where the numbers come from. ``steps``: the rows of some optimizer
-    steps, where they are known.
+    a preference objective keeps together. ``basis`` says where the numbers come from. ``steps`` are the rows of some
+    optimizer steps, if they are known.
     """
 
     rows: int
@@ -41,8 +43,8 @@ class Workload:
     steps: Sequence[Sequence[TokenRow]] = ()
 
 
-def as_said(rows: int, length: int, *, recipe: Recipe | None = None) -> Workload:
-    """So many rows of so many tokens each, which share nothing but, under a preference objective, their prompt.
+def as_given(rows: int, length: int, *, recipe: Recipe | None = None) -> Workload:
+    """A number of rows of one length. They share nothing but, under a preference objective, their prompt.
 
     Args:
         recipe: whose objective it is; None: supervised fine-tuning.
@@ -63,7 +65,7 @@ def as_said(rows: int, length: int, *, recipe: Recipe | None = None) -> Workload
 
 
 def _kept_together(recipe: Recipe) -> tuple[int, int]:
-    """Answers that are computed behind a prompt, and rows that are not divided (see training/preference.py)."""
+    """Answers that are computed behind a prompt, and rows that stay together (see PreferenceObjective)."""
     name, training = recipe.objective.name, recipe.training
     if name == "sft":
         return 1, 1
@@ -71,21 +73,21 @@ def _kept_together(recipe: Recipe) -> tuple[int, int]:
 
 
 def _behind_a_prompt(prompt: Any, own: Any, answers: int) -> tuple[Any, Any]:
-    """Tokens to compute and pairs of them that see each other: a prompt once, and answers of so many tokens behind it.
+    """The tokens to compute, and the pairs of them that see each other: a prompt once, then its answers.
 
-    Numbers or arrays of them.
+    Args:
+        prompt: tokens of the prompt; a number or an array [rows].
+        own: tokens of each answer, likewise.
     """
     computed = prompt + answers * own
     return computed, prompt * (prompt + 1) // 2 + answers * (own * prompt + own * (own + 1) // 2)
 
 
 def by_characters(recipe: Recipe, *, listener: Listener | None = None) -> Workload:
-    """Of the recipe's rows, read but not encoded; of two answers the rejected one is taken to be as long as the other.
+    """The recipe's rows, read but not encoded. A rejected answer is taken to be as long as the chosen one.
 
-    Raises DataError where they cannot be read, or none is left.
+    Raises DataError if they cannot be read, or none is left.
     """
-    from tunesmith.data.survey import survey_rows
-
     found = survey_rows(
         recipe.data, seed=recipe.training.seed, objective=recipe.objective.name, listener=listener or Silent()
     )
@@ -93,11 +95,7 @@ def by_characters(recipe: Recipe, *, listener: Listener | None = None) -> Worklo
 
 
 def of_survey(found: Survey, recipe: Recipe) -> Workload:
-    """Of rows that have been read for the recipe's objective. Raises DataError where none is to train on."""
-    import numpy as np
-
-    from tunesmith.data.placement import PLACE
-
+    """Rows that have been read for the recipe's objective. Raises DataError if there is none to train on."""
     scan, limit = found.scan, recipe.data.max_length
     trained = found.place == PLACE["trained"]
     if not trained.any():
@@ -106,12 +104,12 @@ def of_survey(found: Survey, recipe: Recipe) -> Workload:
     if recipe.training.selects:
         used |= found.place == PLACE["test"]
     answers, group = _kept_together(recipe)
-    whole = -(-scan.characters.astype(np.int64) // CHARACTERS)
+    whole = -(-scan.characters.astype(np.int64) // CHARACTERS_PER_TOKEN)
     full = np.zeros_like(whole)  # blocks of ``limit`` tokens: of a text that is split, all but the last
     if recipe.data.if_too_long(raw_text=True) == "split":
         full = np.where(scan.raw_text, np.maximum(-(-whole // limit) - 1, 0), 0)
     rest = whole - full * limit
-    learned = np.where(scan.raw_text, rest, -(-scan.answer_characters.astype(np.int64) // CHARACTERS))
+    learned = np.where(scan.raw_text, rest, -(-scan.answer_characters.astype(np.int64) // CHARACTERS_PER_TOKEN))
     own = np.minimum(learned, np.minimum(rest, limit))
     prompt = np.clip(rest - found.together * own, 0, limit - own)
     computed, pairs = _behind_a_prompt(prompt, own, answers)
@@ -125,6 +123,6 @@ def of_survey(found: Survey, recipe: Recipe) -> Workload:
         computed=in_blocks + int(computed[trained].sum()),
         logits=in_blocks + int((answers * own)[trained].sum()),
         pairs=blocks * (limit * (limit + 1) // 2) + int(pairs[trained].sum()),
-        basis=f"{rows:,} rows, {CHARACTERS} characters a token, without template; nothing shared "
+        basis=f"{rows:,} rows, {CHARACTERS_PER_TOKEN} characters a token, without template; nothing shared "
         f"{'' if answers == 1 else 'but the prompt of two answers '}(--exact counts)",
     )

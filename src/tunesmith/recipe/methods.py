@@ -10,6 +10,8 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from tunesmith.recipe.section import Settings
 
+LORA_ROWS, FULL_ROWS = 1_000, 10_000  # rows from which a method pays (guide: 1K-10K for LoRA, 10K and more for full)
+
 
 class FullSettings(Settings):
     """Full fine-tuning: every parameter trains."""

@@ -28,7 +28,7 @@ from tunesmith.model.weights.text_side import make_template
 from tunesmith.planning import budget, memory
 from tunesmith.planning.budget import Plan
 from tunesmith.planning.fallback import require_quantization
-from tunesmith.planning.shape_from_model import linear_modules, shape_of
+from tunesmith.planning.shape_from_model import ModelCounter, linear_modules
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, method_label
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Listener
@@ -254,7 +254,7 @@ def _resolve_settings(recipe: Recipe, survey: Survey, listener: Listener) -> Rec
 def _plan(recipe: Recipe, config: PretrainedConfig, folder: Path, corpus: Corpus, added: AddedTokens) -> Plan:
     """Micro-batch and checkpointing: a function of model, recipe, data and total memory."""
     return budget.choose(
-        shape_of(config, recipe, folder, added),
+        ModelCounter(config, folder).count(recipe, added).shape,
         recipe.training,
         longest=longest_part(recipe, corpus),
         memory=memory.total_memory(recipe.model.device),

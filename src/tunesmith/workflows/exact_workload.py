@@ -1,39 +1,35 @@
-"""A recipe's rows counted in tokens, by the tokenizer and template that training uses."""
+"""Counts a recipe's rows in tokens, with the tokenizer and template that training uses."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
+
+from tunesmith.data.corpus import encode_corpus
+from tunesmith.data.survey import survey_rows
+from tunesmith.model.weights.added_tokens import extend
+from tunesmith.model.weights.load import load_tokenizer, stop_ids
+from tunesmith.model.weights.resolve import resolve
+from tunesmith.model.weights.text_side import make_template, within_positions
+from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.planning.workload import Workload
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Listener, Silent
-
-STEPS = 4  # looked at for what rows share
+from tunesmith.training.objectives.table import preference_objective
+from tunesmith.training.step_rows import PLANNED_STEPS, first_steps, lay_out, longest_part, order_of
 
 
 def by_tokens(recipe: Recipe, *, listener: Listener | None = None) -> Workload:
-    """Of the recipe's rows as its model sees them, and what the rows of the first steps share. Imports torch.
+    """The recipe's rows as its model sees them, and what the rows of the first steps share.
 
     Args:
         recipe: with its device resolved, which decides the micro-batch.
 
     Raises:
-        DataError, ModelError: what a user can mend in rows or model.
+        DataError, ModelError: what a user can fix in rows or model.
     """
-    import numpy as np
-
-    from tunesmith.data.batches.layout import micro_batches
-    from tunesmith.data.corpus import encode_corpus
-    from tunesmith.data.survey import survey_rows
-    from tunesmith.model.weights.added_tokens import extend
-    from tunesmith.model.weights.load import load_tokenizer, stop_ids
-    from tunesmith.model.weights.resolve import resolve
-    from tunesmith.model.weights.text_side import make_template, within_positions
-    from tunesmith.planning.budget import micro_batch_tokens
-    from tunesmith.training.objectives.table import preference_objective
-    from tunesmith.training.step_rows import first_steps, longest_part, order_of
-
     listener = listener or Silent()
     found = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name, listener=listener)
     code = recipe.model.trust_remote_code
@@ -46,17 +42,17 @@ def by_tokens(recipe: Recipe, *, listener: Listener | None = None) -> Workload:
     template = make_template(recipe.data, tokenizer, stop_ids(folder, tokenizer), recipe.model.named_tokens)
     corpus = encode_corpus(found, template, listener=listener)
     longest, steps = longest_part(recipe, corpus), first_steps(recipe, corpus)
+    # The first steps are laid out as in training, and the epoch is taken to be like them.
     asked = recipe.training.micro_batch_tokens
     budget = micro_batch_tokens(recipe.model.device, longest, steps) if asked == "auto" else int(asked)
     layout, objective, order = recipe.training.wanted_layout, preference_objective(recipe), order_of(recipe, corpus)
-    windows = list(islice(order.windows(), STEPS))
-    batches = []
-    for rows in (corpus.rows_of(window.rows) for window in windows):
-        if objective is None:
-            batches += micro_batches(rows, budget=budget, layout=layout)
-        else:
-            batches += objective.batches(objective.rows(rows), budget=budget, layout=layout)
-    of_rows = corpus.train.lengths.astype(np.int64).reshape(-1, corpus.together).sum(1)
+    windows = list(islice(order.windows(), PLANNED_STEPS))
+    batches = [
+        batch
+        for window in windows
+        for batch in lay_out(corpus.rows_of(window.rows), objective, budget=budget, layout=layout)
+    ]
+    of_rows = corpus.train.lengths.astype(np.int64).reshape(-1, corpus.together).sum(1)  # tokens [examples]
     epoch = order.epoch_rows(0)
     tokens, seen = int(of_rows[epoch].sum()), sum(int(of_rows[list(window.rows)].sum()) for window in windows)
 

@@ -16,7 +16,7 @@ from tunesmith.data.files.reader import own_eval_split
 from tunesmith.data.files.splits import TRAIN
 from tunesmith.data.finding import rows_in_words
 from tunesmith.data.placement import PLACE, place_rows
-from tunesmith.data.report.findings import labels_of
+from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN, labels_of
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.evaluation.metrics.answers import JsonFields
@@ -26,9 +26,9 @@ from tunesmith.planning.budget import gigabytes
 from tunesmith.planning.devices import Device
 from tunesmith.planning.method_table import Line, plan_methods
 from tunesmith.planning.model_size import ModelSize, model_size
-from tunesmith.planning.workload import CHARACTERS, Workload
+from tunesmith.planning.workload import Workload
 from tunesmith.recipe.data import DataSettings, SourceSettings
-from tunesmith.recipe.methods import METHOD_SETTINGS, AdapterSettings
+from tunesmith.recipe.methods import FULL_ROWS, METHOD_SETTINGS, AdapterSettings
 from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.schedules import rate_text
@@ -241,7 +241,7 @@ def _start(
     if not advice.is_adapter(method.value):
         choices["training.weight_decay"] = advice.weight_decay()
     warnings = []
-    if method.value == "full" and rows < advice.ENOUGH_FOR_FULL:
+    if method.value == "full" and rows < FULL_ROWS:
         warnings.append(f"full: {advice.too_few(rows)} (guide)")
     if method.value in lines and not lines[method.value].fits:
         warnings.append(f"{method.value} does not fit on this machine: {lines[method.value].why}")
@@ -391,7 +391,7 @@ def _only_documents(scan: Scan) -> bool:
 
 def _longest(scan: Scan) -> int:
     """Tokens, by characters."""
-    return int(scan.characters[scan.sources[0].rows].max()) // CHARACTERS
+    return int(scan.characters[scan.sources[0].rows].max()) // CHARACTERS_PER_TOKEN
 
 
 def _data_lines(source: SourceSettings, scan: Scan, held_out: _HeldOut, max_length: int) -> list[str]:

@@ -1,9 +1,8 @@
-"""Real steps of one method, measured in a process of its own.
+"""Measures real steps of one method in a process of its own, and compares them with the prediction.
 
-It is run as ``python -m tunesmith.workflows.trial JOB.json RESULT.json``.
-
-A fresh process for each method, because a peak that was reached once hides every lower one after it, and a heap that
-has grown does not shrink. The steps change nothing: the learning rate is 0, and nothing is saved.
+The process is ``python -m tunesmith.workflows.trial JOB.json RESULT.json``. Each method has a fresh one, because a peak
+that was reached once hides every lower one after it, and a heap that has grown does not shrink. The steps change
+nothing: the learning rate is 0, and nothing is saved.
 """
 
 from __future__ import annotations
@@ -17,31 +16,46 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+from transformers import AutoConfig
+
+from tunesmith.data.batches.layout import Batch
+from tunesmith.data.chat.template import Encoded
 from tunesmith.errors import ModelError, TunesmithError
+from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, extend
+from tunesmith.model.weights.load import load_tokenizer
+from tunesmith.model.weights.resolve import resolve
+from tunesmith.planning import memory
 from tunesmith.planning.budget import Plan
 from tunesmith.planning.devices import Device, sgemm
-from tunesmith.planning.method_table import Line, as_started, methods_to_plan, parts, resolved, size, typical_row
+from tunesmith.planning.method_table import Line, as_started, methods_to_plan, parts, typical_row, with_method
+from tunesmith.planning.shape_from_model import ModelCounter, recipe_config
 from tunesmith.planning.step_time import step_seconds
 from tunesmith.recipe.file import portable, read_recipe
-from tunesmith.recipe.methods import method_label
+from tunesmith.recipe.methods import AdapterSettings, method_label
 from tunesmith.recipe.settings import Recipe
-from tunesmith.runs.progress import Silent
+from tunesmith.runs.progress import Silent, StepResult
+from tunesmith.training.attach import ModelInputs, load, optimizer_of
+from tunesmith.training.loop import Hooks, Step, train
+from tunesmith.training.objectives.preference import PreferenceObjective
+from tunesmith.training.objectives.supervised import CrossEntropy
+from tunesmith.training.objectives.table import preference_objective
+from tunesmith.training.rehearsal import heaviest
+from tunesmith.training.setup import prepare
+from tunesmith.training.step_rows import lay_out, order_of
 
-if TYPE_CHECKING:
-    from tunesmith.data.batches.layout import Batch
-    from tunesmith.data.chat.template import Encoded
-    from tunesmith.model.weights.added_tokens import AddedTokens
-    from tunesmith.training.attach import ModelInputs
-    from tunesmith.training.objectives.preference import PreferenceObjective
+MEASURED_STEPS = 3  # the first makes the optimizer's moments and is not timed
+MADE_ROWS = 16  # of random tokens
 
 
 def at_measure(line: Line, recipe: Recipe, device: Device) -> Recipe:
     """The recipe of the steps to measure for a line: its method, micro-batch and checkpointing, all resolved."""
     recipe = as_started(recipe)
     settings = next(each for each, _ in methods_to_plan(recipe) if method_label(each) == line.method)
-    asked = resolved(recipe.model_copy(update={"method": settings}), device)
+    asked = with_method(recipe, settings, device)
     return asked.with_values(training={"micro_batch_tokens": line.budget, "gradient_checkpointing": line.checkpointing})
 
 
@@ -59,21 +73,24 @@ class Comparison:
     time_error: float
 
 
-def compare(config: Mapping[str, Any], asked: Recipe, device: Device, trial: Any, **at: Any) -> Comparison:
+def compare_prediction(
+    config: Mapping[str, Any], asked: Recipe, device: Device, trial: Trial, *, folder: Path | None = None
+) -> Comparison:
     """What would have been predicted for the steps that were measured.
 
     Args:
+        config: of the model, as config.json has it.
         asked: the recipe of the steps (``at_measure``).
-        trial: a ``trial.Trial``; the speed of a CPU is what it was next to the steps.
-        at: ``folder`` of the model.
+        trial: the speed of a CPU is what it was next to the steps.
+        folder: the model's, if there is one.
     """
-    sized = size(config, asked, **at)
+    counted = ModelCounter(recipe_config(asked, config, folder), folder).count(asked)
     checkpointing = bool(asked.training.gradient_checkpointing)
-    chosen = Plan(sized.shape, int(asked.training.micro_batch_tokens), trial.tokens, checkpointing, device.memory)
+    chosen = Plan(counted.shape, int(asked.training.micro_batch_tokens), trial.tokens, checkpointing, device.memory)
     if trial.flops:
         device = replace(device, fp32=trial.flops)
     seconds = step_seconds(
-        sized,
+        counted,
         asked,
         device,
         computed=trial.tokens,
@@ -92,10 +109,6 @@ def compare(config: Mapping[str, Any], asked: Recipe, device: Device, trial: Any
         measured_seconds=trial.seconds,
         time_error=seconds / trial.seconds - 1,
     )
-
-
-STEPS = 3  # the first makes the optimizer's moments and is not timed
-ROWS = 16  # made ones, of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,21 +172,12 @@ def _failed(recipe: Recipe, why: str) -> ModelError:
         f"Steps of {recipe.method.name} could not be measured",
         where=recipe.model.path,
         why=why,
-        remedy="Plan without --measure, or mend what it names.",
+        remedy="Plan without --measure, or fix what it names.",
     )
 
 
 def measure_steps(recipe: Recipe, *, length: int | None) -> Trial:
     """Measures in this process; see ``run_trial``."""
-    import torch
-
-    from tunesmith.planning import memory
-    from tunesmith.training.attach import load, optimizer_of
-    from tunesmith.training.loop import Hooks, Step, StepResult, train
-    from tunesmith.training.objectives.supervised import CrossEntropy
-    from tunesmith.training.objectives.table import preference_objective
-    from tunesmith.training.rehearsal import heaviest
-
     threads = int(recipe.training.threads)
     torch.set_num_threads(threads)
     inputs, steps = _own_rows(recipe) if length is None else _made_rows(recipe, length)
@@ -187,7 +191,7 @@ def measure_steps(recipe: Recipe, *, length: int | None) -> Trial:
     memory.begin_peak(device)
     train(
         ready.model,
-        [Step(number, 0.0, [batch]) for number in range(1, STEPS + 1)],
+        [Step(number, 0.0, [batch]) for number in range(1, MEASURED_STEPS + 1)],
         objective=preference or CrossEntropy(),
         optimizer=optimizer,
         rate=lambda _: 0.0,
@@ -211,8 +215,6 @@ def measure_steps(recipe: Recipe, *, length: int | None) -> Trial:
 def _micro_batches(
     recipe: Recipe, steps: Iterable[Sequence[Encoded]], objective: PreferenceObjective | None
 ) -> Iterator[Batch]:
-    from tunesmith.training.step_rows import lay_out
-
     settings = recipe.training
     assert settings.layout != "auto", "the layout is resolved when the model is loaded"
     for rows in steps:
@@ -221,24 +223,12 @@ def _micro_batches(
 
 def _own_rows(recipe: Recipe) -> tuple[ModelInputs, Iterable[Sequence[Encoded]]]:
     """The recipe's data, and the rows of each step of its first epoch."""
-    from tunesmith.training.setup import prepare
-    from tunesmith.training.step_rows import order_of
-
     prepared = prepare(recipe, Silent())
     return prepared, islice(prepared.rows_of_steps(), order_of(prepared.recipe, prepared.corpus).steps_in(0))
 
 
 def _made_rows(recipe: Recipe, length: int) -> tuple[ModelInputs, Iterable[Sequence[Encoded]]]:
     """Rows of random tokens, which share nothing. Each learns its second half, and two answers have one prompt."""
-    import numpy as np
-    from transformers import AutoConfig
-
-    from tunesmith.data.chat.template import Encoded
-    from tunesmith.model.weights.added_tokens import NO_TOKENS, extend
-    from tunesmith.model.weights.load import load_tokenizer
-    from tunesmith.model.weights.resolve import resolve
-    from tunesmith.training.objectives.table import preference_objective
-
     code = recipe.model.trust_remote_code
     folder = resolve(recipe.model.path, revision=recipe.model.revision, say=Silent().say)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=code, local_files_only=True)
@@ -248,10 +238,10 @@ def _made_rows(recipe: Recipe, length: int) -> tuple[ModelInputs, Iterable[Seque
     answers = 1 if objective is None else objective.answers
     learned = np.arange(length) >= length // 2  # [tokens]
     vocabulary = config.get_text_config().vocab_size
-    ids = np.random.default_rng(0).integers(0, vocabulary, (ROWS, answers, length), dtype=np.int32)
+    ids = np.random.default_rng(0).integers(0, vocabulary, (MADE_ROWS, answers, length), dtype=np.int32)
     ids[:, :, ~learned] = ids[:, :1, ~learned]  # the answers of an example have its first answer's prompt
     rows = [Encoded(row, learned, "made", number) for number, example in enumerate(ids) for row in example]
-    start = getattr(recipe.method, "adapter_name_or_path", None)
+    start = recipe.method.adapter_name_or_path if isinstance(recipe.method, AdapterSettings) else None
     size = recipe.training.batch_size * answers
     steps = [rows[first : first + size] for first in range(0, len(rows), size)]
     return _MadeRows(recipe, folder, added, None if start is None else Path(start), rows, steps), steps
@@ -273,7 +263,7 @@ class _MadeRows:
         return iter(self.steps)
 
 
-def main(job: Path, result: Path) -> None:
+def _main(job: Path, result: Path) -> None:
     """Reads a job, writes what was measured, or ``{"error"}``."""
     asked = json.loads(job.read_text(encoding="utf-8"))
     try:
@@ -286,4 +276,4 @@ def main(job: Path, result: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    _main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -17,8 +17,8 @@ from tunesmith.data.checks.scripts import NO_SCRIPT
 from tunesmith.data.examples.row_shapes import PREFERENCES
 from tunesmith.data.finding import Finding, Severity, rows_in_words
 from tunesmith.data.placement import AGAINST, PLACE
+from tunesmith.recipe.methods import FULL_ROWS, LORA_ROWS
 
-LORA_ROWS, FULL_ROWS = 1_000, 10_000  # the guide: 1K-10K examples for LoRA, 10K and more for full fine-tuning
 CHARACTERS_PER_TOKEN = 4
 LABELS, ROWS_A_LABEL = 500, 3  # answers are labels if there are few, and each is given several times
 FEW_OF_A_LABEL = 10
