@@ -271,8 +271,8 @@ def test_a_config_is_found_by_file_and_folder(tmp_path: Path) -> None:
 
 
 # Figures of 100 rows of 64 tokens, counted from config.json by arithmetic: a second way, which is gone.
-# A key is model/method/device; a line is trainable, weights, gradients, optimizer, activations, logits, judging, budget,
-# checkpointing, seconds.
+# A key is model/method/device. A line is trainable, weights, gradients, optimizer, activations, logits, judging,
+# budget, checkpointing, seconds.
 FIGURES = json.loads(Path(__file__).with_name("figures.json").read_text(encoding="utf-8"))
 LARGE = {
     "8b": LLAMA_8B,

@@ -9,7 +9,7 @@ import pytest
 from tunesmith.errors import ModelError
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.settings import Recipe
-from tunesmith.workflows.trial import ROWS, measure_steps, run_trial
+from tunesmith.workflows.trial import MADE_ROWS, measure_steps, run_trial
 
 
 def recipe(folder: Path, method: str = "lora") -> Recipe:
@@ -18,7 +18,12 @@ def recipe(folder: Path, method: str = "lora") -> Recipe:
             "model": {"path": str(folder), "device": "cpu", "dtype": "float32"},
             "data": {"train": "rows"},
             "method": method,
-            "training": {"micro_batch_tokens": 64, "gradient_checkpointing": False, "threads": 1, "batch_size": ROWS},
+            "training": {
+                "micro_batch_tokens": 64,
+                "gradient_checkpointing": False,
+                "threads": 1,
+                "batch_size": MADE_ROWS,
+            },
             "output_dir": "nowhere",
         }
     ).recipe
@@ -74,5 +79,5 @@ def test_pairs_are_measured_with_their_own_loss_and_share_their_prompt(tiny_mode
         assert (found.tokens, found.rows_tokens) == (48, 64)  # a prompt of 16, and two answers
         assert found.logits == 2 * 16 - 1  # the last token of the prompt predicts the first of both
     else:
-        assert found.rows_tokens == 2 * ROWS * 32  # a group: each row, and its prompt with another's answer
-        assert found.tokens == ROWS * 48
+        assert found.rows_tokens == 2 * MADE_ROWS * 32  # a group: each row, and its prompt with another's answer
+        assert found.tokens == MADE_ROWS * 48
