@@ -33,7 +33,7 @@ FALL_BACK = {
     kimi_linear lfm2 lfm2_moe lfm3 mamba mamba2 minimax nemotron_h olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text
     qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2 zaya
     """),
-    "They have code of their own for attention or positions, by the place in the line": _listed("""
+    "They have their own code for attention or positions, which goes by the place in the sequence": _listed("""
     bart big_bird bigbird_pegasus blenderbot blenderbot-small bloom blt camembert codegen data2vec-text doge falcon
     git gpt_neo gpt_neox_japanese gptj marian mbart megatron-bert mpt mvp openai-gpt pegasus plbart rembert
     roberta roberta-prelayernorm roformer trocr xglm xlm-roberta xlm-roberta-xl xmod
@@ -42,10 +42,10 @@ FALL_BACK = {
 # Why, and what transformers says.
 NOT_BUILT = {
     "gemma3n": ("The image part needs the package timm", "timm"),
-    "gemma4_assistant": ("They draft for another model, whose keys they read", "hidden_size_per_layer_input must be 0"),
-    "gemma4_unified_assistant": ("They draft for another model, whose keys they read", "layer types producing a cache"),
-    "musicgen": ("transformers does not take the language model out of its wrapper", "'dropout'"),
-    "musicgen_melody": ("transformers does not take the language model out of its wrapper", "'dropout'"),
+    "gemma4_assistant": ("They draft tokens for another model and read its keys", "hidden_size_per_layer_input must be 0"),
+    "gemma4_unified_assistant": ("They draft tokens for another model and read its keys", "layer types producing a cache"),
+    "musicgen": ("transformers does not load the language model without its wrapper", "'dropout'"),
+    "musicgen_melody": ("transformers does not load the language model without its wrapper", "'dropout'"),
 }
 NOT_CAUSAL = ("cpmant", "prophetnet", "xlm", "xlnet")  # what they predict changes with the tokens behind it
 ONE_LENGTH = ("reformer",)  # in training a row must fill the model's positions
@@ -177,24 +177,25 @@ def _layers(default: Any, fields: Any) -> dict[str, Any]:
 
 INTRODUCTION = """# Models
 
-Made by `python -m tests.model.architectures > docs/models.md`; a test builds each of these small and holds the page to
-what it finds.
+Made by `python -m tests.model.architectures > docs/models.md`. A test builds a small model of each architecture and
+compares the page with what it finds.
 
-Names are the `model_type` of a model's `config.json`. What rows have in common is computed once where the model allows
-it. Before training, two rows of the data are computed both ways, and the run says what came out. The model at hand
-decides, so one that is not on this page is tried as well.
+Names are the `model_type` in the `config.json` of a model. Shared prefixes are computed once if the model allows it.
+Before training, two rows of the data are computed both ways, and the run reports the result. This test decides, so a
+model that is not on this page can share prefixes too.
 
 ## Share prefixes
 """
 PADDED = """## Train on padded rows
 
-What rows have in common is computed again for each of them: slower, with the same results.
+Shared prefixes are computed again for each row: slower, with the same results.
 """
 REFUSED = """## Cannot be trained
 
-Encoders, encoder-decoders and classifiers are refused, because they do not predict the next token. Of those that do:
+Encoders, encoder-decoders and classifiers are refused, because they do not predict the next token. These models do, but
+are refused for another reason:
 """
-SEES = "What they predict changes with the tokens behind it, so a loss would mean nothing"
+SEES = "Their predictions depend on later tokens, so a loss would mean nothing"
 FILLS = "A row must be as long as the model has positions"
 
 
