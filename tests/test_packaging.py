@@ -17,6 +17,7 @@ REQUIREMENTS = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["dev"]]
 LINES = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 DATA_FILES = [
     "src/tunesmith/py.typed",
+    "src/tunesmith/cli/json_keys.yaml",
     "src/tunesmith/data/report/page.html.j2",
     "src/tunesmith/workflows/demo/train.jsonl",
     "src/tunesmith/workflows/demo/test.jsonl",

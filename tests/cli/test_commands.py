@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import tunesmith
-from tunesmith.cli.docs import ERROR, SHAPES
+from tunesmith.cli.docs import ERROR_KEYS, JSON_KEYS
 from tunesmith.errors import ModelError, TrainError
 
 Command = Callable[..., Any]
@@ -99,7 +99,7 @@ def test_train_under_json_prints_one_line_and_the_rest_on_standard_error(
 ) -> None:
     outcome = command("train", recipe, "--json")
     assert outcome.out.count("\n") == 1
-    assert list(outcome.json) == list(SHAPES["train"])
+    assert list(outcome.json) == list(JSON_KEYS["train"])
     assert "the story\n" in outcome.err and "a library's own line\n" in outcome.err
 
 
@@ -132,7 +132,7 @@ def test_an_unknown_key_is_a_mistake_with_file_and_line(command: Command, recipe
         file.write("training: {learning_rat: 1e-4}\n")
     outcome = command("train", recipe, "--json")
     assert outcome.code == 1
-    assert list(outcome.json) == list(ERROR)
+    assert list(outcome.json) == list(ERROR_KEYS)
     assert outcome.json["where"] == "recipe.yaml:4"
     assert outcome.json["remedy"] == "Did you mean `learning_rate`?"
     assert outcome.err.startswith("error: recipe.yaml:4: `training.learning_rat` is not a setting")
@@ -220,7 +220,7 @@ def test_generate_shows_several_answers_and_the_base(command: Command, tuned: An
 
 def test_generate_under_json_has_every_answer(command: Command, tuned: Any) -> None:
     found = command("generate", "x", "--prompt", "p", "--json").json
-    assert set(found) == set(SHAPES["generate"])
+    assert set(found) == set(JSON_KEYS["generate"])
     assert found["answers"] == [{"text": "tuned 1\x07", "tokens": 2, "stopped": True}]
     assert found["base"] is None
     assert command("generate", "x", "--prompt", "p", "--base", "--json").json["base"][0]["text"] == "base 1\x07"
@@ -241,13 +241,13 @@ def test_demo_runs_the_story_in_runs_demo(command: Command, monkeypatch: pytest.
     def run(folder: Path, *, overwrite: bool, listener: Any) -> dict[str, Any]:
         asked.append((folder, overwrite))
         listener.say("five rows")
-        return dict.fromkeys(SHAPES["demo"], 0)
+        return dict.fromkeys(JSON_KEYS["demo"], 0)
 
     fake = SimpleNamespace(run=run)
     monkeypatch.setitem(sys.modules, "tunesmith.workflows.demo.story", fake)
     monkeypatch.setattr(demo, "story", fake, raising=False)
     assert command("demo").out == "five rows\n"
-    assert list(command("demo", "--overwrite", "--json").json) == list(SHAPES["demo"])
+    assert list(command("demo", "--overwrite", "--json").json) == list(JSON_KEYS["demo"])
     assert asked == [(Path("runs/demo"), False), (Path("runs/demo"), True)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.cli.docs import SHAPES
+from tunesmith.cli.docs import JSON_KEYS
 from tunesmith.recipe.file import read_recipe
 
 Command = Callable[..., Any]
@@ -41,7 +41,7 @@ def test_init_overwrites_only_when_told_to(command: Command, rows: str, tmp_path
     assert outcome.code == 1
     assert (tmp_path / "mine.yaml").read_text() == "precious"
     found = command("init", rows, "--out", "mine.yaml", "--overwrite", "--model", "other", "--json").json
-    assert list(found) == list(SHAPES["init"])
+    assert list(found) == list(JSON_KEYS["init"])
     assert (found["model"], found["rows"], found["bad"], found["metrics"]) == ("other", 40, 1, ["exact_match"])
 
 
@@ -89,7 +89,7 @@ def test_check_under_json_is_one_object(command: Command, rows: str) -> None:
     outcome = command("check", rows, "--json")
     assert outcome.code == 1
     assert outcome.out.count("\n") == 1
-    assert list(outcome.json) == list(SHAPES["check"])
+    assert list(outcome.json) == list(JSON_KEYS["check"])
     assert outcome.json["bad"][0]["source"] == "rows.jsonl:41"
     assert (outcome.json["schema"], outcome.json["good"]) == (1, False)
     ledger = outcome.json["ledger"]
@@ -249,7 +249,7 @@ def test_near_duplicates_are_looked_for_unless_told_not_to(command: Command, tmp
 def test_prepare_writes_a_dataset_and_says_where_the_rows_went(command: Command, rows: str, tmp_path: Path) -> None:
     outcome = command("prepare", rows, "--out", "made", "on_error=skip", "eval=0.25", "--json")
     assert outcome.code == 0
-    assert list(outcome.json) == list(SHAPES["prepare"])
+    assert list(outcome.json) == list(JSON_KEYS["prepare"])
     splits, counts = outcome.json["splits"], outcome.json["ledger"]["rows"]
     assert splits == {"train": counts["trained"], "validation": counts["held_out"]}
     assert sum(splits.values()) == 40

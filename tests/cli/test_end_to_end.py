@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.cli.docs import SHAPES
+from tunesmith.cli.docs import JSON_KEYS
 
 Command = Callable[..., Any]
 FAST = ["training.num_train_epochs=1", "training.report_to=none", "evaluation.resamples=100"]
@@ -39,7 +39,7 @@ def test_from_data_to_answers(
 
     trained = command("train", recipe_of_rows, *FAST, "--json")
     assert trained.code == 0
-    assert list(trained.json) == list(SHAPES["train"])
+    assert list(trained.json) == list(JSON_KEYS["train"])
     assert trained.json["tokens"]["supervised"] > 0
     assert command("train", recipe_of_rows, *FAST).code == 1, "the folder holds a run"
     again = command("train", recipe_of_rows, *FAST, "--resume", "--json")
@@ -48,7 +48,7 @@ def test_from_data_to_answers(
     (listed,) = command("runs", "list", "--json").json["runs"]
     assert (listed["status"], listed["verdict"]) == ("finished", trained.json["verdict"])
     shown = command("runs", "show", "runs/rows", "--json").json
-    assert list(shown) == list(SHAPES["runs show"])
+    assert list(shown) == list(JSON_KEYS["runs show"])
     assert shown["validation"][-1][0] == shown["step"] == shown["total_steps"]
     assert command("runs", "show", "runs/rows").code == 0
 
@@ -59,7 +59,7 @@ def test_from_data_to_answers(
 
     arguments = ("generate", "runs/rows", "--prompt", "item 3?", "max_new_tokens=4")
     answered = command(*arguments, "--base", "--json").json
-    assert list(answered) == list(SHAPES["generate"])
+    assert list(answered) == list(JSON_KEYS["generate"])
     assert command(*arguments).out == answered["answers"][0]["text"] + "\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("item 3?\n"))
     assert command("chat", "runs/rows", "max_new_tokens=4").out == answered["answers"][0]["text"] + "\n"

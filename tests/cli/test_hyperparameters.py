@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.cli.docs import SHAPES
+from tunesmith.cli.docs import JSON_KEYS
 from tunesmith.recipe.file import read_recipe
 
 Command = Callable[..., Any]
@@ -56,7 +56,7 @@ def test_a_range_test_shows_a_table_the_reason_and_the_line(
     )
     assert 8 <= len([line for line in lines[header + 1 :] if line.strip()[:1].isdigit()]) <= 12
     found = command("train", "recipe.yaml", "--lr-range", "--lr-steps", "24", "training.threads=1", "--json").json
-    assert list(found) == list(SHAPES["train --lr-range"])
+    assert list(found) == list(JSON_KEYS["train --lr-range"])
     assert found["reason"] in lines
     if found["line"] is not None:
         assert lines[-1] == f"To use it, add {found['line']} to the `train` command or to the recipe."
@@ -92,7 +92,7 @@ def test_init_takes_a_method_and_says_what_speaks_against_it(command: Command, t
     outcome = command("init", "tickets.jsonl", "--method", "full", "--model", "maker/model-8B", "--json")
     assert outcome.code == 0
     found = outcome.json
-    assert list(found) == list(SHAPES["init"])
+    assert list(found) == list(JSON_KEYS["init"])
     assert (found["method"], found["parameters"]) == ("full", 8 * 10**9)
     rate = next(choice for choice in found["choices"] if choice["key"] == "training.learning_rate")
     assert rate["value"] == 2e-5 and rate["source"].startswith("guide")

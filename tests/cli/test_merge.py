@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.cli.conftest import replace_module
 
-from tunesmith.cli.docs import SHAPES
+from tunesmith.cli.docs import JSON_KEYS
 from tunesmith.errors import ExportError
 
 Command = Callable[..., Any]
@@ -26,7 +26,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         if target == "bad":
             raise ExportError("the merged model does not answer as the tuned model does", remedy="none")
         written = SimpleNamespace(relative=2.5e-6, largest=1e-5, agreement=0.9975, positions=1234)
-        facts = dict.fromkeys(SHAPES["merge"], 1)
+        facts = dict.fromkeys(JSON_KEYS["merge"], 1)
         return SimpleNamespace(
             folder=out, written=written, tolerance=1e-4, files=2, bytes=3_210_000_000, dtype="bfloat16",
             to_json=lambda: facts,
@@ -52,7 +52,7 @@ def test_merge_tells_how_close_it_is_and_what_was_written(command: Command, aske
 def test_every_flag_reaches_the_library(command: Command, asked: list[dict[str, Any]]) -> None:
     flags = ["--dtype", "float16", "--data", "rows.jsonl", "--max-shard-size", "500MB", "--overwrite", "--json"]
     outcome = command("merge", "adapter", "--out", "plain", *flags)
-    assert list(outcome.json) == list(SHAPES["merge"]) and len(outcome.out.splitlines()) == 1
+    assert list(outcome.json) == list(JSON_KEYS["merge"]) and len(outcome.out.splitlines()) == 1
     expected = {"dtype": "float16", "data": "rows.jsonl", "max_shard_size": "500MB", "overwrite": True}
     assert asked == [{"target": "adapter", "out": "plain", **expected}]
 

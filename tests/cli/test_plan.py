@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.cli.docs import SHAPES
+from tunesmith.cli.docs import JSON_KEYS
 from tunesmith.workflows import trial
 from tunesmith.workflows.trial import Trial
 
@@ -58,10 +58,10 @@ def test_a_config_alone_makes_a_table_and_a_recommendation(command: Command, con
 
 def test_json_has_the_keys_that_are_described(command: Command, config: str) -> None:
     found = command("plan", "--model", config, *MADE, "method.r=4", "--json").json
-    assert list(found) == list(SHAPES["plan"])
+    assert list(found) == list(JSON_KEYS["plan"])
     lora = next(line for line in found["methods"] if line["method"] == "lora")
     assert lora["trainable"] == 41_943_040 // 4
-    described = SHAPES["plan"]["methods"]
+    described = JSON_KEYS["plan"]["methods"]
     assert all(key in described for key in (*lora, *lora["memory"]))
     assert lora["memory"]["total"] == sum(size for name, size in lora["memory"].items() if name != "total")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.cli.terminal.test_console import on_a_screen, rows_of
 
-from tunesmith.cli.docs import SHAPES, SUMMARY
+from tunesmith.cli.docs import JSON_KEYS, SUMMARY_KEYS
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.runs.folder import Run
 
@@ -56,7 +56,7 @@ def test_runs_are_listed_with_status_and_verdict(command: Command, finished: Run
 
 def test_the_list_under_json_has_every_fact(command: Command, finished: Run) -> None:
     (found,) = command("runs", "list", "--json").json["runs"]
-    assert list(found) == list(SUMMARY)
+    assert list(found) == list(SUMMARY_KEYS)
     assert found["tuned"] == 0.85 and found["step"] == 20
 
 
@@ -96,7 +96,7 @@ def test_show_has_facts_verdict_curve_and_checkpoints(command: Command, finished
 
 def test_show_under_json_has_the_documented_keys(command: Command, finished: Run, verdict: dict[str, Any]) -> None:
     found = command("runs", "show", "runs/rows", "--json").json
-    assert list(found) == list(SHAPES["runs show"])
+    assert list(found) == list(JSON_KEYS["runs show"])
     assert found["training"] == [[10, 4.0], [20, 2.0]]
     assert found["validation"] == [[20, 1.0]]
     assert found["result"] == verdict
@@ -145,7 +145,7 @@ def test_watch_writes_a_line_for_everything_and_ends_with_the_run(command: Comma
     ]
     assert "\r" not in outcome.out and "\x1b" not in outcome.out
     found = command("runs", "watch", "runs/rows", "--json").json
-    assert list(found) == list(SHAPES["runs watch"])
+    assert list(found) == list(JSON_KEYS["runs watch"])
     assert [symptom["kind"] for symptom in found["symptoms"]] == ["gradient_spike"]
 
 
@@ -190,7 +190,7 @@ def test_watch_on_a_screen_keeps_the_bar_and_ends_below_it(finished: Run) -> Non
 def test_curves_are_drawn_into_a_file(command: Command, finished: Run, tmp_path: Path) -> None:
     outcome = command("runs", "curves", "runs/rows", "--out", "curves.svg", "--json")
     assert outcome.code == 0
-    assert list(outcome.json) == list(SHAPES["runs curves"])
+    assert list(outcome.json) == list(JSON_KEYS["runs curves"])
     assert outcome.json["runs"][0]["validation"] == [[20, 1.0]]
     assert (tmp_path / "curves.svg").read_text().count("<polyline") == 2, "loss and validation loss; no rate, no norm"
     again = command("runs", "curves", "runs/rows", "--out", "curves.svg")

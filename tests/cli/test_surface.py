@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.cli.docs import SHAPES, commands, page
+from tunesmith.cli.docs import JSON_KEYS, commands, reference_page
 
 MOST_FLAGS = 9
 SURFACE = {
@@ -77,10 +77,10 @@ def test_a_flag_is_never_also_its_opposite_and_always_explained(name: str) -> No
 
 
 def test_every_command_with_json_has_its_shape_documented() -> None:
-    documented = {title for title in SHAPES if "--" not in title}
+    documented = {title for title in JSON_KEYS if "--" not in title}
     assert documented == {name for name, (_, flags) in SURFACE.items() if "--json" in flags}
 
 
 def test_the_page_of_the_documentation_is_current(pytestconfig: pytest.Config) -> None:
     file = pytestconfig.rootpath / "docs" / "cli.md"
-    assert file.read_text(encoding="utf-8") == page(), "run: python -m tunesmith.cli.docs > docs/cli.md"
+    assert file.read_text(encoding="utf-8") == reference_page(), "run: python -m tunesmith.cli.docs > docs/cli.md"

@@ -18,7 +18,7 @@ from tests.tiny import config_for
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tunesmith.cli.docs import SHAPES
+from tunesmith.cli.docs import JSON_KEYS
 from tunesmith.deploy import plain_weights, tuned
 from tunesmith.deploy.merge import Merged, merge
 from tunesmith.deploy.plain_weights import TOLERANCES, Closeness
@@ -108,7 +108,7 @@ def test_a_merged_folder_answers_as_the_tuned_model_does(
     merged = merge(run, tmp_path / "plain")
     model = assert_answers_alike(run, merged, tolerance=1e-4)
     assert merged.onto == "base" and list(merged.candidates) == ["base"]
-    assert list(merged.to_json()) == list(SHAPES["merge"])
+    assert list(merged.to_json()) == list(JSON_KEYS["merge"])
     assert merged.written.relative <= merged.tolerance == TOLERANCES[torch.float32]
     assert merged.written.agreement == 1.0 and merged.rows.startswith("4 held-out rows, ")
     assert not any("lora" in name for name in model.state_dict())

@@ -40,12 +40,20 @@ FALL_BACK = {
     """),
 }
 # Why, and what transformers says.
+DRAFTS = "They draft tokens for another model and read its keys"
+WRAPPED = "transformers does not load the language model without its wrapper"
 NOT_BUILT = {
     "gemma3n": ("The image part needs the package timm", "timm"),
-    "gemma4_assistant": ("They draft tokens for another model and read its keys", "hidden_size_per_layer_input must be 0"),
-    "gemma4_unified_assistant": ("They draft tokens for another model and read its keys", "layer types producing a cache"),
-    "musicgen": ("transformers does not load the language model without its wrapper", "'dropout'"),
-    "musicgen_melody": ("transformers does not load the language model without its wrapper", "'dropout'"),
+    "gemma4_assistant": (
+        DRAFTS,
+        "hidden_size_per_layer_input must be 0",
+    ),
+    "gemma4_unified_assistant": (
+        DRAFTS,
+        "layer types producing a cache",
+    ),
+    "musicgen": (WRAPPED, "'dropout'"),
+    "musicgen_melody": (WRAPPED, "'dropout'"),
 }
 NOT_CAUSAL = ("cpmant", "prophetnet", "xlm", "xlnet")  # what they predict changes with the tokens behind it
 ONE_LENGTH = ("reformer",)  # in training a row must fill the model's positions
