@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunesmith.runs.symptoms import OF_LINES, RULES, Symptom, Watch, _Curve, norms_of, symptoms
+from tunesmith.runs.symptoms import _OF_LINES, _RULES, Symptom, Watch, _Curve, norms_of, symptoms
 
 Curve = Callable[[int], float]
 EVERY = 10  # steps between lines
@@ -203,5 +203,5 @@ def test_a_long_run_is_watched_in_no_time() -> None:
 
 def test_every_rule_has_its_kind() -> None:
     found = Symptom("flat", 3, "text")
-    assert found.kind in RULES and [rule.__name__ for rule in RULES.values()] == list(RULES)
-    assert {*OF_LINES, "gradient_spike"} == set(RULES)
+    assert found.kind in _RULES and [rule.__name__[1:] for rule in _RULES.values()] == list(_RULES)
+    assert {*_OF_LINES, "gradient_spike"} == set(_RULES)

@@ -161,7 +161,7 @@ def test_a_run_that_is_cleared_begins_anew_or_never(run: Run) -> None:
 def test_a_run_whose_folder_goes_away_ends(run: Run) -> None:
     watcher = Watcher(run.folder)
     shutil.rmtree(run.folder)
-    assert [event.text for event in watcher.look()] == ["the run is gone: its folder has no status.json any more"]
+    assert [event.text for event in watcher.look()] == ["the run is gone: its folder has no status.json"]
 
 
 def waiting(folder: Path, *acts: Callable[[], object], wait: bool = False) -> tuple[Run | None, list[str]]:
@@ -185,7 +185,7 @@ def test_a_run_that_a_process_prepares_is_waited_for(run: Run) -> None:
         work.enter_context(run.lock())
         found, said = waiting(run.folder, lambda: None, lambda: run.set_status("running", step=0))
     assert found is not None and found.folder == run.folder
-    assert said == [f"{run.folder}: process {os.getpid()} is getting ready; data and model come before the first step"]
+    assert said == [f"{run.folder}: process {os.getpid()} is reading data or loading the model"]
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped", "failed"])

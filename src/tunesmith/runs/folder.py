@@ -1,11 +1,11 @@
-"""The run folder: what a run was asked, on what, by which versions, and what came of it, as plain files.
+"""The run folder: the recipe, the data, the versions and the results of a run, as plain files.
 
-recipe.yaml        every setting, resolved          ledger.json     where every row went
+recipe.yaml        every setting, resolved          ledger.json     where each row went
 environment.json   versions, git, threads           metrics.jsonl   a line each logging step and evaluation
 data.json          sources and their hashes         samples.jsonl   answers of base and tuned model, side by side
 template.json      the chat template as used        verdict.json    better, no evidence, or worse
-memory.json        peak, predicted and measured     status.json     where the run stands
-samples_during.jsonl   an answer at each evaluation
+memory.json        peak, predicted and measured     status.json     the state of the run
+samples_during.jsonl   an answer at each validation
 checkpoints/step-NNNNNN/
 """
 
@@ -29,14 +29,14 @@ State = Literal["starting", "running", "finished", "failed", "stopped"]
 
 
 class Run:
-    """One run folder. Files are replaced whole or appended to by line, so a reader never sees half of one."""
+    """One run folder. Files are replaced as a whole or appended to line by line, so no reader sees half a file."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """An existing run. Raises RunError where there is none."""
+        """An existing run. Raises RunError if there is none."""
         run = cls(folder)
         if not run.exists():
             raise RunError(
@@ -48,14 +48,14 @@ class Run:
         return run
 
     def exists(self) -> bool:
-        """Whether this folder is a run, begun or finished; one that was killed while it was set up is not yet."""
+        """Whether a run has begun in this folder. One that was killed during its set-up has not."""
         try:
             return self.status().get("status", "starting") != "starting"
-        except RunError:  # damaged: a run all the same, and whoever reads it is told
+        except RunError:  # damaged, but still a run: reading it says so
             return True
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Raises RunError if starting here would overwrite something that was not given up for it."""
+        """Raises RunError if a new run here would overwrite anything that the user has not given up."""
         if not self.folder.exists() or (self.folder.is_dir() and _is_empty(self.folder)):
             return
         if not self.folder.is_dir():
@@ -64,7 +64,7 @@ class Run:
             raise RunError(
                 "The output folder holds files that are not a run",
                 where=str(self.folder),
-                why="Nothing is overwritten that Tunesmith did not write.",
+                why="Tunesmith overwrites only its own runs.",
                 remedy="Name another output_dir.",
             )
         if self.exists() and not overwrite:
@@ -77,9 +77,9 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder for this process alone. Raises RunError if another process works in it.
+        """Reserves the folder for this process. Raises RunError if another process works in it.
 
-        A forked worker closes its copy of the lock at once, so an orphan never keeps the folder.
+        A forked worker closes its copy of the lock at once, so an orphan never keeps the folder locked.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -105,7 +105,7 @@ class Run:
                 os.close(owner.pop())
 
     def is_held(self) -> bool:
-        """Whether a process works in the folder: it has the lock for as long as it lives, however it dies."""
+        """Whether a process works in the folder. It keeps the lock until it ends, in whatever way."""
         try:
             with (self.folder / ".lock").open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -116,13 +116,13 @@ class Run:
         return False
 
     def holder(self) -> str:
-        """The number of the process that works in the folder, as it wrote it there; `unknown` where it did not."""
+        """The id of the process that works in the folder, as it wrote it there, or `unknown`."""
         with suppress(OSError):
             return (self.folder / ".lock").read_text(errors="replace").strip() or "unknown"
         return "unknown"
 
     def clear(self) -> None:
-        """Removes what a run has written, under its lock. A kill in the middle leaves a folder known as ours."""
+        """Removes what a run has written. After a kill in the middle, the folder still counts as Tunesmith's."""
         self.write_json("status.json", {"status": "starting"})
         for entry in self.folder.iterdir():
             if entry.name in (".lock", "status.json"):
@@ -161,30 +161,30 @@ class Run:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """The JSON lines of a file, an unfinished last one left out; empty if there is no such file.
+        """The JSON lines of a file, without an unfinished last line. It is empty if there is no such file.
 
         Raises RunError if a line is damaged.
         """
         path = self.folder / name
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut off
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # text after the last newline is an unfinished line
         try:
             return [json.loads(line) for line in lines if line]
         except ValueError as error:
             raise RunError(f"{name} is damaged", where=str(path), why=str(error), remedy="Train again.") from None
 
     def drop_after(self, name: str, step: int) -> None:
-        """Keeps the JSON lines up to a step: what a stopped run wrote later is computed again."""
+        """Keeps the JSON lines up to a step. A run that continues computes the later ones again."""
         kept = [line for line in self.read_lines(name) if line.get("step", 0) <= step]
         self.write_text(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     def status(self) -> dict[str, Any]:
-        """What status.json says; empty before the run has begun."""
+        """The content of status.json. It is empty before the run has begun."""
         return self.read_json("status.json") if (self.folder / "status.json").is_file() else {}
 
     def set_status(self, status: State, **facts: Any) -> None:
-        """Records where the run stands; facts recorded earlier stay, but for the error of an earlier attempt."""
+        """Records the state of the run. Earlier facts stay, except the error of an earlier attempt."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         known = {name: value for name, value in self.status().items() if name != "error"}
         self.write_json("status.json", {**known, "status": status, "updated": now, **facts})
@@ -200,7 +200,7 @@ class Run:
 
     @property
     def result(self) -> Path | None:
-        """The checkpoint that the run came to: that of the judged step once it is known, else the newest."""
+        """The checkpoint of the judged step once that is known, or the newest one."""
         judged = self.status().get("judged_step")
         if judged is not None and self.checkpoint(judged) in self.checkpoints:
             return self.checkpoint(judged)
@@ -213,7 +213,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def _take(descriptor: int) -> None:
-    """Locks a file. Who only looks whether it is locked has it for a moment, so it is tried more than once."""
+    """Locks a file. It tries several times, because checking the lock takes it briefly."""
     for _ in range(TRIES - 1):
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What a run is and how it did, read from its folder: the library behind `runs list` and `runs show`. No torch."""
+"""Summarises a run from its folder, for `runs list` and `runs show`. It does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunesmith.runs.folder import Run, find_runs
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One line of a list of runs. ``metric`` is the one that decides the verdict, with its values."""
+    """One line of a list of runs. ``metric`` decides the verdict; ``base`` and ``tuned`` are its values."""
 
     name: str
     run: str
@@ -28,7 +28,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """A run in full. ``training`` and ``validation`` are (step, loss); ``facts`` are lines of (name, text)."""
+    """All about a run. ``training`` and ``validation`` are (step, loss), and ``facts`` are (name, text)."""
 
     summary: Summary
     facts: list[tuple[str, str]]
@@ -54,9 +54,9 @@ class Details:
 
 
 def summaries(folder: str | Path) -> list[Summary]:
-    """The runs in a folder and one level below. A run whose files are damaged is listed as such.
+    """The runs in a folder and one level below. A run with damaged files is listed as ``damaged``.
 
-    Raises RunError where there is no such folder.
+    Raises RunError if there is no such folder.
     """
     if not Path(folder).is_dir():
         raise RunError(
@@ -68,7 +68,7 @@ def summaries(folder: str | Path) -> list[Summary]:
 
 
 def summary(run: Run) -> Summary:
-    """A run in one line."""
+    """The run in one line."""
     name = run.folder.name or run.folder.resolve().name
     try:
         status, verdict, lines = run.status(), _verdict(run), run.read_lines("metrics.jsonl")
@@ -92,7 +92,7 @@ def summary(run: Run) -> Summary:
 
 
 def details(folder: str | Path) -> Details:
-    """A run in full. Raises RunError where there is none, or its files are damaged."""
+    """All about the run in a folder. Raises RunError if there is none or its files are damaged."""
     from tunesmith.recipe.file import read_recipe
 
     run = Run.open(folder)
@@ -121,15 +121,13 @@ def details(folder: str | Path) -> Details:
     )
 
 
-KEPT = ("trained", "held_out")
-
-
 def _counts(run: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     if (run.folder / "ledger.json").is_file():
         rows = run.read_json("ledger.json")["rows"]
-        apart = [f"{count:,} {name.replace('_', ' ')}" for name, count in rows.items() if name not in KEPT and count]
-        found.append(("rows", ", ".join([f"{rows['trained']:,} trained", f"{rows['held_out']:,} held out", *apart])))
+        used = [f"{rows.pop('trained'):,} trained", f"{rows.pop('held_out'):,} held out"]
+        others = [f"{count:,} {name.replace('_', ' ')}" for name, count in rows.items() if count and name != "read"]
+        found.append(("rows", ", ".join([*used, *others])))
     tokens = status.get("tokens") or {}
     if tokens:
         found.append(("tokens", ", ".join(f"{tokens[name]:,} {name}" for name in ("computed", "supervised"))))

@@ -1,4 +1,4 @@
-"""How long work tells what it does. The library is silent by default; the command line draws."""
+"""How long work reports its progress. The library is silent by default; the command line shows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Advance = Callable[[int, Mapping[str, str]], None]  # how much of the task is do
 
 
 def sample_line(line: Mapping[str, Any], *, width: int = 100) -> str:
-    """A line of samples_during.jsonl for the eye: ``rows.jsonl:3 is answered 'red' (expected 'blue')``."""
+    """A line of samples_during.jsonl as a sentence: ``rows.jsonl:3 is answered 'red' (expected 'blue')``."""
 
     def short(text: str) -> str:
         text = " ".join(text.split())
@@ -21,9 +21,10 @@ def sample_line(line: Mapping[str, Any], *, width: int = 100) -> str:
 
 
 class Listener(Protocol):
-    """Hears what a run says. ``task`` is entered around long work; what it yields is called as the work goes on.
+    """Hears the messages and the progress of a run.
 
-    The total is None where nobody knows it yet.
+    ``task`` is a context around long work. The function that it yields is called as the work goes on. Its total is None
+    if it is not known.
     """
 
     def say(self, text: str) -> None: ...
@@ -32,26 +33,26 @@ class Listener(Protocol):
 
 
 class Silent:
-    """A listener that hears nothing."""
+    """A listener that ignores everything."""
 
     def say(self, text: str) -> None:
-        """Nothing is said."""
+        """Ignores it."""
 
     def warn(self, text: str) -> None:
-        """Nothing is said; warnings are also stored in the run."""
+        """Ignores it."""
 
     @contextmanager
     def task(self, title: str, total: int | None) -> Iterator[Advance]:
-        """Nothing is drawn."""
+        """Shows nothing."""
         yield lambda done, facts: None
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of a step. Tokens: in the rows, through the model, and labels. Seconds are wall time.
+    """The result of an optimizer step. ``tokens`` are in its rows, ``computed_tokens`` go through the model.
 
-    ``denominator`` is what the loss is a mean over: labels, or examples of another objective. ``learning_rate`` is the
-    step's; a group of parameters may have another in proportion.
+    ``denominator`` counts what the loss is a mean over: labels, or the examples of a preference objective.
+    ``learning_rate`` is the step's; a group of parameters may have a multiple of it. ``seconds`` are wall time.
     """
 
     step: int

@@ -1,7 +1,7 @@
-"""What looks wrong in a run's metrics so far, in plain words, each thing once. Lines of metrics.jsonl in, messages out.
+"""Finds what looks wrong in a run's metrics. It reads lines of metrics.jsonl and reports each symptom once.
 
-Losses are noisy, so every rule asks for more than noise would do, and the noise is measured on the curve itself (see
-``_Curve.noise``). The thresholds stand below, each with its reason.
+Losses are noisy, so every rule asks for a larger change than noise makes. The noise is measured on the curve itself
+(see ``_Curve.noise``). The thresholds are below, each with its reason.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["overfitting", "flat", "gradient_spike", "learning_rate"]
+SymptomKind = Literal["overfitting", "flat", "gradient_spike", "learning_rate"]
 
 WINDOW = 5  # lines of training loss before and after a turn, and at the beginning
 
-# The validation loss has turned: its last evaluations are all above the lowest by at least this share of it, this many
-# nats and this many deviations, while the training loss went on falling.
+# The validation loss has turned: its last evaluations all exceed the lowest one by at least this share of it, this many
+# nats and this many standard deviations, while the training loss kept falling.
 TURNED_EVALUATIONS, TURNED_SHARE, TURNED_NATS, TURNED_DEVIATIONS = 2, 0.05, 0.02, 4.0
 
-# Flat: after this many steps and lines at full learning rate, the last third is surely (within this many errors of the
-# means) less than this share away from the first third and the first lines. So small a loss has nowhere to fall.
+# Flat: after this many steps and lines at full learning rate, the last third differs from the first third and the first
+# lines by less than this share, even if this many standard errors are added. A loss below SMALL_LOSS cannot fall much.
 FLAT_STEPS, FLAT_LINES, FLAT_SHARE, FLAT_ERRORS, SMALL_LOSS = 50, 15, 0.04, 4.0, 0.05
 
-# A spike: a gradient norm this many times the median of the steps before it (this many of them at least and at most),
-# and as many deviations of their logarithms above it: norms that vary by nature do so on a logarithmic scale.
+# A spike: a gradient norm this many times the median of the steps before it (at least and at most so many steps), and
+# this many deviations of their logarithms above it, because norms vary on a logarithmic scale.
 SPIKE_TIMES, SPIKE_DEVIATIONS, SPIKE_STEPS, SPIKE_WINDOW = 10.0, 6.0, 8, 50
 
-# The loss rises at full learning rate: the median of a window is above the lowest window's by this share, this many
-# nats and this many errors of such a median (the lowest of many lies some errors below what it stands for).
+# The loss rises at full learning rate: the median of a window exceeds the lowest window's by this share, this many nats
+# and this many standard errors of a median (the lowest of many medians is some errors too low by chance).
 RISE_WINDOW, RISE_LINES, RISE_SHARE, RISE_NATS, RISE_ERRORS = 11, 22, 0.15, 0.1, 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
-    """One thing that looks wrong: what, at which step it was seen, and what to do, in words."""
+    """One thing that looks wrong. ``text`` says what it is and what to do, ``step`` is where it was seen."""
 
-    kind: Kind
+    kind: SymptomKind
     step: int
     text: str
 
 
 class _Curve:
-    """Points (step, value) of a curve, with what the rules ask of all of them kept up to date."""
+    """Points (step, value) of a curve. The values that the rules need are updated with each point."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -58,19 +58,19 @@ class _Curve:
         self.values.append(value)
         if len(self.values) >= 3:
             bisect.insort(self._bends, abs(self.values[-3] - 2 * self.values[-2] + value))
-        if len(self.values) >= RISE_WINDOW and (self.lowest is None or self.place < self.lowest[1]):
-            self.lowest = step, self.place
+        if len(self.values) >= RISE_WINDOW and (self.lowest is None or self.recent_median < self.lowest[1]):
+            self.lowest = step, self.recent_median
 
     @property
-    def place(self) -> float:
+    def recent_median(self) -> float:
         """The median of the last RISE_WINDOW values."""
         return statistics.median(self.values[-RISE_WINDOW:])
 
     @property
     def noise(self) -> float:
-        """The standard deviation of what is not trend, from how far values are from the middle of their neighbours.
+        """The standard deviation without the trend, by the second differences of neighbouring values.
 
-        The median makes a turn or a spike play no part; of normal noise, it is 0.6745 times root 6 deviations.
+        Their median ignores a turn or a spike. For normal noise, it is 0.6745 times root 6 standard deviations.
         """
         count = len(self._bends)
         middle = (self._bends[(count - 1) // 2] + self._bends[count // 2]) / 2 if count else 0.0
@@ -84,7 +84,7 @@ class _Curve:
 
 @dataclass(slots=True)
 class _Seen:
-    """The lines so far. ``settled`` is the training loss since the learning rate was at its highest.
+    """The lines so far. ``settled`` is the training loss since the learning rate was highest.
 
     ``norms`` are the gradient norms of the last steps, up to ``norm_step``.
     """
@@ -98,9 +98,11 @@ class _Seen:
 
 
 class Watch:
-    """Hears lines of metrics as they come and says what is new. Of ``already``, lines of before, nothing is said again:
+    """Reads lines of metrics as they come and returns the new symptoms.
 
-    a continued run repeats no warning."""
+    Args:
+        already: earlier lines. Their symptoms are not returned, so a continued run repeats no warning.
+    """
 
     def __init__(self, already: Iterable[Mapping[str, Any]] = ()) -> None:
         self._seen = _Seen()
@@ -109,9 +111,9 @@ class Watch:
             self.see(line)
 
     def see_norm(self, step: int, norm: float) -> list[Symptom]:
-        """Takes the gradient norm of the next step and gives what it shows for the first time.
+        """Adds the gradient norm of the next step and returns the new symptoms.
 
-        The line of metrics that has this step among its own does not count it again.
+        The later line of metrics with the same step does not count it again.
         """
         seen = self._seen
         if step <= seen.norm_step or not math.isfinite(norm):
@@ -121,7 +123,7 @@ class Watch:
         return self._new(["gradient_spike"])
 
     def see(self, line: Mapping[str, Any]) -> list[Symptom]:
-        """Takes the next line of metrics.jsonl and gives what it shows for the first time."""
+        """Adds the next line of metrics.jsonl and returns the new symptoms."""
         seen, step = self._seen, line["step"]
         new = [found for at, norm in norms_of(line) for found in self.see_norm(at, norm)]
         if math.isfinite(line.get("eval_loss", math.nan)):
@@ -131,28 +133,28 @@ class Watch:
                 seen.settled, seen.rate = _Curve(), rate  # still warming up
             seen.loss.add(step, line["loss"])
             seen.settled.add(step, line["loss"])
-        return [*new, *self._new(OF_LINES)]
+        return [*new, *self._new(_OF_LINES)]
 
-    def _new(self, kinds: Iterable[Kind]) -> list[Symptom]:
+    def _new(self, kinds: Iterable[SymptomKind]) -> list[Symptom]:
         said = {symptom.kind for symptom in self.found}
-        new = [found for kind in kinds if kind not in said and (found := RULES[kind](self._seen)) is not None]
+        new = [found for kind in kinds if kind not in said and (found := _RULES[kind](self._seen)) is not None]
         self.found += new
         return new
 
 
 def norms_of(line: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """(step, gradient norm) of every step of a line of metrics; of the last one alone where it has no more."""
+    """(step, gradient norm) of every step of a line of metrics. An old line has only the last step's."""
     norms = line.get("grad_norms") or ([line["grad_norm"]] if "grad_norm" in line else [])
     return list(enumerate(norms, start=line["step"] - len(norms) + 1))
 
 
 def symptoms(lines: Iterable[Mapping[str, Any]]) -> list[Symptom]:
-    """All that the lines of a run show, in the order in which it was seen."""
+    """All symptoms in the lines of a run, in order."""
     return Watch(lines).found
 
 
-def overfitting(seen: _Seen) -> Symptom | None:
-    """The validation loss has turned while the training loss went on falling."""
+def _overfitting(seen: _Seen) -> Symptom | None:
+    """The validation loss has turned while the training loss kept falling."""
     curve = seen.validation
     if len(curve.values) <= TURNED_EVALUATIONS:
         return None
@@ -169,12 +171,12 @@ def overfitting(seen: _Seen) -> Symptom | None:
         "overfitting",
         curve.steps[-1],
         f"the validation loss has risen since step {best} ({lowest:.4g} -> {curve.values[-1]:.4g}) while the training "
-        "loss fell: the rows are being learned by heart. Train for fewer epochs, on more rows, or with a lower "
-        f"learning rate; the checkpoint nearest step {best} is likely the better one.",
+        "loss fell: the model memorises the rows. Train for fewer epochs, on more rows, or with a lower learning rate. "
+        f"The checkpoint nearest step {best} is probably better.",
     )
 
 
-def flat(seen: _Seen) -> Symptom | None:
+def _flat(seen: _Seen) -> Symptom | None:
     """The training loss does not fall."""
     steps, losses = seen.settled.steps, seen.settled.values
     if len(losses) < FLAT_LINES or steps[-1] - steps[0] < FLAT_STEPS:
@@ -190,13 +192,13 @@ def flat(seen: _Seen) -> Symptom | None:
         "flat",
         steps[-1],
         f"the loss has not fallen in {steps[-1] - steps[0]} steps ({first:.4g} -> {last:.4g}). The learning rate "
-        f"({seen.rate:.3g}) may be too low, or too little of the model trains: see what is supervised with `tunesmith "
-        "check --show`, and try a learning rate three times as high.",
+        f"({seen.rate:.3g}) may be too low, or too little of the model trains. Check what is supervised with "
+        "`tunesmith check --show`, and try three times the learning rate.",
     )
 
 
-def gradient_spike(seen: _Seen) -> Symptom | None:
-    """A gradient norm far above those before."""
+def _gradient_spike(seen: _Seen) -> Symptom | None:
+    """A gradient norm is far above those before it."""
     if len(seen.norms) <= SPIKE_STEPS:
         return None
     *before, norm = seen.norms
@@ -210,17 +212,17 @@ def gradient_spike(seen: _Seen) -> Symptom | None:
         "gradient_spike",
         seen.norm_step,
         f"the gradient norm of step {seen.norm_step} is {norm:.3g}, {norm / usual:.0f} times the usual {usual:.3g}. "
-        "One spike is clipped by training.max_grad_norm; if they come again, lower the learning rate, and look for odd "
+        "training.max_grad_norm clips a single spike. If there are more, lower the learning rate and look for unusual "
         "rows with `tunesmith check`.",
     )
 
 
-def learning_rate(seen: _Seen) -> Symptom | None:
-    """The training loss rises although the warm-up is over: the learning rate is too high."""
+def _learning_rate(seen: _Seen) -> Symptom | None:
+    """The training loss rises after the warm-up: the learning rate is too high."""
     curve = seen.settled
     if len(curve.values) < RISE_LINES or curve.lowest is None:
         return None
-    (at, lowest), last, step = curve.lowest, curve.place, curve.steps[-1]
+    (at, lowest), last, step = curve.lowest, curve.recent_median, curve.steps[-1]
     error = 1.2533 * curve.noise / math.sqrt(RISE_WINDOW)
     if last - lowest <= max(RISE_SHARE * lowest, RISE_NATS, RISE_ERRORS * error):
         return None
@@ -228,14 +230,14 @@ def learning_rate(seen: _Seen) -> Symptom | None:
         "learning_rate",
         step,
         f"the loss rises after the warm-up ({lowest:.4g} at step {at} -> {last:.4g} at step {step}): the learning rate "
-        f"({seen.rate:.3g}) looks too high. Try a third of it, or a longer warm-up (training.warmup_ratio: 0.1).",
+        f"({seen.rate:.3g}) looks too high. Try a third of it, or a longer warm-up (training.warmup_steps: 0.1).",
     )
 
 
-RULES: dict[Kind, Callable[[_Seen], Symptom | None]] = {
-    "overfitting": overfitting,
-    "flat": flat,
-    "gradient_spike": gradient_spike,
-    "learning_rate": learning_rate,
+_RULES: dict[SymptomKind, Callable[[_Seen], Symptom | None]] = {
+    "overfitting": _overfitting,
+    "flat": _flat,
+    "gradient_spike": _gradient_spike,
+    "learning_rate": _learning_rate,
 }
-OF_LINES: tuple[Kind, ...] = ("overfitting", "flat", "learning_rate")  # gradient norms are looked at step by step
+_OF_LINES: tuple[SymptomKind, ...] = ("overfitting", "flat", "learning_rate")  # gradient norms are checked each step

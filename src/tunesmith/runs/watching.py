@@ -1,4 +1,4 @@
-"""A run watched from outside: what its folder says as it grows, until it ends. Files alone; no torch."""
+"""Watches a run from outside, by the files in its folder, until it ends. It does not import torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.progress import sample_line
 from tunesmith.runs.symptoms import Symptom, Watch
 
-RECENT = 20  # lines of metrics whose pace the time left is told by
 POLL = 1.0  # seconds between two looks
-FACTS = (  # of a line of metrics: its name there, its name for the eye, and how it is written
+_RECENT = 20  # the time left is estimated by so many lines of metrics
+_FACTS = (  # of a line of metrics: its key, its name for the reader, and its format
     ("loss", "loss", ".4f"), ("eval_loss", "eval loss", ".4f"), ("learning_rate", "lr", ".2e"),
     ("grad_norm", "grad norm", ".3g"), ("tokens_per_second", "tokens/s", ".0f"),
 )  # fmt: skip
@@ -28,12 +28,12 @@ class Event:
 
     Args:
         kind: ``step`` (a line of training metrics), ``evaluation``, ``sample``, ``symptom``, ``restarted`` (the run
-            went on behind an earlier step), ``judging`` (all steps are done) or ``end``.
-        step: at which step.
-        total_steps: of the run, if it is known.
-        facts: what there is to tell, in words, by name; in the order to show it.
+            continues after an earlier step), ``judging`` (all steps are done) or ``end``.
+        step: where it happened.
+        total_steps: of the run, if they are known.
+        facts: values as text, by name, in the order to show them.
         text: of a symptom, a sample or an end.
-        seconds_left: until the last step, if it is known.
+        seconds_left: until the last step, if they are known.
     """
 
     kind: Literal["step", "evaluation", "sample", "symptom", "restarted", "judging", "end"]
@@ -45,10 +45,10 @@ class Event:
 
 
 class Watcher:
-    """What is new in a run's folder since the last look. ``ended`` once no process works in it any more."""
+    """Finds what is new in a run's folder since the last look. ``ended`` is true once no process works in it."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Raises RunError where there is no run."""
+        """Raises RunError if there is no run."""
         self.run = Run.open(folder)
         self._begin()
         self._samples = 0
@@ -62,12 +62,12 @@ class Watcher:
 
     @property
     def symptoms(self) -> list[Symptom]:
-        """All that looked wrong so far."""
+        """All symptoms so far."""
         return self._watch.found
 
     def look(self) -> Iterator[Event]:
-        """Everything that is new, in the order of the run; at last the end, once."""
-        held = self.run.is_held()  # before the status, and that before the files: what an ended run wrote last is seen
+        """Everything that is new, in the order of the run. The end comes last, once."""
+        held = self.run.is_held()  # read before the status, and that before the files: no last line of a run is missed
         now = settled(self.run)
         judging = now.status == "running" and "judged_step" in self.run.status()
         self.summary = now
@@ -76,10 +76,8 @@ class Watcher:
         total = now.total_steps
         if judging and not self._judging:
             self._judging = True
-            yield Event(
-                "judging", now.step or 0, total, text="all steps are done; base and tuned model are being judged"
-            )
-        # A process that is there under another status is about to begin anew, to go on, or to end.
+            yield Event("judging", now.step or 0, total, text="training done; evaluating both models")
+        # A process that is there under another status is about to start over, to continue, or to end.
         if not self._over and (now.status == "damaged" or (now.status != "running" and not held)):
             self._over = True
             yield Event("end", now.step or 0, total, text=_ending(now, self.run))
@@ -92,14 +90,16 @@ class Watcher:
 
     def _lines(self) -> Iterator[Event]:
         lines, total = self.run.read_lines("metrics.jsonl"), self.summary.total_steps
-        if lines[: len(self._seen)] != self._seen:  # continued behind an earlier step: what came later is written again
+        if (
+            lines[: len(self._seen)] != self._seen
+        ):  # the run continues after an earlier step and writes the later lines again
             same = next(n for n, line in enumerate([*self._seen, None]) if n >= len(lines) or line != lines[n])
             self._begin()
             for line in lines[:same]:
                 self._take(line)
             self._judging = False
             step = lines[same - 1]["step"] if same else 0
-            yield Event("restarted", step, total, text=f"the run goes on behind step {step}")
+            yield Event("restarted", step, total, text=f"the run continues after step {step}")
         for line in lines[len(self._seen) :]:
             new = self._take(line)
             kind = "evaluation" if "eval_loss" in line else "step"
@@ -118,7 +118,7 @@ class Watcher:
         if "eval_loss" in line:
             return {"eval loss": f"{line['eval_loss']:.4f}"}
         known = {**line, "eval_loss": self._last_evaluation}
-        facts = {name: format(known[key], form) for key, name, form in FACTS if known.get(key) is not None}
+        facts = {name: format(known[key], form) for key, name, form in _FACTS if known.get(key) is not None}
         if self._computed < self._tokens:
             facts["saved"] = f"{1 - self._computed / self._tokens:.0%}"
         return facts
@@ -138,22 +138,24 @@ def begun(
     say: Callable[[str], None] = lambda text: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Run:
-    """The run in a folder once its first step can come: a process that reads data or loads a model there is waited for.
+    """The run in a folder, once it has begun. Waits for a process that still reads data or loads a model there.
 
     Args:
-        wait: also where no process works in the folder yet, or there is no folder.
-        say: hears once what is waited for.
+        folder: of the run.
+        wait: also wait if no process works in the folder yet, or there is no folder.
+        say: hears once what this waits for.
+        sleep: waits some seconds.
 
     Raises:
         RunError: there is no run, and none is about to begin.
     """
     run, said = Run(folder), set[str]()
     while True:
-        held = run.is_held()  # before the status: a run that has ended since is a run
+        held = run.is_held()  # read before the status: a run that has ended since counts as begun
         if _has_begun(run, held=held):
             return run
         if held:
-            news = f"{folder}: process {run.holder()} is getting ready; data and model come before the first step"
+            news = f"{folder}: process {run.holder()} is reading data or loading the model"
         elif wait and not run.folder.is_file():
             news = f"waiting for a run in {folder}"
         else:
@@ -165,10 +167,10 @@ def begun(
 
 
 def _has_begun(run: Run, *, held: bool) -> bool:
-    """Whether there is a run, and not one that the process that works there is about to replace or to go on with."""
+    """Whether there is a run, and no process is about to replace or to continue it."""
     try:
         return run.exists() and (not held or run.status().get("status") == "running")
-    except RunError:  # damaged: whoever reads it is told
+    except RunError:  # damaged: reading it says so
         return True
 
 
@@ -177,8 +179,8 @@ def _no_run(folder: str | Path, *, ended: bool) -> RunError:
         return RunError(
             "No run has begun in this folder",
             where=str(folder),
-            why="The process that was getting ready has ended.",
-            remedy="It has said why. Train again, or add --wait to wait for the next.",
+            why="The process that worked here has ended before its first step.",
+            remedy="Its output says why. Train again, or add --wait to wait for the next run.",
         )
     return RunError(
         "This folder holds no run",
@@ -190,7 +192,7 @@ def _no_run(folder: str | Path, *, ended: bool) -> RunError:
 
 
 def follow(watcher: Watcher, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[Event]:
-    """Every event of a run from its beginning until it ends."""
+    """Every event of a run, from its beginning to its end."""
     while True:
         yield from watcher.look()
         if watcher.ended:
@@ -199,14 +201,14 @@ def follow(watcher: Watcher, *, sleep: Callable[[float], None] = time.sleep) -> 
 
 
 def settled(run: Run) -> Summary:
-    """The run in one line. A process that ends between the two things that are read is not called interrupted."""
+    """The run in one line, read twice if need be: a process that ends between two reads is not interrupted."""
     found = summary(run)
     return summary(run) if found.status == "interrupted" else found
 
 
 def seconds_left(lines: list[dict[str, Any]], total_steps: int | None) -> float | None:
     """Seconds until the last step at the pace of the latest lines, evaluations included; None where it is not known."""
-    recent = lines[-RECENT:]
+    recent = lines[-_RECENT:]
     steps = [line for line in recent if line.get("tokens_per_second")]
     if total_steps is None or not steps:
         return None
@@ -230,6 +232,6 @@ def _ending(found: Summary, run: Run) -> str:
         "stopped": "was stopped",
         "interrupted": "was interrupted: its process is gone",
         "starting": "was interrupted before its first step",
-        "unknown": "is gone: its folder has no status.json any more",
+        "unknown": "is gone: its folder has no status.json",
     }
     return f"the run {reasons.get(found.status, f'is {found.status}')}"
