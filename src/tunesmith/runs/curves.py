@@ -171,20 +171,20 @@ def rate_svg(curve: RateCurve, *, title: str) -> str:
     (width, height), (left, _, right, bottom) = RATES, MARGIN
     rates = [point.learning_rate for point in curve.points]
     losses = [min(point.loss, curve.cap) for point in curve.points]
-    x = Axis(rates[0], max(rates[-1], curve.turn_rate or 0.0), left, width - right, math.log10)
+    x = Axis(rates[0], rates[-1], left, width - right, math.log10)
     y = Axis(*widened(min(losses), max(losses)), height - bottom, RATES_TOP)
     drawing = Picture(width, height, f"Learning-rate range test: {title}")
     drawing.add("text", f"loss over the learning rate: {title}", x=left, y=18, font_weight=600)
     columns = [(f"{mark:.0e}", mark) for mark in powers(x.low, x.high)]
     rows = [(f"{mark:.4g}", mark) for mark in ticks(y.low, y.high)]
     drawing.axes(x, y, columns=columns, rows=rows, name="learning rate")
-    marks = [("falls fastest", curve.steepest_rate), ("turns up", curve.turn_rate), ("suggested", curve.suggestion)]
+    marks = [("falls fastest", curve.steepest_rate), ("suggested", curve.suggestion)]
     names = [("loss", RAW), ("smoothed", COLOURS[0])]
     for name, rate in marks:
         if rate is not None:
             colour = COLOURS[len(names)]
             names.append((f"{name} {rate_text(rate)}", colour))
-            at, look = x.at(rate), {"stroke": colour, "stroke_dasharray": "4 3"}
+            at, look = x.at(max(rate, rates[0])), {"stroke": colour, "stroke_dasharray": "4 3"}
             drawing.add(
                 "line", class_="mark", x1=at, x2=at, y1=RATES_TOP, y2=height - bottom, title=names[-1][0], **look
             )
