@@ -24,7 +24,7 @@ from tunesmith.model.weights.load import load_model
 from tunesmith.planning import budget as plan
 from tunesmith.planning import memory
 from tunesmith.recipe.methods import FullSettings, LoraSettings, QloraSettings
-from tunesmith.training.loop import Hooks, Step, StepResult, train
+from tunesmith.training.loop import Hooks, Step, StepResult, train_steps
 from tunesmith.training.objectives.supervised import CrossEntropy
 from tunesmith.training.optim import build_optimizer
 from tunesmith.training.step_rows import PLANNED_STEPS
@@ -99,7 +99,7 @@ def _loss(model: Any, step: Step, device: str) -> float:
 def _train(model: Any, steps: list[Step], optimizer: Any, rate: float) -> list[StepResult]:
     results: list[StepResult] = []
     nothing: Any = lambda *_: False  # noqa: E731
-    train(
+    train_steps(
         model, steps, objective=CrossEntropy(), optimizer=optimizer, rate=lambda _: rate, max_grad_norm=1.0, seed=0,
         hooks=Hooks(results.append, nothing, nothing, nothing, nothing),
     )  # fmt: skip

@@ -21,7 +21,7 @@ from tunesmith.recipe.methods import METHOD_SETTINGS
 from tunesmith.recipe.optimizers import OPTIMIZERS, Optimizer
 from tunesmith.recipe.schedules import rate_schedule
 from tunesmith.runs.progress import StepResult
-from tunesmith.training.loop import Hooks, Step, train
+from tunesmith.training.loop import Hooks, Step, train_steps
 from tunesmith.training.objectives.supervised import CrossEntropy
 from tunesmith.training.optim import build_optimizer, load_optimizer_state, optimizer_state
 
@@ -63,7 +63,7 @@ def fit(model: nn.Module, optimizer: torch.optim.Optimizer, *, first: int = 1, l
     made = [[Row(random.integers(3, 400, 20)) for _ in range(4)] for _ in range(last)]
     batches = [micro_batches(rows, budget=10_000, layout="padded") for rows in made]
     results: list[StepResult] = []
-    train(
+    train_steps(
         model,
         [Step(number, 0.0, batches[number - 1]) for number in range(first, last + 1)],
         objective=CrossEntropy(),

@@ -20,7 +20,7 @@ from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Silent
 from tunesmith.training.objectives.table import preference_objective
-from tunesmith.training.setup import prepare
+from tunesmith.training.setup import prepare_training
 from tunesmith.training.step_rows import order_of
 from tunesmith.workflows.exact_workload import by_tokens
 
@@ -140,7 +140,7 @@ def test_a_plan_has_the_micro_batch_of_the_run_whatever_rows_are_the_longest(
             "output_dir": str(tmp_path / "run"),
         }
     ).recipe  # fmt: skip
-    prepared = prepare(asked, Silent())
+    prepared = prepare_training(asked, Silent())
     chosen = prepared.plan
     config, folder = read_config(str(tiny_model_dir))
     device = Device("cpu", "cpu", memory.total_memory("cpu"), 1e11)

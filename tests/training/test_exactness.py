@@ -26,8 +26,8 @@ from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Silent, StepResult
-from tunesmith.training.attach import Ready, load, optimizer_of
-from tunesmith.training.loop import Hooks, train
+from tunesmith.training.attach import Ready, load_for_training, optimizer_of
+from tunesmith.training.loop import Hooks, train_steps
 from tunesmith.training.step_rows import Steps
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -100,7 +100,7 @@ def loaded(folder: Path, method: str, checkpointing: bool, run: Path) -> tuple[R
             "output_dir": str(run),
         }
     ).recipe  # fmt: skip
-    ready = load(Inputs(recipe, folder), None, Silent())
+    ready = load_for_training(Inputs(recipe, folder), None, Silent())
     if method != "full":
         disturb(ready.model, scale=0.1)
     corpus = SimpleNamespace(
@@ -120,7 +120,7 @@ def steps_of(ready: Ready, steps: Steps) -> tuple[list[StepResult], list[dict[st
         gradients.append({name: torch.zeros_like(own) if own.grad is None else own.grad.clone() for name, own in named})
 
     optimizer.step = keep  # type: ignore[method-assign]
-    train(
+    train_steps(
         model,
         steps.after(0),
         objective=steps.objective,

@@ -15,7 +15,7 @@ from tunesmith.data.batches.layout import Batch, micro_batches
 from tunesmith.errors import TrainError
 from tunesmith.model.compute import attention
 from tunesmith.runs.progress import StepResult
-from tunesmith.training.loop import Hooks, Step, train
+from tunesmith.training.loop import Hooks, Step, train_steps
 from tunesmith.training.objectives.supervised import CrossEntropy
 
 LAYOUTS = ["tree", "packed", "padded"]
@@ -120,7 +120,7 @@ def run(
     model: nn.Module, steps: list[Step], recorder: Recorder, *, rate: float = 0.1, max_grad_norm: float = 0.0
 ) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    train(
+    train_steps(
         model,
         steps,
         objective=CrossEntropy(),

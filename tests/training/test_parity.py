@@ -27,8 +27,8 @@ from tunesmith.recipe.file import read_recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Silent
 from tunesmith.training import step_rows
-from tunesmith.training.attach import load
-from tunesmith.training.setup import prepare
+from tunesmith.training.attach import load_for_training
+from tunesmith.training.setup import prepare_training
 from tunesmith.training.step_rows import order_of
 from tunesmith.workflows import finetune
 
@@ -119,7 +119,7 @@ def losses(lines: list[dict[str, Any]]) -> list[float]:
 def test_rows_order_and_initial_weights_are_those_of_the_goldens(folder: Path, method: str) -> None:
     from transformers import AutoTokenizer
 
-    prepared = prepare(read_recipe(recipe(folder, method, "sgd")).recipe, Silent())
+    prepared = prepare_training(read_recipe(recipe(folder, method, "sgd")).recipe, Silent())
     examples = goldens.encoded(AutoTokenizer.from_pretrained(folder))
     assert len(prepared.corpus.train) == len(examples)
     for row, example in zip(prepared.corpus.train, examples, strict=True):
@@ -129,7 +129,7 @@ def test_rows_order_and_initial_weights_are_those_of_the_goldens(folder: Path, m
     seen = [row for window in windows for row in window.rows]
     assert seen == [row for rows in GOLDENS["epochs"][method] for row in rows][: len(seen)]
     again = "another torch or peft draws other adapters: make the goldens anew (tests/goldens/supervised.py)"
-    assert goldens.digest(load(prepared, None, Silent()).model) == GOLDENS["digests"][method], again
+    assert goldens.digest(load_for_training(prepared, None, Silent()).model) == GOLDENS["digests"][method], again
 
 
 @pytest.mark.parametrize("kind", goldens.KINDS)

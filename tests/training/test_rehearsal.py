@@ -50,7 +50,7 @@ def test_a_measured_step_leaves_no_trace() -> None:
     weights = {name: own.clone() for name, own in model.state_dict().items()}
     modes = {name: own.training for name, own in model.named_modules()}
     state = torch.get_rng_state()
-    before, peak = measured_peak(model, batches()[1], objective=CrossEntropy(), device="cpu")
+    before, peak = measured_peak(model, batches()[1], CrossEntropy())
     assert peak >= before > 2**26
     assert all(torch.equal(own, weights[name]) for name, own in model.state_dict().items())
     assert {name: own.training for name, own in model.named_modules()} == modes
@@ -70,7 +70,7 @@ def test_the_step_is_forward_and_backward_in_training_mode_with_gradients_held_b
             return total
 
     batch = batches()[1]
-    measured_peak(model, batch, objective=Objective(), device="cpu")
+    measured_peak(model, batch, Objective())
     assert seen == [(True, True), pytest.approx(1 / batch.supervised)]
 
 
@@ -78,7 +78,7 @@ def test_both_figures_and_the_batch_are_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(rehearsal, "measured_peak", lambda *_, **__: (600 * MIB, 800 * MIB))
     made = batches()
     tokens = made[1].computed
-    found = rehearse(small(), made, objective=CrossEntropy(), plan=PLAN, device="cpu", where="m")
+    found = rehearse(small(), made, objective=CrossEntropy(), plan=PLAN, where="m")
     assert (found.tokens, found.total) == (tokens, 2**36)
     assert found.predicted == PLAN.peak(tokens).training
     assert found.measured == 820 * MIB
@@ -91,7 +91,7 @@ def test_both_figures_and_the_batch_are_told(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_judging_holds_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rehearsal, "measured_peak", lambda *_, **__: (600 * MIB, 601 * MIB))
     plan = replace(PLAN, shape=replace(SHAPE, method="qlora", beside=2**30))
-    found = rehearse(small(), batches(), objective=CrossEntropy(), plan=plan, device="cpu", where="m")
+    found = rehearse(small(), batches(), objective=CrossEntropy(), plan=plan, where="m")
     judging = plan.peak()
     assert found.needed == 600 * MIB + judging.judging - judging.libraries - judging.weights > 1600 * MIB
 
@@ -101,7 +101,7 @@ def test_a_measured_step_that_needs_too_much_is_refused(monkeypatch: pytest.Monk
     growth = PLAN.peak().training - PLAN.peak(heaviest(batches()).computed).training + PLAN.later_holes(1024)
     needed = 5 * 2**30 + 20 * MIB + growth
     enough = replace(PLAN, memory=int(needed / MEASURED_SHARE) + 2)
-    arguments: dict[str, Any] = {"objective": CrossEntropy(), "device": "cpu", "where": "the model"}
+    arguments: dict[str, Any] = {"objective": CrossEntropy(), "where": "the model"}
     assert rehearse(small(), batches(), plan=enough, **arguments).needed == needed
     with pytest.raises(ModelError, match="does not fit into memory") as caught:
         rehearse(small(), batches(), plan=replace(PLAN, memory=enough.memory - 8), **arguments)
@@ -124,7 +124,7 @@ def test_memory_that_runs_out_in_the_measured_step_is_the_same_refusal(
 
     monkeypatch.setattr(CrossEntropy, "sum", fails)
     with pytest.raises(ModelError, match="memory ran out when it was tried"):
-        rehearse(model, batches(), objective=CrossEntropy(), plan=PLAN, device="cpu", where="m")
+        rehearse(model, batches(), objective=CrossEntropy(), plan=PLAN, where="m")
     assert all(own.grad is None for own in model.parameters())
 
 
@@ -134,7 +134,7 @@ def test_another_error_in_the_measured_step_is_a_bug(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(CrossEntropy, "sum", fails)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        rehearse(small(), batches(), objective=CrossEntropy(), plan=PLAN, device="cpu", where="m")
+        rehearse(small(), batches(), objective=CrossEntropy(), plan=PLAN, where="m")
 
 
 def test_large_blocks_go_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,7 +267,7 @@ def test_a_dry_run_shows_what_the_adapter_decides(values: dict[str, Any], first:
 
 def test_the_beginning_is_counted_with_the_weights(values: dict[str, Any], first: Path) -> None:
     def shape(method: Any) -> Any:
-        return setup.prepare(read_recipe({**values, "method": method}).recipe, Silent()).plan.shape
+        return setup.prepare_training(read_recipe({**values, "method": method}).recipe, Silent()).plan.shape
 
     plain = shape({"name": "lora", "r": 4})
     going_on = shape({"name": "lora", "adapter_name_or_path": str(first)})

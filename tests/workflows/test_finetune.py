@@ -31,7 +31,7 @@ from tunesmith.runs.symptoms import Symptom
 from tunesmith.training import attach, rehearsal
 from tunesmith.training.loop import Step
 from tunesmith.training.rehearsal import Rehearsal
-from tunesmith.training.setup import prepare
+from tunesmith.training.setup import prepare_training
 from tunesmith.training.trainer import Trainer
 from tunesmith.workflows import finetune
 from tunesmith.workflows.evaluate import evaluate
@@ -592,7 +592,7 @@ def test_the_plan_is_stored_and_used_again_on_resume_whatever_the_memory_then(
 ) -> None:
     automatic = {"micro_batch_tokens": "auto", "gradient_checkpointing": "auto"}
     recipe = with_values(values, training=automatic)
-    roomy = prepare(read_recipe(recipe).recipe, Silent()).plan
+    roomy = prepare_training(read_recipe(recipe).recipe, Silent()).plan
     assert not roomy.checkpointing
     least = budget.predict(roomy.shape, tokens=1, checkpointing=False, memory=roomy.memory).training
     monkeypatch.setattr(rehearsal, "measured_peak", lambda *_, **__: (0, 0))

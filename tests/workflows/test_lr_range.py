@@ -16,7 +16,7 @@ from tunesmith.recipe.methods import METHOD_SETTINGS
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Silent
 from tunesmith.training import loop
-from tunesmith.training.setup import prepare
+from tunesmith.training.setup import prepare_training
 from tunesmith.workflows import lr_range as range_test
 from tunesmith.workflows.finetune import train
 from tunesmith.workflows.lr_range import lr_range, result_folder
@@ -147,7 +147,7 @@ def test_it_knows_every_method_and_objective(
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(1, 60), (3, 36), (16, 20)])
 def test_few_rows_get_fewer_steps(values: dict[str, Any], batch_size: int, steps: int) -> None:
-    prepared = prepare(read_recipe(with_training(values, batch_size=batch_size)).recipe, Silent())
+    prepared = prepare_training(read_recipe(with_training(values, batch_size=batch_size)).recipe, Silent())
     rows = len(prepared.corpus.train)
     assert range_test._steps(prepared) == min(60, max(20, 3 * -(-rows // batch_size))) == steps
 
@@ -207,7 +207,7 @@ def test_a_place_that_cannot_be_written_to_is_said_before_the_steps(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result_folder(read_recipe(values).recipe).write_text("a file")
-    monkeypatch.setattr(range_test, "train", lambda *arguments, **named: pytest.fail("it trained"))
+    monkeypatch.setattr(range_test, "train_steps", lambda *arguments, **named: pytest.fail("it trained"))
     with pytest.raises(RunError, match="cannot write its result"):
         lr_range(values, steps=10)
 

@@ -14,7 +14,7 @@ from tunesmith.recipe.file import read_recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Silent
 from tunesmith.training.loop import Step
-from tunesmith.training.setup import prepare
+from tunesmith.training.setup import prepare_training
 from tunesmith.training.tasks import make_tasks
 from tunesmith.training.trainer import Trainer
 from tunesmith.workflows.evaluate import evaluate
@@ -80,7 +80,7 @@ def bytes_of(run: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_the_best_step_is_judged_on_rows_that_did_not_select_it(values: dict[str, Any]) -> None:
     recipe = read_recipe(values).recipe
-    prepared = prepare(recipe, Silent())
+    prepared = prepare_training(recipe, Silent())
     assert prepared.task is not None
     assert prepared.selecting is not None
     prompts = [{question.prompt_text for question in each.questions} for each in (prepared.task, prepared.selecting)]
@@ -177,7 +177,7 @@ def test_early_stopping_alone_ends_with_the_last_step_and_says_that_it_does(
 def test_test_rows_judge_where_there_are_some(values: dict[str, Any], tmp_path: Path) -> None:
     test = write_rows(tmp_path / "test.jsonl", range(100, 109))
     recipe = read_recipe({**values, "data": {**values["data"], "test": str(test)}}).recipe
-    prepared = prepare(recipe, Silent())
+    prepared = prepare_training(recipe, Silent())
     assert prepared.task is not None
     assert prepared.selecting is not None
     assert len(prepared.task.rows) == 9
@@ -191,7 +191,7 @@ def test_without_selection_every_held_out_row_judges_and_test_rows_stay_apart(
     test = write_rows(tmp_path / "test.jsonl", range(100, 109))
     plain = changed(values, "plain", load_best_model_at_end=None)
     recipe = read_recipe({**plain, "data": {**values["data"], "test": str(test)}}).recipe
-    prepared = prepare(recipe, Silent())
+    prepared = prepare_training(recipe, Silent())
     assert prepared.selecting is None
     assert prepared.task is not None
     assert len(prepared.task.rows) == prepared.survey.ledger().rows.held_out
@@ -202,7 +202,7 @@ def test_too_few_held_out_rows_to_select_and_judge_are_refused(values: dict[str,
     one = write_rows(tmp_path / "one.jsonl", range(200, 201))
     recipe = read_recipe({**values, "data": {**values["data"], "eval": str(one)}}).recipe
     with pytest.raises(DataError, match="too few to select a step and to judge it") as error:
-        prepare(recipe, Silent())
+        prepare_training(recipe, Silent())
     assert error.value.where == "data.eval"
 
 
@@ -236,7 +236,7 @@ def test_rows_select_or_judge_by_their_prompt_alone(values: dict[str, Any], tmp_
     for count in (60, 90):
         path = write_rows(tmp_path / f"rows-{count}.jsonl", range(count))
         recipe = read_recipe({**values, "data": {"train": str(path), "eval": 0.4}}).recipe
-        prepared = prepare(recipe, Silent())
+        prepared = prepare_training(recipe, Silent())
         task, selecting = make_tasks(
             prepared.survey, prepared.corpus, recipe, tokenizer=prepared.tokenizer, stops=prepared.stops
         )

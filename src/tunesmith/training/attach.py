@@ -62,11 +62,11 @@ class Ready:
     def reload(self, inputs: ModelInputs, checkpoint: Path) -> None:
         """Takes the weights of another checkpoint. The old model is freed first, so there is one at a time."""
         del self.model, self.method
-        loaded = load(inputs, checkpoint, Silent())
+        loaded = load_for_training(inputs, checkpoint, Silent())
         self.model, self.method = loaded.model, loaded.method
 
 
-def load(inputs: ModelInputs, checkpoint: Path | None, listener: Listener) -> Ready:
+def load_for_training(inputs: ModelInputs, checkpoint: Path | None, listener: Listener) -> Ready:
     """Loads the weights, attaches the method, and resolves the layout, which depends on the loaded model.
 
     Args:

@@ -50,7 +50,7 @@ class Hooks:
     save_due: Callable[[Step], bool] = lambda step: False
 
 
-def train(
+def train_steps(
     model: nn.Module,
     steps: Iterable[Step],
     *,

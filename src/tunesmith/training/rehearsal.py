@@ -43,9 +43,7 @@ def heaviest(batches: Iterable[Batch]) -> Batch:
     return max(batches, key=lambda batch: (batch.computed, int(batch.predicts.sum())))
 
 
-def rehearse(
-    model: nn.Module, batches: Iterable[Batch], *, objective: Objective, plan: Plan, device: str, where: str
-) -> Rehearsal:
+def rehearse(model: nn.Module, batches: Iterable[Batch], *, objective: Objective, plan: Plan, where: str) -> Rehearsal:
     """Measures the forward and backward pass of the heaviest batch, while gradients of an earlier one are held.
 
     Another epoch groups the rows differently, up to ``plan.tokens``. The rest up to that, and the growth of the heap in
@@ -57,8 +55,8 @@ def rehearse(
     batch = heaviest(batches)
     predicted = plan.peak(batch.computed)
     with _out_of_memory_refuses(plan, where):
-        before, peak = measured_peak(model, batch, objective=objective, device=device)
-    context = CONTEXT if torch.device(device).type == "cuda" else 0
+        before, peak = measured_peak(model, batch, objective)
+    context = CONTEXT if next(model.parameters()).device.type == "cuda" else 0
     moments = int(plan.shape.states * plan.shape.trained)
     measured = peak + moments + context
     growth = max(plan.peak().training - predicted.training, 0) + plan.later_holes(plan.tokens)
@@ -71,20 +69,21 @@ def rehearse(
     return Rehearsal(batch.computed, predicted.training, measured, needed, plan.memory)
 
 
-def measured_peak(model: nn.Module, batch: Batch, *, objective: Objective, device: str) -> tuple[int, int]:
+def measured_peak(model: nn.Module, batch: Batch, objective: Objective) -> tuple[int, int]:
     """Bytes held before a forward and backward pass of a batch, and the peak during it.
 
     Gradients are discarded. Weights, the modes of the modules and the random state are restored.
     """
+    device = next(model.parameters()).device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with kept_modes(model), random_state_kept(torch.device(device)):
+    with kept_modes(model), random_state_kept(device):
         model.train()
-        before = memory.begin_peak(device)
+        before = memory.begin_peak(str(device))
         try:
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
             (objective.sum(model, batch.to(device)) / max(objective.denominator(batch), 1.0)).backward()
-            return before, memory.peak(device)
+            return before, memory.peak(str(device))
         finally:
             for parameter in trained:
                 parameter.grad = None

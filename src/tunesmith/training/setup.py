@@ -77,7 +77,7 @@ class Prepared:
             yield self.corpus.rows_of(window.rows)
 
 
-def prepare(recipe: Recipe, listener: Listener, *, start: Path | None = None) -> Prepared:
+def prepare_training(recipe: Recipe, listener: Listener, *, start: Path | None = None) -> Prepared:
     """Reads, splits and encodes the data for the recipe's model.
 
     Args:

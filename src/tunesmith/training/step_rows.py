@@ -63,7 +63,7 @@ class Steps:
             desirable = corpus.labels[[row.example for row in encoded[:: preference.answers]]]  # bool [examples]
             if step is not None and self.references is not None:
                 reference = self.references(step, rows)
-        return lay_out(
+        return lay_out_step(
             encoded,
             preference,
             budget=int(settings.micro_batch_tokens),
@@ -119,7 +119,7 @@ def first_steps(recipe: Recipe, corpus: Corpus) -> list[list[Encoded]]:
     return [[corpus.train[number] for number in window.rows] for window in windows]
 
 
-def lay_out(
+def lay_out_step(
     rows: Sequence[Encoded],
     objective: PreferenceObjective | None,
     *,

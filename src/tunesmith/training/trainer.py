@@ -19,7 +19,7 @@ from tunesmith.runs.progress import Listener, StepResult, sample_line
 from tunesmith.runs.recorder import Recorder
 from tunesmith.training import checkpoint
 from tunesmith.training.attach import Ready, optimizer_of
-from tunesmith.training.loop import Hooks, Step, train
+from tunesmith.training.loop import Hooks, Step, train_steps
 from tunesmith.training.selection import Selection, selection
 from tunesmith.training.step_rows import Steps
 from tunesmith.training.validation import Validation, validate
@@ -117,7 +117,7 @@ class Trainer:
             def on_step(result: StepResult) -> None:
                 advance(result.step, self.recorder.on_step(result))
 
-            train(
+            train_steps(
                 self.ready.model,
                 takewhile(lambda _: self.stopped_at is None, self.steps.after(self.first)),
                 objective=self.steps.objective,

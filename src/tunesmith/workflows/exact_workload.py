@@ -18,7 +18,7 @@ from tunesmith.planning.workload import Workload
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.training.objectives.table import preference_objective
-from tunesmith.training.step_rows import PLANNED_STEPS, first_steps, lay_out, longest_part, order_of
+from tunesmith.training.step_rows import PLANNED_STEPS, first_steps, lay_out_step, longest_part, order_of
 
 
 def by_tokens(recipe: Recipe, *, listener: Listener | None = None) -> Workload:
@@ -50,7 +50,7 @@ def by_tokens(recipe: Recipe, *, listener: Listener | None = None) -> Workload:
     batches = [
         batch
         for window in windows
-        for batch in lay_out(corpus.rows_of(window.rows), objective, budget=budget, layout=layout)
+        for batch in lay_out_step(corpus.rows_of(window.rows), objective, budget=budget, layout=layout)
     ]
     of_rows = corpus.train.lengths.astype(np.int64).reshape(-1, corpus.together).sum(1)  # tokens [examples]
     epoch = order.epoch_rows(0)

@@ -29,10 +29,10 @@ from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import whole_folder
-from tunesmith.training.attach import Ready, load, load_base, untuned
+from tunesmith.training.attach import Ready, load_base, load_for_training, untuned
 from tunesmith.training.references import with_references
-from tunesmith.training.rehearsal import Rehearsal, heaviest, memory_faults, rehearse
-from tunesmith.training.setup import Prepared, prepare
+from tunesmith.training.rehearsal import heaviest, memory_faults, rehearse
+from tunesmith.training.setup import Prepared, prepare_training
 from tunesmith.training.step_rows import Steps
 from tunesmith.training.trainer import Trained, Trainer
 
@@ -114,11 +114,12 @@ def _begin(run: Run, asked: Recipe, listener: Listener, *, overwrite: bool) -> T
     run.check_free(overwrite=overwrite)
     with _no_empty_folder(run), run.lock():
         began = time.perf_counter()
-        prepared = prepare(asked, listener)
+        prepared = prepare_training(asked, listener)
         _check_start_stays(run, prepared)
         loaded = _load(prepared, None, listener)
         tokens, heaviest_batch = _first_epoch(loaded.steps)
-        rehearsal = _rehearse(prepared, loaded, heaviest_batch)
+        model, objective, where = loaded.ready.model, loaded.steps.objective, loaded.ready.recipe.model.path
+        rehearsal = rehearse(model, [heaviest_batch], objective=objective, plan=prepared.plan, where=where)
         listener.say(str(rehearsal))
         run.clear()
         prepared = _keep_start(run, prepared)
@@ -136,7 +137,7 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
             listener.say(f"{run.folder} is finished already")
             return stored_result(run)
         began = time.perf_counter()
-        prepared = prepare(_stored_recipe(run), listener, start=run.folder / KEPT)
+        prepared = prepare_training(_stored_recipe(run), listener, start=run.folder / KEPT)
         check_same_data(run, prepared.survey)
         loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)
         tokens, _ = _first_epoch(loaded.steps)
@@ -175,7 +176,7 @@ def dry_run(
     listener = listener or Silent()
     loaded = read_recipe(recipe, overrides)
     check_names(loaded.recipe.evaluation.metrics)
-    prepared = prepare(loaded.recipe, listener)
+    prepared = prepare_training(loaded.recipe, listener)
     listener.say(str(prepared.plan))
     given = dict(leaves(loaded.recipe.model_dump()))
     lines = []
@@ -284,7 +285,7 @@ def _keep_start(run: Run, prepared: Prepared) -> Prepared:
 def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _Loaded:
     """Loads the model, and lays out the held-out rows for it."""
     torch.set_num_threads(int(prepared.recipe.training.threads))
-    ready = load(prepared, checkpoint, listener)
+    ready = load_for_training(prepared, checkpoint, listener)
     recipe = ready.recipe
     # Held-out rows share their prefixes also where training rows must not.
     layout = "padded" if recipe.training.layout == "padded" else "tree"
@@ -315,18 +316,6 @@ def _first_epoch(steps: Steps) -> tuple[EpochTokens, Batch]:
                 yield batch
 
     return tokens, heaviest(counted())
-
-
-def _rehearse(prepared: Prepared, loaded: _Loaded, batch: Batch) -> Rehearsal:
-    model = loaded.ready.recipe.model
-    return rehearse(
-        loaded.ready.model,
-        [batch],
-        objective=loaded.steps.objective,
-        plan=prepared.plan,
-        device=model.device,
-        where=model.path,
-    )
 
 
 def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared, tokens: EpochTokens) -> None:

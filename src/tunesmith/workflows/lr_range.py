@@ -27,11 +27,11 @@ from tunesmith.runs import curves
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.rate_curve import Ended, Point, RateCurve, growing_rate, has_diverged, rate_curve
-from tunesmith.training.attach import Ready, load, optimizer_of
-from tunesmith.training.loop import Hooks, StepResult, train
+from tunesmith.training.attach import Ready, load_for_training, optimizer_of
+from tunesmith.training.loop import Hooks, StepResult, train_steps
 from tunesmith.training.references import with_references
 from tunesmith.training.rehearsal import memory_faults, rehearse
-from tunesmith.training.setup import Prepared, prepare
+from tunesmith.training.setup import Prepared, prepare_training
 from tunesmith.training.step_rows import Steps, order_of
 
 STEPS, LEAST_STEPS = 60, 20  # of a test, where they are not given
@@ -100,12 +100,12 @@ def lr_range(
     if steps is not None and steps < FEWEST:
         raise RecipeError(f"A range test has {FEWEST} steps at least", where="lr_steps", why=f"Found {steps}.")
     begin = time.perf_counter()
-    prepared = replace(prepare(asked, listener), task=None, selecting=None)
+    prepared = replace(prepare_training(asked, listener), task=None, selecting=None)
     torch.set_num_threads(int(prepared.recipe.training.threads))
     count = steps or _steps(prepared)
     folder = result_folder(asked)
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as scratch:
-        ready = load(prepared, None, listener)
+        ready = load_for_training(prepared, None, listener)
         training = ready.recipe.training
         of_run = _steps_that_fit(prepared, ready, count, listener)
         _make(folder)
@@ -160,14 +160,8 @@ def _steps_that_fit(prepared: Prepared, ready: Ready, count: int, listener: List
     recipe = ready.recipe.with_values(training={"max_steps": count})
     steps = Steps(recipe, prepared.corpus)
     batches = (batch for window in steps.order.windows() for batch in steps.lay_out(window.rows))
-    rehearsal = rehearse(
-        ready.model,
-        batches,
-        objective=steps.objective,
-        plan=prepared.plan,
-        device=recipe.model.device,
-        where=recipe.model.path,
-    )
+    path = recipe.model.path
+    rehearsal = rehearse(ready.model, batches, objective=steps.objective, plan=prepared.plan, where=path)
     listener.say(str(rehearsal))
     return steps
 
@@ -198,7 +192,7 @@ def _grow(ready: Ready, steps: Steps, low: float, high: float, listener: Listene
             advance(result.step, {**shown, "grad norm": f"{result.gradient_norm:.3g}", "tokens/s": f"{speed:.0f}"})
 
         try:
-            train(
+            train_steps(
                 ready.model,
                 takewhile(lambda _: not has_diverged([each.loss for each in results]), steps.after(0)),
                 objective=steps.objective,

@@ -38,14 +38,14 @@ from tunesmith.recipe.file import portable, read_recipe
 from tunesmith.recipe.methods import AdapterSettings, method_label
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Silent, StepResult
-from tunesmith.training.attach import ModelInputs, load, optimizer_of
-from tunesmith.training.loop import Hooks, Step, train
+from tunesmith.training.attach import ModelInputs, load_for_training, optimizer_of
+from tunesmith.training.loop import Hooks, Step, train_steps
 from tunesmith.training.objectives.preference import PreferenceObjective
 from tunesmith.training.objectives.supervised import CrossEntropy
 from tunesmith.training.objectives.table import preference_objective
 from tunesmith.training.rehearsal import heaviest
-from tunesmith.training.setup import prepare
-from tunesmith.training.step_rows import lay_out, order_of
+from tunesmith.training.setup import prepare_training
+from tunesmith.training.step_rows import lay_out_step, order_of
 
 MEASURED_STEPS = 3  # the first makes the optimizer's moments and is not timed
 MADE_ROWS = 16  # of random tokens
@@ -181,7 +181,7 @@ def measure_steps(recipe: Recipe, *, length: int | None) -> Trial:
     threads = int(recipe.training.threads)
     torch.set_num_threads(threads)
     inputs, steps = _own_rows(recipe) if length is None else _made_rows(recipe, length)
-    ready = load(inputs, None, Silent())
+    ready = load_for_training(inputs, None, Silent())
     preference = preference_objective(ready.recipe)
     batch = heaviest(_micro_batches(ready.recipe, steps, preference))
     optimizer, device = optimizer_of(ready), ready.recipe.model.device
@@ -189,7 +189,7 @@ def measure_steps(recipe: Recipe, *, length: int | None) -> Trial:
     speeds = [sgemm(threads)] if on_cpu else []
     results: list[StepResult] = []
     memory.begin_peak(device)
-    train(
+    train_steps(
         ready.model,
         [Step(number, 0.0, [batch]) for number in range(1, MEASURED_STEPS + 1)],
         objective=preference or CrossEntropy(),
@@ -218,12 +218,12 @@ def _micro_batches(
     settings = recipe.training
     assert settings.layout != "auto", "the layout is resolved when the model is loaded"
     for rows in steps:
-        yield from lay_out(rows, objective, budget=int(settings.micro_batch_tokens), layout=settings.layout)
+        yield from lay_out_step(rows, objective, budget=int(settings.micro_batch_tokens), layout=settings.layout)
 
 
 def _own_rows(recipe: Recipe) -> tuple[ModelInputs, Iterable[Sequence[Encoded]]]:
     """The recipe's data, and the rows of each step of its first epoch."""
-    prepared = prepare(recipe, Silent())
+    prepared = prepare_training(recipe, Silent())
     return prepared, islice(prepared.rows_of_steps(), order_of(prepared.recipe, prepared.corpus).steps_in(0))
 
 

@@ -19,7 +19,7 @@ from tunesmith.evaluation.metrics.tokens import row_losses
 from tunesmith.model.compute import attention
 from tunesmith.recipe.objectives import DpoSettings, KtoSettings, OrpoSettings
 from tunesmith.runs.progress import StepResult
-from tunesmith.training.loop import Hooks, Step, train
+from tunesmith.training.loop import Hooks, Step, train_steps
 from tunesmith.training.objectives.dpo import Dpo
 from tunesmith.training.objectives.kto import Kto
 from tunesmith.training.objectives.orpo import Orpo
@@ -115,7 +115,7 @@ def test_fifty_steps_of_dpo_have_the_losses_of_trl(name: str, relative: list[flo
     ]
     assert all(len(micro_batches) > 1 for micro_batches in batches)
     found: list[StepResult] = []
-    train(
+    train_steps(
         trained,
         [Step(number + 1, 1.0, batches[number % 2]) for number in range(goldens.STEPS)],
         objective=objective,
