@@ -176,7 +176,7 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
             ledger, found = seen.ledger, {finding.id: finding.count for finding in seen.findings}
         seconds = time.perf_counter() - begin
     return {
-        "rows": ledger.rows.read, "seconds": seconds, "cpu_seconds": watch.processor, "peak_bytes": watch.peak,
+        "rows": ledger.total.rows.read, "seconds": seconds, "cpu_seconds": watch.processor, "peak_bytes": watch.peak,
         "findings": found,
     }  # fmt: skip
 

@@ -22,8 +22,8 @@ from transformers import AutoTokenizer
 from tunesmith.data.batches.order import Order
 from tunesmith.data.corpus import Corpus, encode_corpus
 from tunesmith.data.examples.example import Example
-from tunesmith.data.ledger import PLACES, Account, Counts
-from tunesmith.data.placement import PLACE
+from tunesmith.data.ledger import OUTCOMES, Account, RowCounts
+from tunesmith.data.placement import OUTCOME
 from tunesmith.data.survey import Survey, check_metrics, only_held_out, survey_rows
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.model.weights.text_side import make_template
@@ -51,7 +51,7 @@ def read(settings: DataSettings, seed: int = 0) -> Survey:
 
 
 def placed(found: Survey, place: str) -> list[Example]:
-    return [row for block in found.scan.examples() for number, row in block if found.place[number] == PLACE[place]]
+    return [row for block in found.scan.examples() for number, row in block if found.outcome[number] == OUTCOME[place]]
 
 
 def names(found: Survey, place: str) -> list[str]:
@@ -86,13 +86,13 @@ def test_every_row_is_invalid_too_long_held_out_or_trained(tmp_path: Path, token
     settings = data(train=path, eval=0.25, on_error="skip", too_long="drop", max_length=100)
     examples = read(settings)
     made = encoded(examples, tokenizer)
-    counts = made.ledger.rows
-    assert (counts.read, counts.invalid, counts.too_long, made.ledger.truncated) == (49, 3, 6, 0)
+    counts = made.ledger.total.rows
+    assert (counts.read, counts.invalid, counts.too_long, made.ledger.total.truncated) == (49, 3, 6, 0)
     assert (counts.trained, counts.held_out) == (len(made.train), len(made.held_out))
     assert counts.trained + counts.held_out == 40
     assert counts.held_out > 0
-    assert (made.ledger.tokens.trained, made.ledger.supervised.trained) == sums(made.train)
-    assert (made.ledger.tokens.held_out, made.ledger.supervised.held_out) == sums(made.held_out)
+    assert (made.ledger.total.tokens.trained, made.ledger.total.supervised.trained) == sums(made.train)
+    assert (made.ledger.total.tokens.held_out, made.ledger.total.supervised.held_out) == sums(made.held_out)
     assert len(made.left_out) == 6
     assert set(made.ledger.sources) == {path}
 
@@ -103,8 +103,8 @@ def test_a_truncated_row_is_counted_where_it_stays(tmp_path: Path, tokenizer: An
     path = write(tmp_path / "rows.jsonl", [*rows(3), long, hopeless])
     settings = data(train=path, eval=0, too_long="truncate", max_length=100)
     ledger = encoded(read(settings), tokenizer).ledger
-    counts = ledger.rows
-    assert (counts.read, counts.trained, ledger.truncated, counts.too_long, counts.held_out) == (5, 4, 1, 1, 0)
+    counts = ledger.total.rows
+    assert (counts.read, counts.trained, ledger.total.truncated, counts.too_long, counts.held_out) == (5, 4, 1, 1, 0)
 
 
 def test_each_source_has_counts_of_its_own(tmp_path: Path, tokenizer: Any) -> None:
@@ -131,7 +131,7 @@ def test_a_conversation_that_becomes_several_rows_is_one_row_of_the_file(tmp_pat
     made = encoded(read(settings), tokenizer)
     assert [row.example for row in made.train] == [0, 0, 1, 1]
     assert made.weights.tolist() == [1.0] * 4
-    assert made.ledger.rows.trained == 2
+    assert made.ledger.total.rows.trained == 2
 
 
 KINDS = ("good", "again", "bad", "leaked", "long", "hopeless")
@@ -156,7 +156,7 @@ def expected_account(content: Sequence[tuple[str, dict[str, Any]]], side: str, t
 
     def add(place: str, *amounts: int) -> None:
         for unit, amount in zip(("rows", "tokens", "supervised"), amounts, strict=True):
-            counts: Counts = getattr(account, unit)
+            counts: RowCounts = getattr(account, unit)
             setattr(counts, place, getattr(counts, place) + amount)
             counts.read += amount
 
@@ -230,10 +230,10 @@ def test_rows_tokens_and_labels_add_up_source_by_source(
     expected = {path: expected_account(content, side, too_long, template) for path, side, content in files}
     assert made.ledger.sources == expected
     for name, rows in (("trained", made.train), ("held_out", made.held_out)):
-        assert (getattr(made.ledger.tokens, name), getattr(made.ledger.supervised, name)) == sums(rows)
-    for counts in (made.ledger.rows, made.ledger.tokens, made.ledger.supervised):
-        assert counts.read == sum(getattr(counts, place) for place in PLACES)
-    assert made.ledger.rows.read == len(found.scan) == sum(len(content) for _, _, content in files)
+        assert (getattr(made.ledger.total.tokens, name), getattr(made.ledger.total.supervised, name)) == sums(rows)
+    for counts in (made.ledger.total.rows, made.ledger.total.tokens, made.ledger.total.supervised):
+        assert counts.read == sum(getattr(counts, place) for place in OUTCOMES)
+    assert made.ledger.total.rows.read == len(found.scan) == sum(len(content) for _, _, content in files)
 
 
 @hypothesis_settings(max_examples=15, deadline=None)
@@ -272,10 +272,10 @@ def test_rows_tokens_and_labels_add_up_where_shares_are_held_out(
         assert (account.rows.read, account.rows.invalid) == (len(content), len(content) - len(whole))
         assert (account.tokens.read, account.supervised.read) == sums(whole)
         for counts in (account.rows, account.tokens, account.supervised):
-            assert counts.read == sum(getattr(counts, place) for place in PLACES)
+            assert counts.read == sum(getattr(counts, place) for place in OUTCOMES)
     for name, side in (("trained", made.train), ("held_out", made.held_out)):
-        assert (getattr(made.ledger.tokens, name), getattr(made.ledger.supervised, name)) == sums(side)
-        assert getattr(made.ledger.rows, name) == len(side)
+        assert (getattr(made.ledger.total.tokens, name), getattr(made.ledger.total.supervised, name)) == sums(side)
+        assert getattr(made.ledger.total.rows, name) == len(side)
 
 
 # Rows that are too long
@@ -295,7 +295,7 @@ def test_rows_that_fit_are_kept_as_they_are(tmp_path: Path, tokenizer: Any) -> N
     made = encoded(sized(tmp_path, SIZES, max_length=120), tokenizer)
     assert made.train.examples.tolist() == [0, 1, 2, 3, 4]
     assert [(len(row.ids), int((~row.supervised).sum())) for row in made.train] == SIZES
-    assert (made.left_out.tolist(), made.ledger.truncated) == ([], 0)
+    assert (made.left_out.tolist(), made.ledger.total.truncated) == ([], 0)
 
 
 def test_long_rows_are_refused_naming_the_longest_and_a_length_that_fits_them(tmp_path: Path, tokenizer: Any) -> None:
@@ -322,7 +322,11 @@ def test_drop_sets_long_rows_aside_and_counts_them(tmp_path: Path, tokenizer: An
     made = encoded(sized(tmp_path, SIZES, max_length=70, **section), tokenizer)
     assert made.train.examples.tolist() == [0, 4]
     assert made.left_out.tolist() == [1, 2, 3]
-    assert (made.ledger.rows.too_long, made.ledger.tokens.too_long, made.ledger.truncated) == (3, 300, 0)
+    assert (made.ledger.total.rows.too_long, made.ledger.total.tokens.too_long, made.ledger.total.truncated) == (
+        3,
+        300,
+        0,
+    )
 
 
 def test_truncate_cuts_the_end_and_drops_what_has_no_label_left(tmp_path: Path, tokenizer: Any) -> None:
@@ -330,8 +334,8 @@ def test_truncate_cuts_the_end_and_drops_what_has_no_label_left(tmp_path: Path, 
     made = encoded(sized(tmp_path, SIZES, max_length=70, too_long="truncate"), tokenizer)
     assert made.train.examples.tolist() == [0, 1, 4]
     assert made.left_out.tolist() == [2, 3]
-    assert (made.ledger.rows.too_long, made.ledger.truncated) == (2, 1)
-    assert (made.ledger.tokens.too_long, made.ledger.supervised.too_long) == (90 + 120 + 20, 20 + 20 + 20)
+    assert (made.ledger.total.rows.too_long, made.ledger.total.truncated) == (2, 1)
+    assert (made.ledger.total.tokens.too_long, made.ledger.total.supervised.too_long) == (90 + 120 + 20, 20 + 20 + 20)
     cut = made.train[1]
     assert cut.ids.tolist() == whole[1].ids[:70].tolist()
     assert cut.supervised.tolist() == [False] * 30 + [True] * 40
@@ -368,12 +372,12 @@ def test_more_lost_rows_than_allowed_stop_a_run(tmp_path: Path, tokenizer: Any) 
     assert error.why == "1 invalid, 1 duplicate, 0 leaked, 0 unbalanced, 2 too long; data.max_lost allows 39.0%"
     for allowed in (0.4, None):
         made = encoded(replace(found, settings=found.settings.model_copy(update={"max_lost": allowed})), tokenizer)
-        assert made.ledger.rows.trained == 6
+        assert made.ledger.total.rows.trained == 6
 
 
 def test_a_run_that_loses_nothing_may_allow_nothing(tmp_path: Path, tokenizer: Any) -> None:
     settings = data(train=write(tmp_path / "rows.jsonl", rows(20)), eval=0.2, max_lost=0)
-    assert encoded(read(settings), tokenizer).ledger.rows.trained > 0
+    assert encoded(read(settings), tokenizer).ledger.total.rows.trained > 0
 
 
 # What an epoch has of each source
@@ -511,7 +515,7 @@ def test_all_rows_can_be_taken_to_judge_on(tmp_path: Path, tokenizer: Any) -> No
     examples = only_held_out(read(settings))
     made = encoded(examples, tokenizer)
     assert (len(made.train), len(made.held_out), made.weights.tolist()) == (0, 3, [])
-    assert made.ledger.rows.held_out == 3
+    assert made.ledger.total.rows.held_out == 3
 
 
 # Rows that cannot be used
@@ -606,7 +610,7 @@ def test_long_raw_text_is_split_so_that_each_token_is_learned_once(tmp_path: Pat
     tokenizer = with_bos(tokenizer)
     sizes = [25, 1, 40, 90]
     whole = encoded(read(text_of(tmp_path, sizes, max_length=10_000)), tokenizer)
-    assert (whole.ledger.split, whole.ledger.blocks) == (0, 0)
+    assert (whole.ledger.total.split, whole.ledger.total.blocks) == (0, 0)
     made = encoded(read(text_of(tmp_path, sizes, max_length=limit)), tokenizer)
     assert max(len(row.ids) for row in made.train) <= limit
     blocks = Counter(row.example for row in made.train)
@@ -623,10 +627,10 @@ def test_long_raw_text_is_split_so_that_each_token_is_learned_once(tmp_path: Pat
     assert made.train.lengths.tolist() == [len(row.ids) for row in made.train]
     assert made.train.supervised_counts.tolist() == [int(row.supervised.sum()) for row in made.train]
     ledger, split = made.ledger, [count for count in blocks.values() if count > 1]
-    assert (ledger.split, ledger.blocks) == (len(split), sum(split))
-    assert ledger.rows == whole.ledger.rows and ledger.tokens == whole.ledger.tokens
-    assert ledger.supervised == whole.ledger.supervised
-    assert ledger.tokens.trained == sums(whole.train)[0]
+    assert (ledger.total.split, ledger.total.blocks) == (len(split), sum(split))
+    assert ledger.total.rows == whole.ledger.total.rows and ledger.total.tokens == whole.ledger.total.tokens
+    assert ledger.total.supervised == whole.ledger.total.supervised
+    assert ledger.total.tokens.trained == sums(whole.train)[0]
     picked = pickle.loads(pickle.dumps(made.train[1:].select([-1, 0])))  # noqa: S301 - our own
     assert [row.ids.tolist() for row in picked] == [made.train[-1].ids.tolist(), made.train[1].ids.tolist()]
 
@@ -637,7 +641,7 @@ def test_the_blocks_of_a_document_are_on_one_side_and_in_one_group(tmp_path: Pat
     assert sides[0].isdisjoint(sides[1]) and len(sides[0] | sides[1]) == 40
     assert len(made.held_out) > len(sides[1])
     assert len(made.weights) == len(made.train_sources) == len(made.train)
-    assert made.ledger.blocks == len(made.train) + len(made.held_out)
+    assert made.ledger.total.blocks == len(made.train) + len(made.held_out)
 
 
 def test_only_raw_text_is_split(tmp_path: Path, tokenizer: Any) -> None:
@@ -660,9 +664,9 @@ def test_raw_text_is_treated_as_any_row_where_the_recipe_says_so(tmp_path: Path,
     assert "data.too_long: split" in str(caught.value.remedy)
     for section in ({"too_long": "drop"}, {"clean": ["max_length"]}):
         made = encoded(read(text_of(tmp_path, [10, 100], max_length=50, **section)), tokenizer)
-        assert (made.ledger.rows.too_long, made.ledger.split, len(made.train)) == (1, 0, 1)
+        assert (made.ledger.total.rows.too_long, made.ledger.total.split, len(made.train)) == (1, 0, 1)
     made = encoded(read(text_of(tmp_path, [10, 100], max_length=50, too_long="truncate")), tokenizer)
-    assert (made.ledger.truncated, made.ledger.split, made.train.lengths.max()) == (1, 0, 50)
+    assert (made.ledger.total.truncated, made.ledger.total.split, made.train.lengths.max()) == (1, 0, 50)
 
 
 # What is recorded

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.ledger import PLACES, Account, Counts, Ledger
+from tunesmith.data.ledger import OUTCOMES, Account, Ledger, RowCounts
 
-amounts = st.fixed_dictionaries({place: st.integers(0, 10**9) for place in PLACES})
+amounts = st.fixed_dictionaries({place: st.integers(0, 10**9) for place in OUTCOMES})
 
 
-def filled(counts: dict[str, int]) -> Counts:
-    return Counts(read=sum(counts.values()), **counts)
+def filled(counts: dict[str, int]) -> RowCounts:
+    return RowCounts(read=sum(counts.values()), **counts)
 
 
 @given(st.lists(st.tuples(amounts, amounts), min_size=1, max_size=5))
@@ -27,9 +27,9 @@ def test_sums_over_sources_add_up_in_every_unit(parts: list[tuple[dict[str, int]
     written = json.loads(json.dumps(ledger.to_json()))
     for unit, which in (("rows", 0), ("tokens", 1)):
         assert written[unit]["read"] == sum(sum(part[which].values()) for part in parts)
-        assert written[unit]["read"] == sum(written[unit][place] for place in PLACES)
+        assert written[unit]["read"] == sum(written[unit][place] for place in OUTCOMES)
         assert written[unit]["read"] == sum(source[unit]["read"] for source in written["sources"].values())
-    assert all(written["supervised"][place] <= written["tokens"][place] for place in PLACES)
+    assert all(written["supervised"][place] <= written["tokens"][place] for place in OUTCOMES)
 
 
 @pytest.mark.parametrize(
@@ -42,22 +42,22 @@ def test_sums_over_sources_add_up_in_every_unit(parts: list[tuple[dict[str, int]
 )
 def test_a_ledger_that_does_not_add_up_is_a_bug(name: str, counts: dict[str, int]) -> None:
     ledger = Ledger()
-    ledger.source("a.jsonl").rows = Counts(**counts)
+    ledger.source("a.jsonl").rows = RowCounts(**counts)
     with pytest.raises(AssertionError, match=r"a\.jsonl"):
         ledger.check()
 
 
 def test_more_rows_truncated_than_kept_is_a_bug() -> None:
     ledger = Ledger()
-    ledger.sources["a"] = Account(Counts(read=2, too_long=2), truncated=1)
+    ledger.sources["a"] = Account(RowCounts(read=2, too_long=2), truncated=1)
     with pytest.raises(AssertionError, match="truncated"):
         ledger.check()
 
 
 def test_rows_that_were_split_are_said_and_written() -> None:
     ledger = Ledger()
-    ledger.sources["a"] = Account(Counts(read=3, trained=3), split=2, blocks=1_234)
-    ledger.sources["b"] = Account(Counts(read=1, trained=1), split=1, blocks=2)
+    ledger.sources["a"] = Account(RowCounts(read=3, trained=3), split=2, blocks=1_234)
+    ledger.sources["b"] = Account(RowCounts(read=1, trained=1), split=1, blocks=2)
     ledger.check()
     assert ledger.in_words()[-1] == "split: 3 of the rows, which are raw text, into 1,236 blocks"
     written = ledger.to_json()
@@ -69,23 +69,23 @@ def test_rows_that_were_split_are_said_and_written() -> None:
 
 def test_a_difference_in_one_source_is_not_hidden_by_another() -> None:
     ledger = Ledger()
-    ledger.source("a").rows = Counts(read=1)
-    ledger.source("b").rows = Counts(trained=1)
+    ledger.source("a").rows = RowCounts(read=1)
+    ledger.source("b").rows = RowCounts(trained=1)
     with pytest.raises(AssertionError):
         ledger.check()
 
 
 def test_more_labels_than_tokens_is_a_bug() -> None:
     ledger = Ledger()
-    ledger.source("a").tokens = Counts(read=1, trained=1)
-    ledger.source("a").supervised = Counts(read=2, trained=2)
+    ledger.source("a").tokens = RowCounts(read=1, trained=1)
+    ledger.source("a").supervised = RowCounts(read=2, trained=2)
     with pytest.raises(AssertionError, match="2 labels among 1 tokens"):
         ledger.check()
 
 
 def test_what_is_not_known_is_null_and_what_is_zero_is_not_said() -> None:
     ledger = Ledger()
-    ledger.source("a").rows = Counts(read=12_000, duplicate=1_000, trained=11_000)
+    ledger.source("a").rows = RowCounts(read=12_000, duplicate=1_000, trained=11_000)
     assert ledger.in_words() == ["rows: 12,000 read: 1,000 duplicate, 11,000 trained"]
     written = ledger.to_json()
     assert written["tokens"] is None and written["supervised"] is None and written["epoch"] is None

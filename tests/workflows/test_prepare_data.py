@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.examples.example import Example
-from tunesmith.data.placement import PLACE
+from tunesmith.data.placement import OUTCOME
 from tunesmith.data.survey import survey_rows
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.model.weights.text_side import make_template
@@ -59,7 +59,7 @@ def in_folder(folder: Path) -> list[str]:
 def side(settings: Mapping[str, Any], place: str, seed: int = 0) -> list[Example]:
     """What a run of a data section has on one side."""
     found = survey_rows(DataSettings.model_validate(settings), seed=seed)
-    return [row for block in found.scan.examples() for number, row in block if found.place[number] == PLACE[place]]
+    return [row for block in found.scan.examples() for number, row in block if found.outcome[number] == OUTCOME[place]]
 
 
 def seen(example: Example) -> tuple[Any, ...]:
@@ -126,7 +126,7 @@ def test_a_folder_with_three_splits_is_written(tmp_path: Path) -> None:
     assert {name: len(split) for name, split in stored.items()} == made.splits
     assert list(made.splits) == ["train", "validation", "test"]
     assert sum(made.splits.values()) == 60
-    counts = made.ledger.rows
+    counts = made.ledger.total.rows
     assert (counts.trained, counts.held_out, counts.test) == tuple(made.splits.values())
     sources = [source for split in stored.values() for source in split["source"]]
     assert sorted(sources) == sorted(f"{path}:{line}" for line in range(1, 61))
@@ -208,15 +208,15 @@ def test_every_row_that_is_in_no_split_is_named_with_its_reason(tmp_path: Path, 
     stored: Any = load_from_disk(str(tmp_path / "out"))
     written = {source for split in stored.values() for source in split["source"]}
     assert written.isdisjoint(reasons)
-    assert len(written) + len(lines) == made.ledger.rows.read == 14
+    assert len(written) + len(lines) == made.ledger.total.rows.read == 14
 
 
 def test_with_a_model_the_ledger_counts_tokens(tmp_path: Path, tiny_model_dir: Path) -> None:
     path, settings, _ = lossy(tmp_path)
     made = prepare_data(path, tmp_path / "out", settings=settings, model=str(tiny_model_dir))
     assert made.ledger.tokenized
-    assert made.ledger.tokens.trained > made.ledger.supervised.trained > 0
-    assert f"{made.ledger.tokens.read:,} read" in (tmp_path / "out" / "README.md").read_text()
+    assert made.ledger.total.tokens.trained > made.ledger.total.supervised.trained > 0
+    assert f"{made.ledger.total.tokens.read:,} read" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_length_in_tokens_needs_a_model(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_run_on_the_folder_sees_what_a_run_on_the_original_does(tmp_path: Path
     import tunesmith.workflows.prepare_data as module
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_with_tokens", lambda survey, model, listener: (survey.place, survey.ledger()))
+        patch.setattr(module, "_with_tokens", lambda survey, model, listener: (survey.outcome, survey.ledger()))
         prepare_data(str(tmp_path / "recipe.yaml"), tmp_path / "out")
     for place in ("trained", "held_out"):
         before = [seen(row) for row in side({"train": path, **section}, place)]

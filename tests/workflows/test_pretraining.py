@@ -95,7 +95,7 @@ def test_documents_that_are_packed_together_have_the_losses_that_they_have_alone
         batches = micro_batches(rows, budget=10_000, layout=layout)  # type: ignore[arg-type]
         packed = row_losses(model, batches, rows=len(rows), device="cpu")
         assert packed.nll_sum == pytest.approx(alone, rel=1e-6)
-        assert packed.tokens.sum() == made.ledger.supervised.trained
+        assert packed.tokens.sum() == made.ledger.total.supervised.trained
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

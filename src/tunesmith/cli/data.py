@@ -21,7 +21,7 @@ from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import bars, table
 from tunesmith.cli.terminal.text import escaped
-from tunesmith.data.ledger import PLACES
+from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -268,21 +268,21 @@ def _report(found: Inspection, terminal: Terminal) -> None:
 
 
 def _report_ledger(found: Inspection, terminal: Terminal) -> None:
-    ledger = found.ledger
+    ledger, total = found.ledger, found.ledger.total
     names = [
         "read",
-        *(place for place in PLACES if getattr(ledger.rows, place)),
-        *(name for name in ("truncated", "split", "blocks") if getattr(ledger, name)),
+        *(place for place in OUTCOMES if getattr(total.rows, place)),
+        *(name for name in ("truncated", "split", "blocks") if getattr(total, name)),
     ]
     rows = [
         (
             f"rows of {path}",
-            *(getattr(account.rows if name in ("read", *PLACES) else account, name) for name in names),
+            *(getattr(account.rows if name in ("read", *OUTCOMES) else account, name) for name in names),
         )
         for path, account in ledger.sources.items()
     ]
     if ledger.tokenized:
-        for unit, counts in (("tokens", ledger.tokens), ("supervised tokens", ledger.supervised)):
+        for unit, counts in (("tokens", total.tokens), ("supervised tokens", total.supervised)):
             rows.append((unit, *(getattr(counts, name, "") for name in names)))
     for line in table(("", *(name.replace("_", " ") for name in names)), rows, right=range(1, len(names) + 1)):
         terminal.write(line)

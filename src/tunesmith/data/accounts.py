@@ -1,4 +1,7 @@
-"""Where each row went: the counts of a corpus, and the refusal when rows would be lost."""
+"""The bookkeeping of `survey` and `corpus`: counts where the rows and tokens went, and refuses to lose too many.
+
+It only counts. What becomes of a row is decided by `placement` before there are tokens, and by `corpus` after that.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tunesmith.data.checks.scan import Scan
-from tunesmith.data.ledger import PLACES, Counts, Ledger
-from tunesmith.data.placement import PLACE
+from tunesmith.data.ledger import KEPT_OUTCOMES, LOST_OUTCOMES, OUTCOMES, Ledger, RowCounts
+from tunesmith.data.placement import OUTCOME
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import DataSettings
 
 if TYPE_CHECKING:
     from tunesmith.data.encoded_rows import EncodedRows
 
-KEPT = ("trained", "held_out", "test")
-LOST = ("invalid", "duplicate", "leaked", "unbalanced", "too_long")
-
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """By encoded row: whether it is kept, whole, cut or split; by example: its place, too long ones in theirs."""
+    """By encoded row: whether it is kept, cut, or split. By example: its outcome, ``too_long`` included."""
 
     kept: np.ndarray
     cut: np.ndarray
     split: np.ndarray
-    place: np.ndarray
+    outcome: np.ndarray
 
 
 def ledger_of(
-    seen: Scan, place: np.ndarray, rows: EncodedRows | None = None, fitted: Fitted | None = None, limit: int = 0
+    seen: Scan, outcome: np.ndarray, rows: EncodedRows | None = None, fitted: Fitted | None = None, limit: int = 0
 ) -> Ledger:
     """Rows as they stand in the files: an example that became several rows is one, kept if any of them is.
 
@@ -48,12 +48,12 @@ def ledger_of(
 
         truncated[rows.examples[fitted.cut]] = True
         blocks = _by_example(rows, np.where(fitted.split, blocks_of(rows.lengths, limit), 0), len(seen))
-        kept_place = np.isin(place[rows.examples], [PLACE[name] for name in KEPT])
+        kept_outcome = np.isin(outcome[rows.examples], [OUTCOME[name] for name in KEPT_OUTCOMES])
         for unit, whole, short in (
             ("tokens", rows.lengths, np.minimum(rows.lengths, limit)),
             ("supervised", rows.supervised_counts, rows.select(np.arange(len(rows)), longest=limit).supervised_counts),
         ):
-            kept = np.where(kept_place, np.where(fitted.split, whole, np.where(fitted.kept, short, 0)), whole)
+            kept = np.where(kept_outcome, np.where(fitted.split, whole, np.where(fitted.kept, short, 0)), whole)
             amounts[unit] = _by_example(rows, kept, len(seen))
             lost[unit] = _by_example(rows, whole - kept, len(seen))
     for number, each in enumerate(seen.sources):
@@ -61,11 +61,11 @@ def ledger_of(
             continue
         account, mine = ledger.source(each.settings.path), slice(each.rows.start, each.rows.stop)
         for unit, amount in amounts.items():
-            counts: Counts = getattr(account, unit)
-            placed = np.bincount(place[mine], weights=amount[mine], minlength=len(PLACES)).astype(np.int64)
+            counts: RowCounts = getattr(account, unit)
+            placed = np.bincount(outcome[mine], weights=amount[mine], minlength=len(OUTCOMES)).astype(np.int64)
             if unit in lost:
-                placed[PLACE["too_long"]] += int(lost[unit][mine].sum())
-            for name, count in zip(PLACES, placed.tolist(), strict=True):
+                placed[OUTCOME["too_long"]] += int(lost[unit][mine].sum())
+            for name, count in zip(OUTCOMES, placed.tolist(), strict=True):
                 setattr(counts, name, getattr(counts, name) + count)
             counts.read += int(amount[mine].sum()) + (int(lost[unit][mine].sum()) if unit in lost else 0)
         account.truncated += int(truncated[mine].sum())
@@ -84,14 +84,14 @@ def refuse_lost(ledger: Ledger, settings: DataSettings) -> None:
     """Raises DataError where more rows are lost than ``data.max_lost`` allows."""
     if settings.max_lost is None:
         return
-    counts = ledger.rows
-    lost = sum(getattr(counts, name) for name in LOST)
+    counts = ledger.total.rows
+    lost = sum(getattr(counts, name) for name in LOST_OUTCOMES)
     share = lost / counts.read
     if share > settings.max_lost:
-        where = ", ".join(f"{getattr(counts, name):,} {name.replace('_', ' ')}" for name in LOST)
+        where = ", ".join(f"{getattr(counts, name):,} {name.replace('_', ' ')}" for name in LOST_OUTCOMES)
         raise DataError(
             f"{lost:,} of {counts.read:,} rows are lost before training ({share:.1%})",
             where="data.max_lost",
             why=f"{where}; data.max_lost allows {settings.max_lost:.1%}",
-            remedy="look at them with `tunesmith check`, mend the data, or raise data.max_lost",
+            remedy="look at them with `tunesmith check`, correct the data, or raise data.max_lost",
         )

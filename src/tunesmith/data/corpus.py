@@ -1,7 +1,7 @@
-"""From the recipe's data section to encoded rows: looked at, placed, encoded, fitted, and every row accounted for.
+"""The second of two steps from a recipe's data section to training rows: encodes the rows that `survey` has read.
 
-Reading and placing need no tokenizer, so whatever is wrong with the rows stops a run before a model is fetched. Rows
-are read twice: once for what is said of them, once to become tokens; they are never all in memory.
+What is wrong with the rows stops a run in the first step, before a model is fetched. Rows are read twice, once for
+what is said of them and once to become tokens. They are never all in memory.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunesmith.data.accounts import KEPT, Fitted, ledger_of, refuse_lost
+from tunesmith.data.accounts import Fitted, ledger_of, refuse_lost
 from tunesmith.data.checks.scan import first_of
 from tunesmith.data.finding import Finding
-from tunesmith.data.ledger import Ledger
-from tunesmith.data.placement import PLACE
+from tunesmith.data.ledger import KEPT_OUTCOMES, Ledger
+from tunesmith.data.placement import OUTCOME
 from tunesmith.data.survey import Survey, workers
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import DataSettings
@@ -28,6 +28,9 @@ from tunesmith.runs.progress import Listener, Silent
 if TYPE_CHECKING:
     from tunesmith.data.chat.template import ChatTemplate, Encoded
     from tunesmith.data.encoded_rows import EncodedRows
+
+
+_LONGEST_NAMED = 5  # so many of the longest rows are named
 
 
 @dataclass(slots=True)
@@ -127,7 +130,7 @@ def _fitted(rows: EncodedRows, found: Survey, settings: DataSettings) -> Fitted:
     Raises:
         DataError: there are longer rows that nothing is to be done with; it names the longest.
     """
-    wanted = np.isin(found.place[rows.examples], [PLACE[name] for name in KEPT])
+    wanted = np.isin(found.outcome[rows.examples], [OUTCOME[name] for name in KEPT_OUTCOMES])
     long = wanted & (rows.lengths > settings.max_length)
     raw_text = found.scan.raw_text[rows.examples]
     of_text, of_turns = (settings.if_too_long(raw_text=each) for each in (True, False))
@@ -145,22 +148,19 @@ def _fitted(rows: EncodedRows, found: Survey, settings: DataSettings) -> Fitted:
     if found.together > 1:  # an answer without the one that it is compared to is of no use
         kept &= kept.reshape(-1, found.together).all(1).repeat(found.together)
         cut &= kept
-    place = found.place.copy()
+    outcome = found.outcome.copy()
     gone = np.setdiff1d(rows.examples[wanted], rows.examples[kept])
-    place[gone] = PLACE["too_long"]
+    outcome[gone] = OUTCOME["too_long"]
     for side, name in (("trained", "train on"), ("held_out", "judge on")):
-        before = found.scan.own & (found.place == PLACE[side])
-        if before.any() and not (place[found.scan.own] == PLACE[side]).any():
+        before = found.scan.own & (found.outcome == OUTCOME[side])
+        if before.any() and not (outcome[found.scan.own] == OUTCOME[side]).any():
             raise DataError(
                 f"No row is left to {name}",
                 where="data.max_length",
                 why=f"All {int(before.sum())} rows have more than {settings.max_length} tokens.",
                 remedy="Raise data.max_length, or set data.too_long: truncate.",
             )
-    return Fitted(kept, cut, split, place)
-
-
-NAMED = 5  # so many of the longest rows are named
+    return Fitted(kept, cut, split, outcome)
 
 
 def too_long(rows: EncodedRows, long: np.ndarray, raw_text: np.ndarray, total: int, max_length: int) -> DataError:
@@ -168,8 +168,8 @@ def too_long(rows: EncodedRows, long: np.ndarray, raw_text: np.ndarray, total: i
     split = ", data.too_long: split (cuts raw text into blocks and loses nothing)" if (long & raw_text).any() else ""
     numbers = np.flatnonzero(long)
     longest = numbers[np.argsort(-rows.lengths[numbers], kind="stable")]
-    names = [f"{rows[int(number)].source}: {rows.lengths[number]:,} tokens" for number in longest[:NAMED]]
-    more = [f"and {len(numbers) - NAMED:,} more"] if len(numbers) > NAMED else []
+    names = [f"{rows[int(number)].source}: {rows.lengths[number]:,} tokens" for number in longest[:_LONGEST_NAMED]]
+    more = [f"and {len(numbers) - _LONGEST_NAMED:,} more"] if len(numbers) > _LONGEST_NAMED else []
     return DataError(
         f"{len(numbers):,} of {total:,} rows are longer than data.max_length ({max_length:,} tokens)",
         where=rows[int(longest[0])].source,
@@ -185,7 +185,7 @@ def _corpus(found: Survey, rows: EncodedRows, fitted: Fitted, noticed: list[Find
     seen, limit = found.scan, found.settings.max_length
     sides = {}
     for name in ("trained", "held_out", "test"):
-        numbers = np.flatnonzero(fitted.kept & (fitted.place[rows.examples] == PLACE[name]))
+        numbers = np.flatnonzero(fitted.kept & (fitted.outcome[rows.examples] == OUTCOME[name]))
         sides[name] = rows.select(numbers).split(fitted.split[numbers], limit)
     train, held_out, together = sides["trained"], sides["held_out"], found.together
     weights = np.array([each.settings.weight for each in seen.sources])
@@ -203,9 +203,9 @@ def _corpus(found: Survey, rows: EncodedRows, fitted: Fitted, noticed: list[Find
         quotas=quotas,
         source_names=[each.settings.path for each in seen.sources],
         groups=first_of(seen.prompt),
-        ledger=ledger_of(seen, fitted.place, rows, fitted, limit),
+        ledger=ledger_of(seen, fitted.outcome, rows, fitted, limit),
         findings=noticed,
-        left_out=np.flatnonzero(fitted.place == PLACE["too_long"]),
+        left_out=np.flatnonzero(fitted.outcome == OUTCOME["too_long"]),
         encoded=rows,
         labels=seen.label,
         together=together,

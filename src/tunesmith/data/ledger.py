@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
 @dataclass(slots=True)
-class Counts:
-    """What was read, and the places it went to, in the order in which a row can leave. Places are disjoint.
+class RowCounts:
+    """What was read, and where it went, in the order in which a row can leave. Each row has one outcome.
 
     ``invalid`` rows are no examples and have no tokens. ``duplicate`` to ``unbalanced`` are what ``data.clean`` took
     out; ``test`` is kept apart from training and verdict.
@@ -26,14 +25,19 @@ class Counts:
     trained: int = 0
 
     def check(self, name: str, unit: str = "rows") -> None:
-        """Asserts that all that was read went to exactly one place."""
+        """Asserts that all that was read has exactly one outcome."""
         counts = asdict(self)
         placed = sum(counts.values()) - self.read
         assert self.read == placed, f"{name}: {self.read} {unit} read, {placed} accounted for: {self}"
         assert min(counts.values()) >= 0, f"{name}: a negative count of {unit}: {self}"
 
+    def __add__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
-PLACES = tuple(each.name for each in fields(Counts) if each.name != "read")
+
+OUTCOMES = tuple(each.name for each in fields(RowCounts) if each.name != "read")
+KEPT_OUTCOMES = ("trained", "held_out", "test")
+LOST_OUTCOMES = tuple(name for name in OUTCOMES if name not in KEPT_OUTCOMES)
 
 
 @dataclass(slots=True)
@@ -43,24 +47,27 @@ class Account:
     So are ``split`` rows of raw text, longer than a row may be, which became ``blocks`` rows of tokens.
     """
 
-    rows: Counts = field(default_factory=Counts)
-    tokens: Counts = field(default_factory=Counts)
-    supervised: Counts = field(default_factory=Counts)
+    rows: RowCounts = field(default_factory=RowCounts)
+    tokens: RowCounts = field(default_factory=RowCounts)
+    supervised: RowCounts = field(default_factory=RowCounts)
     truncated: int = 0
     split: int = 0
     blocks: int = 0
 
     def check(self, name: str) -> None:
-        """Asserts that each unit adds up, and that no place has more labels than tokens."""
+        """Asserts that each unit adds up, and that no outcome has more labels than tokens."""
         for unit in ("rows", "tokens", "supervised"):
             getattr(self, unit).check(name, unit)
         kept = self.rows.held_out + self.rows.test + self.rows.trained
         assert 0 <= self.truncated <= kept, f"{name}: more rows truncated than kept: {self}"
         assert 0 <= self.split <= kept, f"{name}: more rows split than kept: {self}"
         assert 2 * self.split <= self.blocks, f"{name}: a row split into one block: {self}"
-        for place in PLACES:
-            tokens, labels = getattr(self.tokens, place), getattr(self.supervised, place)
-            assert labels <= tokens, f"{name}: {labels} labels among {tokens} tokens ({place})"
+        for outcome in OUTCOMES:
+            tokens, labels = getattr(self.tokens, outcome), getattr(self.supervised, outcome)
+            assert labels <= tokens, f"{name}: {labels} labels among {tokens} tokens ({outcome})"
+
+    def __add__(self, other: Account) -> Account:
+        return Account(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
 @dataclass(slots=True)
@@ -85,34 +92,9 @@ class Ledger:
         return self.sources.setdefault(name, Account())
 
     @property
-    def rows(self) -> Counts:
-        """Rows, summed over the sources."""
-        return _sum(account.rows for account in self.sources.values())
-
-    @property
-    def tokens(self) -> Counts:
-        """Tokens, summed over the sources."""
-        return _sum(account.tokens for account in self.sources.values())
-
-    @property
-    def supervised(self) -> Counts:
-        """Tokens that are labels, summed over the sources."""
-        return _sum(account.supervised for account in self.sources.values())
-
-    @property
-    def truncated(self) -> int:
-        """Rows that were cut."""
-        return sum(account.truncated for account in self.sources.values())
-
-    @property
-    def split(self) -> int:
-        """Rows that were split."""
-        return sum(account.split for account in self.sources.values())
-
-    @property
-    def blocks(self) -> int:
-        """What split rows became."""
-        return sum(account.blocks for account in self.sources.values())
+    def total(self) -> Account:
+        """The sum over the sources."""
+        return sum(self.sources.values(), Account())
 
     def check(self) -> None:
         """Asserts that everything adds up, source by source: a difference is a bug and never a user's mistake."""
@@ -121,16 +103,17 @@ class Ledger:
 
     def in_words(self) -> list[str]:
         """A line for each unit that is known: what was read, and where it went; and one for rows that were split."""
-        units = [("rows", self.rows)]
+        total = self.total
+        units = [("rows", total.rows)]
         if self.tokenized:
-            units += [("tokens", self.tokens), ("supervised tokens", self.supervised)]
+            units += [("tokens", total.tokens), ("supervised tokens", total.supervised)]
         lines = []
         for unit, counts in units:
-            parts = [(place, getattr(counts, place)) for place in PLACES]
-            went = ", ".join(f"{count:,} {place.replace('_', ' ')}" for place, count in parts if count)
+            parts = [(outcome, getattr(counts, outcome)) for outcome in OUTCOMES]
+            went = ", ".join(f"{count:,} {outcome.replace('_', ' ')}" for outcome, count in parts if count)
             lines.append(f"{unit}: {counts.read:,} read: {went or 'none'}")
-        if self.split:
-            lines.append(f"split: {self.split:,} of the rows, which are raw text, into {self.blocks:,} blocks")
+        if total.split:
+            lines.append(f"split: {total.split:,} of the rows, which are raw text, into {total.blocks:,} blocks")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -138,25 +121,12 @@ class Ledger:
 
         Tokens are null where they are not known.
         """
-        whole = Account(self.rows, self.tokens, self.supervised, self.truncated, self.split, self.blocks)
         return {
-            **self._units(whole),
+            **self._units(self.total),
             "sources": {name: self._units(account) for name, account in self.sources.items()},
             "epoch": asdict(self.epoch) if self.epoch else None,
         }
 
     def _units(self, account: Account) -> dict[str, Any]:
-        known = self.tokenized
-        return {
-            "rows": asdict(account.rows),
-            "tokens": asdict(account.tokens) if known else None,
-            "supervised": asdict(account.supervised) if known else None,
-            "truncated": account.truncated,
-            "split": account.split,
-            "blocks": account.blocks,
-        }
-
-
-def _sum(parts: Iterable[Counts]) -> Counts:
-    parts = list(parts)
-    return Counts(*(sum(getattr(part, each.name) for part in parts) for each in fields(Counts)))
+        units = asdict(account)
+        return units if self.tokenized else {**units, "tokens": None, "supervised": None}

@@ -1,71 +1,72 @@
 """What becomes of each row before it has tokens: taken out as the recipe's ``data.clean`` says, held out, or kept.
 
 A pure function of a scan and the recipe. Rows are drawn by a hash of the seed and of what stays together (the prompt,
-or the value of a column), so that rows added later move no other row to the other side.
+or the value of a column), so that rows added later move no other row to another split.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from tunesmith.data.checks.scan import SIDES, Scan, first_of
-from tunesmith.data.ledger import PLACES
+from tunesmith.data.checks.scan import SOURCE_SIDES, Scan, first_of
+from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import CleanSettings, DataSettings
 
-PLACE = {name: number for number, name in enumerate(PLACES)}
-AGAINST = -1  # no place: rows that the data is only held against
-WHOLE = 2.0**64
+OUTCOME = {name: number for number, name in enumerate(OUTCOMES)}
+NO_OUTCOME = -1  # of rows that the data is only compared with
+_DRAWS = 2.0**64
 
 
 def place_rows(scan: Scan, settings: DataSettings, *, eval_share: float, test_share: float) -> np.ndarray:
-    """The place of each row, an index of ``PLACES``, int8 [rows]; AGAINST for those that the data is only held against,
-    which change nothing.
+    """The outcome of each row, an index of ``OUTCOMES``, int8 [rows].
+
+    Rows that the data is only compared with have NO_OUTCOME, and change nothing.
 
     Raises:
         DataError: a share leaves a side empty.
     """
-    place = np.full(len(scan), PLACE["held_out"], np.int8)
-    place[scan.side == SIDES.index("test")] = PLACE["test"]
-    place[scan.side == SIDES.index("train")] = PLACE["trained"]
-    place[~scan.good] = PLACE["invalid"]
-    place[scan.side == SIDES.index("against")] = AGAINST
+    outcome = np.full(len(scan), OUTCOME["held_out"], np.int8)
+    outcome[scan.side == SOURCE_SIDES.index("test")] = OUTCOME["test"]
+    outcome[scan.side == SOURCE_SIDES.index("train")] = OUTCOME["trained"]
+    outcome[~scan.good] = OUTCOME["invalid"]
+    outcome[scan.side == SOURCE_SIDES.index("against")] = NO_OUTCOME
     clean = settings.clean
     if clean.dedupe:
-        _set_aside_repeats(place, first_of(scan.content), "duplicate")
+        _set_aside_repeats(outcome, first_of(scan.content), "duplicate")
     if clean.near_dedupe and scan.near is not None:
-        _set_aside_repeats(place, scan.near, "duplicate", spare=scan)
+        _set_aside_repeats(outcome, scan.near, "duplicate", spare=scan)
     if eval_share or test_share:
-        _split(place, scan, settings, eval_share=eval_share, test_share=test_share)
-    _set_leaked_aside(place, scan, clean)
+        _split(outcome, scan, settings, eval_share=eval_share, test_share=test_share)
+    _set_leaked_aside(outcome, scan, clean)
     if clean.balance is not None:
-        _balance(place, scan, clean.balance)
-    return place
+        _balance(outcome, scan, clean.balance)
+    return outcome
 
 
-def _set_aside_repeats(place: np.ndarray, group: np.ndarray, where: str, spare: Scan | None = None) -> None:
-    """Of the rows to train on that are of one group, the first stays; with ``spare`` another answer to its very prompt
+def _set_aside_repeats(outcome: np.ndarray, group: np.ndarray, where: str, spare: Scan | None = None) -> None:
+    """Of the rows to train on that are of one group, the first stays.
 
-    stays, too: that is no repeat.
+    With ``spare``, another answer to the same prompt stays, too: that is no repeat.
     """
-    rows = np.flatnonzero(place == PLACE["trained"])
+    rows = np.flatnonzero(outcome == OUTCOME["trained"])
     _, first, inverse = np.unique(group[rows], return_index=True, return_inverse=True)
     head = rows[first[inverse]]
     again = head != rows
     if spare is not None:
         prompt, content = first_of(spare.prompt), first_of(spare.content)
         again &= (prompt[rows] != prompt[head]) | (content[rows] == content[head])
-    place[rows[again]] = PLACE[where]
+    outcome[rows[again]] = OUTCOME[where]
 
 
-def _split(place: np.ndarray, scan: Scan, settings: DataSettings, *, eval_share: float, test_share: float) -> None:
-    rows = np.flatnonzero(place == PLACE["trained"])
-    chance = _ranked_by_label(scan, rows) if settings.stratify else scan.draw[rows] / WHOLE
-    place[rows[chance < eval_share]] = PLACE["held_out"]
-    place[rows[(chance >= eval_share) & (chance < eval_share + test_share)]] = PLACE["test"]
+def _split(outcome: np.ndarray, scan: Scan, settings: DataSettings, *, eval_share: float, test_share: float) -> None:
+    rows = np.flatnonzero(outcome == OUTCOME["trained"])
+    chance = _ranked_by_label(scan, rows) if settings.stratify else scan.draw[rows] / _DRAWS
+    outcome[rows[chance < eval_share]] = OUTCOME["held_out"]
+    outcome[rows[(chance >= eval_share) & (chance < eval_share + test_share)]] = OUTCOME["test"]
     sides = {"evaluation": eval_share, "testing": test_share, "training": 1.0}
     for (side, share), name in zip(sides.items(), ("held_out", "test", "trained"), strict=True):
-        if share and not (place[rows] == PLACE[name]).any():
+        if share and not (outcome[rows] == OUTCOME[name]).any():
             together = "prompts" if settings.group is None else f"values of {settings.group}"
             raise DataError(
                 f"the shares leave no row for {side}",
@@ -89,7 +90,7 @@ def _ranked_by_label(scan: Scan, rows: np.ndarray) -> np.ndarray:
     start = np.flatnonzero(begins)
     sizes = np.diff(start, append=len(order))
     # Where a label begins is as good as drawn, so that labels with few prompts are held out at the same rate.
-    begin = label[order][start].astype(np.float64) / WHOLE
+    begin = label[order][start].astype(np.float64) / _DRAWS
     rank = np.empty(len(heads))
     rank[order] = (np.arange(len(order)) - np.repeat(start, sizes) + np.repeat(begin, sizes)) / np.repeat(sizes, sizes)
     of_head = np.empty(len(rows))
@@ -97,29 +98,29 @@ def _ranked_by_label(scan: Scan, rows: np.ndarray) -> np.ndarray:
     return of_head[first]
 
 
-def _set_leaked_aside(place: np.ndarray, scan: Scan, clean: CleanSettings) -> None:
+def _set_leaked_aside(outcome: np.ndarray, scan: Scan, clean: CleanSettings) -> None:
     """Rows to train on whose prompt, or whose near duplicate, is held out."""
     if not clean.drop_leaked:
         return
-    leaked = shares_with(first_of(scan.prompt), place)
+    leaked = shares_with(first_of(scan.prompt), outcome)
     if clean.near_dedupe and scan.near is not None:
-        leaked |= shares_with(scan.near, place) | shares_with(scan.plain, place)
-    place[leaked] = PLACE["leaked"]
+        leaked |= shares_with(scan.near, outcome) | shares_with(scan.plain, outcome)
+    outcome[leaked] = OUTCOME["leaked"]
 
 
-def shares_with(group: np.ndarray, place: np.ndarray) -> np.ndarray:
+def shares_with(group: np.ndarray, outcome: np.ndarray) -> np.ndarray:
     """Rows to train on that have a held-out or test row in their group, bool [rows]."""
-    away = np.isin(place, [PLACE["held_out"], PLACE["test"]])
-    return (place == PLACE["trained"]) & np.isin(group, group[away])
+    away = np.isin(outcome, [OUTCOME["held_out"], OUTCOME["test"]])
+    return (outcome == OUTCOME["trained"]) & np.isin(group, group[away])
 
 
-def _balance(place: np.ndarray, scan: Scan, most: int) -> None:
+def _balance(outcome: np.ndarray, scan: Scan, most: int) -> None:
     """Of each answer at most so many rows, those with the lowest draws."""
-    rows = np.flatnonzero(place == PLACE["trained"])
+    rows = np.flatnonzero(outcome == OUTCOME["trained"])
     answer = scan.answer[rows]
     order = np.lexsort((rows, scan.draw[rows], answer))
     begins = np.ones(len(order), bool)
     begins[1:] = answer[order][1:] != answer[order][:-1]
     start = np.flatnonzero(begins)
     rank = np.arange(len(order)) - np.repeat(start, np.diff(start, append=len(order)))
-    place[rows[order[rank >= most]]] = PLACE["unbalanced"]
+    outcome[rows[order[rank >= most]]] = OUTCOME["unbalanced"]

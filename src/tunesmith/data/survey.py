@@ -1,4 +1,7 @@
-"""Looks at the rows of a recipe's data section: what is kept, what is set aside, and what is held out."""
+"""The first of two steps from a recipe's data section to training rows: reads every row and decides what becomes of it.
+
+It needs no tokenizer. The second step, `corpus`, encodes the rows that are kept; `accounts` counts for both.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from tunesmith.data.files.reader import own_eval_split
 from tunesmith.data.files.rows import BadRow
 from tunesmith.data.finding import Finding
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.placement import PLACE, place_rows
+from tunesmith.data.placement import OUTCOME, place_rows
 from tunesmith.data.report.findings import findings
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.data import DataSettings, SourceSettings
@@ -33,12 +36,12 @@ DEFAULT_EVAL_SHARE = 0.1
 class Survey:
     """The rows before a tokenizer has seen them: what is known of each, and what becomes of it.
 
-    ``place`` [rows] are indexes of PLACES. ``sources`` is what a run records of them.
+    ``outcome`` [rows] holds indexes of OUTCOMES. ``sources`` is what a run records of them.
     """
 
     settings: DataSettings
     scan: Scan
-    place: np.ndarray
+    outcome: np.ndarray
     findings: list[Finding]
     sources: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
@@ -68,7 +71,7 @@ class Survey:
 
     def ledger(self) -> Ledger:
         """Where the rows went, without their tokens."""
-        return ledger_of(self.scan, self.place)
+        return ledger_of(self.scan, self.outcome)
 
 
 def survey_rows(
@@ -124,19 +127,19 @@ def survey_rows(
             why="The rows are conversations, and a part of an answer without its prompt teaches something else.",
             remedy="Set data.too_long: drop or truncate, or raise data.max_length.",
         )
-    place = place_rows(seen, settings, eval_share=shares[0], test_share=shares[1])
+    outcome = place_rows(seen, settings, eval_share=shares[0], test_share=shares[1])
     notes = [f"{each.settings.path}: {each.reader.reason}" for each in seen.sources if each.side == "train"]
-    kept = {name: int((place == PLACE[name]).sum()) for name in ("held_out", "test", "trained")}
+    kept = {name: int((outcome == OUTCOME[name]).sum()) for name in ("held_out", "test", "trained")}
     if shares[0]:
         note = f"held out by {settings.group or 'prompt'}: {kept['held_out']} of {sum(kept.values())} rows"
         note += f" (share {shares[0]:g}{', of each answer' if settings.stratify else ''})"
     return Survey(
         settings,
         seen,
-        place,
+        outcome,
         findings=findings(
             seen,
-            place,
+            outcome,
             method=method,
             max_length=settings.max_length,
             split=settings.if_too_long(raw_text=True) == "split",
@@ -171,8 +174,8 @@ def workers() -> int:
 
 def only_held_out(found: Survey) -> Survey:
     """The same rows, all of them to judge on and none to train on."""
-    place = np.where(found.place == PLACE["trained"], PLACE["held_out"], found.place)
-    return replace(found, place=place.astype(np.int8), findings=[])
+    outcome = np.where(found.outcome == OUTCOME["trained"], OUTCOME["held_out"], found.outcome)
+    return replace(found, outcome=outcome.astype(np.int8), findings=[])
 
 
 def _named_sources(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith.data.placement import PLACE
+from tunesmith.data.placement import OUTCOME
 from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError
@@ -97,12 +97,12 @@ def by_characters(recipe: Recipe, *, listener: Listener | None = None) -> Worklo
 def of_survey(found: Survey, recipe: Recipe) -> Workload:
     """Rows that have been read for the recipe's objective. Raises DataError if there is none to train on."""
     scan, limit = found.scan, recipe.data.max_length
-    trained = found.place == PLACE["trained"]
+    trained = found.outcome == OUTCOME["trained"]
     if not trained.any():
         raise DataError("There is no row to train on", where="data.train", remedy="Look at `tunesmith check RECIPE`.")
-    used = trained | (found.place == PLACE["held_out"])
+    used = trained | (found.outcome == OUTCOME["held_out"])
     if recipe.training.selects:
-        used |= found.place == PLACE["test"]
+        used |= found.outcome == OUTCOME["test"]
     answers, group = _kept_together(recipe)
     whole = -(-scan.characters.astype(np.int64) // CHARACTERS_PER_TOKEN)
     full = np.zeros_like(whole)  # blocks of ``limit`` tokens: of a text that is split, all but the last

@@ -139,7 +139,7 @@ def _panel(key: str, title: str, series: Sequence[tuple[str, Points]], span: tup
     panel = Picture(WIDTH, HEIGHT)
     values = [value for _, points in series for _, value in points]
     logarithmic = key == "grad_norm" and bool(values) and 0 < LOGARITHMIC * min(values) < max(values)
-    panel.add("text", title + (" (logarithmic)" if logarithmic else ""), x=left, y=18, font_weight=600)
+    panel.add("text", title + (" (logarithmic)" if logarithmic else ""), x=left, y=18, font_weight="bold")
     if not values:
         panel.add("text", "no values yet", x=left, y=HEIGHT // 2, fill="#777")
         return panel
@@ -174,7 +174,7 @@ def rate_svg(curve: RateCurve, *, title: str) -> str:
     x = Axis(rates[0], rates[-1], left, width - right, math.log10)
     y = Axis(*widened(min(losses), max(losses)), height - bottom, RATES_TOP)
     drawing = Picture(width, height, f"Learning-rate range test: {title}")
-    drawing.add("text", f"loss over the learning rate: {title}", x=left, y=18, font_weight=600)
+    drawing.add("text", f"loss over the learning rate: {title}", x=left, y=18, font_weight="bold")
     columns = [(f"{mark:.0e}", mark) for mark in powers(x.low, x.high)]
     rows = [(f"{mark:.4g}", mark) for mark in ticks(y.low, y.high)]
     drawing.axes(x, y, columns=columns, rows=rows, name="learning rate")

@@ -70,7 +70,7 @@ class Inspection:
     @property
     def judgement(self) -> str:
         """The whole in two or three sentences."""
-        rows = self.ledger.rows
+        rows = self.ledger.total.rows
         usable = rows.read - rows.invalid
         parts = [f"{rows_in_words(usable)} can be used" + (f", {rows.invalid:,} cannot" if rows.invalid else "") + "."]
         grave = [finding for finding in self.findings if finding.severity == "error"]

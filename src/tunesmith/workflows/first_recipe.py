@@ -15,7 +15,7 @@ from tunesmith.data.checks.scan import Scan
 from tunesmith.data.files.reader import own_eval_split
 from tunesmith.data.files.splits import TRAIN
 from tunesmith.data.finding import rows_in_words
-from tunesmith.data.placement import PLACE, place_rows
+from tunesmith.data.placement import OUTCOME, place_rows
 from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN, labels_of
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError, ModelError, RecipeError
@@ -317,10 +317,10 @@ def _held_out(found: Survey) -> _HeldOut:
     best = _HeldOut(none, train, 0)
     for share in SHARES:
         try:
-            place = place_rows(found.scan, found.settings, eval_share=share, test_share=0.0)
+            outcome = place_rows(found.scan, found.settings, eval_share=share, test_share=0.0)
         except DataError:
             continue
-        rows = int((place == PLACE["held_out"]).sum())
+        rows = int((outcome == OUTCOME["held_out"]).sum())
         line = f"  eval: {share}  # {rows:,} rows are held out, chosen by their prompts, to judge on"
         if rows > best.rows:
             best = _HeldOut(line, train - rows, rows)

@@ -22,8 +22,8 @@ from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
 from tunesmith.data.examples.row_shapes import PREFERENCES
-from tunesmith.data.ledger import PLACES, Ledger
-from tunesmith.data.placement import PLACE
+from tunesmith.data.ledger import OUTCOMES, Ledger
+from tunesmith.data.placement import OUTCOME
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.model.weights.text_side import make_template, within_positions
@@ -113,19 +113,19 @@ def prepare_data(
             why="A dataset has one shape: messages, or text.",
             remedy="prepare them apart, and name both folders in data.train",
         )
-    place, ledger = survey.place, survey.ledger()
+    outcome, ledger = survey.outcome, survey.ledger()
     refuse_lost(ledger, section)
     if source is not None:
-        place, ledger = _with_tokens(survey, source, listener)
+        outcome, ledger = _with_tokens(survey, source, listener)
     with _dataset_folder(folder) as making:
-        splits = _write(survey, place, making, listener)
-        rejected = _write_rejected(survey, place, making)
+        splits = _write(survey, outcome, making, listener)
+        rejected = _write_rejected(survey, outcome, making)
         (making / "README.md").write_text(_card(data, survey, ledger, splits), encoding="utf-8")
     return PreparedData(folder, splits, ledger, rejected)
 
 
 def _with_tokens(survey: Survey, model: ModelSettings, listener: Listener) -> tuple[np.ndarray, Ledger]:
-    """Places and ledger once the rows have tokens: those too long in their place."""
+    """Places and ledger once the rows have tokens: those too long in their outcome."""
     from tunesmith.model.weights.added_tokens import extend
     from tunesmith.model.weights.load import load_tokenizer, stop_ids
     from tunesmith.model.weights.resolve import resolve
@@ -137,9 +137,9 @@ def _with_tokens(survey: Survey, model: ModelSettings, listener: Listener) -> tu
     template = make_template(survey.settings, tokenizer, stop_ids(folder, tokenizer), model.named_tokens)
     survey = replace(survey, settings=within_positions(survey.settings, folder))
     made = encode_corpus(survey, template, listener=listener)
-    place = survey.place.copy()
-    place[made.left_out] = PLACE["too_long"]
-    return place, made.ledger
+    outcome = survey.outcome.copy()
+    outcome[made.left_out] = OUTCOME["too_long"]
+    return outcome, made.ledger
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
@@ -174,15 +174,15 @@ def _dataset_folder(folder: Path) -> Iterator[Path]:
         ) from error
 
 
-def _write(survey: Survey, place: np.ndarray, folder: Path, listener: Listener) -> dict[str, int]:
+def _write(survey: Survey, outcome: np.ndarray, folder: Path, listener: Listener) -> dict[str, int]:
     """Each split streamed into one Arrow file; returns its rows."""
     from datasets import Dataset, DatasetDict
     from datasets.arrow_writer import ArrowWriter
 
-    names = {PLACE[name]: split for name, split in SPLITS.items() if (place == PLACE[name]).any()}
+    names = {OUTCOME[name]: split for name, split in SPLITS.items() if (outcome == OUTCOME[name]).any()}
     streams = folder / ".streams"
     streams.mkdir()
-    total, done = int(np.isin(place, list(names)).sum()), 0
+    total, done = int(np.isin(outcome, list(names)).sum()), 0
     features = _features(survey)
     with ExitStack() as stack, listener.task("writing", total) as advance:
         writers = {
@@ -190,7 +190,7 @@ def _write(survey: Survey, place: np.ndarray, folder: Path, listener: Listener) 
             for split in names.values()
         }
         for block in survey.scan.examples():
-            for split, rows in _by_split(block, place, names).items():
+            for split, rows in _by_split(block, outcome, names).items():
                 writers[split].write_batch({name: [row.get(name) for row in rows] for name in features})
                 done += len(rows)
             advance(done, {})
@@ -219,11 +219,11 @@ def _no_bars() -> Iterator[None]:
 
 
 def _by_split(
-    block: list[tuple[int, Example]], place: np.ndarray, names: Mapping[int, str]
+    block: list[tuple[int, Example]], outcome: np.ndarray, names: Mapping[int, str]
 ) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for number, example in block:
-        split = names.get(int(place[number]))
+        split = names.get(int(outcome[number]))
         if split is not None:
             rows.setdefault(split, []).append(_row(example))
     return rows
@@ -290,13 +290,13 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _write_rejected(survey: Survey, place: np.ndarray, folder: Path) -> int:
+def _write_rejected(survey: Survey, outcome: np.ndarray, folder: Path) -> int:
     """A line for every row that is in no split: why, and the row itself where it is no example."""
-    away = np.flatnonzero(~np.isin(place, [PLACE[name] for name in SPLITS]))
+    away = np.flatnonzero(~np.isin(outcome, [OUTCOME[name] for name in SPLITS]))
     bad = dict(zip(np.flatnonzero(~survey.scan.good).tolist(), survey.rejected, strict=True))
     with (folder / REJECTED).open("w", encoding="utf-8") as file:
         for number, source in zip(away.tolist(), survey.scan.places(away), strict=True):
-            line: dict[str, Any] = {"source": source, "reason": PLACES[place[number]]}
+            line: dict[str, Any] = {"source": source, "reason": OUTCOMES[outcome[number]]}
             if number in bad:
                 line |= {name: value for name, value in asdict(bad[number]).items() if name != "source"}
             file.write(_json(line) + "\n")

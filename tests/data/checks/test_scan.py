@@ -12,7 +12,7 @@ import pytest
 
 from tunesmith.data.checks.pool import Processes
 from tunesmith.data.checks.scan import first_of, scan
-from tunesmith.data.placement import PLACE
+from tunesmith.data.placement import OUTCOME
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import DataSettings, SourceSettings
@@ -61,7 +61,7 @@ def lines(found: Survey, identity: str) -> list[int]:
 
 
 def placed(found: Survey, place: str) -> list[int]:
-    return (np.flatnonzero(found.place == PLACE[place]) + 1).tolist()
+    return (np.flatnonzero(found.outcome == OUTCOME[place]) + 1).tolist()
 
 
 def test_first_of_names_the_first_row_of_each_kind() -> None:
@@ -121,16 +121,16 @@ def test_rows_whose_prompt_is_held_out_can_be_dropped(tmp_path: Path) -> None:
     other = write(tmp_path / "eval.jsonl", [row("q 3", "x")])
     rows = [row(f"q {number}", f"answer {number}") for number in range(5)]
     found = survey(tmp_path, rows, eval=other, clean=["drop_leaked"])
-    assert np.flatnonzero(found.place == PLACE["leaked"]).tolist() == [3]
+    assert np.flatnonzero(found.outcome == OUTCOME["leaked"]).tolist() == [3]
     assert "leakage" not in {finding.id for finding in found.findings}
 
 
 def test_rows_of_one_customer_stay_on_one_side(tmp_path: Path) -> None:
     rows = [row(f"q {number}", "x", customer=f"c{number % 40}") for number in range(400)]
     found = survey(tmp_path, rows, eval=0.25, test=0.25, group="customer")
-    sides = [{int(found.place[n]) for n in range(400) if n % 40 == customer} for customer in range(40)]
+    sides = [{int(found.outcome[n]) for n in range(400) if n % 40 == customer} for customer in range(40)]
     assert all(len(side) == 1 for side in sides)
-    assert {place for side in sides for place in side} == {PLACE[name] for name in ("trained", "held_out", "test")}
+    assert {place for side in sides for place in side} == {OUTCOME[name] for name in ("trained", "held_out", "test")}
 
 
 def test_stratified_sides_have_the_same_share_of_each_answer(tmp_path: Path) -> None:
@@ -142,10 +142,10 @@ def test_stratified_sides_have_the_same_share_of_each_answer(tmp_path: Path) -> 
 
 def test_more_rows_move_no_row_to_the_other_side(tmp_path: Path) -> None:
     rows = [row(f"q {number}", "x") for number in range(300)]
-    before = survey(tmp_path, rows[:200], eval=0.2, test=0.1).place
-    after = survey(tmp_path, rows, eval=0.2, test=0.1).place
+    before = survey(tmp_path, rows[:200], eval=0.2, test=0.1).outcome
+    after = survey(tmp_path, rows, eval=0.2, test=0.1).outcome
     assert (before == after[:200]).all()
-    assert {PLACE[name] for name in ("trained", "held_out", "test")} == set(before.tolist())
+    assert {OUTCOME[name] for name in ("trained", "held_out", "test")} == set(before.tolist())
 
 
 def test_personal_data_is_masked_before_rows_are_compared(tmp_path: Path) -> None:
@@ -219,9 +219,9 @@ def test_rows_held_against_change_nothing_and_their_leak_is_told_even_where_leak
     other = SourceSettings(path=write(tmp_path / "test.jsonl", [rows[3], row("new", "x")]))
     settings = DataSettings.model_validate({"train": path, "eval": 0.2, "clean": ["drop_leaked"]})
     alone, beside = (survey_rows(settings, seed=0, against=against) for against in (None, other))
-    assert (alone.place == beside.place[:30]).all()
+    assert (alone.outcome == beside.outcome[:30]).all()
     assert beside.ledger().rows.read == 30
-    held_out = alone.place[3] == PLACE["held_out"]
+    held_out = alone.outcome[3] == OUTCOME["held_out"]
     assert ("leakage" in {finding.id for finding in beside.findings}) is not held_out
     assert alone.notes == beside.notes
 
@@ -233,7 +233,7 @@ def test_a_prompt_in_another_case_is_a_near_leak(tmp_path: Path) -> None:
     finding = next(each for each in found.findings if each.id == "near_leakage")
     assert [Path(name).name for name in finding.rows] == ["rows.jsonl:4", "eval.jsonl:1"]
     dropped = survey(tmp_path, rows, eval=other, clean=["near_dedupe", "drop_leaked"])
-    assert np.flatnonzero(dropped.place == PLACE["leaked"]).tolist() == [3]
+    assert np.flatnonzero(dropped.outcome == OUTCOME["leaked"]).tolist() == [3]
 
 
 def test_a_single_row_is_compared_without_the_frame_of_the_training_rows(tmp_path: Path) -> None:

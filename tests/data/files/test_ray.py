@@ -28,7 +28,7 @@ def test_a_dataset_prepared_on_ray_is_the_one_prepared_here(tmp_path: Path) -> N
     made = [prepare_data(str(path), tmp_path / name, settings=settings, ray=name == "ray") for name in ("here", "ray")]
     assert made[0].splits == made[1].splits
     assert made[0].ledger.to_json() == made[1].ledger.to_json()
-    assert made[0].ledger.rows.duplicate > 0
+    assert made[0].ledger.total.rows.duplicate > 0
     for file in ("rejected.jsonl", "train/data-00000-of-00001.arrow", "test/data-00000-of-00001.arrow"):
         one, other = ((tmp_path / name / file).read_bytes() for name in ("here", "ray"))
         assert one == other, file

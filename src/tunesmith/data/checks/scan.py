@@ -38,7 +38,7 @@ from tunesmith.recipe.data import SourceSettings
 from tunesmith.runs.progress import Listener
 
 Side = Literal["train", "eval", "test", "against"]
-SIDES: tuple[Side, ...] = ("train", "eval", "test", "against")
+SOURCE_SIDES: tuple[Side, ...] = ("train", "eval", "test", "against")
 ROWS_THAT_TELL_THE_FRAME = 200
 
 
@@ -57,8 +57,9 @@ class Scanned:
 class Scan(RowFacts):
     """What is known of all rows of all sources in their order, bad ones among them.
 
-    ``file`` and ``source`` [rows] are indexes of ``files`` and ``sources``, ``side`` of SIDES. ``near``: for each row
-    the first row of its cluster of near duplicates, itself where it has none; None where they were not looked for.
+    ``file`` and ``source`` [rows] are indexes of ``files`` and ``sources``, ``side`` of SOURCE_SIDES. ``near``: for
+    each row the first row of its cluster of near duplicates, itself where it has none; None where they were not looked
+    for.
     """
 
     sources: list[Scanned] = field(default_factory=list)
@@ -77,12 +78,12 @@ class Scan(RowFacts):
 
     def side_is(self, *sides: Side) -> np.ndarray:
         """Good rows of these sides, bool [rows]."""
-        return self.good & np.isin(self.side, [SIDES.index(side) for side in sides])
+        return self.good & np.isin(self.side, [SOURCE_SIDES.index(side) for side in sides])
 
     @property
     def own(self) -> np.ndarray:
         """Good rows of the data itself, bool [rows]: not those that it is only held against."""
-        return self.good & (self.side != SIDES.index("against"))
+        return self.good & (self.side != SOURCE_SIDES.index("against"))
 
     def examples(self) -> Iterator[list[tuple[int, Example]]]:
         """The good rows of the data itself once more, by block with their numbers, read from their files again."""
@@ -253,7 +254,7 @@ class _Gathered:
             setattr(known, name, np.concatenate(self.blocks.pop(name)))
         sizes = [each.rows.stop - each.rows.start for each in known.sources]
         known.source = np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)
-        known.side = np.repeat(np.array([SIDES.index(each.side) for each in known.sources], np.int8), sizes)
+        known.side = np.repeat(np.array([SOURCE_SIDES.index(each.side) for each in known.sources], np.int8), sizes)
         if self.index is not None:
             known.near = np.arange(self.rows)
             known.near[known.good] = self.index.clusters()

@@ -1,22 +1,22 @@
 """What stands out in the data, computed from a scan: repeats, contradictions, leaks, balance, and marks of single rows.
 
-Every finding names all of its rows: both of a pair, and those on both sides of a leak.
+Every finding names all of its rows: both of a pair, and those of both splits for a leak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from tunesmith.data.checks.facts import LABEL_LENGTH, RULE_NUMBERS
 from tunesmith.data.checks.rules import RULES
-from tunesmith.data.checks.scan import SIDES, Scan, first_of
+from tunesmith.data.checks.scan import SOURCE_SIDES, Scan, first_of
 from tunesmith.data.checks.scripts import NO_SCRIPT
 from tunesmith.data.examples.row_shapes import PREFERENCES
 from tunesmith.data.finding import Finding, Severity, rows_in_words
-from tunesmith.data.placement import AGAINST, PLACE
+from tunesmith.data.placement import NO_OUTCOME, OUTCOME
 from tunesmith.recipe.methods import FULL_ROWS, LORA_ROWS
 
 CHARACTERS_PER_TOKEN = 4
@@ -25,10 +25,49 @@ FEW_OF_A_LABEL = 10
 MOST_LEAKED = 0.05  # share of the held-out rows, beyond which a verdict on them says nothing
 MINOR_SCRIPT = 0.05
 
+# Severity, message and remedy of each finding. ``{rows}`` stands for the number of rows, such as 12 rows.
+# fmt: off
+_FINDINGS: dict[str, tuple[Severity, str, str]] = {
+    "invalid_rows": (
+        "warning", "{rows} that cannot be read, or used as an example",
+        "correct them, or set data.on_error: skip to set them aside"),
+    "invalid_rows_against": (
+        "warning", "{rows} of the data to compare with cannot be read or used",
+        "correct them: what stands in them was not looked for"),
+    "duplicate_rows": (
+        "warning", "{rows} to train on are only {several:,} different ones, each given several times",
+        "data.clean: [dedupe] keeps the first of each; leave them if they should count more than once"),
+    "contradicting_labels": (
+        "warning", "{prompts:,} prompts to train on have several labels ({rows})",
+        "if there is one right answer, correct the others; if several are right, leave them"),
+    "conflicting_answers": (
+        "warning", "{prompts:,} prompts to train on have several answers ({rows})",
+        "if there is one right answer, correct the others; if several are right, leave them"),
+    "near_duplicates": (
+        "warning", "{rows} to train on are {texts:,} texts in slightly different words",
+        "data.clean: [near_dedupe] keeps the first of each"),
+    "leakage": (
+        "warning", "{count:,} of {held_out:,} held-out rows have a prompt that training sees",
+        "data.clean: [drop_leaked] takes them out of training"),
+    "near_leakage": (
+        "warning", "{count:,} of {held_out:,} held-out rows have a near duplicate among the rows to train on",
+        "data.clean: [near_dedupe, drop_leaked] takes them out of training"),
+    "rare_labels": (
+        "info", "{few} of {labels} labels have fewer than {least} rows ({rows}); the smallest: {named}",
+        "add rows of these, or join labels; what is seen seldom is seldom learned"),
+    "other_script": (
+        "info", "{rows} are written in another script than the rest, which is {main}",
+        "look at them: a model learns little from a handful of rows in another script"),
+    "long_rows": (
+        "info", "{rows} of more than {characters:,} characters, so probably of more than {tokens:,} tokens",
+        "raise data.max_length, shorten them, or choose data.too_long: drop or truncate"),
+}
+# fmt: on
+
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """An answer that is given again and again, and how many good rows of all sides give it."""
+    """An answer that is given again and again, and how many good rows of all sources give it."""
 
     text: str
     rows: int
@@ -37,7 +76,7 @@ class Label:
 
 def findings(
     scan: Scan,
-    place: np.ndarray,
+    outcome: np.ndarray,
     *,
     method: str | None = None,
     max_length: int = 2048,
@@ -47,7 +86,7 @@ def findings(
     """What the owner of the data should know, the gravest first.
 
     Args:
-        place: what becomes of each row, of ``clean.place_rows``.
+        outcome: what becomes of each row, of ``placement.place_rows``.
         method: full, freeze, lora or qlora, for the advice on the number of rows.
         max_length: tokens in a row; without a tokenizer, four characters count as one.
         split: whether raw text may be longer, because it is split.
@@ -56,12 +95,12 @@ def findings(
     labels = labels_of(scan)
     made = [
         *_invalid(scan, stops),
-        *_repeats(scan, place, are_labels=labels is not None),
-        *_leaks(scan, place),
+        *_repeats(scan, are_labels=labels is not None),
+        *_leaks(scan, outcome),
         *_marks(scan, are_labels=labels is not None),
         _few_of_a_label(scan, labels or []),
         _minor_script(scan),
-        _size(place, method),
+        _size(outcome, method),
         _length(scan, max_length, split),
     ]
     order = {"error": 0, "warning": 1, "info": 2}
@@ -76,128 +115,76 @@ def labels_of(scan: Scan) -> list[Label] | None:
     numbers, counts = np.unique(scan.answer[rows], return_counts=True)
     if len(numbers) > min(LABELS, rows.sum() / ROWS_A_LABEL):
         return None
-    made = [
-        Label(scan.labels[number], count, number)
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
-    ]
+    pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
+    made = [Label(scan.labels[number], count, number) for number, count in pairs]
     return sorted(made, key=lambda label: (-label.rows, label.text))
 
 
 def _finding(
-    scan: Scan, identity: str, severity: Severity, rows: np.ndarray, words: str, remedy: str
+    scan: Scan, identity: str, rows: np.ndarray, *, grave: bool = False, **figures: int | str
 ) -> Finding | None:
-    """``rows``: numbers, or bool [rows]. ``{rows}`` in the words is their count."""
+    """A finding of the table; None without rows.
+
+    Args:
+        rows: numbers, or bool [rows].
+        grave: it is an error, whatever the table says.
+        figures: what the message names.
+    """
     numbers = np.flatnonzero(rows) if rows.dtype == bool else rows
     if not len(numbers):
         return None
-    message = words.replace("{rows}", rows_in_words(len(numbers)))
-    return Finding(identity, severity, scan.places(numbers), message, remedy)
+    severity, message, remedy = _FINDINGS[identity]
+    words = message.format(rows=rows_in_words(len(numbers)), **figures)
+    return Finding(identity, "error" if grave else severity, scan.places(numbers), words, remedy)
 
 
 def _invalid(scan: Scan, stops: bool) -> Iterator[Finding | None]:
-    other = scan.side == SIDES.index("against")
-    yield _finding(
-        scan,
-        "invalid_rows",
-        "error" if stops else "warning",
-        ~scan.good & ~other,
-        "{rows} that cannot be read, or used as an example",
-        "correct them, or set data.on_error: skip to set them aside",
-    )
-    yield _finding(
-        scan,
-        "invalid_rows_against",
-        "warning",
-        ~scan.good & other,
-        "{rows} of what the data is held against cannot be read or used",
-        "correct them: what stands in them was not looked for",
-    )
+    other = scan.side == SOURCE_SIDES.index("against")
+    yield _finding(scan, "invalid_rows", ~scan.good & ~other, grave=stops)
+    yield _finding(scan, "invalid_rows_against", ~scan.good & other)
 
 
-def _repeats(scan: Scan, place: np.ndarray, *, are_labels: bool) -> Iterator[Finding | None]:
+def _repeats(scan: Scan, *, are_labels: bool) -> Iterator[Finding | None]:
     train = np.flatnonzero(scan.side_is("train"))
-    content, prompt = first_of(scan.content[train]), first_of(scan.prompt[train])
-    again = _in_groups(content)
-    several = len(np.unique(content[again]))
-    yield _finding(
-        scan,
-        "duplicate_rows",
-        "warning",
-        train[again],
-        f"{{rows}} to train on are only {several:,} different ones, each given several times",
-        "data.clean: [dedupe] keeps the first of each; leave them if they should count more than once",
-    )
+    content, prompt = first_of(scan.content[train]), first_of(scan.prompt[train])  # [training rows]
+    _, inverse, counts = np.unique(content, return_inverse=True, return_counts=True)
+    again = counts[inverse] > 1
+    yield _finding(scan, "duplicate_rows", train[again], several=len(np.unique(content[again])))
     different = _distinct_in_group(prompt, content) & ~scan.raw_text[train]
     if any(each.reader.shape in PREFERENCES for each in scan.sources):  # that is what such rows are for
         different[:] = False
-    yield _finding(
-        scan,
-        "contradicting_labels" if are_labels else "conflicting_answers",
-        "warning",
-        train[different],
-        f"{len(np.unique(prompt[different])):,} prompts to train on have several answers ({{rows}})"
-        if not are_labels
-        else f"{len(np.unique(prompt[different])):,} prompts to train on have several labels ({{rows}})",
-        "if there is one right answer, correct the others; if several are right, leave them",
-    )
+    identity = "contradicting_labels" if are_labels else "conflicting_answers"
+    yield _finding(scan, identity, train[different], prompts=len(np.unique(prompt[different])))
     if scan.near is not None:
         cluster = scan.near[train]
         near = _distinct_in_group(cluster, prompt)  # one prompt with several answers is a contradiction
-        yield _finding(
-            scan,
-            "near_duplicates",
-            "warning",
-            train[near],
-            f"{{rows}} to train on are {len(np.unique(cluster[near])):,} texts in slightly different words",
-            "data.clean: [near_dedupe] keeps the first of each",
-        )
+        yield _finding(scan, "near_duplicates", train[near], texts=len(np.unique(cluster[near])))
 
 
-def _leaks(scan: Scan, place: np.ndarray) -> Iterator[Finding | None]:
-    """Rows of both sides. What was taken out of the training rows already leaks no more."""
-    train = place == PLACE["trained"]
-    away = scan.good & np.isin(place, [PLACE["held_out"], PLACE["test"], AGAINST])
-    if not away.any():
+def _leaks(scan: Scan, outcome: np.ndarray) -> Iterator[Finding | None]:
+    """Rows of both splits. What was taken out of the training rows already leaks no more."""
+    train = outcome == OUTCOME["trained"]
+    away = scan.good & np.isin(outcome, [OUTCOME["held_out"], OUTCOME["test"], NO_OUTCOME])
+    held_out = int(away.sum())
+    if not held_out:
         return
     prompt = first_of(scan.prompt)
-    yield _leak(
-        scan, "leakage", [prompt], train, away, "{count} of {of} held-out rows have a prompt that training sees"
-    )
+    leaked = away & np.isin(prompt, prompt[train])
+    sources = train & np.isin(prompt, prompt[leaked])
+    count = int(leaked.sum())
+    grave = count > MOST_LEAKED * held_out
+    yield _finding(scan, "leakage", leaked | sources, grave=grave, count=count, held_out=held_out)
     if scan.near is not None:
-        known = np.isin(prompt, prompt[train]) & away
-        words = "{count} of {of} held-out rows have a near duplicate among the rows to train on"
-        yield _leak(scan, "near_leakage", [scan.near, scan.plain], train, away & ~known, words, of=int(away.sum()))
+        away &= ~leaked
+        near, sources = np.zeros((2, len(scan)), bool)
+        for group in (scan.near, scan.plain):  # rows with one number in any of them are nearly the same
+            found = away & np.isin(group, group[train])
+            near |= found
+            sources |= train & np.isin(group, group[found])
+        yield _finding(scan, "near_leakage", near | sources, count=int(near.sum()), held_out=held_out)
 
 
-def _leak(
-    scan: Scan,
-    identity: str,
-    groups: Sequence[np.ndarray],
-    train: np.ndarray,
-    away: np.ndarray,
-    words: str,
-    of: int | None = None,
-) -> Finding | None:
-    """``groups``: rows of one number in any of them are the same."""
-    leaked, source = np.zeros(len(scan), bool), np.zeros(len(scan), bool)
-    for group in groups:
-        found = away & np.isin(group, group[train])
-        leaked |= found
-        source |= train & np.isin(group, group[found])
-    count, of = int(leaked.sum()), int(away.sum()) if of is None else of
-    return _finding(
-        scan,
-        identity,
-        "error" if identity == "leakage" and count > MOST_LEAKED * of else "warning",
-        leaked | source,
-        words.format(count=f"{count:,}", of=f"{of:,}"),
-        "data.clean: [drop_leaked] takes them out of training"
-        if identity == "leakage"
-        else "data.clean: [near_dedupe, drop_leaked] takes them out of training",
-    )
-
-
-def _marks(scan: Scan, *, are_labels: bool) -> Iterator[Finding | None]:
+def _marks(scan: Scan, *, are_labels: bool) -> Iterator[Finding]:
     for name, rule in RULES.items():
         if name == "answer_one_token" and are_labels:
             continue
@@ -212,15 +199,9 @@ def _few_of_a_label(scan: Scan, labels: list[Label]) -> Finding | None:
     few = [label for label in labels if label.rows < FEW_OF_A_LABEL]
     if not few or len(few) == len(labels):
         return None
+    rows = scan.own & np.isin(scan.answer, np.array([label.number for label in few], np.uint64))
     named = ", ".join(f"{label.text!r} ({label.rows})" for label in reversed(few[-5:]))
-    return _finding(
-        scan,
-        "rare_labels",
-        "info",
-        scan.own & np.isin(scan.answer, np.array([label.number for label in few], np.uint64)),
-        f"{len(few)} of {len(labels)} labels have fewer than {FEW_OF_A_LABEL} rows ({{rows}}); the smallest: {named}",
-        "add rows of these, or join labels; what is seen seldom is seldom learned",
-    )
+    return _finding(scan, "rare_labels", rows, few=len(few), labels=len(labels), least=FEW_OF_A_LABEL, named=named)
 
 
 def _minor_script(scan: Scan) -> Finding | None:
@@ -231,20 +212,12 @@ def _minor_script(scan: Scan) -> Finding | None:
     other = scan.own & (scan.script != main)
     if NO_SCRIPT in scan.scripts:
         other &= scan.script != scan.scripts.index(NO_SCRIPT)
-    return _finding(
-        scan,
-        "other_script",
-        "info",
-        other,
-        f"{{rows}} are written in another script than the rest, which is {scan.scripts[main]}",
-        "look at them: a model learns little from a handful of rows in another script",
-    )
+    return _finding(scan, "other_script", other, main=scan.scripts[main])
 
 
-def _size(place: np.ndarray, method: str | None) -> Finding | None:
-    wanted = FULL_ROWS if method == "full" else LORA_ROWS
-    count = int((place == PLACE["trained"]).sum())
-    if count >= wanted:
+def _size(outcome: np.ndarray, method: str | None) -> Finding | None:
+    count = int((outcome == OUTCOME["trained"]).sum())
+    if count >= (FULL_ROWS if method == "full" else LORA_ROWS):
         return None
     advice = "add rows, or take method lora, which needs fewer" if method == "full" else "add rows if you can"
     message = f"{rows_in_words(count)} to train on; the guide says 1K-10K for LoRA and 10K or more for full fine-tuning"
@@ -254,20 +227,7 @@ def _size(place: np.ndarray, method: str | None) -> Finding | None:
 def _length(scan: Scan, max_length: int, split: bool) -> Finding | None:
     longest = max_length * CHARACTERS_PER_TOKEN
     rows = scan.own & ~scan.raw_text if split else scan.own
-    return _finding(
-        scan,
-        "long_rows",
-        "info",
-        rows & (scan.characters > longest),
-        f"{{rows}} of more than {longest:,} characters, so probably of more than {max_length:,} tokens",
-        "raise data.max_length, shorten them, or choose data.too_long: drop or truncate",
-    )
-
-
-def _in_groups(group: np.ndarray) -> np.ndarray:
-    """Rows that are not the only one of their group, bool [n]."""
-    _, inverse, counts = np.unique(group, return_inverse=True, return_counts=True)
-    return counts[inverse] > 1
+    return _finding(scan, "long_rows", rows & (scan.characters > longest), characters=longest, tokens=max_length)
 
 
 def _distinct_in_group(group: np.ndarray, content: np.ndarray) -> np.ndarray:

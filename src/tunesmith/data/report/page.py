@@ -26,10 +26,10 @@ SOURCES_SHOWN = 200
 SAMPLES_SHOWN = 20
 SHOWN_ROWS = 50
 SHOWN_PIECES = 40
-BARS = 40
+_BARS = 40
 
 # (key, name, what it means), in the order of the bars.
-PLACES = (
+_OUTCOMES = (
     ("trained", "to train on", "what the model learns from"),
     ("held_out", "held out", "kept to judge on, and for the validation loss"),
     ("test", "test", "kept apart from training and verdict"),
@@ -40,7 +40,7 @@ PLACES = (
     ("invalid", "invalid", "could not be used, see the bad rows"),
 )
 MEASURES = (("rows", "rows"), ("tokens", "tokens"), ("supervised", "supervised tokens"))
-QUANTILES = ("min", "p5", "p25", "p50", "p75", "p95", "p99", "max")
+_QUANTILES = ("min", "p5", "p25", "p50", "p75", "p95", "p99", "max")
 _SEVERITIES = ("error", "warning", "info")
 
 # Characters that no reader sees, or that change the order or the encoding of what stands around them: control
@@ -78,7 +78,7 @@ def data_report(found: Mapping[str, Any], *, title: str) -> str:
         title=title,
         found=found,
         glance=_glance(found),
-        places=PLACES,
+        outcomes=_OUTCOMES,
         by_source=_head(_by_source(found["ledger"]), SOURCES_SHOWN),
         sections={key: {"title": name, "content": content} for key, (name, content) in sections.items() if content},
     )
@@ -139,7 +139,7 @@ def _histogram(buckets: Sequence[Mapping[str, int]], quantiles: Mapping[str, flo
             picture.add("rect", class_="bar", x=x.at(start), y=bottom - height, width=width, height=height, title=title)
     picture.add("line", class_="axis", x1=left, x2=right, y1=bottom, y2=bottom)
     picture.add("text", "rows", x=0, y=12)
-    marks = [(f"{name} {quantiles[name]:,.0f}", quantiles[name]) for name in QUANTILES[1:-1]]
+    marks = [(f"{name} {quantiles[name]:,.0f}", quantiles[name]) for name in _QUANTILES[1:-1]]
     for label, at, level in spread(marks, x, levels=4, letter=7):
         picture.add("line", class_="mark", x1=at, x2=at, y1=15 + 13 * level, y2=bottom)
         picture.add("text", label, class_="mark-name", x=at, y=12 + 13 * level, text_anchor="middle")
@@ -199,9 +199,9 @@ def _measures(ledger: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not counts:
             continue
         read = counts["read"] or 0
-        placed = sum(counts[place] or 0 for place, _, _ in PLACES)
+        placed = sum(counts[outcome] or 0 for outcome, _, _ in _OUTCOMES)
         whole = max(read, placed) or 1
-        parts = [(place, label, counts[place] or 0) for place, label, _ in PLACES]
+        parts = [(outcome, label, counts[outcome] or 0) for outcome, label, _ in _OUTCOMES]
         ends = [sum(count for _, _, count in parts[:number]) for number in range(len(parts))]
         measures.append(
             {
@@ -209,12 +209,17 @@ def _measures(ledger: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "counts": counts,
                 "unplaced": read - placed,
                 "sum": " + ".join(f"{count:,}" for _, _, count in parts if count),
-                "shares": {place: _share(count, read) for place, _, count in parts},
+                "shares": {outcome: _share(count, read) for outcome, _, count in parts},
                 "starts": {part[0]: f"{100 * end / whole:.3f}" for part, end in zip(parts, ends, strict=True)},
-                "widths": {place: f"{100 * count / whole:.3f}" for place, _, count in parts},
+                "widths": {outcome: f"{100 * count / whole:.3f}" for outcome, _, count in parts},
                 "segments": [
-                    {"place": place, "name": label, "title": f"{label}: {count:,} {name}", "wide": count > whole / 8}
-                    for place, label, count in parts
+                    {
+                        "outcome": outcome,
+                        "name": label,
+                        "title": f"{label}: {count:,} {name}",
+                        "wide": count > whole / 8,
+                    }
+                    for outcome, label, count in parts
                     if count
                 ],
             }
@@ -270,16 +275,14 @@ def _finding(finding: Mapping[str, Any]) -> dict[str, Any]:
 def _by_file(rows: Sequence[str]) -> list[tuple[str, str]]:
     """Neighbouring rows of one file together: [("train.csv", "3, 17"), ...]."""
     places = (row.rpartition(":") for row in rows)
-    return [
-        (file, ", ".join(line for _, _, line in group)) for file, group in groupby(places, key=lambda place: place[0])
-    ]
+    return [(file, ", ".join(line for _, _, line in group)) for file, group in groupby(places, key=lambda row: row[0])]
 
 
 def _lengths(lengths: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not lengths:
         return None
     chart = _histogram(lengths["histogram"], lengths["quantiles"], lengths["unit"]) if lengths["histogram"] else None
-    return {**lengths, "names": QUANTILES, "chart": chart}
+    return {**lengths, "names": _QUANTILES, "chart": chart}
 
 
 def _labels(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -288,8 +291,12 @@ def _labels(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
     counts = [(entry["label"], entry["rows"]) for entry in labels["counts"]]
     bars = _bars(counts)
     largest, between, smallest = bars, [], []
-    if len(bars) > BARS:
-        largest, between, smallest = bars[: BARS // 2], bars[BARS // 2 : -BARS // 2], bars[-BARS // 2 :]
+    if len(bars) > _BARS:
+        largest, between, smallest = (
+            bars[: _BARS // 2],
+            bars[_BARS // 2 : -_BARS // 2],
+            bars[-_BARS // 2 :],
+        )
     return {
         "distinct": labels["distinct"],
         "largest": largest,
@@ -304,8 +311,8 @@ def _labels(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _scripts(found: Mapping[str, Any]) -> dict[str, Any] | None:
     languages = found.get("languages") or {"sampled": 0, "counts": []}
     groups = {
-        "scripts": _bars((entry["name"], entry["rows"]) for entry in found["scripts"][:BARS]),
-        "languages": _bars((entry["name"], entry["rows"]) for entry in languages["counts"][:BARS]),
+        "scripts": _bars((entry["name"], entry["rows"]) for entry in found["scripts"][:_BARS]),
+        "languages": _bars((entry["name"], entry["rows"]) for entry in languages["counts"][:_BARS]),
     }
     return {**groups, "sampled": languages["sampled"]} if any(groups.values()) else None
 
@@ -313,11 +320,11 @@ def _scripts(found: Mapping[str, Any]) -> dict[str, Any] | None:
 def _diversity(diversity: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not diversity:
         return None
-    frequent = [(entry["text"], entry["rows"]) for entry in diversity["most_frequent"][: BARS // 2]]
+    frequent = [(entry["text"], entry["rows"]) for entry in diversity["most_frequent"][: _BARS // 2]]
     return {
         "first_words": diversity["first_words"],
         "frequent": _bars(frequent),
-        "clusters": _head(diversity["clusters"], BARS // 2),
+        "clusters": _head(diversity["clusters"], _BARS // 2),
     }
 
 

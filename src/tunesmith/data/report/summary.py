@@ -9,8 +9,8 @@ import numpy as np
 from tunesmith.data.checks.scan import Scan
 from tunesmith.data.report.findings import labels_of
 
-QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
-BARS = 24
+_QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
+_HISTOGRAM_BARS = 24
 OPENINGS_SHOWN, CLUSTERS_SHOWN = 12, 12
 
 
@@ -20,9 +20,9 @@ def lengths(values: np.ndarray, unit: str, longest_row: str) -> dict[str, Any]:
     A quantile is the length of a row that there is; ``to`` is the first length behind a bar.
     """
     ordered = np.sort(values)
-    at = {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in QUANTILES.items()}
+    at = {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in _QUANTILES.items()}
     low, high = int(ordered[0]), int(ordered[-1])
-    width = max(1, -(-(high + 1 - low) // BARS))
+    width = max(1, -(-(high + 1 - low) // _HISTOGRAM_BARS))
     counts = np.bincount((values - low) // width)
     bars = [
         {"from": low + width * bar, "to": low + width * (bar + 1), "rows": int(count)}
