@@ -85,7 +85,7 @@ def test_the_best_step_is_judged_on_rows_that_did_not_select_it(values: dict[str
     assert prepared.selecting is not None
     prompts = [{question.prompt_text for question in each.questions} for each in (prepared.task, prepared.selecting)]
     assert not prompts[0] & prompts[1]
-    held_out = prepared.survey.ledger().rows.held_out
+    held_out = prepared.survey.ledger().total.rows.held_out
     assert len(prepared.task.rows) + len(prepared.selecting.rows) == held_out
 
     result = train(values)
@@ -182,7 +182,7 @@ def test_test_rows_judge_where_there_are_some(values: dict[str, Any], tmp_path: 
     assert prepared.selecting is not None
     assert len(prepared.task.rows) == 9
     assert all(row.source.startswith(str(test)) for row in prepared.task.rows)
-    assert len(prepared.selecting.rows) == prepared.survey.ledger().rows.held_out
+    assert len(prepared.selecting.rows) == prepared.survey.ledger().total.rows.held_out
 
 
 def test_without_selection_every_held_out_row_judges_and_test_rows_stay_apart(
@@ -194,7 +194,7 @@ def test_without_selection_every_held_out_row_judges_and_test_rows_stay_apart(
     prepared = prepare_training(recipe, Silent())
     assert prepared.selecting is None
     assert prepared.task is not None
-    assert len(prepared.task.rows) == prepared.survey.ledger().rows.held_out
+    assert len(prepared.task.rows) == prepared.survey.ledger().total.rows.held_out
     assert prepared.validation is prepared.task
 
 

@@ -168,7 +168,7 @@ def test_bad_rows_stop_or_are_counted(tmp_path: Path) -> None:
         survey(tmp_path, rows)
     found = survey(tmp_path, rows, on_error="skip")
     assert placed(found, "invalid") == [2]
-    assert found.ledger().rows.invalid == 1
+    assert found.ledger().total.rows.invalid == 1
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_rows_held_against_change_nothing_and_their_leak_is_told_even_where_leak
     settings = DataSettings.model_validate({"train": path, "eval": 0.2, "clean": ["drop_leaked"]})
     alone, beside = (survey_rows(settings, seed=0, against=against) for against in (None, other))
     assert (alone.outcome == beside.outcome[:30]).all()
-    assert beside.ledger().rows.read == 30
+    assert beside.ledger().total.rows.read == 30
     held_out = alone.outcome[3] == OUTCOME["held_out"]
     assert ("leakage" in {finding.id for finding in beside.findings}) is not held_out
     assert alone.notes == beside.notes
