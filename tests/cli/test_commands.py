@@ -123,7 +123,7 @@ def test_dry_run_shows_every_setting_with_its_source(command: Command, recipe: s
 def test_a_missing_recipe_is_a_mistake_with_a_remedy(command: Command, recipe: str, finetune: Any) -> None:
     outcome = command("train", "recipes.yaml")
     assert outcome.code == 1
-    assert outcome.err == ("error: recipes.yaml: There is no such recipe\n  What to do: Did you mean recipe.yaml?\n")
+    assert outcome.err == ("error: recipes.yaml: This recipe does not exist\n  What to do: Did you mean recipe.yaml?\n")
     assert finetune.asked == []
 
 

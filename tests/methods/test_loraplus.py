@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tunesmith.methods.table import build
 from tunesmith.model.compute import attention
 from tunesmith.recipe.methods import METHOD_SETTINGS
 from tunesmith.recipe.optimizers import OPTIMIZERS, Optimizer
-from tunesmith.recipe.schedules import rate_schedule
+from tunesmith.recipe.schedules import learning_rate_at
 from tunesmith.runs.progress import StepResult
 from tunesmith.training.loop import Hooks, Step, train_steps
 from tunesmith.training.objectives.supervised import CrossEntropy
@@ -35,7 +36,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 def schedule() -> Any:
-    return rate_schedule(peak=RATE, total_steps=TOTAL, warmup_steps=2, schedule="cosine", arguments={})
+    return partial(learning_rate_at, peak=RATE, total_steps=TOTAL, warmup_steps=2, schedule="cosine", arguments={})
 
 
 def attached(folder: Path, **settings: Any) -> tuple[Any, Any]:

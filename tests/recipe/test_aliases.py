@@ -132,7 +132,7 @@ def test_a_device_map_of_one_device_is_that_device(device_map: Any, device: str)
 
 @pytest.mark.parametrize("device_map", ["balanced", "sequential", {"a": 0, "b": 1}, {"model.embed": 0}, True, None])
 def test_a_device_map_over_several_devices_is_refused(device_map: Any) -> None:
-    with pytest.raises(ValueError, match="a run here is on one"):
+    with pytest.raises(ValueError, match="a run uses one device"):
         canonical(("model", "device_map"), device_map)
 
 

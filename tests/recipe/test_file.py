@@ -93,7 +93,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(file: Path) -> None:
 def test_a_missing_file_names_its_nearest_neighbour(file: Path) -> None:
     written(file)
     error = complaint(file.with_name("recepi.yaml"))
-    assert (error.what, error.where) == ("There is no such recipe", str(file.with_name("recepi.yaml")))
+    assert (error.what, error.where) == ("This recipe does not exist", str(file.with_name("recepi.yaml")))
     assert error.remedy == f"Did you mean {file}?"
     assert "tunesmith init" in str(complaint(file.parent / "nowhere" / "x.yaml").remedy)
 
@@ -223,7 +223,7 @@ def test_what_is_missing_is_named(file: Path) -> None:
         ("training:\n  save_strategy: epoch\n  save_steps: 5\n", 7, "save_steps has no meaning under"),
         ("training:\n  per_device_train_batch_size: 2\n  batch_size: 3\n", 7, "batch_size 3 contradicts"),
         ("training:\n  seed: 1\n  gradient_accumulation_steps: 2\n", 7, "gradient_accumulation_steps needs"),
-        ("training:\n  warmup_steps: 5\n  lr_scheduler_type: constant\n", 7, "warm-up under lr_scheduler_type"),
+        ("training:\n  warmup_steps: 5\n  lr_scheduler_type: constant\n", 7, "lr_scheduler_type: constant has no"),
         ("evaluation:\n  samples: 1\n  temperature: 0.5\n", 7, "temperature has no effect while do_sample is false"),
         ("method:\n  r: 4\n  layers_pattern: layers\n", 7, "layers_pattern says where layers_to_transform counts"),
         ("evaluation:\n  metrics: [loss, loss]\n", 5, "a metric is named twice"),
@@ -308,7 +308,7 @@ def test_an_override_is_key_equals_value(file: Path, override: str) -> None:
 def test_an_override_that_is_no_yaml_or_leads_nowhere_is_refused(file: Path) -> None:
     assert complaint(written(file), "training.seed=[1").what == "The value of this argument is not YAML"
     error = complaint(written(file), "output_dir.name=x")
-    assert error.what == "This override goes into a value that has no keys"
+    assert error.what == "This override sets a key of a value that has no keys"
     assert error.why == "`output_dir` is 'out'."
 
 

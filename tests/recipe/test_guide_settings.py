@@ -125,7 +125,7 @@ def test_the_blocks_of_qlora_are_a_method_section_as_they_stand() -> None:
 def test_another_task_and_another_base_than_4_bit_are_refused() -> None:
     with pytest.raises(RecipeError, match="expected 'CAUSAL_LM', found 'SEQ_CLS'"):
         recipe({"name": "lora", "task_type": TaskType.SEQ_CLS})
-    with pytest.raises(RecipeError, match="without it the method is lora"):
+    with pytest.raises(RecipeError, match="for an unquantized base use method: lora"):
         recipe({"name": "qlora", "load_in_4bit": False})
     with pytest.raises(RecipeError, match=r"`method\.load_in_4bit` is a setting of qlora; the method here is lora"):
         recipe({"name": "lora", "load_in_4bit": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ from tunesmith.recipe.schedules import (
     Schedule,
     check_arguments,
     learning_rate_at,
-    rate_schedule,
     rate_text,
     steps_of_warmup,
 )
@@ -59,9 +59,8 @@ def test_the_rate_of_every_step_is_that_of_transformers(
     schedule: Schedule, arguments: dict[str, Any], warmup_steps: int
 ) -> None:
     check_arguments(schedule, arguments)
-    rate = rate_schedule(
-        peak=3e-4, total_steps=TOTAL, warmup_steps=warmup_steps, schedule=schedule, arguments=arguments
-    )
+    schedule_of = {"total_steps": TOTAL, "warmup_steps": warmup_steps, "schedule": schedule, "arguments": arguments}
+    rate = partial(learning_rate_at, peak=3e-4, **schedule_of)
     found = [rate(step) for step in range(1, TOTAL + 1)]
     assert found == pytest.approx(reference_rates(schedule, warmup_steps, arguments), rel=1e-9, abs=1e-18)
 
@@ -88,7 +87,7 @@ def test_a_number_of_warmup_steps_below_one_is_a_share_as_in_transformers(warmup
 @pytest.mark.parametrize(
     ("schedule", "arguments", "message"),
     [
-        ("linear", {"min_lr": 0.1}, "min_lr is nothing of lr_scheduler_type: linear, which takes no arguments"),
+        ("linear", {"min_lr": 0.1}, "min_lr is not an argument of lr_scheduler_type linear, which takes no arguments"),
         ("cosine", {"min_lr": 0.1}, "which takes num_cycles"),
         ("cosine_with_min_lr", {}, "needs lr_scheduler_kwargs"),
         ("cosine_with_min_lr", {"min_lr": 1e-5, "min_lr_rate": 0.1}, "needs lr_scheduler_kwargs"),

@@ -61,7 +61,7 @@ def test_freeze_must_leave_something_to_train(settings: dict[str, Any]) -> None:
 
 
 def test_freeze_is_told_when_a_pattern_is_none() -> None:
-    assert "is no regular expression" in refusal(method={"name": "freeze", "trainable_modules": "*norm"})
+    assert "is not a regular expression" in refusal(method={"name": "freeze", "trainable_modules": "*norm"})
     assert "greater than or equal to 0" in refusal(method={"name": "freeze", "trainable_layers": -1})
     recipe(method={"name": "freeze", "trainable_layers": 0, "trainable_modules": ["*norm"]})  # a name, found nowhere
 
@@ -131,8 +131,11 @@ def test_batch_size_can_be_said_by_its_two_parts() -> None:
             {"load_best_model_at_end": True, "early_stopping_threshold": 0.1},
             "early_stopping_threshold needs early_stopping_patience",
         ),
-        ({"load_best_model_at_end": True, "eval_strategy": "no"}, "nothing to go by under eval_strategy: no"),
-        ({"early_stopping_patience": 2, "eval_strategy": "no"}, "early_stopping_patience has nothing to go by"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "no"},
+            "load_best_model_at_end needs validations",
+        ),
+        ({"early_stopping_patience": 2, "eval_strategy": "no"}, "early_stopping_patience needs validations"),
         ({"load_best_model_at_end": True, "greater_is_better": True}, "contradicts metric_for_best_model: loss"),
         ({"load_best_model_at_end": True, "metric_for_best_model": "f1"}, "f1 is not known at a validation"),
         (

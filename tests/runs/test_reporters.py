@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from tunesmith.errors import RecipeError
-from tunesmith.recipe.settings import Reporter
+from tunesmith.recipe.settings import ReporterName
 from tunesmith.runs import reporters
 from tunesmith.runs.folder import Run
 from tunesmith.runs.reporters import PACKAGES, REPORTERS, check_reporters, open_reporters
@@ -25,7 +25,7 @@ def run_in(tmp_path: Path) -> Run:
 
 
 def test_every_name_of_the_recipe_has_a_reporter() -> None:
-    assert set(get_args(Reporter)) == set(REPORTERS) == set(PACKAGES)
+    assert set(get_args(ReporterName)) == set(REPORTERS) == set(PACKAGES)
 
 
 def test_a_package_that_is_missing_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,11 +86,15 @@ def model_dir(request: pytest.FixtureRequest, tied_model_dir: Path, untied_model
 @pytest.mark.parametrize(
     ("model", "method", "said"),
     [
-        ({"add_tokens": [""]}, {}, "needs a character that can be seen, found ''"),
-        ({"add_special_tokens": [" \n"]}, {}, "needs a character that can be seen"),
+        ({"add_tokens": [""]}, {}, "needs a visible character, found ''"),
+        ({"add_special_tokens": [" \n"]}, {}, "needs a visible character"),
         ({"add_tokens": ["<a>", "<a>"]}, {}, "'<a>' is named twice"),
         ({"add_tokens": ["<a>"], "add_special_tokens": "<a>"}, {}, "'<a>' is named twice"),
-        ({"add_tokens": ["<a>"]}, {"trainable_token_indices": {"embed_tokens": [3]}}, "is a list where"),
+        (
+            {"add_tokens": ["<a>"]},
+            {"trainable_token_indices": {"embed_tokens": [3]}},
+            "must be a list if",
+        ),
         ({}, {"trainable_token_indices": []}, "must name ids"),
         ({}, {"trainable_token_indices": [3, -1]}, "must name ids"),
         ({}, {"trainable_token_indices": {"embed_tokens": [3, 3]}}, "must name ids"),

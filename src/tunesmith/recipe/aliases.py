@@ -1,7 +1,7 @@
-"""Names that other versions and other tools use for a setting, and what each is called here.
+"""Other names of settings, from other versions and tools, and the name of each here.
 
-The installed transformers' names are canonical. What says the same thing under another name is put in its place before
-a recipe is checked, and a note says so; what cannot be meant here is refused with the reason.
+The names of the installed transformers are canonical. A setting with another name is moved to its canonical name before
+the recipe is checked, and a note says so. A value that is not supported here is refused with the reason.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Keys = tuple[str, ...]  # a setting's way through a recipe: ("training", "optim")
+Keys = tuple[str, ...]  # the path of a setting: ("training", "optim")
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A setting's other name.
+    """Another name of a setting.
 
-    ``convert`` gives its value under the canonical name, or None where it says nothing; it raises ValueError for what
-    cannot be meant. ``note`` says what became of it.
+    ``convert`` gives the value for the canonical name, or None if it changes nothing. It raises ValueError for a value
+    that is not supported. ``note`` explains the change.
     """
 
     name: Keys
@@ -48,26 +48,26 @@ def _bf16(value: Any) -> Any:
 def _fp16(value: Any) -> Any:
     if _switch("training.fp16", value):
         raise ValueError(
-            "training.fp16: gradients in float16 underflow without loss scaling, which is not done here; "
-            "use bf16: true on a GPU that has bfloat16, else leave the weights in float32"
+            "training.fp16: gradients in float16 underflow without loss scaling, which is not supported; "
+            "use bf16: true on a GPU with bfloat16, else leave the weights in float32"
         )
     return None
 
 
 def _device(value: Any) -> Any:
-    """transformers' device_map where it names one device."""
+    """The device of transformers' device_map, if it names exactly one."""
     if isinstance(value, Mapping):
         devices = set(value.values())
         if len(devices) != 1 or (len(value) == 1 and "" not in value):
             raise ValueError(
-                f"model.device_map {dict(value)!r} spreads a model over devices, and a run here is on one; use auto, "
+                f"model.device_map {dict(value)!r} splits a model over devices, but a run uses one device; use auto, "
                 "or model.device: cuda:1"
             )
         value = devices.pop()
     if isinstance(value, int) and not isinstance(value, bool):
         return f"cuda:{value}"
     if value in ("balanced", "balanced_low_0", "sequential", "disk") or not isinstance(value, str):
-        raise ValueError(f"model.device_map: {value!r} is for a model over several devices, and a run here is on one")
+        raise ValueError(f"model.device_map: {value!r} is for a model on several devices, but a run uses one device")
     return value
 
 
@@ -82,33 +82,33 @@ ALIASES = (
     Alias(
         ("training", "per_device_eval_batch_size"),
         ("evaluation", "batch_size"),
-        "answers generated at a time; validation losses are taken in micro-batches of tokens",
+        "answers generated at a time; validation losses are computed in micro-batches of tokens",
     ),
-    Alias(("training", "output_dir"), ("output_dir",), "it stands at the recipe's top"),
+    Alias(("training", "output_dir"), ("output_dir",), "it is a key at the top of the recipe"),
     Alias(
         ("training", "bf16"),
         ("model", "dtype"),
-        "weights and products are bfloat16; transformers would keep float32 weights beside",
+        "weights and products are bfloat16; transformers would keep float32 weights too",
         _bf16,
     ),
     Alias(("training", "fp16"), ("model", "dtype"), "", _fp16),
-    Alias(("model", "device_map"), ("model", "device"), "a run is on one device", _device),
+    Alias(("model", "device_map"), ("model", "device"), "a run uses one device", _device),
     Alias(("model", "torch_dtype"), ("model", "dtype"), "its name in transformers 5"),
 )
 VALUES: dict[Keys, dict[str, str]] = {  # other names of a value
     ("training", "optim"): {
         "lion": "lion_32bit",
         "adamw_bnb_8bit": "adamw_8bit",
-        "adamw_torch_fused": "adamw_torch",  # which is the fused one here
+        "adamw_torch_fused": "adamw_torch",  # always fused here
     },
     ("training", "lr_scheduler_type"): {"wsd": "warmup_stable_decay"},
 }
-DTYPES: tuple[Keys, ...] = (("model", "dtype"), ("method", "bnb_4bit_compute_dtype"))
+DTYPE_KEYS: tuple[Keys, ...] = (("model", "dtype"), ("method", "bnb_4bit_compute_dtype"))
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting under its canonical name: none where it says nothing. ``note``: how it was said, if otherwise."""
+    """A setting under its canonical name, or None if it changes nothing. ``note`` explains another name or value."""
 
     name: Keys | None
     value: Any
@@ -116,7 +116,7 @@ class Setting:
 
 
 def canonical(name: Keys, value: Any) -> Setting:
-    """A setting as the recipe calls it. Raises ValueError for what cannot be meant here."""
+    """A setting under its canonical name. Raises ValueError for a value that is not supported."""
     note = None
     for alias in ALIASES:
         if alias.name == name:
@@ -126,7 +126,7 @@ def canonical(name: Keys, value: Any) -> Setting:
             note = f"{'.'.join(alias.name)} is {'.'.join(alias.canonical)} here: {alias.note}"
             name = alias.canonical
             break
-    if name in DTYPES:
+    if name in DTYPE_KEYS:
         text = str(value)
         value = text.removeprefix("torch.") if text.startswith("torch.") else value
     other = VALUES.get(name, {}).get(value) if isinstance(value, str) else None
@@ -137,9 +137,9 @@ def canonical(name: Keys, value: Any) -> Setting:
 
 
 def renamed(raw: Mapping[str, Any]) -> list[tuple[Keys, Setting]]:
-    """The settings of a recipe that are said otherwise than it calls them, each with its canonical form.
+    """The settings of a recipe that have another name or value, each with its canonical form.
 
-    Raises ValueError for what cannot be meant here; ``error.args[1]`` is its name.
+    Raises ValueError for a value that is not supported; ``error.args[1]`` is the path of the setting.
     """
     found = []
     for section in ("training", "model", "method"):

@@ -1,4 +1,4 @@
-"""Turns validation errors into messages that name the file, the line and the key."""
+"""Turns validation errors into messages that name file, line and key."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tunesmith.recipe.objectives import OBJECTIVE_SETTINGS
 from tunesmith.recipe.section import Settings
 from tunesmith.recipe.settings import Recipe
 
-Path_ = tuple[str | int, ...]  # a key's way through a recipe: ("data", "train", 0, "path")
-# Sections of several kinds, told apart by their name: the settings of each, and the one that is meant without a name.
+Path_ = tuple[str | int, ...]  # the path of a key: ("data", "train", 0, "path")
+# Sections with variants, selected by name: the settings of each variant, and the default variant.
 VARIANTS: Mapping[str, tuple[Mapping[str, type[Settings]], str]] = {
     "method": (METHOD_SETTINGS, "lora"),
     "objective": (OBJECTIVE_SETTINGS, "sft"),
@@ -32,7 +32,7 @@ def dotted(path: Path_) -> str:
 
 
 def explain(error: ValidationError, raw: Any, origins: Mapping[Path_, str], place: str) -> RecipeError:
-    """The first complaint as one message, with the others behind it."""
+    """One message for all errors: the first one, followed by the others."""
     lines, first_where, remedies = [], None, []
     for item in _distinct(error.errors()):
         path, rest = _walk(raw, item["loc"])
@@ -47,9 +47,9 @@ def explain(error: ValidationError, raw: Any, origins: Mapping[Path_, str], plac
 
 
 def _distinct(items: Sequence[Any]) -> list[Any]:
-    """One complaint a key: the members of a union each complain about the same value.
+    """One error per key. For a union, each member reports an error for the same value; they are joined.
 
-    Where one of them complains about something inside the value, the value was meant for that one.
+    If a member reports an error inside the value, the value was meant for that member, and only its errors stay.
     """
     entered = {
         item["loc"][:end] for item in items for end in range(len(item["loc"]) - 1) if _is_union_tag(item["loc"][end:])
@@ -78,7 +78,7 @@ def _expectation(item: Any) -> str:
 
 
 def _walk(raw: Any, loc: Sequence[str | int]) -> tuple[Path_, Path_]:
-    """Follows pydantic's location through what the user wrote, leaving out union tags; what is left over is missing."""
+    """Splits pydantic's location, without union tags, into the path that the user wrote and the missing rest."""
     node, path = raw, []
     for position, part in enumerate(loc):
         if _holds(node, part):
@@ -86,7 +86,7 @@ def _walk(raw: Any, loc: Sequence[str | int]) -> tuple[Path_, Path_]:
             path.append(part)
         elif part in METHOD_SETTINGS or part in OBJECTIVE_SETTINGS or _is_union_tag((part,)):
             continue
-        elif part != 0:  # index 0 of a source that was given without a list
+        elif part != 0:  # index 0 belongs to a source that was given without a list
             return tuple(path), tuple(loc[position:])
     return tuple(path), ()
 
@@ -98,7 +98,7 @@ def _holds(node: Any, part: str | int) -> bool:
 
 
 def _named_key(message: str, section: Path_, origins: Mapping[Path_, str]) -> Path_:
-    """A check across settings names the keys it is about: the first of them that the user wrote, else the section."""
+    """The key that a message is about: the first key in the text that the user wrote, else the section."""
     for word in re.findall(r"[a-z_0-9.]+", message):
         path = (*section, *word.strip(".").split("."))
         if path in origins:
@@ -107,7 +107,7 @@ def _named_key(message: str, section: Path_, origins: Mapping[Path_, str]) -> Pa
 
 
 def line_of(path: Path_, origins: Mapping[Path_, str]) -> str | None:
-    """Where the longest known part of a path was given, such as ``file:line``."""
+    """Where a key, or the nearest section around it, was given, such as ``file:line``."""
     for end in range(len(path), 0, -1):
         if path[:end] in origins:
             origin = origins[path[:end]]
@@ -128,7 +128,7 @@ def _sentence(item: Any, path: Path_, rest: Path_, raw: Any) -> tuple[str, str |
         hint = f"Did you mean `{close[0]}`?" if close else None
         return f"`{key}`: there is no {section} `{item['ctx']['tag']}`; there are {', '.join(known)}", hint
     text = _expectation(item)
-    if item["type"] == "value_error":  # of one value, or of a section whose message names its keys
+    if item["type"] == "value_error":  # for one value, or for a section, whose message names its keys
         return (text if isinstance(item["input"], (Mapping, BaseModel)) else f"`{key}`: {text}"), None
     return f"`{key}`: {text}, found {item['input']!r}", None
 
@@ -158,7 +158,7 @@ def _unknown_key(path: Path_, raw: Any) -> tuple[str, str | None]:
 
 
 def _sections() -> dict[str, type[Settings]]:
-    """The sections of one kind, with their settings."""
+    """The sections without variants, with their settings."""
     found: dict[str, type[Settings]] = {}
     for name, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -167,7 +167,7 @@ def _sections() -> dict[str, type[Settings]]:
 
 
 def _names() -> dict[str, list[str]]:
-    """The names of a section's settings, of all its variants where it has several."""
+    """The names of the settings of each section, of all its variants."""
     found = {section: list(settings.model_fields) for section, settings in _sections().items()}
     for section, (variants, _) in VARIANTS.items():
         found[section] = list(dict.fromkeys(name for settings in variants.values() for name in settings.model_fields))
@@ -175,7 +175,7 @@ def _names() -> dict[str, list[str]]:
 
 
 def _settings_at(section: Path_, raw: Any) -> type[BaseModel]:
-    """The settings class a section is read into; sources of data stand in lists."""
+    """The settings class of a section; sources of data are in lists."""
     if not section:
         return Recipe
     model: type[BaseModel]

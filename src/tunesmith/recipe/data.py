@@ -1,4 +1,4 @@
-"""Settings of the data section: sources, cleaning, row formats."""
+"""Settings of the data section: sources, splits, cleaning, and the rules that turn rows into tokens."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class SourceSettings(Settings):
 
     path: str = Field(min_length=1, description="file, folder, hub id user/name[@revision], or fsspec URL")
     weight: float = Field(
-        default=1.0, gt=0, le=100, description="how often an epoch sees each row; fractions are drawn by seed"
+        default=1.0, gt=0, le=100, description="how often an epoch uses each row; fractions are drawn by seed"
     )
     rows: int | None = Field(
-        default=None, ge=1, description="rows of this source in an epoch, drawn by seed, in place of weight"
+        default=None, ge=1, description="rows of this source in an epoch, drawn by seed, instead of weight"
     )
-    format: RowShape = Field(default="auto", description="shape of the rows; auto finds it from their columns")
+    format: RowShape = Field(default="auto", description="format of the rows; auto detects it from the columns")
     name: str | None = Field(default=None, description="configuration of a hub dataset")
     split: str | None = Field(default=None, description="split of a dataset")
-    columns: dict[str, str] = Field(default_factory=dict, description="field: column of the file that holds it")
+    columns: dict[str, str] = Field(default_factory=dict, description="for each field, the column that holds it")
     instruction: str | None = Field(default=None, description="one instruction for all rows")
-    sample_by: SampleBy = Field(default="line", description="what is a document of a .txt file")
+    sample_by: SampleBy = Field(default="line", description="what a document of a .txt file is")
 
     @model_validator(mode="after")
     def _weight_or_rows(self) -> SourceSettings:
@@ -41,20 +41,20 @@ class SourceSettings(Settings):
 
 
 class CleanSettings(Settings):
-    """What is taken out of the rows to train on. Nothing is, unless it is named here."""
+    """What to remove from the training rows. By default nothing is removed."""
 
-    dedupe: bool = Field(default=False, description="of rows that are the same, the first stays")
+    dedupe: bool = Field(default=False, description="remove repeats of a row; the first is kept")
     near_dedupe: bool | float = Field(
-        default=False, description="of near duplicates the first stays; a number is the similarity that makes one"
+        default=False, description="remove near duplicates; the first is kept; a number sets the similarity"
     )
     drop_leaked: bool = Field(
-        default=False, description="rows whose prompt is held out; with near_dedupe, near duplicates of those too"
+        default=False, description="remove rows whose prompt is held out; with near_dedupe also their near duplicates"
     )
     mask_pii: bool | list[PersonalData] = Field(
-        default=False, description="personal data replaced by its kind: all kinds, or a list of them"
+        default=False, description="replace personal data by its kind: all kinds, or a list of them"
     )
-    balance: int | None = Field(default=None, ge=1, description="rows of one answer at most, drawn by seed")
-    max_length: bool = Field(default=False, description="rows longer than data.max_length; as data.too_long: drop")
+    balance: int | None = Field(default=None, ge=1, description="limit on the rows of one answer, drawn by seed")
+    max_length: bool = Field(default=False, description="remove rows longer than data.max_length")
 
     @field_validator("near_dedupe", mode="after")
     @classmethod
@@ -72,47 +72,45 @@ class CleanSettings(Settings):
 
 
 class DataSettings(Settings):
-    """Rows, their shape, and the rules that turn them into tokens."""
+    """The rows, their format, and the rules that turn them into tokens."""
 
     train: list[SourceSettings] = Field(min_length=1, description="what to train on")
     eval: float | list[SourceSettings] | None = Field(
         default=None,
-        description="a share held out by prompt hash, or sources; none: the dataset's own test split, else 0.1",
+        description="a share held out by prompt hash, or sources; default: the dataset's own test split, else 0.1",
     )
     test: float | list[SourceSettings] | None = Field(
         default=None,
-        description="a share or sources kept apart from training; they judge where data.eval selects the step",
+        description="a share or sources that training never uses; they judge if data.eval selects the step",
     )
     group: str | None = Field(
-        default=None, description="column whose value, in place of the prompt, keeps rows on one side of a split"
+        default=None, description="rows with the same value of this column, instead of the same prompt, go to one split"
     )
     stratify: bool = Field(default=False, description="hold out the same share of each answer")
-    clean: CleanSettings = Field(default_factory=CleanSettings, description="what is taken out before training")
-    max_lost: float | None = Field(
-        default=None, ge=0, lt=1, description="stop when a larger share of all rows read is lost on the way"
-    )
+    clean: CleanSettings = Field(default_factory=CleanSettings, description="what to remove before training")
+    max_lost: float | None = Field(default=None, ge=0, lt=1, description="stop if a larger share of all rows is lost")
     format: RowShape = Field(default="auto", description="default for every source")
     name: str | None = Field(default=None, description="default for every source")
     split: str | None = Field(default=None, description="default for the training sources")
     columns: dict[str, str] = Field(default_factory=dict, description="default for every source")
     instruction: str | None = Field(default=None, description="default for every source")
-    sample_by: SampleBy = Field(default="line", description="default for every source; each has .txt files then")
-    max_length: int = Field(default=2048, ge=8, description="tokens in a row, prompt and answer together")
+    sample_by: SampleBy = Field(default="line", description="default for every source; needs .txt files")
+    max_length: int = Field(default=2048, ge=8, description="limit on the tokens of a row, prompt and answer together")
     too_long: Literal["auto", "error", "split", "drop", "truncate"] = Field(
         default="auto",
-        description="what happens to longer rows; auto: raw text is split into blocks, a conversation is an error",
+        description="what to do with longer rows; auto: raw text is split into blocks, a conversation is an error",
     )
-    on_error: Literal["stop", "skip"] = Field(default="stop", description="skip sets bad rows aside in rejected.jsonl")
+    on_error: Literal["stop", "skip"] = Field(default="stop", description="skip: write bad rows to rejected.jsonl")
     control_tokens: Literal["error", "text"] = Field(
-        default="error", description="control tokens inside a message's text"
+        default="error", description="control tokens in the text of a message"
     )
     chat_template: str | None = Field(
-        default=None, description="Jinja text, or a file, in place of the model's template"
+        default=None, description="Jinja text, or a file, instead of the model's template"
     )
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="such as enable_thinking: false")
-    date: str | None = Field(default=None, pattern=r"^\d{4}-\d\d-\d\d$", description="the date a template prints")
+    date: str | None = Field(default=None, pattern=r"^\d{4}-\d\d-\d\d$", description="the date that a template prints")
     train_on: Literal["assistant", "last"] = Field(
-        default="assistant", description="all assistant turns, or the last only"
+        default="assistant", description="all assistant turns, or only the last"
     )
 
     @field_validator("train", mode="before")
@@ -147,22 +145,22 @@ class DataSettings(Settings):
     @classmethod
     def _in_the_calendar(cls, value: str | None) -> str | None:
         if value is not None:
-            datetime.date.fromisoformat(value)  # its own message says what is wrong
+            datetime.date.fromisoformat(value)  # raises a message that says what is wrong
         return value
 
     @model_validator(mode="after")
-    def _sides_agree(self) -> DataSettings:
+    def _splits_agree(self) -> DataSettings:
         shares = [share for share in (self.eval, self.test) if isinstance(share, float)]
         if sum(shares) >= 1:
             raise ValueError("data.eval and data.test leave no row to train on")
         if self.stratify and self.group is not None:
-            raise ValueError("stratify and group cannot both decide on which side a row is: give one of them")
+            raise ValueError("stratify and group cannot both choose the split of a row: give one of them")
         if self.clean.max_length and self.too_long == "truncate":
-            raise ValueError("clean.max_length leaves long rows out and too_long: truncate cuts them: give one of them")
+            raise ValueError("clean.max_length removes long rows and too_long: truncate cuts them: give one of them")
         return self
 
     def if_too_long(self, *, raw_text: bool) -> Literal["error", "split", "drop", "truncate"]:
-        """What becomes of a row of more than ``max_length`` tokens; only raw text is split."""
+        """What to do with a row of more than ``max_length`` tokens; only raw text is split."""
         if raw_text and self.too_long == "split":
             return "split"
         if self.clean.max_length:
@@ -172,7 +170,7 @@ class DataSettings(Settings):
         return self.too_long
 
     def sources(self, which: Literal["train", "eval", "test"]) -> list[SourceSettings]:
-        """The sources of one side with the section's defaults filled in; no sources for a share."""
+        """The sources of a split, with the defaults of the section filled in; none for a share."""
         own = getattr(self, which)
         if not isinstance(own, list):
             return []

@@ -1,4 +1,4 @@
-"""YAML 1.2 and ``key=value`` overrides -> Recipe, with file and line in every complaint, and every value's source."""
+"""Reads a recipe from YAML 1.2 and ``key=value`` overrides. Errors have file and line, and each value its source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tunesmith.recipe.complaints import Path_, dotted, explain, line_of
 from tunesmith.recipe.section import Settings
 from tunesmith.recipe.settings import Recipe
 
-SHORT_FOR: Mapping[Path_, str] = {  # where a name stands for a mapping, and the key that the name is
+SHORT_FOR: Mapping[Path_, str] = {  # where a text can stand for a mapping, and the key that has the text
     ("model",): "path",
     ("method",): "name",
     ("objective",): "name",
@@ -35,9 +35,10 @@ SHORT_FOR: Mapping[Path_, str] = {  # where a name stands for a mapping, and the
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A recipe and where its values were said: ``origins`` maps a key's way to ``file:line`` or ``flag``.
+    """A recipe and the sources of its values.
 
-    ``notes``: of the settings that were said under another name, how.
+    ``origins`` maps the path of a key to ``file:line`` or ``flag``. ``notes`` has a note for each setting that has
+    another name in the file.
     """
 
     recipe: Recipe
@@ -45,20 +46,15 @@ class LoadedRecipe:
     notes: Mapping[Path_, str]
 
     def origin(self, path: Path_) -> str:
-        """Where a value comes from: where its key was said, or the name that stands for the section, or ``default``.
+        """The source of a value: ``file:line``, ``flag`` or ``default``, with the note on its other name, if any."""
+        source = self._source(path)
+        return f"{source} ({self.notes[path]})" if path in self.notes else source
 
-        With how it was said, where that was under another name.
-        """
-        place = self._place(path)
-        return f"{place} ({self.notes[path]})" if path in self.notes else place
-
-    def _place(self, path: Path_) -> str:
+    def _source(self, path: Path_) -> str:
         if path in self.origins:
             return self.origins[path]
-        if path[-1] == "path" or path == (
-            "method",
-            "name",
-        ):  # `model: x`, `method: x`, `train: x` and `train: [x]` are short for mappings
+        # `model: x`, `method: x`, `train: x` and `train: [x]` are short for mappings
+        if path[-1] == "path" or path == ("method", "name"):
             section = path[:-1]
             while section and section not in self.origins and isinstance(section[-1], int):
                 section = section[:-1]
@@ -69,11 +65,13 @@ class LoadedRecipe:
 
 
 def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """A recipe from a YAML file, a mapping, or as it is, with ``section.key=value`` overrides on top.
+    """Reads a recipe from a YAML file or a mapping, or takes it as it is, and applies ``section.key=value`` overrides.
 
-    Settings may be said by the names of ``aliases.py``.
+    Settings can have the other names of ``aliases.py``.
 
-    Raises RecipeError naming file and line: not YAML, a key given twice, unknown, of another type, contradictory.
+    Raises:
+        RecipeError: with file and line, if the text is not YAML, or a key is given twice, unknown, of another type or
+            contradictory.
     """
     notes: dict[Path_, str] = {}
     if isinstance(source, Recipe):
@@ -102,7 +100,7 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
 
 
 def _rename(raw: dict[str, Any], origins: dict[Path_, str], notes: dict[Path_, str], place: str) -> None:
-    """Puts every setting that is said by another name under its own."""
+    """Moves every setting that has another name to its own name."""
     try:
         found = aliases.renamed(raw)
     except ValueError as error:
@@ -128,7 +126,7 @@ def _rename(raw: dict[str, Any], origins: dict[Path_, str], notes: dict[Path_, s
 
 
 def _renamed_override(path: Path_, value: Any, notes: dict[Path_, str], override: str) -> tuple[Path_, Any]:
-    """An override under the setting's own name; no way at all where it says nothing."""
+    """An override under the setting's own name. The path is empty if the override changes nothing."""
     try:
         setting = aliases.canonical(tuple(map(str, path)), value)
     except ValueError as error:
@@ -153,7 +151,7 @@ def dump(recipe: Recipe) -> str:
 
 
 def dump_section(name: str, settings: Settings) -> str:
-    """One section as YAML, what was said in it and no more."""
+    """One section as YAML, with only the values that were given."""
     return _to_yaml({name: settings.model_dump(mode="json", exclude_unset=True)})
 
 
@@ -168,7 +166,7 @@ def _to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def portable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values that read back as an equal recipe: of two ways to say a thing, only one."""
+    """The recipe as plain values that read back as an equal recipe. Settings with two forms have only one of them."""
     values = recipe.model_dump(mode="json")
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         values["training"].pop(name)  # batch_size says it
@@ -177,10 +175,10 @@ def portable(recipe: Recipe) -> dict[str, Any]:
     for kind in ("logging", "eval", "save"):
         if values["training"][f"{kind}_strategy"] != "steps":
             values["training"].pop(f"{kind}_steps")
-    for side in ("train", "eval", "test"):
-        sources = getattr(recipe.data, side)
-        if isinstance(sources, list):  # what a source leaves to the section is not said here either
-            values["data"][side] = [source.model_dump(mode="json", exclude_unset=True) for source in sources]
+    for split in ("train", "eval", "test"):
+        sources = getattr(recipe.data, split)
+        if isinstance(sources, list):  # a source keeps only its own values, not the defaults of the section
+            values["data"][split] = [source.model_dump(mode="json", exclude_unset=True) for source in sources]
     if not values["method"].get("load_in_8bit"):
         for name in ("llm_int8_threshold", "llm_int8_skip_modules"):
             values["method"].pop(name, None)  # refused without it
@@ -190,7 +188,7 @@ def portable(recipe: Recipe) -> dict[str, Any]:
 
 
 def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
-    """Every value of a dumped recipe with its way; lists of settings are walked, other lists are values."""
+    """Every value of a dumped recipe with its path. Lists of settings are walked; other lists are values."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from leaves(item, (*path, key))
@@ -205,12 +203,12 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise RecipeError("There is no such recipe", where=str(path), **_similar_files(path)) from None
+        raise RecipeError("This recipe does not exist", where=str(path), **_similar_files(path)) from None
     except IsADirectoryError:
         raise RecipeError(
             "This is a folder, not a recipe",
             where=str(path),
-            remedy="Name a YAML file; to continue the run in a run folder, add --resume.",
+            remedy="Name a YAML file. To continue the run of a run folder, add --resume.",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError("The recipe cannot be read", where=str(path), why=str(error)) from None
@@ -223,7 +221,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
             "A key is given twice" if duplicate else "The recipe is not valid YAML",
             where=f"{path}:{line}",
             why=str(error.problem),
-            remedy="Keep one of the two." if duplicate else "Mend the line; a colon needs a space behind it.",
+            remedy="Keep one of the two." if duplicate else "Fix this line. A colon needs a space after it.",
         ) from None
     except YAMLError as error:
         raise RecipeError("The recipe is not valid YAML", where=str(path), why=str(error)) from None
@@ -231,7 +229,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
         raise RecipeError(
             "The recipe is empty" if document is None else "The recipe is not a mapping of keys",
             where=f"{path}:1",
-            remedy="`tunesmith init DATA` writes a recipe to begin with.",
+            remedy="`tunesmith init DATA` writes a recipe to start with.",
         )
     origins: dict[Path_, str] = {}
     _collect_lines(document, (), path, origins)
@@ -239,7 +237,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
 
 
 class _Constructor(RoundTripConstructor):
-    """A date stays the text it was, so that one which no calendar has is the setting's to refuse."""
+    """Keeps a date as text, so that the setting can refuse a date that does not exist."""
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda constructor, node: node.value)
@@ -257,12 +255,12 @@ def _similar_files(path: Path) -> dict[str, str]:
     close = difflib.get_close_matches(path.name, names, n=1)
     if close:
         return {"remedy": f"Did you mean {folder / close[0]}?"}
-    return {"remedy": "Check the path; `tunesmith init DATA` writes a recipe to begin with."}
+    return {"remedy": "Check the path. `tunesmith init DATA` writes a recipe to start with."}
 
 
 def _collect_lines(node: Any, path: Path_, file: Path, origins: dict[Path_, str]) -> None:
     if isinstance(node, CommentedMap):
-        own = node.lc.data or {}  # keys that came by a merge (<<) are not in it
+        own = node.lc.data or {}  # without keys that came from a merge (<<)
         for key, value in node.items():
             origins[(*path, key)] = f"{file}:{(own[key][0] if key in own else node.lc.line) + 1}"
             _collect_lines(value, (*path, key), file, origins)
@@ -289,7 +287,7 @@ def _plain(node: Any) -> Any:
 
 
 def parse_override(override: str, *, example: str = "training.seed=1") -> tuple[Path_, Any]:
-    """``section.key=value`` as the path of the key and its YAML value. ``example`` is what a mistake is answered with.
+    """``section.key=value`` as the path of the key and its YAML value. ``example`` is shown for a wrong form.
 
     Raises:
         RecipeError: it is not key=value, or the value is not YAML.
@@ -316,7 +314,7 @@ def _put(raw: dict[str, Any], path: Path_, value: Any, override: str) -> None:
             child = {}
         if not isinstance(child, dict):
             raise RecipeError(
-                "This override goes into a value that has no keys",
+                "This override sets a key of a value that has no keys",
                 where=override,
                 why=f"`{dotted(path[: position + 1])}` is {child!r}.",
             )

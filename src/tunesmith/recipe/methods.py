@@ -1,16 +1,21 @@
-"""Settings of the methods, one class each, told apart by name."""
+"""Settings of the methods: one class each, selected by ``name``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 
-from tunesmith.recipe.section import Settings
+from tunesmith.recipe.section import Settings, variant_name
 
 LORA_ROWS, FULL_ROWS = 1_000, 10_000  # rows from which a method pays (guide: 1K-10K for LoRA, 10K and more for full)
+
+
+INITS = ("gaussian", "orthogonal", "pissa", "olora", "eva")
+REWRITES_BASE = ("pissa", "olora")  # the adapter starts with a part of the base's weights, which is taken out of them
+QUANTIZED = ("qlora", "lora-int8")  # labels of methods, see method_label
+BESIDE = ("full", *QUANTIZED)  # compared with untuned weights that are loaded separately
 
 
 class FullSettings(Settings):
@@ -20,14 +25,14 @@ class FullSettings(Settings):
 
 
 class FreezeSettings(Settings):
-    """Fine-tuning of a part: the last decoder layers and what is named train, the other weights stay as they are."""
+    """Fine-tuning of a part: the last decoder layers and the named modules train, all other weights stay the same."""
 
     name: Literal["freeze"] = "freeze"
-    trainable_layers: int = Field(default=2, ge=0, description="how many of the last decoder layers train")
+    trainable_layers: int = Field(default=2, ge=0, description="number of last decoder layers that train")
     trainable_modules: str | list[str] | None = Field(
         default=None, description="what else trains: names of modules or weights, or a regular expression"
     )
-    train_embeddings: bool = Field(default=False, description="the input embeddings and the head train too")
+    train_embeddings: bool = Field(default=False, description="also train the input embeddings and the head")
 
     @field_validator("trainable_modules", mode="after")
     @classmethod
@@ -36,7 +41,7 @@ class FreezeSettings(Settings):
             try:
                 re.compile(value)
             except re.error as error:
-                raise ValueError(f"{value!r} is no regular expression ({error}); names go in a list") from None
+                raise ValueError(f"{value!r} is not a regular expression ({error}); write names as a list") from None
         return value
 
     @model_validator(mode="after")
@@ -48,19 +53,15 @@ class FreezeSettings(Settings):
         return self
 
 
-INITS = ("gaussian", "orthogonal", "pissa", "olora", "eva")
-REWRITES_BASE = ("pissa", "olora")  # the adapter begins with a part of the base's weights, which leaves them
-
-
 class EvaSettings(Settings):
-    """How EVA (arXiv:2410.07170) begins; every field is a field of peft.EvaConfig."""
+    """Initialization by EVA (arXiv:2410.07170); every field is a field of peft.EvaConfig."""
 
-    rho: float = Field(default=2.0, ge=1, description="a module's rank is at most r * rho; 1: every rank stays r")
+    rho: float = Field(default=2.0, ge=1, description="the rank of a module is at most r * rho; 1: every rank stays r")
     tau: float = Field(
-        default=0.99, ge=0, lt=1, description="cosine similarity between two steps from which a direction is settled"
+        default=0.99, ge=0, lt=1, description="a direction is settled when two steps agree to this cosine similarity"
     )
-    use_label_mask: bool = Field(default=True, description="look at supervised tokens alone")
-    label_mask_value: int = Field(default=-100, description="what marks other tokens; there is no other value")
+    use_label_mask: bool = Field(default=True, description="use supervised tokens only")
+    label_mask_value: int = Field(default=-100, description="the mark of other tokens; no other value is allowed")
     whiten: bool = Field(default=False, description="divide each direction by the root of its singular value")
     adjust_scaling_factors: bool = Field(
         default=True, description="lora_alpha in proportion to a module's rank, so that updates keep their scale"
@@ -75,9 +76,9 @@ class EvaSettings(Settings):
 
 
 class AdapterSettings(Settings):
-    """What lora and qlora share; every field is a field of peft.LoraConfig, or of its LoRA+ optimizer."""
+    """The settings that lora and qlora share; every field is one of peft.LoraConfig or of PEFT's LoRA+ optimizer."""
 
-    task_type: Literal["CAUSAL_LM"] = Field(default="CAUSAL_LM", description="what PEFT is told the model does")
+    task_type: Literal["CAUSAL_LM"] = Field(default="CAUSAL_LM", description="the task type for PEFT")
 
     r: int = Field(default=16, ge=1, description="rank of the update")
     lora_alpha: float = Field(default=32, gt=0, description="the update is scaled by lora_alpha / r")
@@ -93,62 +94,47 @@ class AdapterSettings(Settings):
     use_dora: bool = Field(default=False, description="weight-decomposed LoRA (arXiv:2402.09353)")
     init_lora_weights: bool | str = Field(
         default=True,
-        description="how A and B begin: true, false, gaussian, orthogonal, pissa (arXiv:2404.02948), pissa_niter_4 "
+        description="how A and B start: true, false, gaussian, orthogonal, pissa (arXiv:2404.02948), pissa_niter_4 "
         "(the same by a fast, randomized SVD), olora (arXiv:2406.01775), eva (from the first rows, arXiv:2410.07170)",
     )
-    eva_config: EvaSettings | None = Field(default=None, description="how eva begins; see peft.EvaConfig")
-    modules_to_save: list[str] | None = Field(default=None, description="modules that train whole and are saved beside")
-    layers_to_transform: int | list[int] | None = Field(default=None, description="layer indexes that get an adapter")
+    eva_config: EvaSettings | None = Field(default=None, description="settings of eva; see peft.EvaConfig")
+    modules_to_save: list[str] | None = Field(
+        default=None, description="modules that train completely and are saved with the adapter"
+    )
+    layers_to_transform: int | list[int] | None = Field(
+        default=None, description="indexes of the layers that get an adapter"
+    )
     layers_pattern: str | list[str] | None = Field(default=None, description="name of the list of layers")
-    rank_pattern: dict[str, int] = Field(default_factory=dict, description="module name: its own r")
-    alpha_pattern: dict[str, float] = Field(default_factory=dict, description="module name: its own lora_alpha")
+    rank_pattern: dict[str, int] = Field(default_factory=dict, description="another r for some modules, by name")
+    alpha_pattern: dict[str, float] = Field(
+        default_factory=dict, description="another lora_alpha for some modules, by name"
+    )
     adapter_name_or_path: str | None = Field(
-        default=None, description="run, checkpoint or adapter folder to go on from; its own settings hold"
+        default=None, description="run, checkpoint or adapter folder to continue from; its own settings apply"
     )
     adapter_sha256: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{64}$", description="of the weights of adapter_name_or_path"
+        default=None, pattern=r"^[0-9a-f]{64}$", description="hash of the weights of adapter_name_or_path"
     )
     loraplus_lr_ratio: float | None = Field(
         default=None,
         gt=0,
-        description="LoRA+ (arXiv:2402.12354): the learning rate of B, and of vectors that train, over that of A, "
-        "which is training.learning_rate and what progress and metrics show; the paper advises 16",
+        description="LoRA+ (arXiv:2402.12354): learning rate of B, and of vectors that train, divided by that of A. "
+        "The rate of A is training.learning_rate, which progress and metrics show; the paper advises 16",
     )
     loraplus_lr_embedding: float = Field(
-        default=1e-6, gt=0, description="LoRA+: peak learning rate of adapters of an embedding"
+        default=1e-6, gt=0, description="LoRA+: peak learning rate of the adapter of an embedding"
+    )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = Field(
+        default=None, description="token ids whose rows of the embedding train; or the name of a table: ids"
     )
 
     @field_validator("init_lora_weights", mode="after")
     @classmethod
-    def _known_beginning(cls, value: bool | str) -> bool | str:
+    def _known_initialization(cls, value: bool | str) -> bool | str:
         if isinstance(value, str) and value not in INITS and not re.fullmatch(r"pissa_niter_[1-9]\d*", value):
             names = ", ".join(INITS)
             raise ValueError(f"expected true, false, {names} or pissa_niter_4 (any number), found {value!r}")
         return value
-
-    @model_validator(mode="after")
-    def _extras_have_an_effect(self) -> AdapterSettings:
-        if self.eva_config is not None and self.init_lora_weights != "eva":
-            raise ValueError("eva_config has no effect without init_lora_weights: eva")
-        if self.adapter_name_or_path is not None:
-            for name, usual in (("init_lora_weights", True), ("trainable_token_indices", None)):
-                if getattr(self, name) != usual:
-                    raise ValueError(f"{name} has no effect on an adapter that is there (adapter_name_or_path)")
-        if self.init_lora_weights == "eva" and self.trainable_token_indices is not None:
-            raise ValueError("init_lora_weights: eva and trainable_token_indices do not go together in PEFT")
-        rate = "loraplus_lr_embedding"
-        if self.loraplus_lr_ratio is None and getattr(self, rate) != type(self).model_fields[rate].default:
-            raise ValueError(f"{rate} has no effect without loraplus_lr_ratio")
-        return self
-
-    @property
-    def rewrites_base(self) -> bool:
-        """Whether the adapter begins with a part of the base's weights."""
-        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(REWRITES_BASE)
-
-    trainable_token_indices: list[int] | dict[str, list[int]] | None = Field(
-        default=None, description="ids whose rows of the embedding train; or a table's name: ids"
-    )
 
     @field_validator("trainable_token_indices", mode="after")
     @classmethod
@@ -159,7 +145,23 @@ class AdapterSettings(Settings):
         return value
 
     @model_validator(mode="after")
-    def _pattern_needs_layers(self) -> AdapterSettings:
+    def _settings_have_an_effect(self) -> AdapterSettings:
+        if self.eva_config is not None and self.init_lora_weights != "eva":
+            raise ValueError("eva_config has no effect without init_lora_weights: eva")
+        if self.init_lora_weights == "eva" and self.trainable_token_indices is not None:
+            raise ValueError("PEFT cannot combine init_lora_weights: eva with trainable_token_indices")
+        if self.loraplus_lr_ratio is None and self.differs("loraplus_lr_embedding"):
+            raise ValueError("loraplus_lr_embedding has no effect without loraplus_lr_ratio")
+        if self.adapter_name_or_path is None and self.adapter_sha256 is not None:
+            raise ValueError("adapter_sha256 is of the weights of adapter_name_or_path: give that too")
+        if self.adapter_name_or_path is not None:
+            for name in ("init_lora_weights", "trainable_token_indices"):
+                if self.differs(name):
+                    raise ValueError(f"{name} has no effect with adapter_name_or_path, whose adapter is already there")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_can_be_chosen(self) -> AdapterSettings:
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise ValueError("layers_pattern says where layers_to_transform counts: give layers_to_transform too")
         pattern = isinstance(self.target_modules, str) and self.target_modules != "all-linear"
@@ -167,45 +169,37 @@ class AdapterSettings(Settings):
             raise ValueError("layers_to_transform needs target_modules as a list of names, or all-linear")
         return self
 
-    @model_validator(mode="after")
-    def _one_beginning(self) -> AdapterSettings:
-        if self.adapter_sha256 is not None and self.adapter_name_or_path is None:
-            raise ValueError("adapter_sha256 is of the weights of adapter_name_or_path: give that too")
-        if self.adapter_name_or_path is not None and self.init_lora_weights is not True:
-            raise ValueError("init_lora_weights has no effect with adapter_name_or_path, which is the beginning")
-        return self
+    @property
+    def rewrites_base(self) -> bool:
+        """Whether the adapter starts with a part of the base's weights."""
+        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(REWRITES_BASE)
 
 
 class LoraSettings(AdapterSettings):
     """LoRA (Hu et al. 2021, arXiv:2106.09685) by PEFT."""
 
     name: Literal["lora"] = "lora"
-    load_in_8bit: bool = Field(default=False, description="over a base that bitsandbytes holds in 8 bits")
+    load_in_8bit: bool = Field(default=False, description="quantize the base to 8 bits, by bitsandbytes")
     llm_int8_threshold: float = Field(
-        default=6.0, description="activations from here on are not rounded to 8 bits; none is here, whatever its size"
+        default=6.0, description="accepted for its default only: activations are never rounded to 8 bits here"
     )
     llm_int8_skip_modules: list[str] | None = Field(
         default=None, description="modules that stay unquantized, besides the output layer"
     )
 
     @model_validator(mode="after")
-    def _base_stays_packed(self) -> LoraSettings:
+    def _eight_bits(self) -> LoraSettings:
         if self.load_in_8bit and (self.rewrites_base or self.init_lora_weights == "orthogonal"):
             raise ValueError(
-                f"init_lora_weights: {self.init_lora_weights} does not work over 8-bit weights, which it is computed "
-                "from or has the dtype of: leave load_in_8bit out, or use init_lora_weights: true, gaussian or eva"
+                f"init_lora_weights: {self.init_lora_weights} does not work over 8-bit weights: use "
+                "init_lora_weights: true, gaussian or eva, or leave load_in_8bit out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _eight_bits_are_meant(self) -> LoraSettings:
         for name in ("llm_int8_threshold", "llm_int8_skip_modules"):
             if name in self.model_fields_set and not self.load_in_8bit:
                 raise ValueError(f"{name} has no effect without load_in_8bit: true")
         if self.llm_int8_threshold != 6.0:
             raise ValueError(
-                "llm_int8_threshold has no effect: weights are held in 8 bits, and activations are not rounded, so "
-                "none is an outlier; leave it out"
+                "llm_int8_threshold has no effect, because activations are not rounded to 8 bits: leave it out"
             )
         return self
 
@@ -214,7 +208,7 @@ class QloraSettings(AdapterSettings):
     """QLoRA (Dettmers et al. 2023, arXiv:2305.14314): LoRA over a 4-bit base by bitsandbytes."""
 
     name: Literal["qlora"] = "qlora"
-    load_in_4bit: bool = Field(default=True, description="what qlora is; there is no other value")
+    load_in_4bit: bool = Field(default=True, description="always true for qlora")
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(default="nf4", description="4-bit data type")
     bnb_4bit_use_double_quant: bool = Field(default=True, description="quantize the quantization constants too")
     bnb_4bit_compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -225,27 +219,23 @@ class QloraSettings(AdapterSettings):
     @classmethod
     def _in_four_bits(cls, value: bool) -> bool:
         if not value:
-            raise ValueError("qlora is LoRA over a 4-bit base; without it the method is lora")
+            raise ValueError("qlora is LoRA over a 4-bit base; for an unquantized base use method: lora")
         return value
 
     @model_validator(mode="after")
-    def _base_stays_packed(self) -> QloraSettings:
+    def _starts_as_the_base(self) -> QloraSettings:
         if self.rewrites_base:
             raise ValueError(
-                f"init_lora_weights: {self.init_lora_weights} takes the adapter out of the base's weights, and what is "
-                "left would be rounded to 4 bits again, so step zero would not be the base: use method: lora, or "
+                f"init_lora_weights: {self.init_lora_weights} takes the adapter out of the base's weights. "
+                "The rest would be rounded to 4 bits again, so step zero would not be the base: use method: lora, or "
                 "init_lora_weights: eva"
             )
         if self.init_lora_weights == "orthogonal":
             raise ValueError(
-                "init_lora_weights: orthogonal does not work over 4-bit weights, whose dtype PEFT would draw it in: "
+                "init_lora_weights: orthogonal does not work over 4-bit weights: "
                 "use init_lora_weights: true, gaussian or eva"
             )
         return self
-
-
-def _method_name(value: Any) -> str:
-    return value.get("name", "lora") if isinstance(value, Mapping) else getattr(value, "name", "lora")
 
 
 MethodSettings = Annotated[
@@ -253,7 +243,7 @@ MethodSettings = Annotated[
     | Annotated[FreezeSettings, Tag("freeze")]
     | Annotated[LoraSettings, Tag("lora")]
     | Annotated[QloraSettings, Tag("qlora")],
-    Discriminator(_method_name),
+    variant_name("lora"),
 ]
 METHOD_SETTINGS: dict[str, type[Settings]] = {
     "full": FullSettings,
@@ -263,10 +253,6 @@ METHOD_SETTINGS: dict[str, type[Settings]] = {
 }
 
 
-QUANTIZED = ("qlora", "lora-int8")
-BESIDE = ("full", *QUANTIZED)  # what is judged against untuned weights that are loaded beside
-
-
 def method_label(method: MethodSettings) -> str:
-    """The method by which memory and time differ: its name, or ``lora-int8`` for LoRA over 8-bit weights."""
+    """The name of the method, or ``lora-int8`` for LoRA over 8-bit weights, which needs other memory and time."""
     return "lora-int8" if getattr(method, "load_in_8bit", False) else method.name

@@ -1,12 +1,12 @@
-"""The learning rate as a pure function of the step, by the names and with the arguments of transformers' schedulers.
+"""The learning rate as a pure function of the step, with the names and arguments of transformers' schedulers.
 
-No torch: a recipe's schedule is checked before anything is loaded.
+It needs no torch: the schedule of a recipe is checked before anything is loaded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "cosine_with_min_lr", "warmup_stable_decay"]
@@ -24,12 +24,12 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {  # of lr_scheduler_kwargs
 
 
 def check_arguments(schedule: Schedule, arguments: Mapping[str, Any]) -> None:
-    """Raises ValueError for an argument that the schedule does not have, lacks, or cannot take."""
+    """Raises ValueError for an argument that is unknown, missing, or has a wrong value."""
     where, known = "lr_scheduler_kwargs", ARGUMENTS[schedule]
     for name, value in arguments.items():
         if name not in known:
             takes = ", ".join(known) or "no arguments"
-            raise ValueError(f"{where}: {name} is nothing of lr_scheduler_type: {schedule}, which takes {takes}")
+            raise ValueError(f"{where}: {name} is not an argument of lr_scheduler_type {schedule}, which takes {takes}")
         if name in ("warmup_type", "decay_type"):
             if value not in get_args(Curve):
                 raise ValueError(f"{where}: {name} is one of {', '.join(get_args(Curve))}, found {value!r}")
@@ -46,7 +46,7 @@ def check_arguments(schedule: Schedule, arguments: Mapping[str, Any]) -> None:
 
 
 def steps_of_warmup(warmup_steps: float, total_steps: int) -> int:
-    """Steps in which the rate rises: a number below 1 is a share of all steps, rounded up."""
+    """The number of steps in which the rate rises. A number below 1 is a share of all steps, rounded up."""
     return int(warmup_steps) if warmup_steps >= 1 else math.ceil(total_steps * warmup_steps)
 
 
@@ -59,7 +59,7 @@ def learning_rate_at(
     schedule: Schedule,
     arguments: Mapping[str, Any] | None = None,
 ) -> float:
-    """The rate of a step (from 1), as transformers' schedulers of the same names give it to that step.
+    """The rate of a step (counted from 1), the same as that of transformers' scheduler of this name.
 
     Args:
         arguments: ``lr_scheduler_kwargs``.
@@ -83,7 +83,7 @@ def _cosine(progress: float, given: Mapping[str, Any]) -> float:
 
 
 def _stable_decay(done: int, total_steps: int, warmup_steps: int, given: Mapping[str, Any]) -> float:
-    """Rises, stays and falls (arXiv:2404.06395); what is behind the fall stays at its end."""
+    """The share of the peak rate: it rises, stays and falls (arXiv:2404.06395), and keeps its last value."""
     least, decay = float(given.get("min_lr_ratio", 0.0)), int(given["num_decay_steps"])
     stable = given.get("num_stable_steps", total_steps - warmup_steps - decay)
     if done < warmup_steps:
@@ -101,30 +101,7 @@ def _stable_decay(done: int, total_steps: int, warmup_steps: int, given: Mapping
     return max(0.0, factor[curve] * (1 - least) + least)
 
 
-def rate_schedule(
-    *,
-    peak: float,
-    total_steps: int,
-    warmup_steps: int,
-    schedule: Schedule,
-    arguments: Mapping[str, Any] | None = None,
-) -> Callable[[int], float]:
-    """``learning_rate_at`` with everything but the step filled in."""
-
-    def rate(step: int) -> float:
-        return learning_rate_at(
-            step,
-            peak=peak,
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
-            schedule=schedule,
-            arguments=arguments,
-        )
-
-    return rate
-
-
 def rate_text(rate: float) -> str:
-    """``2.0e-4``: a rate in two digits, as YAML reads it back."""
+    """``2.0e-4``: a rate with two digits, in a form that YAML reads as a number."""
     mantissa, _, exponent = f"{rate:.1e}".partition("e")
     return f"{mantissa}e{int(exponent)}"

@@ -1,13 +1,13 @@
-"""Every setting of a run: its name, default, bounds and help, and the checks across settings.
+"""The recipe: the settings of a run with their names, defaults, bounds and help, and the checks across settings.
 
-Names are those of transformers' TrainingArguments, PEFT's LoraConfig and BitsAndBytesConfig. Reading a recipe from
-YAML, with line numbers in its errors, is in ``recipe_file.py``; this module knows no file.
+Names are those of transformers' TrainingArguments, PEFT's LoraConfig and BitsAndBytesConfig. ``recipe/file.py`` reads a
+recipe from YAML; this module knows no files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,79 +16,78 @@ from tunesmith.recipe.methods import LoraSettings, MethodSettings
 from tunesmith.recipe.objectives import ObjectiveSettings, SftSettings
 from tunesmith.recipe.optimizers import WITHOUT_BETAS, Optimizer
 from tunesmith.recipe.schedules import Schedule, check_arguments
-from tunesmith.recipe.section import Settings
+from tunesmith.recipe.section import Names, Settings, short_for
 
 TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")  # computed from logits; every run can have them
 SELECTING = (
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
     "early_stopping_threshold",
 )  # fmt: skip
-LOWER_IS_BETTER = ("loss", "perplexity")
-Reporter = Literal["tensorboard", "trackio", "mlflow", "wandb"]
 PREFERENCE_METRICS = ("preference_accuracy", "reward_accuracy", "reward_margin")  # of pairs of answers
+METRICS_OF_LOGITS: dict[str, tuple[str, ...]] = {  # by objective
+    "sft": TOKEN_METRICS,
+    "dpo": ("loss", *PREFERENCE_METRICS),
+    "orpo": ("loss", *PREFERENCE_METRICS),
+    "kto": ("loss",),
+}
+ReporterName = Literal["tensorboard", "trackio", "mlflow", "wandb"]
+LOWER_IS_BETTER = ("loss", "perplexity")
 HIGHER_IS_BETTER = ("token_accuracy", *PREFERENCE_METRICS)
-# What `learning_rate: auto` means: the rates at 1B to 30B parameters; `init` knows the size, see advice.py.
-# freeze moves whole weights as full does, but a few layers must make the change that all make there: more than full,
-# less than an adapter, which begins at zero.
+# What `learning_rate: auto` means: the rates for 1B to 30B parameters. `init` knows the size, see planning/advice.py.
+# The rate of freeze is between full and an adapter: it changes whole weights as full does, but fewer of them.
 LEARNING_RATES = {"full": 2e-5, "freeze": 1e-4, "lora": 2e-4, "qlora": 2e-4}
-# The same under dpo, orpo and kto: TRL's default, and ten times that for an adapter, as TRL's guide advises.
-PREFERENCE_RATES = {"full": 1e-6, "freeze": 4e-6, "lora": 1e-5, "qlora": 1e-5}  # freeze: between them, as above
+# The same for dpo, orpo and kto: TRL's default, and ten times that for an adapter, as TRL's guide advises.
+PREFERENCE_RATES = {"full": 1e-6, "freeze": 4e-6, "lora": 1e-5, "qlora": 1e-5}
 
 
 class ModelSettings(Settings):
-    """Which model, and how its weights are held."""
+    """The model, and how its weights are loaded."""
 
-    path: str = Field(min_length=1, description="hub id, folder, .gguf file, or the bundled model's name")
+    path: str = Field(min_length=1, description="hub id, folder, .gguf file, or the name of the bundled model")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="dtype of the weights")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
-    trust_remote_code: bool = Field(default=False, description="run Python code that the model's author ships")
-    add_tokens: list[str] = Field(
-        default_factory=list, description="tokens that the vocabulary gets besides, each one token wherever it stands"
+    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
+    add_tokens: Names = Field(default_factory=list, description="tokens to add to the vocabulary; they are never split")
+    add_special_tokens: Names = Field(
+        default_factory=list, description="special tokens to add; they are left out of decoded answers"
     )
-    add_special_tokens: list[str] = Field(
-        default_factory=list, description="the same as special tokens, which are left out of decoded answers"
-    )
-
-    @field_validator("add_tokens", "add_special_tokens", mode="before")
-    @classmethod
-    def _one_token_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _tokens_are_texts(self) -> ModelSettings:
         for text in self.named_tokens:
             if not text.strip():
-                raise ValueError(f"a token needs a character that can be seen, found {text!r}")
+                raise ValueError(f"a token needs a visible character, found {text!r}")
             if self.named_tokens.count(text) > 1:
                 raise ValueError(f"the token {text!r} is named twice")
         return self
 
     @property
     def named_tokens(self) -> list[str]:
-        """All tokens to add."""
+        """All tokens to add, the special ones last."""
         return [*self.add_tokens, *self.add_special_tokens]
 
 
 class TrainingSettings(Settings):
-    """The optimizer's steps."""
+    """How to train: rate, batch, optimizer, evaluation and checkpoints."""
 
     learning_rate: float | Literal["auto"] = Field(
         default="auto", description="peak rate; auto: 2e-4 for lora and qlora, 1e-4 for freeze, 2e-5 for full"
     )
     num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the rows")
-    max_steps: int | None = Field(default=None, ge=1, description="optimizer steps, in place of num_train_epochs")
+    max_steps: int | None = Field(default=None, ge=1, description="optimizer steps, instead of num_train_epochs")
     batch_size: int = Field(default=16, ge=1, description="rows in one optimizer step")
     per_device_train_batch_size: int | None = Field(
-        default=None, ge=1, description="with gradient_accumulation_steps: another way to say batch_size"
+        default=None, ge=1, description="with gradient_accumulation_steps: another form of batch_size"
     )
     gradient_accumulation_steps: int | None = Field(default=None, ge=1, description="see per_device_train_batch_size")
     micro_batch_tokens: int | Literal["auto"] = Field(default="auto", description="tokens computed in one forward pass")
     layout: Literal["auto", "tree", "packed", "padded"] = Field(
-        default="auto", description="shared prefixes once, rows side by side that share nothing, or padded rows"
+        default="auto",
+        description="tree: shared prefixes once; packed: rows side by side; padded: one row a line",
     )
     neftune_noise_alpha: float | None = Field(
-        default=None, gt=0, description="noise on the embeddings (arXiv:2310.05914), scaled by each row's own length"
+        default=None, gt=0, description="noise on the embeddings (arXiv:2310.05914), scaled by the length of each row"
     )
     warmup_steps: float = Field(
         default=0.0, ge=0, description="steps in which the rate rises; below 1 a share of all steps"
@@ -97,23 +96,26 @@ class TrainingSettings(Settings):
     lr_scheduler_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="such as min_lr of cosine_with_min_lr, num_decay_steps of warmup_stable_decay"
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="decoupled decay; never on norms and biases")
-    optim: Optimizer = Field(default="adamw_torch", description="optimizer; the 8-bit ones are bitsandbytes'")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay; never on norms and biases")
+    optim: Optimizer = Field(default="adamw_torch", description="optimizer; the 8-bit ones are from bitsandbytes")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_epsilon: float = Field(default=1e-8, gt=0)
-    max_grad_norm: float = Field(default=1.0, ge=0, description="gradients are clipped to this norm; 0: not clipped")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="clip gradients to this norm; 0: do not clip")
     logging_strategy: Literal["steps", "epoch", "no"] = Field(
-        default="steps", description="when a line of metrics is written; no: after the last step only"
+        default="steps", description="when a line of metrics is written; no: only after the last step"
     )
     logging_steps: int = Field(default=10, ge=1, description="steps between lines of metrics")
-    eval_strategy: Literal["steps", "epoch", "no"] = Field(default="steps", description="when validation loss is taken")
-    eval_steps: int = Field(default=50, ge=1, description="steps between validation losses")
-    save_strategy: Literal["steps", "epoch", "no"] = Field(default="steps", description="no: the last step only")
+    eval_strategy: Literal["steps", "epoch", "no"] = Field(default="steps", description="when to validate")
+    eval_steps: int = Field(default=50, ge=1, description="steps between validations")
+    save_strategy: Literal["steps", "epoch", "no"] = Field(
+        default="steps", description="no: save only after the last step"
+    )
     save_steps: int = Field(default=100, ge=1, description="steps between checkpoints")
-    save_total_limit: int | None = Field(default=None, ge=1, description="checkpoints kept; the best and the last stay")
+    save_total_limit: int | None = Field(default=None, ge=1, description="checkpoints to keep, besides best and last")
     load_best_model_at_end: bool = Field(
-        default=False, description="the best step's weights are the run's, found on held-out rows that do not judge"
+        default=False,
+        description="end with the weights of the best step; the rows that select it do not judge",
     )
     metric_for_best_model: str = Field(
         default="loss",
@@ -121,13 +123,14 @@ class TrainingSettings(Settings):
         "or reward_margin of dpo and orpo, or a name that evaluation.compute_metrics gives",
     )
     greater_is_better: bool | None = Field(
-        default=None, description="of metric_for_best_model; none: false for loss and perplexity, else true"
+        default=None,
+        description="of metric_for_best_model; default: false for loss and perplexity, else true",
     )
     early_stopping_patience: int | None = Field(
-        default=None, ge=1, description="stop after so many validations in a row without a better metric"
+        default=None, ge=1, description="stop after this number of validations in a row without improvement"
     )
     early_stopping_threshold: float = Field(
-        default=0.0, ge=0, description="how much better a metric must be to count as better"
+        default=0.0, ge=0, description="smallest change of the metric that counts as improvement"
     )
     gradient_checkpointing: bool | Literal["auto"] = Field(
         default="auto", description="recompute activations to save memory"
@@ -135,7 +138,7 @@ class TrainingSettings(Settings):
     tf32: bool | None = Field(default=None, description="matrix products in TF32 on an NVIDIA GPU: faster, not exact")
     seed: int = Field(default=0, ge=0, lt=2**32)
     threads: int | Literal["auto"] = Field(default="auto", description="CPU threads of a forward pass")
-    report_to: list[Reporter] = Field(
+    report_to: list[ReporterName] = Field(
         default_factory=lambda: ["tensorboard"], description="tensorboard, trackio, mlflow, wandb (offline), or none"
     )
 
@@ -148,8 +151,8 @@ class TrainingSettings(Settings):
 
     @field_validator("metric_for_best_model", mode="after")
     @classmethod
-    def _without_side(cls, value: str) -> str:
-        """transformers takes the name with eval_ before it too."""
+    def _without_prefix(cls, value: str) -> str:
+        """transformers also accepts the name with the prefix eval_."""
         return value.removeprefix("eval_")
 
     @field_validator("micro_batch_tokens", "threads", "learning_rate", mode="after")
@@ -162,7 +165,7 @@ class TrainingSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _batch_size_from_parts(cls, value: Any) -> Any:
-        """per_device_train_batch_size x gradient_accumulation_steps is accepted for batch_size."""
+        """Computes batch_size as per_device_train_batch_size x gradient_accumulation_steps."""
         if not isinstance(value, Mapping) or value.get("per_device_train_batch_size") is None:
             return value
         parts = value["per_device_train_batch_size"], value.get("gradient_accumulation_steps") or 1
@@ -189,7 +192,7 @@ class TrainingSettings(Settings):
                     f"{kind}_steps has no meaning under {kind}_strategy: {getattr(self, f'{kind}_strategy')}"
                 )
         if self.warmup_steps and self.lr_scheduler_type == "constant":
-            raise ValueError("warm-up under lr_scheduler_type: constant would be ignored; use constant_with_warmup")
+            raise ValueError("lr_scheduler_type: constant has no warm-up; use constant_with_warmup")
         if self.warmup_steps > 1 and self.warmup_steps != int(self.warmup_steps):
             raise ValueError(f"warmup_steps is a whole number of steps or a share below 1, found {self.warmup_steps:g}")
         check_arguments(self.lr_scheduler_type, self.lr_scheduler_kwargs)
@@ -199,46 +202,49 @@ class TrainingSettings(Settings):
     def _no_setting_is_ignored(self) -> TrainingSettings:
         if self.layout == "tree" and self.neftune_noise_alpha is not None:
             raise ValueError(
-                "neftune_noise_alpha gives each row noise by its own length, and rows of layout: tree share tokens; "
-                "use layout: packed, or leave it out"
+                "neftune_noise_alpha scales noise by the length of each row, and rows in layout: tree share tokens; "
+                "use layout: packed, or leave layout out"
             )
         betas = ("adam_beta1", "adam_beta2", "adam_epsilon")
         unread = betas if self.optim in WITHOUT_BETAS else betas[2:] if self.optim == "lion_32bit" else ()
         for name in unread:
-            if getattr(self, name) != type(self).model_fields[name].default:
+            if self.differs(name):
                 raise ValueError(f"{name} has no meaning under optim: {self.optim}")
         if not self.selects:
             for name in ("metric_for_best_model", "greater_is_better", "early_stopping_threshold"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if self.differs(name):
                     raise ValueError(f"{name} needs load_best_model_at_end: true or early_stopping_patience")
         elif self.eval_strategy == "no":
-            name = "load_best_model_at_end" if self.load_best_model_at_end else "early_stopping_patience"
-            raise ValueError(f"{name} has nothing to go by under eval_strategy: no")
+            raise ValueError(f"{self.selected_by} needs validations, and eval_strategy is no")
         if self.early_stopping_threshold and self.early_stopping_patience is None:
             raise ValueError("early_stopping_threshold needs early_stopping_patience")
-        if self.greater_is_better and self.metric_for_best_model in LOWER_IS_BETTER:
-            raise ValueError(f"greater_is_better: true contradicts metric_for_best_model: {self.metric_for_best_model}")
-        if self.greater_is_better is False and self.metric_for_best_model in HIGHER_IS_BETTER:
-            raise ValueError(
-                f"greater_is_better: false contradicts metric_for_best_model: {self.metric_for_best_model}"
-            )
+        metric, greater = self.metric_for_best_model, self.greater_is_better
+        if greater is not None and metric in (LOWER_IS_BETTER if greater else HIGHER_IS_BETTER):
+            raise ValueError(f"greater_is_better: {str(greater).lower()} contradicts metric_for_best_model: {metric}")
         return self
 
     @property
     def wanted_layout(self) -> Literal["tree", "packed", "padded"]:
-        """How rows are laid out where the model admits it."""
+        """How rows are laid out if the model allows it."""
         if self.layout != "auto":
             return self.layout
         return "tree" if self.neftune_noise_alpha is None else "packed"
 
     @property
     def selects(self) -> bool:
-        """Whether held-out rows decide which step's weights the run ends with."""
-        return self.load_best_model_at_end or self.early_stopping_patience is not None
+        """Whether held-out rows select the step whose weights the run ends with."""
+        return self.selected_by is not None
+
+    @property
+    def selected_by(self) -> str | None:
+        """The setting that makes held-out rows select a step."""
+        if self.load_best_model_at_end:
+            return "load_best_model_at_end"
+        return None if self.early_stopping_patience is None else "early_stopping_patience"
 
     @property
     def higher_is_better(self) -> bool:
-        """Of the metric that selects a step; as transformers, false for what ends in loss unless it is said."""
+        """Whether a higher metric_for_best_model is better; by default not if its name ends in loss or perplexity."""
         if self.greater_is_better is not None:
             return self.greater_is_better
         return not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
@@ -247,25 +253,20 @@ class TrainingSettings(Settings):
 class EvaluationSettings(Settings):
     """How base and tuned model are compared on held-out rows."""
 
-    metrics: list[str] = Field(default_factory=list, description="the first decides the verdict; loss if none")
+    metrics: Names = Field(default_factory=list, description="the first decides the verdict; default: loss")
     compute_metrics: str | None = Field(
-        default=None, description="my_module:function, called with (logits, labels) as transformers' Trainer calls it"
+        default=None, description="my_module:function, called with (logits, labels) as by transformers' Trainer"
     )
-    max_new_tokens: int = Field(default=256, ge=1, description="tokens of an answer at most")
-    max_rows: int | None = Field(default=None, ge=1, description="rows judged at most; drawn by seed")
+    max_new_tokens: int = Field(default=256, ge=1, description="limit on the tokens of an answer")
+    max_rows: int | None = Field(default=None, ge=1, description="limit on the rows to evaluate, drawn by seed")
     batch_size: int = Field(default=16, ge=1, description="answers generated at a time")
     do_sample: bool = False
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="of the interval around the difference")
-    resamples: int = Field(default=10_000, ge=100, description="of the paired bootstrap")
-    samples: int = Field(default=5, ge=0, description="answers shown side by side")
-
-    @field_validator("metrics", mode="before")
-    @classmethod
-    def _one_name_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="confidence of the interval of the difference")
+    resamples: int = Field(default=10_000, ge=100, description="resamples of the paired bootstrap")
+    samples: int = Field(default=5, ge=0, description="number of answers to show side by side")
 
     @model_validator(mode="after")
     def _sampling_is_on(self) -> EvaluationSettings:
@@ -278,25 +279,15 @@ class EvaluationSettings(Settings):
 
 
 class Recipe(Settings):
-    """A whole run, as the recipe file states it."""
+    """A whole run, as in the recipe file."""
 
-    model: ModelSettings
+    model: Annotated[ModelSettings, short_for("path")]
     data: DataSettings
-    method: MethodSettings = Field(default_factory=LoraSettings)
-    objective: ObjectiveSettings = Field(default_factory=SftSettings)
+    method: Annotated[MethodSettings, short_for("name")] = Field(default_factory=LoraSettings)
+    objective: Annotated[ObjectiveSettings, short_for("name")] = Field(default_factory=SftSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     output_dir: str = Field(min_length=1, description="the run folder")
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model_by_name(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
-
-    @field_validator("method", "objective", mode="before")
-    @classmethod
-    def _variant_by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
@@ -304,17 +295,16 @@ class Recipe(Settings):
         if all(source.format == "text" for source in sources):
             refuse_answer_metrics(self.evaluation.metrics)
         if self.model.named_tokens and getattr(self.method, "init_lora_weights", True) == "eva":
-            raise ValueError("init_lora_weights: eva and model.add_tokens do not go together in PEFT; use another one")
+            raise ValueError("PEFT cannot combine init_lora_weights: eva with model.add_tokens; use another one")
         held_out = self.data.eval is None or bool(self.data.eval)
         if not held_out and "eval_steps" in self.training.model_fields_set:
             raise ValueError("training.eval_steps has nothing to evaluate on: data.eval is 0")
         if not held_out and self.evaluation.metrics:
             raise ValueError("evaluation.metrics has nothing to judge: data.eval is 0")
         if not held_out and self.training.selects:
-            name = "load_best_model_at_end" if self.training.load_best_model_at_end else "early_stopping_patience"
-            raise ValueError(f"training.{name} has no row to go by: data.eval is 0")
+            raise ValueError(f"training.{self.training.selected_by} needs held-out rows, and data.eval is 0")
         if self.model.named_tokens and isinstance(getattr(self.method, "trainable_token_indices", None), dict):
-            raise ValueError("method.trainable_token_indices is a list where model.add_tokens adds rows of its own")
+            raise ValueError("method.trainable_token_indices must be a list if model.add_tokens is set")
         refuse_foreign_metrics(self.evaluation.metrics, self.objective.name)
         metric, known = self.training.metric_for_best_model, METRICS_OF_LOGITS[self.objective.name]
         foreign = metric in (*TOKEN_METRICS, *PREFERENCE_METRICS) and metric not in known
@@ -325,35 +315,30 @@ class Recipe(Settings):
             )
         if metric not in known and self.evaluation.compute_metrics is None:
             raise ValueError(
-                f"training.metric_for_best_model: {metric} is not known at a validation, which makes no answers; there "
-                f"are {', '.join(known)} and what a function under evaluation.compute_metrics gives"
+                f"training.metric_for_best_model: {metric} is not known at a validation, which generates no answers; "
+                f"use {', '.join(known)}, or what a function under evaluation.compute_metrics gives"
             )
         return self
 
     @property
     def learning_rate(self) -> float:
-        """The peak learning rate, `auto` resolved by method and objective."""
+        """The peak learning rate; `auto` depends on method and objective."""
         rate = self.training.learning_rate
         return usual_rate(self.method.name, self.objective.name) if rate == "auto" else rate
 
     def with_values(self, **sections: Mapping[str, Any]) -> Recipe:
-        """A copy with some resolved values, section by section: ``with_values(training={"threads": 2})``."""
+        """A copy with other values, given by section: ``with_values(training={"threads": 2})``."""
         updates = {name: getattr(self, name).model_copy(update=dict(values)) for name, values in sections.items()}
         return self.model_copy(update=updates)
 
 
 def usual_rate(method: str, objective: str) -> float:
-    """The peak learning rate of a method under an objective, at 1B to 30B parameters."""
+    """The peak learning rate of a method and an objective, for 1B to 30B parameters."""
     return (LEARNING_RATES if objective == "sft" else PREFERENCE_RATES)[method]
 
 
-METRICS_OF_LOGITS: dict[str, tuple[str, ...]] = {
-    "sft": TOKEN_METRICS, "dpo": ("loss", *PREFERENCE_METRICS), "orpo": ("loss", *PREFERENCE_METRICS), "kto": ("loss",),
-}  # fmt: skip
-
-
 def refuse_foreign_metrics(metrics: list[str], objective: str) -> None:
-    """Some metrics are of pairs of answers, some of supervised tokens. Raises ValueError for another objective's."""
+    """Raises ValueError for a metric of logits that the objective does not have."""
     known = METRICS_OF_LOGITS[objective]
     refused = [name for name in metrics if name in (*TOKEN_METRICS, *PREFERENCE_METRICS) and name not in known]
     if refused:
@@ -364,7 +349,7 @@ def refuse_foreign_metrics(metrics: list[str], objective: str) -> None:
 
 
 def refuse_answer_metrics(metrics: list[str]) -> None:
-    """Raw text has no prompt and no answer, so only token metrics can be asked for. Raises ValueError."""
+    """Raises ValueError for a metric that compares answers, because raw text has none."""
     refused = [name for name in metrics if name not in TOKEN_METRICS]
     if refused:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tunesmith.errors import ModelError, TrainError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.model.weights.load import save_tokenizer
-from tunesmith.recipe.schedules import rate_schedule, steps_of_warmup
+from tunesmith.recipe.schedules import learning_rate_at, steps_of_warmup
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, StepResult, sample_line
 from tunesmith.runs.recorder import Recorder
@@ -151,7 +152,8 @@ class Trainer:
     def rate(self) -> Callable[[int], float]:
         """The learning rate by step."""
         settings = self.settings
-        return rate_schedule(
+        return partial(
+            learning_rate_at,
             peak=self.ready.recipe.learning_rate,
             total_steps=self.total_steps,
             warmup_steps=steps_of_warmup(settings.warmup_steps, self.total_steps),
