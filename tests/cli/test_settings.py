@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from tunesmith.cli.options import columns_of, generation_settings, in_flags
+from tunesmith.cli.options import parse_columns, generation_settings, in_flags
 from tunesmith.errors import DataError, RecipeError
 
 
@@ -50,14 +50,14 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 
 
 def test_columns_are_pairs_of_field_and_column() -> None:
-    assert columns_of("input=text, output=the category") == {"input": "text", "output": "the category"}
-    assert columns_of(None) == {}
+    assert parse_columns("input=text, output=the category") == {"input": "text", "output": "the category"}
+    assert parse_columns(None) == {}
 
 
 @pytest.mark.parametrize("text", ["input", "input=", "=text", "input=a,input=b", "input=a,"])
 def test_columns_that_are_no_pairs_are_a_usage_error(text: str) -> None:
     with pytest.raises(typer.BadParameter):
-        columns_of(text)
+        parse_columns(text)
 
 
 @pytest.mark.parametrize(

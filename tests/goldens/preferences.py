@@ -1,6 +1,6 @@
 """Losses and gradients of TRL's DPOTrainer, ORPOTrainer and KTOTrainer on a tiny model and fixed rows.
 
-They are what tests/training/test_preference.py holds ours to. To make them anew, from the repository's root:
+They are what tests/training/objectives/test_preference.py holds ours to. To make them anew, from the repository's root:
 
     python -m tests.goldens.preferences > tests/goldens/preferences.json
 

@@ -1,6 +1,6 @@
 """Losses of transformers' Trainer and TRL's SFTTrainer over 50 steps of full, lora and qlora on a tiny model.
 
-They are what tests/test_parity.py holds ours to. To make them anew, from the repository's root:
+They are what tests/training/test_parity.py holds ours to. To make them anew, from the repository's root:
 
     python -m tests.goldens.supervised > tests/goldens/supervised.json
 

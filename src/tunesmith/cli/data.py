@@ -14,7 +14,7 @@ from tunesmith.cli.options import (
     FormatOption,
     InstructionOption,
     Overwrite,
-    columns_of,
+    parse_columns,
     in_flags,
 )
 from tunesmith.cli.terminal.console import Terminal
@@ -70,7 +70,7 @@ def init(
 
     The values depend on the rows, the model and the machine. The recipe comments each value with the reason for it.
     """
-    mapping = columns_of(columns)
+    mapping = parse_columns(columns)
     with session(as_json) as terminal:
         file = Path(out)
         if file.exists() and not overwrite:
@@ -145,7 +145,7 @@ def check(
 
     With a model it also counts tokens and shows which of them are learned. The exit code is 1 if there are errors.
     """
-    mapping = columns_of(columns)
+    mapping = parse_columns(columns)
     if show and model is None and not data.endswith((".yaml", ".yml")):
         raise typer.BadParameter("rows are shown as tokens, which needs a model: add --model", param_hint="--show")
     with session(as_json) as terminal:
@@ -204,7 +204,7 @@ def prepare(
 
     By default no row is removed; `clean` names what to remove. Every row that is left out is written to rejected.jsonl.
     """
-    mapping = columns_of(columns)
+    mapping = parse_columns(columns)
     with session(as_json) as terminal:
         from tunesmith.workflows.prepare_data import prepare_data
 

@@ -108,7 +108,7 @@ def _pairs(mapping: str) -> str:
     return f"'{text}'" if re.search(r"[^\w=,.-]", text) else text
 
 
-def columns_of(text: str | None) -> dict[str, str]:
+def parse_columns(text: str | None) -> dict[str, str]:
     """``input=text,output=category`` as a mapping of field to column. Raises typer.BadParameter for any other form."""
     found: dict[str, str] = {}
     for pair in (text or "").split(",") if text else []:

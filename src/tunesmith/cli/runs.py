@@ -14,7 +14,7 @@ from tunesmith.cli.options import AsJson, Overwrite
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import curve, metrics_table, table
-from tunesmith.cli.terminal.text import duration, escaped, in_words
+from tunesmith.cli.terminal.text import duration, escaped, as_text
 from tunesmith.runs.progress import Advance
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _step(run: Summary) -> str | None:
 
 
 def _change(run: Summary) -> str | None:
-    return None if run.tuned is None else f"{in_words(run.base)} -> {in_words(run.tuned)}"
+    return None if run.tuned is None else f"{as_text(run.base)} -> {as_text(run.tuned)}"
 
 
 def _report(found: Details, terminal: Terminal) -> None:

@@ -1,4 +1,4 @@
-"""PEFT's LoRA layers with the forward and backward passes of ``model/kernels.py``.
+"""PEFT's LoRA layers with the forward and backward passes of ``model/compute/kernels.py``.
 
 Only plain LoRA on linear layers is taken over, and only while it is plain: one active adapter of its input's dtype,
 neither merged nor disabled. Everything else (DoRA and other variants, several adapters, autocast) runs PEFT's own code.

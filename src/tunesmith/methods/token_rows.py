@@ -2,7 +2,7 @@
 
 PEFT puts the trained rows into a copy of the whole table at every forward pass, and takes their gradient from that of
 the whole table. Here the few rows are looked up beside the table, which gives the same values and gradients; the output
-layer has its own way in ``model/head.py``.
+layer has its own way in ``model/compute/logprobs.py``.
 """
 
 from __future__ import annotations

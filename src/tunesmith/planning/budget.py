@@ -1,7 +1,7 @@
 """What fits, before training: every `auto` that depends on memory, as a pure function of model, recipe and data.
 
 Nothing here measures free memory or time: the same inputs give the same choice on every day, so a run can be resumed.
-The measured step (``rehearsal.py``) may only refuse. Constants were fitted to measured peaks, see docs/lab.md.
+The measured step (``training/rehearsal.py``) may only refuse. Constants were fitted to measured peaks, see docs/lab.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from tunesmith.cli.terminal.text import escaped, in_words
+from tunesmith.cli.terminal.text import escaped, as_text
 
 GAP = "  "
 MOST_BARS = 12
@@ -57,7 +57,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequen
     """
     from rich.cells import cell_len
 
-    cells = [[" ".join(escaped(in_words(value)).split()) for value in row] for row in [header, *rows]]
+    cells = [[" ".join(escaped(as_text(value)).split()) for value in row] for row in [header, *rows]]
     widths = [max(cell_len(row[column]) for row in cells) for column in range(len(header))]
 
     def padded(value: str, column: int) -> str:

@@ -12,7 +12,7 @@ def escaped(text: str) -> str:
     return "".join(c if (c >= " " and not "\x7f" <= c <= "\x9f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
-def in_words(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A value in words: four digits of a float, a dash for None."""
     if value is None:
         return "–"

@@ -106,7 +106,7 @@ def to_example(
 
     Args:
         row: column name to value, as the file has it.
-        shape: a name of ``data/shape.py``.
+        shape: a name of ``row_shapes.py``.
         source: ``file:line``, carried along.
         columns: canonical field to the file's column, for columns that have other names.
         instruction: the instruction of every row (alpaca only).
