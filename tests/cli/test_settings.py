@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from tunesmith.cli.options import parse_columns, generation_settings, in_flags
+from tunesmith.cli.options import generation_settings, in_flags, parse_columns
 from tunesmith.errors import DataError, RecipeError
 
 

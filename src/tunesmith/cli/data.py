@@ -14,8 +14,8 @@ from tunesmith.cli.options import (
     FormatOption,
     InstructionOption,
     Overwrite,
-    parse_columns,
     in_flags,
+    parse_columns,
 )
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session

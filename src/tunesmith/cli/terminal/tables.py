@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from tunesmith.cli.terminal.text import escaped, as_text
+from tunesmith.cli.terminal.text import as_text, escaped
 
 GAP = "  "
 MOST_BARS = 12
