@@ -172,6 +172,11 @@ def test_a_setting_of_another_method_says_whose_it_is(file: Path) -> None:
     assert error.remedy == "Did you mean `method.trainable_layers`?"
 
 
+def test_an_unknown_key_of_an_inner_section_is_compared_with_the_keys_of_that_section(file: Path) -> None:
+    error = complaint(written(file, "model: m\noutput_dir: out\ndata:\n  train: a\n  clean: {dedup: true}\n", ""))
+    assert (error.what, error.remedy) == ("`data.clean.dedup` is not a setting", "Did you mean `dedupe`?")
+
+
 @pytest.mark.parametrize("text", ["method: lorra\n", "method:\n  name: lorra\n"])
 def test_an_unknown_method_names_the_known_ones(file: Path, text: str) -> None:
     error = complaint(written(file, text))

@@ -55,7 +55,7 @@ REWRITTEN_BY_OTHERS = (
 class Lora:
     """Low-rank updates beside frozen weights. Adapter weights are float32 whatever the base is held in.
 
-    PiSSA and OLoRA take the adapter out of the base (``init_residual``). In memory the base then holds residuals, beside
+    PiSSA and OLoRA take the adapter out of the base (``init_residual``). In memory the base then holds residuals, and
     a copy of each adapted weight for ``reference``; ``state``, and so what is saved, is plain LoRA of twice the rank
     over the base as it was. ``load`` with the run's own settings takes that apart again, bit for bit.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -157,13 +157,18 @@ def _unknown_key(path: Path_, raw: Any) -> tuple[str, str | None]:
     return f"`{dotted(path)}` is not a setting", f"{hint}Known here: {known}."
 
 
-def _sections() -> dict[str, type[Settings]]:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings classes that a type names, such as SourceSettings in ``float | list[SourceSettings]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
+
+
+def _sections() -> dict[str, type[BaseModel]]:
     """The sections without variants, with their settings."""
-    found: dict[str, type[Settings]] = {}
-    for name, field in Recipe.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found[name] = field.annotation  # type: ignore[assignment]
-    return found
+    fields = {name: field for name, field in Recipe.model_fields.items() if name not in VARIANTS}
+    return {name: model for name, field in fields.items() for model in _models_in(field.annotation)}
 
 
 def _names() -> dict[str, list[str]]:
@@ -178,17 +183,13 @@ def _settings_at(section: Path_, raw: Any) -> type[BaseModel]:
     """The settings class of a section; sources of data are in lists."""
     if not section:
         return Recipe
-    model: type[BaseModel]
-    if section[0] in VARIANTS:
-        variants, usual = VARIANTS[str(section[0])]
-        model = variants.get(raw[section[0]].get("name", usual), variants[usual])
+    name = str(section[0])
+    if name in VARIANTS:
+        variants, usual = VARIANTS[name]
+        model: type[BaseModel] = variants.get(raw[name].get("name", usual), variants[usual])
     else:
-        model = _sections()[str(section[0])]
-    if len(section) > 1:
-        inner = get_args(model.model_fields[str(section[1])].annotation)
-        model = next((part for part in inner if isinstance(part, type) and issubclass(part, BaseModel)), model)
-        model = next(
-            (arg for part in inner for arg in get_args(part) if isinstance(arg, type) and issubclass(arg, BaseModel)),
-            model,
-        )
+        model = _sections()[name]
+    for key in section[1:]:
+        if isinstance(key, str):
+            model = next(_models_in(model.model_fields[key].annotation), model)
     return model
