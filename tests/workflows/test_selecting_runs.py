@@ -195,7 +195,6 @@ def test_without_selection_every_held_out_row_judges_and_test_rows_stay_apart(
     assert prepared.selecting is None
     assert prepared.task is not None
     assert len(prepared.task.rows) == prepared.survey.ledger().total.rows.held_out
-    assert prepared.validation is prepared.task
 
 
 def test_too_few_held_out_rows_to_select_and_judge_are_refused(values: dict[str, Any], tmp_path: Path) -> None:

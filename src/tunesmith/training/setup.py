@@ -1,6 +1,6 @@
-"""Everything before the first step: data, tokenizer, template, rows, and then weights with their method attached.
+"""Prepares a run before weights are loaded: data, tokenizer, template, encoded rows, tasks and the memory plan.
 
-The cheapest refusal comes first: rows are read before a model is fetched, and encoded before weights are loaded.
+The cheapest checks come first: rows are read before a model is fetched, and encoded before weights are loaded.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from tunesmith.training.step_rows import first_steps, longest_part, order_of
 from tunesmith.training.tasks import make_tasks
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is known before weights are loaded. ``recipe`` has every ``auto`` resolved that needs no weights.
+    """A run before weights are loaded. ``recipe`` has every ``auto`` resolved that needs no weights.
 
-    ``plan`` says what will be in memory. ``task`` is what the run is judged on; None where no row is held out.
-    ``selecting`` are the held-out rows that select the step which is judged, none of them in ``task``.
-    ``added`` are the tokens that the recipe adds. ``start``: the folder of the adapter that training goes on from.
+    ``plan`` predicts the memory. ``task`` has the rows that judge the run; it is None if no row is held out.
+    ``selecting`` has the held-out rows that select the judged step; none of them are in ``task``. ``added`` are the
+    tokens that the recipe adds. ``start`` is the folder of the adapter that training continues from.
     """
 
     recipe: Recipe
@@ -62,17 +62,12 @@ class Prepared:
     start: Path | None = None
 
     @property
-    def validation(self) -> Task | None:
-        """The rows that validation losses are taken on."""
-        return self.selecting or self.task
-
-    @property
     def rows(self) -> Sequence[Encoded]:
         """The rows to train on."""
         return self.corpus.train
 
     def rows_of_steps(self) -> Iterator[Sequence[Encoded]]:
-        """The rows of each optimizer step, read as they are asked for."""
+        """The rows of each optimizer step, read one step at a time."""
         for window in order_of(self.recipe, self.corpus).windows():
             yield self.corpus.rows_of(window.rows)
 
@@ -81,10 +76,12 @@ def prepare_training(recipe: Recipe, listener: Listener, *, start: Path | None =
     """Reads, splits and encodes the data for the recipe's model.
 
     Args:
-        start: where a run keeps its copy of the adapter that it went on from; None: where the recipe says it is.
+        recipe: as the user gave it, or as a run that continues has stored it.
+        listener: hears what is found.
+        start: the run's own copy of the adapter that it continues from; None: the one that the recipe names.
 
     Raises:
-        DataError, ModelError, RecipeError: what a user can mend.
+        DataError, ModelError, RecipeError: an error that the user can fix.
     """
     _refuse_unusable(recipe)
     asked = recipe
@@ -137,7 +134,7 @@ def prepare_training(recipe: Recipe, listener: Listener, *, start: Path | None =
 
 
 def _refuse_unusable(recipe: Recipe) -> None:
-    """What this machine cannot do, before any row is read."""
+    """Raises RecipeError for settings that this machine cannot run, before any row is read."""
     training = recipe.training
     check_reporters(training.report_to)
     if training.optim != "adamw_torch" or training.tf32:
@@ -149,7 +146,7 @@ def _refuse_unusable(recipe: Recipe) -> None:
 
 
 def _from_adapter(recipe: Recipe, kept: Path | None) -> tuple[Recipe, Path | None]:
-    """Where the recipe goes on from an adapter: with the settings of that adapter's file, and its folder."""
+    """If the recipe continues from an adapter: the recipe with that adapter's settings, and the adapter's folder."""
     method = recipe.method
     if not isinstance(method, AdapterSettings) or method.adapter_name_or_path is None:
         return recipe, None
@@ -161,7 +158,7 @@ def _from_adapter(recipe: Recipe, kept: Path | None) -> tuple[Recipe, Path | Non
 def _say_where_it_starts(
     recipe: Recipe, asked: Recipe, start: Path | None, *, config: PretrainedConfig, base: Path, listener: Listener
 ) -> Recipe:
-    """Names the targets of the adapter that it goes on from as a recipe would, and says what its file decides."""
+    """Names the adapter's target modules as a recipe does, and says which settings the adapter decides."""
     if start is None:
         return recipe
     method, before = recipe.method, asked.method
@@ -175,7 +172,7 @@ def _say_where_it_starts(
 
 
 def _check_logits(recipe: Recipe, config: PretrainedConfig, tasks: Sequence[Task]) -> None:
-    """A function of the user's gets all logits at a time, so it is imported and they are counted now."""
+    """Imports the user's function of all logits now, and checks that the logits are not too many to hold."""
     if recipe.evaluation.compute_metrics is None:
         return
     import_function(recipe.evaluation.compute_metrics, where=COMPUTE_METRICS_KEY)
@@ -185,7 +182,7 @@ def _check_logits(recipe: Recipe, config: PretrainedConfig, tasks: Sequence[Task
 
 
 def _within_positions(recipe: Recipe, config: PretrainedConfig, listener: Listener) -> Recipe:
-    """A model cannot see past its positions, so ``max_length`` is at most their number."""
+    """Limits ``max_length`` to the model's number of positions."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)  # a state-space model has none
     if limit is None or recipe.data.max_length <= limit:
         return recipe
@@ -194,7 +191,7 @@ def _within_positions(recipe: Recipe, config: PretrainedConfig, listener: Listen
 
 
 def _say_if_router_is_not_balanced(config: PretrainedConfig, listener: Listener) -> None:
-    """transformers would add the router's auxiliary loss, which depends on the micro-batch. Ours never does."""
+    """transformers would add the router's auxiliary loss, which depends on the micro-batch. Tunesmith never does."""
     if getattr(config.get_text_config(), "output_router_logits", False):
         listener.say(
             "router: trained without its auxiliary loss, which this model's config asks for (output_router_logits); "
@@ -203,7 +200,7 @@ def _say_if_router_is_not_balanced(config: PretrainedConfig, listener: Listener)
 
 
 def _say_if_not_regrouped(recipe: Recipe, listener: Listener) -> None:
-    """kto's estimate depends on the micro-batch, so that one keeps its examples; see training/kto.py."""
+    """Says why micro-batches of kto are not regrouped; see ``objectives/kto.py``."""
     objective = preference_objective(recipe)
     if objective is not None and objective.indivisible > 1:
         listener.say(
@@ -214,7 +211,7 @@ def _say_if_not_regrouped(recipe: Recipe, listener: Listener) -> None:
 
 
 def _say_if_noisy(recipe: Recipe, listener: Listener) -> None:
-    """Why nothing is saved; see model/neftune.py."""
+    """Says why no prefix is shared; see ``model/compute/neftune.py``."""
     if recipe.training.neftune_noise_alpha is not None:
         listener.say(
             "neftune: noise on the embeddings, scaled by each row's own length (transformers takes the padded length "
@@ -225,11 +222,14 @@ def _say_if_noisy(recipe: Recipe, listener: Listener) -> None:
 def _tell(findings: Sequence[Finding], listener: Listener) -> None:
     for finding in findings:
         rows = f" ({', '.join(finding.rows[:3])}{', ...' if finding.count > 3 else ''})" if finding.count else ""
-        (listener.say if finding.severity == "info" else listener.warn)(f"{finding.message}{rows}")
+        if finding.severity == "info":
+            listener.say(f"{finding.message}{rows}")
+        else:
+            listener.warn(f"{finding.message}{rows}")
 
 
 def _resolve_settings(recipe: Recipe, survey: Survey, listener: Listener) -> Recipe:
-    """Every ``auto`` but the plan's: a function of recipe and machine, never of a timing."""
+    """Resolves every ``auto`` except the plan's, from recipe and machine, never from a timing."""
     training, model = recipe.training, recipe.model
     device = resolve_device(model.device)
     dtype = resolve_dtype(model.dtype, device, say=listener.warn)
@@ -252,7 +252,7 @@ def _resolve_settings(recipe: Recipe, survey: Survey, listener: Listener) -> Rec
 
 
 def _plan(recipe: Recipe, config: PretrainedConfig, folder: Path, corpus: Corpus, added: AddedTokens) -> Plan:
-    """Micro-batch and checkpointing: a function of model, recipe, data and total memory."""
+    """Chooses micro-batch and checkpointing from model, recipe, data and total memory."""
     return budget.choose(
         ModelCounter(config, folder).count(recipe, added).shape,
         recipe.training,

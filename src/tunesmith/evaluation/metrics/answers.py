@@ -1,7 +1,7 @@
 """Metrics over answers: exact_match, json_valid, json_exact, json_fields, or a Python function `my_module:score`.
 
-To add one: copy a class below and add it to METRICS. Names and reference answers are checked before training, so
-nothing here imports torch.
+To add one, copy a class below and add it to METRICS. Names and reference answers are checked before training, so this
+module does not import torch.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ class ExactMatch:
     name = "exact_match"
 
     def score(self, answer: str, truth: str, prompt: str) -> float:
-        """Upper and lower case, punctuation and inner white space count."""
+        """Compares with upper and lower case, punctuation and inner white space."""
         return float(_plain(answer) == _plain(truth))
 
     def fault_of(self, truth: str) -> str | None:
-        """Any text can be matched."""
+        """None: any text can be matched."""
         return None
 
 
 class JsonValid:
-    """1 where the answer is JSON and nothing else (see parse_json); the truth plays no part."""
+    """1 where the answer is JSON and nothing else (see parse_json). The truth does not matter."""
 
     name = "json_valid"
 
     def score(self, answer: str, truth: str, prompt: str) -> float:
-        """Any JSON value will do."""
+        """Accepts any JSON value."""
         return float(_json_fault(answer) is None)
 
     def fault_of(self, truth: str) -> str | None:
-        """The truth is not looked at."""
+        """None: the truth is not used."""
         return None
 
 
 class JsonExact:
-    """1 where the answer is JSON equal to the truth's; the order of keys does not count, and 1 is 1.0."""
+    """1 where the answer is JSON equal to the truth's. The order of keys does not matter, and 1 equals 1.0."""
 
     name = "json_exact"
 
@@ -65,7 +65,7 @@ class JsonFields:
     """Equal fields of a JSON object over the fields that answer or truth have: |equal| / |answer's and truth's keys|.
 
     Top-level fields are compared, each as a whole. A missing, a wrong and an invented field cost the same. An answer
-    that is no JSON object scores 0; two empty objects score 1.
+    that is not a JSON object scores 0. Two empty objects score 1.
     """
 
     name = "json_fields"
@@ -93,12 +93,12 @@ METRICS: dict[str, TextMetric] = {
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises RecipeError if a metric does not exist; functions are imported and their parameters looked at."""
+    """Raises RecipeError if a metric does not exist. Functions are imported and their parameters are checked."""
     text_metrics(names)
 
 
 def text_metrics(names: Sequence[str]) -> list[TextMetric]:
-    """The metrics among these that need answers, in order; those over tokens are left out.
+    """The metrics among these that need answers, in order.
 
     Raises:
         RecipeError: an unknown name, or a function that cannot be imported or called.
@@ -130,7 +130,7 @@ def score_answers(
     """Every metric on every row, by name. Reference answers have passed ``check_truths``.
 
     Raises:
-        RecipeError: a user's function failed; the message says on which row, counted from 1.
+        RecipeError: a user's function failed. The message names the row, counted from 1.
     """
     rows = list(zip(answers, truths, prompts, strict=True))
     return {metric.name: row_scores(list(_scores(metric, rows)), groups) for metric in metrics}
@@ -159,7 +159,7 @@ def _json_fault(text: str) -> str | None:
 
 
 def same_json(one: Any, other: Any) -> bool:
-    """Equality of parsed JSON: 1 equals 1.0, true does not equal 1, the order of keys does not count."""
+    """Equality of parsed JSON: 1 equals 1.0, true does not equal 1, the order of keys does not matter."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same_json(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
