@@ -14,15 +14,15 @@ from tunesmith.cli.options import (
     FormatOption,
     InstructionOption,
     Overwrite,
-    in_flags,
     parse_columns,
+    remedies_in_flags,
 )
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import bars, table
 from tunesmith.cli.terminal.text import escaped
 from tunesmith.data.ledger import OUTCOMES
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import RecipeError
 
 if TYPE_CHECKING:
     from tunesmith.data.finding import Finding
@@ -79,12 +79,10 @@ def init(
             )
         from tunesmith.workflows.first_recipe import starter_recipe
 
-        try:
+        with remedies_in_flags(data):
             starter = starter_recipe(
                 data, model=model, method=method, format=format, columns=mapping, instruction=instruction
             )
-        except DataError as error:
-            raise in_flags(error) from None
         _write(file, starter.text)
         terminal.write(f"{starter.rows:,} rows: {starter.reason}")
         if starter.bad:
@@ -151,7 +149,7 @@ def check(
     with session(as_json) as terminal:
         from tunesmith.workflows.check import inspect
 
-        try:
+        with remedies_in_flags(data):
             found = inspect(
                 data,
                 model=model,
@@ -163,8 +161,6 @@ def check(
                 show=show,
                 listener=terminal,
             )
-        except DataError as error:
-            raise error if data.endswith((".yaml", ".yml")) else in_flags(error) from None
         _report(found, terminal)
         report = found.to_json() if as_json or html else {}
         if html:
@@ -208,7 +204,7 @@ def prepare(
     with session(as_json) as terminal:
         from tunesmith.workflows.prepare_data import prepare_data
 
-        try:
+        with remedies_in_flags(data):
             made = prepare_data(
                 data,
                 out,
@@ -221,8 +217,6 @@ def prepare(
                 overwrite=overwrite,
                 listener=terminal,
             )
-        except DataError as error:
-            raise error if data.endswith((".yaml", ".yml")) else in_flags(error) from None
         for line in made.ledger.in_words():
             terminal.write(line)
         splits = ", ".join(f"{name} {rows:,}" for name, rows in made.splits.items())

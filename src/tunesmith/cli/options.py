@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -101,6 +102,15 @@ def in_flags(error: DataError) -> DataError:
     for key in ("format", "instruction"):
         remedy = re.sub(rf"data\.{key}(: ?)?", lambda found, key=key: f"--{key}{' ' if found[1] else ''}", remedy)
     return DataError(error.what, where=error.where, why=error.why, remedy=remedy)
+
+
+@contextmanager
+def remedies_in_flags(data: str) -> Iterator[None]:
+    """Makes errors about rows name flags, unless ``data`` is a recipe, whose errors name its keys."""
+    try:
+        yield
+    except DataError as error:
+        raise error if data.endswith((".yaml", ".yml")) else in_flags(error) from None
 
 
 def _pairs(mapping: str) -> str:
