@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 NumberedExamples = Sequence[tuple[int, Example]]
 
-TOKEN_FORMAT = 1  # of the file and of the code that makes tokens: raise it with any change that alters either
+TOKEN_FORMAT = 2  # of the file and of the code that makes tokens: raise it with any change that alters either
 POOL_FROM = 2_000  # examples; fewer are encoded before other processes have started
 CACHE_LIMIT = 20 * 2**30  # bytes
 

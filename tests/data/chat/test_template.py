@@ -540,6 +540,27 @@ def test_text_that_a_template_leaves_out_is_a_finding_and_a_lost_tool_call_is_re
         template.encode(Example((TALK[1], Message("assistant", "", tool_calls=(call,))), "f:3"))
 
 
+WEATHER = {"type": "function", "function": {"name": "rain_gauge", "parameters": {"type": "object", "properties": {}}}}
+WRITES_TOOLS = CHATML.replace(
+    "{% for m in", "{% if tools %}{{ tools[0] | tojson + '\\n' }}{% endif %}{% for m in", 1
+)  # only the first
+
+
+def test_tools_that_a_template_leaves_out_are_a_finding(make_tokenizer):
+    other = {**WEATHER, "function": {**WEATHER["function"], "name": "wind_gauge"}}
+    silent, writes = (template_of(make_tokenizer(text, CONTROLS), "<|im_end|>") for text in (CHATML, WRITES_TOOLS))
+    named = (Message("user", "What does the rain_gauge say?"), Message("assistant", "Nothing."))
+    silent.encode(Example(TALK, "f:1"))
+    silent.encode(Example(TALK, "f:2", tools=(WEATHER,)))
+    silent.encode(Example(named, "f:3", tools=(WEATHER,)))  # its name stands in the text only
+    writes.encode(Example(named, "f:4", tools=(WEATHER,)))
+    writes.encode(Example(TALK[:3], "f:5", tools=(WEATHER, other)))
+    assert [(finding.id, finding.severity, finding.rows) for finding in silent.findings] == [
+        ("tools_lost", "warning", ["f:2", "f:3"])
+    ]
+    assert [(finding.id, finding.rows) for finding in writes.findings] == [("tools_lost", ["f:5"])]
+
+
 def test_two_thousand_short_rows_take_a_few_seconds(chatml):
     examples = [
         Example((Message("user", f"Row {i}: hello"), Message("assistant", "ok")), f"f:{i}") for i in range(2000)

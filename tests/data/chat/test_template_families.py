@@ -360,6 +360,7 @@ def test_tool_calls_are_learned_and_tool_results_are_not(name, call, answer, bui
     assert text == call + answer
     context = "".join(decode(tokenizer, row.ids[~row.supervised].tolist()) for row in rows)
     assert "sunny" in context and "city" in context
+    assert "tools_lost" not in {finding.id for finding in template.findings}
 
 
 def test_deepseek_gets_arguments_as_json_text(built):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.checks.rules import RULES, SAMPLE_CHARACTERS, Hit, look
-from tunesmith.data.examples.example import Example
+from tunesmith.data.examples.example import Example, to_example
 from tunesmith.data.examples.message import Message
 
 CALL = {"type": "function", "function": {"name": "mail", "arguments": {"to": ["jo@example.com"]}}}
@@ -108,7 +108,7 @@ ORDERS = (
 
 
 def test_every_rule_has_examples_and_a_message_that_counts_rows():
-    assert {*ANSWERS, "role_order"} == set(RULES)
+    assert {*ANSWERS, "role_order", "asked_to_learn"} == set(RULES)
     for name, rule in RULES.items():
         assert rule.id == name
         assert rule.message.format(rows="12 rows").startswith("12 rows ")
@@ -198,3 +198,11 @@ def test_naughty_strings_can_be_looked_at():
     assert len(naughty) > 400
     for text in naughty:
         check_samples(row(text, text))
+
+
+def test_a_turn_that_is_asked_to_be_learned_and_never_is_stands_out():
+    turns = [{"role": "user", "content": "Hi", "train": True}, {"role": "assistant", "content": "Hello", "train": True}]
+    asked = to_example({"messages": turns}, shape="messages", source="f:1")
+    assert [hit.sample for hit in look(asked) if hit.rule == "asked_to_learn"] == ["turn 1: user"]
+    turns[0]["train"] = False
+    assert look(to_example({"messages": turns}, shape="messages", source="f:1")) == []

@@ -32,6 +32,41 @@ def test_alpaca_without_an_input_is_the_instruction_alone(empty: str | None):
     assert turns(row, "alpaca") == [("user", "Say hi."), ("assistant", "hi")]
 
 
+@pytest.mark.parametrize("written", [[["1+1?", "2"], ["Sure?", "Yes."]], '[["1+1?", "2"], ["Sure?", "Yes."]]'])
+def test_the_history_of_an_alpaca_row_becomes_earlier_turns_that_are_learned(written: object):
+    row = {"instruction": "And 2+2?", "input": "", "output": "4", "system": "Be brief.", "history": written}
+    made = to_example(row, shape="alpaca", source="f:1")
+    assert [(turn.role, turn.content) for turn in made.messages] == [
+        ("system", "Be brief."),
+        ("user", "1+1?"),
+        ("assistant", "2"),
+        ("user", "Sure?"),
+        ("assistant", "Yes."),
+        ("user", "And 2+2?"),
+        ("assistant", "4"),
+    ]
+    assert all(turn.train for turn in made.messages)
+
+
+@pytest.mark.parametrize("none", [None, [], "", " "])
+def test_an_alpaca_row_without_a_history_is_one_round(none: object):
+    row = {"instruction": "Hi", "output": "Hello", "history": none}
+    assert turns(row, "alpaca") == [("user", "Hi"), ("assistant", "Hello")]
+
+
+@pytest.mark.parametrize(
+    ("history", "field"),
+    [
+        ("hello", "history"),
+        ([["a"]], "history[0]"),
+        ([["a", "b"], ["c", ""]], "history[1][1]"),
+        ([["a", 3]], "history[0][1]"),
+    ],
+)
+def test_a_history_that_is_none_is_refused_with_its_place(history: object, field: str):
+    assert refused({"instruction": "Hi", "output": "Hello", "history": history}, "alpaca").field == field
+
+
 def test_columns_are_mapped_and_one_instruction_serves_all_rows():
     row = {"text": "Where is my card?", "category": "card_arrival"}
     columns = {"input": "text", "output": "category"}

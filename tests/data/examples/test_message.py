@@ -58,6 +58,48 @@ def test_train_false_and_weight_0_leave_a_turn_unlearned(flags: dict, train: boo
     assert openai_message({"role": "assistant", "content": "a", **flags}, "messages[0]").train is train
 
 
+@pytest.mark.parametrize("key", ["train", "training", "trainable", "loss", "supervised", "weight", "loss_scale"])
+@pytest.mark.parametrize(("value", "train"), [(False, False), (0, False), ("false", False), (True, True), (1.0, True)])
+def test_the_names_of_other_tools_leave_a_turn_unlearned_too(key: str, value: object, train: bool):
+    assert openai_message({"role": "assistant", "content": "a", key: value}, "messages[0]").train is train
+    assert sharegpt_message({"from": "gpt", "value": "a", key: value}, "conversations[0]").train is train
+
+
+def test_a_masked_turn_is_not_learned():
+    for masked in (True, False):
+        turn = openai_message({"role": "assistant", "content": "a", "masked": masked}, "messages[0]")
+        assert turn.train is not masked
+
+
+@pytest.mark.parametrize("value", [True, False, 1, 0])
+def test_a_mask_without_a_certain_meaning_is_refused_with_what_to_write(value: object):
+    error = refused({"role": "assistant", "content": "a", "mask": value})
+    assert error.field == "messages[0].mask"
+    assert "train: false" in error.expected
+    assert openai_message({"role": "assistant", "content": "a", "mask": None}, "messages[0]").train
+
+
+def test_a_part_of_a_turn_cannot_be_left_out():
+    detail = [{"begin_offset": 0, "end_offset": 4, "train": False}]
+    error = refused({"role": "assistant", "content": "a", "train_detail": detail})
+    assert (error.field, error.found) == ("messages[0].train_detail", "a list of 1")
+    assert openai_message({"role": "assistant", "content": "a", "train_detail": []}, "messages[0]").train
+
+
+def test_masks_that_contradict_each_other_are_refused():
+    error = refused({"role": "assistant", "content": "a", "train": True, "loss": False})
+    assert (error.field, error.found) == ("messages[0]", "train: true and loss: false")
+    assert not openai_message({"role": "assistant", "content": "a", "train": False, "weight": 0}, "messages[0]").train
+
+
+def test_a_user_turn_that_is_to_be_learned_is_marked_as_asked():
+    asked = [
+        openai_message({"role": role, "content": "a", **flags}, "messages[0]").asked
+        for role, flags in [("user", {"train": True}), ("user", {"loss": 0}), ("user", {}), ("assistant", {"train": 1})]
+    ]
+    assert asked == [True, False, False, False]
+
+
 @pytest.mark.parametrize(
     ("turn", "field", "found"),
     [
@@ -74,7 +116,7 @@ def test_train_false_and_weight_0_leave_a_turn_unlearned(flags: dict, train: boo
             r"half of a character (the lone surrogate '\ud800')",
         ),
         ({"role": "assistant", "content": "a", "weight": 0.5}, "messages[0].weight", "the number 0.5"),
-        ({"role": "assistant", "content": "a", "train": "no"}, "messages[0].train", "the text 'no'"),
+        ({"role": "assistant", "content": "a", "train": "maybe"}, "messages[0].train", "the text 'maybe'"),
         (
             {"role": "user", "content": "a", "tool_calls": [{"name": "f"}]},
             "messages[0].tool_calls",

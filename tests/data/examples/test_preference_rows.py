@@ -83,7 +83,8 @@ def test_an_earlier_assistant_turn_is_given_and_not_learned() -> None:
 
 
 def test_a_label_says_whether_an_answer_is_desirable() -> None:
-    for given, label in ((True, True), (0, False), (1, True)):
+    written = ("True", True), ("false", False), ("1", True), ("0", False), (" Yes", True), ("NO", False), ("1.0", True)
+    for given, label in ((True, True), (0, False), (1, True), *written):
         row = {"prompt": "Why?", "completion": "Because.", "label": given}
         assert example(row, "unpaired_preference").label is label
     assert refusal({"prompt": "a", "completion": "b", "label": "good"}, "unpaired_preference").startswith("label:")
@@ -175,6 +176,18 @@ def test_preferences_are_checked_without_taking_two_answers_for_a_contradiction(
     report = inspect(str(path), format="unpaired_preference")
     assert "conflicting_answers" not in [finding.id for finding in report.findings]
     assert "conflicting_answers" in [finding.id for finding in inspect(str(path)).findings]
+
+
+@pytest.mark.parametrize(("label", "kind"), [("True", "desirable"), ("no", "undesirable")])
+def test_labels_that_are_all_alike_are_a_finding(tmp_path: Path, label: str, kind: str) -> None:
+    path = tmp_path / "labelled.csv"
+    lines = [f"Why {n}?,answer {n},{label}\n" for n in range(12)]
+    path.write_text("prompt,completion,label\n" + "".join(lines))
+    [found] = [each for each in inspect(str(path), format="unpaired_preference").findings if "label" in each.id]
+    assert (found.id, found.severity, found.count) == ("one_sided_labels", "warning", 12)
+    assert f"all labelled {kind}" in found.message
+    path.write_text("prompt,completion,label\n" + "".join(lines) + "Who?,Nobody.,0\nWhen?,Never.,1\n")
+    assert "one_sided_labels" not in {each.id for each in inspect(str(path), format="unpaired_preference").findings}
 
 
 @pytest.mark.parametrize("shape", ["preference", "unpaired_preference"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.data.examples.row_shapes import check_columns, detect_shape, did_you_mean, other_shape
+from tunesmith.data.examples.row_shapes import check_columns, detect_shape, did_you_mean, other_shape, unused_masks
 from tunesmith.errors import DataError
 
 
@@ -31,6 +31,14 @@ def test_the_reason_names_the_columns_used_and_those_not_used():
         [{"text": "a", "category": "b"}], columns={"input": "text", "output": "category"}, instruction="Classify."
     )[1]
     assert reason == "columns text (input), category (output) -> alpaca"
+
+
+def test_columns_in_which_other_tools_say_what_is_learned_are_named():
+    row = {"prompt": "a", "completion": "b", "loss": 0, "mask": 1, "id": 3}
+    said = unused_masks([row], "prompt_completion", {})
+    assert said.startswith("; loss, mask do not change what is learned: write train: false on a turn")
+    assert unused_masks([row], "prompt_completion", {"completion": "mask"}).startswith("; loss does not change")
+    assert unused_masks([{"prompt": "a", "completion": "b", "id": 3}], "prompt_completion", {}) == ""
 
 
 def test_some_rows_without_a_field_do_not_change_the_shape():

@@ -72,6 +72,12 @@ HISTORY_LOST = NoteKind(
     "the template does not write the text of some system, user, tool or earlier assistant turns",
     "look at the rows with --show; put the text into a turn that the template writes",
 )
+TOOLS_LOST = NoteKind(
+    "tools_lost",
+    "warning",
+    "the template does not write the definitions of some of the row's tools, so the model does not see them",
+    "give a template that writes tools in data.chat_template, or describe the tools in the system turn",
+)
 CONTROL_IN_RAW_TEXT = NoteKind(
     "control_tokens_in_text",
     "info",

@@ -8,8 +8,8 @@ generation stops on. {% generation %} marks, where a template has them, can leav
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from tunesmith.data.chat.notes import (
     MARKS_UNUSED,
     OWN_ROWS,
     REASONING_LOST,
+    TOOLS_LOST,
     Notes,
 )
 from tunesmith.data.chat.rendering import RenderError, TemplatedConversation
@@ -307,6 +308,8 @@ class Supervisor:
         for turn in conversation.turns[:count]:
             if not _written(turn["content"], text):
                 self._notes.note(HISTORY_LOST, conversation.source)
+        if conversation.tools and not _writes_tools(conversation, count):
+            self._notes.note(TOOLS_LOST, conversation.source)
 
 
 def check_row(ids: np.ndarray, supervised: np.ndarray, turns: Sequence[Turn], stop_ids: Sequence[int]) -> None:
@@ -326,6 +329,25 @@ def check_row(ids: np.ndarray, supervised: np.ndarray, turns: Sequence[Turn], st
         allowed[start : turn.end + 1] = True
         last_end = turn.end
     assert not supervised[~allowed].any(), "a token outside the assistant's turns is a label"
+
+
+def _writes_tools(conversation: TemplatedConversation, count: int) -> bool:
+    """Whether the prompt of the turn ``count`` has the name of every tool where the same prompt without tools has not.
+
+    The name may stand in a turn too, so it must stand there more often with the tools than without them.
+    """
+    text = conversation.prompt(count)
+    try:
+        without = replace(conversation, tools=()).prompt(count)
+    except DataError:  # the template needs the tools, so it reads them
+        without = ""
+    functions = [each if isinstance(each := tool.get("function"), Mapping) else tool for tool in conversation.tools]
+    names = [str(function["name"]) for function in functions if function.get("name")]
+    return text != without and all(_times(name, text) > _times(name, without) for name in names)
+
+
+def _times(name: str, text: str) -> int:
+    return text.count(name) or text.count(json.dumps(name)[1:-1])
 
 
 def _written(content: str, text: str) -> bool:

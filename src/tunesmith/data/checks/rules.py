@@ -343,6 +343,12 @@ def _disorder(row: _Row) -> str | None:
     return None
 
 
+def _asked(row: _Row) -> str | None:
+    """The first turn that the file asks to learn although it is no assistant's, in words."""
+    turns = enumerate(row.messages, start=1)
+    return next((f"turn {number}: {message.role}" for number, message in turns if message.asked), None)
+
+
 # Characters -----------------------------------------------------------------------------------------------------------
 
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r") | {127})
@@ -458,6 +464,9 @@ RULES: Mapping[str, Rule] = {rule.id: rule for rule in (
     Rule("role_order", "warning", _disorder,
          "{rows} with turns out of order: two of one role in a row, an assistant first, or a tool that nobody called",
          "join or reorder the turns; most templates expect user and assistant by turns"),
+    Rule("asked_to_learn", "warning", _asked,
+         "{rows} that ask to learn a system, user or tool turn, which is not done: only assistant turns are learned",
+         "write as an assistant turn what the model should say; else there is nothing to do"),
     Rule("mojibake", "warning", _mojibake,
          "{rows} with text that was decoded wrongly",
          "export the data again as UTF-8, or repair the text with ftfy"),

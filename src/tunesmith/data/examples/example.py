@@ -2,16 +2,18 @@
 
 The shapes, by their fields (those in brackets are optional, and absent when null):
 
-- alpaca: instruction, output, [input, system, tools]. The user's turn is the instruction, a blank line and the input.
+- alpaca: instruction, output, [input, history, system, tools]. The user's turn is the instruction, a blank line and the
+  input. The history is a list of earlier [question, answer] pairs, whose answers are learned too.
 - prompt_completion: prompt, completion, [system, tools]. Two texts, or two lists of messages; only the completion
   is learned.
-- messages: messages, [system, tools]. OpenAI's roles, tool calls and text parts; `train: false` or `weight: 0` on a
-  turn leaves it unlearned.
+- messages: messages, [system, tools]. OpenAI's roles, tool calls and text parts; `train: false`, or what other tools
+  write for it (`weight: 0`, `loss: false`, ...), leaves a turn unlearned.
 - sharegpt: conversations of {from, value}, [system, tools].
 - text: text. A raw document without turns.
 - preference: chosen, rejected, [prompt, instruction, input, system, tools]. Two answers to one prompt, each a text or a
   list of messages that ends with one assistant turn; without a prompt the turns that both lists begin with are it.
-- unpaired_preference: prompt, completion, label, [system, tools]. One answer, and whether it is desirable.
+- unpaired_preference: prompt, completion, label, [system, tools]. One answer, and whether it is desirable: true or
+  false, 1 or 0, yes or no, as a text too.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from tunesmith.data.examples.message import (
     parsed_json,
     present,
     sharegpt_message,
+    truth,
 )
 from tunesmith.data.examples.row_shapes import map_columns
 
@@ -134,7 +137,29 @@ def _alpaca(fields: Mapping[str, Any], instruction: str | None) -> list[Message]
     if not parts:
         raise RowError("instruction", describe(head), SOME_TEXT)
     turns = [Message("user", "\n\n".join(parts)), Message("assistant", _text(fields, "output"))]
-    return _with_system(turns, fields)
+    return _with_system([*_history(fields), *turns], fields)
+
+
+def _history(fields: Mapping[str, Any]) -> list[Message]:
+    """The earlier rounds of an alpaca row: a list of [question, answer], or its JSON text."""
+    rounds = fields.get("history")
+    if isinstance(rounds, str):
+        rounds = parsed_json(rounds, "history") if rounds.strip() else None
+    if rounds is None:
+        return []
+    if not isinstance(rounds, list):
+        raise RowError("history", describe(rounds), "a list of [question, answer] pairs")
+    turns = []
+    for number, pair in enumerate(rounds):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise RowError(f"history[{number}]", describe(pair), "a pair [question, answer]")
+        for part, (role, value) in enumerate(zip(("user", "assistant"), pair, strict=True)):
+            where = f"history[{number}][{part}]"
+            text = checked_text(value, where)
+            if not text.strip():
+                raise RowError(where, describe(text), SOME_TEXT)
+            turns.append(Message(role, text))
+    return turns
 
 
 def _prompt_completion(fields: Mapping[str, Any]) -> list[Message]:
@@ -207,11 +232,8 @@ def _turns_of_two(fields: Mapping[str, Any]) -> tuple[list[Message], list[Messag
 
 
 def _label(fields: Mapping[str, Any]) -> bool:
-    """Whether the answer is desirable: true or false, or 1 or 0."""
-    value = present(fields, "label")
-    if not isinstance(value, bool) and value not in (0, 1):
-        raise RowError("label", describe(value), "true (desirable) or false")
-    return bool(value)
+    """Whether the answer is desirable."""
+    return truth(present(fields, "label"), "label", "true (desirable) or false, 1 or 0, yes or no")
 
 
 def _openai(fields: Mapping[str, Any]) -> list[Message]:
@@ -249,7 +271,7 @@ def _conversation(messages: list[Message], field: str) -> list[Message]:
     if "user" not in roles:
         raise RowError(field, "no user turn", "a user turn before the last assistant turn")
     if not any(message.train for message in messages if message.role == "assistant"):
-        raise RowError(field, "train: false or weight: 0 on every assistant turn", "an assistant turn to learn")
+        raise RowError(field, "every assistant turn marked as not to be learned", "an assistant turn to learn")
     return messages
 
 

@@ -1,6 +1,7 @@
 """One turn of a conversation: what a chat template sees of it, and how a row's turn becomes one.
 
-Two spellings are read: OpenAI's {role, content, tool_calls, ...} and ShareGPT's {from, value}.
+Two spellings are read: OpenAI's {role, content, tool_calls, ...} and ShareGPT's {from, value}. Whether a turn is
+learned is read under the names that several tools give it, and refused where a name has no certain meaning.
 """
 
 from __future__ import annotations
@@ -34,6 +35,24 @@ REFUSED_KEYS = {
     "thinking": "reasoning_content",
     "reasoning": "reasoning_content",
 }
+# Names by which tools say of a turn whether it is learned: `train` and `training` of Axolotl, `loss` of ms-swift and
+# ChatGLM, `weight` of OpenAI and Mistral, `masked` of torchtune. In `mask`, tools mean opposite things by true.
+SWITCHES = ("train", "training", "trainable", "train_on", "loss", "compute_loss", "learn", "supervise", "supervised")
+WEIGHTS = ("weight", "loss_weight", "loss_scale")
+MASKED = "masked"
+UNCLEAR_MASKS = {
+    name: "train: false on a turn that is not to be learned, in place of this key"
+    for name in ("mask", "loss_mask", "is_masked", "ignore", "label_mask", "assistant_mask")
+} | dict.fromkeys(
+    ("train_detail", "training_detail"), "train: true or false for the whole turn; a part of a turn cannot be left out"
+)
+TURN_MASKS = frozenset((*SWITCHES, *WEIGHTS, MASKED, *UNCLEAR_MASKS))
+# Columns in which tools say the same of a whole row.
+ROW_MASKS = TURN_MASKS | {
+    "assistant_masks", "completion_mask", "loss_weights", "mask_history", "sample_weight", "train_on_inputs",
+    "train_on_prompt",
+}  # fmt: skip
+_TRUTHS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
 MAX_DEPTH = 64
 
 
@@ -55,6 +74,7 @@ class RowError(ValueError):
 class Message:
     """One turn of a conversation. `train` says whether an assistant turn is learned; it means nothing on other turns.
 
+    `asked` is set on a turn of another role that the file asks to learn, which is never done.
     `tool_calls` are {"type": "function", "function": {"name": str, "arguments": dict}}, with "id" where it was given.
     """
 
@@ -65,6 +85,7 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     reasoning_content: str | None = None
+    asked: bool = False
 
     def to_template(self) -> dict[str, Any]:
         """What a chat template sees of this turn: role and content, and the other keys only where they are set."""
@@ -100,14 +121,16 @@ def openai_message(turn: object, where: str) -> Message:
     calls = _tool_calls(turn.get("tool_calls"), f"{where}.tool_calls")
     if calls and role != "assistant":
         raise RowError(f"{where}.tool_calls", f"tool calls of a {role} turn", "tool calls of assistant turns only")
+    train, asked = _train(turn, where, role)
     return Message(
         role=role,
         content=_content(turn, where, may_be_null=bool(calls)),
-        train=_train(turn, where),
+        train=train,
         tool_calls=calls,
         tool_call_id=_optional(turn, "tool_call_id", where),
         name=_optional(turn, "name", where),
         reasoning_content=_optional(turn, "reasoning_content", where),
+        asked=asked,
     )
 
 
@@ -126,9 +149,10 @@ def sharegpt_message(turn: object, where: str) -> Message:
     if not isinstance(speaker, str) or speaker.lower() not in SHAREGPT_ROLES:
         raise RowError(f"{where}.from", describe(speaker), f"one of {', '.join(SHAREGPT_ROLES)}")
     value = checked_text(present(turn, "value", f"{where}.value"), f"{where}.value")
-    train = _train(turn, where)
+    role = SHAREGPT_ROLES[speaker.lower()]
+    train, asked = _train(turn, where, role)
     if speaker.lower() != "function_call":
-        return Message(SHAREGPT_ROLES[speaker.lower()], value, train)
+        return Message(role, value, train, asked=asked)
     calls = parsed_json(value, f"{where}.value")
     return Message("assistant", "", train, _tool_calls(calls if isinstance(calls, list) else [calls], f"{where}.value"))
 
@@ -235,16 +259,37 @@ def _content(turn: Mapping[str, Any], where: str, *, may_be_null: bool) -> str:
     return "".join(texts)
 
 
-def _train(turn: Mapping[str, Any], where: str) -> bool:
-    """Whether a turn is learned: `train`, or OpenAI's `weight` of 0 or 1."""
-    train, weight = turn.get("train"), turn.get("weight")
-    if train is not None:
-        if not isinstance(train, bool):
-            raise RowError(f"{where}.train", describe(train), "true or false")
-        return train
-    if weight is not None and weight not in (0, 1):
-        raise RowError(f"{where}.weight", describe(weight), "0 or 1")
-    return weight is None or bool(weight)
+def truth(value: object, where: str, expected: str = "true or false") -> bool:
+    """The value of a field that is true or false: a boolean, 1 or 0, or one of these or yes or no as a text.
+
+    Raises:
+        RowError: it is none of them.
+    """
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    known = _TRUTHS.get(value.strip().lower()) if isinstance(value, str) else None
+    if known is None:
+        raise RowError(where, describe(value), expected)
+    return known
+
+
+def _train(turn: Mapping[str, Any], where: str, role: str) -> tuple[bool, bool]:
+    """Whether a turn is learned, and whether the file asks to learn a turn that is no assistant's."""
+    keys = [key for key in turn if key in TURN_MASKS and turn[key] is not None and turn[key] != []]
+    said = {key: _learned(turn[key], key, f"{where}.{key}") for key in keys}
+    if len(set(said.values())) > 1:
+        found = " and ".join(f"{key}: {describe(turn[key])}" for key in said)
+        raise RowError(where, found, "one of these keys, as they contradict each other")
+    learned = not said or all(said.values())
+    return learned, bool(said) and learned and role != "assistant"
+
+
+def _learned(value: object, key: str, where: str) -> bool:
+    if key in UNCLEAR_MASKS:
+        raise RowError(where, describe(value), UNCLEAR_MASKS[key])
+    if key in WEIGHTS:
+        return truth(value, where, "0 (not learned) or 1 (learned)")
+    return truth(value, where) is not (key == MASKED)
 
 
 def _tool_calls(value: object, where: str) -> tuple[dict[str, Any], ...]:

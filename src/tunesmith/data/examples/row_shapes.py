@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tunesmith.data.examples.message import printable
+from tunesmith.data.examples.message import ROW_MASKS, printable
 from tunesmith.errors import DataError
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
@@ -21,7 +21,7 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "messages": ("system", "tools"),
     "sharegpt": ("system", "tools"),
-    "alpaca": ("input", "system", "tools"),
+    "alpaca": ("input", "history", "system", "tools"),
     "prompt_completion": ("system", "tools"),
     "text": (),
     "preference": ("prompt", "instruction", "input", "system", "tools"),
@@ -182,6 +182,19 @@ def check_mapping(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
             why=f"the columns are {listed(present)}; the fields are {', '.join(FIELDS)}",
             remedy=remedy,
         )
+
+
+def unused_masks(rows: Sequence[Mapping[str, Any]], shape: str, columns: Mapping[str, str]) -> str:
+    """A warning about columns in which other tools say what is learned of a row, which are not used; else nothing."""
+    taken = {*columns.values(), *REQUIRED[shape], *OPTIONAL[shape]}
+    names = [printable(name) for name in _names(rows) if name in ROW_MASKS and name not in taken]
+    if not names:
+        return ""
+    verb = "do" if len(names) > 1 else "does"
+    return (
+        f"; {listed(names)} {verb} not change what is learned: write train: false on a turn that is not to be learned, "
+        "and leave out a row that is not to be learned"
+    )
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str | None:

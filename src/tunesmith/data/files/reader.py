@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.examples.example import Example, to_example
 from tunesmith.data.examples.message import RowError, describe
-from tunesmith.data.examples.row_shapes import FIELDS, check_columns, check_mapping, detect_shape, other_shape
+from tunesmith.data.examples.row_shapes import (
+    FIELDS,
+    check_columns,
+    check_mapping,
+    detect_shape,
+    other_shape,
+    unused_masks,
+)
 from tunesmith.data.files.locations import SourcePart, parts_of, split_names
 from tunesmith.data.files.rows import BadRow, Row
 from tunesmith.data.files.splits import Role, held_out_split
@@ -167,7 +174,7 @@ def _shape(
         ask(lambda rows: check_columns(rows, shape=shape, columns=source.columns, instruction=source.instruction))
     except DataError as error:
         raise DataError(error.what, where=error.where or source.path, why=error.why, remedy=error.remedy) from None
-    return shape, reason
+    return shape, reason + unused_masks(first, shape, source.columns)
 
 
 def _all_columns(source: SourceSettings, parts: Sequence[SourcePart]) -> Columns:

@@ -99,6 +99,7 @@ def findings(
         *_leaks(scan, outcome),
         *_marks(scan, are_labels=labels is not None),
         _few_of_a_label(scan, labels or []),
+        _one_kind_of_answer(scan),
         _minor_script(scan),
         _size(outcome, method),
         _length(scan, max_length, split),
@@ -202,6 +203,20 @@ def _few_of_a_label(scan: Scan, labels: list[Label]) -> Finding | None:
     rows = scan.own & np.isin(scan.answer, np.array([label.number for label in few], np.uint64))
     named = ", ".join(f"{label.text!r} ({label.rows})" for label in reversed(few[-5:]))
     return _finding(scan, "rare_labels", rows, few=len(few), labels=len(labels), least=FEW_OF_A_LABEL, named=named)
+
+
+def _one_kind_of_answer(scan: Scan) -> Finding | None:
+    """Of rows that say whether their answer is desirable: all to train on say the same."""
+    judged = [each.reader.shape == "unpaired_preference" for each in scan.sources]
+    rows = scan.side_is("train") & np.array(judged, bool)[scan.source]
+    said = np.unique(scan.label[rows])
+    if len(said) != 1:
+        return None
+    kind, remedy = "undesirable", "add rows with label: true"
+    if said[0]:
+        kind, remedy = "desirable", "add rows with label: false, or set objective: sft, which needs no others"
+    words = f"{{rows}} to train on are all labelled {kind}; kto learns from the difference between good and bad answers"
+    return _finding(scan, "one_sided_labels", "warning", rows, words, remedy)
 
 
 def _minor_script(scan: Scan) -> Finding | None:
