@@ -9,14 +9,15 @@ import pytest
 
 from tunesmith.errors import RecipeError
 from tunesmith.planning.advice import learning_rate
+from tunesmith.planning.devices import Device
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.methods import METHOD_SETTINGS
 from tunesmith.recipe.settings import Recipe
 from tunesmith.workflows.finetune import train
-from tunesmith.workflows.first_recipe import Machine, Starter, starter_recipe
+from tunesmith.workflows.first_recipe import Starter, starter_recipe
 
-LAPTOP = Machine(cpus=4, memory_bytes=16 << 30)
-WORKSTATION = Machine(cpus=16, memory_bytes=128 << 30, gpu="A GPU", gpu_bytes=24 << 30)
+LAPTOP = Device("cpu", "cpu", 16 << 30, cpus=4)
+WORKSTATION = Device("A GPU", "cuda", 24 << 30, cpus=16)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def written(starter: Starter) -> Recipe:
 
 
 def test_the_recipe_is_accepted_lora_first_and_says_why() -> None:
-    starter = starter_recipe(write(pairs(["yes", "no"] * 100)), machine=LAPTOP)
+    starter = starter_recipe(write(pairs(["yes", "no"] * 100)), device=LAPTOP)
     recipe = written(starter)
     assert (recipe.model.path, recipe.method.name, recipe.output_dir) == ("smollm2-135m-instruct", "lora", "runs/rows")
     assert recipe.evaluation.metrics == ["exact_match"]
@@ -51,23 +52,23 @@ def test_the_recipe_is_accepted_lora_first_and_says_why() -> None:
 
 def test_answers_that_are_json_objects_are_judged_as_json() -> None:
     rows = pairs([json.dumps({"number": number}) for number in range(60)])
-    assert written(starter_recipe(write(rows), machine=LAPTOP)).evaluation.metrics == ["json_exact", "json_fields"]
+    assert written(starter_recipe(write(rows), device=LAPTOP)).evaluation.metrics == ["json_exact", "json_fields"]
 
 
 def test_free_text_is_judged_by_loss() -> None:
     rows = pairs([f"an answer of its own, number {number}" for number in range(60)])
-    recipe = written(starter_recipe(write(rows), machine=LAPTOP))
+    recipe = written(starter_recipe(write(rows), device=LAPTOP))
     assert recipe.evaluation.metrics == []
     assert recipe.evaluation.max_new_tokens == 32
 
 
 def test_answers_in_scripts_of_more_bytes_get_more_tokens() -> None:
     rows = pairs([f"発票番号は{number}番です、支払期限は来月の末日です。" for number in range(60)])
-    assert written(starter_recipe(write(rows), machine=LAPTOP)).evaluation.max_new_tokens == 64
+    assert written(starter_recipe(write(rows), device=LAPTOP)).evaluation.max_new_tokens == 64
 
 
 def test_raw_text_is_judged_by_loss_and_generates_nothing() -> None:
-    starter = starter_recipe(write([{"text": f"document {number}"} for number in range(60)]), machine=LAPTOP)
+    starter = starter_recipe(write([{"text": f"document {number}"} for number in range(60)]), device=LAPTOP)
     assert written(starter).evaluation.metrics == []
     assert "raw text has no answers" in starter.text
     assert "max_new_tokens" not in starter.text
@@ -77,7 +78,7 @@ def test_columns_instruction_and_format_are_written_so_that_they_read_back() -> 
     path = write([{"my text: #1": f"t {number}", "yes": "a"} for number in range(40)], "a folder/my rows #1.jsonl")
     columns = {"input": "my text: #1", "output": "yes"}
     instruction = 'Say "yes"\nor: no # never\\mind\x85 é'
-    starter = starter_recipe(path, format="alpaca", columns=columns, instruction=instruction, machine=LAPTOP)
+    starter = starter_recipe(path, format="alpaca", columns=columns, instruction=instruction, device=LAPTOP)
     recipe = written(starter)
     assert recipe.data.train[0].path == path
     assert (recipe.data.columns, recipe.data.instruction, recipe.data.format) == (columns, instruction, "alpaca")
@@ -87,20 +88,20 @@ def test_columns_instruction_and_format_are_written_so_that_they_read_back() -> 
 def test_a_path_that_yaml_would_read_as_something_else_is_quoted() -> None:
     for name in ("true", "null", "12", "1e5.jsonl", "~x.jsonl", "2024-01-01.jsonl", "- a.jsonl", "a: b.jsonl"):
         path = write(pairs(["a", "b"] * 20), f"{name}/rows.jsonl" if "." not in name else name)
-        text = starter_recipe(path, model="12", machine=LAPTOP).text
+        text = starter_recipe(path, model="12", device=LAPTOP).text
         Path("recipe.yaml").write_text(text, encoding="utf-8")
         recipe = read_recipe("recipe.yaml", []).recipe
         assert (recipe.data.train[0].path, recipe.model.path) == (path, "12")
 
 
 def test_a_share_holds_out_enough_rows_to_judge_on() -> None:
-    few = written(starter_recipe(write(pairs(["a", "b"] * 40)), machine=LAPTOP))
-    many = written(starter_recipe(write(pairs(["a", "b"] * 400)), machine=LAPTOP))
+    few = written(starter_recipe(write(pairs(["a", "b"] * 40)), device=LAPTOP))
+    many = written(starter_recipe(write(pairs(["a", "b"] * 400)), device=LAPTOP))
     assert (few.data.eval, many.data.eval) == (0.3, 0.1)
 
 
 def test_one_row_holds_nothing_out_and_is_still_accepted() -> None:
-    starter = starter_recipe(write(pairs(["a"])), machine=LAPTOP)
+    starter = starter_recipe(write(pairs(["a"])), device=LAPTOP)
     recipe = written(starter)
     assert recipe.data.eval == 0
     assert recipe.evaluation.metrics == [] and starter.metrics == ()
@@ -110,7 +111,7 @@ def test_one_row_holds_nothing_out_and_is_still_accepted() -> None:
 def test_a_folder_with_a_test_split_holds_that_out() -> None:
     write(pairs(["yes", "no"] * 20), "tickets/train.jsonl")
     write([{"prompt": "p", "completion": "a long answer that is no label of ours " * 5}], "tickets/test.jsonl")
-    starter = starter_recipe("tickets", machine=LAPTOP)
+    starter = starter_recipe("tickets", device=LAPTOP)
     recipe = written(starter)
     assert recipe.data.eval is None
     assert "split test (1 rows) is held out" in starter.text
@@ -120,17 +121,17 @@ def test_a_folder_with_a_test_split_holds_that_out() -> None:
 
 def test_a_run_on_train_csv_is_called_after_its_folder() -> None:
     path = write(pairs(["a", "b"] * 20), "bank/train.jsonl")
-    assert starter_recipe(path, machine=LAPTOP).output_dir == "runs/bank"
+    assert starter_recipe(path, device=LAPTOP).output_dir == "runs/bank"
 
 
 def test_long_rows_get_room() -> None:
-    recipe = written(starter_recipe(write(pairs(["word " * 4000, "b"] * 20)), machine=LAPTOP))
+    recipe = written(starter_recipe(write(pairs(["word " * 4000, "b"] * 20)), device=LAPTOP))
     assert recipe.data.max_length == 8192
 
 
 def test_steps_and_batches_follow_the_number_of_rows() -> None:
     def training(count: int) -> tuple[int, float, int, int]:
-        found = written(starter_recipe(write(pairs(["a", "b"] * (count // 2))), machine=LAPTOP)).training
+        found = written(starter_recipe(write(pairs(["a", "b"] * (count // 2))), device=LAPTOP)).training
         return found.batch_size, found.num_train_epochs, found.eval_steps, found.save_steps
 
     assert training(60)[:2] == (4, 5)
@@ -141,14 +142,15 @@ def test_steps_and_batches_follow_the_number_of_rows() -> None:
 
 def test_a_gpu_makes_room_for_a_larger_model_and_for_every_row() -> None:
     data = write(pairs(["a", "b"] * 2000))
-    laptop, workstation = (starter_recipe(data, machine=machine) for machine in (LAPTOP, WORKSTATION))
+    laptop, workstation = (starter_recipe(data, device=device) for device in (LAPTOP, WORKSTATION))
     assert written(laptop).evaluation.max_rows == 200
     assert written(workstation).evaluation.max_rows is None
     assert "room for about 6B parameters" in workstation.text
+    assert "# Machine: 16 CPUs, A GPU (24 GB)" in workstation.text
 
 
 def test_bad_rows_are_counted_and_said() -> None:
-    starter = starter_recipe(write([*pairs(["a", "b"] * 20), {"prompt": "p"}]), machine=LAPTOP)
+    starter = starter_recipe(write([*pairs(["a", "b"] * 20), {"prompt": "p"}]), device=LAPTOP)
     assert (starter.rows, starter.bad) == (40, 1)
     assert "1 row cannot be used" in starter.text
 
@@ -159,7 +161,7 @@ SHAPED: dict[str, list[dict[str, Any]]] = {
     "preference": [{"prompt": f"q {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(24)],
     "unpaired_preference": [{"prompt": f"q {n}", "completion": f"a {n}", "label": n % 2 == 0} for n in range(24)],
 }
-TOO_LARGE = Machine(cpus=4, memory_bytes=1 << 30)
+TOO_LARGE = Device("cpu", "cpu", 1 << 30, cpus=4)
 
 
 def llama(folder: str, **sizes: int) -> str:
@@ -179,7 +181,7 @@ def test_every_shape_method_and_size_is_read_back_as_advised(shape: str, method:
     for size in ("-500M", "-8B", "-70B", ""):
         check_read_back(
             starter_recipe(
-                write(SHAPED[shape]), model=f"maker/model{size}", method=method, machine=LAPTOP, format=shape
+                write(SHAPED[shape]), model=f"maker/model{size}", method=method, device=LAPTOP, format=shape
             ),
             shape,
         )
@@ -204,9 +206,7 @@ def check_read_back(starter: Starter, shape: str) -> None:
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
 @pytest.mark.parametrize("shape", SHAPED)
 def test_every_shape_and_method_trains(shape: str, method: str, tiny_model_dir: Path) -> None:
-    written(
-        starter_recipe(write(SHAPED[shape]), model=str(tiny_model_dir), method=method, machine=LAPTOP, format=shape)
-    )
+    written(starter_recipe(write(SHAPED[shape]), model=str(tiny_model_dir), method=method, device=LAPTOP, format=shape))
     fast = ["training.num_train_epochs=0.2", "training.report_to=none", "training.threads=1"]
     judging = ["evaluation.max_new_tokens=1", "evaluation.resamples=100", "evaluation.samples=0"]
     assert train("recipe.yaml", [*fast, *judging]).verdict["rows"] > 0
@@ -214,11 +214,11 @@ def test_every_shape_and_method_trains(shape: str, method: str, tiny_model_dir: 
 
 def test_the_models_size_decides_the_rate_and_stands_in_the_recipe() -> None:
     data = write(pairs(["yes", "no"] * 100))
-    large = starter_recipe(data, model=llama("large"), machine=WORKSTATION)
-    small = starter_recipe(data, model=llama("small", hidden_size=512, num_hidden_layers=4), machine=WORKSTATION)
+    large = starter_recipe(data, model=llama("large"), device=WORKSTATION)
+    small = starter_recipe(data, model=llama("small", hidden_size=512, num_hidden_layers=4), device=WORKSTATION)
     assert (written(large).learning_rate, written(small).learning_rate) == (2e-4, 5e-4)
     assert "model: large  # 8.03B parameters, by config.json" in large.text
-    unknown = starter_recipe(data, model="maker/model", machine=LAPTOP)
+    unknown = starter_recipe(data, model="maker/model", device=LAPTOP)
     assert written(unknown).learning_rate == 2e-4
     assert "# its size is not known here: neither a config nor the name tells it" in unknown.text
     assert "the usual, as the size is not known" in unknown.text
@@ -226,26 +226,26 @@ def test_the_models_size_decides_the_rate_and_stands_in_the_recipe() -> None:
 
 def test_qlora_is_begun_with_where_lora_does_not_fit() -> None:
     data = write(pairs(["yes", "no"] * 100))
-    gpu = Machine(cpus=8, memory_bytes=64 << 30, gpu="A GPU", gpu_bytes=16 << 30)
-    found = starter_recipe(data, model=llama("large"), machine=gpu)
+    gpu = Device("A GPU", "cuda", 16 << 30, cpus=8)
+    found = starter_recipe(data, model=llama("large"), device=gpu)
     assert found.method == written(found).method.name == "qlora"
     assert "lora itself does not fit here" in found.text and not found.warnings
     memory = next(line for line in found.text.splitlines() if line.startswith("  # Memory, of 16.0 GB: "))
     assert memory.count("(does not fit)") == 2 and memory.index("qlora") > memory.rindex("(does not fit)")
-    asked = starter_recipe(data, model="large", method="lora", machine=gpu)
+    asked = starter_recipe(data, model="large", method="lora", device=gpu)
     assert asked.method == "lora"
     assert asked.warnings[0].startswith("lora does not fit on this machine: ")
 
 
 def test_where_nothing_fits_the_recipe_is_loras_and_says_so() -> None:
-    found = starter_recipe(write(pairs(["yes", "no"] * 100)), model=llama("large"), machine=TOO_LARGE)
+    found = starter_recipe(write(pairs(["yes", "no"] * 100)), model=llama("large"), device=TOO_LARGE)
     assert found.method == "lora"
     assert found.text.count("(does not fit)") == 3
     assert found.warnings[0].startswith("lora does not fit on this machine: ")
 
 
 def test_full_fine_tuning_on_few_rows_is_warned_of() -> None:
-    found = starter_recipe(write(pairs(["yes", "no"] * 100)), method="full", machine=LAPTOP)
+    found = starter_recipe(write(pairs(["yes", "no"] * 100)), method="full", device=LAPTOP)
     assert found.warnings == ("full: 168 rows are few for that: from 10,000 on, and LoRA from 1,000 (guide)",)
     assert "rows are few for that" in found.text
     assert "r: " not in found.text.partition("method:")[2].partition("training:")[0]
@@ -254,8 +254,8 @@ def test_full_fine_tuning_on_few_rows_is_warned_of() -> None:
 
 def test_a_rank_holds_the_tokens_to_learn() -> None:
     model = llama("narrow", hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
-    few = starter_recipe(write(pairs(["word " * 20] * 100)), model=model, machine=LAPTOP)
-    many = starter_recipe(write(pairs(["word " * 2000] * 100)), model=model, machine=LAPTOP)
+    few = starter_recipe(write(pairs(["word " * 20] * 100)), model=model, device=LAPTOP)
+    many = starter_recipe(write(pairs(["word " * 2000] * 100)), model=model, device=LAPTOP)
     assert written(few).method.r == 16
     assert written(many).method.r == 256
     assert "for about 250k tokens to learn" in many.text
@@ -263,12 +263,12 @@ def test_a_rank_holds_the_tokens_to_learn() -> None:
 
 def test_a_method_that_there_is_not_is_refused() -> None:
     with pytest.raises(RecipeError, match="there is no method 'loar'") as caught:
-        starter_recipe(write(pairs(["a", "b"] * 20)), method="loar", machine=LAPTOP)
+        starter_recipe(write(pairs(["a", "b"] * 20)), method="loar", device=LAPTOP)
     assert str(caught.value.remedy).startswith("Did you mean lora? The methods are ")
 
 
 def test_the_recommendation_takes_no_time() -> None:
     model, data = llama("large"), write(pairs(["yes", "no"] * 100))
     begin = time.perf_counter()
-    starter_recipe(data, model=model, machine=WORKSTATION)
+    starter_recipe(data, model=model, device=WORKSTATION)
     assert time.perf_counter() - begin < 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
 import os
 import re
 import subprocess
@@ -41,22 +42,32 @@ print(json.dumps(2 * size**3 / sorted(seconds)[len(seconds) // 2]))
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """``memory`` in bytes; FLOP/s in fp32 and in half precision with fp32 sums; bytes/s of its memory.
+    """A CPU or GPU, with its ``memory`` in bytes.
 
-    ``half`` is None on a CPU. ``bf16``: whether it computes in bfloat16, which is what `dtype: auto` asks for.
+    ``fp32`` is its speed in FLOP/s, NaN if it was not measured. ``half`` is that in half precision with fp32 sums, None
+    on a CPU. ``bandwidth``: bytes/s of its memory. ``bf16``: whether it computes in bfloat16, which `dtype: auto` asks
+    for. ``cpus``: processors beside it, 0 for a device of the table.
     """
 
     name: str
     kind: str
     memory: int
-    fp32: float
+    fp32: float = math.nan
     half: float | None = None
     bandwidth: float | None = None
     bf16: bool = True
+    cpus: int = 0
+
+    @property
+    def described(self) -> str:
+        """The machine in a few words."""
+        cpus = f"{self.cpus} CPU{'s' * (self.cpus != 1)}"
+        size = f"{self.memory / GIB:.0f} GB"
+        return f"{cpus}, {size} of memory, no GPU" if self.kind == "cpu" else f"{cpus}, {self.name} ({size})"
 
     @property
     def dtype(self) -> str:
-        """What `model.dtype: auto` is there."""
+        """The dtype that `model.dtype: auto` means there."""
         return "bfloat16" if self.kind == "cuda" and self.bf16 else "float32"
 
     def speed(self, dtype: str) -> float:
@@ -121,6 +132,18 @@ def device_called(name: str, *, threads: int) -> Device:
         where="--device",
         remedy=f"Did you mean {near[0]}? Known are {known}." if near else f"Known are {known}.",
     )
+
+
+def this_device() -> Device:
+    """The device that this machine trains on: the GPU that torch sees, else the CPU. Its speed is not measured."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0))
+    if not torch.cuda.is_available():
+        return Device("cpu", "cpu", total_memory("cpu"), cpus=cpus)
+    gpu = torch.cuda.get_device_properties(0)
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Device(gpu.name, "cuda", gpu.total_memory, bf16=bf16, cpus=cpus)
 
 
 def device_like(told: str) -> Device | None:

@@ -1,15 +1,20 @@
-"""A recipe to begin with: looks at the rows and the machine and writes YAML that says why each value is what it is."""
+"""Writes a first recipe: looks at the rows and the machine, and comments each value with the reason for it."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import CommentMark
+from ruamel.yaml.tokens import CommentToken
 
 from tunesmith.data.checks.scan import Scan
 from tunesmith.data.files.reader import own_eval_split
@@ -20,11 +25,11 @@ from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN, labels_of
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.evaluation.metrics.answers import JsonFields
+from tunesmith.model.weights.bundled import BUNDLED
 from tunesmith.planning import advice, workload
 from tunesmith.planning.advice import Choice
 from tunesmith.planning.budget import gigabytes
-from tunesmith.planning.devices import Device
-from tunesmith.planning.method_table import Line, plan_methods
+from tunesmith.planning.devices import Device, this_device
 from tunesmith.planning.model_size import ModelSize, model_size
 from tunesmith.planning.workload import Workload
 from tunesmith.recipe.data import DataSettings, SourceSettings
@@ -34,30 +39,13 @@ from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import Recipe
 
-BUNDLED_MODEL = "smollm2-135m-instruct"
+if TYPE_CHECKING:
+    from tunesmith.planning.method_table import Line
+
 SHARES = (0.1, 0.2, 0.3, 0.5)
 ENOUGH_HELD_OUT = 20  # rows; fewer seldom show a difference
 ROWS_JUDGED_ON_A_CPU = 200
-PLAIN_YAML = re.compile(r"[A-Za-z_./][\w./-]*")
-YAML_WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n", "."})
 ENDINGS = re.compile(r"(\.(jsonl|ndjson|json|csv|tsv|parquet|txt))?(\.(gz|bz2|xz))?$", re.IGNORECASE)
-NOT_PRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-GIB = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What a run would have. ``gpu`` is its name, ``gpu_bytes`` its memory, ``bf16`` whether it computes in that."""
-
-    cpus: int
-    memory_bytes: int
-    gpu: str | None = None
-    gpu_bytes: int = 0
-    bf16: bool = True
-
-    def __str__(self) -> str:
-        gpu = f"{self.gpu} ({self.gpu_bytes / GIB:.0f} GB)" if self.gpu else "no GPU"
-        return f"{self.cpus} CPU{'s' * (self.cpus != 1)}, {self.memory_bytes / GIB:.0f} GB of memory, {gpu}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +80,10 @@ class _Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class _HeldOut:
-    """The line of data.eval, and the rows on both sides."""
+    """The share of rows for data.eval, None for a split of the data's own; why; and the rows of both splits."""
 
-    line: str
+    share: float | None
+    reason: str
     train: int
     rows: int
 
@@ -110,19 +99,6 @@ class _Start:
     warnings: tuple[str, ...]
 
 
-def this_machine() -> Machine:
-    """CPUs that this process may use, memory in all, and the GPU that torch sees."""
-    import torch
-
-    from tunesmith.planning.memory import total_memory
-
-    cpus, memory = len(os.sched_getaffinity(0)), total_memory("cpu")
-    if not torch.cuda.is_available():
-        return Machine(cpus, memory)
-    gpu = torch.cuda.get_device_properties(0)
-    return Machine(cpus, memory, gpu.name, gpu.total_memory, torch.cuda.is_bf16_supported(including_emulation=False))
-
-
 def starter_recipe(
     data: str,
     *,
@@ -131,21 +107,21 @@ def starter_recipe(
     format: RowShape = "auto",
     columns: Mapping[str, str] | None = None,
     instruction: str | None = None,
-    machine: Machine | None = None,
+    device: Device | None = None,
 ) -> Starter:
-    """A commented recipe for the rows at ``data``, LoRA unless it is asked otherwise or does not fit.
+    """A commented recipe for the rows at ``data``: LoRA, unless another method is asked for or LoRA does not fit.
 
     Args:
         data: file, folder, dataset or URL of rows.
-        model: the bundled one unless given.
+        model: the bundled one by default.
         method: one of the recipe's methods.
-        format: shape of the rows; found from them unless given.
+        format: format of the rows; found from them by default.
         columns: field to column of the file.
         instruction: one instruction for all rows.
-        machine: this one unless given.
+        device: this machine's by default.
 
     Raises:
-        DataError: the data cannot be read, its shape is not known, or no row is good.
+        DataError: the data cannot be read, its format is not known, or no row is good.
         RecipeError: there is no such method.
     """
     _check_method(method)
@@ -154,48 +130,46 @@ def starter_recipe(
     )
     share = 0.0 if own_eval_split(source) is None else None
     found = survey_rows(DataSettings.model_validate({"train": [source], "eval": share, "on_error": "skip"}), seed=0)
-    machine = machine or this_machine()
-    held_out = _held_out(found)
-    evaluation = _evaluation(found.scan)
-    own = found.scan.sources[0]
-    rows, bad = _counts(found.scan, own.rows)
-    objectives = [name for name, shape in OBJECTIVE_SHAPES.items() if shape == own.reader.shape]
+    device = device or this_device()
+    held_out, evaluation = _held_out(found), _evaluation(found.scan)
+    reader = found.scan.sources[0].reader
+    rows, bad = _counts(found.scan, found.scan.sources[0].rows)
+    objectives = [name for name, shape in OBJECTIVE_SHAPES.items() if shape == reader.shape]
     max_length = _max_length(found.scan)
+    path = model or next(iter(BUNDLED))
     start = _start(
         method,
         objectives[0] if objectives else "sft",
         found,
         held_out.train,
-        model=model or BUNDLED_MODEL,
-        machine=machine,
+        model=path,
+        device=device,
         max_length=max_length,
     )
-    output_dir = f"runs/{_name(data)}"
-    about = f"{rows_in_words(rows)}, {own.reader.reason}"
+    about = f"{data}: {rows_in_words(rows)}, {reader.reason}"
     if bad:
         about += f"; {rows_in_words(bad)} cannot be used (`tunesmith check` says why)"
-    lines = [
-        f"# {_comment(data)}: {_comment(about)}",
-        f"# Machine: {machine}",
-        "",
-        *_model_lines(model, machine, start.size),
-        *_data_lines(source, found.scan, held_out, max_length),
-        "method:",
-        *([f"  # {start.memory}"] if start.memory else []),
-        *_chosen(start, "method"),
-        *_objective_lines(objectives, own.reader.shape),
-        *_training_lines(start, evaluated=bool(held_out.rows)),
-        *_evaluation_lines(evaluation, held_out, machine),
-        f"output_dir: {_yaml(output_dir)}",
-    ]
+    recipe = CommentedRecipe(_printable(about), f"Machine: {device.described}")
+    recipe.add("model", path, _about_model(model is None, device, start.size))
+    _add_data(recipe, source, found.scan, held_out, max_length)
+    if start.memory:
+        recipe.comment("method", start.memory)
+    _add_choices(recipe, start, "method")
+    if objectives:
+        others = f"; also {', '.join(objectives[1:])}" if objectives[1:] else ""
+        why = f"learns which answers are better, of rows of the shape {reader.shape}{others}"
+        recipe.add("objective", objectives[0], why)
+    _add_training(recipe, start, evaluated=bool(held_out.rows))
+    _add_evaluation(recipe, evaluation, held_out, device)
+    recipe.add("output_dir", f"runs/{_name(data)}")
     return Starter(
-        text="\n".join(lines) + "\n",
-        model=model or BUNDLED_MODEL,
-        output_dir=output_dir,
+        text=recipe.text(),
+        model=path,
+        output_dir=f"runs/{_name(data)}",
         rows=rows,
         bad=bad,
-        shape=own.reader.shape,
-        reason=own.reader.reason,
+        shape=reader.shape,
+        reason=reader.reason,
         metrics=evaluation.metrics if held_out.rows else (),
         method=start.choices["method.name"].value,
         parameters=start.size.parameters,
@@ -204,10 +178,47 @@ def starter_recipe(
     )
 
 
+class CommentedRecipe:
+    """A recipe that is written key by key, with a comment behind a value or above it."""
+
+    def __init__(self, *title: str) -> None:
+        self._values = CommentedMap()
+        self._values.yaml_set_start_comment("\n".join(title) + "\n\n")
+        self._above: dict[str, str] = {}
+
+    def add(self, key: str, value: Any, why: str = "") -> None:
+        """Adds a value. ``key``: ``section.name``, or the name alone."""
+        section, _, name = key.rpartition(".")
+        values = self._values.setdefault(section, CommentedMap()) if section else self._values
+        values[name] = value
+        if why:
+            behind = CommentToken(f" # {why}", CommentMark(0))  # two spaces: ruamel puts one before it
+            values.ca.items[name] = [None, None, behind, None]
+        if section in self._above:
+            values.yaml_set_comment_before_after_key(name, before=self._above.pop(section), indent=2)
+
+    def comment(self, section: str, text: str) -> None:
+        """Adds a comment on a line of its own, above the section's next key."""
+        self._above[section] = text
+
+    def text(self) -> str:
+        """The YAML."""
+        yaml, stream = YAML(), StringIO()
+        yaml.width = 2**16  # a value stays on one line with its comment
+        yaml.dump(self._values, stream)
+        return stream.getvalue()
+
+
+def _on_one_line(values: list[str] | dict[str, str]) -> CommentedSeq | CommentedMap:
+    made = CommentedSeq(values) if isinstance(values, list) else CommentedMap(values)
+    made.fa.set_flow_style()
+    return made
+
+
 def _start(
-    asked: str | None, objective: str, found: Survey, rows: int, *, model: str, machine: Machine, max_length: int
+    asked: str | None, objective: str, found: Survey, rows: int, *, model: str, device: Device, max_length: int
 ) -> _Start:
-    """Every hyperparameter that ``advice`` knows, from size, rows and what fits.
+    """Every hyperparameter that ``advice`` knows, from the model's size, the rows and what fits.
 
     Args:
         rows: to train on.
@@ -225,7 +236,7 @@ def _start(
         }
     )
     work = workload.of_survey(found, recipe)
-    lines = _planned(recipe, size, work, machine)
+    lines = _planned(recipe, size, work, device)
     method = advice.method(asked, rows, {name: line.fits for name, line in lines.items()})
     choices = {"method.name": method}
     if advice.is_adapter(method.value):
@@ -245,15 +256,15 @@ def _start(
         warnings.append(f"full: {advice.too_few(rows)} (guide)")
     if method.value in lines and not lines[method.value].fits:
         warnings.append(f"{method.value} does not fit on this machine: {lines[method.value].why}")
-    return _Start(size, _memory_in_words(lines, machine), choices, steps, tuple(warnings))
+    return _Start(size, _memory_in_words(lines, device), choices, steps, tuple(warnings))
 
 
-def _planned(recipe: Recipe, size: ModelSize, work: Workload, machine: Machine) -> dict[str, Line]:
-    """What each method would take here, where the model's config is at hand. Speeds play no part in that."""
+def _planned(recipe: Recipe, size: ModelSize, work: Workload, device: Device) -> dict[str, Line]:
+    """What each method would need here, if the model's config is at hand. Imports torch only then."""
     if size.config is None:
         return {}
-    kind, memory = ("cuda", machine.gpu_bytes) if machine.gpu else ("cpu", machine.memory_bytes)
-    device = Device(machine.gpu or "cpu", kind, memory, fp32=1.0, bf16=machine.bf16)
+    from tunesmith.planning.method_table import plan_methods
+
     try:
         planned = plan_methods(recipe, size.config, work, device, folder=size.folder)
     except ModelError:
@@ -261,15 +272,14 @@ def _planned(recipe: Recipe, size: ModelSize, work: Workload, machine: Machine) 
     return {line.method: line for line in planned.lines if line.tokens}
 
 
-def _memory_in_words(lines: Mapping[str, Line], machine: Machine) -> str | None:
+def _memory_in_words(lines: Mapping[str, Line], device: Device) -> str | None:
     if not lines:
         return None
     needs = [
         f"{line.method} {gigabytes(max(line.memory.total, line.judging))}{'' if line.fits else ' (does not fit)'}"
         for line in lines.values()
     ]
-    total = gigabytes(machine.gpu_bytes if machine.gpu else machine.memory_bytes)
-    return f"Memory, of {total}: {', '.join(needs)}; `tunesmith plan` says more"
+    return f"Memory, of {gigabytes(device.memory)}: {', '.join(needs)}; `tunesmith plan` says more"
 
 
 def _check_method(name: str | None) -> None:
@@ -283,21 +293,17 @@ def _check_method(name: str | None) -> None:
         )
 
 
-def _chosen(start: _Start, section: str) -> list[str]:
-    """The lines of a section's choices."""
-    lines = []
+def _add_choices(recipe: CommentedRecipe, start: _Start, section: str) -> None:
     for key, choice in start.choices.items():
-        of, _, name = key.partition(".")
-        if of == section:
-            value = rate_text(choice.value) if name == "learning_rate" else choice.value
-            lines.append(f"  {name}: {value}  # {choice}")
-    return lines
+        if key.startswith(f"{section}."):
+            value = YAML().load(rate_text(choice.value)) if key.endswith("learning_rate") else choice.value
+            recipe.add(key, value, str(choice))
 
 
 def _name(data: str) -> str:
-    """What a run on this data is called: the file without its endings, or the folder for train.csv and such."""
-    place = data.rstrip("/") if "://" in data else str(Path(data).absolute())
-    parts = [ENDINGS.sub("", part).partition("@")[0] for part in place.split("/")[-2:]]
+    """The name of a run on this data: the file without its endings, or the folder for train.csv and such."""
+    path = data.rstrip("/") if "://" in data else str(Path(data).absolute())
+    parts = [ENDINGS.sub("", part).partition("@")[0] for part in path.split("/")[-2:]]
     name = parts[0] if parts[-1].lower() in (*TRAIN, "data") and parts[0] else parts[-1]
     return re.sub(r"[^\w-]+", "-", name).strip("-") or "data"
 
@@ -312,28 +318,20 @@ def _held_out(found: Survey) -> _HeldOut:
     train, held_out = (_counts(found.scan, each.rows)[0] for each in (found.scan.sources[0], found.scan.sources[-1]))
     if len(found.scan.sources) > 1:
         split = found.scan.sources[-1].reader.split
-        return _HeldOut(f"  # eval: the data's own split {split} ({held_out:,} rows) is held out", train, held_out)
-    none = "  eval: 0  # too few different prompts to hold any out, so there will be no verdict"
-    best = _HeldOut(none, train, 0)
+        return _HeldOut(None, f"eval: the data's own split {split} ({held_out:,} rows) is held out", train, held_out)
+    best = _HeldOut(0, "too few different prompts to hold any out, so there will be no verdict", train, 0)
     for share in SHARES:
         try:
             outcome = place_rows(found.scan, found.settings, eval_share=share, test_share=0.0)
         except DataError:
             continue
         rows = int((outcome == OUTCOME["held_out"]).sum())
-        line = f"  eval: {share}  # {rows:,} rows are held out, chosen by their prompts, to judge on"
         if rows > best.rows:
-            best = _HeldOut(line, train - rows, rows)
+            why = f"{rows:,} rows are held out, chosen by their prompts, to judge on"
+            best = _HeldOut(share, why, train - rows, rows)
         if rows >= ENOUGH_HELD_OUT:
             break
     return best
-
-
-def _objective_lines(names: list[str], shape: str) -> list[str]:
-    if not names:
-        return []
-    other = f"; also {', '.join(names[1:])}" if names[1:] else ""
-    return [f"objective: {names[0]}  # learns which answers are better, of rows of the shape {shape}{other}"]
 
 
 def _evaluation(scan: Scan) -> _Evaluation:
@@ -366,17 +364,15 @@ def _evaluation(scan: Scan) -> _Evaluation:
     return _Evaluation((), reason, new_tokens)
 
 
-def _model_lines(model: str | None, machine: Machine, size: ModelSize) -> list[str]:
-    if model is not None:
+def _about_model(bundled: bool, device: Device, size: ModelSize) -> str:
+    if not bundled:
         if size.parameters is None:
-            return [f"model: {_yaml(model)}  # its size is not known here: {size.basis}"]
-        return [f"model: {_yaml(model)}  # {advice.in_short(size.parameters)} parameters, by {size.basis}"]
-    if machine.gpu is None:
-        why = "small enough for a CPU; a larger one (hub id, folder or .gguf file) learns more and takes longer"
-    else:
-        billions = 0.7 * machine.gpu_bytes / 3e9  # bf16 weights, and half as much again for activations
-        why = f"the smallest; this GPU has room for about {billions:.0f}B parameters under lora (a hub id or folder)"
-    return [f"model: {BUNDLED_MODEL}  # {why}"]
+            return f"its size is not known here: {size.basis}"
+        return f"{advice.in_short(size.parameters)} parameters, by {size.basis}"
+    if device.kind == "cpu":
+        return "small enough for a CPU; a larger one (hub id, folder or .gguf file) learns more and takes longer"
+    billions = 0.7 * device.memory / 3e9  # bf16 weights, and half as much again for activations
+    return f"the smallest; this GPU has room for about {billions:.0f}B parameters under lora (a hub id or folder)"
 
 
 def _max_length(scan: Scan) -> int:
@@ -394,58 +390,46 @@ def _longest(scan: Scan) -> int:
     return int(scan.characters[scan.sources[0].rows].max()) // CHARACTERS_PER_TOKEN
 
 
-def _data_lines(source: SourceSettings, scan: Scan, held_out: _HeldOut, max_length: int) -> list[str]:
-    lines = ["data:", f"  train: {_yaml(source.path)}", held_out.line]
+def _add_data(recipe: CommentedRecipe, source: SourceSettings, scan: Scan, held_out: _HeldOut, max_length: int) -> None:
+    recipe.add("data.train", source.path)
+    if held_out.share is None:
+        recipe.comment("data", held_out.reason)
+    else:
+        recipe.add("data.eval", held_out.share, held_out.reason)
     if source.format != "auto":
-        lines.append(f"  format: {source.format}")
+        recipe.add("data.format", source.format)
     if source.columns:
-        pairs = ", ".join(f"{_yaml(field)}: {_yaml(column)}" for field, column in source.columns.items())
-        lines.append(f"  columns: {{{pairs}}}")
+        recipe.add("data.columns", _on_one_line(source.columns))
     if source.instruction is not None:
-        lines.append(f"  instruction: {_yaml(source.instruction)}")
+        recipe.add("data.instruction", source.instruction)
+    why = f"tokens; the longest row has about {max(_longest(scan), 1):,}, by its characters"
     if _only_documents(scan):
-        return [*lines, f"  max_length: {max_length}  # tokens; a longer document is split into blocks, none is lost"]
-    longest = max(_longest(scan), 1)
-    lines.append(f"  max_length: {max_length}  # tokens; the longest row has about {longest:,}, by its characters")
-    return lines
+        why = "tokens; a longer document is split into blocks, none is lost"
+    recipe.add("data.max_length", max_length, why)
 
 
-def _training_lines(start: _Start, *, evaluated: bool) -> list[str]:
+def _add_training(recipe: CommentedRecipe, start: _Start, *, evaluated: bool) -> None:
     steps, between = start.steps, max(1, round(start.steps / 5))
-    lines = [
-        "training:",
-        *_chosen(start, "training"),
-        "  lr_scheduler_type: cosine",
-        f"  logging_steps: {max(1, min(10, steps // 20))}",
-        f"  save_steps: {between}  # a run that was stopped goes on from its last checkpoint",
-        "  seed: 0",
-    ]
+    _add_choices(recipe, start, "training")
+    recipe.add("training.lr_scheduler_type", "cosine")
+    recipe.add("training.logging_steps", max(1, min(10, steps // 20)))
     if evaluated:
-        lines.insert(-2, f"  eval_steps: {between}  # steps between validation losses")
-    return lines
+        recipe.add("training.eval_steps", between, "steps between validation losses")
+    recipe.add("training.save_steps", between, "a run that was stopped continues from its last checkpoint")
+    recipe.add("training.seed", 0)
 
 
-def _evaluation_lines(evaluation: _Evaluation, held_out: _HeldOut, machine: Machine) -> list[str]:
+def _add_evaluation(recipe: CommentedRecipe, evaluation: _Evaluation, held_out: _HeldOut, device: Device) -> None:
     if not held_out.rows:
-        return []
-    lines = ["evaluation:", f"  metrics: [{', '.join(evaluation.metrics)}]  # {evaluation.reason}"]
+        return
+    recipe.add("evaluation.metrics", _on_one_line(list(evaluation.metrics)), evaluation.reason)
     if evaluation.new_tokens is not None:
-        lines.append(f"  max_new_tokens: {evaluation.new_tokens}  # room for the longest answer")
-    if machine.gpu is None and held_out.rows > ROWS_JUDGED_ON_A_CPU and evaluation.metrics:
-        lines.append(
-            f"  max_rows: {ROWS_JUDGED_ON_A_CPU}  # answers take their time on a CPU; more rows: a narrower interval"
-        )
-    return lines
+        recipe.add("evaluation.max_new_tokens", evaluation.new_tokens, "room for the longest answer")
+    if device.kind == "cpu" and held_out.rows > ROWS_JUDGED_ON_A_CPU and evaluation.metrics:
+        why = "answers take their time on a CPU; more rows: a narrower interval"
+        recipe.add("evaluation.max_rows", ROWS_JUDGED_ON_A_CPU, why)
 
 
-def _yaml(text: str) -> str:
-    """A text as a YAML scalar on one line: bare where that is safe, else in double quotes."""
-    if PLAIN_YAML.fullmatch(text) and text.lower() not in YAML_WORDS:
-        return text
-    quoted = json.dumps(text, ensure_ascii=False)
-    return NOT_PRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
-
-
-def _comment(text: str) -> str:
-    """A text that cannot end the comment it stands in."""
-    return NOT_PRINTABLE.sub("?", " ".join(text.split()))
+def _printable(text: str) -> str:
+    """A text that cannot end the comment that it is in."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
