@@ -10,10 +10,12 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
 from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
 
+LINEAR = (nn.Linear, Conv1D)
 SAME_RATE = {"lr_ratio": 1.0}  # as the step's
 
 

@@ -31,11 +31,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
 from tunesmith.methods import init_eva
-from tunesmith.methods.base import SAME_RATE, Origin, exchanged, on_cpu, parameter_groups
+from tunesmith.methods.base import LINEAR, SAME_RATE, Origin, exchanged, on_cpu, parameter_groups
 from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE
 from tunesmith.methods.fused_lora import fuse_adapters
 from tunesmith.methods.init_residual import apart, as_plain, plain_config, rewrites_base, take_out
@@ -44,7 +43,6 @@ from tunesmith.model.modes import kept_modes, seeded
 from tunesmith.model.weights.added_tokens import grow_to
 from tunesmith.recipe.methods import AdapterSettings, EvaSettings
 
-LINEAR = (nn.Linear, Conv1D)
 REWRITTEN_BY_OTHERS = (
     "corda",
     "loftq",

@@ -23,8 +23,7 @@ from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttri
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
-from tunesmith.methods.base import lookup_tables
-from tunesmith.methods.lora import LINEAR
+from tunesmith.methods.base import LINEAR, lookup_tables
 from tunesmith.methods.table import build
 from tunesmith.model.compute.layers import decoder_layers, lowest_trained
 from tunesmith.model.weights.added_tokens import AddedTokens
