@@ -33,6 +33,7 @@ from tunesmith.methods.base import weights_in
 from tunesmith.methods.lora import Lora
 from tunesmith.model.compute import attention
 from tunesmith.model.weights.added_tokens import grow
+from tunesmith.model.weights.config_file import read_config
 from tunesmith.model.weights.load import load_model, save_tokenizer
 from tunesmith.model.weights.resolve import kind, resolve
 from tunesmith.planning import budget, memory
@@ -283,7 +284,7 @@ def _check_shard_size(text: str) -> None:
 
 def _stored_dtype(tuned: Tuned) -> torch.dtype | None:
     """The dtype that the base's config.json names, if it is one that is written here."""
-    config = json.loads((_base_folder(tuned) / "config.json").read_text(encoding="utf-8"))
+    config, _ = read_config(str(_base_folder(tuned)))
     text = config.get("text_config") or {}
     named = next((each[key] for each in (config, text) for key in ("dtype", "torch_dtype") if each.get(key)), "")
     return DTYPES.get(str(named).removeprefix("torch."))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -21,15 +20,16 @@ from tunesmith.methods.continued_adapter import KEPT
 from tunesmith.methods.table import build
 from tunesmith.model.compute import attention
 from tunesmith.model.generate import Generation, generate, stream
-from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, extend, grow
+from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, grow
 from tunesmith.model.weights.device import resolve_device, resolve_dtype
-from tunesmith.model.weights.load import load_model, load_tokenizer, stop_ids
+from tunesmith.model.weights.load import load_model, stop_ids
 from tunesmith.model.weights.resolve import kind, resolve
+from tunesmith.model.weights.text_side import make_template, refuse_unknown_tokens, tokenizer_of
 from tunesmith.recipe.data import DataSettings, SourceSettings
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.methods import AdapterSettings, LoraSettings, MethodSettings
-from tunesmith.recipe.settings import Recipe
+from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.training.attach import untuned
@@ -145,6 +145,8 @@ def load(
     folder = resolve(found.base, revision=found.revision, trust_remote_code=trust_remote_code, say=listener.say)
     place = _device(found.recipe, device, listener)
     tokenizer, added = _tokenizer(found, folder, trust_remote_code=trust_remote_code)
+    stops = stop_ids(folder, tokenizer)
+    template = _template(found, tokenizer, stops)
     method = None
     if found.method is not None:
         method = build(found.method, base=str(folder), device=place, added=added, start=_start(found))
@@ -157,13 +159,14 @@ def load(
         return weights
 
     base = load_weights(method.load_options() if method else {})
-    stops = stop_ids(base, tokenizer)
     model = method.load(base, found.checkpoint) if method and found.checkpoint else base
+    rows = len(next(base.get_input_embeddings().parameters()))  # after an adapter that brings rows of its own
+    refuse_unknown_tokens(template, rows, added=added, where=folder)
     return Tuned(
         found,
         model.eval().requires_grad_(False),
         tokenizer=tokenizer,
-        template=_template(found, tokenizer, stops),
+        template=template,
         method=method,
         stops=stops,
         load_plain=lambda: load_weights({}).eval(),
@@ -238,19 +241,17 @@ def _tokenizer(found: Target, base: Path, *, trust_remote_code: bool) -> tuple[P
 
     What a run added shows only on the base's, and that with the same tokens added is the checkpoint's.
     """
-    if found.recipe is not None and found.recipe.model.named_tokens:
-        tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
-        return tokenizer, extend(tokenizer, found.recipe.model)
-    own = found.checkpoint is not None and (found.checkpoint / "tokenizer_config.json").is_file()
-    folder = found.checkpoint if own and found.checkpoint is not None else base
-    return load_tokenizer(folder, trust_remote_code=trust_remote_code), NO_TOKENS
+    model = ModelSettings(path=found.base) if found.recipe is None else found.recipe.model
+    own = found.checkpoint if found.checkpoint and (found.checkpoint / "tokenizer_config.json").is_file() else None
+    folder = base if own is None or model.named_tokens else own
+    return tokenizer_of(folder, model.model_copy(update={"trust_remote_code": trust_remote_code}))
 
 
 def _template(found: Target, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> ChatTemplate:
     if found.run is not None:
         return ChatTemplate.restore(tokenizer, found.run.read_json("template.json"), stop_ids=stops)
     settings = DataSettings(train=[SourceSettings(path="none")])  # only the template's settings matter
-    return ChatTemplate(tokenizer, stop_ids=stops, settings=settings, date=time.strftime("%Y-%m-%d"))
+    return make_template(settings, tokenizer, stops)
 
 
 def _conversation(messages: str | Sequence[Message]) -> tuple[Message, ...]:

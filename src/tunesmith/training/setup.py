@@ -5,12 +5,11 @@ The cheapest checks come first: rows are read before a model is fetched, and enc
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tunesmith.data.chat.template import ChatTemplate, Encoded
 from tunesmith.data.corpus import Corpus, encode_corpus
@@ -20,11 +19,10 @@ from tunesmith.evaluation.metrics.computed import COMPUTE_METRICS_KEY, check_siz
 from tunesmith.evaluation.metrics.user_functions import import_function
 from tunesmith.evaluation.task import Task
 from tunesmith.methods.continued_adapter import check_tokens, find_start, in_words, other_base, started, with_targets
-from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, extend
+from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
 from tunesmith.model.weights.device import check_tf32, resolve_device, resolve_dtype
-from tunesmith.model.weights.load import load_tokenizer, stop_ids
-from tunesmith.model.weights.resolve import kind, resolve
-from tunesmith.model.weights.text_side import make_template
+from tunesmith.model.weights.resolve import kind
+from tunesmith.model.weights.text_side import date_of, text_side
 from tunesmith.planning import budget, memory
 from tunesmith.planning.budget import Plan
 from tunesmith.planning.fallback import require_quantization
@@ -97,40 +95,43 @@ def prepare_training(recipe: Recipe, listener: Listener, *, start: Path | None =
     for note in survey.notes:
         listener.say(note)
     _tell(survey.findings, listener)
-    folder = resolve(
-        recipe.model.path,
-        revision=recipe.model.revision,
-        trust_remote_code=recipe.model.trust_remote_code,
-        say=listener.say,
-    )
-    tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code)
-    added = extend(tokenizer, recipe.model)
-    for note in added.notes():
-        listener.say(note)
+    text = text_side(recipe.model, recipe.data, say=listener.say)
     if start is not None:
-        check_tokens(start, dict(zip(added.ids, added.texts, strict=True)), set(tokenizer.get_vocab().values()))
-    stops = stop_ids(folder, tokenizer)
-    template = make_template(recipe.data, tokenizer, stops, recipe.model.named_tokens)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code, local_files_only=True)
-    recipe = _say_where_it_starts(recipe, asked, start, config=config, base=folder, listener=listener)
-    recipe = _within_positions(recipe, config, listener)
-    _say_if_router_is_not_balanced(config, listener)
+        new = dict(zip(text.added.ids, text.added.texts, strict=True))
+        check_tokens(start, new, set(text.tokenizer.get_vocab().values()))
+    if text.data is not recipe.data:
+        recipe = recipe.with_values(data={"max_length": text.data.max_length})
+    recipe = _say_where_it_starts(recipe, asked, start, config=text.config, base=text.folder, listener=listener)
+    _say_if_router_is_not_balanced(text.config, listener)
     _say_if_not_regrouped(recipe, listener)
     _say_if_noisy(recipe, listener)
     survey = replace(survey, settings=recipe.data)
-    corpus = encode_corpus(survey, template, listener=listener)
+    corpus = encode_corpus(survey, text.template, listener=listener)
     _tell(corpus.findings, listener)
-    task, selecting = make_tasks(survey, corpus, recipe, tokenizer=tokenizer, stops=stops)
+    task, selecting = make_tasks(survey, corpus, recipe, tokenizer=text.tokenizer, stops=text.stop_ids)
     if task is not None and selecting is not None:
         name, selects, judges = recipe.training.metric_for_best_model, selecting.examples, task.examples
         listener.say(f"held-out rows: {selects:,} select the step by {name}, and {judges:,} others judge it")
-    _check_logits(recipe, config, [each for each in (task, selecting) if each is not None])
+    _check_logits(recipe, text.config, [each for each in (task, selecting) if each is not None])
     recipe = _resolve_settings(recipe, survey, listener)
-    chosen = _plan(recipe, config, folder, corpus, added)
+    chosen = _plan(recipe, text.config, text.folder, corpus, text.added)
     recipe = recipe.with_values(
         training={"micro_batch_tokens": chosen.budget, "gradient_checkpointing": chosen.checkpointing}
     )
-    return Prepared(recipe, folder, tokenizer, stops, template, survey, corpus, task, chosen, selecting, added, start)
+    return Prepared(
+        recipe,
+        text.folder,
+        text.tokenizer,
+        text.stop_ids,
+        text.template,
+        survey,
+        corpus,
+        task,
+        chosen,
+        selecting,
+        text.added,
+        start,
+    )
 
 
 def _refuse_unusable(recipe: Recipe) -> None:
@@ -179,15 +180,6 @@ def _check_logits(recipe: Recipe, config: PretrainedConfig, tasks: Sequence[Task
     for task in tasks:
         labels = sum(int(row.supervised[1:].sum()) for row in task.rows)
         check_size(labels, config.get_text_config().vocab_size)
-
-
-def _within_positions(recipe: Recipe, config: PretrainedConfig, listener: Listener) -> Recipe:
-    """Limits ``max_length`` to the model's number of positions."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)  # a state-space model has none
-    if limit is None or recipe.data.max_length <= limit:
-        return recipe
-    listener.say(f"data.max_length: {recipe.data.max_length} -> {limit}, the positions that this model has")
-    return recipe.with_values(data={"max_length": limit})
 
 
 def _say_if_router_is_not_balanced(config: PretrainedConfig, listener: Listener) -> None:
@@ -241,7 +233,7 @@ def _resolve_settings(recipe: Recipe, survey: Survey, listener: Listener) -> Rec
             "dtype": str(dtype).removeprefix("torch."),
         },
         data={
-            "date": recipe.data.date or time.strftime("%Y-%m-%d"),
+            "date": date_of(recipe.data),
             "too_long": survey.rule_of_long_rows,
         },
         training={

@@ -22,7 +22,7 @@ from tunesmith.data.report import summary
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError
 from tunesmith.evaluation.metrics.answers import check_names
-from tunesmith.model.weights.text_side import make_template, within_positions
+from tunesmith.model.weights.text_side import text_side
 from tunesmith.recipe.data import DataSettings, SourceSettings
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
@@ -225,27 +225,18 @@ def _plain_section(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: int, listener: Listener) -> None:
     """Adds what only a tokenizer can tell. Rows that are too long become a finding, so that the rest is still seen."""
-    from tunesmith.model.weights.added_tokens import extend
-    from tunesmith.model.weights.load import load_tokenizer, stop_ids
-    from tunesmith.model.weights.resolve import resolve
-
-    trusted = model.trust_remote_code
-    folder = resolve(model.path, revision=model.revision, trust_remote_code=trusted, say=listener.say)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
-    for note in extend(tokenizer, model).notes():
-        listener.say(note)
-    settings = within_positions(found.settings, folder)
-    template = make_template(settings, tokenizer, stop_ids(folder, tokenizer), model.named_tokens)
+    text = text_side(model, found.settings, say=listener.say)
+    settings = text.data
     stops = "error" in (settings.if_too_long(raw_text=True), settings.if_too_long(raw_text=False))
     lenient = settings.model_copy(update={"max_lost": None, **(_lenient(settings) if stops else {})})
     try:
-        made = encode_corpus(replace(found, settings=lenient), template, listener=listener)
+        made = encode_corpus(replace(found, settings=lenient), text.template, listener=listener)
     except DataError as error:  # said as a finding, so that everything else is still seen
         rows = [error.where] if error.where else []
         message = " ".join(filter(None, [error.what, f"({error.why})" if error.why else None]))
         report.findings.insert(0, Finding("no_tokens", "error", rows, message, error.remedy or "correct the row"))
         return
-    report.tokenizer, report.ledger = tokenizer, made.ledger
+    report.tokenizer, report.ledger = text.tokenizer, made.ledger
     report.shown = list(made.train[:show])
     report.findings = [finding for finding in report.findings if finding.id != "long_rows"]  # it was a guess
     report.findings += made.findings

@@ -9,10 +9,7 @@ import numpy as np
 
 from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.survey import survey_rows
-from tunesmith.model.weights.added_tokens import extend
-from tunesmith.model.weights.load import load_tokenizer, stop_ids
-from tunesmith.model.weights.resolve import resolve
-from tunesmith.model.weights.text_side import make_template, within_positions
+from tunesmith.model.weights.text_side import text_side
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.planning.workload import Workload
 from tunesmith.recipe.settings import Recipe
@@ -32,15 +29,9 @@ def by_tokens(recipe: Recipe, *, listener: Listener | None = None) -> Workload:
     """
     listener = listener or Silent()
     found = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name, listener=listener)
-    code = recipe.model.trust_remote_code
-    folder = resolve(recipe.model.path, revision=recipe.model.revision, trust_remote_code=code, say=listener.say)
-    limit = within_positions(recipe.data, folder).max_length
-    recipe = recipe.with_values(data={"max_length": limit})
-    found = replace(found, settings=recipe.data)
-    tokenizer = load_tokenizer(folder, trust_remote_code=code)
-    extend(tokenizer, recipe.model)
-    template = make_template(recipe.data, tokenizer, stop_ids(folder, tokenizer), recipe.model.named_tokens)
-    corpus = encode_corpus(found, template, listener=listener)
+    text = text_side(recipe.model, recipe.data, say=listener.say)
+    recipe = recipe.with_values(data={"max_length": text.data.max_length})
+    corpus = encode_corpus(replace(found, settings=recipe.data), text.template, listener=listener)
     longest, steps = longest_part(recipe, corpus), first_steps(recipe, corpus)
     # The first steps are laid out as in training, and the epoch is taken to be like them.
     asked = recipe.training.micro_batch_tokens

@@ -26,7 +26,7 @@ from tunesmith.data.ledger import OUTCOMES, Ledger
 from tunesmith.data.placement import OUTCOME
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.model.weights.text_side import make_template, within_positions
+from tunesmith.model.weights.text_side import text_side
 from tunesmith.recipe.file import dump_section
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import ModelSettings
@@ -125,18 +125,9 @@ def prepare_data(
 
 
 def _with_tokens(survey: Survey, model: ModelSettings, listener: Listener) -> tuple[np.ndarray, Ledger]:
-    """Places and ledger once the rows have tokens: those too long in their outcome."""
-    from tunesmith.model.weights.added_tokens import extend
-    from tunesmith.model.weights.load import load_tokenizer, stop_ids
-    from tunesmith.model.weights.resolve import resolve
-
-    trusted = model.trust_remote_code
-    folder = resolve(model.path, revision=model.revision, trust_remote_code=trusted, say=listener.say)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
-    extend(tokenizer, model)
-    template = make_template(survey.settings, tokenizer, stop_ids(folder, tokenizer), model.named_tokens)
-    survey = replace(survey, settings=within_positions(survey.settings, folder))
-    made = encode_corpus(survey, template, listener=listener)
+    """Outcomes and ledger once the rows have tokens: those that are too long are left out."""
+    text = text_side(model, survey.settings, say=listener.say)
+    made = encode_corpus(replace(survey, settings=text.data), text.template, listener=listener)
     outcome = survey.outcome.copy()
     outcome[made.left_out] = OUTCOME["too_long"]
     return outcome, made.ledger

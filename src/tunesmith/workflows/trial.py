@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.data.chat.template import Encoded
 from tunesmith.errors import ModelError, TunesmithError
-from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, extend
-from tunesmith.model.weights.load import load_tokenizer
+from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
+from tunesmith.model.weights.config_file import load_config
 from tunesmith.model.weights.resolve import resolve
+from tunesmith.model.weights.text_side import tokenizer_of
 from tunesmith.planning import memory
 from tunesmith.planning.budget import Plan
 from tunesmith.planning.devices import Device, sgemm
@@ -229,11 +229,9 @@ def _own_rows(recipe: Recipe) -> tuple[ModelInputs, Iterable[Sequence[Encoded]]]
 
 def _made_rows(recipe: Recipe, length: int) -> tuple[ModelInputs, Iterable[Sequence[Encoded]]]:
     """Rows of random tokens, which share nothing. Each learns its second half, and two answers have one prompt."""
-    code = recipe.model.trust_remote_code
     folder = resolve(recipe.model.path, revision=recipe.model.revision, say=Silent().say)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=code, local_files_only=True)
-    named = recipe.model.named_tokens
-    added = extend(load_tokenizer(folder, trust_remote_code=code), recipe.model) if named else NO_TOKENS
+    config = load_config(folder, trust_remote_code=recipe.model.trust_remote_code)
+    added = tokenizer_of(folder, recipe.model)[1] if recipe.model.named_tokens else NO_TOKENS
     objective = preference_objective(recipe)
     answers = 1 if objective is None else objective.answers
     learned = np.arange(length) >= length // 2  # [tokens]

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.weights import device
 from tunesmith.model.weights.device import resolve_device, resolve_dtype
-from tunesmith.model.weights.load import load, load_model, load_tokenizer, quiet_transformers, stop_ids
+from tunesmith.model.weights.load import load_model, load_tokenizer, quiet_transformers, stop_ids
 
 
 @pytest.fixture
@@ -40,13 +40,12 @@ def rewrite_weights(folder: Path, rewrite: Callable[[dict[str, torch.Tensor]], N
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_everything_of_a_folder_is_loaded_together(tiny_model_dir: Path) -> None:
-    loaded = load(tiny_model_dir, device="cpu")
-    assert (loaded.device, loaded.dtype, loaded.stop_ids) == ("cpu", torch.float32, (2,))
-    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
-    assert not loaded.model.training
-    assert loaded.model.config._attn_implementation == "sdpa"
-    assert loaded.tokenizer.padding_side == "left"
+def test_weights_are_loaded_on_the_device_in_the_dtype_that_was_asked_for(tiny_model_dir: Path) -> None:
+    model = load_on_cpu(tiny_model_dir)
+    assert {(own.dtype, str(own.device)) for own in model.parameters()} == {(torch.float32, "cpu")}
+    assert not model.training
+    assert model.config._attn_implementation == "sdpa"
+    assert load_tokenizer(tiny_model_dir).padding_side == "left"
 
 
 def test_loading_twice_gives_equal_weights_and_uses_no_random_numbers(tiny_model_dir: Path) -> None:
@@ -154,14 +153,6 @@ def test_a_tokenizer_with_neither_pad_nor_end_token_is_refused(folder: Path) -> 
         load_tokenizer(folder)
 
 
-def test_a_tokenizer_that_knows_more_tokens_than_the_model_is_refused(folder: Path) -> None:
-    tokenizer = load_tokenizer(folder)
-    tokenizer.add_tokens([f"<new {number}>" for number in range(401 - len(tokenizer))])
-    tokenizer.save_pretrained(folder)
-    with pytest.raises(ModelError, match="highest token id is 400, the embedding has 400 rows"):
-        load(folder, device="cpu")
-
-
 @pytest.mark.parametrize(
     ("generation", "config", "expected"),
     [(2, 0, (2,)), ([2, 0], 1, (2, 0)), (None, 0, (0,)), (None, [0, 1], (0, 1)), (None, None, (2,))],
@@ -172,11 +163,6 @@ def test_generation_stops_where_the_nearest_file_says(
     change(folder / "generation_config.json", eos_token_id=generation)
     change(folder / "config.json", eos_token_id=config)
     assert stop_ids(folder, load_tokenizer(folder)) == expected
-
-
-def test_stop_ids_of_a_model_are_those_of_its_folder(folder: Path) -> None:
-    change(folder / "generation_config.json", eos_token_id=[2, 0])
-    assert stop_ids(load_on_cpu(folder), load_tokenizer(folder)) == (2, 0)
 
 
 def test_dtype_auto_on_a_cpu_is_float32_and_float16_is_refused() -> None:
@@ -243,10 +229,8 @@ def test_bundled_tokenizer_gives_every_text_back(smollm2_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_bundled_model_knows_the_capital_of_france(smollm2_dir: Path) -> None:
-    loaded = load(smollm2_dir, device="cpu")
-    tokenizer: Any = loaded.tokenizer
+    tokenizer: Any = load_tokenizer(smollm2_dir)
     question = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")["input_ids"]
-    model: Any = loaded.model
-    answer = model.generate(ids, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
+    answer = load_on_cpu(smollm2_dir).generate(ids, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"

@@ -3,69 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tunesmith.errors import ModelError
-from tunesmith.model.weights.device import resolve_device, resolve_dtype
-from tunesmith.runs.cache import Say, to_stderr
+from tunesmith.model.weights.config_file import CODE_REMEDY, CONFIG, check_config, read_json_object
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-_OTHER_TASK = re.compile(r"MaskedLM|Classification|QuestionAnswering|MultipleChoice|PreTraining|Reward")
-_CODE_REMEDY = "read that code; if you trust it, set model.trust_remote_code: true in the recipe."
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model ready to use, with what belongs to it.
-
-    ``stop_ids`` are the tokens that end a generated answer.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    folder: Path
-    device: str
-    dtype: torch.dtype
-    stop_ids: tuple[int, ...]
-
-
-def load(
-    folder: Path,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    trust_remote_code: bool = False,
-    load_options: Mapping[str, Any] | None = None,
-    say: Say = to_stderr,
-) -> Loaded:
-    """Tokenizer and weights of ``folder``, checked against each other.
-
-    Args:
-        folder: from ``tunesmith.model.source.resolve``.
-        dtype: ``auto`` or a torch name, see ``resolve_dtype``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        load_options: what a method adds to ``from_pretrained`` (quantization).
-
-    Raises:
-        ModelError: the folder cannot be loaded as a causal language model.
-        RecipeError: the dtype or the device cannot be had on this machine.
-    """
-    place = resolve_device(device)
-    kind = resolve_dtype(dtype, place, say=say)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    options = dict(load_options or {})
-    model = load_model(folder, dtype=kind, device=place, trust_remote_code=trust_remote_code, **options)
-    _check_vocabulary(model, tokenizer, folder)
-    return Loaded(model, tokenizer, folder, place, kind, stop_ids(model, tokenizer))
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -107,7 +55,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     with quiet_transformers():
         tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = _read_json(path)
+    settings = read_json_object(path)
     made = dict(settings)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -163,54 +111,22 @@ def _own_memory(model: PreTrainedModel) -> None:
             tensor.data = tensor.data.clone()
 
 
-def stop_ids(source: Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The ids that generation stops on: ``generation_config``'s, else the config's, else the tokenizer's end token.
 
     Raises:
         ModelError: none of them names one.
     """
-    if isinstance(source, Path):
-        texts = [_read_json(source / name) for name in ("generation_config.json", "config.json")]
-        found = [text.get("eos_token_id") for text in texts]
-        where = str(source)
-    else:
-        found = [getattr(held, "eos_token_id", None) for held in (source.generation_config, source.config)]
-        where = source.config.name_or_path
+    files = [folder / name for name in ("generation_config.json", CONFIG)]
+    found = [read_json_object(file).get("eos_token_id") for file in files if file.is_file()]
     for value in [*found, tokenizer.eos_token_id]:
         if value is not None and value != []:
-            return tuple(value) if isinstance(value, list | tuple) else (int(value),)
+            return tuple(value) if isinstance(value, list) else (int(value),)
     raise ModelError(
         "nothing says on which token generation stops",
-        where=where,
+        where=str(folder),
         remedy='name it in generation_config.json, as "eos_token_id".',
     )
-
-
-def check_config(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Refuse, before any weight is read, a folder that is no causal language model transformers knows.
-
-    Raises:
-        ModelError: ``config.json`` names another kind of model, or one that only the folder's own code can build.
-    """
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
-
-    config = _read_json(folder / "config.json")
-    where, kind = str(folder / "config.json"), str(config.get("model_type"))
-    if not config:
-        raise ModelError("there is no config.json, so this is no model folder", where=str(folder))
-    if kind not in CONFIG_MAPPING:
-        if not trust_remote_code:
-            raise _unknown_architecture(kind, where, has_code="auto_map" in config)
-        return
-    made_for = " ".join(config.get("architectures") or [kind])
-    other = config.get("is_encoder_decoder") or CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING
-    if other or _OTHER_TASK.search(made_for):
-        raise ModelError(
-            f"{made_for} is not a causal language model",
-            where=where,
-            why="Only models that predict the next token are trained here: no encoders, encoder-decoders, classifiers.",
-            remedy="use a model whose page says text-generation.",
-        )
 
 
 @contextmanager
@@ -263,44 +179,9 @@ def _check_report(report: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    from torch import nn
-
-    embedding = model.get_input_embeddings()
-    highest = max(tokenizer.get_vocab().values(), default=0)
-    if isinstance(embedding, nn.Embedding) and highest >= embedding.num_embeddings:
-        raise ModelError(
-            "the tokenizer has tokens that the model does not know",
-            where=str(folder),
-            why=f"The highest token id is {highest}, the embedding has {embedding.num_embeddings} rows.",
-            remedy="use the tokenizer that belongs to this model, or resize the embedding before.",
-        )
-
-
-def _unknown_architecture(kind: str, where: str, *, has_code: bool) -> ModelError:
-    if has_code:
-        return ModelError(
-            "this model needs program code that comes with it",
-            where=where,
-            why=f"model_type {kind!r} is not part of transformers; auto_map points to Python files in the folder.",
-            remedy=_CODE_REMEDY,
-        )
-    return ModelError(f"this architecture is not known: {kind!r}", where=where, remedy="update transformers.")
-
-
 def _not_loaded(folder: Path, what: str, error: Exception) -> ModelError:
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text:
-        return ModelError(what, where=str(folder), why="It needs Python code of its folder.", remedy=_CODE_REMEDY)
+        return ModelError(what, where=str(folder), why="It needs Python code of its folder.", remedy=CODE_REMEDY)
     first = "\n".join(text.splitlines()[:6])
     return ModelError(what, where=str(folder), why=first, remedy="fetch the model again, or update transformers.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError("the file is not valid JSON", where=str(path), why=str(error)) from error
-    return found if isinstance(found, dict) else {}

@@ -1,19 +1,90 @@
-"""The text side of a model: its chat template, and the positions that bound a row."""
+"""The text side of a base model: its tokenizer, the added tokens, the stop ids, the chat template and the positions.
+
+Training, `check`, `prepare`, `plan` and a loaded model all get them from here, so they see the same tokens.
+"""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunesmith.errors import ModelError
 from tunesmith.recipe.data import DataSettings
+from tunesmith.recipe.settings import ModelSettings
+from tunesmith.runs.cache import Say
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from tunesmith.data.chat.template import ChatTemplate
+    from tunesmith.model.weights.added_tokens import AddedTokens
+
+
+@dataclass(frozen=True, slots=True)
+class TextSide:
+    """All that turns a recipe's rows into the tokens of its model.
+
+    Args:
+        folder: the base model's.
+        config: the base model's, as transformers has it.
+        tokenizer: with the recipe's tokens added.
+        stop_ids: the ids that end an answer.
+        template: the chat template of the run.
+        added: the tokens that the recipe adds.
+        data: the recipe's data section, with ``max_length`` at most the positions that the model has.
+    """
+
+    folder: Path
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: tuple[int, ...]
+    template: ChatTemplate
+    added: AddedTokens
+    data: DataSettings
+
+
+def text_side(model: ModelSettings, data: DataSettings, *, say: Say) -> TextSide:
+    """Finds the model of a recipe and loads its text side. The weights are not read.
+
+    Args:
+        say: takes a line for each thing that the recipe does not say itself.
+
+    Raises:
+        ModelError: there is no such model, its tokenizer does not work, or has tokens that the model does not know.
+        RecipeError: the chat template cannot be read.
+    """
+    from tunesmith.model.weights.config_file import load_config
+    from tunesmith.model.weights.load import stop_ids
+    from tunesmith.model.weights.resolve import resolve
+
+    folder = resolve(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code, say=say)
+    config = load_config(folder, trust_remote_code=model.trust_remote_code)
+    tokenizer, added = tokenizer_of(folder, model)
+    for note in added.notes():
+        say(note)
+    stops = stop_ids(folder, tokenizer)
+    template = make_template(data, tokenizer, stops, model.named_tokens)
+    text = config.get_text_config()
+    rows = getattr(text, "vocab_size", None)
+    if rows is not None:
+        refuse_unknown_tokens(template, rows, added=added, where=folder)
+    positions = getattr(text, "max_position_embeddings", None)  # a state-space model has none
+    if positions is not None and data.max_length > positions:
+        say(f"data.max_length: {data.max_length} -> {positions}, the positions that this model has")
+        data = data.model_copy(update={"max_length": positions})
+    return TextSide(folder, config, tokenizer, stops, template, added, data)
+
+
+def tokenizer_of(folder: Path, model: ModelSettings) -> tuple[PreTrainedTokenizerBase, AddedTokens]:
+    """The tokenizer in a folder with the recipe's tokens added. Raises ModelError if that cannot be done."""
+    from tunesmith.model.weights.added_tokens import extend
+    from tunesmith.model.weights.load import load_tokenizer
+
+    tokenizer = load_tokenizer(folder, trust_remote_code=model.trust_remote_code)
+    return tokenizer, extend(tokenizer, model)
 
 
 def make_template(
@@ -29,18 +100,36 @@ def make_template(
     return ChatTemplate(tokenizer, stop_ids=stop_ids, settings=settings, date=date, added_tokens=added_tokens)
 
 
-def within_positions(settings: DataSettings, folder: Path) -> DataSettings:
-    """``max_length`` at most the positions that the model in the folder has, as in a run."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # whoever loads the model says what is wrong with it
-        return settings
-    limit = config.get("text_config", config).get("max_position_embeddings")
-    if not isinstance(limit, int) or settings.max_length <= limit:
-        return settings
-    return settings.model_copy(update={"max_length": limit})
-
-
 def date_of(settings: DataSettings) -> str:
     """The date that templates print."""
     return settings.date or time.strftime("%Y-%m-%d")
+
+
+def refuse_unknown_tokens(template: ChatTemplate, rows: int, *, added: AddedTokens, where: Path) -> None:
+    """Raises ModelError if the tokenizer can make an id that the embedding has no row for.
+
+    A special token that nothing uses is let through: Gemma 3's text models have one for images, beyond their rows. Text
+    never becomes a special token (``data.control_tokens``), so only the template and the stop ids can use one.
+
+    Args:
+        rows: of the embedding.
+        added: the tokens of the recipe, for which the embedding gets rows of its own.
+    """
+    tokenizer = template.tokenizer
+    own = {*added.ids}
+    beyond = {text: number for text, number in tokenizer.get_vocab().items() if number >= rows and number not in own}
+    if not beyond:
+        return
+    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    in_use = "".join([*template.rules.templates.values(), *filter(None, named)])
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special -= {*template.stop_ids}
+    wrong = [text for text, number in beyond.items() if number not in special or text in in_use]
+    if wrong:
+        raise ModelError(
+            "the tokenizer has tokens that the model does not know",
+            where=str(where),
+            why=f"The highest token id is {max(beyond.values())}, the embedding has {rows} rows. "
+            f"Without a row: {', '.join(sorted(wrong)[:5])}{' ...' if len(wrong) > 5 else ''}.",
+            remedy="use the tokenizer that belongs to this model; to add tokens, name them in model.add_tokens.",
+        )
