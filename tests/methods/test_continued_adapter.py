@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.methods import int8
 from tunesmith.methods.continued_adapter import check_tokens, find_start, other_base, started, with_targets
+from tunesmith.methods.quantized_base import multiply_dequantized, packed_layers
 from tunesmith.methods.table import build
 from tunesmith.recipe.methods import METHOD_SETTINGS, LoraSettings
 from tunesmith.runs.cache import sha256_of
@@ -49,7 +49,7 @@ def base(folder: Path, method: Any) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **method.load_options())
     for layer in model.modules():
         layer.support_avx512bf16_for_cpu = False
-    int8.compute_exactly(int8.eight_bit_layers(model))
+    multiply_dequantized(packed_layers(model, "Linear8bitLt"))
     return model
 
 

@@ -19,8 +19,8 @@ from tests.tiny import Row
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from tunesmith.methods import int8
 from tunesmith.methods.base import Method, trainable_line
+from tunesmith.methods.quantized_base import multiply_dequantized, packed_layers
 from tunesmith.methods.table import build
 from tunesmith.model.weights.added_tokens import AddedTokens, extend, grow
 from tunesmith.recipe.methods import METHOD_SETTINGS
@@ -214,7 +214,7 @@ def exact(model: Any) -> Any:
     """Keeps bitsandbytes from computing in bfloat16, and from rounding activations (see tunesmith.methods)."""
     for layer in model.modules():
         layer.support_avx512bf16_for_cpu = False
-    int8.compute_exactly(int8.eight_bit_layers(model))
+    multiply_dequantized(packed_layers(model, "Linear8bitLt"))
     return model
 
 

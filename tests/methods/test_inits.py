@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.methods.lora import adapter_config
+from tunesmith.methods.lora_config import adapter_config
 from tunesmith.methods.table import build
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.methods import EvaSettings, LoraSettings

@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, G
 
 from tunesmith.errors import ModelError
 from tunesmith.methods import fused_lora
-from tunesmith.methods.int8 import eight_bit_layers
-from tunesmith.methods.quantized_base import dequantize_8_bits
+from tunesmith.methods.quantized_base import dequantize_8_bits, packed_layers
 from tunesmith.methods.table import build
 from tunesmith.model.compute.kernels import adapted_linears
 from tunesmith.recipe.methods import LoraSettings
@@ -62,7 +61,7 @@ def test_every_quantization_setting_is_a_field_of_bits_and_bytes_config(tiny_mod
 def test_the_linear_layers_are_in_8_bits_and_nothing_else(tiny_model_dir: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     _, model = attached(tiny_model_dir, llm_int8_skip_modules=["o_proj"])
-    layers = eight_bit_layers(model)
+    layers = packed_layers(model, "Linear8bitLt")
     assert len(layers) == 12  # of seven linear layers in each of two blocks, all but o_proj
     for name, layer in layers.items():
         assert layer.weight.dtype == torch.int8
@@ -77,7 +76,7 @@ def test_the_linear_layers_are_in_8_bits_and_nothing_else(tiny_model_dir: Path) 
 
 def test_a_layer_gives_the_outputs_and_gradients_of_its_dequantized_weight(tiny_model_dir: Path) -> None:
     _, model = attached(tiny_model_dir)
-    for layer in eight_bit_layers(model).values():
+    for layer in packed_layers(model, "Linear8bitLt").values():
         weight = weight_of(layer)
         for mode in (True, False):
             x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1), requires_grad=True)
@@ -90,7 +89,7 @@ def test_a_layer_gives_the_outputs_and_gradients_of_its_dequantized_weight(tiny_
 
 def test_what_a_row_gives_does_not_depend_on_the_rows_beside_it(tiny_model_dir: Path) -> None:
     _, model = attached(tiny_model_dir)
-    layer = next(iter(eight_bit_layers(model).values())).eval()
+    layer = next(iter(packed_layers(model, "Linear8bitLt").values())).eval()
     rows = torch.randn(2, 4, layer.in_features, generator=torch.Generator().manual_seed(1))
     rows[1, 2, 5] = 40.0  # an outlier, of one row
     own = layer.forward
@@ -106,11 +105,13 @@ def test_what_a_row_gives_does_not_depend_on_the_rows_beside_it(tiny_model_dir: 
 
 def test_training_and_evaluation_compute_the_same_and_change_nothing(tiny_model_dir: Path) -> None:
     _, model = attached(tiny_model_dir)
-    before = {name: layer.weight.data.clone() for name, layer in eight_bit_layers(model).items()}
+    before = {name: layer.weight.data.clone() for name, layer in packed_layers(model, "Linear8bitLt").items()}
     training = logits(model.train())
     assert torch.equal(logits(model.eval()), training)
     assert torch.equal(logits(model.train()), training)
-    assert all(torch.equal(layer.weight.data, before[name]) for name, layer in eight_bit_layers(model).items())
+    assert all(
+        torch.equal(layer.weight.data, before[name]) for name, layer in packed_layers(model, "Linear8bitLt").items()
+    )
 
 
 def test_the_fused_passes_give_what_pefts_own_code_gives(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +136,7 @@ def test_the_fused_passes_give_what_pefts_own_code_gives(tiny_model_dir: Path, m
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_dequantized_weight_is_kept_for_the_backward_pass(tiny_model_dir: Path, dtype: torch.dtype) -> None:
     _, model = attached(tiny_model_dir, dtype=dtype)
-    shapes = {tuple(layer.weight.shape) for layer in eight_bit_layers(model).values()}
+    shapes = {tuple(layer.weight.shape) for layer in packed_layers(model, "Linear8bitLt").values()}
     kept: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda own: kept.append(tuple(own.shape)) or own, lambda own: own):
         model(input_ids=ids(), labels=ids()).loss.backward()
@@ -145,7 +146,7 @@ def test_no_dequantized_weight_is_kept_for_the_backward_pass(tiny_model_dir: Pat
 def test_merged_weights_are_the_dequantized_ones_plus_the_update(tiny_model_dir: Path) -> None:
     method, model = attached(tiny_model_dir)
     merged = dict(method.merge(model).named_parameters())
-    for name, base in eight_bit_layers(model).items():
+    for name, base in packed_layers(model, "Linear8bitLt").items():
         layer = model.get_submodule(name.removesuffix(".base_layer"))
         update = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         plain = merged[name.removeprefix("base_model.model.").removesuffix(".base_layer") + ".weight"]

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from tunesmith.errors import ModelError
-from tunesmith.methods.lora import adapter_config
+from tunesmith.methods.lora_config import adapter_config
 from tunesmith.methods.table import build
 from tunesmith.recipe.methods import AdapterSettings, LoraSettings
 

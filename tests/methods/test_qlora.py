@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 from tunesmith.errors import ModelError
-from tunesmith.methods.qlora import compute_dtype, four_bit_layers
+from tunesmith.methods.qlora import compute_dtype
+from tunesmith.methods.quantized_base import packed_layers
 from tunesmith.methods.table import build
 from tunesmith.recipe.methods import QloraSettings
 
@@ -43,7 +44,7 @@ def logits(model: nn.Module) -> Tensor:
 
 
 def packed_bytes(model: nn.Module) -> dict[str, list[int]]:
-    return {name: layer.weight.flatten().tolist() for name, layer in four_bit_layers(model).items()}
+    return {name: layer.weight.flatten().tolist() for name, layer in packed_layers(model, "Linear4bit").items()}
 
 
 def test_every_quantization_setting_is_a_field_of_bits_and_bytes_config(tiny_model_dir: Path) -> None:
@@ -61,7 +62,7 @@ def test_every_quantization_setting_is_a_field_of_bits_and_bytes_config(tiny_mod
 
 def test_the_defaults_are_double_quantized_nf4_computed_in_float32_on_a_cpu(tiny_model_dir: Path) -> None:
     _, model = attached(tiny_model_dir)
-    layers = four_bit_layers(model)
+    layers = packed_layers(model, "Linear4bit")
     assert len(layers) == 14  # seven linear layers in each of two blocks; not the head
     for layer in layers.values():
         assert (layer.weight.quant_state.quant_type, layer.weight.quant_state.nested) == ("nf4", True)
@@ -77,7 +78,7 @@ def test_auto_computes_in_float32_on_a_cpu_and_a_named_dtype_is_kept() -> None:
 
 def test_a_four_bit_layer_gives_the_gradients_of_its_dequantized_weight(tiny_model_dir: Path) -> None:
     _, model = attached(tiny_model_dir)
-    for layer in [layer for layer in four_bit_layers(model).values()][:7]:
+    for layer in [layer for layer in packed_layers(model, "Linear4bit").values()][:7]:
         weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1), requires_grad=True)
         y = layer(x)
@@ -95,7 +96,7 @@ def test_the_adapters_get_the_gradients_they_have_over_the_dequantized_model(tin
     for name, parameter in plain.named_parameters():
         merged_gradients[name] = parameter.grad
     model(input_ids=ids(), labels=ids()).loss.backward()
-    for name in four_bit_layers(model):
+    for name in packed_layers(model, "Linear4bit"):
         layer = model.get_submodule(name.removesuffix(".base_layer"))
         weight = merged_gradients[name.removeprefix("base_model.model.").removesuffix(".base_layer") + ".weight"]
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -106,7 +107,7 @@ def test_the_adapters_get_the_gradients_they_have_over_the_dequantized_model(tin
 def test_merged_weights_are_the_dequantized_ones_plus_the_update(tiny_model_dir: Path) -> None:
     method, model = attached(tiny_model_dir)
     merged = dict(method.merge(model).named_parameters())
-    for name, base in four_bit_layers(model).items():
+    for name, base in packed_layers(model, "Linear4bit").items():
         layer = model.get_submodule(name.removesuffix(".base_layer"))
         weight = dequantize_4bit(base.weight.data, base.weight.quant_state)
         update = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight

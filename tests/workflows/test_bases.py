@@ -12,7 +12,6 @@ import bitsandbytes
 import pytest
 from safetensors.torch import load_file
 
-from tunesmith.data import corpus as corpora
 from tunesmith.deploy import tuned
 from tunesmith.deploy.merge import merge
 from tunesmith.errors import ModelError, RecipeError, RunError
@@ -239,7 +238,7 @@ def test_a_contradiction_is_refused_before_any_row_is_read(
     def reads(*_: Any, **__: Any) -> None:
         raise AssertionError("rows were read")
 
-    monkeypatch.setattr(corpora, "survey", reads)
+    monkeypatch.setattr(setup, "survey_rows", reads)
     method = {"name": "lora", "adapter_name_or_path": str(first), "r": 8}
     with pytest.raises(RecipeError, match=r"The recipe says 8, .*adapter_config\.json says 4"):
         train({**values, "method": method})
@@ -283,8 +282,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def works(*_: Any, **__: Any) -> None:
         raise AssertionError("work was done before the refusal")
 
-    monkeypatch.setattr(corpora, "survey", works)
-    monkeypatch.setattr(setup, "resolve", works)
+    monkeypatch.setattr(setup, "survey_rows", works)
+    monkeypatch.setattr(setup, "text_side", works)
 
 
 def refusal(recipe: Recipe | dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.methods.quantized_base import dequantize_8_bits, eight_bit_forward
+from tunesmith.methods.quantized_base import dequantize_4_bits, dequantize_8_bits, eight_bit_forward
 from tunesmith.model.compute.kernels import Frozen, adapted_linears
 from tunesmith.model.compute.limits import SAME_INPUT
 
@@ -166,7 +166,7 @@ def _parts(layer: Any, x: Tensor) -> tuple[Frozen, tuple[Tensor, Tensor], float,
 
 def _weight(layer: Any, base: Any) -> Callable[[], Tensor]:
     if _is_four_bit(layer):
-        return partial(_dequantized, base)
+        return partial(dequantize_4_bits, base)
     if _is_eight_bit(layer):
         return partial(dequantize_8_bits, base, layer.lora_A[layer.active_adapters[0]].weight.dtype)
     return partial(_plain_weight, base)
@@ -174,9 +174,3 @@ def _weight(layer: Any, base: Any) -> Callable[[], Tensor]:
 
 def _plain_weight(base: Any) -> Tensor:
     return base.weight.T if isinstance(base, Conv1D) else base.weight
-
-
-def _dequantized(base: Any) -> Tensor:
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(base.weight.data, base.weight.quant_state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,12 +14,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from peft import (
-    EvaConfig,
     LoraConfig,
     PeftConfig,
     PeftModel,
     PeftModelForCausalLM,
-    TaskType,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
@@ -34,20 +31,23 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.methods import init_eva
-from tunesmith.methods.base import LINEAR, SAME_RATE, Origin, exchanged, on_cpu, parameter_groups
+from tunesmith.methods.base import SAME_RATE, Origin, exchanged, on_cpu, parameter_groups
 from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE
 from tunesmith.methods.fused_lora import fuse_adapters
 from tunesmith.methods.init_residual import apart, as_plain, plain_config, rewrites_base, take_out
+from tunesmith.methods.lora_config import (
+    adapter_config,
+    linear_names,
+    refuse_unmatched_names,
+    refuse_unmatched_patterns,
+)
 from tunesmith.methods.token_rows import fuse_token_rows, token_rows
 from tunesmith.model.modes import kept_modes, seeded
 from tunesmith.model.weights.added_tokens import grow_to
-from tunesmith.recipe.methods import AdapterSettings, EvaSettings
+from tunesmith.recipe.methods import AdapterSettings
 
-REWRITTEN_BY_OTHERS = (
-    "corda",
-    "loftq",
-    "lora_ga",
-)  # initialisations that change base weights, of adapters made elsewhere
+# Initialisations of adapters made elsewhere by which PEFT changes base weights.
+_REWRITTEN_BY_OTHERS = ("corda", "loftq", "lora_ga")
 
 
 class Lora:
@@ -126,6 +126,9 @@ class Lora:
             )
         return adapted
 
+    def _prepare_base(self, model: PreTrainedModel, config: PeftConfig) -> None:
+        """Makes the base ready for adapters. Raises ModelError where the configuration does not fit it."""
+
     def _wrap(
         self,
         model: PreTrainedModel,
@@ -141,6 +144,7 @@ class Lora:
             begun: A0 and B0, where a run goes on whose adapter was taken out of the base.
             rows: those of a new run, by optimizer steps.
         """
+        self._prepare_base(model, config)
         before = [(live, live.detach().clone()) for live in _changed_in_place(model, config)]
         mode, init = model.training, getattr(config, "init_lora_weights", True)
         taken_out = rewrites_base(init)
@@ -323,47 +327,6 @@ class Lora:
         return merged(adapted.to(plain.device))  # pyright: ignore[reportArgumentType]
 
 
-def adapter_config(settings: AdapterSettings, model: PreTrainedModel) -> LoraConfig:
-    """Every setting under its own name in PEFT's configuration."""
-    targets = settings.target_modules
-    if targets == "all-linear" and settings.layers_to_transform is not None:
-        targets = linear_names(model, head=False)  # PEFT picks layers only for targets given as a list
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Using Rank-Stabilized LoRA with rank_pattern"
-        )  # of PEFT's conversion, not ours
-        return LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
-            r=settings.r,
-            lora_alpha=_whole(settings.lora_alpha),
-            lora_dropout=settings.lora_dropout,
-            target_modules=targets,
-            exclude_modules=settings.exclude_modules,
-            bias=settings.bias,
-            use_rslora=settings.use_rslora,
-            use_dora=settings.use_dora,
-            init_lora_weights=settings.init_lora_weights,  # pyright: ignore[reportArgumentType]
-            eva_config=_eva_config(settings),
-            modules_to_save=settings.modules_to_save,
-            layers_to_transform=settings.layers_to_transform,
-            layers_pattern=settings.layers_pattern,
-            rank_pattern=dict(settings.rank_pattern),
-            alpha_pattern={key: _whole(value) for key, value in settings.alpha_pattern.items()},
-            trainable_token_indices=settings.trainable_token_indices,
-        )
-
-
-def _eva_config(settings: AdapterSettings) -> EvaConfig | None:
-    if settings.init_lora_weights != "eva":
-        return None
-    return EvaConfig(**(settings.eva_config or EvaSettings()).model_dump())
-
-
-def _whole(value: float) -> Any:
-    """32 rather than 32.0: PEFT declares int, and other readers of its file may insist."""
-    return int(value) if float(value).is_integer() else value
-
-
 def adapter_weights(model: nn.Module, *, parameters: bool = False) -> dict[str, Tensor]:
     """The active adapter's own tensors, not copies, by the names of PEFT's files; as parameters, or detached."""
     assert isinstance(model, PeftModel)
@@ -373,51 +336,6 @@ def adapter_weights(model: nn.Module, *, parameters: bool = False) -> dict[str, 
         state_dict=model.state_dict(keep_vars=parameters),
         adapter_name=model.active_adapter,
         save_embedding_layers=False,
-    )
-
-
-def linear_names(model: PreTrainedModel, *, head: bool = True) -> list[str]:
-    """The last parts of the names of the linear modules: what ``target_modules`` can name."""
-    left_out = None if head else model.get_output_embeddings()
-    linears = [name for name, own in model.named_modules() if isinstance(own, LINEAR) and own is not left_out]
-    return sorted({name.rpartition(".")[2] for name in linears})
-
-
-def refuse_unmatched_names(settings: AdapterSettings, model: PreTrainedModel) -> None:
-    """PEFT ignores a name in a list that matches nothing as long as another one matches. Raises ModelError."""
-    modules = [name for name, _ in model.named_modules() if name]
-    for field in ("target_modules", "exclude_modules", "modules_to_save"):
-        names = getattr(settings, field)
-        for name in names if isinstance(names, list) else []:
-            if not any(module == name or module.endswith(f".{name}") for module in modules):
-                raise ModelError(
-                    f"the model has no module named {name!r}",
-                    where=f"method.{field}",
-                    remedy=f"linear modules of this model: {', '.join(linear_names(model))}",
-                )
-
-
-def refuse_unmatched_patterns(settings: AdapterSettings, adapted: PeftModel) -> None:
-    """Patterns and layer numbers that no adapted module matches. Raises ModelError."""
-    tuner = adapted.base_model
-    assert isinstance(tuner, BaseTuner)
-    targets = tuner.targeted_module_names
-    for field in ("rank_pattern", "alpha_pattern"):
-        for key in getattr(settings, field):  # the rule is that of PEFT's get_pattern_key
-            if not any(re.match(rf"(.*\.)?({key})$", target) for target in targets):
-                raise _no_match(f"method.{field}", key, targets)
-    layers = settings.layers_to_transform
-    for layer in [layers] if isinstance(layers, int) else layers or []:
-        if not any(str(layer) in target.split(".") for target in targets):
-            raise _no_match("method.layers_to_transform", layer, targets)
-
-
-def _no_match(field: str, key: str | int, targets: list[str]) -> ModelError:
-    return ModelError(
-        f"{key!r} matches no module that has an adapter",
-        where=field,
-        why=f"{len(targets)} modules have one, from {targets[0]} to {targets[-1]}",
-        remedy="correct it or leave it out",
     )
 
 
@@ -453,7 +371,7 @@ def _own_shared_weights(adapted: PeftModel) -> None:
 def _changed_in_place(model: nn.Module, config: PeftConfig) -> list[Tensor]:
     """The base parameters that PEFT changes rather than leaves: trained biases, and by initialisations of others."""
     init = str(getattr(config, "init_lora_weights", "")).lower()
-    everything, bias = init.startswith(REWRITTEN_BY_OTHERS), getattr(config, "bias", "none") != "none"
+    everything, bias = init.startswith(_REWRITTEN_BY_OTHERS), getattr(config, "bias", "none") != "none"
     named = model.named_parameters()
     return [own for name, own in named if everything or (bias and name.rpartition(".")[2] == "bias")]
 
