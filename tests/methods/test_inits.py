@@ -192,23 +192,6 @@ def test_what_would_not_begin_as_the_base_is_refused(tiny_model_dir: Path, setti
         attached(tiny_model_dir, "pissa", **settings)
 
 
-def test_no_adapter_fits_beside_one_that_was_taken_out_of_the_base(tiny_model_dir: Path, tmp_path: Path) -> None:
-    method, model = attached(tiny_model_dir, "pissa", r=4)
-    disturb(model)
-    method.save(method.state(model), tmp_path / "own")
-    before = logits(model)
-    disturb(model)
-    assert method.load(model, tmp_path / "own") is model
-    assert torch.equal(logits(model), before)
-    with pytest.raises(ModelError, match="no other fits beside it"):
-        method.load(model, tmp_path / "own", "second")
-    config = LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM")
-    get_peft_model(load(tiny_model_dir), config).save_pretrained(tmp_path / "elsewhere")
-    plain = build(LoraSettings(), base=tiny_model_dir)
-    with pytest.raises(ModelError, match="does not fit beside other adapters"):
-        plain.load(plain.attach(load(tiny_model_dir)), tmp_path / "elsewhere", "second")  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_an_adapter_of_others_on_a_residual_is_plain_lora_from_then_on(
     tiny_model_dir: Path, tmp_path: Path, init: str
@@ -324,7 +307,7 @@ def test_eva_without_rows_is_refused(tiny_model_dir: Path) -> None:
 def test_directions_that_do_not_settle_end_in_a_message(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tunesmith.methods import init_eva
 
-    monkeypatch.setattr(init_eva, "PASSES", 1)
+    monkeypatch.setattr(init_eva, "_PASSES", 1)
     with pytest.raises(ModelError, match=r"do not settle(.|\n)*tau"):
         attached(tiny_model_dir, "eva", r=4)
 

@@ -199,28 +199,6 @@ def test_layers_of_gpt2_whose_weights_are_transposed(tmp_path: Path) -> None:
     assert torch.equal(logits(again.load(load(tmp_path), tmp_path / "adapter").eval()), logits(model))
 
 
-def test_a_second_adapter_goes_beside_the_first(tiny_model_dir: Path, tmp_path: Path) -> None:
-    method, one = tuned(tiny_model_dir)
-    method.save(method.state(one), tmp_path)
-    other_method, both = tuned(tiny_model_dir, r=2)
-    own = logits(both)
-    both = other_method.load(both, tmp_path, "other").eval()
-    assert torch.equal(logits(both), logits(one))
-    assert other_method.state(both).keys() == method.state(one).keys()
-    both.set_adapter("default")
-    assert torch.equal(logits(both), own)
-
-
-def test_loading_onto_an_attached_model_puts_its_adapter_back(tiny_model_dir: Path, tmp_path: Path) -> None:
-    method, model = tuned(tiny_model_dir)
-    method.save(method.state(model), tmp_path)
-    before = logits(model)
-    disturb(model)
-    assert not torch.equal(logits(model), before)
-    assert method.load(model, tmp_path) is model
-    assert torch.equal(logits(model), before)
-
-
 ELSEWHERE = {
     "lora": LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q_proj", "down_proj"], lora_alpha=5),
     "no task": LoraConfig(r=3, target_modules="all-linear", use_rslora=True),

@@ -121,10 +121,10 @@ def test_eva_looks_at_the_first_rows_of_the_run(
     seen: list[list[int]] = []
     begin = init_eva.begin
 
-    def recorded(adapted: Any, name: str, steps: Any) -> None:
+    def recorded(adapted: Any, steps: Any) -> None:
         rows = [list(step) for step in steps]
         seen.extend([len(row.ids) for row in step] for step in rows)
-        begin(adapted, name, rows)
+        begin(adapted, rows)
 
     monkeypatch.setattr(init_eva, "begin", recorded)
     method = {"name": "lora", "r": 2, "init_lora_weights": "eva"}

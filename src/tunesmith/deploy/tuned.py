@@ -16,7 +16,7 @@ from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.data.examples.message import Message
 from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.methods.base import Method
-from tunesmith.methods.continued_adapter import KEPT
+from tunesmith.methods.continued_adapter import START_FOLDER
 from tunesmith.methods.table import build
 from tunesmith.model.compute import attention
 from tunesmith.model.generate import Generation, generate, stream
@@ -177,7 +177,7 @@ def load(
 def _start(found: Target) -> Path | None:
     """The run's own copy of the adapter that it went on from."""
     goes_on = isinstance(found.method, AdapterSettings) and found.method.adapter_name_or_path is not None
-    return found.run.folder / KEPT if goes_on and found.run is not None else None
+    return found.run.folder / START_FOLDER if goes_on and found.run is not None else None
 
 
 def _device(recipe: Recipe | None, asked: str, listener: Listener) -> str:

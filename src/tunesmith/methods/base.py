@@ -70,7 +70,7 @@ class Method(Protocol):
         """Writes a folder that the ecosystem loads; same state, same bytes."""
         ...
 
-    def load(self, model: PreTrainedModel, path: Path, name: str = "default") -> nn.Module:
+    def load(self, model: PreTrainedModel, path: Path) -> nn.Module:
         """Puts what ``save`` wrote onto an untuned model, ready to train on. Raises ModelError if they do not fit."""
         ...
 

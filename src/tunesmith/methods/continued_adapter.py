@@ -21,13 +21,13 @@ from tunesmith.runs.cache import sha256_of
 from tunesmith.runs.folder import Run
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-KEPT = "start"  # the folder in a run's folder that holds a copy of the adapter it went on from
-WHERE = "method.adapter_name_or_path"
-TAKEN = (
+START_FOLDER = "start"  # in a run's folder: a copy of the adapter that the run continues
+_SETTING = "method.adapter_name_or_path"
+_TAKEN = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias", "use_rslora", "use_dora",
     "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
 )  # fmt: skip
-OTHERWISE = ("layer_replication", "alora_invocation_tokens", "megatron_config")  # other models than LoRA beside layers
+_OTHERWISE = ("layer_replication", "alora_invocation_tokens", "megatron_config")  # other models than LoRA beside layers
 
 
 def find_start(name: str) -> Path:
@@ -43,7 +43,7 @@ def find_start(name: str) -> Path:
         if result is None:
             raise ModelError(
                 "the run has no checkpoint to go on from",
-                where=WHERE,
+                where=_SETTING,
                 why=f"the status of {name} is: {Run(place).status().get('status')}",
                 remedy="let it train to its first save, or finish it with `tunesmith train RECIPE --resume`",
             )
@@ -51,13 +51,13 @@ def find_start(name: str) -> Path:
     if what == "hub":
         raise ModelError(
             f"{name} is not on this machine, and adapters are not fetched from the hub",
-            where=WHERE,
+            where=_SETTING,
             remedy=f"fetch it first: hf download {name} --local-dir FOLDER, and name the folder",
         )
     if what != "adapter":
         raise ModelError(
             f"{name} is a model, not an adapter",
-            where=WHERE,
+            where=_SETTING,
             why=f"it has no {CONFIG_FILE}: all of its weights were trained",
             remedy=f"set model.path: {place} and leave adapter_name_or_path out",
         )
@@ -71,7 +71,7 @@ def find_start(name: str) -> Path:
     return place
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
     """The adapter's own configuration. Raises ModelError where it cannot be trained further here."""
     file = folder / CONFIG_FILE
     try:
@@ -91,7 +91,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"the adapter is for another task: {task}", where=str(file), why="only CAUSAL_LM trains here")
     if not config.get("target_modules"):
         raise ModelError("the adapter does not say what it adapts", where=str(file), why="it has no target_modules")
-    odd = [name for name in OTHERWISE if config.get(name)]
+    odd = [name for name in _OTHERWISE if config.get(name)]
     if odd:
         raise ModelError(f"the adapter uses {odd[0]}, which is not trained here", where=str(file))
     return config
@@ -104,7 +104,7 @@ def check_tokens(folder: Path, added: Mapping[int, str], vocabulary: Collection[
         added: the new tokens of this run by their ids.
         vocabulary: all ids of the tokenizer, the new ones among them.
     """
-    rows = read_config(folder).get("trainable_token_indices") or []
+    rows = read_adapter_config(folder).get("trainable_token_indices") or []
     trained = {int(row) for ids in (rows.values() if isinstance(rows, dict) else [rows]) for row in ids}
     file = folder / "tokenizer.json"
     named: dict[int, str] = {}
@@ -134,7 +134,7 @@ def started(settings: AdapterSettings, folder: Path, *, path: str) -> AdapterSet
         RecipeError: a setting that was given contradicts the file; of targets that is told by ``with_targets``.
         ModelError: the adapter cannot be trained further, or is another one than it was.
     """
-    config = read_config(folder)
+    config = read_adapter_config(folder)
     digest = sha256_of(folder / WEIGHTS_FILE)
     if settings.adapter_sha256 not in (None, digest):
         raise ModelError(
@@ -143,8 +143,8 @@ def started(settings: AdapterSettings, folder: Path, *, path: str) -> AdapterSet
             why=f"its sha256 is {digest}, and adapter_sha256 is {settings.adapter_sha256}",
             remedy="put it back, or leave adapter_sha256 out",
         )
-    found = {name: config[name] for name in TAKEN if config.get(name) is not None}
-    for name in TAKEN:
+    found = {name: config[name] for name in _TAKEN if config.get(name) is not None}
+    for name in _TAKEN:
         default = type(settings).model_fields[name].get_default(call_default_factory=True)
         wanted, there = getattr(settings, name), found.get(name, default)
         if name in settings.model_fields_set and name != "target_modules" and not _same(wanted, there):
@@ -198,7 +198,7 @@ def contradiction(name: str, wanted: Any, there: Any, folder: Path) -> RecipeErr
     """A setting of the recipe against that of the adapter's file."""
     return RecipeError(
         f"method.{name} contradicts the adapter to go on from",
-        where=WHERE,
+        where=_SETTING,
         why=f"The recipe says {_short(wanted)}, {folder / CONFIG_FILE} says {_short(there)}.",
         remedy=f"Leave method.{name} out: an adapter goes on in its own shape.",
     )
@@ -218,11 +218,11 @@ def other_base(folder: Path, base: Path, name: str) -> str | None:
         base: folder of the recipe's model.
         name: what the recipe calls it.
     """
-    said = read_config(folder).get("base_model_name_or_path")
+    said = read_adapter_config(folder).get("base_model_name_or_path")
     if not said or said == name.partition("@")[0] or Path(said).expanduser().resolve() == base.resolve():
         return None
     return (
-        f"{WHERE}: the adapter was trained on {said}, and this run's model is {name}: that makes sense only if they "
+        f"{_SETTING}: the adapter was trained on {said}, and this run's model is {name}: that makes sense only if they "
         "are the same weights"
     )
 

@@ -23,7 +23,7 @@ from tunesmith.model.compute.layers import decoder_layers
 from tunesmith.model.modes import kept_modes
 from tunesmith.recipe.methods import FreezeSettings
 
-MODULES = "method.trainable_modules"
+_SETTING = "method.trainable_modules"
 
 
 class Freeze(Full):
@@ -72,7 +72,7 @@ class Freeze(Full):
         assert self._model is not None, "save before attach or load"
         super().save({**{name: own.detach() for name, own in live_tensors(self._model).items()}, **state}, to)
 
-    def load(self, model: PreTrainedModel, path: Path, name: str = "default") -> PreTrainedModel:
+    def load(self, model: PreTrainedModel, path: Path) -> PreTrainedModel:
         """The weights that train from a model folder into the base that it was trained from.
 
         Raises:
@@ -145,7 +145,7 @@ def _nothing_called(wanted: str, places: list[str], *, is_pattern: bool) -> Mode
     hint = f"Did you mean {f'[{close[0]}]' if is_pattern else close[0]}? " if close else ""
     return ModelError(
         f"{wanted!r} matches no whole name of a module" if is_pattern else f"the model has no module named {wanted!r}",
-        where=MODULES,
+        where=_SETTING,
         why=f"A pattern is held to whole names, such as {places[-1]}; names go in a list." if is_pattern else None,
         remedy=f"{hint}Modules of this model: {listed}.",
     )

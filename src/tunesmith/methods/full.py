@@ -67,8 +67,8 @@ class Full:
         with quiet_transformers():
             self._model.save_pretrained(to, state_dict=dict(state), max_shard_size=MAX_SHARD_SIZE)
 
-    def load(self, model: PreTrainedModel, path: Path, name: str = "default") -> PreTrainedModel:
-        """The weights of a model folder into the model; ``name`` means nothing here, there is one set of weights."""
+    def load(self, model: PreTrainedModel, path: Path) -> PreTrainedModel:
+        """Puts the weights of a model folder into the model."""
         saved = read_weights(str(path), like=model)
         with torch.no_grad():
             for live, tensor in paired(model, saved):

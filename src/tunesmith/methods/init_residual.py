@@ -1,10 +1,11 @@
 """Adapters that begin with a part of the base's weights: PiSSA (arXiv:2404.02948) and OLoRA (arXiv:2406.01775).
 
 W = R + s B0 A0: what A and B begin with is taken out of the base, which holds the residual R from then on, so their sum
-is still W. PEFT decomposes W into A0 and B0; R is computed here, by one way for a new run and a resumed one.
+is still W. PEFT decomposes W into A0 and B0. R is computed here, in one way for a new run and a resumed one.
 
-What is written is plain LoRA of twice the rank over W itself, because R + s B A = W + s [B, -B0] [A; A0]. So a folder
-needs no decomposition to be read, by anyone, and A, B, A0 and B0 can be told apart in it, bit for bit.
+What is written is plain LoRA of twice the rank over W itself, because R + s B A = W + s [B, -B0] [A; A0]. So nobody
+needs a decomposition to read a folder, and A, B, A0 and B0 can be told apart in it, bit for bit. PEFT's own conversion
+gives the same tensors, but it needs A0 and B0 as a second adapter and drops modules that train whole.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.errors import ModelError
 from tunesmith.recipe.methods import REWRITES_BASE
 
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # how PEFT's files name A and B
-DECOMPOSED = (torch.float32, torch.bfloat16, torch.float16)
+# How PEFT's files name the factors, and the dimension of each that is as long as the rank: A [rank, in], B [out, rank].
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+_RANK_DIM = {_DOWN: 0, _UP: 1}
+_DECOMPOSED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def rewrites_base(init: Any) -> bool:
@@ -36,7 +39,7 @@ def rewrites_base(init: Any) -> bool:
 
 @torch.no_grad()
 def take_out(
-    adapted: PeftModel, name: str, init: str, begin: Mapping[str, Tensor] | None = None
+    adapted: PeftModel, init: str, begin: Mapping[str, Tensor] | None = None
 ) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
     """Puts the residual in place of each adapted weight, and A0 and B0 into the adapter.
 
@@ -50,13 +53,15 @@ def take_out(
         ModelError: a module cannot begin so.
         KeyError: ``begin`` lacks a module.
     """
+    name = adapted.active_adapter
     replaced, begun = [], {}
-    for path, layer in _layers(adapted, name, init).items():
+    for path, layer in _adapted_layers(adapted, init).items():
         weight, down, up = layer.get_base_layer().weight, layer.lora_A[name].weight, layer.lora_B[name].weight
-        original = weight.data
+        original = weight.data  # [out, in], or [in, out] of a Conv1D
+        # 1. A0 [rank, in] and B0 [out, rank]: those of the run, or PEFT's decomposition of W.
         if begin is not None:
-            down.data.copy_(begin[path + DOWN])
-            up.data.copy_(begin[path + UP])
+            down.data.copy_(begin[path + _DOWN])
+            up.data.copy_(begin[path + _UP])
         else:
             weight.data = original.clone()  # PEFT writes its own residual, at times into the same memory
             if init.lower().startswith("pissa"):
@@ -64,9 +69,10 @@ def take_out(
             else:
                 layer.olora_init(name)
             down.data, up.data = down.data.contiguous(), up.data.contiguous()
+        # 2. R = W - s B0 A0, in float32 and then in the dtype of the base.
         weight.data = (original.float() - layer.get_delta_weight(name)).to(original.dtype)
         replaced.append((weight, original))
-        begun |= {path + DOWN: down.detach().clone(), path + UP: up.detach().clone()}
+        begun |= {path + _DOWN: down.detach().clone(), path + _UP: up.detach().clone()}
     return replaced, begun
 
 
@@ -74,8 +80,8 @@ def as_plain(state: Mapping[str, Tensor], begun: Mapping[str, Tensor]) -> dict[s
     """A state of A and B as [A; A0] and [B, -B0], which is the update of the base itself; all else as it is."""
     plain = dict(state)
     for key, start in begun.items():
-        start = start.to(state[key])
-        plain[key] = torch.cat((state[key], start) if key.endswith(DOWN) else (state[key], -start), dim=_side(key))
+        sign = 1 if key.endswith(_DOWN) else -1
+        plain[key] = torch.cat((state[key], sign * start.to(state[key])), dim=_rank_dim(key))
     return plain
 
 
@@ -83,15 +89,14 @@ def apart(plain: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
     """A and B (with all that is neither), and A0 and B0, of what ``as_plain`` made."""
     state, begun = dict(plain), {}
     for key, joined in plain.items():
-        if key.endswith((DOWN, UP)):
-            state[key], start = (part.contiguous() for part in joined.chunk(2, dim=_side(key)))
-            begun[key] = start if key.endswith(DOWN) else -start
+        if key.endswith((_DOWN, _UP)):
+            state[key], start = (part.contiguous() for part in joined.chunk(2, dim=_rank_dim(key)))
+            begun[key] = start if key.endswith(_DOWN) else -start
     return state, begun
 
 
-def _side(key: str) -> int:
-    """The dimension of a factor that is as long as the rank."""
-    return 0 if key.endswith(DOWN) else 1
+def _rank_dim(key: str) -> int:
+    return _RANK_DIM[_DOWN if key.endswith(_DOWN) else _UP]
 
 
 def plain_config(config: LoraConfig) -> LoraConfig:
@@ -105,14 +110,12 @@ def plain_config(config: LoraConfig) -> LoraConfig:
     return plain
 
 
-def _layers(adapted: PeftModel, name: str, init: str) -> dict[str, Any]:
+def _adapted_layers(adapted: PeftModel, init: str) -> dict[str, Any]:
     """The adapted layers by path. Raises ModelError for one whose weight cannot give its adapter."""
     uses = Counter(id(own) for _, own in adapted.named_parameters(remove_duplicate=False))
-    layers: dict[str, Any] = {}
-    for path, layer in adapted.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
-        why = _obstacle(layer, name, init, uses)
+    layers = {path: layer for path, layer in adapted.named_modules() if isinstance(layer, LoraLayer)}
+    for path, layer in layers.items():
+        why = _obstacle(layer, adapted.active_adapter, init, uses)
         if why:
             raise ModelError(
                 f"{path.removeprefix('base_model.model.')} cannot begin with {init}",
@@ -120,14 +123,13 @@ def _layers(adapted: PeftModel, name: str, init: str) -> dict[str, Any]:
                 why=why,
                 remedy="use init_lora_weights: true, or leave the module out of target_modules",
             )
-        layers[path] = layer
     return layers
 
 
 def _obstacle(layer: Any, name: str, init: str, uses: Counter[int]) -> str | None:
     base = layer.get_base_layer()
     weight = getattr(base, "weight", None)
-    if isinstance(weight, Tensor) and weight.dtype not in DECOMPOSED:
+    if isinstance(weight, Tensor) and weight.dtype not in _DECOMPOSED:
         return f"its weights are {weight.dtype}: what the adapter leaves of them would be rounded once more"
     if type(layer) is not LoraLinear or type(base) not in (nn.Linear, Conv1D):
         return "PEFT decomposes the weights of plain linear layers only"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -94,7 +93,7 @@ class Lora:
         config.trainable_token_indices = token_rows(self.settings, model, self.origin.added.ids)
         linears = linear_names(model)
         try:
-            adapted = self._wrap(model, config, "default", rows=batches)
+            adapted = self._wrap(model, config, rows=batches)
         except ValueError as error:
             raise ModelError(
                 "the adapter does not fit this model",
@@ -110,9 +109,9 @@ class Lora:
         config.base_model_name_or_path, config.revision = self.origin.base, self.origin.revision
         return config
 
-    def _started(self, model: PreTrainedModel, start: Path, name: str = "default") -> PeftModel:
+    def _started(self, model: PreTrainedModel, start: Path) -> PeftModel:
         """With the adapter of a folder, whose weights are kept for ``reference``. Raises ModelError as ``load``."""
-        adapted = self._load(model, start, name)
+        adapted = self._load(model, start)
         assert self._config is not None
         self._config.base_model_name_or_path, self._config.revision = self.origin.base, self.origin.revision
         self._starts[adapted] = kept = self.state(adapted)
@@ -133,7 +132,6 @@ class Lora:
         self,
         model: PreTrainedModel,
         config: PeftConfig,
-        name: str,
         *,
         begun: dict[str, Tensor] | None = None,
         rows: Iterable[Any] | None = None,
@@ -152,12 +150,12 @@ class Lora:
             config = copy.deepcopy(config)
             config.init_lora_weights = True  # type: ignore[attr-defined]
         with seeded(self.origin.seed, model.device):
-            adapted = PeftModelForCausalLM(model, config, adapter_name=name, autocast_adapter_dtype=True)
+            adapted = PeftModelForCausalLM(model, config, autocast_adapter_dtype=True)
             if taken_out:
-                replaced, self._begun[adapted] = take_out(adapted, name, str(init), begun)
+                replaced, self._begun[adapted] = take_out(adapted, str(init), begun)
                 before += replaced
             if init == "eva" and rows is not None:
-                init_eva.begin(adapted, name, rows)
+                init_eva.begin(adapted, rows)
         self._replaced[adapted] = before
         self._config = plain_config(config) if taken_out else config  # type: ignore[arg-type]
         fuse_adapters(adapted)
@@ -222,76 +220,46 @@ class Lora:
         text = json.dumps(values, indent=2, sort_keys=True, default=sorted)  # PEFT keeps module names in sets
         (to / CONFIG_FILE).write_text(text, encoding="utf-8")
 
-    def load(self, model: nn.Module, path: Path, name: str = "default") -> PeftModel:
-        """An adapter folder, ours or another PEFT adapter, onto an untuned model or beside the adapters it has.
+    def load(self, model: PreTrainedModel, path: Path) -> PeftModel:
+        """Puts an adapter folder, ours or another PEFT adapter, onto an untuned model.
 
-        The adapter becomes the active one and trains, except prompts, which PEFT can only run.
+        The adapter trains, except prompts, which PEFT can only run.
 
         Raises:
-            ModelError: no adapter there, not safetensors, or not for this model.
+            ModelError: there is no adapter, it is not in safetensors, or it does not fit this model.
         """
-        if self.origin.start is not None and isinstance(model, PreTrainedModel):
-            model = self._started(model, self.origin.start, name)  # the checkpoint's weights then take its place
-        return self._load(model, path, name)
-
-    def _load(self, model: nn.Module, path: Path, name: str) -> PeftModel:
-        weights, begun = _read_adapter(path), None
-        try:
-            config = PeftConfig.from_pretrained(str(path))
-            config.inference_mode = config.is_prompt_learning
-            if self.settings.rewrites_base:
-                weights, begun = apart(weights)
-            elif rewrites_base(getattr(config, "init_lora_weights", True)):
-                weights, config = self._as_plain(model, config, weights)
-            adapted = self._add(model, config, name, weights, begun)
-            result = set_peft_model_state_dict(adapted, weights, adapter_name=name)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise _does_not_fit(path, str(error)) from error
-        if config.is_prompt_learning:  # PEFT loads prompts apart from the state dict that the result is about
-            return adapted
-        trained = {key for key, parameter in adapted.named_parameters() if parameter.requires_grad}
-        missing = [key for key in result.missing_keys if key in trained]
-        if missing or result.unexpected_keys:
-            raise _does_not_fit(path, f"missing: {missing[:5]}, not known: {result.unexpected_keys[:5]}")
+        if self.origin.start is None:
+            return self._load(model, path)
+        adapted = self._started(model, self.origin.start)
+        with _fitting(path):
+            _put_weights(adapted, _read_adapter(path))
         return adapted
 
-    def _add(
-        self,
-        model: nn.Module,
-        config: PeftConfig,
-        name: str,
-        weights: dict[str, Tensor],
-        begun: dict[str, Tensor] | None,
-    ) -> PeftModel:
-        if not isinstance(model, PeftModel):
-            assert isinstance(model, PreTrainedModel)
+    def _load(self, model: PreTrainedModel, path: Path) -> PeftModel:
+        weights, begun = _read_adapter(path), None
+        with _fitting(path):
+            config = PeftConfig.from_pretrained(str(path))
+            config.inference_mode = config.is_prompt_learning
             _grow_embeddings(model, weights, config)
-            if begun is not None:
+            if self.settings.rewrites_base:  # a checkpoint of this run: its configuration is that of the plain form
+                weights, begun = apart(weights)
                 own = self._own_config(model)
                 own.trainable_token_indices = getattr(config, "trainable_token_indices", None)
-                return self._wrap(model, own, name, begun=begun)
-            return self._wrap(model, config, name)
-        own = self._begun.get(model)
-        if own is not None and (name not in model.peft_config or not _same(own, begun)):
-            raise ValueError("the adapter that is there has a part of the base's weights, so no other fits beside it")
-        if name not in model.peft_config:
-            model.add_adapter(name, config)
-            fuse_adapters(model)
-            fuse_token_rows(model)
-        model.set_adapter(name)
-        self._config = model.peft_config[name] if own is None else self._config
-        return model
+                config = own
+            elif rewrites_base(getattr(config, "init_lora_weights", True)):
+                weights, config = self._as_plain(model, config, weights)
+            adapted = self._wrap(model, config, begun=begun)
+            _put_weights(adapted, weights)
+        return adapted
 
     def _as_plain(
-        self, model: nn.Module, config: PeftConfig, weights: dict[str, Tensor]
+        self, model: PreTrainedModel, config: PeftConfig, weights: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], PeftConfig]:
         """An adapter of others that stands on a residual, over the base itself: PEFT decomposes its weights once."""
         assert isinstance(config, LoraConfig)
-        if not isinstance(model, PreTrainedModel):
-            raise ValueError("it begins with a part of the base's weights, so it does not fit beside other adapters")
         bare = copy.deepcopy(config)
         bare.modules_to_save, bare.bias, bare.use_dora = None, "none", False
-        adapted = self._wrap(model, bare, "default")
+        adapted = self._wrap(model, bare)
         for live, original in self._replaced[adapted]:
             live.data = original
         tuner = adapted.base_model
@@ -376,10 +344,6 @@ def _changed_in_place(model: nn.Module, config: PeftConfig) -> list[Tensor]:
     return [own for name, own in named if everything or (bias and name.rpartition(".")[2] == "bias")]
 
 
-def _same(one: dict[str, Tensor], other: dict[str, Tensor] | None) -> bool:
-    return other is not None and all(torch.equal(start.cpu(), other[key]) for key, start in one.items())
-
-
 def _read_adapter(path: Path) -> dict[str, Tensor]:
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / file).is_file():
@@ -395,13 +359,29 @@ def _read_adapter(path: Path) -> dict[str, Tensor]:
         raise ModelError("the adapter cannot be read", where=str(path / WEIGHTS_FILE), why=str(error)) from error
 
 
-def _does_not_fit(path: Path, why: str) -> ModelError:
-    return ModelError(
-        "the adapter does not fit this model",
-        where=str(path),
-        why=why,
-        remedy=f"name the model that {CONFIG_FILE} gives as base_model_name_or_path",
-    )
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Raises ModelError where PEFT cannot put the adapter in a folder onto the model."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            "the adapter does not fit this model",
+            where=str(path),
+            why=str(error),
+            remedy=f"name the model that {CONFIG_FILE} gives as base_model_name_or_path",
+        ) from error
+
+
+def _put_weights(adapted: PeftModel, weights: dict[str, Tensor]) -> None:
+    """Raises ValueError where they are not those of the adapter."""
+    result = set_peft_model_state_dict(adapted, weights)
+    if adapted.active_peft_config.is_prompt_learning:  # PEFT loads prompts apart from what the result is about
+        return
+    trained = {key for key, parameter in adapted.named_parameters() if parameter.requires_grad}
+    missing = [key for key in result.missing_keys if key in trained]
+    if missing or result.unexpected_keys:
+        raise ValueError(f"missing: {missing[:5]}, not known: {result.unexpected_keys[:5]}")
 
 
 def _grow_embeddings(model: PreTrainedModel, weights: dict[str, Tensor], config: PeftConfig) -> None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import ModelError
 from tunesmith.recipe.methods import AdapterSettings
 
-WHERE = "method.trainable_token_indices"
+_SETTING = "method.trainable_token_indices"
 
 
 def token_rows(
@@ -48,7 +48,7 @@ def token_rows(
         if ids and name in whole:
             raise ModelError(
                 f"{name} is to train whole and by rows",
-                where=WHERE,
+                where=_SETTING,
                 why="modules_to_save names it too.",
                 remedy="leave it out of one of them",
             )
@@ -89,7 +89,7 @@ def _full_name(model: PreTrainedModel, name: str) -> str:
     found = [full for full, _ in model.named_modules() if _named(full, [name])]
     if len(found) != 1:
         raise ModelError(
-            f"the model has {len(found) or 'no'} modules named {name!r}", where=WHERE, remedy="name the embedding"
+            f"the model has {len(found) or 'no'} modules named {name!r}", where=_SETTING, remedy="name the embedding"
         )
     return found[0]
 
@@ -99,15 +99,15 @@ def _check(model: PreTrainedModel, name: str, ids: Sequence[int], settings: Adap
     if isinstance(table, nn.Linear) and table.bias is not None:
         raise ModelError(
             f"rows of {name} cannot train alone",
-            where=WHERE,
+            where=_SETTING,
             why="It has a bias, which PEFT leaves out there.",
             remedy="train the embedding and the output layer whole, by modules_to_save",
         )
     if not isinstance(table, nn.Embedding | nn.Linear):
-        raise ModelError(f"{name} has no rows of tokens", where=WHERE, remedy="name the embedding")
+        raise ModelError(f"{name} has no rows of tokens", where=_SETTING, remedy="name the embedding")
     if max(ids) >= len(table.weight):
         raise ModelError(
-            f"there is no token {max(ids)}", where=WHERE, why=f"{name} has {len(table.weight)} rows, from 0 on."
+            f"there is no token {max(ids)}", where=_SETTING, why=f"{name} has {len(table.weight)} rows, from 0 on."
         )
     if _named(name, settings.target_modules) and not _named(name, settings.exclude_modules):
         raise ModelError(

@@ -20,7 +20,7 @@ from tunesmith.errors import RunError, TunesmithError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_names
 from tunesmith.evaluation.task import Task, task_batches
-from tunesmith.methods.continued_adapter import CONFIG_FILE, KEPT, WEIGHTS_FILE
+from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE
 from tunesmith.model.weights.device import tf32
 from tunesmith.recipe.complaints import dotted
 from tunesmith.recipe.file import LoadedRecipe, dump, leaves, portable, read_recipe
@@ -137,7 +137,7 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
             listener.say(f"{run.folder} is finished already")
             return stored_result(run)
         began = time.perf_counter()
-        prepared = prepare_training(_stored_recipe(run), listener, start=run.folder / KEPT)
+        prepared = prepare_training(_stored_recipe(run), listener, start=run.folder / START_FOLDER)
         check_same_data(run, prepared.survey)
         loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)
         tokens, _ = _first_epoch(loaded.steps)
@@ -275,7 +275,7 @@ def _keep_start(run: Run, prepared: Prepared) -> Prepared:
     """Copies the adapter that the run continues from into its folder, so that the run needs the original no more."""
     if prepared.start is None:
         return prepared
-    kept = run.folder / KEPT
+    kept = run.folder / START_FOLDER
     with whole_folder(kept) as beside:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(prepared.start / name, beside / name)

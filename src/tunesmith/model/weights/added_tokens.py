@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-WHERE = "model.add_tokens"
-CHUNK = 8192  # rows that are added up at a time
+_SETTING = "model.add_tokens"
+_ROWS_AT_A_TIME = 8192  # of a table, when they are added up
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def extend(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> Added
     for text, number in ids.items():
         made: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if number in existing or number not in made:
-            raise ModelError(f"the tokenizer does not keep {text!r} as one token", where=WHERE)
+            raise ModelError(f"the tokenizer does not keep {text!r} as one token", where=_SETTING)
     return AddedTokens(
         ids=tuple(sorted(ids.values())),
         texts=tuple(sorted(ids, key=ids.__getitem__)),
@@ -139,7 +139,7 @@ def _weight(layer: Any) -> Tensor:
     held = type(layer).__name__ if weight is None else f"{type(layer).__name__} of {weight.dtype}"
     raise ModelError(
         "this model cannot be given new tokens",
-        where=WHERE,
+        where=_SETTING,
         why=f"Its embedding or output layer is a {held}, to which no row can be added.",
         remedy="use the model before it was quantized, or train without new tokens",
     )
@@ -147,7 +147,7 @@ def _weight(layer: Any) -> Tensor:
 
 def _mean(table: Tensor, rows: Tensor) -> Tensor:
     """Added up in float64, so that the order of the rows does not show."""
-    parts = (table[part.to(table.device)].double().sum(0) for part in rows.split(CHUNK))
+    parts = (table[part.to(table.device)].double().sum(0) for part in rows.split(_ROWS_AT_A_TIME))
     return torch.stack(list(parts)).sum(0) / len(rows)
 
 
@@ -159,7 +159,7 @@ def _resize(model: PreTrainedModel, size: int) -> None:
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
             "this model cannot be given new tokens",
-            where=WHERE,
+            where=_SETTING,
             why=f"transformers cannot resize the embedding of {type(model).__name__}: {error}",
         ) from error
 
@@ -170,6 +170,6 @@ def _refuse_tables_beside(model: PreTrainedModel, size: int) -> None:
     if rows is not None and size > rows:
         raise ModelError(
             "this model cannot be given new tokens",
-            where=WHERE,
+            where=_SETTING,
             why=f"It has a second embedding, of {rows} rows for all layers, which cannot be resized.",
         )
