@@ -417,7 +417,7 @@ def test_a_full_disk_and_wrong_values_are_refused_before_any_work(
     trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained(name="lora", r=4)
-    with pytest.raises(ExportError, match="no size of a file"):
+    with pytest.raises(ExportError, match="not the size of a file"):
         merge(run, tmp_path / "plain", max_shard_size="large")
     with pytest.raises(ExportError, match="no dtype"):
         merge(run, tmp_path / "plain", dtype="int4")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.deploy.tuned import find
+from tunesmith.deploy.tuned import find_target
 from tunesmith.errors import DataError
 from tunesmith.recipe.file import read_recipe
 from tunesmith.runs.folder import Run
@@ -100,7 +100,7 @@ def test_the_best_step_is_judged_on_rows_that_did_not_select_it(values: dict[str
         "metric": "loss", "best_step": best, "best": seen[best], "rows": len(prepared.selecting.rows), "steps": 12,
         "stopped_early": False,
     }  # fmt: skip
-    assert find(str(result.run)).checkpoint == result.run / "checkpoints" / f"step-{best:06d}"
+    assert find_target(str(result.run)).checkpoint == result.run / "checkpoints" / f"step-{best:06d}"
     expected = sorted({best, 5, 10, 12})
     assert folders(result.run) == [f"step-{step:06d}" for step in expected], "no other step was worth keeping"
     again = evaluate(result.run)

@@ -26,22 +26,22 @@ from tunesmith.data.survey import only_held_out, survey_rows
 from tunesmith.deploy import plain_weights
 from tunesmith.deploy.model_card import model_card
 from tunesmith.deploy.plain_weights import Closeness
-from tunesmith.deploy.tuned import Tuned, find, load
+from tunesmith.deploy.tuned import Tuned, find_target, load
 from tunesmith.errors import DataError, ExportError, TunesmithError
 from tunesmith.evaluation.held_out_recipe import evaluation_recipe
 from tunesmith.methods.base import weights_in
 from tunesmith.methods.lora import Lora
-from tunesmith.model.compute import attention
-from tunesmith.model.weights.added_tokens import grow
+from tunesmith.model.base_model import load_base_model
 from tunesmith.model.weights.config_file import read_config
-from tunesmith.model.weights.load import load_model, save_tokenizer
+from tunesmith.model.weights.load import save_tokenizer
 from tunesmith.model.weights.resolve import kind, resolve
 from tunesmith.planning import budget, memory
 from tunesmith.runs.progress import Listener, Silent
 
-ROWS, ROW_TOKENS, REFERENCE_BYTES = 16, 512, 1 << 28  # what is compared: rows, tokens of a row, and float32 logits
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TEXTS = ("Hello, how are you?", "Translate to French: good morning.", "What is 12 times 7?", "Write a short poem.")
+_ROWS, _ROW_TOKENS = 16, 512  # compared at most
+_REFERENCE_BYTES = 1 << 28  # of float32 logits that are kept to compare with
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_QUESTIONS = ("Hello, how are you?", "Translate to French: good morning.", "What is 12 times 7?", "Write a short poem.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,10 @@ def merge(
         ExportError: nothing was tuned, the place is taken, or the weights do not answer as the tuned model does.
         TunesmithError: the target or the rows cannot be read.
     """
-    listener, place = listener or Silent(), Path(out)
+    listener, to = listener or Silent(), Path(out)
     wanted = _dtype(dtype)
     _check_shard_size(max_shard_size)
-    found = find(str(target))
+    found = find_target(str(target))
     if found.checkpoint is None:
         raise ExportError(
             "there is nothing to merge",
@@ -114,36 +114,35 @@ def merge(
             why="It is a plain model: nothing was trained on top of it.",
             remedy="Name a run, a checkpoint or an adapter folder.",
         )
-    plain_weights.check_free(place, overwrite=overwrite)
+    plain_weights.check_free(to, overwrite=overwrite)
     tuned = load(target, listener=listener)
     run_dtype = _held_in(tuned.model)
     wanted = wanted or _stored_dtype(tuned) or run_dtype
-    plain_weights.check_room(place, plain_weights.size_of(tuned.model, wanted))
+    plain_weights.check_room(to, plain_weights.size_of(tuned.model, wanted))
     rows, said = _rows(tuned, data, listener)
     listener.say(f"comparing logits on {said}")
     reference = list(plain_weights.logits_of(tuned.model, rows))
     plain, onto, candidates = _closest(tuned, reference, rows, listener)
-    card = _facts(tuned)
-    device = tuned.device
-    stored, tuned.model = tuned, nn.Identity()  # its memory is for the weights that are read back
+    facts = _facts(tuned)
+    tolerance = max(plain_weights.TOLERANCES[each] for each in (wanted, *_precisions(tuned, run_dtype)))
+    tokenizer, template, device, trusted = tuned.tokenizer, tuned.template, tuned.device, _trusted(tuned)
+    del tuned  # its memory is for the weights that are read back
     gc.collect()
-    with plain_weights.merged_folder(place) as folder:
+    with plain_weights.merged_folder(to) as folder:
         plain_weights.write_weights(plain, folder, dtype=wanted, max_shard_size=max_shard_size)
         del plain
-        stored.template.apply_to(stored.tokenizer)
-        save_tokenizer(stored.tokenizer, folder)
-        again = load_model(folder, dtype=run_dtype, device=device, trust_remote_code=_trusted(stored))
-        attention.install(again)
+        template.apply_to(tokenizer)
+        save_tokenizer(tokenizer, folder)
+        again = load_base_model(folder, dtype=run_dtype, device=device, trust_remote_code=trusted)
         written = plain_weights.closeness(reference, again, rows)
-        tolerance = max(plain_weights.TOLERANCES[number] for number in (wanted, *_precisions(stored, run_dtype)))
         plain_weights.refuse_far(written, tolerance, what=f"the model in {_name(wanted)}")
         files, size = plain_weights.sizes_in(folder)
         result = Merged(
-            folder=str(place),
+            folder=str(to),
             base=found.base,
             revision=found.revision,
             checkpoint=str(found.checkpoint),
-            method=card["method"]["name"],
+            method=facts["method"]["name"],
             onto=onto,
             candidates=candidates,
             written=written,
@@ -153,7 +152,7 @@ def merge(
             files=files,
             bytes=size,
         )
-        _describe(folder, result, card)
+        _describe(folder, result, facts)
     return result
 
 
@@ -203,10 +202,13 @@ def _ways(tuned: Tuned, listener: Listener) -> dict[str, Callable[[], PreTrained
 
 
 def _float32_base(tuned: Tuned) -> PreTrainedModel:
-    base = load_model(_base_folder(tuned), dtype=torch.float32, device=tuned.device, trust_remote_code=_trusted(tuned))
-    grow(base, tuned.added)
-    attention.install(base)
-    return base
+    return load_base_model(
+        _base_folder(tuned),
+        dtype=torch.float32,
+        device=tuned.device,
+        trust_remote_code=_trusted(tuned),
+        added=tuned.added,
+    )
 
 
 def _base_folder(tuned: Tuned) -> Path:
@@ -224,11 +226,11 @@ def _rows(tuned: Tuned, data: str | None, listener: Listener) -> tuple[list[list
                 raise
             listener.warn(f"the run's rows cannot be read, so a few plain questions are compared: {error.what}")
     if rows is None:
-        return [tuned.template.prompt_ids([Message("user", text)]) for text in TEXTS], f"{len(TEXTS)} plain questions"
-    vocabulary = len(tuned.tokenizer)
-    room = max(REFERENCE_BYTES // (4 * vocabulary), 1)
-    drawn = np.unique(np.linspace(0, len(rows[0]) - 1, ROWS).round().astype(int))
-    cut = [rows[0][int(number)].ids[:ROW_TOKENS].tolist() for number in drawn]
+        prompts = [tuned.template.prompt_ids([Message("user", text)]) for text in _QUESTIONS]
+        return prompts, f"{len(prompts)} plain questions"
+    room = max(_REFERENCE_BYTES // (4 * len(tuned.tokenizer)), 1)  # tokens whose logits are kept
+    drawn = np.unique(np.linspace(0, len(rows[0]) - 1, _ROWS).round().astype(int))
+    cut = [rows[0][int(number)].ids[:_ROW_TOKENS].tolist() for number in drawn]
     kept = [row[: max(room // len(cut), 1)] for row in cut]
     return kept, f"{len(kept)} {rows[1]}, {sum(map(len, kept)):,} tokens"
 
@@ -265,21 +267,23 @@ def _held_in(model: nn.Module) -> torch.dtype:
 def _dtype(name: str) -> torch.dtype | None:
     if name == "auto":
         return None
-    if name not in DTYPES:
-        names = ", ".join(DTYPES)
+    if name not in _DTYPES:
+        names = ", ".join(_DTYPES)
         raise ExportError(f"{name!r} is no dtype to merge in", where="--dtype", remedy=f"Use {names} or auto.")
-    return DTYPES[name]
+    return _DTYPES[name]
 
 
 def _check_shard_size(text: str) -> None:
     from transformers.utils.hub import convert_file_size_to_int
 
     try:
-        assert convert_file_size_to_int(text) > 0
-    except (ValueError, AssertionError):
+        size = convert_file_size_to_int(text)
+    except ValueError:
+        size = 0
+    if size <= 0:
         raise ExportError(
-            f"{text!r} is no size of a file", where="--max-shard-size", remedy="Write it as 5GB or 500MB."
-        ) from None
+            f"{text!r} is not the size of a file", where="--max-shard-size", remedy="Write it as 5GB or 500MB."
+        )
 
 
 def _stored_dtype(tuned: Tuned) -> torch.dtype | None:
@@ -287,7 +291,7 @@ def _stored_dtype(tuned: Tuned) -> torch.dtype | None:
     config, _ = read_config(str(_base_folder(tuned)))
     text = config.get("text_config") or {}
     named = next((each[key] for each in (config, text) for key in ("dtype", "torch_dtype") if each.get(key)), "")
-    return DTYPES.get(str(named).removeprefix("torch."))
+    return _DTYPES.get(str(named).removeprefix("torch."))
 
 
 def _trusted(tuned: Tuned) -> bool:

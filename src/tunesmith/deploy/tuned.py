@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.data.examples.message import Message
@@ -18,11 +19,11 @@ from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.methods.base import Method
 from tunesmith.methods.continued_adapter import START_FOLDER
 from tunesmith.methods.table import build
-from tunesmith.model.compute import attention
+from tunesmith.model.base_model import load_base_model
 from tunesmith.model.generate import Generation, generate, stream
-from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, grow
+from tunesmith.model.weights.added_tokens import AddedTokens
 from tunesmith.model.weights.device import resolve_device, resolve_dtype
-from tunesmith.model.weights.load import load_model, stop_ids
+from tunesmith.model.weights.load import stop_ids
 from tunesmith.model.weights.resolve import kind, resolve
 from tunesmith.model.weights.text_side import make_template, refuse_unknown_tokens, tokenizer_of
 from tunesmith.recipe.data import DataSettings, SourceSettings
@@ -36,34 +37,33 @@ from tunesmith.training.attach import untuned
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What a path turned out to be: base model, what was trained on top (None: nothing), and the run it belongs to."""
+class ModelTarget:
+    """What a path names: a base model, what was trained on top of it (None: nothing), and its run."""
 
     base: str
-    revision: str | None
-    checkpoint: Path | None
-    method: MethodSettings | None
-    run: Run | None
-    recipe: Recipe | None
+    revision: str | None = None
+    checkpoint: Path | None = None
+    method: MethodSettings | None = None
+    run: Run | None = None
+    recipe: Recipe | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Tuned:
-    """A model that answers. ``model`` is in evaluation mode; ``base()`` is the untuned one."""
+    """A model that answers. ``model`` is in evaluation mode; ``base()`` is the untuned one.
 
-    def __init__(
-        self,
-        target: Target,
-        model: nn.Module,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        template: ChatTemplate,
-        method: Method | None,
-        stops: tuple[int, ...],
-        load_plain: Callable[[], nn.Module],
-        added: AddedTokens = NO_TOKENS,
-    ) -> None:
-        self.target, self.model, self.tokenizer, self.load_plain = target, model, tokenizer, load_plain
-        self.template, self.method, self.stop_ids, self.added = template, method, stops, added
+    ``stop_ids`` end an answer, ``added`` are the tokens that its recipe added, and ``load_plain`` loads the base
+    without quantization.
+    """
+
+    target: ModelTarget
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
+    method: Method | None
+    stop_ids: tuple[int, ...]
+    load_plain: Callable[[], nn.Module]
+    added: AddedTokens
 
     @property
     def describe(self) -> str:
@@ -76,28 +76,27 @@ class Tuned:
         self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), **settings: Any
     ) -> list[Generation]:
         """Answers to one prompt, ``num_return_sequences`` of them. Settings are those of GenerationSettings."""
-        prompt = self.template.prompt_ids(_conversation(messages), tuple(tools))  # type: ignore[arg-type]
-        made = generate(
-            self.model, self.tokenizer, [prompt], settings=GenerationSettings(**settings), stop_ids=self.stop_ids
-        )
-        return made[0]
+        asked, prompt = GenerationSettings(**settings), self._prompt(messages, tools)
+        return generate(self.model, self.tokenizer, [prompt], settings=asked, stop_ids=self.stop_ids)[0]
 
     def stream(
         self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), **settings: Any
     ) -> Iterator[str]:
         """One answer in pieces, as they are decoded."""
-        prompt = self.template.prompt_ids(_conversation(messages), tuple(tools))  # type: ignore[arg-type]
-        return stream(
-            self.model, self.tokenizer, prompt, settings=GenerationSettings(**settings), stop_ids=self.stop_ids
-        )
+        asked, prompt = GenerationSettings(**settings), self._prompt(messages, tools)
+        return stream(self.model, self.tokenizer, prompt, settings=asked, stop_ids=self.stop_ids)
+
+    def _prompt(self, messages: str | Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[int]:
+        turns = (Message("user", messages),) if isinstance(messages, str) else tuple(messages)
+        return self.template.prompt_ids(turns, tuple(tools))
 
     @property
     def device(self) -> str:
-        """Where the model computes."""
+        """The device that the model computes on."""
         return str(next(self.model.parameters()).device)
 
     def reference(self) -> tuple[AbstractContextManager[nn.Module] | None, str | None]:
-        """A context with the model to judge against and what it is; None where nothing was tuned."""
+        """A context with the model to judge against, and what that is; None where nothing was tuned."""
         if self.method is None:
             return None, None
         assert self.target.method is not None
@@ -111,16 +110,7 @@ class Tuned:
             yield self
             return
         with reference as model:
-            yield Tuned(
-                self.target,
-                model,
-                tokenizer=self.tokenizer,
-                template=self.template,
-                method=None,
-                stops=self.stop_ids,
-                load_plain=self.load_plain,
-                added=self.added,
-            )
+            yield replace(self, model=model, method=None)
 
 
 def load(
@@ -138,27 +128,27 @@ def load(
         RunError: the run has no checkpoint yet.
     """
     listener = listener or Silent()
-    found = find(str(target))
+    found = find_target(str(target))
     if found.recipe is not None:
         dtype = found.recipe.model.dtype if dtype == "auto" else dtype
         trust_remote_code = trust_remote_code or found.recipe.model.trust_remote_code
     folder = resolve(found.base, revision=found.revision, trust_remote_code=trust_remote_code, say=listener.say)
-    place = _device(found.recipe, device, listener)
+    device = _device(found.recipe, device, listener)
     tokenizer, added = _tokenizer(found, folder, trust_remote_code=trust_remote_code)
     stops = stop_ids(folder, tokenizer)
     template = _template(found, tokenizer, stops)
     method = None
     if found.method is not None:
-        method = build(found.method, base=str(folder), device=place, added=added, start=_start(found))
-    kind_of_number = resolve_dtype(dtype, place, say=listener.warn)
-
-    def load_weights(options: Mapping[str, Any]) -> PreTrainedModel:
-        weights = load_model(folder, dtype=kind_of_number, device=place, trust_remote_code=trust_remote_code, **options)
-        grow(weights, added)
-        attention.install(weights)
-        return weights
-
-    base = load_weights(method.load_options() if method else {})
+        method = build(found.method, base=str(folder), device=device, added=added, start=_start(found))
+    load_weights = partial(
+        load_base_model,
+        folder,
+        dtype=resolve_dtype(dtype, device, say=listener.warn),
+        device=device,
+        trust_remote_code=trust_remote_code,
+        added=added,
+    )
+    base = load_weights(options=method.load_options() if method else {})
     model = method.load(base, found.checkpoint) if method and found.checkpoint else base
     rows = len(next(base.get_input_embeddings().parameters()))  # after an adapter that brings rows of its own
     refuse_unknown_tokens(template, rows, added=added, where=folder)
@@ -168,14 +158,14 @@ def load(
         tokenizer=tokenizer,
         template=template,
         method=method,
-        stops=stops,
-        load_plain=lambda: load_weights({}).eval(),
+        stop_ids=stops,
+        load_plain=load_weights,
         added=added,
     )
 
 
-def _start(found: Target) -> Path | None:
-    """The run's own copy of the adapter that it went on from."""
+def _start(found: ModelTarget) -> Path | None:
+    """The run's own copy of the adapter that it continued."""
     goes_on = isinstance(found.method, AdapterSettings) and found.method.adapter_name_or_path is not None
     return found.run.folder / START_FOLDER if goes_on and found.run is not None else None
 
@@ -191,7 +181,7 @@ def _device(recipe: Recipe | None, asked: str, listener: Listener) -> str:
         return resolve_device("auto")
 
 
-def find(target: str) -> Target:
+def find_target(target: str) -> ModelTarget:
     """What a path is. Raises ModelError where there is nothing of the name, RunError for a run without checkpoint."""
     what = kind(target)
     if what == "run":
@@ -210,13 +200,13 @@ def find(target: str) -> Target:
         return _of_run(run, folder)
     if what == "adapter":
         base, revision = _base_of_adapter(folder)
-        return Target(base, revision, folder, LoraSettings(), None, None)
-    return Target(target, None, None, None, None, None)
+        return ModelTarget(base, revision, folder, LoraSettings())
+    return ModelTarget(target)
 
 
-def _of_run(run: Run, checkpoint: Path) -> Target:
+def _of_run(run: Run, checkpoint: Path) -> ModelTarget:
     recipe = read_recipe(run.folder / "recipe.yaml").recipe
-    return Target(recipe.model.path, recipe.model.revision, checkpoint, recipe.method, run, recipe)
+    return ModelTarget(recipe.model.path, recipe.model.revision, checkpoint, recipe.method, run, recipe)
 
 
 def _base_of_adapter(folder: Path) -> tuple[str, str | None]:
@@ -236,7 +226,9 @@ def _base_of_adapter(folder: Path) -> tuple[str, str | None]:
     return base, config.get("revision")
 
 
-def _tokenizer(found: Target, base: Path, *, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, AddedTokens]:
+def _tokenizer(
+    found: ModelTarget, base: Path, *, trust_remote_code: bool
+) -> tuple[PreTrainedTokenizerBase, AddedTokens]:
     """A checkpoint's own tokenizer, where it has one: with its template, as it was trained.
 
     What a run added shows only on the base's, and that with the same tokens added is the checkpoint's.
@@ -247,14 +239,8 @@ def _tokenizer(found: Target, base: Path, *, trust_remote_code: bool) -> tuple[P
     return tokenizer_of(folder, model.model_copy(update={"trust_remote_code": trust_remote_code}))
 
 
-def _template(found: Target, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> ChatTemplate:
+def _template(found: ModelTarget, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> ChatTemplate:
     if found.run is not None:
         return ChatTemplate.restore(tokenizer, found.run.read_json("template.json"), stop_ids=stops)
     settings = DataSettings(train=[SourceSettings(path="none")])  # only the template's settings matter
     return make_template(settings, tokenizer, stops)
-
-
-def _conversation(messages: str | Sequence[Message]) -> tuple[Message, ...]:
-    if isinstance(messages, str):
-        return (Message("user", messages),)
-    return tuple(messages)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tunesmith.data.batches.layout import TokenRow
 from tunesmith.errors import ModelError
+from tunesmith.methods.lora_config import ADAPTER
 
 _SETTING = "method.init_lora_weights"
 _BATCHES = 64  # at most
@@ -36,11 +37,11 @@ def begin(adapted: PeftModel, steps: Iterable[Iterable[TokenRow]]) -> None:
     Raises:
         ModelError: the rows are too few, or the directions do not settle.
     """
-    name, config = adapted.active_adapter, adapted.active_peft_config
+    config = adapted.active_peft_config
     assert isinstance(config, LoraConfig) and config.eva_config is not None
     eva = config.eva_config
     # 1. The directions of each layer's inputs, by path: [rank, in], of as many as the layer is to have.
-    batches = _batches(steps, _tokens_needed(adapted, name, eva.rho), masked=eva.use_label_mask)
+    batches = _batches(steps, _tokens_needed(adapted, eva.rho), masked=eva.use_label_mask)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
         found = get_eva_state_dict(
@@ -49,20 +50,20 @@ def begin(adapted: PeftModel, steps: Iterable[Iterable[TokenRow]]) -> None:
             forward_fn=_Forward(adapted),
             prepare_model_inputs_fn=_used_tokens,
             prepare_layer_inputs_fn=_inputs_of,
-            adapter_name=name,
+            adapter_name=ADAPTER,
             show_progress_bar=False,
         )
     directions = dict(found)
     # 2. A layer that is to have another rank is made anew, and one of rank 0 gives way to its base layer.
-    initialize_lora_eva_weights(adapted, eva_state_dict=found, adapter_name=name)  # takes from the dictionary
+    initialize_lora_eva_weights(adapted, eva_state_dict=found, adapter_name=ADAPTER)  # takes from the dictionary
     # 3. A is written once more in float32: PEFT made the new layers in the base's dtype.
-    cast_adapter_dtype(adapted, adapter_name=name)
+    cast_adapter_dtype(adapted, adapter_name=ADAPTER)
     layers = dict(adapted.named_modules())
     with torch.no_grad():
         for path, rows in directions.items():
             layer: Any = layers[path]
             if isinstance(layer, LoraLayer):
-                layer.lora_A[name].weight.copy_(rows)
+                layer.lora_A[ADAPTER].get_parameter("weight").copy_(rows)
     # 4. The configuration names the modules that are left.
     assert config.target_modules is not None
     # As PEFT reads it, so that a resumed run writes it in the same order.
@@ -70,14 +71,14 @@ def begin(adapted: PeftModel, steps: Iterable[Iterable[TokenRow]]) -> None:
     config.layers_to_transform = config.layers_pattern = None  # the modules are named one by one now
 
 
-def _tokens_needed(adapted: PeftModel, name: str, rho: float) -> int:
+def _tokens_needed(adapted: PeftModel, rho: float) -> int:
     """The tokens that PEFT's SVD needs in a batch: twice the largest rank. Raises ModelError for too narrow a layer."""
     needed = 0
     for path, layer in adapted.named_modules():
         if isinstance(layer, ParamWrapper):
             raise _misfit(path, "PEFT finds directions for linear layers, and these are stacked experts")
         if isinstance(layer, LoraLayer) and not isinstance(layer, Embedding):  # that one begins as usual
-            samples = 2 * round(layer.r[name] * rho)
+            samples = 2 * round(layer.r[ADAPTER] * rho)
             if samples > (layer.in_features or samples):
                 raise _misfit(path, f"its SVD takes 2 * r * rho = {samples} samples of {layer.in_features} values")
             needed = max(needed, samples)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
+from tunesmith.methods.lora_config import ADAPTER
 from tunesmith.recipe.methods import REWRITES_BASE
 
 # How PEFT's files name the factors, and the dimension of each that is as long as the rank: A [rank, in], B [out, rank].
@@ -53,10 +54,9 @@ def take_out(
         ModelError: a module cannot begin so.
         KeyError: ``begin`` lacks a module.
     """
-    name = adapted.active_adapter
     replaced, begun = [], {}
     for path, layer in _adapted_layers(adapted, init).items():
-        weight, down, up = layer.get_base_layer().weight, layer.lora_A[name].weight, layer.lora_B[name].weight
+        weight, down, up = layer.get_base_layer().weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         original = weight.data  # [out, in], or [in, out] of a Conv1D
         # 1. A0 [rank, in] and B0 [out, rank]: those of the run, or PEFT's decomposition of W.
         if begin is not None:
@@ -65,12 +65,12 @@ def take_out(
         else:
             weight.data = original.clone()  # PEFT writes its own residual, at times into the same memory
             if init.lower().startswith("pissa"):
-                layer.pissa_init(name, init)
+                layer.pissa_init(ADAPTER, init)
             else:
-                layer.olora_init(name)
+                layer.olora_init(ADAPTER)
             down.data, up.data = down.data.contiguous(), up.data.contiguous()
         # 2. R = W - s B0 A0, in float32 and then in the dtype of the base.
-        weight.data = (original.float() - layer.get_delta_weight(name)).to(original.dtype)
+        weight.data = (original.float() - layer.get_delta_weight(ADAPTER)).to(original.dtype)
         replaced.append((weight, original))
         begun |= {path + _DOWN: down.detach().clone(), path + _UP: up.detach().clone()}
     return replaced, begun
@@ -115,7 +115,7 @@ def _adapted_layers(adapted: PeftModel, init: str) -> dict[str, Any]:
     uses = Counter(id(own) for _, own in adapted.named_parameters(remove_duplicate=False))
     layers = {path: layer for path, layer in adapted.named_modules() if isinstance(layer, LoraLayer)}
     for path, layer in layers.items():
-        why = _obstacle(layer, adapted.active_adapter, init, uses)
+        why = _obstacle(layer, init, uses)
         if why:
             raise ModelError(
                 f"{path.removeprefix('base_model.model.')} cannot begin with {init}",
@@ -126,7 +126,7 @@ def _adapted_layers(adapted: PeftModel, init: str) -> dict[str, Any]:
     return layers
 
 
-def _obstacle(layer: Any, name: str, init: str, uses: Counter[int]) -> str | None:
+def _obstacle(layer: Any, init: str, uses: Counter[int]) -> str | None:
     base = layer.get_base_layer()
     weight = getattr(base, "weight", None)
     if isinstance(weight, Tensor) and weight.dtype not in _DECOMPOSED:
@@ -135,8 +135,8 @@ def _obstacle(layer: Any, name: str, init: str, uses: Counter[int]) -> str | Non
         return "PEFT decomposes the weights of plain linear layers only"
     if uses[id(base.weight)] > 1:
         return "its weight is the embedding's too (tied), which would lose what the adapter takes"
-    if layer.r[name] > min(base.weight.shape):
-        return f"a weight of {' x '.join(map(str, base.weight.shape))} has no {layer.r[name]} directions: lower r"
+    if layer.r[ADAPTER] > min(base.weight.shape):
+        return f"a weight of {' x '.join(map(str, base.weight.shape))} has no {layer.r[ADAPTER]} directions: lower r"
     if isinstance(base, Conv1D) and not init.lower().startswith("pissa"):
         return "PEFT computes it for weights [out, in], and this model's are [in, out]"
     return None

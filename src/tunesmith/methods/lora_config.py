@@ -14,6 +14,8 @@ from tunesmith.errors import ModelError
 from tunesmith.methods.base import LINEAR
 from tunesmith.recipe.methods import AdapterSettings, EvaSettings
 
+ADAPTER = "default"  # PEFT's name of the one adapter that a model has
+
 
 def adapter_config(settings: AdapterSettings, model: PreTrainedModel) -> LoraConfig:
     """Every setting under its own name in PEFT's configuration."""

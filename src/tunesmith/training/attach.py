@@ -18,12 +18,11 @@ from tunesmith.errors import RecipeError
 from tunesmith.evaluation.compare import STARTED_FROM
 from tunesmith.methods.base import Method, refuse_untrained_tokens, shared_line, trainable_line, weights_in
 from tunesmith.methods.table import build
-from tunesmith.model.compute import attention
+from tunesmith.model.base_model import load_base_model
 from tunesmith.model.compute.fused_modules import fuse
 from tunesmith.model.compute.neftune import add_noise
 from tunesmith.model.compute.probe import probe_model
-from tunesmith.model.weights.added_tokens import AddedTokens, grow
-from tunesmith.model.weights.load import load_model
+from tunesmith.model.weights.added_tokens import AddedTokens
 from tunesmith.model.weights.resolve import kind
 from tunesmith.planning import budget, memory
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, MethodSettings, method_label
@@ -143,16 +142,14 @@ def _make_method(inputs: ModelInputs) -> Method:
 def load_base(inputs: ModelInputs, options: Mapping[str, Any]) -> PreTrainedModel:
     """The untuned weights with rows for added tokens, with attention from ``model/compute/attention.py``."""
     settings = inputs.recipe.model
-    model = load_model(
+    return load_base_model(
         inputs.folder,
         dtype=getattr(torch, settings.dtype),
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
-        **options,
+        added=inputs.added,
+        options=options,
     )
-    grow(model, inputs.added)
-    attention.install(model)
-    return model
 
 
 def untuned(

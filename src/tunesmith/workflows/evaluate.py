@@ -9,7 +9,7 @@ from typing import Any
 
 from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.survey import check_metrics, only_held_out, survey_rows
-from tunesmith.deploy.tuned import Tuned, find
+from tunesmith.deploy.tuned import Tuned, find_target
 from tunesmith.deploy.tuned import load as load_tuned
 from tunesmith.evaluation.held_out_recipe import evaluation_recipe, no_rows_to_judge
 from tunesmith.evaluation.judge import Judge
@@ -36,7 +36,7 @@ def evaluate(
         listener: hears the progress; nobody by default.
     """
     listener = listener or Silent()
-    recipe = evaluation_recipe(find(str(target)).recipe, str(target), data, settings)
+    recipe = evaluation_recipe(find_target(str(target)).recipe, str(target), data, settings)
     check_names(recipe.evaluation.metrics)
     tuned = load_tuned(target, listener=listener)
     survey = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name)

@@ -121,7 +121,7 @@ def refuse_unknown_tokens(template: ChatTemplate, rows: int, *, added: AddedToke
     if not beyond:
         return
     named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
-    in_use = "".join([*template.rules.templates.values(), *filter(None, named)])
+    in_use = "".join([*template.rules.templates.values(), *map(str, filter(None, named))])
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special -= {*template.stop_ids}
     wrong = [text for text, number in beyond.items() if number not in special or text in in_use]
