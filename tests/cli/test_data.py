@@ -76,7 +76,7 @@ def test_check_names_bad_rows_and_exits_with_1(command: Command, rows: str) -> N
         "    14  14    15  ##############################",
         "labels: 2 different answers; the most and the least frequent: no (20), yes (20)",
         "scripts: Latin 100.0%",
-        "bad row rows.jsonl:41: completion: found an empty text, expected a text that is not empty",
+        "bad row rows.jsonl:41: completion is empty",
         "error invalid_rows: 1 row that cannot be read, or used as an example (rows.jsonl:41)",
         "  correct them, or set data.on_error: skip to set them aside",
         "info few_rows: 40 rows to train on; the guide says 1K-10K for LoRA and 10K or more for full fine-tuning",
@@ -286,7 +286,7 @@ def test_prepare_overwrites_only_when_told_to_and_only_its_own(command: Command,
     for flags in ([], ["--overwrite"]):
         outcome = command("prepare", good, "--out", "mine", *flags)
         assert outcome.code == 1
-        assert "there is something in this folder already" in outcome.err
+        assert "the folder is not empty" in outcome.err
     assert (tmp_path / "mine" / "file").read_text() == "precious"
     assert command("prepare", good, "--out", "made").code == 0
     assert command("prepare", good, "--out", "made").code == 1

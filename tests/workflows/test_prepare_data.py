@@ -314,11 +314,11 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     out.mkdir()
     (out / "mine.txt").write_text("precious")
     for overwrite in (False, True):
-        with pytest.raises(DataError, match="there is something in this folder already") as caught:
+        with pytest.raises(DataError, match="the folder is not empty") as caught:
             prepare_data(path, out, overwrite=overwrite)
         assert "--overwrite" not in str(caught.value)
     assert (in_folder(out), (out / "mine.txt").read_text()) == (["mine.txt"], "precious")
-    with pytest.raises(DataError, match="there is something in this folder already"):
+    with pytest.raises(DataError, match="the folder is not empty"):
         prepare_data(path, out / "mine.txt", overwrite=True)
     assert (out / "mine.txt").read_text() == "precious"
 

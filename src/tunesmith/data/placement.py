@@ -85,10 +85,7 @@ def _ranked_by_label(scan: Scan, rows: np.ndarray) -> np.ndarray:
     heads = np.flatnonzero(first == np.arange(len(rows)))
     label = scan.answer[rows[heads]]
     order = np.lexsort((scan.draw[rows[heads]], label))
-    begins = np.ones(len(order), bool)
-    begins[1:] = label[order][1:] != label[order][:-1]
-    start = np.flatnonzero(begins)
-    sizes = np.diff(start, append=len(order))
+    start, sizes = _runs(label[order])
     # Where a label begins is as good as drawn, so that labels with few prompts are held out at the same rate.
     begin = label[order][start].astype(np.float64) / _DRAWS
     rank = np.empty(len(heads))
@@ -119,8 +116,14 @@ def _balance(outcome: np.ndarray, scan: Scan, most: int) -> None:
     rows = np.flatnonzero(outcome == OUTCOME["trained"])
     answer = scan.answer[rows]
     order = np.lexsort((rows, scan.draw[rows], answer))
-    begins = np.ones(len(order), bool)
-    begins[1:] = answer[order][1:] != answer[order][:-1]
-    start = np.flatnonzero(begins)
-    rank = np.arange(len(order)) - np.repeat(start, np.diff(start, append=len(order)))
+    start, sizes = _runs(answer[order])
+    rank = np.arange(len(order)) - np.repeat(start, sizes)
     outcome[rows[order[rank >= most]]] = OUTCOME["unbalanced"]
+
+
+def _runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each run of equal values begins, and its length, int [runs]."""
+    begins = np.ones(len(ordered), bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    start = np.flatnonzero(begins)
+    return start, np.diff(start, append=len(ordered))

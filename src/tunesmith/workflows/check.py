@@ -1,4 +1,4 @@
-"""What is in the data and what would be learned from it, before anything trains: the library behind `check`.
+"""Checks every row of the data and shows what would be learned, before anything trains: the library behind `check`.
 
 Without a model nothing heavy is imported. With one, rows become tokens exactly as a run would make them; only its
 tokenizer is loaded.
@@ -80,7 +80,7 @@ class Inspection:
         elif doubtful:
             parts.append(f"Ready to train on, but look at {_named(doubtful)} first.")
         else:
-            parts.append("Ready to train on: nothing is wrong that could be seen.")
+            parts.append("Ready to train on: no problems were found.")
         return " ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -224,14 +224,14 @@ def _plain_section(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: int, listener: Listener) -> None:
-    """Adds what only a tokenizer can tell. Rows that are too long become a finding, so that the rest is still seen."""
+    """Adds what only a tokenizer can tell. Rows that are too long become a finding, so that the rest is still shown."""
     text = text_side(model, found.settings, say=listener.say)
     settings = text.data
     stops = "error" in (settings.if_too_long(raw_text=True), settings.if_too_long(raw_text=False))
     lenient = settings.model_copy(update={"max_lost": None, **(_lenient(settings) if stops else {})})
     try:
         made = encode_corpus(replace(found, settings=lenient), text.template, listener=listener)
-    except DataError as error:  # said as a finding, so that everything else is still seen
+    except DataError as error:  # reported as a finding, so that the rest is still shown
         rows = [error.where] if error.where else []
         message = " ".join(filter(None, [error.what, f"({error.why})" if error.why else None]))
         report.findings.insert(0, Finding("no_tokens", "error", rows, message, error.remedy or "correct the row"))

@@ -1,4 +1,4 @@
-"""Rows cleaned, split and written as a dataset folder: the library behind `prepare`.
+"""Cleans and splits rows and writes them as a dataset folder: the library behind `prepare`.
 
 The same reader and the same rules as `check` and `train`: what this writes to ``train`` is what a run of the same data
 section would train on. Rows are streamed, so a large file needs no more memory than a small one.
@@ -89,7 +89,7 @@ def prepare_data(
         listener: hears what goes on; nobody by default.
 
     Raises:
-        DataError: the data cannot be read, a side would be empty, or the folder cannot be written.
+        DataError: the data cannot be read, a split would be empty, or the folder cannot be written.
         RecipeError: the settings contradict each other.
     """
     listener = listener or Silent()
@@ -111,7 +111,7 @@ def prepare_data(
             "documents and conversations cannot be written as one dataset",
             where=data,
             why="A dataset has one shape: messages, or text.",
-            remedy="prepare them apart, and name both folders in data.train",
+            remedy="prepare them separately, and name both folders in data.train",
         )
     outcome, ledger = survey.outcome, survey.ledger()
     refuse_lost(ledger, section)
@@ -125,7 +125,7 @@ def prepare_data(
 
 
 def _with_tokens(survey: Survey, model: ModelSettings, listener: Listener) -> tuple[np.ndarray, Ledger]:
-    """Outcomes and ledger once the rows have tokens: those that are too long are left out."""
+    """Outcomes and ledger once the rows have tokens, rows that are too long included."""
     text = text_side(model, survey.settings, say=listener.say)
     made = encode_corpus(replace(survey, settings=text.data), text.template, listener=listener)
     outcome = survey.outcome.copy()
@@ -139,11 +139,9 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
     ours = (folder / REJECTED).is_file() and (folder / "dataset_dict.json").is_file()
     if not (overwrite and ours):
         raise DataError(
-            "there is something in this folder already",
+            "the folder is not empty",
             where=str(folder),
-            why="A dataset that `tunesmith prepare` wrote."
-            if ours
-            else "It is no dataset that `tunesmith prepare` wrote.",
+            why=f"It {'holds a' if ours else 'does not hold a'} dataset that `tunesmith prepare` wrote.",
             remedy="name another folder" + (", or add --overwrite" if ours else ""),
         )
 

@@ -163,7 +163,7 @@ def conversation(*turns_: tuple[str, str]) -> dict:
             conversation(("user", "a"), ("system", "s"), ("assistant", "b")),
             "messages",
             "messages",
-            "a system turn at place 2",
+            "a system turn at position 2",
         ),
         (
             conversation(("user", "a"), ("assistant", " ")),
@@ -186,7 +186,7 @@ def conversation(*turns_: tuple[str, str]) -> dict:
             "tools[0]",
             "a number that is not finite",
         ),
-        ({"text": "a\udfff"}, "text", "text", r"half of a character (the lone surrogate '\udfff')"),
+        ({"text": "a\udfff"}, "text", "text", r"the lone surrogate '\udfff' (half of a character)"),
         ({"text": ""}, "text", "text", "an empty text"),
     ],
 )

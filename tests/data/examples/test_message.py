@@ -113,7 +113,7 @@ def test_a_user_turn_that_is_to_be_learned_is_marked_as_asked():
         (
             {"role": "user", "content": "\ud800"},
             "messages[0].content",
-            r"half of a character (the lone surrogate '\ud800')",
+            r"the lone surrogate '\ud800' (half of a character)",
         ),
         ({"role": "assistant", "content": "a", "weight": 0.5}, "messages[0].weight", "the number 0.5"),
         ({"role": "assistant", "content": "a", "train": "maybe"}, "messages[0].train", "the text 'maybe'"),

@@ -56,7 +56,7 @@ def test_rows_of_two_shapes_are_refused_with_both_names():
 def test_text_beside_a_label_is_the_users_decision():
     with pytest.raises(DataError) as caught:
         detect_shape([{"text": "a", "category": "b"}])
-    assert caught.value.why == "there is a column text, and beside it category"
+    assert caught.value.what == "ambiguous: is `text` raw text, or a prompt that another column answers (category)?"
     assert "data.format: text" in str(caught.value.remedy)
     assert "data.columns: {input: text, output: category}" in str(caught.value.remedy)
     assert detect_shape([{"body": "a", "category": "b"}], columns={"text": "body"})[0] == "text"
@@ -90,7 +90,7 @@ def test_a_mistyped_field_is_one_error_with_the_nearest_name():
 
 def test_a_mapping_that_is_turned_around_is_recognised():
     error = checked([{"category": 1}], "alpaca", {"category": "output"})
-    assert error.remedy == "the mapping is turned around: data.columns: {output: category}"
+    assert error.remedy == "field and column are swapped: data.columns: {output: category}"
 
 
 def test_a_field_that_no_row_has_is_one_error():
@@ -103,7 +103,7 @@ def test_an_instruction_beside_the_rows_own_is_refused_and_so_is_one_without_a_p
     own = checked([{"instruction": 1, "input": 1, "output": 1}], "alpaca", {}, "Classify.")
     assert "column 'instruction' of their own" in own.what
     nowhere = checked([{"messages": 1}], "messages", {}, "Classify.")
-    assert nowhere.what == "data.instruction has no place in rows of the shape messages"
+    assert nowhere.what == "data.instruction cannot be used with rows of the shape messages"
 
 
 def test_did_you_mean_knows_other_letter_case_and_gives_nothing_far_away():

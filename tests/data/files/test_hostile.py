@@ -94,7 +94,7 @@ def test_a_file_alone_is_never_a_traceback(file: Path, tmp_path: Path):
 def test_a_file_that_must_parse_is_refused_only_for_what_it_holds(file: Path):
     found = rows_of(".json", file.read_bytes())
     if file.name.startswith("y_"):
-        assert "no JSON" not in complaints(found)
+        assert "not JSON" not in complaints(found)
     elif file.name.startswith("n_"):
         assert not is_good(found)
         assert re.search(r"f:\d+", complaints(found)) and re.search(r"\bbyte \d+", complaints(found))

@@ -44,12 +44,12 @@ def test_a_byte_order_mark_and_a_line_separator_in_a_text_do_no_harm():
 @pytest.mark.parametrize(
     ("line", "field", "found"),
     [
-        (b'{"a": 1', "row", "no JSON: Expecting ',' delimiter at column 8 (byte 8)"),
-        (b'{"a": 1} {"a": 2}', "row", "no JSON: Extra data at column 10 (byte 10)"),
+        (b'{"a": 1', "row", "not JSON: Expecting ',' delimiter at column 8 (byte 8)"),
+        (b'{"a": 1} {"a": 2}', "row", "not JSON: Extra data at column 10 (byte 10)"),
         (b'"text"', "row", "the text 'text'"),
         (b'{"a": [NaN]}', "row", "NaN at column 8 (byte 8)"),
         (b'{"a": "\xc3\xa9 \\" NaN", "b": NaN}', "row", "NaN at column 24 (byte 25)"),
-        (b'{"\xc3\xa9": 1 x}', "row", "no JSON: Expecting ',' delimiter at column 9 (byte 10)"),
+        (b'{"\xc3\xa9": 1 x}', "row", "not JSON: Expecting ',' delimiter at column 9 (byte 10)"),
         (b'{"a": -Infinity}', "row", "-Infinity at column 7 (byte 7)"),
         (b'{"a": 1e999}', "row", "the number 1e999, beyond the largest, at column 7 (byte 7)"),
         (b'{"a": 1, "b": 2, "a": 3}', "a", "this key twice in one object"),

@@ -259,7 +259,7 @@ def test_bad_rows_stop_with_all_of_them_found_first(tmp_path: Path):
     error = refused(path)
     assert error.what == "3 of 4 rows cannot be used"
     assert str(error.why).splitlines() == [
-        f"{path}:1: row: found no JSON: Expecting property name enclosed in double quotes at column 2 (byte 2), "
+        f"{path}:1: row: found not JSON: Expecting property name enclosed in double quotes at column 2 (byte 2), "
         "expected one JSON object on the line",
         f"{path}:3: completion: found null, expected a text",
         f"{path}:4: completion: found no such field, expected a text",

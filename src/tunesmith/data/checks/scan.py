@@ -82,13 +82,13 @@ class Scan(RowFacts):
 
     @property
     def own(self) -> np.ndarray:
-        """Good rows of the data itself, bool [rows]: not those that it is only held against."""
+        """Good rows of the data itself, bool [rows]: not those that it is only compared with."""
         return self.good & (self.side != SOURCE_SIDES.index("against"))
 
     def examples(self) -> Iterator[list[tuple[int, Example]]]:
         """The good rows of the data itself once more, by block with their numbers, read from their files again."""
         first = 0
-        own = [scanned for scanned in self.sources if scanned.side != "against"]  # what it is held against comes last
+        own = [scanned for scanned in self.sources if scanned.side != "against"]  # what it is compared with comes last
         for scanned in own:
             for part, reading in zip(scanned.reader.parts, scanned.readings, strict=True):
                 for block in part.blocks():

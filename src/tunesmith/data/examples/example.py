@@ -44,7 +44,7 @@ SOME_TEXT = "a text that is not empty"
 class Example:
     """One row: a conversation, or a raw text (then `messages` is empty). `source` is ``file:line``, counted from 1.
 
-    ``rejected`` is the answer that another was preferred to: it stands in the place of the last turn, the chosen one.
+    ``rejected`` is the answer that another was preferred to: it is an alternative to the last turn, the chosen one.
     ``label`` says of the last turn whether it is desirable, where the row says so.
     """
 
@@ -84,7 +84,7 @@ class Example:
         turns = [_canonical_turn(message) for message in self.messages]
         tools = _canonical(self.tools) if self.tools else "[]"
         prompt, content = ",".join(turns[: self.last_answer()]), ",".join(turns)
-        unlearned = [place for place, turn in enumerate(self.messages) if turn.role == "assistant" and not turn.train]
+        unlearned = [index for index, turn in enumerate(self.messages) if turn.role == "assistant" and not turn.train]
         judged = "" if self.rejected is None else f",{_canonical_turn(self.rejected)}"
         judged += "" if self.label is None else f",{_canonical(self.label)}"
         return f"[[{prompt}],{tools}]", f"[[{content}],{tools}{judged}]{unlearned or ''}"
@@ -188,7 +188,7 @@ def _preference(fields: Mapping[str, Any]) -> tuple[list[Message], Message]:
         if not before:
             raise RowError("prompt", "no such field", "a prompt, or an instruction, beside the answers")
     if answers[0] == answers[1]:
-        raise RowError("rejected", "the same answer as chosen", "another answer, or the row left out")
+        raise RowError("rejected", "the same answer as chosen", "another answer, or no such row")
     # The prompt is given, so an assistant turn inside it is not learned.
     prompt = _with_system([replace(turn, train=False) for turn in before], fields)
     learned = [replace(answer, train=True) for answer in answers]
@@ -259,7 +259,9 @@ def _conversation(messages: list[Message], field: str) -> list[Message]:
     """The same turns, known to be a conversation that ends with an answer and has something to learn."""
     for number, message in enumerate(messages, start=1):
         if message.role in ("system", "developer") and number > 1:
-            raise RowError(field, f"a {message.role} turn at place {number}", "it only at the start")
+            raise RowError(
+                field, f"a {message.role} turn at position {number}", f"a {message.role} turn only at the start"
+            )
         wanted = message.role == "user" or (message.role == "assistant" and message.train)
         if wanted and not message.content.strip() and not message.tool_calls:
             raise RowError(field, f"turn {number} ({message.role}) with {describe(message.content)}", SOME_TEXT)

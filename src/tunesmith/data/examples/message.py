@@ -172,7 +172,7 @@ def checked_text(value: object, where: str) -> str:
     """The value, known to be a text that can be written as UTF-8.
 
     Raises:
-        RowError: it is no text, or holds half of a character.
+        RowError: it is no text, or holds a lone surrogate.
     """
     if not isinstance(value, str):
         raise RowError(where, describe(value), "a text")
@@ -181,12 +181,12 @@ def checked_text(value: object, where: str) -> str:
             value.encode()
         except UnicodeEncodeError as error:
             half = value[error.start]
-            raise RowError(where, f"half of a character (the lone surrogate {half!r})", "whole characters") from None
+            raise RowError(where, f"the lone surrogate {half!r} (half of a character)", "whole characters") from None
     return value
 
 
 def checked_json(value: object, where: str, depth: int = 0) -> None:
-    """Refuses what a template could not print: half characters, infinite numbers, nesting without end.
+    """Refuses what a template could not print: lone surrogates, infinite numbers, nesting without end.
 
     Raises:
         RowError: one of these is in the value.
@@ -251,11 +251,11 @@ def _content(turn: Mapping[str, Any], where: str, *, may_be_null: bool) -> str:
         return checked_text(present(turn, "content", f"{where}.content"), f"{where}.content")
     texts = []
     for index, part in enumerate(content):
-        place = f"{where}.content[{index}]"
+        part_where = f"{where}.content[{index}]"
         if not isinstance(part, Mapping) or part.get("type") != "text":
             found = f"a part of type {describe(part.get('type'))}" if isinstance(part, Mapping) else describe(part)
-            raise RowError(place, found, 'a text part: {"type": "text", "text": ...}')
-        texts.append(checked_text(present(part, "text", f"{place}.text"), f"{place}.text"))
+            raise RowError(part_where, found, 'a text part: {"type": "text", "text": ...}')
+        texts.append(checked_text(present(part, "text", f"{part_where}.text"), f"{part_where}.text"))
     return "".join(texts)
 
 

@@ -1,4 +1,4 @@
-"""Which shape the rows of a source have: found from their fields and said aloud, or refused with the choices."""
+"""Detects the shape of a source's rows from their fields and gives the reason, or refuses and names the choices."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
 
 
 def required_fields(shape: str, instruction: str | None = None) -> tuple[str, ...]:
-    """Fields that every row of the shape has; an instruction given once takes the place of alpaca's own."""
+    """Fields that every row of the shape has; an instruction given once replaces alpaca's own."""
     return ("input", "output") if shape == "alpaca" and instruction is not None else REQUIRED[shape]
 
 
@@ -130,12 +130,12 @@ def check_columns(
     """Refuses, once for the whole source, a mapping or a shape that its rows cannot have.
 
     Raises:
-        DataError: a column that is in no row, a field that no shape has, or an instruction with no place.
+        DataError: a column that is in no row, a field that no shape has, or an instruction that cannot be used.
     """
     check_mapping(rows, columns)
     if instruction is not None and shape != "alpaca":
         raise DataError(
-            f"data.instruction has no place in rows of the shape {shape}",
+            f"data.instruction cannot be used with rows of the shape {shape}",
             why="an instruction for all rows goes before the input of alpaca rows {input, output}",
             remedy="map the columns: data.columns: {input: <column>, output: <column>}, or leave the instruction out",
         )
@@ -167,7 +167,7 @@ def check_mapping(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
     for field, column in columns.items():
         if field in FIELDS and column in present:
             continue
-        turned = column in FIELDS and field in present
+        swapped = column in FIELDS and field in present
         if field not in FIELDS:
             what, known, wrong = f"data.columns: {printable(field)!r} is not a field of any shape", FIELDS, field
         else:
@@ -175,8 +175,8 @@ def check_mapping(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
         near = did_you_mean(wrong, known)
         hint = f"did you mean {near}? " if near else ""
         remedy = f"{hint}data.columns is written {{field: column}}"
-        if turned:
-            remedy = f"the mapping is turned around: data.columns: {{{column}: {field}}}"
+        if swapped:
+            remedy = f"field and column are swapped: data.columns: {{{column}: {field}}}"
         raise DataError(
             what,
             why=f"the columns are {listed(present)}; the fields are {', '.join(FIELDS)}",
@@ -244,9 +244,9 @@ def _refuse_text_beside_others(rows: Sequence[Mapping[str, Any]], columns: Mappi
     if "text" in columns or not others:
         return
     raise DataError(
-        "the rows may be raw text, or questions with answers",
-        why=f"there is a column text, and beside it {listed(others)}",
-        remedy=f"raw text: data.format: text; questions with answers: {_suggestion(['text', *others])}",
+        f"ambiguous: is `text` raw text, or a prompt that another column answers ({listed(others)})?",
+        why="rows with a column text and others can be read both ways",
+        remedy=f"raw text: data.format: text; prompts with answers: {_suggestion(['text', *others])}",
     )
 
 

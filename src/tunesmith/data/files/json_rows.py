@@ -129,7 +129,7 @@ def _row(text: str, name: str, start: Position) -> Row | BadRow:
                 return Row(value, f"{name}:{start.line}")
             found, expected = describe(value), "an object with named fields"
     except json.JSONDecodeError as error:
-        found = f"no JSON: {error.msg} at {start.at(text, error.pos)}"
+        found = f"not JSON: {error.msg} at {start.at(text, error.pos)}"
     except RecursionError:
         found, expected = f"nesting without end at {start.at(text, _too_deep(text))}", "fewer levels of nesting"
     except _NotStrict as flaw:
@@ -276,7 +276,7 @@ class _Window:
     def fault(self, message: str) -> DataError:
         """The error that the file's syntax is broken here."""
         return DataError(
-            f"no JSON: {message}",
+            f"not JSON: {message}",
             where=f"{self.name}:{self.here.line}",
             why=f"{self.here}: found {self.ahead(30)}",
             remedy="correct the file; a .json file is one array of objects",

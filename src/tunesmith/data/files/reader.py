@@ -101,8 +101,8 @@ def example_of(row: Row, source: SourceSettings, shape: str) -> Example | BadRow
             row.fields, shape=shape, source=row.source, columns=source.columns, instruction=source.instruction
         )
     except RowError as error:
-        place = source.columns.get(error.field, error.field)
-        return BadRow(row.source, place, error.found, error.expected, _raw(row.fields))
+        column = source.columns.get(error.field, error.field)
+        return BadRow(row.source, column, error.found, error.expected, _raw(row.fields))
 
 
 def own_eval_split(source: SourceSettings) -> str | None:
@@ -129,7 +129,8 @@ def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> list[Col
         for row in part.rows():
             if isinstance(row, BadRow):
                 count += 1
-                bad += [row] if len(bad) < BAD_ROWS_SHOWN else []
+                if len(bad) < BAD_ROWS_SHOWN:
+                    bad.append(row)
                 continue
             first.append(dict.fromkeys(row.fields))
             good += 1
@@ -194,7 +195,7 @@ def _all_columns(source: SourceSettings, parts: Sequence[SourcePart]) -> Columns
 
 
 def _raw(fields: dict[str, Any]) -> str:
-    """The row as one line of JSON; half characters and other types are written out."""
+    """The row as one line of JSON; lone surrogates and other types are written out."""
     try:
         text = json.dumps(fields, ensure_ascii=False, default=str)
     except RecursionError:  # a row nested so deeply that it could be read but not written

@@ -41,6 +41,8 @@ class BadRow:
     raw: str
 
     def __str__(self) -> str:
+        if self.found == "an empty text":
+            return f"{self.source}: {self.field} is empty"
         return f"{self.source}: {self.field}: found {self.found}, expected {self.expected}"
 
 
@@ -86,7 +88,7 @@ def refuse_too_large(size: int, name: str, line: int, remedy: str = END_ROWS) ->
         raise DataError(
             f"a row of more than {LARGEST_ROW // 2**20} MB",
             where=f"{name}:{line}",
-            why="it has not ended after so much",
+            why="no end of the row was found within that size",
             remedy=remedy,
         )
 

@@ -33,7 +33,7 @@ _FINDINGS: dict[str, tuple[Severity, str, str]] = {
         "correct them, or set data.on_error: skip to set them aside"),
     "invalid_rows_against": (
         "warning", "{rows} of the data to compare with cannot be read or used",
-        "correct them: what stands in them was not looked for"),
+        "correct them: their contents were not compared"),
     "duplicate_rows": (
         "warning", "{rows} to train on are only {several:,} different ones, each given several times",
         "data.clean: [dedupe] keeps the first of each; leave them if they should count more than once"),
@@ -54,7 +54,7 @@ _FINDINGS: dict[str, tuple[Severity, str, str]] = {
         "data.clean: [near_dedupe, drop_leaked] takes them out of training"),
     "rare_labels": (
         "info", "{few} of {labels} labels have fewer than {least} rows ({rows}); the smallest: {named}",
-        "add rows of these, or join labels; what is seen seldom is seldom learned"),
+        "add rows of these, or join labels; the model learns rare labels poorly"),
     "other_script": (
         "info", "{rows} are written in another script than the rest, which is {main}",
         "look at them: a model learns little from a handful of rows in another script"),
