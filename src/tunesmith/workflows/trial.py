@@ -25,7 +25,7 @@ from tunesmith.data.batches.layout import Batch
 from tunesmith.data.chat.template import Encoded
 from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
-from tunesmith.model.weights.config_file import load_config
+from tunesmith.model.weights.load import load_config
 from tunesmith.model.weights.resolve import resolve
 from tunesmith.model.weights.text_side import tokenizer_of
 from tunesmith.planning import memory

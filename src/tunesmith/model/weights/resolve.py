@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from tunesmith.errors import ModelError
-from tunesmith.model.weights import bundled, gguf
-from tunesmith.model.weights.bundled import BUNDLED
+from tunesmith.model.weights import gguf
+from tunesmith.model.weights.bundled import BUNDLED, bundled_model
 from tunesmith.runs.cache import Say, to_stderr
 
 Kind = Literal["run", "adapter", "model", "gguf", "bundled", "hub"]
@@ -45,7 +45,7 @@ def resolve(path: str, *, revision: str | None = None, trust_remote_code: bool =
             "a revision goes with a hub id only", where="model.revision", why=f"{path!r} is local.", remedy="remove it."
         )
     if found == "bundled":
-        return bundled.prepare(path, say=say)
+        return bundled_model(path, say=say)
     place = Path(path).expanduser().resolve()
     if found == "gguf":
         return gguf.from_gguf(place, say=say)

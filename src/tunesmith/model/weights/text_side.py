@@ -56,8 +56,7 @@ def text_side(model: ModelSettings, data: DataSettings, *, say: Say) -> TextSide
         ModelError: there is no such model, its tokenizer does not work, or has tokens that the model does not know.
         RecipeError: the chat template cannot be read.
     """
-    from tunesmith.model.weights.config_file import load_config
-    from tunesmith.model.weights.load import stop_ids
+    from tunesmith.model.weights.load import load_config, stop_ids
     from tunesmith.model.weights.resolve import resolve
 
     folder = resolve(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code, say=say)
