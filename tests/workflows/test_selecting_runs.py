@@ -237,7 +237,7 @@ def test_rows_select_or_judge_by_their_prompt_alone(values: dict[str, Any], tmp_
         recipe = read_recipe({**values, "data": {"train": str(path), "eval": 0.4}}).recipe
         prepared = prepare_training(recipe, Silent())
         task, selecting = make_tasks(
-            prepared.survey, prepared.corpus, recipe, tokenizer=prepared.tokenizer, stops=prepared.stops
+            prepared.survey, prepared.corpus, recipe, tokenizer=prepared.text.tokenizer, stops=prepared.text.stop_ids
         )
         assert task is not None
         assert selecting is not None

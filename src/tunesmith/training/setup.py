@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
-from tunesmith.data.chat.template import ChatTemplate, Encoded
+from tunesmith.data.chat.template import Encoded
 from tunesmith.data.corpus import Corpus, encode_corpus
 from tunesmith.data.finding import Finding
 from tunesmith.data.survey import Survey, check_metrics, survey_rows
@@ -19,10 +19,10 @@ from tunesmith.evaluation.metrics.computed import COMPUTE_METRICS_KEY, check_siz
 from tunesmith.evaluation.metrics.user_functions import import_function
 from tunesmith.evaluation.task import Task
 from tunesmith.methods.continued_adapter import check_tokens, find_start, in_words, other_base, started, with_targets
-from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
+from tunesmith.model.weights.added_tokens import AddedTokens
 from tunesmith.model.weights.device import check_tf32, resolve_device, resolve_dtype
 from tunesmith.model.weights.resolve import kind
-from tunesmith.model.weights.text_side import date_of, text_side
+from tunesmith.model.weights.text_side import TextSide, date_of, text_side
 from tunesmith.planning import budget, memory
 from tunesmith.planning.budget import Plan
 from tunesmith.planning.fallback import require_quantization
@@ -42,22 +42,28 @@ class Prepared:
     """A run before weights are loaded. ``recipe`` has every ``auto`` resolved that needs no weights.
 
     ``plan`` predicts the memory. ``task`` has the rows that judge the run; it is None if no row is held out.
-    ``selecting`` has the held-out rows that select the judged step; none of them are in ``task``. ``added`` are the
-    tokens that the recipe adds. ``start`` is the folder of the adapter that training continues from.
+    ``selecting`` has the held-out rows that select the judged step; none of them are in ``task``. ``start`` is the
+    folder of the adapter that training continues from.
     """
 
     recipe: Recipe
-    folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    stops: tuple[int, ...]
-    template: ChatTemplate
+    text: TextSide
     survey: Survey
     corpus: Corpus
-    task: Task | None
     plan: Plan
-    selecting: Task | None = None
-    added: AddedTokens = NO_TOKENS
-    start: Path | None = None
+    task: Task | None
+    selecting: Task | None
+    start: Path | None
+
+    @property
+    def folder(self) -> Path:
+        """The base model's folder."""
+        return self.text.folder
+
+    @property
+    def added(self) -> AddedTokens:
+        """The tokens that the recipe adds."""
+        return self.text.added
 
     @property
     def rows(self) -> Sequence[Encoded]:
@@ -102,9 +108,8 @@ def prepare_training(recipe: Recipe, listener: Listener, *, start: Path | None =
     if text.data is not recipe.data:
         recipe = recipe.with_values(data={"max_length": text.data.max_length})
     recipe = _say_where_it_starts(recipe, asked, start, config=text.config, base=text.folder, listener=listener)
-    _say_if_router_is_not_balanced(text.config, listener)
-    _say_if_not_regrouped(recipe, listener)
-    _say_if_noisy(recipe, listener)
+    for note in _notes(recipe, text.config):
+        listener.say(note)
     survey = replace(survey, settings=recipe.data)
     corpus = encode_corpus(survey, text.template, listener=listener)
     _tell(corpus.findings, listener)
@@ -114,24 +119,11 @@ def prepare_training(recipe: Recipe, listener: Listener, *, start: Path | None =
         listener.say(f"held-out rows: {selects:,} select the step by {name}, and {judges:,} others judge it")
     _check_logits(recipe, text.config, [each for each in (task, selecting) if each is not None])
     recipe = _resolve_settings(recipe, survey, listener)
-    chosen = _plan(recipe, text.config, text.folder, corpus, text.added)
+    plan = _plan(recipe, text, corpus)
     recipe = recipe.with_values(
-        training={"micro_batch_tokens": chosen.budget, "gradient_checkpointing": chosen.checkpointing}
+        training={"micro_batch_tokens": plan.budget, "gradient_checkpointing": plan.checkpointing}
     )
-    return Prepared(
-        recipe,
-        text.folder,
-        text.tokenizer,
-        text.stop_ids,
-        text.template,
-        survey,
-        corpus,
-        task,
-        chosen,
-        selecting,
-        text.added,
-        start,
-    )
+    return Prepared(recipe, text, survey, corpus, plan, task, selecting, start)
 
 
 def _refuse_unusable(recipe: Recipe) -> None:
@@ -182,30 +174,22 @@ def _check_logits(recipe: Recipe, config: PretrainedConfig, tasks: Sequence[Task
         check_size(labels, config.get_text_config().vocab_size)
 
 
-def _say_if_router_is_not_balanced(config: PretrainedConfig, listener: Listener) -> None:
-    """transformers would add the router's auxiliary loss, which depends on the micro-batch. Tunesmith never does."""
-    if getattr(config.get_text_config(), "output_router_logits", False):
-        listener.say(
+def _notes(recipe: Recipe, config: PretrainedConfig) -> Iterator[str]:
+    """What differs from other libraries, or from the settings."""
+    if getattr(config.get_text_config(), "output_router_logits", False):  # its loss would depend on the micro-batch
+        yield (
             "router: trained without its auxiliary loss, which this model's config asks for (output_router_logits); "
             "the loss is that of the supervised tokens alone, whatever the micro-batches"
         )
-
-
-def _say_if_not_regrouped(recipe: Recipe, listener: Listener) -> None:
-    """Says why micro-batches of kto are not regrouped; see ``objectives/kto.py``."""
     objective = preference_objective(recipe)
     if objective is not None and objective.indivisible > 1:
-        listener.say(
+        yield (
             f"{recipe.objective.name}: a micro-batch is {objective.indivisible} examples, whatever "
             "training.micro_batch_tokens is, because the KL is estimated on them; training.per_device_train_batch_size "
             "sets how many"
         )
-
-
-def _say_if_noisy(recipe: Recipe, listener: Listener) -> None:
-    """Says why no prefix is shared; see ``model/compute/neftune.py``."""
     if recipe.training.neftune_noise_alpha is not None:
-        listener.say(
+        yield (
             "neftune: noise on the embeddings, scaled by each row's own length (transformers takes the padded length "
             "of the batch); rows share no prefix then, so no repeated token is saved"
         )
@@ -243,10 +227,10 @@ def _resolve_settings(recipe: Recipe, survey: Survey, listener: Listener) -> Rec
     )
 
 
-def _plan(recipe: Recipe, config: PretrainedConfig, folder: Path, corpus: Corpus, added: AddedTokens) -> Plan:
+def _plan(recipe: Recipe, text: TextSide, corpus: Corpus) -> Plan:
     """Chooses micro-batch and checkpointing from model, recipe, data and total memory."""
     return budget.choose(
-        ModelCounter(config, folder).count(recipe, added).shape,
+        ModelCounter(text.config, text.folder).count(recipe, text.added).shape,
         recipe.training,
         longest=longest_part(recipe, corpus),
         memory=memory.total_memory(recipe.model.device),

@@ -154,7 +154,7 @@ def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listene
             run.folder, ready, loaded.steps, loaded.validation, loaded.judging, listener
         )
         trained = Trainer(
-            run, ready, steps, validation=validation, template=prepared.template, listener=listener
+            run, ready, steps, validation=validation, template=prepared.text.template, listener=listener
         ).run_steps()
         if trained.judged_step != trained.last_step:
             ready.reload(replace(prepared, recipe=ready.recipe), run.checkpoint(trained.judged_step))
@@ -294,7 +294,7 @@ def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _L
         if task is None:
             return None
         batches = task_batches(task, budget=int(recipe.training.micro_batch_tokens), layout=layout)
-        return Judge(task, batches, prepared.tokenizer, prepared.stops, recipe.evaluation)
+        return Judge(task, batches, prepared.text.tokenizer, prepared.text.stop_ids, recipe.evaluation)
 
     of_task, of_selecting = judge_of(prepared.task), judge_of(prepared.selecting)
     if of_task is not None:
@@ -325,7 +325,7 @@ def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared, to
     run.write_json("data.json", prepared.survey.sources)
     findings = [*prepared.survey.findings, *prepared.corpus.findings]
     run.write_json("findings.json", [finding.to_json() for finding in findings])
-    run.write_json("template.json", prepared.template.describe())
+    run.write_json("template.json", prepared.text.template.describe())
     if prepared.survey.rejected:
         lines = (json.dumps(asdict(row), ensure_ascii=False) for row in prepared.survey.rejected)
         run.write_text("rejected.jsonl", "".join(f"{line}\n" for line in lines))
