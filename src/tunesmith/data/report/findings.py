@@ -55,6 +55,10 @@ _FINDINGS: dict[str, tuple[Severity, str, str]] = {
     "rare_labels": (
         "info", "{few} of {labels} labels have fewer than {least} rows ({rows}); the smallest: {named}",
         "add rows of these, or join labels; the model learns rare labels poorly"),
+    "one_sided_labels": (
+        "warning",
+        "{rows} to train on are all labelled {kind}; kto learns from the difference between good and bad answers",
+        "{remedy}"),
     "other_script": (
         "info", "{rows} are written in another script than the rest, which is {main}",
         "look at them: a model learns little from a handful of rows in another script"),
@@ -129,14 +133,14 @@ def _finding(
     Args:
         rows: numbers, or bool [rows].
         grave: it is an error, whatever the table says.
-        figures: what the message names.
+        figures: what the message and the remedy name.
     """
     numbers = np.flatnonzero(rows) if rows.dtype == bool else rows
     if not len(numbers):
         return None
     severity, message, remedy = _FINDINGS[identity]
     words = message.format(rows=rows_in_words(len(numbers)), **figures)
-    return Finding(identity, "error" if grave else severity, scan.places(numbers), words, remedy)
+    return Finding(identity, "error" if grave else severity, scan.places(numbers), words, remedy.format(**figures))
 
 
 def _invalid(scan: Scan, stops: bool) -> Iterator[Finding | None]:
@@ -215,8 +219,7 @@ def _one_kind_of_answer(scan: Scan) -> Finding | None:
     kind, remedy = "undesirable", "add rows with label: true"
     if said[0]:
         kind, remedy = "desirable", "add rows with label: false, or set objective: sft, which needs no others"
-    words = f"{{rows}} to train on are all labelled {kind}; kto learns from the difference between good and bad answers"
-    return _finding(scan, "one_sided_labels", "warning", rows, words, remedy)
+    return _finding(scan, "one_sided_labels", rows, kind=kind, remedy=remedy)
 
 
 def _minor_script(scan: Scan) -> Finding | None:
