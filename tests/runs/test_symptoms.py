@@ -110,7 +110,7 @@ def test_a_norm_that_was_seen_before_its_line_is_not_counted_again() -> None:
     assert [(found.kind, found.step) for found in said] == [("gradient_spike", 12)]
     line = {"step": 13, "loss": 1.0, "learning_rate": 1e-4, "grad_norm": 0.5, "grad_norms": [0.5] * 11 + [30.0, 0.5]}
     assert watch.see(line) == []
-    assert list(watch._seen.norms) == line["grad_norms"]
+    assert list(watch.norms) == line["grad_norms"]
 
 
 def test_a_loss_that_rises_after_warm_up_is_the_learning_rate() -> None:

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -155,6 +155,10 @@ class Run:
         except ValueError as error:
             raise RunError(f"{name} is damaged", where=str(path), why=str(error), remedy="Train again.") from None
 
+    def write_lines(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Replaces a file of JSON lines as a whole."""
+        self.write_text(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Adds one JSON line."""
         with (self.folder / name).open("a", encoding="utf-8", newline="\n") as file:
@@ -176,8 +180,7 @@ class Run:
 
     def drop_after(self, name: str, step: int) -> None:
         """Keeps the JSON lines up to a step. A run that continues computes the later ones again."""
-        kept = [line for line in self.read_lines(name) if line.get("step", 0) <= step]
-        self.write_text(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        self.write_lines(name, (line for line in self.read_lines(name) if line.get("step", 0) <= step))
 
     def status(self) -> dict[str, Any]:
         """The content of status.json. It is empty before the run has begun."""

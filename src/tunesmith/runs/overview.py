@@ -17,13 +17,13 @@ class Summary:
     name: str
     run: str
     status: str
-    step: int | None
-    total_steps: int | None
-    verdict: str | None
-    metric: str | None
-    base: float | None
-    tuned: float | None
-    updated: str | None
+    step: int | None = None
+    total_steps: int | None = None
+    verdict: str | None = None
+    metric: str | None = None
+    base: float | None = None
+    tuned: float | None = None
+    updated: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def summary(run: Run) -> Summary:
     try:
         status, verdict, lines = run.status(), _verdict(run), run.read_lines("metrics.jsonl")
     except RunError:
-        return Summary(name, str(run.folder), "damaged", None, None, None, None, None, None, None)
+        return Summary(name, str(run.folder), "damaged")
     metric = next(iter((verdict or {}).get("metrics", {})), None)
     values = verdict["metrics"][metric] if verdict and metric else {}
     state = status.get("status", "unknown")

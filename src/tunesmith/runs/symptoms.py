@@ -11,7 +11,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 SymptomKind = Literal["overfitting", "flat", "gradient_spike", "learning_rate"]
@@ -82,31 +82,21 @@ class _Curve:
         return self.values[max(end - WINDOW, 0) : end]
 
 
-@dataclass(slots=True)
-class _Seen:
-    """The lines so far. ``settled`` is the training loss since the learning rate was highest.
-
-    ``norms`` are the gradient norms of the last steps, up to ``norm_step``.
-    """
-
-    loss: _Curve = field(default_factory=_Curve)
-    validation: _Curve = field(default_factory=_Curve)
-    settled: _Curve = field(default_factory=_Curve)
-    norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW + 1))
-    norm_step: int = 0
-    rate: float = -math.inf
-
-
 class Watch:
-    """Reads lines of metrics as they come and returns the new symptoms.
+    """Reads lines of metrics as they come and returns the new symptoms. ``found`` are all symptoms so far.
+
+    ``settled`` is the training loss since the learning rate was highest. ``norms`` are the gradient norms of the last
+    steps, up to ``norm_step``.
 
     Args:
         already: earlier lines. Their symptoms are not returned, so a continued run repeats no warning.
     """
 
     def __init__(self, already: Iterable[Mapping[str, Any]] = ()) -> None:
-        self._seen = _Seen()
         self.found: list[Symptom] = []
+        self.loss, self.validation, self.settled = _Curve(), _Curve(), _Curve()
+        self.norms: deque[float] = deque(maxlen=SPIKE_WINDOW + 1)
+        self.norm_step, self.rate = 0, -math.inf
         for line in already:
             self.see(line)
 
@@ -115,29 +105,28 @@ class Watch:
 
         The later line of metrics with the same step does not count it again.
         """
-        seen = self._seen
-        if step <= seen.norm_step or not math.isfinite(norm):
+        if step <= self.norm_step or not math.isfinite(norm):
             return []
-        seen.norms.append(norm)
-        seen.norm_step = step
+        self.norms.append(norm)
+        self.norm_step = step
         return self._new(["gradient_spike"])
 
     def see(self, line: Mapping[str, Any]) -> list[Symptom]:
         """Adds the next line of metrics.jsonl and returns the new symptoms."""
-        seen, step = self._seen, line["step"]
+        step = line["step"]
         new = [found for at, norm in norms_of(line) for found in self.see_norm(at, norm)]
         if math.isfinite(line.get("eval_loss", math.nan)):
-            seen.validation.add(step, line["eval_loss"])
+            self.validation.add(step, line["eval_loss"])
         if math.isfinite(line.get("loss", math.nan)):
-            if (rate := line.get("learning_rate", 0.0)) > seen.rate:
-                seen.settled, seen.rate = _Curve(), rate  # still warming up
-            seen.loss.add(step, line["loss"])
-            seen.settled.add(step, line["loss"])
+            if (rate := line.get("learning_rate", 0.0)) > self.rate:
+                self.settled, self.rate = _Curve(), rate  # still warming up
+            self.loss.add(step, line["loss"])
+            self.settled.add(step, line["loss"])
         return [*new, *self._new(_OF_LINES)]
 
     def _new(self, kinds: Iterable[SymptomKind]) -> list[Symptom]:
         said = {symptom.kind for symptom in self.found}
-        new = [found for kind in kinds if kind not in said and (found := _RULES[kind](self._seen)) is not None]
+        new = [found for kind in kinds if kind not in said and (found := _RULES[kind](self)) is not None]
         self.found += new
         return new
 
@@ -153,7 +142,7 @@ def symptoms(lines: Iterable[Mapping[str, Any]]) -> list[Symptom]:
     return Watch(lines).found
 
 
-def _overfitting(seen: _Seen) -> Symptom | None:
+def _overfitting(seen: Watch) -> Symptom | None:
     """The validation loss has turned while the training loss kept falling."""
     curve = seen.validation
     if len(curve.values) <= TURNED_EVALUATIONS:
@@ -176,7 +165,7 @@ def _overfitting(seen: _Seen) -> Symptom | None:
     )
 
 
-def _flat(seen: _Seen) -> Symptom | None:
+def _flat(seen: Watch) -> Symptom | None:
     """The training loss does not fall."""
     steps, losses = seen.settled.steps, seen.settled.values
     if len(losses) < FLAT_LINES or steps[-1] - steps[0] < FLAT_STEPS:
@@ -197,7 +186,7 @@ def _flat(seen: _Seen) -> Symptom | None:
     )
 
 
-def _gradient_spike(seen: _Seen) -> Symptom | None:
+def _gradient_spike(seen: Watch) -> Symptom | None:
     """A gradient norm is far above those before it."""
     if len(seen.norms) <= SPIKE_STEPS:
         return None
@@ -217,7 +206,7 @@ def _gradient_spike(seen: _Seen) -> Symptom | None:
     )
 
 
-def _learning_rate(seen: _Seen) -> Symptom | None:
+def _learning_rate(seen: Watch) -> Symptom | None:
     """The training loss rises after the warm-up: the learning rate is too high."""
     curve = seen.settled
     if len(curve.values) < RISE_LINES or curve.lowest is None:
@@ -234,7 +223,7 @@ def _learning_rate(seen: _Seen) -> Symptom | None:
     )
 
 
-_RULES: dict[SymptomKind, Callable[[_Seen], Symptom | None]] = {
+_RULES: dict[SymptomKind, Callable[[Watch], Symptom | None]] = {
     "overfitting": _overfitting,
     "flat": _flat,
     "gradient_spike": _gradient_spike,

@@ -45,7 +45,7 @@ class Event:
 
 
 class Watcher:
-    """Finds what is new in a run's folder since the last look. ``ended`` is true once no process works in it."""
+    """Finds what is new in a run's folder since the last look. A run has ``ended`` once no process works in it."""
 
     def __init__(self, folder: str | Path) -> None:
         """Raises RunError if there is no run."""
@@ -53,12 +53,7 @@ class Watcher:
         self._begin()
         self._samples = 0
         self.summary = summary(self.run)
-        self._judging = self._over = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether the run is finished, failed, stopped, interrupted or damaged."""
-        return self._over
+        self._judging = self.ended = False
 
     @property
     def symptoms(self) -> list[Symptom]:
@@ -78,8 +73,8 @@ class Watcher:
             self._judging = True
             yield Event("judging", now.step or 0, total, text="training done; evaluating both models")
         # A process that is there under another status is about to start over, to continue, or to end.
-        if not self._over and (now.status == "damaged" or (now.status != "running" and not held)):
-            self._over = True
+        if not self.ended and (now.status == "damaged" or (now.status != "running" and not held)):
+            self.ended = True
             yield Event("end", now.step or 0, total, text=_ending(now, self.run))
 
     def _begin(self) -> None:
@@ -90,9 +85,7 @@ class Watcher:
 
     def _lines(self) -> Iterator[Event]:
         lines, total = self.run.read_lines("metrics.jsonl"), self.summary.total_steps
-        if (
-            lines[: len(self._seen)] != self._seen
-        ):  # the run continues after an earlier step and writes the later lines again
+        if lines[: len(self._seen)] != self._seen:  # the run continues after an earlier step
             same = next(n for n, line in enumerate([*self._seen, None]) if n >= len(lines) or line != lines[n])
             self._begin()
             for line in lines[:same]:

@@ -32,7 +32,7 @@ from tunesmith.training.optim import build_optimizer
 
 
 class ModelInputs(Protocol):
-    """The facts that ``load`` needs. ``training.setup.Prepared`` has them from a recipe's data.
+    """The facts that ``load_for_training`` needs. ``training.setup.Prepared`` has them from a recipe's data.
 
     ``rows`` are the rows to train on, and ``rows_of_steps`` gives those of each optimizer step in order.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,7 +136,8 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
             listener.say(f"{run.folder} is finished already")
             return stored_result(run)
         began = time.perf_counter()
-        prepared = prepare_training(_stored_recipe(run), listener, start=run.folder / START_FOLDER)
+        resolved = read_recipe(run.folder / "recipe.yaml").recipe
+        prepared = prepare_training(resolved, listener, start=run.folder / START_FOLDER)
         check_same_data(run, prepared.survey)
         loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)
         tokens, _ = _first_epoch(loaded.steps)
@@ -159,7 +159,7 @@ def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listene
         if trained.judged_step != trained.last_step:
             ready.reload(replace(prepared, recipe=ready.recipe), run.checkpoint(trained.judged_step))
         verdict, samples = _verdict(prepared, ready, trained, validation, judging, listener)
-        run.write_text("samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in samples))
+        run.write_lines("samples.jsonl", samples)
         run.write_json("verdict.json", verdict)
         seconds = round(time.perf_counter() - began, 1)
         run.set_status("finished", seconds=seconds, tokens=trained.tokens)
@@ -212,11 +212,6 @@ def _remarks(recipe: Recipe) -> list[str]:
         "early stopping without load_best_model_at_end: the run ends with the weights of the step at which it stops, "
         "as in transformers. With load_best_model_at_end: true, it ends with those of the best step"
     ]
-
-
-def _stored_recipe(run: Run) -> Recipe:
-    """The run's recipe with all values resolved when it began. A continued run uses the same."""
-    return read_recipe(run.folder / "recipe.yaml").recipe
 
 
 def _check_same_recipe(run: Run, asked: Recipe) -> None:
@@ -296,10 +291,10 @@ def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _L
         batches = task_batches(task, budget=int(recipe.training.micro_batch_tokens), layout=layout)
         return Judge(task, batches, prepared.text.tokenizer, prepared.text.stop_ids, recipe.evaluation)
 
-    of_task, of_selecting = judge_of(prepared.task), judge_of(prepared.selecting)
-    if of_task is not None:
-        of_task.check_questions(ready.model)
-    validation, judging = (of_task, None) if of_selecting is None else (of_selecting, of_task)
+    judging, selecting = judge_of(prepared.task), judge_of(prepared.selecting)
+    if judging is not None:
+        judging.check_questions(ready.model)
+    validation, judging = (selecting, judging) if selecting else (judging, None)
     return _Loaded(ready, Steps(recipe, prepared.corpus), validation, judging)
 
 
@@ -327,8 +322,7 @@ def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared, to
     run.write_json("findings.json", [finding.to_json() for finding in findings])
     run.write_json("template.json", prepared.text.template.describe())
     if prepared.survey.rejected:
-        lines = (json.dumps(asdict(row), ensure_ascii=False) for row in prepared.survey.rejected)
-        run.write_text("rejected.jsonl", "".join(f"{line}\n" for line in lines))
+        run.write_lines("rejected.jsonl", [asdict(row) for row in prepared.survey.rejected])
     run.write_json("ledger.json", replace(prepared.corpus.ledger, epoch=tokens).to_json())
     run.set_status("running", asked=portable(asked), step=0)
 
