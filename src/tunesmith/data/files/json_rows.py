@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 from tunesmith.data.examples.message import RowError, describe, printable
 from tunesmith.data.files.rows import (
     BLOCK_BYTES,
-    INVALID_BYTES,
     BadRow,
     Block,
     Row,
@@ -48,11 +47,11 @@ class _NotStrict(RowError):
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise _NotStrict(printable(name), "this key twice in one object", "each key once")
-        fields[name] = value
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _NotStrict(printable(twice), "this key twice in one object", "each key once")
     return fields
 
 
@@ -120,14 +119,15 @@ def _row(text: str, name: str, start: Position) -> Row | BadRow:
     """The object that is the whole of a text as a row, or what is wrong with it."""
     field, expected = "row", "one JSON object on the line"
     try:
-        if not text.isascii() and (byte := INVALID_BYTES.search(text)):
-            found = f"the byte 0x{ord(byte[0]) - 0xDC00:02x} at {start.at(text, byte.start())}"
-            expected = "UTF-8"
-        else:
-            value = STRICT.decode(text)
-            if isinstance(value, dict):
-                return Row(value, f"{name}:{start.line}")
-            found, expected = describe(value), "an object with named fields"
+        if not text.isascii():
+            text.encode()
+        value = STRICT.decode(text)
+        if isinstance(value, dict):
+            return Row(value, f"{name}:{start.line}")
+        found, expected = describe(value), "an object with named fields"
+    except UnicodeEncodeError as error:  # bytes that are not UTF-8 are marked by surrogates
+        byte = ord(text[error.start]) - 0xDC00
+        found, expected = f"the byte 0x{byte:02x} at {start.at(text, error.start)}", "UTF-8"
     except json.JSONDecodeError as error:
         found = f"not JSON: {error.msg} at {start.at(text, error.pos)}"
     except RecursionError:
@@ -176,7 +176,7 @@ def _refuse_array(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
 def jsonl_rows(block: Block) -> RowStream:
     """One JSON object a line; blank lines are passed over."""
     for number, line in enumerate(block.payload.split(b"\n"), start=block.start):
-        if line.strip():
+        if line and not line.isspace():
             yield _row(line.decode(errors="surrogateescape"), block.name, Position(number))
 
 
