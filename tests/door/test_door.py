@@ -1,0 +1,146 @@
+"""Every real file goes to a run without being edited: `init` opens it or names the command that does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.door.files import FILES, write
+from tests.door.opening import Opened, build_tiny_model, open_file, train, yaml_of
+from tests.door.real_file import RealFile
+
+# Files that Tunesmith does not open yet. Take a name out once it does; TUNESMITH_DOOR=all runs them all the same.
+NOT_YET = frozenset(
+    {
+        "excel_csv_utf8",
+        "excel_german",
+        "excel_blank_rows",
+        "excel_sixteen_rows",
+        "excel_sep_line",
+        "excel_unicode_text",
+        "excel_polish",
+        "excel_japanese",
+        "sheets_csv",
+        "sheets_tsv",
+        "pandas_index",
+        "pandas_index_twice",
+        "pipe_separated",
+        "latin1_csv",
+        "semicolon_utf8",
+        "integer_labels_csv",
+        "no_header",
+        "xlsx_workbook",
+        "xlsx_two_sheets",
+        "ods_sheet",
+        "json_under_data",
+        "json_under_rows",
+        "json_train_test",
+        "json_pretty_lines",
+        "json_columns",
+        "pandas_to_json",
+        "json_lines_named_json",
+        "json_nan",
+        "parquet_class_labels",
+        "parquet_integers",
+        "saved_dataset",
+        "documents_markdown",
+        "documents_html",
+        "documents_rst",
+        "documents_pdf_text",
+        "label_studio_choices",
+        "label_studio_answers",
+        "label_studio_min",
+        "argilla_records",
+        "doccano_categories",
+        "doccano_texts",
+        "prodigy_binary",
+        "prodigy_choice",
+        "openai_preferences",
+        "openai_batch",
+        "alpaca_history",
+        "ultrafeedback",
+        "hh_pairs",
+        "whatsapp_chat",
+        "slack_export",
+        "text_label",
+        "question_answer",
+        "title_body",
+        "source_target",
+        "columns_in_german",
+        "columns_in_french",
+        "columns_in_spanish",
+        "columns_in_portuguese",
+        "columns_in_italian",
+        "columns_in_dutch",
+        "columns_in_polish",
+        "columns_in_russian",
+        "columns_in_chinese",
+        "columns_in_japanese",
+        "nested_columns",
+        "two_columns_joined",
+    }
+)
+ALL = os.environ.get("TUNESMITH_DOOR") == "all"
+
+
+def _marked(file: RealFile) -> object:
+    marks = [pytest.mark.slow]
+    if file.name in NOT_YET and not ALL:
+        marks.append(pytest.mark.skip(reason="src does not open this file yet"))
+    return pytest.param(file, marks=marks, id=file.name)
+
+
+every_file = pytest.mark.parametrize("file", [_marked(file) for file in FILES])
+
+
+def test_what_is_not_opened_yet_is_named_by_files_that_exist() -> None:
+    assert NOT_YET.issubset(file.name for file in FILES)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    build_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def opened_or_refused(file: RealFile, model: Path, tmp_path: Path) -> Opened:
+    for module in file.needs:
+        pytest.importorskip(module)
+    opened = open_file(file, write(file, tmp_path / "files"), model=model, home=tmp_path / "home")
+    if opened.init.code and file.refusal:
+        assert "tunesmith" in opened.init.said, f"a refusal names the command to run: {opened.init.said}"
+        pytest.skip(f"refused, which is right too: {file.refusal}")
+    return opened
+
+
+@every_file
+def test_init_opens_it_and_train_takes_what_it_wrote(file: RealFile, model: Path, tmp_path: Path, home: Path) -> None:
+    opened = opened_or_refused(file, model, tmp_path)
+    assert opened.init.code == 0, opened.init.said
+    assert opened.trains, opened.dry_run
+    for word in file.says:
+        assert word.lower() in opened.init.said.lower(), f"init says aloud {word}: {opened.init.said}"
+    for why, count in file.left_out.items():
+        assert str(count) in opened.init.said, f"init says that {count} rows are left out ({why}): {opened.init.said}"
+    assert opened.init.json["rows"] == file.rows
+    assert opened.holds(file), f"{opened.shape}: {opened.rows[:3]}"
+    source = yaml_of(home)["data"]
+    if file.columns:
+        assert _columns(source) == dict(file.columns)
+    done, verdict = train(home)
+    assert done.code == 0, done.said
+    assert verdict in ("better", "no evidence", "worse"), done.said
+
+
+def _columns(data: dict[str, object]) -> object:
+    """The mapping that `init` wrote, beside the path or in the data section."""
+    sources = data["train"] if isinstance(data["train"], list) else [data["train"]]
+    own = sources[0] if isinstance(sources[0], dict) else {}
+    return dict(own.get("columns") or data.get("columns") or {})
