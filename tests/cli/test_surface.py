@@ -11,7 +11,7 @@ from tunesmith.cli.docs import JSON_KEYS, commands, reference_page
 MOST_FLAGS = 9
 SURFACE = {
     "init": (
-        ["DATA"],
+        ["DATA", "KEY=VALUE"],
         ["--model", "--method", "--out", "--columns", "--instruction", "--format", "--overwrite", "--json"],
     ),
     "check": (

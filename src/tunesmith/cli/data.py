@@ -14,6 +14,7 @@ from tunesmith.cli.options import (
     FormatOption,
     InstructionOption,
     Overwrite,
+    ReadingKeys,
     parse_columns,
     remedies_in_flags,
 )
@@ -41,6 +42,7 @@ DataOrRecipe = Annotated[
 
 def init(
     data: Data,
+    overrides: ReadingKeys = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -79,9 +81,15 @@ def init(
             )
         from tunesmith.workflows.first_recipe import starter_recipe
 
-        with remedies_in_flags(data):
+        with remedies_in_flags(data, command="tunesmith init"):
             starter = starter_recipe(
-                data, model=model, method=method, format=format, columns=mapping, instruction=instruction
+                data,
+                model=model,
+                method=method,
+                format=format,
+                columns=mapping,
+                instruction=instruction,
+                overrides=overrides or (),
             )
         _write(file, starter.text)
         terminal.write(f"{starter.rows:,} rows: {starter.reason}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -28,6 +29,13 @@ GenerationKeys = Annotated[
     typer.Argument(
         metavar="KEY=VALUE",
         help=f"Settings of generation: {', '.join(field.name for field in fields(GenerationSettings))}.",
+    ),
+]
+ReadingKeys = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="How the files are read: data.delimiter, data.encoding, data.sheet, data.key.",
     ),
 ]
 EvaluationKeys = Annotated[
@@ -60,6 +68,7 @@ InstructionOption = Annotated[
     typer.Option("--instruction", metavar="TEXT", help="An instruction for all rows.", show_default=False),
 ]
 
+_READING_KEY = re.compile(r'set data\.(delimiter|encoding|sheet|key): ("[^"]*"|[^\s,]+)')
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -94,23 +103,34 @@ def generation_settings(arguments: Sequence[str] | None) -> dict[str, Any]:
     return found
 
 
-def in_flags(error: DataError) -> DataError:
-    """The same error with a remedy that names flags: ``data.columns: {a: b}`` becomes ``--columns a=b``, and so on."""
+def in_flags(error: DataError, command: str = "") -> DataError:
+    """The same error with a remedy that names flags: ``data.columns: {a: b}`` becomes ``--columns a=b``, and so on.
+
+    What is said of how a file is read (``set data.encoding: cp1252``) becomes the ``command`` with that argument.
+    """
     if error.remedy is None:
         return error
     remedy = re.sub(r"data\.columns: \{([^}]*)\}", lambda found: f"--columns {_pairs(found[1])}", error.remedy)
     for key in ("format", "instruction"):
         remedy = re.sub(rf"data\.{key}(: ?)?", lambda found, key=key: f"--{key}{' ' if found[1] else ''}", remedy)
+    before = f"run `{command} " if command else "add `"
+    remedy = _READING_KEY.sub(lambda found: f"{before}{_as_argument(found[1], found[2])}`", remedy)
     return DataError(error.what, where=error.where, why=error.why, remedy=remedy)
 
 
 @contextmanager
-def remedies_in_flags(data: str) -> Iterator[None]:
+def remedies_in_flags(data: str, command: str = "") -> Iterator[None]:
     """Makes errors about rows name flags, unless ``data`` is a recipe, whose errors name its keys."""
     try:
         yield
     except DataError as error:
-        raise error if data.endswith((".yaml", ".yml")) else in_flags(error) from None
+        if data.endswith((".yaml", ".yml")):
+            raise
+        raise in_flags(error, command and f"{command} {shlex.quote(data)}") from None
+
+
+def _as_argument(key: str, value: str) -> str:
+    return shlex.quote(f"data.{key}={value.strip(chr(34))}")
 
 
 def _pairs(mapping: str) -> str:

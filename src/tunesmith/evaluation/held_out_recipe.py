@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.data.files.locations import holds_text
 from tunesmith.errors import RunError
+from tunesmith.recipe.data import READING
 from tunesmith.recipe.file import portable, read_recipe
 from tunesmith.recipe.settings import SELECTING, Recipe
 
@@ -25,7 +26,8 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
     plain: dict[str, Any] = {"model": target, "data": {"train": data}, "output_dir": "unused"}
     raw = plain if stored is None else portable(stored)
     if data is not None:
-        raw["data"] = {**raw["data"], "train": [_read_like_training(stored, target, data)], "eval": 0.0}
+        section = {key: value for key, value in raw["data"].items() if key not in READING}  # other files than the run's
+        raw["data"] = {**section, "train": [_read_like_training(stored, target, data)], "eval": 0.0}
         masked = raw["data"].get("clean", {}).get("mask_pii", False)
         raw["data"] |= {"split": None, "name": None, "test": None, "group": None, "stratify": False, "max_lost": None}
         raw["data"] |= {"sample_by": "line"}  # the source names its own, if it is text

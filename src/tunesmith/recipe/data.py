@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.section import Settings
 
+READING = ("delimiter", "encoding", "sheet", "key")  # how the bytes of a file become rows
 SampleBy = Literal["line", "paragraph", "document"]  # datasets' name, and its values
 PersonalData = Literal["email", "phone", "iban", "card", "secret"]
 PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)
@@ -32,6 +33,12 @@ class SourceSettings(Settings):
     columns: dict[str, str] = Field(default_factory=dict, description="for each field, the column that holds it")
     instruction: str | None = Field(default=None, description="one instruction for all rows")
     sample_by: SampleBy = Field(default="line", description="what a document of a .txt file is")
+    delimiter: str | None = Field(
+        default=None, min_length=1, max_length=1, description="what separates the fields of a table; found by default"
+    )
+    encoding: str | None = Field(default=None, description="encoding of the files, such as cp1252; found by default")
+    sheet: str | None = Field(default=None, description="sheet of an .xlsx or .ods file, if several hold rows")
+    key: str | None = Field(default=None, description="the key of a .json file that holds the rows, such as data")
 
     @model_validator(mode="after")
     def _weight_or_rows(self) -> SourceSettings:
@@ -95,6 +102,10 @@ class DataSettings(Settings):
     columns: dict[str, str] = Field(default_factory=dict, description="default for every source")
     instruction: str | None = Field(default=None, description="default for every source")
     sample_by: SampleBy = Field(default="line", description="default for every source; needs .txt files")
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1, description="default for every source")
+    encoding: str | None = Field(default=None, description="default for every source")
+    sheet: str | None = Field(default=None, description="default for every source")
+    key: str | None = Field(default=None, description="default for every source")
     max_length: int = Field(default=2048, ge=8, description="limit on the tokens of a row, prompt and answer together")
     too_long: Literal["auto", "error", "split", "drop", "truncate"] = Field(
         default="auto",
@@ -174,7 +185,8 @@ class DataSettings(Settings):
         own = getattr(self, which)
         if not isinstance(own, list):
             return []
-        shared = ["format", "name", "columns", "instruction", "sample_by"] + (["split"] if which == "train" else [])
+        shared = ["format", "name", "columns", "instruction", "sample_by", *READING]
+        shared += ["split"] if which == "train" else []
         return [_fill(source, {name: getattr(self, name) for name in shared}) for source in own]
 
 

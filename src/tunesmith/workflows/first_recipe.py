@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -32,7 +32,8 @@ from tunesmith.planning.budget import gigabytes
 from tunesmith.planning.devices import Device, this_device
 from tunesmith.planning.model_size import ModelSize, model_size
 from tunesmith.planning.workload import Workload
-from tunesmith.recipe.data import DataSettings, SourceSettings
+from tunesmith.recipe.data import READING, DataSettings, SourceSettings
+from tunesmith.recipe.file import parse_override
 from tunesmith.recipe.methods import FULL_ROWS, METHOD_SETTINGS, AdapterSettings
 from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
 from tunesmith.recipe.row_shape import RowShape
@@ -108,6 +109,7 @@ def starter_recipe(
     columns: Mapping[str, str] | None = None,
     instruction: str | None = None,
     device: Device | None = None,
+    overrides: Sequence[str] = (),
 ) -> Starter:
     """A commented recipe for the rows at ``data``: LoRA, unless another method is asked for or LoRA does not fit.
 
@@ -119,6 +121,7 @@ def starter_recipe(
         columns: field to column of the file.
         instruction: one instruction for all rows.
         device: this machine's by default.
+        overrides: ``key=value`` of the data section, about how the files are read.
 
     Raises:
         DataError: the data cannot be read, its format is not known, or no row is good.
@@ -126,7 +129,13 @@ def starter_recipe(
     """
     _check_method(method)
     source = SourceSettings.model_validate(
-        {"path": data, "format": format, "columns": dict(columns or {}), "instruction": instruction}
+        {
+            "path": data,
+            "format": format,
+            "columns": dict(columns or {}),
+            "instruction": instruction,
+            **_reading(overrides),
+        }
     )
     share = 0.0 if own_eval_split(source) is None else None
     found = survey_rows(DataSettings.model_validate({"train": [source], "eval": share, "on_error": "skip"}), seed=0)
@@ -176,6 +185,23 @@ def starter_recipe(
         choices=start.choices,
         warnings=start.warnings,
     )
+
+
+def _reading(overrides: Sequence[str]) -> dict[str, Any]:
+    """``["data.encoding=cp1250"]`` as settings of a source."""
+    found: dict[str, Any] = {}
+    for argument in overrides:
+        path, value = parse_override(argument, example="data.encoding=cp1252")
+        name = ".".join(map(str, path)).removeprefix("data.")
+        if name not in READING or not isinstance(value, str):
+            raise RecipeError(
+                f"{argument} says nothing about how a file is read",
+                where=argument,
+                why=f"`init` takes {', '.join(f'data.{key}' for key in READING)}, and each is a text.",
+                remedy="Correct it, or set it in the recipe that `init` writes.",
+            )
+        found[name] = value
+    return found
 
 
 class CommentedRecipe:
@@ -402,6 +428,9 @@ def _add_data(recipe: CommentedRecipe, source: SourceSettings, scan: Scan, held_
         recipe.add("data.columns", _on_one_line(source.columns))
     if source.instruction is not None:
         recipe.add("data.instruction", source.instruction)
+    for key in READING:
+        if getattr(source, key) is not None:
+            recipe.add(f"data.{key}", getattr(source, key))
     why = f"tokens; the longest row has about {max(_longest(scan), 1):,}, by its characters"
     if _only_documents(scan):
         why = "tokens; a longer document is split into blocks, none is lost"

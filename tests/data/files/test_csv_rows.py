@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from tunesmith.data.files.csv_rows import delimited_blocks, delimited_rows
 from tunesmith.data.files.rows import BadRow, Row
+from tunesmith.data.files.tables import Table
 from tunesmith.errors import DataError
 
 
 def read(text: str | bytes, delimiter: str = ",") -> list[Row | BadRow]:
     file = io.BytesIO(text.encode() if isinstance(text, str) else text)
-    return [row for block in delimited_blocks(file, "f.csv", delimiter) for row in delimited_rows(block)]
+    return [row for block in delimited_blocks(file, "f.csv", Table(delimiter)) for row in delimited_rows(block)]
 
 
 def test_records_over_several_lines_have_the_number_of_their_first_line():
@@ -76,7 +77,6 @@ def test_a_field_may_be_larger_than_csvs_own_limit_which_stays_as_it_was():
     ("text", "what"),
     [
         ("a,b,a\n1,2,3", "the header names the column 'a' twice"),
-        ("a;b\n1;2", "the header is one column, with other separators than commas in it"),
         ('"a,b\n1,2', "the header line cannot be read"),
         (b"a\xe9,b\n1,2", "the header line cannot be read"),
         (b"\xff\xfea\x00", "the file is UTF-16, not UTF-8"),
@@ -98,5 +98,9 @@ def test_what_the_csv_module_writes_comes_back_with_the_line_it_began_on(records
     for record in records:
         starts.append(len(list(io.StringIO(written.getvalue(), newline=""))) + 1)
         writer.writerow(record)
-    expected = [Row({"a": a, "b": b}, f"f.csv:{line}") for (a, b), line in zip(records, starts, strict=True)]
+    expected = [
+        Row({"a": a, "b": b}, f"f.csv:{line}")
+        for (a, b), line in zip(records, starts, strict=True)
+        if a.strip() or b.strip()
+    ]
     assert read(written.getvalue()) == expected

@@ -133,9 +133,9 @@ def test_a_folder_of_texts_is_a_document_a_file(tmp_path: Path):
 
 
 def test_bad_bytes_of_a_document_are_named_with_their_line(tmp_path: Path):
-    path = write(tmp_path / "r.txt", b"one\n\ntwo\nthr\xffee\n\nfour")
+    path = write(tmp_path / "r.txt", b"on\xc3\xa9\n\ntwo\nthr\xffee\n\nfour")
     loaded = load(source(path, sample_by="paragraph"), on_error="skip")
-    assert [example.text for example in loaded.examples] == ["one", "four"]
+    assert [example.text for example in loaded.examples] == ["oné", "four"]
     (bad,) = loaded.bad
     found = "the byte 0xff at byte 4 of the line, line 2 of the document"
     assert (bad.source, bad.found, bad.raw) == (f"{path}:3", found, "thr\\xffee")

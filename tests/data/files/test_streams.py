@@ -156,12 +156,24 @@ def test_a_file_without_rows_is_one_error(tmp_path: Path, name: str, content: by
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.csv", "r.txt"])
-@pytest.mark.parametrize(
-    ("encoding", "said"), [("utf-16", "UTF-16"), ("utf-32", "UTF-32"), ("utf-16-le", "UTF-16"), ("utf-16-be", "UTF-16")]
-)
-def test_utf_16_and_utf_32_are_one_error(tmp_path: Path, name: str, encoding: str, said: str):
-    error = refused(write(tmp_path / name, '{"prompt": "a", "completion": "b"}\n'.encode(encoding) * 50))
-    assert error.what == f"the file is {said}, not UTF-8"
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_one_error_and_its_remedy_leads_out(tmp_path: Path, name: str, encoding: str):
+    row = '{"prompt": "a", "completion": "b"}\n' if "json" in name else "prompt,completion\na,b\n"
+    row = f"[{row}]" if name == "r.json" else row
+    path = write(tmp_path / name, row.encode(encoding))
+    error = refused(path)
+    assert error.what == "the file is UTF-16, not UTF-8"
+    assert error.remedy == f"save it as UTF-8, or set data.encoding: {encoding}"
+    assert load(SourceSettings(path=str(path), encoding=encoding)).examples
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.txt"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_utf_16_and_utf_32_are_read_by_their_mark(tmp_path: Path, name: str, encoding: str):
+    row = '{"prompt": "é", "completion": "b"}\n' if name == "r.jsonl" else "prompt,completion\né,b\n"
+    reader = open_source(SourceSettings(path=str(write(tmp_path / name, row.encode(encoding)))))
+    assert f"encoding {encoding.upper()}, by its mark" in reader.reason
+    assert any("é" in str(example) for example in reader.examples())
 
 
 def test_a_mark_at_the_start_and_windows_line_ends_do_no_harm(tmp_path: Path):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections import deque
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from tunesmith.data.examples.message import describe, printable
+from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import listed
 from tunesmith.data.files.rows import (
     INVALID_BYTES,
@@ -24,6 +23,7 @@ from tunesmith.data.files.rows import (
     refuse_too_large,
     refuse_utf16,
 )
+from tunesmith.data.files.tables import Table
 from tunesmith.errors import DataError
 
 LARGEST_FIELD = 2**31 - 1  # what csv.field_size_limit takes on every system
@@ -77,8 +77,11 @@ class _Lines:
         self._text.detach()
 
 
-def delimited_blocks(file: BinaryIO, name: str, delimiter: str) -> Iterator[Block]:
+def delimited_blocks(file: BinaryIO, name: str, table: Table) -> Iterator[Block]:
     """Records of a csv or tsv file with a header line, as (line, fields by column or bad row).
+
+    A record whose fields are all empty is blank, as a blank line is. One that is as short as the table allows gets
+    empty fields at its end.
 
     A record over several lines has the number of its first. After a record whose quotes do not match, reading goes on
     at the line after its first, so a stray quote costs one row and not those up to the next quote. A quoted field that
@@ -89,12 +92,19 @@ def delimited_blocks(file: BinaryIO, name: str, delimiter: str) -> Iterator[Bloc
     """
     lines = _Lines(file, name)
     try:
-        records = _records(lines, delimiter)
+        for _ in range(table.skipped):
+            next(lines)
+        records = _records(lines, table)
         first = next(records, None)
         if first is not None:
-            header = _header(first, f"{name}:{lines.first}", delimiter)
+            header = _header(first, f"{name}:{lines.first}", table)
             yield from blocks_of_rows(
-                ((lines.first, _row(lines, each, header), lines.characters) for each in records), name
+                (
+                    (lines.first, _row(lines, each, header, table), lines.characters)
+                    for each in records
+                    if isinstance(each, str) or len(header) == 1 or any(map(str.strip, each))
+                ),
+                name,
             )
     finally:
         lines.detach()
@@ -106,23 +116,28 @@ def delimited_rows(block: Block) -> RowStream:
         yield row if isinstance(row, BadRow) else Row(row[1], f"{block.name}:{row[0]}")
 
 
-def _row(lines: _Lines, record: Record, header: list[str]) -> tuple[int, dict[str, str]] | BadRow:
+def _row(lines: _Lines, record: Record, header: list[str], table: Table) -> tuple[int, dict[str, str]] | BadRow:
     """The present record as (line, fields by column), or what is wrong with it."""
+    if not isinstance(record, str) and table.shortest is not None and len(record) >= table.shortest:
+        record = [*record, *[""] * (len(header) - len(record))]
     if isinstance(record, str):
         found, expected = record, "quotes in pairs around a field"
     elif any(not text.isascii() and INVALID_BYTES.search(text) for text in record):
         found, expected = NOT_UTF8, "UTF-8"
     elif len(record) != len(header):
         found, expected = _count(len(record)), f"{_count(len(header))} ({listed(header)})"
+    elif any(map(str.strip, record[table.last :] if table.last else ())):
+        found, expected = "a value in a column without a name", "a name in the header for each column"
     else:
-        return lines.first, dict(zip(header, record, strict=True))
+        return lines.first, dict(zip(header[table.columns], record[table.columns], strict=True))
     raw = "".join(lines.taken).rstrip("\r\n")
     return BadRow(f"{lines.name}:{lines.first}", "row", found, expected, printed(raw))
 
 
-def _records(lines: _Lines, delimiter: str) -> Iterator[Record]:
+def _records(lines: _Lines, table: Table) -> Iterator[Record]:
     """Each record that is not blank; its lines are those that `lines` has taken."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    quoting = csv.QUOTE_MINIMAL if table.quotes else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=table.delimiter, strict=table.quotes, quoting=quoting)
     while True:
         lines.end_record()
         # The limit on the length of a field belongs to the process, so it is lifted for one record at a time.
@@ -140,21 +155,15 @@ def _records(lines: _Lines, delimiter: str) -> Iterator[Record]:
             yield record
 
 
-def _header(record: Record, where: str, delimiter: str) -> list[str]:
+def _header(record: Record, where: str, table: Table) -> list[str]:
     if isinstance(record, str) or INVALID_BYTES.search("".join(record)):
         why = record if isinstance(record, str) else NOT_UTF8
         raise DataError("the header line cannot be read", where=where, why=why, remedy="name each column once")
-    twice = [name for name in record if record.count(name) > 1]
+    names = record[table.columns]
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
         what = f"the header names the column {printable(twice[0])!r} twice"
         raise DataError(what, where=where, remedy="name each column once")
-    if len(record) == 1 and delimiter == "," and re.search("[;\t]", record[0]):
-        raise DataError(
-            "the header is one column, with other separators than commas in it",
-            where=where,
-            why=f"found {describe(record[0])}",
-            remedy="save the file with commas, or with tabs and the name .tsv",
-        )
     return record
 
 

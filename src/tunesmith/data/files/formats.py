@@ -17,6 +17,7 @@ from tunesmith.data.files.arrow_rows import arrow_rows, parquet_blocks
 from tunesmith.data.files.csv_rows import delimited_blocks, delimited_rows
 from tunesmith.data.files.json_rows import array_blocks, array_rows, jsonl_blocks, jsonl_rows
 from tunesmith.data.files.rows import BadRow, Block, Row, RowStream, line_blocks, refuse_too_large, text_chunks
+from tunesmith.data.files.tables import Table
 
 BLANK_LINE = re.compile(rb"\n[^\S\n]*\n")
 
@@ -117,6 +118,11 @@ def _document(data: bytes, source: str) -> RowStream:
         yield Row({"text": text}, source)
 
 
+def table_format(table: Table) -> Format:
+    """A table of text that is written so."""
+    return Format(partial(delimited_blocks, table=table), delimited_rows, same_columns=True)
+
+
 TEXT_FORMATS: Mapping[str, Format] = {
     "line": Format(text_blocks, text_rows, same_columns=True),
     "paragraph": Format(paragraph_blocks, paragraph_rows, same_columns=True),
@@ -127,8 +133,8 @@ FORMATS: Mapping[str, Format] = {
     ".jsonl": JSONL,
     ".ndjson": JSONL,
     ".json": Format(array_blocks, array_rows),
-    ".csv": Format(partial(delimited_blocks, delimiter=","), delimited_rows, same_columns=True),
-    ".tsv": Format(partial(delimited_blocks, delimiter="\t"), delimited_rows, same_columns=True),
+    ".csv": table_format(Table(",")),
+    ".tsv": table_format(Table("\t")),
     ".parquet": Format(parquet_blocks, arrow_rows, seeks=True, same_columns=True),
     ".txt": TEXT_FORMATS["line"],
 }

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tunesmith.data.examples.row_shapes import did_you_mean, listed
 from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks
-from tunesmith.data.files.formats import FORMATS, TEXT_FORMATS, Format
+from tunesmith.data.files.formats import FORMATS
+from tunesmith.data.files.opening import TEXT, Opening, find_opening, format_of, suffix_of
 from tunesmith.data.files.rows import Block, Row, RowStream
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
-from tunesmith.data.files.streams import COMPRESSIONS, HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
+from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
 from tunesmith.errors import DataError, TunesmithError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from tunesmith.recipe.data import SourceSettings
 
 
-TEXT = ".txt"
 EVERY_ROLE = ""  # the split of files that are named for none
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -45,6 +44,11 @@ class SourcePart:
     parse: Callable[[Block], RowStream]
     same_columns: bool
     _digest: str | None = None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What was chosen about how it is read, in words for the user."""
+        return ()
 
     def blocks(self) -> Iterator[Block]:
         """Its rows in order, in blocks of about a megabyte that are not parsed yet.
@@ -76,19 +80,40 @@ class _FilePart(SourcePart):
     """A file, packed or not."""
 
     location: _Location
-    format: Format
+    source: SourceSettings
     compression: str | None
+    _opening: Opening | None = None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What was chosen about how it is read, in words for the user."""
+        return self._opened().said
 
     def blocks(self) -> Iterator[Block]:
+        opening = self._opened()
         with self.location.open(self.name) as stored:
             file = buffered(stored)
             refuse_pointer(file, self.name)
-            content = unpacked(file, self.compression, self.name)
-            yield from self.format.blocks(seekable(content) if self.format.seeks else content, self.name)
+            content = opening.text(unpacked(file, self.compression, self.name))
+            yield from opening.format.blocks(seekable(content) if opening.format.seeks else content, self.name)
             if stored.in_order:
                 self._note(file, stored)
-        if self.format.seeks and self._digest is not None:  # read here and there, so its bytes are read once more
+        if opening.format.seeks and self._digest is not None:  # read here and there, so its bytes are read once more
             self._hash()
+
+    def _opened(self) -> Opening:
+        """How it is read; found once."""
+        if self._opening is None:
+            self._opening = find_opening(self._content, self.name, self.source)
+            self.parse, self.same_columns = self._opening.format.rows, self._opening.format.same_columns
+        return self._opening
+
+    @contextmanager
+    def _content(self) -> Iterator[BinaryIO]:
+        with self.location.open(self.name) as stored:
+            file = buffered(stored)
+            refuse_pointer(file, self.name)
+            yield unpacked(file, self.compression, self.name)
 
     def _hash(self) -> None:
         with self.location.open(self.name) as stored:
@@ -141,7 +166,7 @@ def parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], list
     """
     parts, ignored, split = _parts_of(source, role)
     if source.sample_by != "line" and not any(
-        isinstance(part, _FilePart) and _suffix(part.name)[0] == TEXT for part in parts
+        isinstance(part, _FilePart) and suffix_of(part.name)[0] == TEXT for part in parts
     ):
         raise DataError(
             f"data.sample_by: {source.sample_by} says what a document of a {TEXT} file is, and there is none",
@@ -162,7 +187,7 @@ def _parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], lis
     if location.is_file:
         if source.split is not None:
             raise DataError("a file has no splits", where=source.path, remedy="remove `split`")
-        return [_file_part(location, source.path, source.sample_by)], [], None
+        return [_file_part(location, source.path, source)], [], None
     if location.is_dataset:
         part, split = _dataset_part(source, role, location)
         return [part], [], split
@@ -176,15 +201,17 @@ def _parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], lis
             where=source.path,
             remedy="remove `split`, or name the files train.* and test.*",
         )
-    return [_file_part(location, name, source.sample_by) for name in files[split]], ignored, split or None
+    return [_file_part(location, name, source) for name in files[split]], ignored, split or None
 
 
 def holds_text(path: str) -> bool:
     """Whether it is a .txt file or a folder with some: what ``sample_by`` can be said of."""
     location = _Location(path)
     if location.is_file:
-        return _suffix(path)[0] == TEXT
-    return not location.is_dataset and any(_suffix(name)[0] == TEXT for name, is_file in location.entries() if is_file)
+        return suffix_of(path)[0] == TEXT
+    return not location.is_dataset and any(
+        suffix_of(name)[0] == TEXT for name, is_file in location.entries() if is_file
+    )
 
 
 def split_names(source: SourceSettings) -> list[str]:
@@ -271,24 +298,9 @@ class _Location:
             raise DataError("it cannot be read", where=name, why=why, remedy=remedy) from error
 
 
-def _file_part(location: _Location, name: str, sample_by: str) -> SourcePart:
-    suffix, compression = _suffix(name)
-    if suffix not in FORMATS:
-        raise DataError(
-            f"{suffix} files are not supported" if suffix else "the file's name has no ending",
-            where=name,
-            why=f"the formats are {', '.join(FORMATS)}, as they are or with {', '.join(COMPRESSIONS)}",
-            remedy="convert the file, or give it the ending of its format",
-        )
-    kind = TEXT_FORMATS[sample_by] if suffix == TEXT else FORMATS[suffix]
-    return _FilePart(name, kind.rows, kind.same_columns, location=location, format=kind, compression=compression)
-
-
-def _suffix(name: str) -> tuple[str, str | None]:
-    """(.jsonl, .gz) for rows.jsonl.gz."""
-    path = PurePosixPath(name.lower())
-    compression = path.suffix if path.suffix in COMPRESSIONS else None
-    return (PurePosixPath(path.stem).suffix if compression else path.suffix), compression
+def _file_part(location: _Location, name: str, source: SourceSettings) -> SourcePart:
+    kind, (_, compression) = format_of(name, source.sample_by), suffix_of(name)
+    return _FilePart(name, kind.rows, kind.same_columns, location=location, source=source, compression=compression)
 
 
 def _data_files(folder: _Location) -> tuple[dict[str, list[str]], list[str]]:
@@ -299,7 +311,7 @@ def _data_files(folder: _Location) -> tuple[dict[str, list[str]], list[str]]:
     data, ignored = [], []
     for name, is_file in folder.entries():
         if not name.startswith("."):
-            (data if is_file and _suffix(name)[0] in FORMATS else ignored).append(name)
+            (data if is_file and suffix_of(name)[0] in FORMATS else ignored).append(name)
     if not data:
         raise DataError(
             "there are no data files in the folder",
@@ -333,7 +345,7 @@ def _dataset_part(source: SourceSettings, role: Role, location: _Location) -> tu
 def _dataset(source: SourceSettings, location: _Location, *, split: str | None) -> Dataset | DatasetDict | Any:
     """A dataset from the disk with all its splits, or from the hub with one of them or all."""
     match = HUB_ID.fullmatch(source.path)
-    if location.is_missing and (match is None or location.remote or _suffix(match["repository"])[0] in FORMATS):
+    if location.is_missing and (match is None or location.remote or suffix_of(match["repository"])[0] in FORMATS):
         raise _missing(location)
     import datasets
     from datasets.exceptions import DatasetsError

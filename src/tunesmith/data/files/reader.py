@@ -90,8 +90,22 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
     parts, ignored, split = parts_of(source, role)
     first = _first_rows(source, parts)
     shape, reason = _shape(source, parts, first, wanted)
+    reason = "; ".join([reason, *_choices(parts)])
     mixture = other_shape(first, shape=shape, columns=source.columns, instruction=source.instruction)
     return Reader(source, parts, shape, reason, ignored, split, mixture)
+
+
+def _choices(parts: Sequence[SourcePart]) -> list[str]:
+    """How files are read where it was chosen; what is said of several files alike is said once."""
+    found: dict[str, list[str]] = {}
+    for part in parts:
+        if part.choices:
+            found.setdefault(", ".join(part.choices), []).append(part.name)
+    if len(found) == 1 and len(next(iter(found.values()))) == len(parts):
+        return [*found]
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}" for said, names in found.items()
+    ]
 
 
 def example_of(row: Row, source: SourceSettings, shape: str) -> Example | BadRow:

@@ -75,7 +75,12 @@ def refuse_utf16(data: bytes, name: str) -> None:
     wide = data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
     if wide or data[:2] in (b"\xff\xfe", b"\xfe\xff") or UTF16_WITHOUT_A_MARK.match(data):
         found = "UTF-32" if wide else "UTF-16"
-        raise DataError(f"the file is {found}, not UTF-8", where=name, remedy="save it as UTF-8")
+        order = "be" if data[0] == 0 else "le"
+        raise DataError(
+            f"the file is {found}, not UTF-8",
+            where=name,
+            remedy=f"save it as UTF-8, or set data.encoding: {found.lower()}-{order}",
+        )
 
 
 def refuse_too_large(size: int, name: str, line: int, remedy: str = END_ROWS) -> None:

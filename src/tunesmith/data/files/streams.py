@@ -109,7 +109,7 @@ def unpacked(file: io.BufferedReader, compression: str | None, name: str) -> io.
     return buffered(_Unpacked(COMPRESSIONS[compression](file), compression, name))
 
 
-def seekable(file: io.BufferedReader) -> BinaryIO:
+def seekable(file: BinaryIO) -> BinaryIO:
     """The file, or, where it cannot go back and forth, a copy that can: in memory if it is small, else on the disk."""
     if file.seekable():
         return file

@@ -1,0 +1,167 @@
+"""The encoding of a text file, found from its bytes: a mark, UTF-8, or a code page."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from tunesmith.data.files.rows import BLOCK_BYTES, INVALID_BYTES
+from tunesmith.errors import DataError
+
+MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))
+MARKS += ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+MOST_SCANNED = 2**26  # bytes that are searched for the first that is not ASCII
+ENOUGH = 200  # characters of several bytes without a fault: the file is UTF-8
+SAMPLE = 2**20
+CHAOS, COHERENCE = 0.01, 0.02  # charset-normalizer's measures differ by no more than this between equal candidates
+USUAL = "cp1252"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """``name`` is Python's; ``said`` tells the user, and is empty for UTF-8."""
+
+    name: str
+    said: str = ""
+
+
+UTF8 = Encoding("utf-8")
+
+
+def mark_of(head: bytes) -> str | None:
+    """The encoding whose byte order mark a file begins with; None for UTF-8, with or without one."""
+    return next((name for mark, name in MARKS if head.startswith(mark)), None)
+
+
+def known_encoding(asked: str, where: str) -> Encoding:
+    """The encoding of the recipe.
+
+    Raises:
+        DataError: there is none of this name.
+    """
+    try:
+        name = codecs.lookup(asked).name
+        "".encode(name)
+    except (LookupError, ValueError):
+        raise DataError(
+            f"there is no encoding {asked!r}",
+            where=where,
+            remedy="set data.encoding to a name that Python knows, such as utf-8, cp1252, cp1250, cp932 or utf-16",
+        ) from None
+    return Encoding(name, f"encoding {asked}, as data.encoding says")
+
+
+def find_encoding(chunks: Iterator[bytes], name: str) -> Encoding:
+    """UTF-16 and UTF-32 by their mark, then UTF-8, then the code page that charset-normalizer finds.
+
+    A few invalid bytes in UTF-8 do not make it another encoding: their rows are bad rows. Reading stops as soon as the
+    bytes tell, and after MOST_SCANNED of them.
+
+    Args:
+        chunks: the file's bytes from its beginning.
+        name: of the file, for the message.
+
+    Raises:
+        DataError: several code pages fit, and they give other letters.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    several = faults = scanned = kept = 0
+    sample: list[bytes] = []
+    rest = b""
+    for number, chunk in enumerate(chunks):
+        if number == 0 and (marked := mark_of(chunk)):
+            return Encoding(marked, f"encoding {marked.upper()}, by its mark")
+        if number == 0 and b"\0" in chunk[:1000]:
+            return UTF8  # no code page has zeros; UTF-16 without a mark is refused later
+        scanned += len(chunk)
+        text = decoder.decode(chunk)
+        if not text.isascii():
+            found = len(INVALID_BYTES.findall(text))
+            faults += found
+            several += sum(char > "\x7f" for char in text) - found
+            lines = (rest + chunk).splitlines(keepends=True)
+            rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+            few = [line for line in lines if not line.isascii()] if scanned > SAMPLE else lines
+            sample += few if kept < SAMPLE else []
+            kept += sum(map(len, few))
+        if (several >= ENOUGH and not faults) or kept >= SAMPLE or scanned >= MOST_SCANNED:
+            break
+    if faults <= several:  # in a code page hardly any two bytes look like a character of UTF-8
+        return UTF8
+    return _code_page(b"".join([*sample, rest])[: 2 * SAMPLE], name)
+
+
+def _code_page(data: bytes, name: str) -> Encoding:
+    from charset_normalizer import from_bytes
+
+    matches = [match for match in from_bytes(data) if not match.encoding.startswith("utf")]
+    if not matches:
+        return UTF8  # its bad rows say so
+    best = matches[0]
+    equal = [
+        match
+        for match in matches
+        if match.chaos <= best.chaos + CHAOS and match.coherence >= best.coherence - COHERENCE
+    ]
+    chosen = best.encoding
+    if any(USUAL in match.could_be_from_charset for match in equal):
+        chosen = USUAL
+    elif len(equal) > 1:
+        raise _undecided(data, [match.encoding for match in equal], name)
+    return Encoding(chosen, f"encoding {chosen} (for example {_example(data, chosen)!r})")
+
+
+def _undecided(data: bytes, encodings: list[str], name: str) -> DataError:
+    line = next(line for line in data.splitlines() if not line.isascii())
+    shown = [f"{encoding}: {line.decode(encoding, 'replace')[:80]!r}" for encoding in encodings[:4]]
+    return DataError(
+        "the file is not UTF-8, and several encodings fit it",
+        where=name,
+        why="the same line in each: " + "; ".join(shown),
+        remedy=f"set data.encoding: {encodings[0]}, or another of them, or save the file as UTF-8",
+    )
+
+
+def _example(data: bytes, encoding: str) -> str:
+    """The first words that are not ASCII."""
+    for line in data.splitlines():
+        if not line.isascii():
+            text = line.decode(encoding, "replace")
+            begin = next(index for index, char in enumerate(text) if char > "\x7f")
+            return text[max(text.rfind(" ", 0, begin) + 1, begin - 20) : begin + 20].split(" ")[0].strip('";,\t')
+    return ""
+
+
+class _Transcoded(io.RawIOBase):
+    """A file's text as UTF-8. What its encoding does not allow stays as it is, so its row is a bad row."""
+
+    def __init__(self, file: BinaryIO, encoding: str) -> None:
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+        self._ready = b""
+        self._ended = False
+
+    def readable(self) -> bool:
+        """True: it is there to be read."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  (the base names no buffer's type)
+        """Fills the buffer as far as there is something; 0 at the end."""
+        while not self._ready and not self._ended:
+            chunk = self._file.read(BLOCK_BYTES // 4)
+            self._ended = not chunk
+            text = self._decoder.decode(chunk, final=self._ended)
+            self._ready = text.encode("utf-8", "surrogateescape")
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+
+def transcoded(file: BinaryIO, encoding: str) -> BinaryIO:
+    """The same text in UTF-8; the file itself where it is that already."""
+    if encoding in ("utf-8", "ascii", "utf-8-sig"):
+        return file
+    return io.BufferedReader(_Transcoded(file, encoding), 2**18)

@@ -1,0 +1,111 @@
+"""Tables as spreadsheet programs write them: what is found, what is said, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.data.files.reader import Reader, open_source
+from tunesmith.data.files.rows import BadRow, Row
+from tunesmith.errors import DataError
+from tunesmith.recipe.data import SourceSettings
+
+
+def opened(path: Path, text: str | bytes, **settings: Any) -> Reader:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return open_source(SourceSettings(path=str(path), **settings))
+
+
+def rows_of(reader: Reader) -> list[Row | BadRow]:
+    return [row for part in reader.parts for row in part.rows()]
+
+
+def fields_of(reader: Reader) -> list[dict[str, str]]:
+    return [row.fields for row in rows_of(reader) if isinstance(row, Row)]
+
+
+@pytest.mark.parametrize(("delimiter", "said"), [(";", "';'"), ("\t", "tab"), ("|", "'|'")])
+def test_the_separator_is_the_one_that_gives_each_record_as_many_fields(tmp_path: Path, delimiter: str, said: str):
+    lines = [("prompt", "completion"), ("Wie viel, bitte?", "12,50"), (f'"a{delimiter}b"', "1,2")]
+    reader = opened(tmp_path / "t.csv", "".join(delimiter.join(line) + "\r\n" for line in lines))
+    assert f"separator {said}" in reader.reason
+    assert fields_of(reader) == [
+        {"prompt": "Wie viel, bitte?", "completion": "12,50"},
+        {"prompt": f"a{delimiter}b", "completion": "1,2"},
+    ]
+
+
+def test_the_usual_separator_is_not_said(tmp_path: Path):
+    assert "separator" not in opened(tmp_path / "t.csv", "prompt,completion\na,b\n").reason
+
+
+def test_two_separators_that_fit_are_refused_and_the_key_decides(tmp_path: Path):
+    text = "prompt;x|completion\na;y|b\n"
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path / "t.csv", text)
+    assert caught.value.what == "several separators fit this table"
+    assert "['prompt', 'x|completion']" in str(caught.value.why)
+    assert 'data.delimiter: ";"' in str(caught.value.remedy)
+    reader = opened(tmp_path / "t.csv", text.replace("x|c", "c|"), delimiter=";", columns={"completion": "c|ompletion"})
+    assert fields_of(reader) == [{"prompt": "a", "c|ompletion": "y|b"}]
+
+
+def test_a_line_that_names_the_separator_is_no_row(tmp_path: Path):
+    reader = opened(tmp_path / "t.csv", "\ufeffsep=;\r\nprompt;completion\r\na,b;c\r\n")
+    assert rows_of(reader) == [Row({"prompt": "a,b", "completion": "c"}, f"{tmp_path / 't.csv'}:3")]
+
+
+def test_quotes_are_text_in_a_tab_file_that_quotes_nothing(tmp_path: Path):
+    reader = opened(tmp_path / "t.tsv", 'prompt\tcompletion\n"Tea" is good\tb\n5" box\tc')
+    assert [row["prompt"] for row in fields_of(reader)] == ['"Tea" is good', '5" box']
+    assert "quotes are part of the text" in reader.reason
+
+
+def test_empty_records_and_columns_behind_are_left_out_and_a_value_there_is_a_bad_row(tmp_path: Path):
+    text = "prompt,completion,,\na,b,,\n,,,\nc,d,,\n"
+    reader = opened(tmp_path / "t.csv", text)
+    assert fields_of(reader) == [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    assert "2 empty columns behind the others left out" in reader.reason
+    many = "".join(f"q{number},a,,\n" for number in range(1200))
+    rows = rows_of(opened(tmp_path / "t.csv", f"prompt,completion,,\n{many}x,y,z,\n"))
+    assert isinstance(rows[-1], BadRow) and rows[-1].found == "a value in a column without a name"
+
+
+def test_the_index_of_pandas_is_no_column_and_a_column_of_numbers_with_a_name_is(tmp_path: Path):
+    reader = opened(tmp_path / "t.csv", ",Unnamed: 0,prompt,completion\n0,0,a,b\n1,1,c,d\n")
+    assert fields_of(reader)[1] == {"prompt": "c", "completion": "d"}
+    assert "only counts the rows: left out" in reader.reason
+    assert "id" in fields_of(opened(tmp_path / "t.csv", "id,prompt,completion\n0,a,b\n1,c,d\n"))[0]
+
+
+def test_records_that_excel_cut_short_in_blocks_of_16_get_their_empty_fields_and_others_do_not(tmp_path: Path):
+    full = ["prompt,completion,note", *(f"q{number},a,ok" for number in range(15))]
+    reader = opened(tmp_path / "t.csv", "\n".join([*full, *(f"q{number},a" for number in range(15, 20))]))
+    assert len(fields_of(reader)) == 20 and fields_of(reader)[-1]["note"] == ""
+    assert "Excel left out empty fields at the end of some records: note" in reader.reason
+    ragged = rows_of(opened(tmp_path / "t.csv", "\n".join([*full, "q,a", "r,b,c"])))
+    assert [row.found for row in ragged if isinstance(row, BadRow)] == ["2 fields"]
+
+
+def test_a_code_page_is_found_and_said_with_an_example(tmp_path: Path):
+    text = "prompt;completion\nDie Größe stimmt nicht – was nun?;Bitte schicken Sie das Paket zurück\n"
+    reader = opened(tmp_path / "t.csv", text.encode("cp1252"))
+    assert "encoding cp1252 (for example 'Größe')" in reader.reason
+    assert fields_of(reader)[0]["prompt"].startswith("Die Größe stimmt nicht –")
+
+
+def test_a_few_invalid_bytes_in_utf_8_are_bad_rows_and_no_other_encoding(tmp_path: Path):
+    text = "prompt,completion\n" + "Größe,schön\n" * 5
+    rows = rows_of(opened(tmp_path / "t.csv", text.encode() + b"gr\xf6\xdfe,x\n"))
+    assert [row.found for row in rows if isinstance(row, BadRow)] == ["bytes that are not UTF-8"]
+    assert len(rows) == 6
+
+
+def test_the_encoding_of_the_recipe_is_taken_and_an_unknown_one_refused(tmp_path: Path):
+    text = "prompt,completion\nżółw,dół\n".encode("cp1250")
+    assert fields_of(opened(tmp_path / "t.csv", text, encoding="cp1250"))[0] == {"prompt": "żółw", "completion": "dół"}
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path / "t.csv", text, encoding="cp99999")
+    assert "data.encoding" in str(caught.value.remedy)
