@@ -700,7 +700,7 @@ def test_sample_answers_and_warnings_change_no_byte(
     )
     quiet = train(with_values(values, evaluation={"samples": 0}, output_dir=str(tmp_path / "quiet"))).run
     assert not (quiet / "samples_during.jsonl").exists()
-    monkeypatch.setitem(symptoms.RULES, "flat", lambda seen: Symptom("flat", seen.loss.steps[-1], "it is flat"))
+    monkeypatch.setitem(symptoms._RULES, "flat", lambda seen: Symptom("flat", seen.loss.steps[-1], "it is flat"))
     listener = Listener()
     talking = train(with_values(values, output_dir=str(tmp_path / "talking")), listener=listener).run
     assert listener.lines.count("step 1: it is flat") == 1
