@@ -50,7 +50,7 @@ def test_a_config_alone_makes_a_table_and_a_recommendation(command: Command, con
     assert first == "8.03B parameters (built on torch's meta device); h100: 80.0 GB"
     assert basis == "an epoch: 5,000 rows of 1,024 tokens, as given; half of them learned, nothing shared"
     assert header.split()[:6] == ["method", "trains", "of", "all", "weights", "gradients"]
-    assert full.split()[:4] == ["full", "8.0B", "100.00%", "15.0"]
+    assert full.split()[:4] == ["full", "8.03B", "100.00%", "15.0"]
     assert lora.split()[:3] == ["lora", "41.9M", "0.52%"]
     assert qlora.split()[0] == "qlora"
     assert advice.startswith("Begin with lora")

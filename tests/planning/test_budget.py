@@ -62,9 +62,9 @@ def test_threads_are_the_processors_that_this_process_may_use(monkeypatch: pytes
 
 def test_the_peak_is_weights_optimizer_activations_and_logits() -> None:
     peak = plan.predict(SMALL, tokens=10, checkpointing=False, memory=2**40)
-    assert (peak.libraries, peak.weights, peak.optimizer) == (LIBRARIES, 4000, 3 * 400)
+    assert (peak.libraries, peak.weights, peak.gradients, peak.optimizer) == (LIBRARIES, 4000, 400, 2 * 400)
     assert peak.activations == 2 * 10 * 1000 * 1.7 == 34_000
-    assert peak.working == 3 * 10 * 50 * 4 + 2 * 10 * 32 == 6_640
+    assert peak.logits == 3 * 10 * 50 * 4 + 2 * 10 * 32 == 6_640
     assert peak.judging == LIBRARIES + 4000 + 2 * 400 + 6_000 + 10 * (5 * 64 + 4 * 32)
     assert peak.total == peak.training == LIBRARIES + 45_840
 
@@ -85,15 +85,15 @@ def test_what_trains_what_is_packed_and_a_dense_mask_count() -> None:
     def predicted(**changes: int) -> plan.Peak:
         return plan.predict(replace(SMALL, **changes), tokens=10, checkpointing=False, memory=2**40)  # type: ignore[arg-type]
 
-    assert predicted(head=700).working == 6_640 + 3 * 700
-    assert predicted(unpacked=900).working == 6_640 + 2 * 900
+    assert predicted(head=700).logits == 6_640 + 3 * 700
+    assert predicted(unpacked=900).logits == 6_640 + 2 * 900
     assert predicted(mask=2).activations == int(2 * 10 * (1000 + 10 * 2) * 1.7)
-    assert predicted(widest=500).working == 5 * 10 * 500
+    assert predicted(widest=500).logits == 5 * 10 * 500
 
 
 def test_the_logits_of_a_chunk_are_all_there_are_at_a_time() -> None:
     peak = plan.predict(replace(SMALL, vocabulary=2**20), tokens=1000, checkpointing=False, memory=2**40)
-    assert peak.working == 3 * 4 * 2**23 + 2 * 1000 * 32
+    assert peak.logits == 3 * 4 * 2**23 + 2 * 1000 * 32
 
 
 def test_a_quantized_base_is_judged_beside_the_unquantized_one_where_that_fits() -> None:

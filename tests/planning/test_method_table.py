@@ -12,7 +12,7 @@ from tests.model.architectures import tiny_config
 
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.weights.config_file import read_config
-from tunesmith.planning import method_table, step_time
+from tunesmith.planning import step_time
 from tunesmith.planning.budget import Plan
 from tunesmith.planning.devices import DEVICES, Device, device_called, device_like
 from tunesmith.planning.method_table import plan_methods, resolved
@@ -200,7 +200,7 @@ def test_a_prediction_is_compared_for_the_very_micro_batch_that_was_measured() -
     asked = resolved(recipe(micro_batch_tokens=512, gradient_checkpointing=False), CPU)
     sized = counted(LLAMA_8B, asked)
     chosen = Plan(sized.shape, 512, 400, False, CPU.memory)
-    predicted = method_table.parts(chosen, row=99).total
+    predicted = chosen.peak_of_many_steps(99).training
     seconds = step_seconds(
         sized, asked, replace(CPU, fp32=5e10), computed=400, logits=90, pairs=20_000, checkpointing=False
     )
@@ -214,7 +214,7 @@ def test_a_prediction_is_compared_for_the_very_micro_batch_that_was_measured() -
 def test_the_heap_grows_by_more_where_a_row_fills_the_micro_batch() -> None:
     def activations(method: str, row: float, device: Device = CPU, checkpointing: bool = False) -> int:
         shape = counted(LLAMA_8B, resolved(recipe(method), device)).shape
-        return method_table.parts(Plan(shape, 1000, 1000, checkpointing, device.memory), row=row).activations
+        return Plan(shape, 1000, 1000, checkpointing, device.memory).peak_of_many_steps(row).activations
 
     plain = Plan(counted(LLAMA_8B, resolved(recipe(), CPU)).shape, 1000, 1000, False, CPU.memory).peak().activations
     assert activations("lora", 500) == pytest.approx(plain * 1.26, rel=1e-6)
@@ -297,7 +297,7 @@ def check_figures(key: str) -> None:
         *sizes, seconds = FIGURES[key][line.method]
         assert sizes == [
             line.trainable, parts.weights, parts.gradients, parts.optimizer, parts.activations, parts.logits,
-            line.judging, line.budget, line.checkpointing,
+            parts.judging, line.budget, line.checkpointing,
         ], line.method  # fmt: skip
         assert line.seconds == pytest.approx(seconds, rel=1e-12)
 

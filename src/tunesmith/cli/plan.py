@@ -1,4 +1,4 @@
-"""`plan`: what each method would take, before anything is loaded."""
+"""`plan`: what each method would need, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COUNTED = "built on torch's meta device"
 
 PlanRecipe = Annotated[
     str | None,
-    typer.Argument(metavar="RECIPE", help="The recipe (YAML); not needed with --model, --rows and --length."),
+    typer.Argument(metavar="RECIPE", help="The recipe (YAML). Not needed with --model, --rows and --length."),
 ]
 
 
@@ -53,24 +53,27 @@ def plan(
         ),
     ] = None,
     rows: Annotated[
-        int | None, typer.Option("--rows", min=1, metavar="N", help="Rows of an epoch, in place of the recipe's data.")
+        int | None, typer.Option("--rows", min=1, metavar="N", help="Rows of an epoch, instead of the recipe's data.")
     ] = None,
     length: Annotated[
-        int | None, typer.Option("--length", min=2, metavar="N", help="Tokens of each of those rows.")
+        int | None, typer.Option("--length", min=2, metavar="N", help="Tokens in each of those rows.")
     ] = None,
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="Count tokens and what rows share with the model's tokenizer; takes seconds."),
+        typer.Option("--exact", help="Count tokens and shared prefixes with the model's tokenizer. Takes seconds."),
     ] = False,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Run real steps of each method that fits, and show how far off it was.")
+        bool,
+        typer.Option(
+            "--measure", help="Run real steps of each method that fits, and compare them with the prediction."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what full fine-tuning, LoRA and QLoRA would take, and which to begin with.
+    """Show what full fine-tuning, LoRA and QLoRA would need, and which one to begin with.
 
-    From config.json alone: trainable parameters, memory by what holds it, time an epoch, whether it fits, and the
-    micro-batch and checkpointing that suit each method. Nothing is loaded and nothing is trained.
+    For each method: trainable parameters, memory by what holds it, time per epoch, whether it fits, and the micro-batch
+    and checkpointing that suit it. The model is built from its config.json; no weights are loaded, nothing is trained.
     """
     if (rows is None) != (length is None):
         raise typer.BadParameter("--rows and --length go together", param_hint="--rows")
@@ -100,7 +103,7 @@ def plan(
 
 
 def _asked(recipe: str | None, overrides: list[str], model: str | None, *, made: bool) -> Recipe:
-    """The recipe, or one made of --model. A first argument of the form KEY=VALUE is no recipe's name."""
+    """The recipe, or one made from --model. A first argument of the form KEY=VALUE is an override, not a recipe."""
     from tunesmith.recipe.file import read_recipe
 
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
@@ -118,11 +121,12 @@ def _asked(recipe: str | None, overrides: list[str], model: str | None, *, made:
 
 def _workload(recipe: Recipe, rows: int | None, length: int | None, terminal: Terminal, *, exact: bool) -> Workload:
     from tunesmith.planning import workload
-    from tunesmith.workflows.exact_workload import by_tokens
 
     if rows is not None and length is not None:
         return workload.as_given(rows, length, recipe=recipe)
     if exact:
+        from tunesmith.workflows.exact_workload import by_tokens
+
         return by_tokens(recipe, listener=terminal)
     return workload.by_characters(recipe, listener=terminal)
 
@@ -131,7 +135,7 @@ def _measured(
     recipe: Recipe, config: Mapping[str, Any], folder: Path | None, planned: Planned, device: str | None,
     length: int | None, terminal: Terminal,
 ) -> list[Comparison]:  # fmt: skip
-    """Real steps of each method that fits, one after the other. Raises RecipeError for a device that is not here."""
+    """Measures each method that fits, one after the other. Raises RecipeError for a device that is not here."""
     from tunesmith.planning.devices import DEVICES
     from tunesmith.workflows.trial import at_measure, compare_prediction, run_trial
 
@@ -152,9 +156,11 @@ def _measured(
 
 
 def _show(planned: Planned, terminal: Terminal, *, named: bool) -> None:
-    """The table. ``named``: there is a recipe, whose own line is marked."""
+    """Writes the table. ``named``: there is a recipe, and its own line is marked."""
+    from tunesmith.planning.advice import in_short
+
     device = planned.device
-    terminal.write(f"{planned.parameters / 1e9:.3g}B parameters ({COUNTED}); {device.name}: {_gb(device.memory)} GB")
+    terminal.write(f"{in_short(planned.parameters)} parameters ({COUNTED}); {device.name}: {_gb(device.memory)} GB")
     terminal.write(f"an epoch: {planned.workload.basis}")
     header = ("method", "trains", "of all", *PARTS, "rest", "peak GB", "fits", "tokens", "checkpointing", "epoch")
     rows = [_row(line, named=named) for line in planned.lines]
@@ -163,6 +169,8 @@ def _show(planned: Planned, terminal: Terminal, *, named: bool) -> None:
 
 
 def _row(line: Line, *, named: bool) -> tuple[Any, ...]:
+    from tunesmith.planning.advice import in_short
+
     name = f"{line.method} (recipe)" if line.recipe and named else line.method
     if not line.tokens:
         return (name, *(None for _ in range(3 + len(PARTS) + 1)), "no", None, None, line.why)
@@ -171,7 +179,7 @@ def _row(line: Line, *, named: bool) -> tuple[Any, ...]:
     fits = "yes" if line.fits else "no"
     checkpointing = "yes" if line.checkpointing else "no"
     return (
-        name, _count(line.trainable), f"{line.share:.2%}", *sizes, _gb(memory.libraries), _gb(memory.total), fits,
+        name, in_short(line.trainable), f"{line.share:.2%}", *sizes, _gb(memory.libraries), _gb(memory.training), fits,
         f"{line.budget:,}", checkpointing, _duration(line.seconds),
     )  # fmt: skip
 
@@ -212,13 +220,6 @@ def _as_json(planned: Planned, found: list[Comparison]) -> dict[str, Any]:
 
 def _gb(size: int, digits: int = 1) -> str:
     return f"{size / GIB:.{digits}f}"
-
-
-def _count(number: int) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return str(number)
 
 
 def _duration(seconds: float) -> str:

@@ -1,8 +1,8 @@
-"""Hyperparameters to begin with: each a value, why it is that, and who says so. No torch, no file, no model.
+"""Hyperparameters to begin with: each has a value, a reason and a source. Imports no torch and reads no file.
 
-A rate is ``recipe.usual_rate``, which is what `learning_rate: auto` means, times what the model's size makes of it.
-Sources: the guide is Tunesmith's own; papers stand by their arXiv number; LoRA Without Regret is Schulman et al. 2025,
-Thinking Machines Lab; docs/lab.md has what was measured here; a rule of thumb is ours, and not measured.
+A learning rate is ``usual_rate``, which is what `learning_rate: auto` means, times a factor for the model's size.
+Sources: the guide is the one that Tunesmith implements; papers have their arXiv number; LoRA Without Regret is Schulman
+et al. 2025, Thinking Machines Lab; docs/lab.md has what was measured here; a rule of thumb is ours and not measured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALPHA = 32
 FEW_STEPS = 20  # a warm-up of a tenth would be one step, whose rate is 0
 GUIDES_RATE = 2e-5
 LAB, RULE_OF_THUMB = "docs/lab.md at 135M", "rule of thumb"
-METHODS = {
+METHOD_REASONS = {
     "lora": ("a small adapter beside frozen weights: begin with it", "guide; arXiv:2106.09685"),
     "qlora": ("LoRA over 4-bit weights, for what does not fit otherwise", "guide; arXiv:2305.14314"),
     "full": ("every weight trains", "guide"),
@@ -35,7 +35,7 @@ METHODS = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A value of the recipe, why it is that, and who says so."""
+    """A value of the recipe, the reason for it, and the source of the reason."""
 
     value: Any
     reason: str
@@ -51,22 +51,22 @@ def is_adapter(method: str) -> bool:
 
 
 def method(asked: str | None, rows: int, fits: Mapping[str, bool]) -> Choice:
-    """The method asked for, else LoRA, else QLoRA where that alone fits.
+    """The method asked for; else LoRA; or QLoRA if LoRA does not fit and QLoRA does.
 
     Args:
-        fits: of each method, as far as it is known.
+        fits: whether each method fits, as far as it is known.
     """
     if asked is None and not fits.get(FIRST, True) and fits.get(SECOND, False):
-        return Choice(SECOND, "LoRA over 4-bit weights, as lora itself does not fit here", METHODS[SECOND][1])
+        return Choice(SECOND, "LoRA over 4-bit weights, as lora itself does not fit here", METHOD_REASONS[SECOND][1])
     name = asked or FIRST
-    reason, source = METHODS.get(name, ("as asked for", "guide"))
+    reason, source = METHOD_REASONS.get(name, ("as asked for", "guide"))
     if name == "full":
         reason += f"; {rows:,} rows are enough for it" if rows >= FULL_ROWS else f"; {too_few(rows)}"
     return Choice(name, reason, source)
 
 
 def too_few(rows: int) -> str:
-    """What the guide says of full fine-tuning on fewer rows than it asks for."""
+    """What the guide says about full fine-tuning on fewer rows than it asks for."""
     return f"{rows:,} rows are few for that: from {FULL_ROWS:,} on, and LoRA from {LORA_ROWS:,}"
 
 
@@ -74,7 +74,7 @@ def learning_rate(method: str, objective: str, parameters: int | None) -> Choice
     """By method, objective and size. Small models take larger steps, and adapters ten times those of full fine-tuning.
 
     Args:
-        parameters: of the model; None where they are not known.
+        parameters: of the model; None if they are not known.
     """
     usual, full = usual_rate(method, objective), usual_rate("full", objective)
     factor, reason, source = _of_size(parameters, preferences=objective != "sft")
@@ -91,7 +91,7 @@ def learning_rate(method: str, objective: str, parameters: int | None) -> Choice
 
 
 def _of_size(parameters: int | None, *, preferences: bool) -> tuple[float, str, str]:
-    """What size makes of the usual rate, why, and who says so."""
+    """The factor on the usual rate for a model's size, its reason and its source."""
     known = "arXiv:2305.18290; TRL" if preferences else "arXiv:2305.14314"
     if parameters is None:
         return 1.0, "the usual, as the size is not known", known
@@ -103,7 +103,7 @@ def _of_size(parameters: int | None, *, preferences: bool) -> tuple[float, str, 
 
 
 def epochs(rows: int) -> Choice:
-    """Passes over the rows."""
+    """The number of passes over the rows."""
     if rows < FEW_ROWS:
         return Choice(5, f"passes over {rows:,} rows: few rows make few steps", f"{RULE_OF_THUMB}; the guide has 3")
     if rows < MANY_ROWS:
@@ -112,7 +112,7 @@ def epochs(rows: int) -> Choice:
 
 
 def batch_size(rows: int) -> Choice:
-    """Rows in an optimizer step. Never large: LoRA loses by that more than full fine-tuning (LoRA Without Regret)."""
+    """Rows in an optimizer step. Never large: that hurts LoRA more than full fine-tuning (LoRA Without Regret)."""
     if rows >= 1000:
         return Choice(16, "rows in an optimizer step", "guide: 4 x 4")
     return Choice(8 if rows >= 100 else 4, "rows in an optimizer step", f"{RULE_OF_THUMB}: few rows, more steps")
@@ -123,7 +123,7 @@ def rank(tokens: int, parameters_a_rank: int | None) -> Choice:
 
     Args:
         tokens: to learn, in one pass over the rows.
-        parameters_a_rank: of the adapter, for each 1 of the rank; None where it is not known.
+        parameters_a_rank: parameters of the adapter for each 1 of the rank; None if they are not known.
     """
     if parameters_a_rank is None:
         return Choice(RANKS[0], "the adapter's rank; more for far more rows", "arXiv:2405.09673")
@@ -137,27 +137,27 @@ def rank(tokens: int, parameters_a_rank: int | None) -> Choice:
 
 
 def alpha() -> Choice:
-    """Divided by the rank, so that one learning rate suits every rank."""
+    """The scale of the adapter. It is divided by the rank, so that one learning rate suits every rank."""
     return Choice(ALPHA, "scales the update by lora_alpha / r; the same for every r", "guide; LoRA Without Regret")
 
 
 def warmup(steps: int) -> Choice:
-    """The share of all steps in which the rate rises."""
+    """The share of all steps in which the learning rate rises."""
     if steps < FEW_STEPS:
         return Choice(0, "so few steps need no warm-up", RULE_OF_THUMB)
     return Choice(0.1, "below 1 a share of all steps", "guide")
 
 
 def weight_decay() -> Choice:
-    """Of a method that trains the weights themselves."""
+    """The weight decay of a method that trains the weights themselves."""
     return Choice(0.01, "pulls weights towards 0, never norms and biases", "guide")
 
 
 def rate_range(method: str, optim: str) -> tuple[float, float]:
-    """The rates that a range test goes through: five powers of ten, with what is usual well inside.
+    """The first and last rate of a range test: five powers of ten, with the usual rate well inside.
 
-    A step of AdamW moves every parameter by about the rate; one of SGD moves all of them together by at most the rate,
-    where gradients are clipped to norm 1. So SGD's begins a thousand times higher.
+    A step of AdamW moves every parameter by about the rate. A step of SGD moves all of them together by at most the
+    rate, if gradients are clipped to norm 1. So SGD begins a thousand times higher.
     """
     low = (1e-6 if is_adapter(method) else 1e-7) * (1000 if optim == "sgd" else 1)
     return low, low * 1e5

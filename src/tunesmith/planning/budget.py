@@ -1,4 +1,4 @@
-"""What fits, before training: every `auto` that depends on memory, as a pure function of model, recipe and data.
+"""Predicts the memory of a run and chooses its micro-batch, as a pure function of model, recipe, data and device.
 
 Nothing here measures free memory or time: the same inputs give the same choice on every day, so a run can be resumed.
 The measured step (``training/rehearsal.py``) may only refuse. Constants were fitted to measured peaks, see docs/lab.md.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tunesmith.errors import ModelError
@@ -34,6 +34,11 @@ CONTEXT = 500 * 2**20  # not measured here: what CUDA takes of a GPU for itself
 HOLES = 1.7  # measured: resident for each byte of activations after some steps in glibc's heap, which leaves holes
 LATER_HOLES = 0.3  # measured: the share of that which is not there yet in the first micro-batch
 FEW_HOLES = 1.1  # where large blocks are given back (checkpointing), and in torch's own allocator on a GPU
+# Of the activations, what the heap grows by over many steps: a share, and another for a row that fills the micro-batch,
+# in proportion for a shorter one. Fitted to three steps each of SmolLM2-135M, 1,024 tokens in rows of 128, 512 and
+# 1,024; the same steps differ by up to 9% between processes, by the state of the heap.
+GROWTH = {"full": (0.0, 0.14), "lora": (0.16, 0.2), "qlora": (0.16, 0.2)}
+GROWTH["lora-int8"] = GROWTH["qlora"]  # not fitted: weights are dequantized the same way
 LOGITS = 3  # fp32 copies of a chunk of logits
 HEAD_GRADIENTS = 3  # of a trained output layer: one chunk's, the sum so far, and the new sum
 CHEAPER = {
@@ -47,19 +52,25 @@ BACKWARD = 5  # a layer's widest activations that its backward pass has at a tim
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Bytes at the fullest moment of training, by what holds them; ``judging`` is all that judging holds at a time."""
+    """The bytes at the fullest moment of training, by what holds them.
+
+    ``logits`` includes the working space of the passes. ``judging`` is all that is held when base and tuned model are
+    compared.
+    """
 
     libraries: int
     weights: int
+    gradients: int
     optimizer: int
     activations: int
-    working: int
+    logits: int
     judging: int
 
     @property
     def training(self) -> int:
         """Bytes of a step."""
-        return self.libraries + self.weights + self.optimizer + self.activations + self.working
+        held = (self.libraries, self.weights, self.gradients, self.optimizer, self.activations, self.logits)
+        return sum(held)
 
     @property
     def total(self) -> int:
@@ -67,14 +78,19 @@ class Peak:
         return max(self.training, self.judging)
 
     def __str__(self) -> str:
-        names = {"optimizer": "gradients and optimizer", "working": "logits and working space"}
-        parts = [(names.get(field.name, field.name), getattr(self, field.name)) for field in fields(self)[:-1]]
-        return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts)
+        parts = {
+            "libraries": self.libraries,
+            "weights": self.weights,
+            "gradients and optimizer": self.gradients + self.optimizer,
+            "activations": self.activations,
+            "logits and working space": self.logits,
+        }
+        return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items())
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A choice: the budget of a micro-batch, the most tokens that one can have, and whether to checkpoint."""
+    """A choice: the token budget of a micro-batch, the most tokens that one can have, and whether to checkpoint."""
 
     shape: StepBytes
     budget: int
@@ -83,12 +99,24 @@ class Plan:
     memory: int
 
     def peak(self, tokens: int | None = None) -> Peak:
-        """The prediction for a micro-batch; for the largest there can be unless ``tokens`` are given."""
+        """The prediction for a micro-batch of ``tokens``, by default for the largest there can be."""
         largest = self.tokens if tokens is None else tokens
         return predict(self.shape, tokens=largest, checkpointing=self.checkpointing, memory=self.memory)
 
+    def peak_of_many_steps(self, row: float) -> Peak:
+        """The prediction over many steps of the largest micro-batch, as the heap breaks into pieces.
+
+        Args:
+            row: tokens of a typical row.
+        """
+        peak, later = self.peak(), self.later_holes(self.tokens)
+        if self.shape.method in GROWTH:
+            share, of_row = GROWTH[self.shape.method]
+            later = int(later * (share + of_row * min(row / self.tokens, 1.0)) / LATER_HOLES)
+        return replace(peak, activations=peak.activations + later)
+
     def later_holes(self, tokens: int) -> int:
-        """Bytes by which a process grows after its first micro-batch, as the heap breaks into pieces."""
+        """The bytes by which a process grows after its first micro-batch, as the heap breaks into pieces."""
         return int(LATER_HOLES * self.peak(tokens).activations) if self._in_heap else 0
 
     @property
@@ -104,18 +132,18 @@ class Plan:
 
 
 def micro_batch_tokens(device: str, longest_row: int, steps: Sequence[Sequence[TokenRow]] = ()) -> int:
-    """The token budget that suits device and data, memory aside; see ``ladder``."""
+    """The token budget that suits the device and the data, whatever the memory; see ``ladder``."""
     return ladder(device, longest_row, steps)[0]
 
 
 def ladder(device: str, longest_row: int, steps: Sequence[Sequence[TokenRow]] = ()) -> list[int]:
     """The budgets that `auto` tries, from the one that suits device and data down to the longest row, which must fit.
 
-    A device has a size that suits it. Where rows share long prefixes, a larger budget computes fewer tokens, because a
+    A device has a size that suits it. If rows share long prefixes, a larger budget computes fewer tokens, because a
     prefix is computed once in each micro-batch.
 
     Args:
-        steps: the rows of some optimizer steps; none where rows are not to share.
+        steps: the rows of some optimizer steps; none if rows do not share.
     """
     good = CPU_TOKENS if device.partition(":")[0] == "cpu" else GPU_TOKENS
     best = max(good, longest_row)
@@ -142,11 +170,11 @@ def threads() -> int:
 
 
 def predict(shape: StepBytes, *, tokens: int, checkpointing: bool, memory: int) -> Peak:
-    """The peak of a run whose largest micro-batch has so many tokens. Good to a fifth for llama-like models.
+    """The peak of a run whose largest micro-batch has ``tokens`` tokens. It is good to a fifth for llama-like models.
 
     Gradients are counted beside the activations, because those of the micro-batch before are held meanwhile.
-    With checkpointing a layer keeps its input, and one layer at a time the rest. Layers that no gradient passes keep
-    nothing.
+    With checkpointing each layer keeps its input, and one layer at a time keeps the rest. Layers that no gradient
+    passes keep nothing.
     """
     on_cpu = shape.device == "cpu"
     layer = tokens * (shape.kept + tokens * shape.mask)
@@ -162,9 +190,10 @@ def predict(shape: StepBytes, *, tokens: int, checkpointing: bool, memory: int) 
     return Peak(
         libraries=libraries,
         weights=shape.weights,
-        optimizer=shape.trained + moments,
+        gradients=shape.trained,
+        optimizer=moments,
         activations=int(kept * (HOLES if on_cpu and not checkpointing else FEW_HOLES)),
-        working=max(head, BACKWARD * tokens * shape.widest) + 2 * shape.unpacked,
+        logits=max(head, BACKWARD * tokens * shape.widest) + 2 * shape.unpacked,
         judging=libraries + shape.weights + moments + beside + forward,
     )
 
@@ -178,12 +207,12 @@ def choose(
     where: str,
     steps: Sequence[Sequence[TokenRow]] = (),
 ) -> Plan:
-    """The largest budget of the ladder that fits, first without checkpointing, then with it; what is given is kept.
+    """The largest budget of the ladder that fits, first without checkpointing, then with it. Given values are kept.
 
     Args:
         longest: tokens of the longest row.
-        memory: bytes in all.
-        where: what a refusal names: the model.
+        memory: bytes of the device, used or free.
+        where: the model, for a refusal.
         steps: the rows of some optimizer steps that may share prefixes.
 
     Raises:
@@ -206,12 +235,12 @@ def choose(
 
 
 def does_not_fit(plan: Plan, *, needed: int, share: float, how: str, where: str) -> ModelError:
-    """The one refusal, of a prediction and of a measured step.
+    """The refusal of a run that does not fit, by a prediction or by a measured step.
 
     Args:
         needed: bytes.
-        share: of the memory, that may be used.
-        how: ``needed`` was found.
+        share: the part of the memory that may be used.
+        how: how ``needed`` was found.
     """
     way = "with" if plan.checkpointing else "without"
     cheaper = CHEAPER.get(plan.shape.method, [])

@@ -1,6 +1,6 @@
-"""Devices to plan for: memory and dense peak speed as their vendors publish them, and a CPU as it is measured.
+"""The devices to plan for: GPUs with the memory and speed that vendors publish, and this machine's own device.
 
-Imports no torch. Peaks are dense (without structured sparsity); vendors' headline figures are often twice that.
+Peaks are dense (without structured sparsity); vendors' headline figures are often twice that.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from tunesmith.errors import RecipeError
+from tunesmith.model.weights.device import resolve_device
 from tunesmith.planning.memory import GIB, total_memory
 
 GB = 10**9
 TERA = 10**12
-DRIVER = Path("/proc/driver/nvidia/gpus")
 # A product of two square matrices for a fifth of a second, on a given number of threads, in a process of its own:
 # a BLAS takes its threads when it is loaded.
 SGEMM = """
@@ -112,12 +111,12 @@ DEVICES = {
 
 
 def device_called(name: str, *, threads: int) -> Device:
-    """A device of the table, or ``cpu``, ``cuda`` and ``auto`` for what this machine has.
+    """A device of the table, or this machine's for ``cpu``, ``cuda`` and ``auto``. The speed of a CPU is measured.
 
-    Raises RecipeError for another name, and for a GPU that is not there.
+    Raises RecipeError for another name, and for a GPU that this machine does not have.
     """
     if name == "auto":
-        name = "cuda" if has_gpu() else "cpu"
+        name = resolve_device(name)
     kind = name.partition(":")[0]
     if kind == "cpu":
         return Device("cpu", "cpu", total_memory("cpu"), sgemm(threads))
@@ -147,12 +146,12 @@ def this_device() -> Device:
 
 
 def device_like(told: str) -> Device | None:
-    """The line of the table that a driver's name for a GPU means, such as ``NVIDIA H100 80GB HBM3``."""
+    """The device of the table that a driver calls ``told``, such as ``NVIDIA H100 80GB HBM3``."""
     words = re.split("[^a-z0-9]+", told.lower())
     words += [one + other for one, other in itertools.pairwise(words)]  # RTX 4090
 
     def agrees(device: Device) -> int:
-        """Parts of the name that are in the other one; 0 where it is another GPU."""
+        """How many parts of the device's name are in ``told``; 0 if it is another GPU."""
         model, *rest = device.name.split("-")
         agreed = [f"{part}gb" in words if part.isdigit() else part in words for part in rest]
         kept = [found for part, found in zip(rest, agreed, strict=True) if not part.isdigit()]
@@ -160,11 +159,6 @@ def device_like(told: str) -> Device | None:
 
     best = max(DEVICES.values(), key=agrees)
     return best if agrees(best) else None
-
-
-def has_gpu() -> bool:
-    """Whether NVIDIA's driver lists a GPU; asked without torch."""
-    return DRIVER.is_dir() and any(DRIVER.iterdir())
 
 
 def sgemm(threads: int) -> float:
@@ -176,10 +170,8 @@ def sgemm(threads: int) -> float:
 
 
 def _own_gpu(name: str) -> Device:
-    """This machine's GPU, its peak from the table. Raises RecipeError where there is none or it is not in the table."""
+    """This machine's GPU with its peak from the table. Raises RecipeError if there is none or the table lacks it."""
     import torch
-
-    from tunesmith.model.weights.device import resolve_device
 
     resolve_device(name)
     found = torch.cuda.get_device_properties(name)

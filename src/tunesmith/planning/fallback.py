@@ -19,8 +19,8 @@ def require_quantization(recipe: Recipe) -> None:
     """Tries bitsandbytes on a few weights.
 
     Raises:
-        ModelError: it is missing or does not run on the recipe's device; names what to use instead, and whether that
-            fits this machine where the model's config is at hand.
+        ModelError: it is missing or does not run on the recipe's device. The error names what to use instead, and
+            whether that fits this machine if the model's config is at hand.
     """
     device = resolve_device(recipe.model.device)
     try:

@@ -1,4 +1,4 @@
-"""The memory of a device in all, and what this process has held of it at most."""
+"""The total memory of a device, and the most that this process has held of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAP_MOST = 2**25  # bytes: glibc takes no larger threshold
 
 
 def total_memory(device: str) -> int:
-    """Bytes of the device, used or free. On a CPU also a container's limit, where that is lower (cgroup v1 and v2)."""
+    """Bytes of the device, used or free. On a CPU a container's limit counts if it is lower (cgroup v1 and v2)."""
     if _is_cuda(device):
         import torch
 
@@ -27,10 +27,10 @@ def total_memory(device: str) -> int:
 
 
 def group_limits(proc: Path = PROC, root: Path = CGROUPS) -> Iterator[int]:
-    """Bytes that each control group above this process allows.
+    """The bytes that each control group above this process allows.
 
-    Inside a container the groups are named as the host sees them while the folders begin at the container's own, so
-    every folder from the named one up to the root is asked, where it is there.
+    Inside a container the groups have the names that the host sees, but the folders begin at the container's own. So
+    every folder from the named one up to the root is read, if it exists.
     """
     for line in _lines(proc / "cgroup"):
         _, controllers, path = line.split(":", 2)
@@ -38,8 +38,8 @@ def group_limits(proc: Path = PROC, root: Path = CGROUPS) -> Iterator[int]:
             continue
         folder, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
         own = folder / path.lstrip("/")
-        for place in (own, *(parent for parent in own.parents if parent.is_relative_to(folder))):
-            yield from (int(value) for value in _lines(place / name) if value.isdecimal())  # "max": no limit
+        for group in (own, *(parent for parent in own.parents if parent.is_relative_to(folder))):
+            yield from (int(value) for value in _lines(group / name) if value.isdecimal())  # "max": no limit
 
 
 def _lines(path: Path) -> list[str]:
@@ -50,14 +50,14 @@ def _lines(path: Path) -> list[str]:
 
 
 def begin_peak(device: str) -> int:
-    """From here on ``peak`` counts. Returns the bytes held now: on a CPU resident, on CUDA reserved by torch."""
+    """Starts counting for ``peak``. Returns the bytes held now: resident on a CPU, reserved by torch on CUDA."""
     if _is_cuda(device):
         import torch
 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_reserved(device)
-    with suppress(OSError):  # not permitted: what was held before counts too
+    with suppress(OSError):  # not permitted: then what was held before counts too
         (PROC / "clear_refs").write_text("5", encoding="utf-8")
     return _status("VmRSS")
 
@@ -76,7 +76,7 @@ def _is_cuda(device: str) -> bool:
 
 
 def _status(key: str) -> int:
-    """A size of this process; the peak of its whole life where the system does not tell it."""
+    """A size of this process, or the peak of its whole life if the system does not tell it."""
     for line in _lines(PROC / "status"):
         if line.startswith(f"{key}:"):
             return 1024 * int(line.split()[1])
@@ -84,19 +84,19 @@ def _status(key: str) -> int:
 
 
 def give_back_large_blocks() -> None:
-    """Makes glibc give every freed block above 1 MiB back to the system, for the rest of the process.
+    """Makes glibc return every freed block above 1 MiB to the system, for the rest of the process.
 
-    Else what lives long (a layer's input) pins the holes around it, and checkpointing saves a fifth of what it could
-    (docs/lab.md). Other C libraries have no such setting and no such need.
+    Otherwise long-lived blocks (a layer's input) pin the holes around them, and checkpointing saves a fifth of what it
+    could (docs/lab.md). Other C libraries have no such setting and do not need it.
     """
     _mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def keep_freed_blocks() -> None:
-    """Makes glibc keep what is freed for the next step, for the rest of the process.
+    """Makes glibc keep freed memory for the next step, for the rest of the process.
 
-    Else the passes of a step, which take and free the same few sizes, fault the same pages in again and again: 5% of
-    a step where attention is made of many small pieces (docs/lab.md).
+    Otherwise the passes of a step, which take and free the same few sizes, fault the same pages in again and again:
+    5% of a step if attention is computed in many small pieces (docs/lab.md).
     """
     _mallopt(M_MMAP_THRESHOLD, HEAP_MOST)
     _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.planning import budget
-from tunesmith.planning.budget import MEASURED_SHARE, SHARE, Plan, gigabytes
+from tunesmith.planning.budget import MEASURED_SHARE, SHARE, Peak, Plan, gigabytes
 from tunesmith.planning.devices import DEVICES, Device
 from tunesmith.planning.shape_from_model import ModelCounter, NotUnderstood, recipe_config
 from tunesmith.planning.step_shape import CountedModel, StepBytes
@@ -31,43 +31,21 @@ from tunesmith.recipe.settings import Recipe, TrainingSettings
 
 COMPARED = ("full", "lora", "qlora")
 COMFORTABLE = 0.5  # of the device's memory: what full fine-tuning may need to be recommended
-# Of the activations, what the heap of a CPU grows by after the first micro-batch: a share, and another for a row that
-# fills the micro-batch, in proportion for a shorter one. Fitted to three steps each of SmolLM2-135M, 1,024 tokens in
-# rows of 128, 512 and 1,024; the same steps differ by up to 9% between processes, by the state of the heap.
-LATER = {"full": (0.0, 0.14), "lora": (0.16, 0.2), "qlora": (0.16, 0.2)}
-LATER["lora-int8"] = LATER["qlora"]  # not fitted: weights are dequantized the same way
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Bytes at the fullest moment of training. ``logits`` includes the working space of the passes."""
-
-    libraries: int
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    logits: int
-
-    @property
-    def total(self) -> int:
-        """The sum of the parts."""
-        return sum(asdict(self).values())
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One method. ``memory`` are its parts; ``budget`` and ``checkpointing`` what suits it best, or the smallest.
+    """One method of the table.
 
-    ``judging``: bytes when base and tuned model are compared. ``recipe``: whether its settings are the recipe's own.
+    ``recipe``: whether its settings are the recipe's own. ``budget`` and ``checkpointing`` are what suits it best, or
+    what needs the least if it does not fit; ``why`` says why it does not.
     """
 
     method: str
     recipe: bool
     trainable: int
     share: float
-    memory: Parts
-    judging: int
+    memory: Peak
     fits: bool
     budget: int
     tokens: int
@@ -77,7 +55,8 @@ class Line:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; bytes and seconds."""
-        return {**asdict(self), "memory": {**asdict(self.memory), "total": self.memory.total}}
+        memory = {**asdict(self.memory), "total": self.memory.training}
+        return {**asdict(self), "judging": memory.pop("judging"), "memory": memory}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,18 +169,16 @@ def _line(counted: CountedModel, recipe: Recipe, workload: Workload, device: Dev
         )
     except ModelError as error:
         chosen, why = _smallest(counted.shape, recipe.training, workload.longest, device.memory), error.why or ""
-    memory = parts(chosen, row=typical_row(workload.computed, workload.pairs))
-    judging = chosen.peak().judging
-    fits = not why and max(memory.total, judging) <= MEASURED_SHARE * device.memory
+    memory = chosen.peak_of_many_steps(typical_row(workload.computed, workload.pairs))
+    fits = not why and memory.total <= MEASURED_SHARE * device.memory
     if not fits:
-        why = f"needs {gigabytes(max(memory.total, judging))}, and {gigabytes(int(SHARE * device.memory))} may be used"
+        why = f"needs {gigabytes(memory.total)}, and {gigabytes(int(SHARE * device.memory))} may be used"
     return Line(
         method=counted.shape.method,
         recipe=own,
         trainable=counted.trainable,
         share=counted.trainable / counted.parameters,
         memory=memory,
-        judging=judging,
         fits=fits,
         budget=chosen.budget,
         tokens=chosen.tokens,
@@ -212,12 +189,12 @@ def _line(counted: CountedModel, recipe: Recipe, workload: Workload, device: Dev
 
 
 def _impossible(method: str, error: TunesmithError) -> Line:
-    nothing = Parts(0, 0, 0, 0, 0, 0)
-    return Line(method, False, 0, 0.0, nothing, 0, False, 0, 0, False, 0.0, error.why or error.what)
+    nothing = Peak(0, 0, 0, 0, 0, 0, 0)
+    return Line(method, False, 0, 0.0, nothing, False, 0, 0, False, 0.0, error.why or error.what)
 
 
 def _smallest(shape: StepBytes, settings: TrainingSettings, longest: int, memory: int) -> Plan:
-    """What needs the least of all that the recipe allows."""
+    """The plan that needs the least memory of those that the recipe allows."""
     asked = settings.gradient_checkpointing
     checkpointing = shape.recomputes if asked == "auto" else bool(asked)
     budget = longest if settings.micro_batch_tokens == "auto" else int(settings.micro_batch_tokens)
@@ -228,27 +205,6 @@ def _smallest(shape: StepBytes, settings: TrainingSettings, longest: int, memory
 def typical_row(computed: int, pairs: int) -> float:
     """Tokens of a row, from the pairs of tokens that see each other."""
     return max(2 * pairs / max(computed, 1) - 1, 1.0)
-
-
-def parts(chosen: Plan, *, row: float) -> Parts:
-    """Bytes by what holds them, for the largest micro-batch, over many steps.
-
-    Args:
-        row: tokens of a typical row.
-    """
-    peak, trained = chosen.peak(), chosen.shape.trained
-    later = chosen.later_holes(chosen.tokens)
-    if chosen.shape.method in LATER:
-        base, more = LATER[chosen.shape.method]
-        later = int(later * (base + more * min(row / chosen.tokens, 1.0)) / budget.LATER_HOLES)
-    return Parts(
-        libraries=peak.libraries,
-        weights=peak.weights,
-        gradients=trained,
-        optimizer=peak.optimizer - trained,
-        activations=peak.activations + later,
-        logits=peak.working,
-    )
 
 
 def recommend(
@@ -262,22 +218,22 @@ def recommend(
     by_name = {line.method: line for line in lines}
     full, lora, qlora = (by_name[name] for name in COMPARED)
     room = gigabytes(device.memory)
-    if workload.rows >= FULL_ROWS and full.fits and full.memory.total <= COMFORTABLE * device.memory:
+    if workload.rows >= FULL_ROWS and full.fits and full.memory.training <= COMFORTABLE * device.memory:
         return "full", (
             f"Begin with full: {workload.rows:,} rows are enough for it (from {FULL_ROWS:,}), and its "
-            f"{gigabytes(full.memory.total)} leave half of the {room} free; lora is the cheaper first try."
+            f"{gigabytes(full.memory.training)} leave half of the {room} free; lora is the cheaper first try."
         )
     if lora.fits:
         few = f"{workload.rows:,} rows are fewer than the {FULL_ROWS:,} from which full fine-tuning pays"
         reason = few if workload.rows < FULL_ROWS else "full fine-tuning would not fit with room to spare"
         return "lora", (
-            f"Begin with lora: it needs {gigabytes(lora.memory.total)} of {room}, trains {lora.share:.2%} of the "
+            f"Begin with lora: it needs {gigabytes(lora.memory.training)} of {room}, trains {lora.share:.2%} of the "
             f"parameters, and {reason}."
         )
     if qlora.fits:
         return "qlora", (
             f"Begin with qlora: lora {lora.why}, and in 4 bits the model needs "
-            f"{gigabytes(qlora.memory.total)} of {room}."
+            f"{gigabytes(qlora.memory.training)} of {room}."
         )
     known = smallest_device()
     where = f"; the smallest known device for qlora is {known.name}" if known else ""
@@ -294,6 +250,6 @@ def _smallest_device(recipe: Recipe, model: ModelCounter, longest: int) -> Devic
         except ModelError:
             return None
         smallest = _smallest(shape, asked.training, longest, device.memory)
-        if parts(smallest, row=longest).total <= SHARE * device.memory:
+        if smallest.peak_of_many_steps(longest).training <= SHARE * device.memory:
             return device
     return None

@@ -302,7 +302,7 @@ def _memory_in_words(lines: Mapping[str, Line], device: Device) -> str | None:
     if not lines:
         return None
     needs = [
-        f"{line.method} {gigabytes(max(line.memory.total, line.judging))}{'' if line.fits else ' (does not fit)'}"
+        f"{line.method} {gigabytes(line.memory.total)}{'' if line.fits else ' (does not fit)'}"
         for line in lines.values()
     ]
     return f"Memory, of {gigabytes(device.memory)}: {', '.join(needs)}; `tunesmith plan` says more"

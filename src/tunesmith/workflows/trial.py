@@ -31,7 +31,7 @@ from tunesmith.model.weights.text_side import tokenizer_of
 from tunesmith.planning import memory
 from tunesmith.planning.budget import Plan
 from tunesmith.planning.devices import Device, sgemm
-from tunesmith.planning.method_table import Line, as_started, methods_to_plan, parts, typical_row, with_method
+from tunesmith.planning.method_table import Line, as_started, methods_to_plan, typical_row, with_method
 from tunesmith.planning.shape_from_model import ModelCounter, recipe_config
 from tunesmith.planning.step_time import step_seconds
 from tunesmith.recipe.file import portable, read_recipe
@@ -98,7 +98,7 @@ def compare_prediction(
         pairs=trial.pairs,
         checkpointing=checkpointing,
     )
-    predicted = parts(chosen, row=typical_row(trial.tokens, trial.pairs)).total
+    predicted = chosen.peak_of_many_steps(typical_row(trial.tokens, trial.pairs)).training
     return Comparison(
         method=method_label(asked.method),
         tokens=trial.tokens,
