@@ -64,9 +64,7 @@ def plan(
     ] = False,
     measure: Annotated[
         bool,
-        typer.Option(
-            "--measure", help="Run real steps of each method that fits, and compare them with the prediction."
-        ),
+        typer.Option("--measure", help="Run real steps of each method that fits, and compare with the prediction."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
