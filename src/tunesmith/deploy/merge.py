@@ -11,6 +11,7 @@ import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,15 @@ from tunesmith.data.survey import only_held_out, survey_rows
 from tunesmith.deploy import plain_weights
 from tunesmith.deploy.model_card import model_card
 from tunesmith.deploy.plain_weights import Closeness
-from tunesmith.deploy.tuned import Tuned, find_target, load
+from tunesmith.deploy.tuned import ModelTarget, Tuned, find_target, load
 from tunesmith.errors import DataError, ExportError, TunesmithError
 from tunesmith.evaluation.held_out_recipe import evaluation_recipe
 from tunesmith.methods.base import weights_in
 from tunesmith.methods.lora import Lora
-from tunesmith.model.base_model import load_base_model
+from tunesmith.model.weights.added_tokens import NO_TOKENS
 from tunesmith.model.weights.config_file import read_config
 from tunesmith.model.weights.load import save_tokenizer
-from tunesmith.model.weights.resolve import kind, resolve
+from tunesmith.model.weights.resolve import kind
 from tunesmith.planning import budget, memory
 from tunesmith.runs.progress import Listener, Silent
 
@@ -106,26 +107,19 @@ def merge(
     listener, to = listener or Silent(), Path(out)
     wanted = _dtype(dtype)
     _check_shard_size(max_shard_size)
-    found = find_target(str(target))
-    if found.checkpoint is None:
-        raise ExportError(
-            "there is nothing to merge",
-            where=str(target),
-            why="It is a plain model: nothing was trained on top of it.",
-            remedy="Name a run, a checkpoint or an adapter folder.",
-        )
+    found = _find_tuned(str(target))
     plain_weights.check_free(to, overwrite=overwrite)
     tuned = load(target, listener=listener)
     run_dtype = _held_in(tuned.model)
-    wanted = wanted or _stored_dtype(tuned) or run_dtype
+    wanted = wanted or _stored_dtype(tuned.folder) or run_dtype
     plain_weights.check_room(to, plain_weights.size_of(tuned.model, wanted))
     rows, said = _rows(tuned, data, listener)
     listener.say(f"comparing logits on {said}")
     reference = list(plain_weights.logits_of(tuned.model, rows))
+    tolerances = [plain_weights.TOLERANCES[each] for each in _precisions(tuned, run_dtype)]
     plain, onto, candidates = _closest(tuned, reference, rows, listener)
-    facts = _facts(tuned)
-    tolerance = max(plain_weights.TOLERANCES[each] for each in (wanted, *_precisions(tuned, run_dtype)))
-    tokenizer, template, device, trusted = tuned.tokenizer, tuned.template, tuned.device, _trusted(tuned)
+    plain_weights.refuse_far(candidates[onto], max(tolerances), what="the merged model")
+    facts, tokenizer, template, load_weights = _facts(tuned), tuned.tokenizer, tuned.template, tuned.load_plain
     del tuned  # its memory is for the weights that are read back
     gc.collect()
     with plain_weights.merged_folder(to) as folder:
@@ -133,8 +127,9 @@ def merge(
         del plain
         template.apply_to(tokenizer)
         save_tokenizer(tokenizer, folder)
-        again = load_base_model(folder, dtype=run_dtype, device=device, trust_remote_code=trusted)
+        again = load_weights(folder=folder, dtype=run_dtype, added=NO_TOKENS)
         written = plain_weights.closeness(reference, again, rows)
+        tolerance = max(plain_weights.TOLERANCES[wanted], *tolerances)
         plain_weights.refuse_far(written, tolerance, what=f"the model in {_name(wanted)}")
         files, size = plain_weights.sizes_in(folder)
         result = Merged(
@@ -156,6 +151,19 @@ def merge(
     return result
 
 
+def _find_tuned(target: str) -> ModelTarget:
+    """What the target is. Raises ExportError for a plain model."""
+    found = find_target(target)
+    if found.checkpoint is None:
+        raise ExportError(
+            "there is nothing to merge",
+            where=target,
+            why="It is a plain model: nothing was trained on top of it.",
+            remedy="Name a run, a checkpoint or an adapter folder.",
+        )
+    return found
+
+
 def _closest(
     tuned: Tuned, reference: Sequence[Tensor], rows: Sequence[Sequence[int]], listener: Listener
 ) -> tuple[PreTrainedModel, str, dict[str, Closeness]]:
@@ -167,15 +175,12 @@ def _closest(
         model = None  # before the next one is made
         model = make()
         measured[last] = plain_weights.closeness(reference, model, rows)
-    best = min(measured, key=lambda name: measured[name].relative)
+    best, *others = sorted(measured, key=lambda name: measured[name].relative)
     if best != last:
         model = None
         model = ways[best]()
     assert model is not None
-    tolerance = max(plain_weights.TOLERANCES[number] for number in _precisions(tuned, _held_in(tuned.model)))
-    plain_weights.refuse_far(measured[best], tolerance, what="the merged model")
-    if len(ways) > 1:
-        other = next(name for name in measured if name != best)
+    for other in others:
         listener.say(
             f"kept: the adapter on the {best} base, whose logits are within {measured[best].relative:.2g} of the tuned "
             f"model's; on the {other} base {measured[other].relative:.2g}"
@@ -184,35 +189,29 @@ def _closest(
 
 
 def _ways(tuned: Tuned, listener: Listener) -> dict[str, Callable[[], PreTrainedModel]]:
+    """How the tuned model can become plain weights: each way makes them, by what the update is added to."""
     method, model = tuned.method, tuned.model
     assert method is not None
     parameters = sum(weights_in(parameter) for parameter in model.parameters())
     fits = budget.unquantized_base_fits(parameters, memory=memory.total_memory(tuned.device))
-    if all(parameter.is_floating_point() for parameter in model.parameters()):
-        if isinstance(method, Lora) and fits and _held_in(model) != torch.float32:
-            return {"base": lambda: method.merge_onto(_float32_base(tuned), model)}  # so the sum is rounded once
-        return {"base": lambda: method.merge(model)}
-    ways: dict[str, Callable[[], PreTrainedModel]] = {"dequantized": lambda: method.merge(model)}
-    if not isinstance(method, Lora):
+    quantized = not all(parameter.is_floating_point() for parameter in model.parameters())
+    ways: dict[str, Callable[[], PreTrainedModel]] = {
+        "dequantized" if quantized else "base": lambda: method.merge(model)
+    }
+    if not isinstance(method, Lora) or not (quantized or _held_in(model) != torch.float32):
         return ways
     if not fits:
-        listener.say("the unquantized base does not fit beside the tuned model, so only the dequantized one is tried")
+        if quantized:
+            reason = "the unquantized base does not fit beside the tuned model"
+            listener.say(f"{reason}, so only the dequantized one is tried")
         return ways
-    return {"unquantized": lambda: method.merge_onto(_float32_base(tuned), model), **ways}
+    # In float32, so that the sum of base and update is rounded once.
+    onto_base = partial(_merged_onto, method, tuned)
+    return {"unquantized": onto_base, **ways} if quantized else {"base": onto_base}
 
 
-def _float32_base(tuned: Tuned) -> PreTrainedModel:
-    return load_base_model(
-        _base_folder(tuned),
-        dtype=torch.float32,
-        device=tuned.device,
-        trust_remote_code=_trusted(tuned),
-        added=tuned.added,
-    )
-
-
-def _base_folder(tuned: Tuned) -> Path:
-    return resolve(tuned.target.base, revision=tuned.target.revision, trust_remote_code=_trusted(tuned))
+def _merged_onto(method: Lora, tuned: Tuned) -> PreTrainedModel:
+    return method.merge_onto(tuned.load_plain(dtype=torch.float32), tuned.model)
 
 
 def _rows(tuned: Tuned, data: str | None, listener: Listener) -> tuple[list[list[int]], str]:
@@ -286,17 +285,12 @@ def _check_shard_size(text: str) -> None:
         )
 
 
-def _stored_dtype(tuned: Tuned) -> torch.dtype | None:
+def _stored_dtype(base: Path) -> torch.dtype | None:
     """The dtype that the base's config.json names, if it is one that is written here."""
-    config, _ = read_config(str(_base_folder(tuned)))
+    config, _ = read_config(str(base))
     text = config.get("text_config") or {}
     named = next((each[key] for each in (config, text) for key in ("dtype", "torch_dtype") if each.get(key)), "")
     return _DTYPES.get(str(named).removeprefix("torch."))
-
-
-def _trusted(tuned: Tuned) -> bool:
-    recipe = tuned.target.recipe
-    return recipe is not None and recipe.model.trust_remote_code
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.data.examples.message import Message
@@ -52,17 +52,18 @@ class ModelTarget:
 class Tuned:
     """A model that answers. ``model`` is in evaluation mode; ``base()`` is the untuned one.
 
-    ``stop_ids`` end an answer, ``added`` are the tokens that its recipe added, and ``load_plain`` loads the base
-    without quantization.
+    ``folder`` is the base's. ``stop_ids`` end an answer, ``added`` are the tokens that its recipe added, and
+    ``load_plain`` loads the base without quantization; arguments of ``load_base_model`` may replace its own.
     """
 
     target: ModelTarget
+    folder: Path
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     template: ChatTemplate
     method: Method | None
     stop_ids: tuple[int, ...]
-    load_plain: Callable[[], nn.Module]
+    load_plain: Callable[..., PreTrainedModel]
     added: AddedTokens
 
     @property
@@ -142,7 +143,7 @@ def load(
         method = build(found.method, base=str(folder), device=device, added=added, start=_start(found))
     load_weights = partial(
         load_base_model,
-        folder,
+        folder=folder,
         dtype=resolve_dtype(dtype, device, say=listener.warn),
         device=device,
         trust_remote_code=trust_remote_code,
@@ -154,6 +155,7 @@ def load(
     refuse_unknown_tokens(template, rows, added=added, where=folder)
     return Tuned(
         found,
+        folder,
         model.eval().requires_grad_(False),
         tokenizer=tokenizer,
         template=template,
