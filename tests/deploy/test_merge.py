@@ -364,7 +364,7 @@ def test_only_a_merged_model_is_overwritten_and_only_when_asked(
     for taken, kept in ((tmp_path / "folder", "notes.txt"), (tmp_path, "folder")):
         taken.mkdir(exist_ok=True)
         (tmp_path / "folder" / "notes.txt").write_text("mine")
-        with pytest.raises(ExportError, match="taken by something"):
+        with pytest.raises(ExportError, match="did not write"):
             merge(run, taken, overwrite=True)
         assert (taken / kept).exists()
     place = tmp_path / "plain"

@@ -203,7 +203,7 @@ def test_an_adapter_that_changed_since_is_refused(start: Path) -> None:
     found = started(LoraSettings(adapter_name_or_path="x"), start, path=str(start))
     weights = load_file(start / "adapter_model.safetensors")
     save_file({name: own + 1 for name, own in weights.items()}, start / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match="the adapter to go on from has changed"):
+    with pytest.raises(ModelError, match="the adapter to continue has changed"):
         started(found, start, path=str(start))
 
 

@@ -55,7 +55,7 @@ def values(tmp_path: Path, tiny_model_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def first(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """A run to go on from."""
+    """A run to continue."""
     return train(recipe_in(tmp_path_factory.mktemp("first"), tiny_model_dir)).run
 
 
@@ -165,7 +165,7 @@ def test_a_run_goes_on_from_another_and_is_judged_against_it(
     whole = train({**asked, "output_dir": str(tmp_path / "whole")}, listener=heard)
     came_to = Run(first).checkpoints[-1]
     assert any(
-        line.startswith(f"going on from {came_to}: r 4, lora_alpha 8, target_modules all-linear")
+        line.startswith(f"continuing from {came_to}: r 4, lora_alpha 8, target_modules all-linear")
         for line in heard.lines
     )
     stored = read_recipe(whole.run / "recipe.yaml").recipe.method

@@ -1,8 +1,8 @@
-"""`tunesmith merge`: what was tuned as plain weights that every tool loads, checked against the model as it runs.
+"""`tunesmith merge`: writes a tuned model as plain weights that every tool loads, and checks them.
 
-The logits of the tuned model on held-out rows come first, then the weights with the update added in, then the folder as
-it is read back. Over a quantized base there are two ways, and the closer one is kept: onto the values that the adapter
-was trained over (dequantized), or onto the base before it was quantized.
+The same held-out rows go through the tuned model as it runs, the weights with the update added, and the folder as it is
+read back. Their logits must agree. Over a quantized base there are two ways, and the closer one is kept: the update is
+added to the values that it was trained over (dequantized), or to the base before it was quantized.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Merged:
     """A merged model.
 
     Args:
-        folder: where it is.
+        folder: the folder that was written.
         base, revision: the model that was tuned.
         checkpoint: what was trained on top of it.
         method: how it was tuned.
@@ -96,12 +96,12 @@ def merge(
         target: a run stands for its last checkpoint.
         out: a new or empty folder.
         dtype: of the weights: float32, bfloat16, float16; auto: as the base is stored.
-        data: rows to compare logits on; the run's held-out rows where it is left out.
+        data: rows to compare logits on; by default the run's held-out rows.
         max_shard_size: of one file of weights, such as ``5GB``.
         overwrite: replace a merged model that is there.
 
     Raises:
-        ExportError: nothing was tuned, the place is taken, or the weights do not answer as the tuned model does.
+        ExportError: nothing was tuned, the folder is taken, or the weights do not answer as the tuned model does.
         TunesmithError: the target or the rows cannot be read.
     """
     listener, to = listener or Silent(), Path(out)
@@ -298,7 +298,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _facts(tuned: Tuned) -> dict[str, Any]:
-    """What the card says besides: the method's settings, the run and its verdict."""
+    """Facts for the model card: the method's settings, the run and its verdict."""
     target = tuned.target
     assert target.method is not None and target.checkpoint is not None
     method = target.method.model_dump(exclude_defaults=True, exclude={"adapter_sha256"}) | {"name": target.method.name}

@@ -1,4 +1,4 @@
-"""The README.md of a merged model: what it was made of, how it did against its base, and how close the merge is.
+"""The README.md of a merged model: what it was made from, its verdict, and how close the merge is.
 
 The block at its head is what model hubs read (https://huggingface.co/docs/hub/model-cards).
 """
@@ -23,7 +23,7 @@ def model_card(merged: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """The page as Markdown.
 
     Args:
-        merged: the fields of ``merging.Merged``.
+        merged: the fields of ``merge.Merged``.
         facts: ``method`` (its settings), ``hub`` (the base's hub id or None), and of a run ``run``, ``training`` (its
             recipe), ``status``, ``verdict`` and ``verdict_is_of_this``.
     """

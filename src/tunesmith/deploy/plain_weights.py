@@ -1,4 +1,4 @@
-"""Plain weights in a folder of their own: whole or not there, and held to the logits of the model they came from."""
+"""A folder of plain weights: written whole or not at all, and compared with the logits of the model they came from."""
 
 from __future__ import annotations
 
@@ -87,15 +87,15 @@ def refuse_far(found: Closeness, tolerance: float, *, what: str) -> None:
 
 
 def check_free(to: Path, *, overwrite: bool) -> None:
-    """Raises ExportError if a folder cannot be put there without removing what is not ours or was not given up."""
+    """Raises ExportError if ``to`` holds what `merge` did not write, or a merged model that is not to be replaced."""
     recover_folder(to)
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return
     if not (to / MARK).is_file():
         raise ExportError(
-            "the place is taken by something that `merge` has not written",
+            "the folder holds something that `merge` did not write",
             where=str(to),
-            why="Nothing is overwritten that Tunesmith did not write there.",
+            why="Tunesmith overwrites only what it wrote itself.",
             remedy="Name another --out.",
         )
     if not overwrite:
@@ -119,7 +119,7 @@ def check_room(to: Path, needed: int) -> None:
 
 @contextmanager
 def merged_folder(to: Path) -> Iterator[Path]:
-    """Inside, an empty folder to write in; it takes the place of ``to`` only when all went well."""
+    """Inside, an empty folder to write to, which becomes ``to`` if nothing is raised. OSError becomes ExportError."""
     try:
         with whole_folder(to) as beside:
             yield beside
@@ -132,7 +132,7 @@ def merged_folder(to: Path) -> Iterator[Path]:
 def write_weights(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype, max_shard_size: str) -> None:
     """config.json, generation_config.json and safetensors; the model passed in is changed to ``dtype``.
 
-    What is held in another dtype than the model's own on purpose (a router's bias, say) stays so.
+    A tensor whose dtype is not the model's own on purpose (such as a router's bias) keeps it.
     """
     own = model.dtype
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A run, a checkpoint, an adapter folder or a model, ready to answer: with its own template, exactly as trained."""
+"""Loads a run, a checkpoint, an adapter folder or a model to answer prompts, with the template it was trained with."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def load(
     trust_remote_code: bool = False,
     listener: Listener | None = None,
 ) -> Tuned:
-    """Loads a run (the checkpoint it came to), a checkpoint, an adapter folder, or a model by folder, file or name.
+    """Loads a run (its judged or last checkpoint), a checkpoint, an adapter folder, or a model by folder, file or name.
 
     Raises:
         ModelError: there is no such thing, or it cannot be loaded.
@@ -173,7 +173,7 @@ def _start(found: ModelTarget) -> Path | None:
 
 
 def _device(recipe: Recipe | None, asked: str, listener: Listener) -> str:
-    """The run's own device where this machine has it, unless another is asked for."""
+    """The device that is asked for; by default that of the run, if this machine has it."""
     if recipe is None or asked != "auto":
         return resolve_device(asked)
     try:
@@ -184,7 +184,7 @@ def _device(recipe: Recipe | None, asked: str, listener: Listener) -> str:
 
 
 def find_target(target: str) -> ModelTarget:
-    """What a path is. Raises ModelError where there is nothing of the name, RunError for a run without checkpoint."""
+    """Says what a path names. Raises ModelError if there is nothing there, RunError for a run without checkpoint."""
     what = kind(target)
     if what == "run":
         run = Run.open(target)
@@ -233,7 +233,7 @@ def _tokenizer(
 ) -> tuple[PreTrainedTokenizerBase, AddedTokens]:
     """A checkpoint's own tokenizer, where it has one: with its template, as it was trained.
 
-    What a run added shows only on the base's, and that with the same tokens added is the checkpoint's.
+    Where the run added tokens it is the base's tokenizer with the same tokens added, which is the same one.
     """
     model = ModelSettings(path=found.base) if found.recipe is None else found.recipe.model
     own = found.checkpoint if found.checkpoint and (found.checkpoint / "tokenizer_config.json").is_file() else None

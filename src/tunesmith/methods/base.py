@@ -1,4 +1,4 @@
-"""The protocol of a method, and what every method needs: groups for the optimizer, counts, exact swaps of weights."""
+"""The protocol of a method, and what methods share: groups for the optimizer, counts, exact swaps of weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAME_RATE = {"lr_ratio": 1.0}  # as the step's
 class Origin:
     """Where the untuned weights come from (folder or hub id), the seed of an adapter, and the device of the model.
 
-    ``added``: tokens that got rows of their own. ``start``: folder of an adapter to go on from.
+    ``added``: tokens that got rows of their own. ``start``: folder of an adapter to continue.
     """
 
     base: str
@@ -52,11 +52,11 @@ class Method(Protocol):
         ...
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """See ``parameter_groups`` below."""
+        """What trains, in groups for the optimizer: see the function ``parameter_groups``."""
         ...
 
     def reference(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        """The model that training began with, inside the context: untuned, or with the adapter it went on from.
+        """Inside, the model that training began with: untuned, or with the adapter that it continued.
 
         Afterwards weights, modes and what trains are as before.
         """
@@ -108,7 +108,7 @@ def parameter_groups(
 
 
 def lookup_tables(model: nn.Module) -> set[int]:
-    """The ids of the parameters that are looked up by token, rows that PEFT trains apart from the others included."""
+    """The ids of the parameters that are looked up by token, also of rows that PEFT trains apart from their table."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return tables | {id(own) for name, own in model.named_parameters() if ".trainable_tokens_delta." in name}
 
@@ -134,7 +134,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def weights_in(parameter: nn.Parameter) -> int:
-    """How many weights a parameter holds; two in each byte where bitsandbytes has packed it."""
+    """How many weights a parameter holds; a 4-bit parameter of bitsandbytes holds two in each byte."""
     packed = type(parameter).__name__ == "Params4bit"
     return parameter.numel() * (2 * parameter.element_size() if packed else 1)
 
@@ -150,7 +150,7 @@ def trainable_line(model: nn.Module) -> str:
 
 
 def shared_line(model: nn.Module) -> str | None:
-    """Which weights train under several names where not all weights do, such as a head tied to the embedding."""
+    """Names the weights that train under several names, such as a tied head; None if all weights train."""
     parameters = list(model.parameters())
     if all(own.requires_grad for own in parameters):
         return None
@@ -164,7 +164,7 @@ def shared_line(model: nn.Module) -> str | None:
 
 @contextmanager
 def exchanged(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Inside, each pair's first tensor has the second's values; afterwards its own storage again, bit for bit."""
+    """Inside, the first tensor of each pair has the values of the second; afterwards its own again, bit for bit."""
     own = [live.data for live, _ in pairs]
     try:
         for live, other in pairs:
@@ -176,5 +176,5 @@ def exchanged(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU that no later step changes."""
+    """Contiguous copies on the CPU, which later steps do not change."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

@@ -1,7 +1,7 @@
-"""Going on from an adapter: which folder it is, and the settings that its file has. Imports no torch.
+"""Continuing from an adapter: finds its folder and reads its settings. Imports no torch.
 
-An adapter's shape is fixed: its rank, its scale and where it sits are read from its file, and a recipe that says
-otherwise is refused. What PEFT calls other types (AdaLoRA, IA3, prompts) is not trained here.
+An adapter's shape is fixed: its rank, its scale and its modules are read from its file, and a recipe that says
+otherwise is refused. Adapters of other types in PEFT (AdaLoRA, IA3, prompts) are not trained here.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from tunesmith.runs.folder import Run
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 START_FOLDER = "start"  # in a run's folder: a copy of the adapter that the run continues
 _SETTING = "method.adapter_name_or_path"
-_TAKEN = (
+_FROM_FILE = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias", "use_rslora", "use_dora",
     "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
 )  # fmt: skip
-_OTHERWISE = ("layer_replication", "alora_invocation_tokens", "megatron_config")  # other models than LoRA beside layers
+_NOT_TRAINED = ("layer_replication", "alora_invocation_tokens", "megatron_config")  # other models than LoRA beside layers
 
 
 def find_start(name: str) -> Path:
-    """The adapter folder that a recipe means by a run, a checkpoint or a folder; a run's is the one it came to.
+    """The adapter folder that a recipe names by a run, a checkpoint or a folder; of a run, its judged or last one.
 
     Raises:
         ModelError: there is no adapter of that name.
     """
     what = kind(name)
-    place = Path(name).expanduser().resolve()
+    folder = Path(name).expanduser().resolve()
     if what == "run":
-        result = Run(place).result
+        result = Run(folder).result
         if result is None:
             raise ModelError(
-                "the run has no checkpoint to go on from",
+                "the run has no checkpoint to continue from",
                 where=_SETTING,
-                why=f"the status of {name} is: {Run(place).status().get('status')}",
+                why=f"the status of {name} is: {Run(folder).status().get('status')}",
                 remedy="let it train to its first save, or finish it with `tunesmith train RECIPE --resume`",
             )
-        place, what = result, "adapter" if (result / CONFIG_FILE).is_file() else "model"
+        folder, what = result, "adapter" if (result / CONFIG_FILE).is_file() else "model"
     if what == "hub":
         raise ModelError(
             f"{name} is not on this machine, and adapters are not fetched from the hub",
@@ -59,16 +59,16 @@ def find_start(name: str) -> Path:
             f"{name} is a model, not an adapter",
             where=_SETTING,
             why=f"it has no {CONFIG_FILE}: all of its weights were trained",
-            remedy=f"set model.path: {place} and leave adapter_name_or_path out",
+            remedy=f"set model.path: {folder} and leave adapter_name_or_path out",
         )
-    if not (place / WEIGHTS_FILE).is_file():
+    if not (folder / WEIGHTS_FILE).is_file():
         raise ModelError(
             "the adapter has no safetensors",
-            where=str(place),
+            where=str(folder),
             why=f"it has no {WEIGHTS_FILE}; pickled weights (.bin) are not read",
             remedy="save it again with PEFT's save_pretrained",
         )
-    return place
+    return folder
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"an adapter of type {found} cannot be trained further here",
             where=str(file),
-            why="lora and qlora go on from LoRA adapters (peft_type: LORA)",
+            why="lora and qlora continue LoRA adapters (peft_type: LORA)",
             remedy="merge it into its base with PEFT and train on the merged model",
         )
     task = config.get("task_type") or "CAUSAL_LM"
@@ -91,7 +91,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"the adapter is for another task: {task}", where=str(file), why="only CAUSAL_LM trains here")
     if not config.get("target_modules"):
         raise ModelError("the adapter does not say what it adapts", where=str(file), why="it has no target_modules")
-    odd = [name for name in _OTHERWISE if config.get(name)]
+    odd = [name for name in _NOT_TRAINED if config.get(name)]
     if odd:
         raise ModelError(f"the adapter uses {odd[0]}, which is not trained here", where=str(file))
     return config
@@ -131,20 +131,20 @@ def started(settings: AdapterSettings, folder: Path, *, path: str) -> AdapterSet
         path: what ``adapter_name_or_path`` becomes.
 
     Raises:
-        RecipeError: a setting that was given contradicts the file; of targets that is told by ``with_targets``.
+        RecipeError: a given setting contradicts the file; targets are checked by ``with_targets``.
         ModelError: the adapter cannot be trained further, or is another one than it was.
     """
     config = read_adapter_config(folder)
     digest = sha256_of(folder / WEIGHTS_FILE)
     if settings.adapter_sha256 not in (None, digest):
         raise ModelError(
-            "the adapter to go on from has changed",
+            "the adapter to continue has changed",
             where=str(folder / WEIGHTS_FILE),
             why=f"its sha256 is {digest}, and adapter_sha256 is {settings.adapter_sha256}",
             remedy="put it back, or leave adapter_sha256 out",
         )
-    found = {name: config[name] for name in _TAKEN if config.get(name) is not None}
-    for name in _TAKEN:
+    found = {name: config[name] for name in _FROM_FILE if config.get(name) is not None}
+    for name in _FROM_FILE:
         default = type(settings).model_fields[name].get_default(call_default_factory=True)
         wanted, there = getattr(settings, name), found.get(name, default)
         if name in settings.model_fields_set and name != "target_modules" and not _same(wanted, there):
@@ -164,12 +164,12 @@ def started(settings: AdapterSettings, folder: Path, *, path: str) -> AdapterSet
 def with_targets(
     settings: AdapterSettings, asked: AdapterSettings, linears: Iterable[str], folder: Path
 ) -> AdapterSettings:
-    """The settings with the adapter's targets as ``all-linear`` where they are that, which PEFT writes out in its file.
+    """The settings with ``all-linear`` as targets where the adapter has all linear modules, as a recipe says it.
 
     Args:
         settings: from ``started``.
         asked: as the recipe had them.
-        linears: names of the model's linear modules, but the output layer.
+        linears: names of the model's linear modules without the output layer.
         folder: the adapter's.
 
     Raises:
@@ -185,7 +185,7 @@ def with_targets(
 
 
 def _meant(targets: str | list[str], names: set[str]) -> set[str]:
-    """The modules that targets match by the rules of PEFT, and what of a list matches none of them."""
+    """The modules that targets match by PEFT's rules, and the names in a list that match none."""
     if targets == "all-linear":
         return names
     if isinstance(targets, str):
@@ -195,24 +195,24 @@ def _meant(targets: str | list[str], names: set[str]) -> set[str]:
 
 
 def contradiction(name: str, wanted: Any, there: Any, folder: Path) -> RecipeError:
-    """A setting of the recipe against that of the adapter's file."""
+    """The error for a setting of the recipe that differs from the adapter's file."""
     return RecipeError(
-        f"method.{name} contradicts the adapter to go on from",
+        f"method.{name} contradicts the adapter to continue",
         where=_SETTING,
         why=f"The recipe says {_short(wanted)}, {folder / CONFIG_FILE} says {_short(there)}.",
-        remedy=f"Leave method.{name} out: an adapter goes on in its own shape.",
+        remedy=f"Leave method.{name} out: an adapter keeps its own shape.",
     )
 
 
 def in_words(settings: AdapterSettings) -> str:
-    """One line: the adapter, and what was taken from its file."""
+    """One line that names the adapter and the settings from its file."""
     shape = f"r {settings.r}, lora_alpha {settings.lora_alpha:g}, target_modules {_short(settings.target_modules)}"
     dropout = f", lora_dropout {settings.lora_dropout:g}" if settings.lora_dropout else ""
-    return f"going on from {settings.adapter_name_or_path}: {shape}{dropout}, as its file says"
+    return f"continuing from {settings.adapter_name_or_path}: {shape}{dropout}, as its file says"
 
 
 def other_base(folder: Path, base: Path, name: str) -> str | None:
-    """What to warn of where the adapter's file names another base than the recipe's: its weights may still fit.
+    """A warning if the adapter's file names another base than the recipe: its weights may still fit.
 
     Args:
         base: folder of the recipe's model.

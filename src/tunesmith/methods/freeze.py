@@ -1,6 +1,6 @@
-"""Fine-tuning of a part: the last decoder layers, named modules and the embeddings train, all other weights are frozen.
+"""Trains a part of the model: the last decoder layers, named modules or the embeddings. All other weights are frozen.
 
-Nothing below the lowest layer that trains takes part in the backward pass, so its activations are not kept.
+Layers below the lowest one that trains take no part in the backward pass, so their activations are not kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SETTING = "method.trainable_modules"
 
 
 class Freeze(Full):
-    """What is chosen trains; every other weight is, after training, the base's bit for bit.
+    """The chosen weights train; all others are the base's after training, bit for bit.
 
     A checkpoint is a whole model folder, because that is what the ecosystem loads. ``state`` copies only what trains,
     and ``save`` takes the frozen weights from the model itself. ``reference`` is exact from copies of what trains as it
@@ -42,7 +42,7 @@ class Freeze(Full):
         self._before: dict[str, Tensor] = {}  # what trains, by name, as the base has it
 
     def attach(self, model: PreTrainedModel, batches: Any = None) -> PreTrainedModel:
-        """Freezes the model but for what the settings choose.
+        """Freezes all weights except those that the settings choose.
 
         Raises:
             ModelError: the weights are quantized, or the settings choose what the model does not have.
@@ -58,22 +58,22 @@ class Freeze(Full):
 
     @contextmanager
     def reference(self, model: nn.Module) -> Iterator[nn.Module]:
-        """What trains as it was before, in place of what it is now, which waits in memory. Nothing is read."""
+        """Inside, the weights that train have their first values; the trained ones wait in memory. Nothing is read."""
         own = dict(model.named_parameters())
         with kept_modes(model), exchanged([(own[name], before) for name, before in self._before.items()]):
             yield model
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """What trains; a weight that two names share is held once, under the first."""
+        """The weights that train; one that two names share is held once, under the first."""
         return on_cpu({name: own for name, own in model.named_parameters() if name in self._before})
 
     def save(self, state: dict[str, Tensor], to: Path) -> None:
-        """The folder that full fine-tuning writes: the state, and the frozen weights of the model."""
+        """Writes the folder that full fine-tuning writes: the state, and the frozen weights of the model."""
         assert self._model is not None, "save before attach or load"
         super().save({**{name: own.detach() for name, own in live_tensors(self._model).items()}, **state}, to)
 
     def load(self, model: PreTrainedModel, path: Path) -> PreTrainedModel:
-        """The weights that train from a model folder into the base that it was trained from.
+        """Puts the trained weights of a model folder into the base that they were trained from.
 
         Raises:
             ModelError: the folder cannot be read, or its frozen weights are not this base's.
@@ -96,7 +96,7 @@ class Freeze(Full):
 
 
 def chosen_parameters(model: PreTrainedModel, settings: FreezeSettings) -> list[nn.Parameter]:
-    """What the settings choose; a weight may be there twice. Raises ModelError for what the model does not have."""
+    """The chosen weights; one may be listed twice. Raises ModelError for what the model does not have."""
     chosen = [*_of_last_layers(model, settings.trainable_layers), *_named(model, settings.trainable_modules or [])]
     if settings.train_embeddings:
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -122,7 +122,7 @@ def _of_last_layers(model: PreTrainedModel, number: int) -> list[nn.Parameter]:
 
 
 def _named(model: PreTrainedModel, wanted: str | list[str]) -> list[nn.Parameter]:
-    """What a pattern matches whole, or what each of the names ends: modules with all that is in them, and weights."""
+    """The weights of modules whose whole name a pattern matches, or whose name ends with one of the names."""
     places: dict[str, list[nn.Parameter]] = {name: list(own.parameters()) for name, own in model.named_modules()}
     places |= {name: [own] for name, own in model.named_parameters(remove_duplicate=False)}
     places = {name: owned for name, owned in places.items() if name and owned}
@@ -152,13 +152,13 @@ def _nothing_called(wanted: str, places: list[str], *, is_pattern: bool) -> Mode
 
 
 def _copied(parameter: nn.Parameter) -> Tensor:
-    """On the CPU; of one that is only counted (on the meta device), itself."""
+    """A copy on the CPU; a parameter on the meta device is only counted, so it is returned itself."""
     own = parameter.detach()
     return own if own.is_meta else own.to("cpu", copy=True)
 
 
 def _same(own: Tensor, saved: Tensor, stored: torch.dtype | None) -> bool:
-    """Whether they are equal, where ``saved`` was stored in another dtype than it is held in now."""
+    """Whether a weight equals a saved one that was stored in the dtype ``stored`` (None: its own)."""
     own = own.detach().to("cpu")
     rounded = own if stored is None or not own.is_floating_point() else own.to(stored).to(own.dtype)
     return torch.equal(rounded, saved)

@@ -24,7 +24,7 @@ MAX_SHARD_SIZE = "5GB"
 
 
 class Full:
-    """All weights train. No second copy is held: ``reference`` reads the untuned weights from disk when asked."""
+    """All weights train. No second copy is held: ``reference`` reads the untuned weights from disk."""
 
     name = "full"
 
@@ -45,12 +45,12 @@ class Full:
         return model
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """See ``base.parameter_groups``."""
+        """All parameters, as ``base.parameter_groups`` groups them."""
         return parameter_groups(model)
 
     @contextmanager
     def reference(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The base weights from disk in place of the trained ones, which wait in memory: one model and one copy."""
+        """Inside, the model has the base weights, read from disk; the trained ones wait in memory."""
         assert isinstance(model, PreTrainedModel)
         base = read_weights(self.origin.base, like=model, revision=self.origin.revision, added=self.origin.added)
         with kept_modes(model), exchanged(paired(model, base)):
@@ -121,14 +121,14 @@ def read_weights(
 
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers that a state dict holds, themselves, each once and under its first name."""
+    """The parameters and buffers of a state dict, not copies, each once and under its first name."""
     seen: set[int] = set()
     tensors = model.state_dict(keep_vars=True)
     return {name: own for name, own in tensors.items() if not (id(own) in seen or seen.add(id(own)))}
 
 
 def paired(model: PreTrainedModel, weights: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Each tensor of the model with the one of its name. Raises ModelError where names or shapes differ."""
+    """Each tensor of the model with the saved one of the same name. Raises ModelError if names or shapes differ."""
     live = live_tensors(model)
     wrong = [name for name, own in live.items() if name not in weights or weights[name].shape != own.shape]
     wrong += weights.keys() - model.state_dict().keys()

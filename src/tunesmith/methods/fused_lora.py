@@ -1,7 +1,8 @@
 """PEFT's LoRA layers with the forward and backward passes of ``model/compute/kernels.py``.
 
-Only plain LoRA on linear layers is taken over, and only while it is plain: one active adapter of its input's dtype,
-neither merged nor disabled. Everything else (DoRA and other variants, several adapters, autocast) runs PEFT's own code.
+They are used for plain LoRA on linear layers only: one active adapter in the dtype of its input, neither merged nor
+disabled. Everything else (DoRA and other variants, several adapters, autocast) runs PEFT's own code. Modules of the
+base itself (norms, gated feed-forward) have their fused passes in ``model/compute/fused_modules.py``.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def _install(layers: Sequence[nn.Module]) -> int:
 class _Siblings:
     """Layers that their parent calls in turn with the same input. The first to be called computes for all of them.
 
-    What the others will be asked for waits here; it is handed out only for the very tensor that it was computed from,
-    in the same thread and mode. It is no part of the model: copies and pickles are without it.
+    The outputs of the others wait here. They are handed out only for the very tensor that they were computed from, in
+    the same thread and mode. They are no part of the model, so copies and pickles do not have them.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:

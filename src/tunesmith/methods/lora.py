@@ -66,7 +66,7 @@ class Lora:
         # PEFT trains biases, and some initialisations rewrite weights, in place: what they were, for `reference`.
         self._replaced: WeakKeyDictionary[nn.Module, list[tuple[Tensor, Tensor]]] = WeakKeyDictionary()
         self._begun: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()  # A0 and B0 of residuals
-        # Of a model that goes on from another adapter: that adapter's weights, on the CPU.
+        # The weights, on the CPU, of the adapter that a model continues.
         self._starts: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 
     def load_options(self) -> dict[str, Any]:
@@ -76,10 +76,10 @@ class Lora:
     def attach(self, model: PreTrainedModel, batches: Any = None) -> PeftModel:
         """Freezes the model and adds adapters drawn from the seed alone; step zero equals the base.
 
-        Where there is an adapter to go on from, it is that one, and step zero equals the base with it.
+        Where an adapter is to be continued, it is that one, and step zero equals the base with it.
 
         Args:
-            batches: rows of each optimizer step in order, which eva looks at and nothing else.
+            batches: rows of each optimizer step in order; only eva reads them.
 
         Raises:
             ModelError: a setting names modules that the model does not have, or that PEFT cannot adapt.
@@ -110,7 +110,7 @@ class Lora:
         return config
 
     def _started(self, model: PreTrainedModel, start: Path) -> PeftModel:
-        """With the adapter of a folder, whose weights are kept for ``reference``. Raises ModelError as ``load``."""
+        """Puts on the adapter to continue, whose weights are kept for ``reference``. Raises ModelError as ``load``."""
         adapted = self._load(model, start)
         assert self._config is not None
         self._config.base_model_name_or_path, self._config.revision = self.origin.base, self.origin.revision
@@ -136,11 +136,11 @@ class Lora:
         begun: dict[str, Tensor] | None = None,
         rows: Iterable[Any] | None = None,
     ) -> PeftModel:
-        """Adds PEFT's layers and begins them.
+        """Adds PEFT's layers and gives them their first values.
 
         Args:
-            begun: A0 and B0, where a run goes on whose adapter was taken out of the base.
-            rows: those of a new run, by optimizer steps.
+            begun: A0 and B0 of a run that is resumed and whose adapter was taken out of the base.
+            rows: the rows of each optimizer step of a new run.
         """
         self._prepare_base(model, config)
         before = [(live, live.detach().clone()) for live in _changed_in_place(model, config)]
@@ -184,9 +184,9 @@ class Lora:
 
     @contextmanager
     def reference(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Adapters off, modules_to_save in their original form, and what was changed in place as it was.
+        """Inside, adapters are off, and modules_to_save and weights that were changed in place are as they were.
 
-        Of a model that went on from another adapter: that adapter's weights in place of the trained ones.
+        A model that continues an adapter has that adapter's weights in place of the trained ones.
         """
         assert isinstance(model, PeftModel)
         with ExitStack() as stack:
@@ -208,11 +208,11 @@ class Lora:
         return on_cpu(self._plain_weights(model))
 
     def _plain_weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """As the base that was loaded needs them."""
+        """The adapter's tensors as they fit the base that was loaded."""
         return as_plain(adapter_weights(model), self._begun.get(model, {}))
 
     def save(self, state: dict[str, Tensor], to: Path) -> None:
-        """adapter_model.safetensors and adapter_config.json, as PEFT writes them but with every list in order."""
+        """Writes adapter_model.safetensors and adapter_config.json as PEFT does, but with every list in order."""
         assert self._config is not None, "save before attach or load"
         to.mkdir(parents=True, exist_ok=True)
         save_file(state, to / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -255,7 +255,7 @@ class Lora:
     def _as_plain(
         self, model: PreTrainedModel, config: PeftConfig, weights: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], PeftConfig]:
-        """An adapter of others that stands on a residual, over the base itself: PEFT decomposes its weights once."""
+        """Turns an adapter of another tool over a residual into one over the base: PEFT decomposes the base once."""
         assert isinstance(config, LoraConfig)
         bare = copy.deepcopy(config)
         bare.modules_to_save, bare.bias, bare.use_dora = None, "none", False
@@ -275,7 +275,7 @@ class Lora:
         return merged(copy.deepcopy(model))
 
     def merge_onto(self, plain: PreTrainedModel, model: nn.Module) -> PreTrainedModel:
-        """The adapter of ``model`` added into ``plain``, which is changed and given back: other weights of the base.
+        """Adds the adapter of ``model`` to ``plain``, other weights of the base, which is changed and returned.
 
         Raises:
             ModelError: the adapter does not fit them.
@@ -296,7 +296,7 @@ class Lora:
 
 
 def adapter_weights(model: nn.Module, *, parameters: bool = False) -> dict[str, Tensor]:
-    """The active adapter's own tensors, not copies, by the names of PEFT's files; as parameters, or detached."""
+    """The adapter's tensors, not copies, by the names of PEFT's files; as parameters, or detached."""
     assert isinstance(model, PeftModel)
     assert isinstance(model.active_adapter, str), "one adapter is active at a time"
     return get_peft_model_state_dict(
@@ -308,7 +308,7 @@ def adapter_weights(model: nn.Module, *, parameters: bool = False) -> dict[str, 
 
 
 def merged(adapted: PeftModel) -> PreTrainedModel:
-    """Adds the adapter into the weights of this very model and takes PEFT's layers off. Raises ModelError."""
+    """Adds the adapter to the weights of this very model and removes PEFT's layers. Raises ModelError for prompts."""
     if adapted.active_peft_config.is_prompt_learning:
         raise ModelError("a prompt adapter cannot be merged", why="it adds tokens, not weights")
     tuner = adapted.base_model
@@ -320,7 +320,7 @@ def merged(adapted: PeftModel) -> PreTrainedModel:
 
 
 def _own_shared_weights(adapted: PeftModel) -> None:
-    """An update of the head must not land in the embedding that shares its weight, nor the other way round."""
+    """Gives adapted layers weights of their own, so that an update of a tied head does not change the embedding."""
     uses = Counter(id(parameter) for _, parameter in adapted.named_parameters(remove_duplicate=False))
     tied = {
         id(each)
@@ -337,7 +337,7 @@ def _own_shared_weights(adapted: PeftModel) -> None:
 
 
 def _changed_in_place(model: nn.Module, config: PeftConfig) -> list[Tensor]:
-    """The base parameters that PEFT changes rather than leaves: trained biases, and by initialisations of others."""
+    """The base parameters that PEFT changes in place: trained biases, and all of them under some initialisations."""
     init = str(getattr(config, "init_lora_weights", "")).lower()
     everything, bias = init.startswith(_REWRITTEN_BY_OTHERS), getattr(config, "bias", "none") != "none"
     named = model.named_parameters()
@@ -385,7 +385,7 @@ def _put_weights(adapted: PeftModel, weights: dict[str, Tensor]) -> None:
 
 
 def _grow_embeddings(model: PreTrainedModel, weights: dict[str, Tensor], config: PeftConfig) -> None:
-    """Adapters made elsewhere may bring an embedding with more rows, or rows alone, for tokens that they added."""
+    """Resizes the embedding to that of an adapter made elsewhere, which may have added tokens."""
     embedding = model.get_input_embeddings()
     assert isinstance(embedding.weight, Tensor)
     name = next(key for key, module in model.named_modules() if module is embedding)

@@ -18,7 +18,7 @@ ADAPTER = "default"  # PEFT's name of the one adapter that a model has
 
 
 def adapter_config(settings: AdapterSettings, model: PreTrainedModel) -> LoraConfig:
-    """Every setting under its own name in PEFT's configuration."""
+    """PEFT's configuration: every setting has its own name there."""
     targets = settings.target_modules
     if targets == "all-linear" and settings.layers_to_transform is not None:
         targets = linear_names(model, head=False)  # PEFT picks layers only for targets given as a list
@@ -66,7 +66,7 @@ def linear_names(model: PreTrainedModel, *, head: bool = True) -> list[str]:
 
 
 def refuse_unmatched_names(settings: AdapterSettings, model: PreTrainedModel) -> None:
-    """PEFT ignores a name in a list that matches nothing as long as another one matches. Raises ModelError."""
+    """Raises ModelError for a name in a list that matches nothing, which PEFT ignores if another one matches."""
     modules = [name for name, _ in model.named_modules() if name]
     for field in ("target_modules", "exclude_modules", "modules_to_save"):
         names = getattr(settings, field)
@@ -80,7 +80,7 @@ def refuse_unmatched_names(settings: AdapterSettings, model: PreTrainedModel) ->
 
 
 def refuse_unmatched_patterns(settings: AdapterSettings, adapted: PeftModel) -> None:
-    """Patterns and layer numbers that no adapted module matches. Raises ModelError."""
+    """Raises ModelError for patterns and layer numbers that match no adapted module."""
     tuner = adapted.base_model
     assert isinstance(tuner, BaseTuner)
     targets = tuner.targeted_module_names

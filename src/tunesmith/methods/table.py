@@ -39,7 +39,7 @@ def build(
     added: AddedTokens | None = None,
     start: Path | None = None,
 ) -> Method:
-    """The method that a recipe names. Weights and libraries are touched only by its methods, not here.
+    """The method that a recipe names. Weights are loaded by its own functions, not here.
 
     Args:
         settings: the recipe's ``method`` section.
@@ -48,7 +48,7 @@ def build(
         seed: adapters are drawn from it alone, whatever else was drawn before.
         device: where the model will run, such as ``cpu`` or ``cuda:0``.
         added: tokens that the untuned model was given rows for.
-        start: folder of an adapter whose weights are the beginning, and the reference.
+        start: folder of an adapter to continue, which is also the reference.
     """
     from tunesmith.methods.base import Origin
     from tunesmith.model.weights.added_tokens import NO_TOKENS

@@ -1,4 +1,4 @@
-"""Rows of the embedding and of the output layer that train while all others stay: PEFT's trainable token indices.
+"""Trains some rows of the embedding and of the output layer and no others: PEFT's trainable token indices.
 
 PEFT puts the trained rows into a copy of the whole table at every forward pass, and takes their gradient from that of
 the whole table. Here the few rows are looked up beside the table, which gives the same values and gradients; the output
@@ -119,7 +119,7 @@ def _check(model: PreTrainedModel, name: str, ids: Sequence[int], settings: Adap
 
 
 def fuse_token_rows(model: nn.Module) -> None:
-    """Has embeddings look their trained rows up, in place of PEFT's copy of the table. May be called again."""
+    """Makes embeddings look up their trained rows, in place of PEFT's copy of the table. May be called again."""
     for layer in model.modules():
         if type(layer) is TrainableTokensLayer and isinstance(layer.base_layer, nn.Embedding):
             layer.forward = partial(_looked_up, layer)

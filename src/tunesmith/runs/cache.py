@@ -1,4 +1,4 @@
-"""The cache folder: what is built once, by one process, and is either whole or absent."""
+"""The cache folder. Each entry is built once, by one process, and is whole or absent."""
 
 from __future__ import annotations
 

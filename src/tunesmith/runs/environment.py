@@ -1,4 +1,4 @@
-"""What a run was made with: packages, processor, git state."""
+"""Records what a run was made with: packages, processor, git state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECORDED_PACKAGES = (
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """Versions, machine, git state and thread count: what "the same machine and versions" means."""
+    """Versions, machine, git state and thread count, which must be the same for the same bytes."""
     versions = {}
     for name in ("tunesmith", *RECORDED_PACKAGES):
         try:
@@ -46,7 +46,7 @@ def _processor() -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether the work tree differs from it; None outside a repository or without git."""
+    """The commit, and whether the work tree differs from it. None outside a repository or without git."""
     try:
         commit = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True

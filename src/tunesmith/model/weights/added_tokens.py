@@ -1,9 +1,8 @@
-"""Tokens that a recipe adds: in the tokenizer, and as rows of the embedding and of the output layer.
+"""Adds a recipe's tokens to the tokenizer, and gives them rows of the embedding and of the output layer.
 
-A new row begins as the mean of the rows of the tokens that were there before, so its logit begins near the average one
-and nothing is drawn (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html). transformers draws from a
-normal distribution about that mean, with a spread of 3e-5 of the rows' own: the same up to that, but another model with
-every state of the random numbers.
+A new row begins as the mean of all rows that were there before, so its logit begins near the average one
+(Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html). transformers draws new rows from a normal
+distribution about that mean, with a spread of 3e-5 of the rows' own, so its result depends on the random state.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _ROWS_AT_A_TIME = 8192  # of a table, when they are added up
 
 @dataclass(frozen=True, slots=True)
 class AddedTokens:
-    """What became of the tokens that a recipe names.
+    """The tokens that a recipe names, as the tokenizer has them.
 
     Args:
         ids: of the new ones.
@@ -46,7 +45,7 @@ class AddedTokens:
     existing: tuple[int, ...] = ()
 
     def notes(self) -> list[str]:
-        """What to tell: what was added as which id, and what was there."""
+        """Lines for the user: which tokens were added with which ids, and which were there already."""
         notes = (
             [f"{', '.join(map(repr, self.known))}: in the vocabulary already, nothing is added"] if self.known else []
         )
@@ -92,7 +91,7 @@ def extend(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> Added
 
 
 def grow(model: PreTrainedModel, added: AddedTokens) -> None:
-    """Gives each new token its row: one that is spare, or a new one behind the last. Tied weights stay tied.
+    """Gives each new token a row: a spare one, or a new one after the last. Tied weights stay tied.
 
     Raises:
         ModelError: the embedding or the output layer cannot have one.
@@ -122,7 +121,7 @@ def _fill(model: PreTrainedModel, *, rows: Sequence[int], of: Sequence[int], siz
 
 
 def _tables(model: PreTrainedModel) -> list[Tensor]:
-    """The weights that have a row a token: of the embedding, and of an output layer that is not tied to it."""
+    """The weights with a row for each token: of the embedding, and of an output layer that is not tied to it."""
     embedding, head = _weight(model.get_input_embeddings()), model.get_output_embeddings()
     if head is None or _weight(head) is embedding:
         bias = getattr(head, "bias", None)
@@ -132,7 +131,7 @@ def _tables(model: PreTrainedModel) -> list[Tensor]:
 
 
 def _weight(layer: Any) -> Tensor:
-    """The layer's weight, of which a row can be written. Raises ModelError."""
+    """The weight of an embedding or output layer. Raises ModelError if rows cannot be added to it."""
     weight = getattr(layer, "weight", None)
     if isinstance(layer, (nn.Embedding, nn.Linear)) and isinstance(weight, Tensor) and weight.is_floating_point():
         return weight
@@ -146,7 +145,7 @@ def _weight(layer: Any) -> Tensor:
 
 
 def _mean(table: Tensor, rows: Tensor) -> Tensor:
-    """Added up in float64, so that the order of the rows does not show."""
+    """The mean of some rows, summed in float64 so that their order makes no difference."""
     parts = (table[part.to(table.device)].double().sum(0) for part in rows.split(_ROWS_AT_A_TIME))
     return torch.stack(list(parts)).sum(0) / len(rows)
 
@@ -165,7 +164,7 @@ def _resize(model: PreTrainedModel, size: int) -> None:
 
 
 def _refuse_tables_beside(model: PreTrainedModel, size: int) -> None:
-    """Gemma 3n and 4 look tokens up in a second table, in every layer, which transformers does not resize."""
+    """Raises ModelError for Gemma 3n and 4, which have a second table of tokens that transformers does not resize."""
     rows = getattr(model.config.get_text_config(), "vocab_size_per_layer_input", None)
     if rows is not None and size > rows:
         raise ModelError(

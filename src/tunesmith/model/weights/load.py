@@ -1,4 +1,4 @@
-"""A model folder becomes a tokenizer and weights on a device, or a message that says why not."""
+"""Loads a model folder: its config, its tokenizer, and its weights on a device."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The weights of ``folder`` (safetensors only) on ``device``, in evaluation mode.
 
-    Loading uses no random numbers: a weight that the files lack is refused, never made up.
+    Loading uses no random numbers: a weight that the files lack is an error, it is never drawn.
 
     Args:
         load_options: passed on to ``from_pretrained`` (a method's ``quantization_config``).
@@ -181,7 +181,7 @@ def load_model(
 
 
 def _own_memory(model: PreTrainedModel) -> None:
-    """Copies what was not quantized on loading, else one embedding keeps the whole file of weights mapped."""
+    """Copies the weights that were not quantized, because one embedding would keep the whole file mapped."""
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.device.type == "cpu" and tensor.is_floating_point():
             tensor.data = tensor.data.clone()
@@ -207,7 +207,7 @@ def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' own warnings and progress bars while it loads; what matters becomes a ModelError."""
+    """Inside, transformers writes no warnings and no progress bars. What matters becomes a ModelError."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

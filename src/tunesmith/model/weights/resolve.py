@@ -1,7 +1,7 @@
-"""A model's name becomes a local folder with ``config.json``, safetensors and a tokenizer.
+"""Finds the folder of a model by its name: with ``config.json``, safetensors and a tokenizer.
 
 A name is a bundled model, a folder, a ``.gguf`` file or a hub id (``user/name``, ``user/name@revision``). Weights are
-read from safetensors and GGUF only; a pickle (``*.bin``, ``*.pt``) can run any program when opened, and never is.
+read from safetensors and GGUF only. A pickle (``*.bin``, ``*.pt``) can run any program, so it is never opened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tunesmith.model.weights import gguf
 from tunesmith.model.weights.bundled import BUNDLED, bundled_model
 from tunesmith.runs.cache import Say, to_stderr
 
-Kind = Literal["run", "adapter", "model", "gguf", "bundled", "hub"]
+ModelKind = Literal["run", "adapter", "model", "gguf", "bundled", "hub"]
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
@@ -26,7 +26,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def resolve(path: str, *, revision: str | None = None, trust_remote_code: bool = False, say: Say = to_stderr) -> Path:
-    """The folder of the model called ``path``: fetched or converted first, once, where that is needed.
+    """The folder of the model called ``path``, which is fetched or converted once where that is needed.
 
     Args:
         path: bundled name, folder, ``.gguf`` file, or hub id with an optional ``@revision``.
@@ -46,19 +46,19 @@ def resolve(path: str, *, revision: str | None = None, trust_remote_code: bool =
         )
     if found == "bundled":
         return bundled_model(path, say=say)
-    place = Path(path).expanduser().resolve()
+    location = Path(path).expanduser().resolve()
     if found == "gguf":
-        return gguf.from_gguf(place, say=say)
+        return gguf.from_gguf(location, say=say)
     if found == "model":
-        return _with_safetensors(place)
+        return _with_safetensors(location)
     raise ModelError(
         f"this folder is {'a run' if found == 'run' else 'an adapter'}, not a model",
-        where=str(place),
+        where=str(location),
         remedy="name the model that it was trained from; `eval`, `generate` and `chat` take the folder itself.",
     )
 
 
-def kind(path: str) -> Kind:
+def kind(path: str) -> ModelKind:
     """What ``path`` names: a run, an adapter, a model folder, a GGUF file, a bundled model or a hub id.
 
     What exists on disk comes before the hub. Nothing is fetched.
@@ -68,20 +68,20 @@ def kind(path: str) -> Kind:
     """
     if path in BUNDLED:
         return "bundled"
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return _folder_kind(place)
-    if place.is_file():
-        if place.suffix.lower() == ".gguf":
+    location = Path(path).expanduser()
+    if location.is_dir():
+        return _folder_kind(location)
+    if location.is_file():
+        if location.suffix.lower() == ".gguf":
             return "gguf"
         raise ModelError("this file is no model", where=path, remedy="name a folder, a .gguf file or a hub id.")
-    if path in _cached_ids() or (_HUB_ID.fullmatch(path) and not _among_runs(place)):
+    if path in _cached_ids() or (_HUB_ID.fullmatch(path) and not _among_runs(location)):
         return "hub"
     raise _nothing_called(path)
 
 
-def _folder_kind(folder: Path) -> Kind:
-    marks: dict[str, Kind] = {"recipe.yaml": "run", "adapter_config.json": "adapter", "config.json": "model"}
+def _folder_kind(folder: Path) -> ModelKind:
+    marks: dict[str, ModelKind] = {"recipe.yaml": "run", "adapter_config.json": "adapter", "config.json": "model"}
     for name, found in marks.items():
         if (folder / name).is_file():
             return found
@@ -125,11 +125,11 @@ def _from_hub(path: str, *, revision: str | None, code: bool, say: Say) -> Path:
         folder = snapshot_download(name, revision=chosen, allow_patterns=wanted, ignore_patterns=_UNWANTED)
     except (HFValidationError, HTTPError, OSError) as error:
         raise _hub_error(name, chosen, error) from error
-    place = Path(folder)
-    say(f"{name}: revision {place.name}.")
-    if (place / "adapter_config.json").is_file() and not (place / "config.json").is_file():
-        raise ModelError(f"{name} is an adapter, not a model", where=str(place), remedy="name its base model.")
-    return _with_safetensors(place)
+    location = Path(folder)
+    say(f"{name}: revision {location.name}.")
+    if (location / "adapter_config.json").is_file() and not (location / "config.json").is_file():
+        raise ModelError(f"{name} is an adapter, not a model", where=str(location), remedy="name its base model.")
+    return _with_safetensors(location)
 
 
 def _hub_error(name: str, revision: str | None, error: Exception) -> ModelError:
@@ -164,12 +164,12 @@ def _with_revision(name: str, revision: str | None) -> str:
 
 
 def _nothing_called(path: str) -> ModelError:
-    place = Path(path).expanduser()
+    location = Path(path).expanduser()
     return ModelError(
         f"there is no model, file or folder called {path!r}",
         where="model",
         why="Model id mistyped? A hub id looks like user/name.",
-        remedy=_close(path, [*_known(), *_siblings(place)]),
+        remedy=_close(path, [*_known(), *_siblings(location)]),
     )
 
 
@@ -185,22 +185,22 @@ def _cached_ids() -> list[str]:
     return sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)
 
 
-def _siblings(place: Path) -> list[str]:
-    """What lies beside a path that does not exist, written as the user wrote it."""
-    parent = place.parent
+def _siblings(location: Path) -> list[str]:
+    """The folders and GGUF files beside a path that does not exist, written as the user wrote it."""
+    parent = location.parent
     if not parent.is_dir():
         return []
     usable = (entry for entry in parent.iterdir() if entry.is_dir() or entry.suffix == ".gguf")
     return sorted(str(entry) for entry in usable if not entry.name.startswith("."))
 
 
-def _among_runs(place: Path) -> bool:
+def _among_runs(location: Path) -> bool:
     """Whether ``runs/tikets`` is more likely a mistyped run than a hub id: there are runs beside it."""
-    return place.parent.is_dir() and any((entry / "recipe.yaml").is_file() for entry in place.parent.iterdir())
+    return location.parent.is_dir() and any((entry / "recipe.yaml").is_file() for entry in location.parent.iterdir())
 
 
 def _close(name: str, candidates: Iterable[str]) -> str:
-    """The remedy line: what is spelled most like ``name``, or the names that always work."""
+    """The remedy: names that are spelled like ``name``, or the names that always work."""
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     if near:
