@@ -358,10 +358,10 @@ def test_preferences_compare_with_the_copies_of_what_trains(values: dict[str, An
 
 
 def test_settings_stand_in_the_table_of_methods() -> None:
-    from tunesmith.methods.table import METHODS
+    from tunesmith.methods.table import METHOD_CLASSES
     from tunesmith.recipe.methods import METHOD_SETTINGS
     from tunesmith.recipe.settings import LEARNING_RATES, PREFERENCE_RATES
 
     assert METHOD_SETTINGS.keys() == LEARNING_RATES.keys() == PREFERENCE_RATES.keys()
-    assert METHODS.keys() == METHOD_SETTINGS.keys() | {"lora-int8"}  # lora's settings, another class
+    assert METHOD_CLASSES.keys() == METHOD_SETTINGS.keys() | {"lora-int8"}  # lora's settings, another class
     assert all(issubclass(settings, Settings) for settings in METHOD_SETTINGS.values())

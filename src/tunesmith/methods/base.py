@@ -40,8 +40,8 @@ class Method(Protocol):
     name: str
 
     def load_options(self) -> dict[str, Any]:
-        """Keyword arguments for ``from_pretrained``: quantization and placement. Raises ModelError if unusable here."""
-        ...
+        """Keyword arguments for ``from_pretrained``, such as quantization. Raises ModelError if unusable here."""
+        return {}
 
     def attach(self, model: PreTrainedModel, batches: Any = None) -> nn.Module:
         """Decides what trains and gives back the model to train.
@@ -53,7 +53,7 @@ class Method(Protocol):
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """What trains, in groups for the optimizer: see the function ``parameter_groups``."""
-        ...
+        return parameter_groups(model)
 
     def reference(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         """Inside, the model that training began with: untuned, or with the adapter that it continued.

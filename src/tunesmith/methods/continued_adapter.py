@@ -23,11 +23,11 @@ from tunesmith.runs.folder import Run
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 START_FOLDER = "start"  # in a run's folder: a copy of the adapter that the run continues
 _SETTING = "method.adapter_name_or_path"
-_FROM_FILE = (
+SHAPE_OF_ADAPTER = (  # the settings that an adapter's file decides, by the names of PEFT and of the recipe
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias", "use_rslora", "use_dora",
     "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
 )  # fmt: skip
-_NOT_TRAINED = ("layer_replication", "alora_invocation_tokens", "megatron_config")  # other models than LoRA beside layers
+_OTHER_MODELS = ("layer_replication", "alora_invocation_tokens", "megatron_config")  # more than LoRA on layers
 
 
 def find_start(name: str) -> Path:
@@ -91,7 +91,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"the adapter is for another task: {task}", where=str(file), why="only CAUSAL_LM trains here")
     if not config.get("target_modules"):
         raise ModelError("the adapter does not say what it adapts", where=str(file), why="it has no target_modules")
-    odd = [name for name in _NOT_TRAINED if config.get(name)]
+    odd = [name for name in _OTHER_MODELS if config.get(name)]
     if odd:
         raise ModelError(f"the adapter uses {odd[0]}, which is not trained here", where=str(file))
     return config
@@ -143,8 +143,8 @@ def started(settings: AdapterSettings, folder: Path, *, path: str) -> AdapterSet
             why=f"its sha256 is {digest}, and adapter_sha256 is {settings.adapter_sha256}",
             remedy="put it back, or leave adapter_sha256 out",
         )
-    found = {name: config[name] for name in _FROM_FILE if config.get(name) is not None}
-    for name in _FROM_FILE:
+    found = {name: config[name] for name in SHAPE_OF_ADAPTER if config.get(name) is not None}
+    for name in SHAPE_OF_ADAPTER:
         default = type(settings).model_fields[name].get_default(call_default_factory=True)
         wanted, there = getattr(settings, name), found.get(name, default)
         if name in settings.model_fields_set and name != "target_modules" and not _same(wanted, there):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
-from tunesmith.methods.base import Origin, exchanged, on_cpu, parameter_groups
+from tunesmith.methods.base import Method, Origin, exchanged, on_cpu
 from tunesmith.model.modes import kept_modes, seeded
 from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, grow
 from tunesmith.model.weights.load import quiet_transformers
@@ -23,7 +23,7 @@ from tunesmith.recipe.methods import FreezeSettings, FullSettings
 MAX_SHARD_SIZE = "5GB"
 
 
-class Full:
+class Full(Method):
     """All weights train. No second copy is held: ``reference`` reads the untuned weights from disk."""
 
     name = "full"
@@ -33,20 +33,12 @@ class Full:
         self.origin = origin
         self._model: PreTrainedModel | None = None  # knows its config and how its files are laid out
 
-    def load_options(self) -> dict[str, Any]:
-        """Nothing: the weights load as they are."""
-        return {}
-
     def attach(self, model: PreTrainedModel, batches: Any = None) -> PreTrainedModel:
         """Every parameter trains. Raises ModelError for quantized weights, which have no gradient."""
         refuse_quantized(model, self.name)
         model.requires_grad_(True)
         self._model = model
         return model
-
-    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """All parameters, as ``base.parameter_groups`` groups them."""
-        return parameter_groups(model)
 
     @contextmanager
     def reference(self, model: nn.Module) -> Iterator[nn.Module]:

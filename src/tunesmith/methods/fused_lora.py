@@ -27,7 +27,7 @@ from tunesmith.model.compute.limits import SAME_INPUT
 def fuse_adapters(model: nn.Module) -> int:
     """Installs the fused passes, as methods of the layers themselves; returns how many layers have them.
 
-    A layer that already has them is left alone, so this may be called again after adapters were added.
+    Layers with the same input (``SAME_INPUT``, such as query, key and value) share one pass.
     """
     count = 0
     for parent in model.modules():
@@ -41,7 +41,7 @@ def fuse_adapters(model: nn.Module) -> int:
 
 
 def _fusable(layer: nn.Module) -> bool:
-    if "forward" in layer.__dict__:  # ours already, or a hook of accelerate
+    if "forward" in layer.__dict__:  # a hook of accelerate
         return False
     plain = type(layer) is LoraLinear and type(layer.get_base_layer()) in (nn.Linear, Conv1D)
     return plain or _is_four_bit(layer) or _is_eight_bit(layer)
@@ -104,13 +104,16 @@ def _moment(layer: nn.Module, x: Tensor) -> tuple[Any, ...]:
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **settings: Any) -> Tensor:
-    """The forward pass of a layer that has siblings, or none."""
+    """The forward pass of an adapted layer, x [..., in] -> [..., out], with those of its siblings if it has any."""
+    # 1. What is not plain LoRA runs PEFT's own code.
     if args or settings or not _plain(self, x):
         return type(self).forward(self, x, *args, **settings)
+    # 2. A sibling that was called before has computed the output already.
     siblings: _Siblings = self._siblings
     made = siblings.take(self, x)
     if made is not None:
         return made
+    # 3. Otherwise one pass computes this layer and its siblings, whose outputs wait for their calls.
     together = all(_plain(layer, x) for layer in siblings.layers)
     layers = (self, *(layer for layer in siblings.layers if layer is not self)) if together else (self,)
     parts = [_parts(layer, x) for layer in layers]
@@ -156,6 +159,7 @@ def _plain(layer: Any, x: Tensor) -> bool:
 
 
 def _parts(layer: Any, x: Tensor) -> tuple[Frozen, tuple[Tensor, Tensor], float, Tensor | None]:
+    """The frozen layer, A [rank, in] and B [out, rank], their scale, and the dropout mask [..., in] if there is one."""
     name, base = layer.active_adapters[0], layer.base_layer
     dropout = layer.lora_dropout[name]
     mask = None
@@ -166,6 +170,7 @@ def _parts(layer: Any, x: Tensor) -> tuple[Frozen, tuple[Tensor, Tensor], float,
 
 
 def _weight(layer: Any, base: Any) -> Callable[[], Tensor]:
+    """Gives the frozen weight [out, in] when it is called, so that a dequantized one lives for a moment only."""
     if _is_four_bit(layer):
         return partial(dequantize_4_bits, base)
     if _is_eight_bit(layer):

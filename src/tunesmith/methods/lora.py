@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.methods import init_eva
-from tunesmith.methods.base import SAME_RATE, Origin, exchanged, on_cpu, parameter_groups
+from tunesmith.methods.base import SAME_RATE, Method, Origin, exchanged, on_cpu, parameter_groups
 from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE
 from tunesmith.methods.fused_lora import fuse_adapters
 from tunesmith.methods.init_residual import apart, as_plain, plain_config, rewrites_base, take_out
@@ -49,7 +49,7 @@ from tunesmith.recipe.methods import AdapterSettings
 _REWRITTEN_BY_OTHERS = ("corda", "loftq", "lora_ga")
 
 
-class Lora:
+class Lora(Method):
     """Low-rank updates beside frozen weights. Adapter weights are float32 whatever the base is held in.
 
     PiSSA and OLoRA take the adapter out of the base (``init_residual``). In memory the base then holds residuals, and
@@ -68,10 +68,6 @@ class Lora:
         self._begun: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()  # A0 and B0 of residuals
         # The weights, on the CPU, of the adapter that a model continues.
         self._starts: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
-
-    def load_options(self) -> dict[str, Any]:
-        """Nothing: the weights load as they are."""
-        return {}
 
     def attach(self, model: PreTrainedModel, batches: Any = None) -> PeftModel:
         """Freezes the model and adds adapters drawn from the seed alone; step zero equals the base.

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import LINEAR
+from tunesmith.methods.continued_adapter import SHAPE_OF_ADAPTER
 from tunesmith.recipe.methods import AdapterSettings, EvaSettings
 
 ADAPTER = "default"  # PEFT's name of the one adapter that a model has
@@ -22,28 +23,20 @@ def adapter_config(settings: AdapterSettings, model: PreTrainedModel) -> LoraCon
     targets = settings.target_modules
     if targets == "all-linear" and settings.layers_to_transform is not None:
         targets = linear_names(model, head=False)  # PEFT picks layers only for targets given as a list
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Using Rank-Stabilized LoRA with rank_pattern"
-        )  # of PEFT's conversion, not ours
+    shape = {name: getattr(settings, name) for name in SHAPE_OF_ADAPTER} | {
+        "target_modules": targets,
+        "lora_alpha": _whole(settings.lora_alpha),
+        "rank_pattern": dict(settings.rank_pattern),
+        "alpha_pattern": {key: _whole(value) for key, value in settings.alpha_pattern.items()},
+    }
+    with warnings.catch_warnings():  # one that is about PEFT's conversion of PiSSA, not about ours
+        warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
         return LoraConfig(
             task_type=TaskType.CAUSAL_LM,
-            r=settings.r,
-            lora_alpha=_whole(settings.lora_alpha),
-            lora_dropout=settings.lora_dropout,
-            target_modules=targets,
-            exclude_modules=settings.exclude_modules,
-            bias=settings.bias,
-            use_rslora=settings.use_rslora,
-            use_dora=settings.use_dora,
             init_lora_weights=settings.init_lora_weights,  # pyright: ignore[reportArgumentType]
             eva_config=_eva_config(settings),
-            modules_to_save=settings.modules_to_save,
-            layers_to_transform=settings.layers_to_transform,
-            layers_pattern=settings.layers_pattern,
-            rank_pattern=dict(settings.rank_pattern),
-            alpha_pattern={key: _whole(value) for key, value in settings.alpha_pattern.items()},
             trainable_token_indices=settings.trainable_token_indices,
+            **shape,
         )
 
 

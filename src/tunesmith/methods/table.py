@@ -1,6 +1,6 @@
 """The table of methods by name, and the function that builds one.
 
-A method is one file in this package, one settings class in recipe/methods.py, and one row in this table.
+A method is one file in this package, one settings class in recipe/methods.py, and one row in ``METHOD_CLASSES``.
 Each method passes the shared contract test.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tunesmith.model.weights.added_tokens import AddedTokens
 
 
-_CLASSES = {
+METHOD_CLASSES = {
     "full": "tunesmith.methods.full.Full",
     "freeze": "tunesmith.methods.freeze.Freeze",
     "lora": "tunesmith.methods.lora.Lora",
@@ -53,7 +53,7 @@ def build(
     from tunesmith.methods.base import Origin
     from tunesmith.model.weights.added_tokens import NO_TOKENS
 
-    module, _, name = _CLASSES[method_label(settings)].rpartition(".")
+    module, _, name = METHOD_CLASSES[method_label(settings)].rpartition(".")
     with _without_kernel_warning():
         method = getattr(import_module(module), name)
     origin = Origin(str(base), revision=revision, seed=seed, device=device, added=added or NO_TOKENS, start=start)
