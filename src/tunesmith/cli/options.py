@@ -35,7 +35,7 @@ ReadingKeys = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="How the files are read: data.delimiter, data.encoding, data.sheet, data.key.",
+        help="How the files are read: data.delimiter, data.encoding, data.key.",
     ),
 ]
 EvaluationKeys = Annotated[
@@ -68,7 +68,7 @@ InstructionOption = Annotated[
     typer.Option("--instruction", metavar="TEXT", help="An instruction for all rows.", show_default=False),
 ]
 
-_READING_KEY = re.compile(r'set data\.(delimiter|encoding|sheet|key): ("[^"]*"|[^\s,]+)')
+_READING_KEY = re.compile(r'set data\.(delimiter|encoding|key): ("[^"]*"|[^\s,]+)')
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 

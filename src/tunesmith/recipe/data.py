@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.section import Settings
 
-READING = ("delimiter", "encoding", "sheet", "key")  # how the bytes of a file become rows
+READING = ("delimiter", "encoding", "key")  # how the bytes of a file become rows
 SampleBy = Literal["line", "paragraph", "document"]  # datasets' name, and its values
 PersonalData = Literal["email", "phone", "iban", "card", "secret"]
 PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)
@@ -37,7 +37,6 @@ class SourceSettings(Settings):
         default=None, min_length=1, max_length=1, description="what separates the fields of a table; found by default"
     )
     encoding: str | None = Field(default=None, description="encoding of the files, such as cp1252; found by default")
-    sheet: str | None = Field(default=None, description="sheet of an .xlsx or .ods file, if several hold rows")
     key: str | None = Field(default=None, description="the key of a .json file that holds the rows, such as data")
 
     @model_validator(mode="after")
@@ -104,7 +103,6 @@ class DataSettings(Settings):
     sample_by: SampleBy = Field(default="line", description="default for every source; needs .txt files")
     delimiter: str | None = Field(default=None, min_length=1, max_length=1, description="default for every source")
     encoding: str | None = Field(default=None, description="default for every source")
-    sheet: str | None = Field(default=None, description="default for every source")
     key: str | None = Field(default=None, description="default for every source")
     max_length: int = Field(default=2048, ge=8, description="limit on the tokens of a row, prompt and answer together")
     too_long: Literal["auto", "error", "split", "drop", "truncate"] = Field(

@@ -115,7 +115,7 @@ class Position(NamedTuple):
         return f"column {self.characters + 1} (byte {self.bytes + 1})"
 
 
-def _row(text: str, name: str, start: Position) -> Row | BadRow:
+def row_of(text: str, name: str, start: Position) -> Row | BadRow:
     """The object that is the whole of a text as a row, or what is wrong with it."""
     field, expected = "row", "one JSON object on the line"
     try:
@@ -177,7 +177,7 @@ def jsonl_rows(block: Block) -> RowStream:
     """One JSON object a line; blank lines are passed over."""
     for number, line in enumerate(block.payload.split(b"\n"), start=block.start):
         if line and not line.isspace():
-            yield _row(line.decode(errors="surrogateescape"), block.name, Position(number))
+            yield row_of(line.decode(errors="surrogateescape"), block.name, Position(number))
 
 
 def array_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
@@ -186,17 +186,17 @@ def array_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
     Raises:
         DataError: the file is not one array, its syntax is broken, or an element does not end.
     """
-    elements = _elements(_Window(file, name))
-    return blocks_of_rows(((each[0].line, each, len(each[1])) for each in elements), name)
+    found = elements(Window(file, name))
+    return blocks_of_rows(((each[0].line, each, len(each[1])) for each in found), name)
 
 
 def array_rows(block: Block) -> RowStream:
     """The elements of an array; each row has the line that its object begins on."""
     for position, text in block.payload:
-        yield _row(text, block.name, position)
+        yield row_of(text, block.name, position)
 
 
-class _Window:
+class Window:
     """A stretch of a file's text that begins at `here`; what has been read is dropped at its left."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
@@ -283,8 +283,8 @@ class _Window:
         )
 
 
-def _elements(window: _Window) -> Iterator[tuple[Position, str]]:
-    """Every element of the array that the whole file is."""
+def elements(window: Window, *, whole: bool = True) -> Iterator[tuple[Position, str]]:
+    """Every element of the array that begins here; ``whole``: the file holds nothing else."""
     mark = window.next_mark()
     if mark != "[":
         raise _not_an_array(window, mark)
@@ -299,11 +299,11 @@ def _elements(window: _Window) -> Iterator[tuple[Position, str]]:
         elif mark != "]":
             raise window.fault("no comma and no ] after an element of the array")
     window.take(window.index + 1)
-    if window.next_mark():
+    if whole and window.next_mark():
         raise window.fault("more after the end of the array")
 
 
-def _not_an_array(window: _Window, mark: str) -> DataError:
+def _not_an_array(window: Window, mark: str) -> DataError:
     remedy = "remove what stands before the array: JSON has no comments"
     if mark == "{":
         remedy = "write the rows as an array, or, with one object a line, name the file .jsonl"

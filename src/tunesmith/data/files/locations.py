@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from tunesmith.data.examples.row_shapes import did_you_mean, listed
 from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks
 from tunesmith.data.files.formats import FORMATS
-from tunesmith.data.files.opening import TEXT, Opening, find_opening, format_of, suffix_of
+from tunesmith.data.files.opening import TEXT, Opening, find_opening, format_of, splits_in, suffix_of
 from tunesmith.data.files.rows import Block, Row, RowStream
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
@@ -104,12 +104,13 @@ class _FilePart(SourcePart):
     def _opened(self) -> Opening:
         """How it is read; found once."""
         if self._opening is None:
-            self._opening = find_opening(self._content, self.name, self.source)
+            self._opening = find_opening(self.content, self.name, self.source)
             self.parse, self.same_columns = self._opening.format.rows, self._opening.format.same_columns
         return self._opening
 
     @contextmanager
-    def _content(self) -> Iterator[BinaryIO]:
+    def content(self) -> Iterator[BinaryIO]:
+        """The file, open and unpacked."""
         with self.location.open(self.name) as stored:
             file = buffered(stored)
             refuse_pointer(file, self.name)
@@ -185,9 +186,9 @@ def _parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], lis
             remedy="remove data.name",
         )
     if location.is_file:
-        if source.split is not None:
+        if source.split is not None and source.split not in split_names(source):
             raise DataError("a file has no splits", where=source.path, remedy="remove `split`")
-        return [_file_part(location, source.path, source)], [], None
+        return [_file_part(location, source.path, source)], [], source.split
     if location.is_dataset:
         part, split = _dataset_part(source, role, location)
         return [part], [], split
@@ -222,7 +223,8 @@ def split_names(source: SourceSettings) -> list[str]:
     """
     location = _Location(source.path)
     if location.is_file:
-        return []
+        part = _file_part(location, source.path, source)
+        return splits_in(part.content, source.path, source)
     if not location.is_dataset:
         return [name for name in _data_files(location)[0] if name != EVERY_ROLE]
     dataset = _dataset(source, location, split=None)
@@ -298,7 +300,7 @@ class _Location:
             raise DataError("it cannot be read", where=name, why=why, remedy=remedy) from error
 
 
-def _file_part(location: _Location, name: str, source: SourceSettings) -> SourcePart:
+def _file_part(location: _Location, name: str, source: SourceSettings) -> _FilePart:
     kind, (_, compression) = format_of(name, source.sample_by), suffix_of(name)
     return _FilePart(name, kind.rows, kind.same_columns, location=location, source=source, compression=compression)
 

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from tunesmith.data.files.encodings import UTF8, Encoding, find_encoding, known_encoding, mark_of, transcoded
-from tunesmith.data.files.formats import FORMATS, TEXT_FORMATS, Format, table_format
+from tunesmith.data.files.formats import FORMATS, JSONL, TEXT_FORMATS, Format, table_format
+from tunesmith.data.files.json_layouts import (
+    VIEWER,
+    Kind,
+    choose_key,
+    column_blocks,
+    column_rows,
+    keyed_blocks,
+    numbered_blocks,
+    object_blocks,
+    outline,
+    viewer_rows,
+)
+from tunesmith.data.files.json_rows import ENDS, array_rows
 from tunesmith.data.files.rows import BLOCK_BYTES
+from tunesmith.data.files.splits import TEST, TRAIN, VALIDATION, split_of_file
 from tunesmith.data.files.streams import COMPRESSIONS
 from tunesmith.data.files.tables import find_table, fits
 from tunesmith.errors import DataError
@@ -21,6 +37,8 @@ if TYPE_CHECKING:
 
 TEXT = ".txt"
 TABLES = {".csv": ",", ".tsv": "\t"}
+JSON = frozenset({".json", ".jsonl", ".ndjson"})
+CONVERSATION = ("messages", "conversations")  # keys of a row, not of rows
 BINARY = frozenset({".parquet"})
 Open = Callable[[], AbstractContextManager[BinaryIO]]
 
@@ -78,6 +96,9 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
         return Opening(kind)
     encoding = _encoding(file, name, source, tells=suffix in TABLES or suffix == TEXT)
     said = (encoding.said,) if encoding.said else ()
+    if suffix in JSON:
+        kind, found = _json(file, encoding.name, name, source, kind)
+        return Opening(kind, encoding.name, (*found, *said))
     usual = TABLES.get(suffix)
     if usual is None and not (suffix == TEXT and (source.delimiter or encoding.name == "utf-16")):
         return Opening(kind, encoding.name, said)
@@ -116,3 +137,87 @@ def _beginning(file: Open, encoding: str) -> tuple[str, bool]:
         whole = len(data.getvalue()) < BLOCK_BYTES
     text = transcoded(data, encoding).read().decode("utf-8", "surrogateescape")
     return text.removeprefix("\ufeff"), whole
+
+
+def _json(
+    file: Open, encoding: str, name: str, source: SourceSettings, usual: Format
+) -> tuple[Format, tuple[str, ...]]:
+    """How JSON is laid out: an array, objects a line or over several, rows under a key, or columns."""
+    text, whole = _beginning(file, encoding)
+    text = text.strip() if whole else text.lstrip()
+    if source.key is not None or not text.startswith("{"):
+        array = text.startswith("[") and source.key is None
+        if array and "\n" not in text:
+            return Format(numbered_blocks, array_rows), ()
+        if array:
+            return FORMATS[".json"], ("one JSON array",) if usual is JSONL else ()
+        if not text.startswith("{"):
+            return usual, ()
+    try:
+        _, end = ENDS.raw_decode(text)
+    except (ValueError, RecursionError):
+        end = None
+    if source.key is None and (usual is JSONL or (end is not None and text[end:].strip())):
+        several = end is not None and "\n" in text[:end].strip()
+        if several and text[end:].lstrip()[:1] in ("", "{"):
+            return Format(object_blocks, array_rows), ("objects over several lines",)
+        if end is None or text[end:].lstrip(" \t\r")[:1] in ("", "\n"):
+            return JSONL, () if usual is JSONL else ("one object a line",)
+        return usual, ()
+    if end is None and whole:
+        return usual, ()
+    with file() as content:
+        found = outline(transcoded(content, encoding), name)
+    return _keyed(found, name, source, usual)
+
+
+def _keyed(
+    found: Mapping[str, Kind], name: str, source: SourceSettings, usual: Format
+) -> tuple[Format, tuple[str, ...]]:
+    rows = [key for key, kind in found.items() if kind == "rows"]
+    rows = ["rows"] if "rows" in rows and found.keys() >= VIEWER else rows
+    asked = source.key or (source.split if source.split in rows else None)
+    if asked is None and any(key in CONVERSATION for key in rows):
+        return Format(object_blocks, array_rows), ("one row",)
+    if (
+        asked is None
+        and not rows
+        and found
+        and len({*found.values()} & {"list", "object"}) == len({*found.values()}) == 1
+    ):
+        return Format(column_blocks, column_rows, same_columns=True), ("an object of columns",)
+    if asked is None and len(rows) > 1:
+        asked = next((key for key in TRAIN if key in rows), None)
+        if asked is None:
+            raise DataError(
+                "several keys hold rows",
+                where=name,
+                why=f"they are {', '.join(rows)}",
+                remedy=f"set data.key: {rows[0]}, or another of them",
+            )
+    if asked is None and not rows:
+        return usual, ()
+    key = choose_key(found, asked or rows[0], name)
+    others = [other for other in rows if other != key]
+    said = f"the rows under the key {key}" + (f" (not {', '.join(others)})" if others else "")
+    return Format(partial(keyed_blocks, key=key), viewer_rows), (said,)
+
+
+def splits_in(file: Open, name: str, source: SourceSettings) -> list[str]:
+    """The keys of a JSON file that hold rows and are named for splits, where one is for training."""
+    if suffix_of(name)[0] != ".json" or source.key is not None:
+        return []
+    text, whole = _beginning(file, source.encoding or UTF8.name)
+    try:
+        single = text.lstrip().startswith("{") and (not whole or isinstance(json.loads(text), dict))
+    except (ValueError, RecursionError):
+        return []
+    if not single or not any(f'"{key}"' in text[:1000] for key in (*TRAIN, *VALIDATION, *TEST)):
+        return []
+    try:
+        with file() as content:
+            found = outline(transcoded(content, source.encoding or UTF8.name), name)
+    except DataError:
+        return []
+    names = [key for key, kind in found.items() if kind == "rows" and split_of_file(key) == key]
+    return names if any(key in TRAIN for key in names) else []

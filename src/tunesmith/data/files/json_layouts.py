@@ -1,0 +1,175 @@
+"""JSON files that are neither an array nor an object a line: rows under a key, columns, one object after another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, Literal
+
+from tunesmith.data.examples.row_shapes import listed
+from tunesmith.data.files.json_rows import Position, Window, elements, parse_json, row_of
+from tunesmith.data.files.rows import BadRow, Block, Row, RowStream, blocks_of_rows, refuse_too_large, text_chunks
+from tunesmith.errors import DataError
+
+Kind = Literal["rows", "list", "object", "other"]
+VIEWER = {"features", "rows"}  # keys of an answer of the hub's dataset viewer; its rows are {row_idx, row}
+
+
+def outline(file: BinaryIO, name: str) -> dict[str, Kind]:
+    """The keys of the object that a file is, and what each holds; rows are passed over one by one.
+
+    Raises:
+        DataError: its syntax is broken.
+    """
+    window = Window(file, name)
+    found: dict[str, Kind] = {}
+    for key in _keys(window):
+        mark = window.next_mark()
+        if mark != "[":
+            window.element()
+            found[key] = "object" if mark == "{" else "other"
+            continue
+        _, first = next(items := elements(window, whole=False), (None, ""))
+        for _ in items:
+            pass
+        found[key] = "rows" if first.startswith("{") else "list"
+    return found
+
+
+def keyed_blocks(file: BinaryIO, name: str, key: str) -> Iterator[Block]:
+    """The elements of the array under a key, as those of an array.
+
+    Raises:
+        DataError: the syntax is broken, or an element does not end.
+    """
+    window = Window(file, name)
+
+    def under_key() -> Iterator[tuple[Position, str]]:
+        for found in _keys(window):
+            if window.next_mark() != "[":
+                window.element()
+            elif found == key:
+                yield from elements(window, whole=False)
+            else:
+                for _ in elements(window, whole=False):
+                    pass
+
+    return blocks_of_rows(((each[0].line, each, len(each[1])) for each in under_key()), name)
+
+
+def viewer_rows(block: Block) -> RowStream:
+    """The elements of an array; one that is {row_idx, row} is what stands under row."""
+    for position, text in block.payload:
+        row = row_of(text, block.name, position)
+        if isinstance(row, Row) and row.fields.keys() >= {"row_idx", "row"} and isinstance(row.fields["row"], dict):
+            row = Row(row.fields["row"], row.source)
+        yield row
+
+
+def object_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
+    """Objects behind one another, each over any number of lines, as the elements of an array.
+
+    Raises:
+        DataError: the syntax is broken, or an object does not end.
+    """
+    window = Window(file, name)
+
+    def objects() -> Iterator[tuple[Position, str]]:
+        while window.next_mark():
+            yield window.element()
+
+    return blocks_of_rows(((each[0].line, each, len(each[1])) for each in objects()), name)
+
+
+def numbered_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
+    """The elements of an array on one line, each with its number in place of a line.
+
+    Raises:
+        DataError: the syntax is broken, or an element does not end.
+    """
+    numbered = (
+        (number, (Position(number, each.characters, each.bytes), text), len(text))
+        for number, (each, text) in enumerate(elements(Window(file, name)), start=1)
+    )
+    return blocks_of_rows(numbered, name)
+
+
+def column_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
+    """Rows of an object of columns, which are lists of equal length, or objects by an index as pandas writes them.
+
+    Raises:
+        DataError: the file is too large to be read at once, its syntax is broken, or the columns do not agree.
+    """
+    chunks, size = [], 0
+    for chunk in text_chunks(file, name):
+        chunks.append(chunk)
+        size += len(chunk)
+        refuse_too_large(size, name, 1, "write one object a line: pandas' to_json(orient='records', lines=True)")
+    try:
+        columns = parse_json(b"".join(chunks).decode())
+    except ValueError as error:
+        raise DataError("no JSON", where=name, why=str(error), remedy="correct the file") from None
+    rows = _rows_of_columns(columns, name)
+    sized = ((number, row, sum(map(len, map(str, row.values())))) for number, row in enumerate(rows, start=1))
+    return blocks_of_rows(((number, (number, row), size) for number, row, size in sized), name)
+
+
+def column_rows(block: Block) -> Iterator[Row | BadRow]:
+    """Rows of a table of columns, each with its number."""
+    for number, fields in block.payload:
+        yield Row(fields, f"{block.name}:{number}")
+
+
+def _rows_of_columns(columns: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    index = next(iter(columns.values()))
+    keys = list(index) if isinstance(index, dict) else range(len(index))
+    for column, values in columns.items():
+        if len(values) != len(keys) or (isinstance(index, dict) and values.keys() != index.keys()):
+            raise DataError(
+                f"the columns of {name} do not have the same rows",
+                where=name,
+                why=f"{next(iter(columns))} has {len(keys)} values and {column} {len(values)}",
+                remedy="write one object a row",
+            )
+    return [{column: values[key] for column, values in columns.items()} for key in keys]
+
+
+def _keys(window: Window) -> Iterator[str]:
+    """The keys of the object that the file is; whoever asks for the next has taken the value."""
+    window.next_mark()
+    window.take(window.index + 1)
+    mark = window.next_mark()
+    while mark != "}":
+        if mark != '"':
+            raise window.fault("no key of an object")
+        key = json.loads(window.element()[1])
+        if window.next_mark() != ":":
+            raise window.fault("no colon after a key")
+        window.take(window.index + 1)
+        yield key
+        mark = window.next_mark()
+        if mark == ",":
+            window.take(window.index + 1)
+            mark = window.next_mark()
+        elif mark != "}":
+            raise window.fault("no comma and no } after a value")
+    window.take(window.index + 1)
+    if window.next_mark():
+        raise window.fault("more after the end of the object")
+
+
+def choose_key(found: Mapping[str, Kind], asked: str, name: str) -> str:
+    """The recipe's key.
+
+    Raises:
+        DataError: it is not there, or holds no rows.
+    """
+    if found.get(asked) == "rows":
+        return asked
+    rows = [key for key, kind in found.items() if kind == "rows"]
+    raise DataError(
+        f"there is no array of rows under the key {asked!r}",
+        where=name,
+        why=f"the keys are {listed(list(found))}",
+        remedy=f"set data.key: {rows[0]}" if rows else "name a key that holds an array of objects",
+    )

@@ -1,0 +1,79 @@
+"""JSON files as programs write them: rows under a key, columns, objects over several lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.data.loading import load
+
+from tunesmith.data.files.reader import Reader, open_source
+from tunesmith.data.files.rows import Row
+from tunesmith.data.survey import survey_rows
+from tunesmith.errors import DataError
+from tunesmith.recipe.data import DataSettings, SourceSettings
+
+ROWS = [{"prompt": f"q{number}", "completion": f"a{number}"} for number in range(4)]
+
+
+def opened(path: Path, content: Any, **settings: Any) -> Reader:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return open_source(SourceSettings(path=str(path), **settings))
+
+
+def rows_of(reader: Reader) -> list[dict[str, Any]]:
+    return [row.fields for part in reader.parts for row in part.rows() if isinstance(row, Row)]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"data": ROWS, "meta": {"total": 4}}, "the rows under the key data"),
+        ({"features": [{"name": "prompt"}], "rows": [{"row_idx": 0, "row": row} for row in ROWS]}, "the key rows"),
+        ({"prompt": ["q0", "q1", "q2", "q3"], "completion": ["a0", "a1", "a2", "a3"]}, "an object of columns"),
+        ({name: {str(n): row[name] for n, row in enumerate(ROWS)} for name in ROWS[0]}, "an object of columns"),
+        ("".join(json.dumps(row, indent=2) + "\n" for row in ROWS), "objects over several lines"),
+        ("".join(json.dumps(row) + "\n" for row in ROWS), "one object a line"),
+    ],
+)
+def test_a_json_file_of_another_layout_gives_its_rows_and_says_so(tmp_path: Path, content: Any, said: str):
+    reader = opened(tmp_path / "r.json", content)
+    assert rows_of(reader) == ROWS
+    assert said in reader.reason
+
+
+def test_jsonl_files_may_hold_an_array_or_objects_over_several_lines(tmp_path: Path):
+    for content in (json.dumps(ROWS, indent=1), "".join(json.dumps(row, indent=2) + "\n" for row in ROWS)):
+        assert rows_of(opened(tmp_path / "r.jsonl", content)) == ROWS
+
+
+def test_rows_under_a_key_have_the_line_they_begin_on_and_rows_of_one_line_their_number(tmp_path: Path):
+    lines = list(opened(tmp_path / "r.json", '{"data": [\n{"text": "a"},\n{"text": "b"}]}').parts[0].rows())
+    assert [row.source.rpartition(":")[2] for row in lines] == ["2", "3"]
+    numbered = list(opened(tmp_path / "r.json", ROWS).parts[0].rows())
+    assert [row.source.rpartition(":")[2] for row in numbered] == ["1", "2", "3", "4"]
+
+
+def test_several_keys_with_rows_are_refused_and_the_named_key_is_read(tmp_path: Path):
+    content = {"good": ROWS[:1], "other": ROWS[1:]}
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path / "r.json", content)
+    assert caught.value.remedy == "set data.key: good, or another of them"
+    assert rows_of(opened(tmp_path / "r.json", content, key="other")) == ROWS[1:]
+    with pytest.raises(DataError, match="no array of rows under the key 'god'"):
+        opened(tmp_path / "r.json", content, key="god")
+
+
+def test_train_and_test_in_one_file_are_its_splits(tmp_path: Path):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"train": ROWS[1:], "test": ROWS[:1]}))
+    found = survey_rows(DataSettings.model_validate({"train": str(path)}), seed=0)
+    assert [(each.side, each.rows.stop - each.rows.start) for each in found.scan.sources] == [("train", 3), ("eval", 1)]
+    assert len(load(SourceSettings(path=str(path), split="test")).examples) == 1
+
+
+def test_columns_of_unequal_length_are_one_error(tmp_path: Path):
+    with pytest.raises(DataError, match="do not have the same rows"):
+        opened(tmp_path / "r.json", {"prompt": ["a", "b"], "completion": ["c"]})
