@@ -388,6 +388,16 @@ def test_urls_of_files_and_folders_are_read_through_fsspec(tmp_path: Path):
     assert load(source(f"file://{path}")).examples[0].source == f"file://{path}:1"
 
 
+def test_the_ending_of_a_url_is_that_of_its_path_and_rows_do_not_name_its_query():
+    import fsspec
+
+    url = "memory://signed/r.jsonl?token=abc.123"
+    with fsspec.open(url, "w") as file:
+        file.write('{"prompt": "a", "completion": "b"}\n')
+    (example,) = load(source(url)).examples
+    assert example.source == "memory://signed/r.jsonl:1"
+
+
 @pytest.mark.parametrize("url", ["nosuch://bucket/r.jsonl", "memory://nothing/r.jsonl"])
 def test_a_url_that_leads_nowhere_is_one_error(url: str):
     assert refused(url).where == url

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from tunesmith.data.examples.row_shapes import did_you_mean, listed
 from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks
 from tunesmith.data.files.formats import FORMATS
-from tunesmith.data.files.opening import TEXT, Opening, find_opening, format_of, splits_in, suffix_of
+from tunesmith.data.files.opening import TEXT, Opening, find_opening, format_of, splits_in, suffix_of, without_query
 from tunesmith.data.files.rows import Block, Row, RowStream
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
@@ -276,7 +276,7 @@ class _Location:
     @contextmanager
     def open(self, name: str) -> Iterator[HashedFile]:
         """The file itself, or one in the folder; `name` is as the user sees it."""
-        root = self.root if name == self.path else f"{self.root}/{name.rpartition('/')[2]}"
+        root = self.root if name in (self.path, without_query(self.path)) else f"{self.root}/{name.rpartition('/')[2]}"
         with self._reading(name):
             file = self.system.open(root, "rb")
         with file:
@@ -302,6 +302,7 @@ class _Location:
 
 def _file_part(location: _Location, name: str, source: SourceSettings) -> _FilePart:
     kind, (_, compression) = format_of(name, source.sample_by), suffix_of(name)
+    name = without_query(name)
     return _FilePart(name, kind.rows, kind.same_columns, location=location, source=source, compression=compression)
 
 

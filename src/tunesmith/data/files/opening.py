@@ -56,9 +56,14 @@ class Opening:
         return transcoded(file, self.encoding)
 
 
+def without_query(name: str) -> str:
+    """A URL without its query, which may hold a signature or a token; another name as it is."""
+    return name.partition("?")[0] if "://" in name else name
+
+
 def suffix_of(name: str) -> tuple[str, str | None]:
-    """(.jsonl, .gz) for rows.jsonl.gz."""
-    path = PurePosixPath(name.lower())
+    """(.jsonl, .gz) for rows.jsonl.gz; of a URL, the ending of its path."""
+    path = PurePosixPath(without_query(name).lower())
     compression = path.suffix if path.suffix in COMPRESSIONS else None
     return (PurePosixPath(path.stem).suffix if compression else path.suffix), compression
 
