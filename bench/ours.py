@@ -78,7 +78,7 @@ def _model(job: dict[str, Any]) -> tuple[Any, Any]:
     dtype = resolve_dtype("auto", device)
     if device == "cpu":
         memory.keep_freed_blocks()
-    base = load_model(Path(job["model"]), dtype=dtype, device=device, **method.load_options())
+    base = load_model(Path(job["model"]), dtype=dtype, device=device, load_options=method.load_options())
     attention.install(base)
     model = method.attach(base)
     fuse(base)

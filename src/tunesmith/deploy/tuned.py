@@ -149,7 +149,7 @@ def load(
         trust_remote_code=trust_remote_code,
         added=added,
     )
-    base = load_weights(options=method.load_options() if method else {})
+    base = load_weights(load_options=method.load_options() if method else {})
     model = method.load(base, found.checkpoint) if method and found.checkpoint else base
     rows = len(next(base.get_input_embeddings().parameters()))  # after an adapter that brings rows of its own
     refuse_unknown_tokens(template, rows, added=added, where=folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tunesmith.data.batches.layout import TokenRow
 from tunesmith.errors import ModelError
 from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
 
@@ -43,7 +44,7 @@ class Method(Protocol):
         """Keyword arguments for ``from_pretrained``, such as quantization. Raises ModelError if unusable here."""
         return {}
 
-    def attach(self, model: PreTrainedModel, batches: Any = None) -> nn.Module:
+    def attach(self, model: PreTrainedModel, batches: Iterable[Iterable[TokenRow]] | None = None) -> nn.Module:
         """Decides what trains and gives back the model to train.
 
         ``batches`` are the rows of each optimizer step, in order, for data-driven initialisation. Raises ModelError

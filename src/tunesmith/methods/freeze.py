@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.data.batches.layout import TokenRow
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import Origin, exchanged, on_cpu
 from tunesmith.methods.full import Full, live_tensors, paired, read_weights, refuse_quantized
@@ -41,7 +41,7 @@ class Freeze(Full):
         self.chosen = settings
         self._before: dict[str, Tensor] = {}  # what trains, by name, as the base has it
 
-    def attach(self, model: PreTrainedModel, batches: Any = None) -> PreTrainedModel:
+    def attach(self, model: PreTrainedModel, batches: Iterable[Iterable[TokenRow]] | None = None) -> PreTrainedModel:
         """Freezes all weights except those that the settings choose.
 
         Raises:

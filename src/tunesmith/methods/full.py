@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.data.batches.layout import TokenRow
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import Method, Origin, exchanged, on_cpu
 from tunesmith.model.modes import kept_modes, seeded
@@ -33,7 +34,7 @@ class Full(Method):
         self.origin = origin
         self._model: PreTrainedModel | None = None  # knows its config and how its files are laid out
 
-    def attach(self, model: PreTrainedModel, batches: Any = None) -> PreTrainedModel:
+    def attach(self, model: PreTrainedModel, batches: Iterable[Iterable[TokenRow]] | None = None) -> PreTrainedModel:
         """Every parameter trains. Raises ModelError for quantized weights, which have no gradient."""
         refuse_quantized(model, self.name)
         model.requires_grad_(True)
@@ -114,9 +115,11 @@ def read_weights(
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers of a state dict, not copies, each once and under its first name."""
-    seen: set[int] = set()
+    first_names: dict[int, str] = {}
     tensors = model.state_dict(keep_vars=True)
-    return {name: own for name, own in tensors.items() if not (id(own) in seen or seen.add(id(own)))}
+    for name, own in tensors.items():
+        first_names.setdefault(id(own), name)
+    return {name: tensors[name] for name in first_names.values()}
 
 
 def paired(model: PreTrainedModel, weights: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

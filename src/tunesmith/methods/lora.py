@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.data.batches.layout import TokenRow
 from tunesmith.errors import ModelError
 from tunesmith.methods import init_eva
 from tunesmith.methods.base import SAME_RATE, Method, Origin, exchanged, on_cpu, parameter_groups
@@ -69,7 +70,7 @@ class Lora(Method):
         # The weights, on the CPU, of the adapter that a model continues.
         self._starts: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 
-    def attach(self, model: PreTrainedModel, batches: Any = None) -> PeftModel:
+    def attach(self, model: PreTrainedModel, batches: Iterable[Iterable[TokenRow]] | None = None) -> PeftModel:
         """Freezes the model and adds adapters drawn from the seed alone; step zero equals the base.
 
         Where an adapter is to be continued, it is that one, and step zero equals the base with it.
@@ -130,7 +131,7 @@ class Lora(Method):
         config: PeftConfig,
         *,
         begun: dict[str, Tensor] | None = None,
-        rows: Iterable[Any] | None = None,
+        rows: Iterable[Iterable[TokenRow]] | None = None,
     ) -> PeftModel:
         """Adds PEFT's layers and gives them their first values.
 

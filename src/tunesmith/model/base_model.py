@@ -21,18 +21,20 @@ def load_base_model(
     device: str,
     trust_remote_code: bool,
     added: AddedTokens = NO_TOKENS,
-    options: Mapping[str, Any] | None = None,
+    load_options: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Loads a model folder, in evaluation mode.
 
     Args:
         added: tokens that get rows of their own.
-        options: what a method adds to ``from_pretrained`` (``load_options``).
+        load_options: what a method adds to ``from_pretrained``, such as quantization.
 
     Raises:
         ModelError: the weights cannot be loaded, or cannot be given rows.
     """
-    model = load_model(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **options or {})
+    model = load_model(
+        folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code, load_options=load_options
+    )
     grow(model, added)
     attention.install(model)
     return model

@@ -148,7 +148,7 @@ def load_base(inputs: ModelInputs, options: Mapping[str, Any]) -> PreTrainedMode
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
         added=inputs.added,
-        options=options,
+        load_options=options,
     )
 
 

@@ -142,14 +142,19 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype, device: str, trust_remote_code: bool = False, **load_options: Any
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    trust_remote_code: bool = False,
+    load_options: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """The weights of ``folder`` (safetensors only) on ``device``, in evaluation mode.
 
     Loading uses no random numbers: a weight that the files lack is an error, it is never drawn.
 
     Args:
-        load_options: passed on to ``from_pretrained`` (a method's ``quantization_config``).
+        load_options: what a method adds to ``from_pretrained``, such as ``quantization_config``.
 
     Raises:
         ModelError: not a causal language model, damaged, incomplete, or in need of the folder's own code.
@@ -162,9 +167,9 @@ def load_model(
         "use_safetensors": True,
         "local_files_only": True,
         "trust_remote_code": trust_remote_code,
-        **load_options,
+        **(load_options or {}),
     }
-    if "quantization_config" in load_options:
+    if "quantization_config" in options:
         options.setdefault("device_map", {"": device})  # quantized weights are made where they stay
     with quiet_transformers(), _load_errors(folder, device):
         loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
@@ -172,7 +177,7 @@ def load_model(
         if "device_map" not in options:
             model.to(device)  # pyright: ignore[reportArgumentType]
     _check_report(report, folder)
-    if "quantization_config" in load_options:
+    if "quantization_config" in options:
         _own_memory(model)
     text = model.config.get_text_config()
     if getattr(text, "output_router_logits", False):
