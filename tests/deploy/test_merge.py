@@ -388,9 +388,11 @@ def test_a_killed_merge_leaves_no_folder_and_the_next_one_clears_up(trained: Tra
     run, place = trained(name="lora", r=4), tmp_path / "plain"
     program = (
         "import os, signal, sys\n"
-        "from tunesmith import export\n"
+        "from tunesmith.deploy import plain_weights\n"
         "from tunesmith.deploy.merge import merge\n"
-        "export.refuse_far = lambda found, tolerance, *, what: os.kill(os.getpid(), 9) if 'float32' in what else None\n"
+        "def refuse_far(found, tolerance, *, what):\n"
+        "    if 'float32' in what: os.kill(os.getpid(), 9)\n"
+        "plain_weights.refuse_far = refuse_far\n"
         "merge(sys.argv[1], sys.argv[2])\n"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(run), str(place)], capture_output=True, text=True)

@@ -417,8 +417,8 @@ import json, sys, torch
 from tests.methods.test_contract import steps
 from pathlib import Path
 from transformers import AutoModelForCausalLM
-from tunesmith.methods import build
-from tunesmith.recipe import METHOD_SETTINGS
+from tunesmith.methods.table import build
+from tunesmith.recipe.methods import METHOD_SETTINGS
 for number, (name, settings, folder) in enumerate(json.loads(sys.argv[2])):
     method = build(METHOD_SETTINGS[name](**settings), base=folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **method.load_options())
