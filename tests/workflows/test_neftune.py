@@ -134,7 +134,7 @@ def test_a_plan_says_that_nothing_is_shared(values: dict[str, Any]) -> None:
 
 
 def test_a_layout_that_shares_contradicts_it(values: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match=r"rows of layout: tree share tokens; use layout: packed"):
+    with pytest.raises(RecipeError, match=r"rows in layout: tree share tokens; use layout: packed"):
         read_recipe(with_training(values, "x", layout="tree"))
     for layout in ("packed", "padded"):
         assert read_recipe(with_training(values, "x", layout=layout)).recipe.training.wanted_layout == layout
