@@ -1,13 +1,13 @@
-"""The errors a user can cause. A bug is never one of these, so it keeps its traceback."""
+"""The errors that a user can cause. A bug is never one of these, so it keeps its traceback."""
 
 from __future__ import annotations
 
 
 class TunesmithError(Exception):
-    """One clear message: what went wrong, where, why, and what to do about it.
+    """A message in four parts: what happened, where, why, and what to do.
 
     Args:
-        what: the fault in one sentence.
+        what: what happened, in one sentence.
         where: ``file:line``, a recipe key or a folder.
         why: what was found and what was expected.
         remedy: what the user can do now.
@@ -22,7 +22,7 @@ class TunesmithError(Exception):
         super().__init__(self.render())
 
     def render(self) -> str:
-        """The message as the command line prints it, one part a line."""
+        """The message as the command line prints it, with one line for each part."""
         head = f"{self.where}: {self.what}" if self.where else self.what
         rest = [self.why, f"What to do: {self.remedy}" if self.remedy else None]
         return "\n".join([head, *(f"  {line}" for part in rest if part for line in part.splitlines())])
@@ -51,14 +51,14 @@ class ModelError(TunesmithError):
 
 
 class RunError(TunesmithError):
-    """A run folder is missing, in use, finished or made by another recipe."""
+    """A run folder is missing, in use, finished, or belongs to another recipe."""
 
 
 class TrainError(TunesmithError):
-    """Training began and cannot go on: a loss that is not finite, memory, a full disk."""
+    """Training started and cannot continue: a loss is not finite, or memory or disk is full."""
 
     exit_code = 3
 
 
 class ExportError(TunesmithError):
-    """A trained model cannot be written in the form asked for."""
+    """A trained model cannot be written in the requested form."""
