@@ -535,7 +535,15 @@ def test_predicted_and_measured_peak_are_told_before_training_and_kept(values: d
     run = train(values, listener=listener).run
     stored = json.loads((run / "memory.json").read_text())
     assert set(stored) == {"tokens", "predicted", "measured", "needed", "total", "parts"}
-    assert set(stored["parts"]) == {"libraries", "weights", "optimizer", "activations", "working", "judging"}
+    assert set(stored["parts"]) == {
+        "libraries",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "logits",
+        "judging",
+    }
     assert 100 < stored["tokens"] <= 160
     assert stored["total"] == memory.total_memory("cpu")
     assert stored["measured"] <= stored["needed"] < stored["total"]
