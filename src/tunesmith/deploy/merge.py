@@ -34,8 +34,8 @@ from tunesmith.methods.base import weights_in
 from tunesmith.methods.lora import Lora
 from tunesmith.model.weights.added_tokens import NO_TOKENS
 from tunesmith.model.weights.config_file import read_config
-from tunesmith.model.weights.load import save_tokenizer
 from tunesmith.model.weights.resolve import kind
+from tunesmith.model.weights.text_side import save_text_side
 from tunesmith.planning import budget, memory
 from tunesmith.runs.progress import Listener, Silent
 
@@ -119,14 +119,13 @@ def merge(
     tolerances = [plain_weights.TOLERANCES[each] for each in _precisions(tuned, run_dtype)]
     plain, onto, candidates = _closest(tuned, reference, rows, listener)
     plain_weights.refuse_far(candidates[onto], max(tolerances), what="the merged model")
-    facts, tokenizer, template, load_weights = _facts(tuned), tuned.tokenizer, tuned.template, tuned.load_plain
+    facts, template, load_weights = _facts(tuned), tuned.template, tuned.load_plain
     del tuned  # its memory is for the weights that are read back
     gc.collect()
     with plain_weights.merged_folder(to) as folder:
         plain_weights.write_weights(plain, folder, dtype=wanted, max_shard_size=max_shard_size)
         del plain
-        template.apply_to(tokenizer)
-        save_tokenizer(tokenizer, folder)
+        save_text_side(template, folder)
         again = load_weights(folder=folder, dtype=run_dtype, added=NO_TOKENS)
         written = plain_weights.closeness(reference, again, rows)
         tolerance = max(plain_weights.TOLERANCES[wanted], *tolerances)

@@ -136,8 +136,7 @@ def load(
     folder = resolve(found.base, revision=found.revision, trust_remote_code=trust_remote_code, say=listener.say)
     device = _device(found.recipe, device, listener)
     tokenizer, added = _tokenizer(found, folder, trust_remote_code=trust_remote_code)
-    stops = stop_ids(folder, tokenizer)
-    template = _template(found, tokenizer, stops)
+    template = _template(found, tokenizer, stop_ids(folder, tokenizer), listener)
     method = None
     if found.method is not None:
         method = build(found.method, base=str(folder), device=device, added=added, start=_start(found))
@@ -160,7 +159,7 @@ def load(
         tokenizer=tokenizer,
         template=template,
         method=method,
-        stop_ids=stops,
+        stop_ids=template.stop_ids,
         load_plain=load_weights,
         added=added,
     )
@@ -241,8 +240,10 @@ def _tokenizer(
     return tokenizer_of(folder, model.model_copy(update={"trust_remote_code": trust_remote_code}))
 
 
-def _template(found: ModelTarget, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> ChatTemplate:
+def _template(
+    found: ModelTarget, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int], listener: Listener
+) -> ChatTemplate:
     if found.run is not None:
         return ChatTemplate.restore(tokenizer, found.run.read_json("template.json"), stop_ids=stops)
     settings = DataSettings(train=[SourceSettings(path="none")])  # only the template's settings matter
-    return make_template(settings, tokenizer, stops)
+    return make_template(settings, tokenizer, stops, say=listener.say)

@@ -13,7 +13,7 @@ from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.errors import ModelError, TrainError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.tokens import TokenScores
-from tunesmith.model.weights.load import save_tokenizer
+from tunesmith.model.weights.text_side import save_text_side
 from tunesmith.recipe.schedules import learning_rate_at, steps_of_warmup
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, StepResult, sample_line
@@ -235,8 +235,7 @@ class Trainer:
     def _write_model(self, folder: Path) -> None:
         """The method's files, and the tokenizer with the template that was trained on, for other libraries to load."""
         self.ready.method.save(self.ready.method.state(self.ready.model), folder)
-        self.template.apply_to(self.template.tokenizer)
-        save_tokenizer(self.template.tokenizer, folder)
+        save_text_side(self.template, folder)
 
     def _best(self) -> dict[str, Any]:
         """The best step so far, for status.json."""

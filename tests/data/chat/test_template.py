@@ -183,6 +183,35 @@ def test_a_turn_without_a_token_that_stops_generation_is_refused(make_tokenizer)
         template_of(tokenizer).encode(Example(TALK, "f:4"))
 
 
+def test_a_base_model_stops_on_the_token_that_its_template_ends_answers_with(make_tokenizer):
+    tokenizer = make_tokenizer(CHATML, CONTROLS)
+    eos, end = tokenizer.convert_tokens_to_ids(["<E>", "<|im_end|>"])
+    template = template_of(tokenizer)
+    [row] = template.encode(Example(TALK, "f:1"))
+    assert learned(tokenizer, row) == "It is two.<|im_end|>Four.<|im_end|>"
+    assert template.stop_ids == (eos, end)
+    assert "answers with <|im_end|>, and the model's own settings stop on <E> alone" in str(template.stop_note)
+    recorded = json.loads(json.dumps(template.describe()))
+    assert recorded["stop_tokens"] == ["<|im_end|>"]
+    assert ChatTemplate.restore(tokenizer, recorded, stop_ids=[eos]).stop_ids == (eos, end)
+    assert ChatTemplate.restore(tokenizer, recorded, stop_ids=template.stop_ids).stop_ids == (eos, end)
+
+
+def test_a_model_that_stops_on_its_templates_end_gets_no_other_stop_token(make_tokenizer):
+    tokenizer = make_tokenizer(CHATML, CONTROLS)
+    template = template_of(tokenizer, "<|im_end|>")
+    assert template.stop_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    assert template.stop_note is None
+    both = CHATML.replace("'<|im_end|>'", "'<|endoftext|><|im_end|>'")
+    assert template_of(make_tokenizer(both, CONTROLS), "<|im_end|>").stop_note is None
+
+
+def test_text_that_ends_a_turn_is_no_stop_token(make_tokenizer):
+    tokenizer = make_tokenizer(CHATML.replace("'<|im_end|>'", "' END<|im_end|>'"), CONTROLS)
+    with pytest.raises(DataError, match="no token that generation stops on"):
+        template_of(tokenizer).encode(Example(TALK[:3], "f:4"))
+
+
 def test_a_template_that_goes_on_behind_the_stop_token_is_refused(make_tokenizer):
     source = CHATML.replace("m['content'] + '<|im_end|>'", "'<|im_end|>' + m['content'] + '<|im_end|>'")
     tokenizer = make_tokenizer(source, CONTROLS)

@@ -46,6 +46,9 @@ _DEFAULT = (
 )
 
 
+_ANSWER = "tunesmith-answer"
+
+
 def choose_templates(
     tokenizer: PreTrainedTokenizerBase, setting: str | None, *, stop_ids: Sequence[int]
 ) -> tuple[dict[str, str], str]:
@@ -127,6 +130,7 @@ class TemplateRules:
     """All that determines the tokens of a run, except the tokenizer.
 
     ``origin`` of the templates: recipe, tokenizer or default. ``added_tokens``: texts that are encoded as tokens.
+    ``stop_tokens``: those that the template ends an answer with and that the model's own settings do not stop on.
     """
 
     templates: Mapping[str, str]
@@ -136,14 +140,19 @@ class TemplateRules:
     control_tokens: str
     train_on: str
     added_tokens: Sequence[str] = ()
+    stop_tokens: Sequence[str] = ()
 
 
 class ChatTemplate:
     """The chat template of a run.
 
+    ``stop_ids`` are the ids that generation stops on: the model's own, and the token that the template ends an answer
+    with. A base model often has the template of its chat model, whose answers end with ``<|im_end|>``, and settings
+    that stop on ``<|endoftext|>`` alone.
+
     Args:
         tokenizer: any tokenizer of transformers; a fast one also gives the offsets that {% generation %} marks need.
-        stop_ids: ids that generation stops on (``generation_config.eos_token_id``).
+        stop_ids: ids that the model's own settings stop on (``generation_config.eos_token_id``).
         settings: the recipe's data section.
         date: ISO date of the run, for templates that print one; ``data.date`` has precedence.
         added_tokens: the texts of the tokens that the recipe adds, which may stand in a message.
@@ -168,6 +177,9 @@ class ChatTemplate:
         fixed = settings.control_tokens, settings.train_on, tuple(added_tokens)
         rules = TemplateRules(templates, origin, kwargs, day, *fixed)
         self._build(tokenizer, stop_ids, rules)
+        end = self._unknown_end()
+        if end is not None:
+            self._build(tokenizer, stop_ids, replace(rules, stop_tokens=(end,)))
 
     @classmethod
     def restore(
@@ -181,7 +193,7 @@ class ChatTemplate:
         _require_stop_ids(stop_ids)
         template = cls.__new__(cls)
         try:
-            recorded = {"added_tokens": (), **recorded}  # a run of an earlier version has none
+            recorded = {"added_tokens": (), "stop_tokens": (), **recorded}  # a run of an earlier version has none
             rules = TemplateRules(**{name: recorded[name] for name in TemplateRules.__slots__})
         except KeyError as error:
             raise ModelError(
@@ -192,7 +204,8 @@ class ChatTemplate:
 
     def _build(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], rules: TemplateRules) -> None:
         self.tokenizer = tokenizer
-        self.stop_ids = tuple(int(number) for number in stop_ids)
+        own = [int(number) for number in [*stop_ids, *map(tokenizer.convert_tokens_to_ids, rules.stop_tokens)]]
+        self.stop_ids = tuple(dict.fromkeys(own))
         self.rules = rules
         self.notes = Notes()
         variables = {**tokenizer.special_tokens_map, **rules.kwargs}
@@ -214,6 +227,19 @@ class ChatTemplate:
     def text(self) -> str:
         """The template that is used for conversations without tools."""
         return self.rules.templates["default"]
+
+    @property
+    def stop_note(self) -> str | None:
+        """A line about the stop tokens that the template adds to the model's own; None if it adds none."""
+        if not self.rules.stop_tokens:
+            return None
+        added = " and ".join(self.rules.stop_tokens)
+        texts = [str(token) for token in self.tokenizer.convert_ids_to_tokens(list(self.stop_ids))]
+        own = ", ".join(text for text in texts if text not in self.rules.stop_tokens)
+        return (
+            f"stop tokens: the template ends answers with {added}, and the model's own settings stop on {own} alone; "
+            f"answers end at {added} too, and generation_config.json beside the saved weights says so"
+        )
 
     def encode(self, example: Example, number: int = 0) -> list[Encoded]:
         """The rows of an example: one, or one for each learned turn if the template rewrites earlier turns.
@@ -271,7 +297,7 @@ class ChatTemplate:
         """What is recorded with a run, plain JSON: the rules, and ``sha256`` of the default template's text."""
         recorded: dict[str, Any] = {name: getattr(self.rules, name) for name in TemplateRules.__slots__}
         recorded["templates"], recorded["kwargs"] = dict(self.rules.templates), dict(self.rules.kwargs)
-        recorded["added_tokens"] = list(self.rules.added_tokens)
+        recorded["added_tokens"], recorded["stop_tokens"] = list(self.rules.added_tokens), list(self.rules.stop_tokens)
         return recorded | {"sha256": hashlib.sha256(self.text.encode()).hexdigest()}
 
     def _learned(self, example: Example) -> list[int]:
@@ -329,6 +355,21 @@ class ChatTemplate:
         if not supervised.any():
             raise DataError("the text has no token to learn", where=source, remedy="remove the row.")
         return Encoded(np.array(ids, dtype=np.int32), supervised, source, number)
+
+    def _unknown_end(self) -> str | None:
+        """The control token that the template writes right behind an answer, if generation stops on nothing there."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
+        views = [self._dialects["default"].view(turn) for turn in turns]
+        try:
+            text = self._renderers["default"].render(views, add_generation_prompt=False)
+        except RenderError:
+            return None
+        _, found, tail = text.rpartition(_ANSWER)
+        ids = TextEncoder(self.tokenizer).continuation(tail.lstrip()).ids
+        if not found or not ids or not set(self.stop_ids).isdisjoint(ids):
+            return None
+        token = self.tokenizer.added_tokens_decoder.get(ids[0])
+        return None if token is None else token.content
 
     def _frame(self) -> list[int]:
         """Ids that the template writes around a user turn: control tokens that no message may contain."""

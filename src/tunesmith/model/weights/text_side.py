@@ -5,6 +5,7 @@ Training, `check`, `prepare`, `plan` and a loaded model all get them from here, 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from tunesmith.errors import ModelError
 from tunesmith.recipe.data import DataSettings
 from tunesmith.recipe.settings import ModelSettings
-from tunesmith.runs.cache import Say
+from tunesmith.runs.cache import Say, to_stderr
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ class TextSide:
         folder: the base model's.
         config: the base model's, as transformers has it.
         tokenizer: with the recipe's tokens added.
-        stop_ids: the ids that end an answer.
+        stop_ids: the ids that end an answer, those that the template adds to the model's own among them.
         template: the chat template of the run.
         added: the tokens that the recipe adds.
         data: the recipe's data section, with ``max_length`` at most the positions that the model has.
@@ -64,8 +65,7 @@ def text_side(model: ModelSettings, data: DataSettings, *, say: Say) -> TextSide
     tokenizer, added = tokenizer_of(folder, model)
     for note in added.notes():
         say(note)
-    stops = stop_ids(folder, tokenizer)
-    template = make_template(data, tokenizer, stops, model.named_tokens)
+    template = make_template(data, tokenizer, stop_ids(folder, tokenizer), model.named_tokens, say=say)
     text = config.get_text_config()
     rows = getattr(text, "vocab_size", None)
     if rows is not None:
@@ -74,7 +74,7 @@ def text_side(model: ModelSettings, data: DataSettings, *, say: Say) -> TextSide
     if positions is not None and data.max_length > positions:
         say(f"data.max_length: {data.max_length} -> {positions}, the positions that this model has")
         data = data.model_copy(update={"max_length": positions})
-    return TextSide(folder, config, tokenizer, stops, template, added, data)
+    return TextSide(folder, config, tokenizer, template.stop_ids, template, added, data)
 
 
 def tokenizer_of(folder: Path, model: ModelSettings) -> tuple[PreTrainedTokenizerBase, AddedTokens]:
@@ -91,12 +91,35 @@ def make_template(
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Sequence[int],
     added_tokens: Sequence[str] = (),
+    *,
+    say: Say = to_stderr,
 ) -> ChatTemplate:
-    """The chat template of a run, with the date it prints fixed to the recipe's or to today's."""
+    """The chat template of a run, with the date it prints fixed to the recipe's or to today's.
+
+    Args:
+        stop_ids: the model's own; the template may add one.
+        say: takes a line if it does.
+    """
     from tunesmith.data.chat.template import ChatTemplate
 
     date = date_of(settings)
-    return ChatTemplate(tokenizer, stop_ids=stop_ids, settings=settings, date=date, added_tokens=added_tokens)
+    template = ChatTemplate(tokenizer, stop_ids=stop_ids, settings=settings, date=date, added_tokens=added_tokens)
+    if template.stop_note is not None:
+        say(template.stop_note)
+    return template
+
+
+def save_text_side(template: ChatTemplate, folder: Path) -> None:
+    """Writes the tokenizer with its template beside weights or an adapter, and stop tokens that the template adds."""
+    from tunesmith.model.weights.load import save_tokenizer
+
+    template.apply_to(template.tokenizer)
+    save_tokenizer(template.tokenizer, folder)
+    if template.rules.stop_tokens:
+        path = folder / "generation_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        settings["eos_token_id"] = list(template.stop_ids)
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def date_of(settings: DataSettings) -> str:
