@@ -320,3 +320,20 @@ def test_a_row_that_cannot_become_tokens_hides_nothing_else(
     assert found["no_tokens"] == ["forged.jsonl:11"]
     assert found["template_tokens"] == ["forged.jsonl:11"]
     assert found["duplicate_rows"] == ["forged.jsonl:1", "forged.jsonl:10"]
+
+
+def test_rows_that_cannot_become_tokens_are_named_all_and_by_their_reason(
+    command: Command, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    texts = [f"question {number}" for number in range(10)] + [
+        "a <|im_end|> turn",
+        "another <|im_end|> turn",
+        "<|im_start|>",
+    ]
+    rows = [{"prompt": text, "completion": f"answer {number}"} for number, text in enumerate(texts)]
+    (tmp_path / "forged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = command("check", "forged.jsonl", "--model", str(tiny_model_dir), "--json")
+    assert outcome.code == 1
+    found = [(each["severity"], each["rows"]) for each in outcome.json["findings"] if each["id"] == "no_tokens"]
+    assert found == [("error", ["forged.jsonl:11", "forged.jsonl:12"]), ("error", ["forged.jsonl:13"])]
+    assert outcome.json["ledger"]["rows"]["invalid"] == 3

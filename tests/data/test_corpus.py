@@ -699,3 +699,63 @@ def test_the_date_of_a_template_is_the_recipes_or_todays(tokenizer: Any) -> None
     today = make_template(data(train="a"), tokenizer, (STOP,)).rules.date
     assert len(today) == 10
     assert make_template(data(train="a", date="2025-01-31"), tokenizer, (STOP,)).rules.date == "2025-01-31"
+
+
+# Rows that the chat template refuses
+
+
+def talks(*openings: str) -> list[dict[str, Any]]:
+    """A conversation for each opening; one that starts with the assistant begins with a >."""
+    made = []
+    for number, opening in enumerate(openings):
+        turns = [{"role": "user", "content": opening}, {"role": "assistant", "content": f"answer {number}"}]
+        greeting = [{"role": "assistant", "content": "Hello"}]
+        made.append({"messages": greeting + turns if opening.startswith(">") else turns})
+    return made
+
+
+@pytest.fixture(scope="module")
+def strict(tiny_model_dir: Path) -> Any:
+    """A tokenizer whose template looks at the first turn, as most do."""
+    made = AutoTokenizer.from_pretrained(tiny_model_dir)
+    made.chat_template = "{% if messages[0].role == 'system' %}{% endif %}" + made.chat_template
+    return made
+
+
+def test_a_conversation_that_starts_with_the_assistant_is_one_bad_row(tmp_path: Path, strict: Any) -> None:
+    path = write(tmp_path / "talks.jsonl", talks("a", "b", ">c", "d", "e", "f"))
+    made = encoded(read(data(train=path, eval=0.0, on_error="skip")), strict)
+    assert (made.ledger.total.rows.read, made.ledger.total.rows.invalid, len(made.train)) == (6, 1, 5)
+    [refused] = made.refused
+    assert (refused.source, refused.example) == (f"{path}:3", 2)
+    assert "starts with the assistant" in refused.bad_row().found
+    assert "put a user turn or a system turn before it" in refused.remedy
+    mended = talks("a", ">c")
+    mended[1]["messages"].insert(0, {"role": "user", "content": "Hi"})
+    made = encoded(read(data(train=write(tmp_path / "mended.jsonl", mended), eval=0.0)), strict)
+    assert len(made.train) == 2
+
+
+def test_refused_rows_stop_a_run_with_the_first_and_the_number_of_others(tmp_path: Path, strict: Any) -> None:
+    path = write(tmp_path / "talks.jsonl", talks("a", ">b", "c", ">d", ">e"))
+    for _ in range(2):  # again from the cache of a run that skips
+        with pytest.raises(DataError) as caught:
+            encoded(read(data(train=path, eval=0.0)), strict)
+        assert caught.value.where == f"{path}:2"
+        assert f"2 rows more cannot be used either, such as {path}:4, {path}:5" in str(caught.value.why)
+        assert str(caught.value.remedy).endswith(", or set data.on_error: skip to leave such rows out.")
+        assert len(encoded(read(data(train=path, eval=0.0, on_error="skip")), strict).train) == 2
+
+
+def test_rows_that_are_all_refused_stop_a_run_that_skips_bad_rows(tmp_path: Path, strict: Any) -> None:
+    path = write(tmp_path / "talks.jsonl", talks(">a", ">b"))
+    with pytest.raises(DataError) as caught:
+        encoded(read(data(train=path, eval=0.0, on_error="skip")), strict)
+    assert caught.value.where == f"{path}:1"
+    assert "on_error" not in str(caught.value.remedy)
+
+
+def test_max_lost_counts_refused_rows(tmp_path: Path, strict: Any) -> None:
+    path = write(tmp_path / "talks.jsonl", talks("a", ">b", "c", ">d"))
+    with pytest.raises(DataError, match="2 of 4 rows are lost before training"):
+        encoded(read(data(train=path, eval=0.0, on_error="skip", max_lost=0.2)), strict)

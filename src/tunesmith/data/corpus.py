@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,10 @@ from tunesmith.runs.progress import Listener, Silent
 
 if TYPE_CHECKING:
     from tunesmith.data.chat.template import ChatTemplate, Encoded
-    from tunesmith.data.encoded_rows import EncodedRows
+    from tunesmith.data.encoded_rows import EncodedRows, RefusedRow
 
 
+_NEEDED = {OUTCOME["trained"], OUTCOME["held_out"]}  # if there are such rows, some must be left
 _LONGEST_NAMED = 5  # so many of the longest rows are named
 
 
@@ -44,6 +45,7 @@ class Corpus:
     ``together``: so many rows of ``train`` and ``held_out`` are the answers of one example, and an epoch counts them as
     one.
     ``labels`` bool [rows of the survey]: the row's own answer is labelled desirable.
+    ``refused``: examples that cannot become tokens, which ``data.on_error: skip`` sets aside as invalid.
     """
 
     train: EncodedRows
@@ -59,6 +61,7 @@ class Corpus:
     left_out: np.ndarray
     encoded: EncodedRows
     labels: np.ndarray
+    refused: list[RefusedRow]
     together: int = 1
 
     def rows_of(self, numbers: Sequence[int]) -> list[Encoded]:
@@ -90,10 +93,11 @@ def encode_corpus(
 ) -> Corpus:
     """Token ids and labels of every row, the too long ones treated as the recipe says, and the ledger of it all.
 
-    Raises DataError for a row that the template or the supervision rule cannot take, and when more rows are lost than
-    ``data.max_lost`` allows.
+    Raises:
+        DataError: a row that the template or the supervision rule cannot take, unless ``data.on_error`` is ``skip`` and
+            others are left; or more rows are lost than ``data.max_lost`` allows.
     """
-    from tunesmith.data.token_cache import encode_rows
+    from tunesmith.data.token_cache import encode_rows, refusal
     from tunesmith.runs.cache import cache_dir
 
     settings = found.settings
@@ -106,7 +110,14 @@ def encode_corpus(
         cache=cache_dir(),
         workers=workers(),
         listener=listener or Silent(),
+        stops=settings.on_error == "stop",
     )
+    if rows.refused:
+        outcome = found.outcome.copy()
+        outcome[[row.example for row in rows.refused]] = OUTCOME["invalid"]
+        if {*found.outcome.tolist()} & _NEEDED - {*outcome.tolist()}:
+            raise refusal(rows.refused, others=False)
+        found = replace(found, outcome=outcome)
     fitted = _fitted(rows, found, settings)
     corpus = _corpus(found, rows, fitted, noticed)
     refuse_lost(corpus.ledger, settings)
@@ -208,5 +219,6 @@ def _corpus(found: Survey, rows: EncodedRows, fitted: Fitted, noticed: list[Find
         left_out=np.flatnonzero(fitted.outcome == OUTCOME["too_long"]),
         encoded=rows,
         labels=seen.label,
+        refused=rows.refused,
         together=together,
     )

@@ -9,6 +9,7 @@ import json
 import operator
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from tunesmith.data.chat.template import Encoded
+from tunesmith.data.files.rows import BadRow
 from tunesmith.data.finding import Finding
 
 TOKEN_SCHEMA = pa.schema(
@@ -28,6 +30,23 @@ TOKEN_SCHEMA = pa.schema(
         ("example", pa.int64()),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRow:
+    """An example that the chat template or the supervision rule refuses: its number, and what was said of it."""
+
+    example: int
+    source: str
+    what: str
+    why: str
+    remedy: str
+    raw: str
+
+    def bad_row(self) -> BadRow:
+        """The row as one that cannot be used, for rejected.jsonl."""
+        found = f"{self.what} ({self.why})" if self.why else self.what
+        return BadRow(self.source, "conversation", found, self.remedy, self.raw)
 
 
 class EncodedRows(Sequence[Encoded]):
@@ -51,6 +70,11 @@ class EncodedRows(Sequence[Encoded]):
     def path(self) -> Path:
         """The file that holds the rows."""
         return self._file.path
+
+    @property
+    def refused(self) -> list[RefusedRow]:
+        """The examples of the whole file that have no rows, because they were refused."""
+        return self._file.refused
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -154,6 +178,7 @@ class TokenFile:
             raise ValueError("its end is missing")
         named = ("id", "severity", "rows", "message", "remedy")
         self.findings = [Finding(**{name: each[name] for name in named}) for each in json.loads(metadata[b"findings"])]
+        self.refused = [RefusedRow(**each) for each in json.loads(metadata[b"refused"])]
         self._parts = [_Part(batch) for batch in batches]
         self._first = np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist()
         self.rows: int = self._first[-1]

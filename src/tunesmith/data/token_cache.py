@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -24,11 +24,11 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from tunesmith.data.chat.notes import Notes
-from tunesmith.data.chat.template import ChatTemplate
+from tunesmith.data.chat.template import ChatTemplate, Encoded
 from tunesmith.data.checks.pool import end_with
-from tunesmith.data.encoded_rows import TOKEN_SCHEMA, EncodedRows, TokenFile, record_batch
+from tunesmith.data.encoded_rows import TOKEN_SCHEMA, EncodedRows, RefusedRow, TokenFile, record_batch
 from tunesmith.data.examples.example import Example
-from tunesmith.data.finding import Finding
+from tunesmith.data.finding import Finding, rows_in_words
 from tunesmith.errors import DataError, TunesmithError
 from tunesmith.runs.cache import only_process
 from tunesmith.runs.progress import Listener, Silent
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
 NumberedExamples = Sequence[tuple[int, Example]]
 
-TOKEN_FORMAT = 2  # of the file and of the code that makes tokens: raise it with any change that alters either
+TOKEN_FORMAT = 3  # of the file and of the code that makes tokens: raise it with any change that alters either
 POOL_FROM = 2_000  # examples; fewer are encoded before other processes have started
+REFUSED_NAMED = 5  # so many rows are named in a refusal, beside the first
 CACHE_LIMIT = 20 * 2**30  # bytes
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".ckpt")
@@ -57,6 +58,7 @@ def encode_rows(
     workers: int,
     listener: Listener | None = None,
     total: int | None = None,
+    stops: bool = True,
 ) -> tuple[EncodedRows, list[Finding]]:
     """The rows of all examples in order, and the findings about them; from the cache where they are in it.
 
@@ -69,6 +71,7 @@ def encode_rows(
         cache: the rows are kept in the folder ``tokens`` inside it.
         workers: processes; with 1, or with few examples, all rows are encoded in this one.
         total: number of examples where it is known, for the listener.
+        stops: whether a row that cannot be encoded is an error; else it is in ``EncodedRows.refused``.
 
     Raises:
         DataError: a row cannot be encoded (the first such row in order), the cache cannot be written, or a process
@@ -91,9 +94,11 @@ def encode_rows(
                     listener.task("rows to tokens", total) as advance,
                     closing(_encoded_blocks(blocks, template, workers)) as parts,
                 ):
-                    _write(path, whole_key, parts, lambda done: advance(done, {}))
+                    _write(path, whole_key, parts, lambda done: advance(done, {}), stops=stops)
                 file = TokenFile(path)
                 trim(path.parent, CACHE_LIMIT, keep=path)
+    if stops and file.refused:
+        raise refusal(file.refused, others=file.rows > 0)
     with suppress(OSError):  # a cache may be for reading only
         os.utime(path)
     return EncodedRows(file), file.findings
@@ -164,10 +169,34 @@ def _cached(path: Path, key: str, listener: Listener) -> TokenFile | None:
     return file
 
 
-def _write(path: Path, key: str, blocks: Iterable[_EncodedBlock], advance: Callable[[int], None]) -> None:
-    """Writes a file beside ``path`` that takes its name when it is whole, with the findings in its last batch."""
+def refusal(refused: Sequence[RefusedRow], *, others: bool) -> DataError:
+    """That rows cannot be encoded, in the words that were said of the first.
+
+    Args:
+        others: whether there are rows that can be encoded.
+    """
+    first, named = refused[0], ", ".join(row.source for row in refused[1 : 1 + REFUSED_NAMED])
+    more = f"{rows_in_words(len(refused) - 1)} more cannot be used either, such as {named}" if named else ""
+    skip = ", or set data.on_error: skip to leave such rows out" if others else ""
+    return DataError(
+        first.what,
+        where=first.source,
+        why="\n".join(filter(None, [first.why, more])) or None,
+        remedy=first.remedy.rstrip(".") + f"{skip}." if first.remedy or skip else None,
+    )
+
+
+def _write(
+    path: Path, key: str, blocks: Iterable[_EncodedBlock], advance: Callable[[int], None], *, stops: bool
+) -> None:
+    """Writes a file beside ``path`` that takes its name when it is whole, with the findings in its last batch.
+
+    Raises:
+        DataError: a row was refused and ``stops`` is set, or the file cannot be written.
+    """
     partial, schema = path.with_suffix(".partial"), TOKEN_SCHEMA.with_metadata({"key": key})
     notes, rows, done = Notes(), 0, 0
+    refused: list[RefusedRow] = []
     with _cache_errors(path.parent):
         sink = partial.open("wb")
     try:
@@ -178,12 +207,19 @@ def _write(path: Path, key: str, blocks: Iterable[_EncodedBlock], advance: Calla
                     if block.batch.num_rows:
                         writer.write_batch(block.batch)
                 notes.merge(block.notes)
+                refused += block.refused
+                if stops and refused:
+                    raise refusal(refused, others=rows + block.batch.num_rows > 0)
                 rows += block.batch.num_rows
                 done += block.examples
                 advance(done)
-            findings = json.dumps([finding.to_json() for finding in notes.findings()])
+            end = {
+                "rows": str(rows),
+                "findings": json.dumps([finding.to_json() for finding in notes.findings()]),
+                "refused": json.dumps([asdict(row) for row in refused]),
+            }
             with _cache_errors(path.parent):
-                writer.write_batch(record_batch([]), custom_metadata={"rows": str(rows), "findings": findings})
+                writer.write_batch(record_batch([]), custom_metadata=end)
                 writer.close()
         with _cache_errors(path.parent):
             put_in_place(partial, path)
@@ -213,10 +249,11 @@ def _cache_errors(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _EncodedBlock:
-    """The rows of one block of examples, the notes about them, and the number of examples."""
+    """The rows of one block of examples, the notes about them, the examples refused, and how many there are in all."""
 
     batch: pa.RecordBatch
     notes: Notes
+    refused: list[RefusedRow]
     examples: int
 
 
@@ -298,5 +335,20 @@ def _encode_in_worker(block: NumberedExamples) -> _EncodedBlock:
 
 
 def _encode(template: ChatTemplate, block: NumberedExamples) -> _EncodedBlock:
-    rows = [row for number, example in block for row in template.encode(example, number)]
-    return _EncodedBlock(record_batch(rows), template.notes.take(), len(block))
+    rows: list[Encoded] = []
+    refused = []
+    for number, example in block:
+        try:
+            rows += template.encode(example, number)
+        except DataError as error:
+            said = error.what, error.why or "", error.remedy or ""
+            refused.append(RefusedRow(number, example.source, *said, _as_text(example)))
+    return _EncodedBlock(record_batch(rows), template.notes.take(), refused, len(block))
+
+
+def _as_text(example: Example) -> str:
+    """An example as one line of JSON, for people to read."""
+    if example.text is not None:
+        return json.dumps({"text": example.text}, ensure_ascii=False)
+    turns = [message.to_template() for message in example.messages]
+    return json.dumps({"messages": turns} | ({"tools": example.tools} if example.tools else {}), ensure_ascii=False)

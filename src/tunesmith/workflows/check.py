@@ -16,7 +16,7 @@ from tunesmith.data.accounts import refuse_lost
 from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.files.reader import own_eval_split
 from tunesmith.data.files.rows import BadRow
-from tunesmith.data.finding import Finding, rows_in_words
+from tunesmith.data.finding import Finding, Severity, rows_in_words
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.report import summary
 from tunesmith.data.survey import Survey, survey_rows
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tunesmith.data.chat.template import Encoded
+    from tunesmith.data.encoded_rows import RefusedRow
 
 
 SCHEMA = 1  # of to_json; a key that changes its meaning or goes away raises it
@@ -240,6 +241,7 @@ def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: in
     report.shown = list(made.train[:show])
     report.findings = [finding for finding in report.findings if finding.id != "long_rows"]  # it was a guess
     report.findings += made.findings
+    report.findings[:0] = _refusals(made.refused, "error" if report.stops else "warning")
     if stops and len(made.left_out):
         words = f"{rows_in_words(len(made.left_out))} have more than {settings.max_length:,} tokens (data.max_length)"
         split = ", split" if found.scan.raw_text[made.left_out].any() else ""
@@ -252,6 +254,19 @@ def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: in
         report.findings.insert(0, Finding("too_many_lost", "error", [], words, error.remedy or ""))
     longest = made.encoded[int(made.encoded.lengths.argmax())].source
     report.lengths = summary.lengths(made.encoded.lengths, "tokens", longest)
+
+
+def _refusals(refused: Sequence[RefusedRow], severity: Severity) -> list[Finding]:
+    """One finding for each thing that was said of rows that cannot become tokens."""
+    first: dict[str, RefusedRow] = {}
+    for row in refused:
+        first.setdefault(row.what, row)
+    found = []
+    for what, row in first.items():
+        rows = [each.source for each in refused if each.what == what]
+        message = f"{what} ({row.why})" if row.why else what
+        found.append(Finding("no_tokens", severity, rows, message, row.remedy or "correct the rows"))
+    return found
 
 
 def _lenient(settings: DataSettings) -> dict[str, Any]:

@@ -321,8 +321,9 @@ def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared, to
     findings = [*prepared.survey.findings, *prepared.corpus.findings]
     run.write_json("findings.json", [finding.to_json() for finding in findings])
     run.write_json("template.json", prepared.text.template.describe())
-    if prepared.survey.rejected:
-        run.write_lines("rejected.jsonl", [asdict(row) for row in prepared.survey.rejected])
+    rejected = [*prepared.survey.rejected, *(row.bad_row() for row in prepared.corpus.refused)]
+    if rejected:
+        run.write_lines("rejected.jsonl", [asdict(row) for row in rejected])
     run.write_json("ledger.json", replace(prepared.corpus.ledger, epoch=tokens).to_json())
     run.set_status("running", asked=portable(asked), step=0)
 

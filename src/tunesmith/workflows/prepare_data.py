@@ -22,6 +22,7 @@ from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
 from tunesmith.data.examples.row_shapes import PREFERENCES
+from tunesmith.data.files.rows import BadRow
 from tunesmith.data.ledger import OUTCOMES, Ledger
 from tunesmith.data.placement import OUTCOME
 from tunesmith.data.survey import Survey, survey_rows
@@ -113,24 +114,28 @@ def prepare_data(
             why="A dataset has one shape: messages, or text.",
             remedy="prepare them separately, and name both folders in data.train",
         )
-    outcome, ledger = survey.outcome, survey.ledger()
+    outcome, ledger, refused = survey.outcome, survey.ledger(), {}
     refuse_lost(ledger, section)
     if source is not None:
-        outcome, ledger = _with_tokens(survey, source, listener)
+        outcome, ledger, refused = _with_tokens(survey, source, listener)
     with _dataset_folder(folder) as making:
         splits = _write(survey, outcome, making, listener)
-        rejected = _write_rejected(survey, outcome, making)
+        rejected = _write_rejected(survey, outcome, refused, making)
         (making / "README.md").write_text(_card(data, survey, ledger, splits), encoding="utf-8")
     return PreparedData(folder, splits, ledger, rejected)
 
 
-def _with_tokens(survey: Survey, model: ModelSettings, listener: Listener) -> tuple[np.ndarray, Ledger]:
-    """Outcomes and ledger once the rows have tokens, rows that are too long included."""
+def _with_tokens(
+    survey: Survey, model: ModelSettings, listener: Listener
+) -> tuple[np.ndarray, Ledger, dict[int, BadRow]]:
+    """Outcomes and ledger once the rows have tokens, rows that are too long included, and rows that have none."""
     text = text_side(model, survey.settings, say=listener.say)
     made = encode_corpus(replace(survey, settings=text.data), text.template, listener=listener)
     outcome = survey.outcome.copy()
     outcome[made.left_out] = OUTCOME["too_long"]
-    return outcome, made.ledger
+    refused = {row.example: row.bad_row() for row in made.refused}
+    outcome[[*refused]] = OUTCOME["invalid"]
+    return outcome, made.ledger, refused
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
@@ -279,10 +284,10 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _write_rejected(survey: Survey, outcome: np.ndarray, folder: Path) -> int:
+def _write_rejected(survey: Survey, outcome: np.ndarray, refused: Mapping[int, BadRow], folder: Path) -> int:
     """A line for every row that is in no split: why, and the row itself where it is no example."""
     away = np.flatnonzero(~np.isin(outcome, [OUTCOME[name] for name in SPLITS]))
-    bad = dict(zip(np.flatnonzero(~survey.scan.good).tolist(), survey.rejected, strict=True))
+    bad = {**dict(zip(np.flatnonzero(~survey.scan.good).tolist(), survey.rejected, strict=True)), **refused}
     with (folder / REJECTED).open("w", encoding="utf-8") as file:
         for number, source in zip(away.tolist(), survey.scan.places(away), strict=True):
             line: dict[str, Any] = {"source": source, "reason": OUTCOMES[outcome[number]]}
