@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tunesmith.cli.app import main
+from tunesmith.deploy.run_prompt import RunPrompt
 
 VERDICT = {
     "verdict": "better",
@@ -57,6 +58,7 @@ class Calls:
 
     asked: list[dict[str, Any]] = field(default_factory=list)
     act: Callable[[], None] = lambda: None
+    instruction: str | None = None
 
 
 @pytest.fixture
@@ -135,7 +137,13 @@ class FakeModel:
     def __init__(self, calls: Calls, name: str = "tuned") -> None:
         self.calls, self.name = calls, name
 
-    def stream(self, messages: Any, **settings: Any) -> Iterator[str]:
+    def run_prompt(self, *, raw: bool = False, instruction: str | None = None) -> RunPrompt:
+        return RunPrompt() if raw else RunPrompt(instruction or self.calls.instruction, from_run=instruction is None)
+
+    def stream(
+        self, messages: Any, *, raw: bool = False, instruction: str | None = None, **settings: Any
+    ) -> Iterator[str]:
+        messages = self.run_prompt(raw=raw, instruction=instruction).around(messages)
         self.calls.asked.append({"messages": [(m.role, m.content) for m in messages], "settings": settings})
         yield f"{self.name}"
         self.calls.act()

@@ -52,6 +52,19 @@ def test_a_conversation_remembers_what_was_said(command: Command, tuned: Any, pi
     assert tuned.asked[1]["settings"] == {"max_new_tokens": 5}
 
 
+def test_the_newest_message_has_the_runs_instruction(command: Command, tuned: Any, pipe: Any) -> None:
+    tuned.instruction = "Name it."
+    pipe("hat\ncap\n")
+    outcome = command("chat", "x")
+    assert outcome.err.count("'Name it.' (--raw leaves it out)") == 1
+    assert tuned.asked[1]["messages"] == [
+        ("user", "hat"), ("assistant", "tuned 1\x07"), ("user", "Name it.\n\ncap")
+    ]  # fmt: skip
+    pipe("hat\n")
+    command("chat", "x", "--raw")
+    assert tuned.asked[2]["messages"] == [("user", "hat")]
+
+
 def test_reset_begins_anew_and_exit_leaves(command: Command, tuned: Any, pipe: Any) -> None:
     pipe("one\n/reset\ntwo\n/exit\nthree\n")
     command("chat", "x", "--system", "s")

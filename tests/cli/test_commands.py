@@ -205,6 +205,21 @@ def test_generate_streams_one_answer_with_the_systems_message(command: Command, 
     assert tuned.asked == [{"messages": [("system", "be brief"), ("user", "hello")], "settings": {"max_new_tokens": 5}}]
 
 
+def test_generate_says_which_instruction_goes_before_the_prompt(command: Command, tuned: Any) -> None:
+    tuned.instruction = "Name it."
+    outcome = command("generate", "runs/x", "--prompt", "hat")
+    assert outcome.out == "tuned 1\x07\n"
+    assert outcome.err.splitlines() == [
+        "prompt: the run's instruction goes before your text, as in training: 'Name it.' (--raw leaves it out)"
+    ]
+    assert command("generate", "runs/x", "--prompt", "hat", "--raw").err == ""
+    found = command("generate", "runs/x", "--prompt", "hat", "--instruction", "Say.", "--json")
+    assert found.json["instruction"] == "Say."
+    assert [call["messages"] for call in tuned.asked] == [
+        [("user", "Name it.\n\nhat")], [("user", "hat")], [("user", "Say.\n\nhat")],
+    ]  # fmt: skip
+
+
 def test_generate_reads_the_prompt_from_standard_input(
     command: Command, tuned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

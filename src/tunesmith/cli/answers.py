@@ -13,6 +13,8 @@ from tunesmith.cli.options import (
     AsJson,
     EvaluationKeys,
     GenerationKeys,
+    OtherInstruction,
+    RawOption,
     SystemOption,
     TargetArgument,
     generation_settings,
@@ -57,10 +59,15 @@ def generate(
     ],
     settings: GenerationKeys = None,
     system: SystemOption = None,
+    instruction: OtherInstruction = None,
+    raw: RawOption = False,
     base: Annotated[bool, typer.Option("--base", help="Also show the answer of the untuned base.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer one prompt."""
+    """Answer one prompt.
+
+    The run's instruction goes before the message, as in training.
+    """
     with session(as_json) as terminal:
         wanted = generation_settings(settings)
         message = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
@@ -69,7 +76,10 @@ def generate(
 
         messages = [*([Message("system", system)] if system else []), Message("user", message)]
         model = tuned.load(target, listener=terminal)
+        wanted |= {"raw": raw, "instruction": instruction}
+        used = say_prompt(model, wanted, terminal)
         found: dict[str, Any] = {"target": target, "model": model.describe, "prompt": message, "base": None}
+        found["instruction"] = used
         if base:
             terminal.write(terminal.styled("base:", bold=True))
             with model.base() as untuned:
@@ -77,6 +87,14 @@ def generate(
             terminal.write(terminal.styled("tuned:", bold=True))
         found["answers"] = _answer(model, messages, wanted, terminal)
         terminal.result(found)
+
+
+def say_prompt(model: Tuned, settings: dict[str, Any], terminal: Terminal) -> str | None:
+    """Says on standard error which instruction goes before the text, and returns it."""
+    prompt = model.run_prompt(raw=settings["raw"], instruction=settings["instruction"])
+    if prompt.note is not None:
+        terminal.note(prompt.note)
+    return prompt.instruction
 
 
 def _answer(

@@ -5,8 +5,15 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.answers import stream_answer
-from tunesmith.cli.options import GenerationKeys, SystemOption, TargetArgument, generation_settings
+from tunesmith.cli.answers import say_prompt, stream_answer
+from tunesmith.cli.options import (
+    GenerationKeys,
+    OtherInstruction,
+    RawOption,
+    SystemOption,
+    TargetArgument,
+    generation_settings,
+)
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import Terminated, session
 from tunesmith.errors import RecipeError, TunesmithError
@@ -18,10 +25,17 @@ if TYPE_CHECKING:
 WELCOME = "/reset starts over, /exit or Ctrl-D ends the chat, Ctrl-C stops an answer."
 
 
-def chat(target: TargetArgument, settings: GenerationKeys = None, system: SystemOption = None) -> None:
+def chat(
+    target: TargetArgument,
+    settings: GenerationKeys = None,
+    system: SystemOption = None,
+    instruction: OtherInstruction = None,
+    raw: RawOption = False,
+) -> None:
     """Talk with a model.
 
-    Each line is a message; history is kept. /reset starts over, /exit or Ctrl-D ends the chat, Ctrl-C stops an answer.
+    Each line is a message; history is kept. The run's instruction goes before the newest message, as in training.
+    /reset starts over, /exit or Ctrl-D ends the chat, Ctrl-C stops an answer.
     """
     with session() as terminal:
         wanted = generation_settings(settings)
@@ -30,6 +44,8 @@ def chat(target: TargetArgument, settings: GenerationKeys = None, system: System
         from tunesmith.deploy import tuned
 
         model = tuned.load(target, listener=terminal)
+        wanted |= {"raw": raw, "instruction": instruction}
+        say_prompt(model, wanted, terminal)
         _Chat(model, wanted, system=system, terminal=terminal).run()
 
 

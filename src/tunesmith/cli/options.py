@@ -50,6 +50,16 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing
 SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="The system message.", show_default=False)
 ]
+RawOption = Annotated[bool, typer.Option("--raw", help="Leave out the run's instruction (data.instruction).")]
+OtherInstruction = Annotated[
+    str | None,
+    typer.Option(
+        "--instruction",
+        metavar="TEXT",
+        help="An instruction that goes before the message.",
+        show_default="the run's data.instruction",
+    ),
+]
 FormatOption = Annotated[
     RowShape,
     typer.Option("--format", metavar="FORMAT", help=f"Format of the rows: {', '.join(get_args(RowShape))}."),

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.data.examples.message import Message
+from tunesmith.deploy.run_prompt import RunPrompt, run_prompt
 from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.methods.base import Method
 from tunesmith.methods.continued_adapter import START_FOLDER
@@ -73,23 +74,62 @@ class Tuned:
             return f"model {self.target.base}"
         return f"{self.target.checkpoint} on {self.target.base}"
 
+    def run_prompt(self, *, raw: bool = False, instruction: str | None = None) -> RunPrompt:
+        """What goes around a prompt. Raises RunError if the run has several instructions and none is chosen."""
+        where = str(self.target.run.folder if self.target.run else self.target.base)
+        return run_prompt(self.target.recipe, where=where, raw=raw, instruction=instruction)
+
     def generate(
-        self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), **settings: Any
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        raw: bool = False,
+        instruction: str | None = None,
+        **settings: Any,
     ) -> list[Generation]:
-        """Answers to one prompt, ``num_return_sequences`` of them. Settings are those of GenerationSettings."""
-        asked, prompt = GenerationSettings(**settings), self._prompt(messages, tools)
+        """Answers to one prompt, ``num_return_sequences`` of them.
+
+        Args:
+            messages: the user's text, or a conversation. The run's instruction goes before the last user turn.
+            tools: definitions of tools, for the chat template.
+            raw: leave the run's instruction out.
+            instruction: one to use in place of the run's.
+            settings: those of GenerationSettings.
+
+        Raises:
+            RunError: the run's sources have different instructions and none is chosen.
+        """
+        asked = GenerationSettings(**settings)
+        prompt = self.prompt_ids(messages, tools=tools, raw=raw, instruction=instruction)
         return generate(self.model, self.tokenizer, [prompt], settings=asked, stop_ids=self.stop_ids)[0]
 
     def stream(
-        self, messages: str | Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), **settings: Any
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        raw: bool = False,
+        instruction: str | None = None,
+        **settings: Any,
     ) -> Iterator[str]:
-        """One answer in pieces, as they are decoded."""
-        asked, prompt = GenerationSettings(**settings), self._prompt(messages, tools)
+        """One answer in pieces, as they are decoded. Arguments are those of ``generate``."""
+        asked = GenerationSettings(**settings)
+        prompt = self.prompt_ids(messages, tools=tools, raw=raw, instruction=instruction)
         return stream(self.model, self.tokenizer, prompt, settings=asked, stop_ids=self.stop_ids)
 
-    def _prompt(self, messages: str | Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[int]:
+    def prompt_ids(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        raw: bool = False,
+        instruction: str | None = None,
+    ) -> list[int]:
+        """The token ids that ``generate`` sends for these arguments: those of a training row before its answer."""
         turns = (Message("user", messages),) if isinstance(messages, str) else tuple(messages)
-        return self.template.prompt_ids(turns, tuple(tools))
+        framed = self.run_prompt(raw=raw, instruction=instruction).around(turns)
+        return self.template.prompt_ids(framed, tuple(tools))
 
     @property
     def device(self) -> str:

@@ -133,11 +133,16 @@ def _alpaca(fields: Mapping[str, Any], instruction: str | None) -> list[Message]
     given = fields.get("input")
     body = "" if given is None else checked_text(given, "input")
     head = instruction if instruction is not None else checked_text(present(fields, "instruction"), "instruction")
-    parts = [part for part in (head, body) if part.strip()]
-    if not parts:
+    text = user_text(head, body)
+    if not text:
         raise RowError("instruction", describe(head), SOME_TEXT)
-    turns = [Message("user", "\n\n".join(parts)), Message("assistant", _text(fields, "output"))]
+    turns = [Message("user", text), Message("assistant", _text(fields, "output"))]
     return _with_system([*_history(fields), *turns], fields)
+
+
+def user_text(instruction: str, body: str) -> str:
+    """The text of a user turn with an instruction: a blank line is between the two, and blank parts are left out."""
+    return "\n\n".join(part for part in (instruction, body) if part.strip())
 
 
 def _history(fields: Mapping[str, Any]) -> list[Message]:
