@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,52 @@ def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
         path.unlink()
     with pytest.raises(ModelError, match="the tokenizer cannot be loaded"):
         load_tokenizer(folder)
+
+
+def test_a_tokenizer_file_that_is_newer_than_the_library_names_the_versions_and_the_update(folder: Path) -> None:
+    change(folder / "tokenizer.json", model={"type": "Unheard", "vocab": {}})
+    change(folder / "config.json", transformers_version="99.1")
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(folder)
+    assert (caught.value.what, caught.value.where) == ("the tokenizer cannot be loaded", str(folder / "tokenizer.json"))
+    assert "saved with transformers 99.1; here is" in str(caught.value.why)
+    assert "pip install --upgrade tokenizers transformers" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("content", "why", "remedy"),
+    [
+        ('{"version": "1.0", "trunc', "It is damaged: ", "fetch the model again"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS", "git lfs pull"),
+    ],
+)
+def test_a_tokenizer_file_that_is_not_whole_is_to_be_fetched_again(
+    folder: Path, content: str, why: str, remedy: str
+) -> None:
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(folder)
+    assert why in str(caught.value.why) and remedy in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("content", "package"), [(b"\n\x0e\n\x05<unk>", "sentencepiece"), (b"IQ== 0\nIg== 1\n", "tiktoken")]
+)
+def test_a_tokenizer_that_needs_a_package_names_the_extra_that_brings_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, package: str
+) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(content)
+    change(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    monkeypatch.setattr("tunesmith.model.weights.tokenizer_files.find_spec", lambda name: None)
+    with pytest.raises(
+        ModelError, match=rf"read with the package {package}(?s:.*)pip install 'tunesmith\[{package}\]'"
+    ):
+        load_tokenizer(folder)
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert any(needed.startswith(package) for needed in extras[package])
 
 
 def test_a_tokenizer_without_pad_token_pads_with_its_end_token_and_does_not_grow(folder: Path) -> None:

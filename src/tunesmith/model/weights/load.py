@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CONFIG = "config.json"
+_NO_TOKENIZER = "the tokenizer cannot be loaded"
 _CODE_REMEDY = "read that code; if you trust it, set model.trust_remote_code: true in the recipe."
 _OTHER_TASK = re.compile(r"MaskedLM|Classification|QuestionAnswering|MultipleChoice|PreTraining|Reward")
 
@@ -103,13 +104,15 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     """
     from transformers import AutoTokenizer
 
+    from tunesmith.model.weights.tokenizer_files import unreadable_tokenizer
+
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code, local_files_only=True, padding_side="left"
             )
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise _not_loaded(folder, "the tokenizer cannot be loaded", error) from error
+    except Exception as error:  # the tokenizers library raises a plain Exception for a file that it cannot read
+        raise unreadable_tokenizer(folder, error) or _not_loaded(folder, _NO_TOKENIZER, error) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
