@@ -35,7 +35,7 @@ ReadingKeys = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="How the files are read: data.delimiter, data.encoding, data.key.",
+        help="How the files are read: data.delimiter, data.encoding, data.key, data.sheet.",
     ),
 ]
 EvaluationKeys = Annotated[

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.section import Settings
 
-READING = ("delimiter", "encoding", "key")  # how the bytes of a file become rows
+READING = ("delimiter", "encoding", "key", "sheet")  # how the bytes of a file become rows
 SampleBy = Literal["line", "paragraph", "document"]  # datasets' name, and its values
 PersonalData = Literal["email", "phone", "iban", "card", "secret"]
 PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)
@@ -38,6 +38,7 @@ class SourceSettings(Settings):
     )
     encoding: str | None = Field(default=None, description="encoding of the files, such as cp1252; found by default")
     key: str | None = Field(default=None, description="the key of a .json file that holds the rows, such as data")
+    sheet: str | None = Field(default=None, description="the sheet of a spreadsheet that holds the rows")
 
     @model_validator(mode="after")
     def _weight_or_rows(self) -> SourceSettings:
@@ -104,6 +105,7 @@ class DataSettings(Settings):
     delimiter: str | None = Field(default=None, min_length=1, max_length=1, description="default for every source")
     encoding: str | None = Field(default=None, description="default for every source")
     key: str | None = Field(default=None, description="default for every source")
+    sheet: str | None = Field(default=None, description="default for every source")
     max_length: int = Field(default=2048, ge=8, description="limit on the tokens of a row, prompt and answer together")
     too_long: Literal["auto", "error", "split", "drop", "truncate"] = Field(
         default="auto",

@@ -323,7 +323,9 @@ def test_a_row_too_deep_to_write_is_a_bad_row(tmp_path: Path):
         ("r.parquet", "PAR1", "the parquet file cannot be read"),
         ("r.jsonl.gz", "no gzip", "the .gz file is damaged"),
         ("r.jsonl.bz2", bz2.compress(b"{}")[:-3], "the .bz2 file is damaged"),
-        ("r.xlsx", "PK", ".xlsx files are not supported"),
+        ("r.docx", "PK", ".docx files are not supported"),
+        ("r.xlsx", "PK", "the .xlsx file cannot be read"),
+        ("r.ods", "PK", "the .ods file cannot be read"),
         ("rows", "{}", "the file's name has no ending"),
     ],
 )

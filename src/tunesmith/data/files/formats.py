@@ -17,6 +17,7 @@ from tunesmith.data.files.arrow_rows import arrow_rows, parquet_blocks
 from tunesmith.data.files.csv_rows import delimited_blocks, delimited_rows
 from tunesmith.data.files.json_rows import array_blocks, array_rows, jsonl_blocks, jsonl_rows
 from tunesmith.data.files.rows import BadRow, Block, Row, RowStream, line_blocks, refuse_too_large, text_chunks
+from tunesmith.data.files.sheets import SHEETS, find_sheet, sheet_blocks
 from tunesmith.data.files.tables import Table
 
 BLANK_LINE = re.compile(rb"\n[^\S\n]*\n")
@@ -123,6 +124,10 @@ def table_format(table: Table) -> Format:
     return Format(partial(delimited_blocks, table=table), delimited_rows, same_columns=True)
 
 
+def _only_sheet(file: BinaryIO, name: str, suffix: str) -> Iterator[Block]:
+    return sheet_blocks(file, name, suffix, find_sheet(file, suffix, name, None))
+
+
 TEXT_FORMATS: Mapping[str, Format] = {
     "line": Format(text_blocks, text_rows, same_columns=True),
     "paragraph": Format(paragraph_blocks, paragraph_rows, same_columns=True),
@@ -137,4 +142,8 @@ FORMATS: Mapping[str, Format] = {
     ".tsv": table_format(Table("\t")),
     ".parquet": Format(parquet_blocks, arrow_rows, seeks=True, same_columns=True),
     ".txt": TEXT_FORMATS["line"],
+    **{
+        suffix: Format(partial(_only_sheet, suffix=suffix), delimited_rows, seeks=True, same_columns=True)
+        for suffix in SHEETS
+    },
 }

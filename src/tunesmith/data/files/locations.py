@@ -17,6 +17,7 @@ from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks
 from tunesmith.data.files.formats import FORMATS
 from tunesmith.data.files.opening import TEXT, Opening, find_opening, format_of, splits_in, suffix_of, without_query
 from tunesmith.data.files.rows import Block, Row, RowStream
+from tunesmith.data.files.sheets import SHEETS
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
 from tunesmith.errors import DataError, TunesmithError
@@ -315,6 +316,9 @@ def _data_files(folder: _Location) -> tuple[dict[str, list[str]], list[str]]:
     for name, is_file in folder.entries():
         if not name.startswith("."):
             (data if is_file and suffix_of(name)[0] in FORMATS else ignored).append(name)
+    sheets = [name for name in data if suffix_of(name)[0] in SHEETS]
+    if len(sheets) < len(data):  # notes and lists beside the data are often kept so
+        data, ignored = [name for name in data if name not in sheets], [*ignored, *sheets]
     if not data:
         raise DataError(
             "there are no data files in the folder",

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
@@ -27,6 +27,7 @@ from tunesmith.data.files.json_layouts import (
 )
 from tunesmith.data.files.json_rows import ENDS, array_rows
 from tunesmith.data.files.rows import BLOCK_BYTES
+from tunesmith.data.files.sheets import SHEETS, find_sheet, sheet_blocks
 from tunesmith.data.files.splits import TEST, TRAIN, VALIDATION, split_of_file
 from tunesmith.data.files.streams import COMPRESSIONS
 from tunesmith.data.files.tables import find_table, fits
@@ -99,6 +100,11 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
     suffix, kind = suffix_of(name)[0], format_of(name, source.sample_by)
     if suffix in BINARY:
         return Opening(kind)
+    if suffix in SHEETS:
+        with file() as content:
+            layout = find_sheet(content, suffix, name, source.sheet)
+        blocks = partial(sheet_blocks, suffix=suffix, layout=layout)
+        return Opening(replace(kind, blocks=blocks), said=layout.said)
     encoding = _encoding(file, name, source, tells=suffix in TABLES or suffix == TEXT)
     said = (encoding.said,) if encoding.said else ()
     if suffix in JSON:

@@ -3,7 +3,7 @@
 A source is, in this order: a path that exists, an fsspec URL (``s3://...``), a hub id ``user/name[@revision]``.
 
 - jsonl, json (one array), csv, tsv and parquet files; txt files, where each line that is not blank is a document,
-  or each paragraph, or the whole file (`sample_by`).
+  or each paragraph, or the whole file (`sample_by`); a sheet of an xlsx or ods file.
   Text is UTF-8, with or without a byte order mark, and may be compressed (.gz, .bz2, .xz, .zst).
 - A folder of those: all its files in the order of their names. Hidden files are passed over, other files are named in
   `Reader.ignored`. If some files are named for training and some for evaluation (train.csv and test.csv), each role

@@ -1,0 +1,319 @@
+"""Spreadsheets of Excel (.xlsx) and LibreOffice (.ods) -> rows, each with the number it has in its sheet."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+from xml.parsers.expat import ExpatError
+from xml.sax import SAXException
+from xml.sax.handler import ContentHandler
+
+from tunesmith.data.examples.message import printable
+from tunesmith.data.examples.row_shapes import listed
+from tunesmith.data.files.rows import BadRow, Block, blocks_of_rows
+from tunesmith.data.files.streams import seekable
+from tunesmith.errors import DataError
+
+SHEETS = (".xlsx", ".ods")
+MOST_UNPACKED = 2**30  # bytes, of a file that is packed to less than 1 / MOST_TIMES of them
+MOST_TIMES = 50
+MOST_COLUMNS, MOST_ROWS = 16_384, 1_048_576  # of a sheet, in both programs
+MOST_TITLES = 5  # lines above the header
+ROWS_AT_ONCE = 1000
+SMALLEST_ZIP = 22  # bytes
+OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0"  # begins .xls files, and files with a password
+MIDNIGHT = "T00:00:00"
+
+Cells = tuple[int, list[str]]  # a row's number and its texts, as far as they are not empty
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """One sheet of a file. ``rows``: those that are not blank."""
+
+    title: str
+    hidden: bool
+    rows: Iterable[Cells]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the rows are. ``header``: number of the row with the names; ``said``: what was chosen, for the user."""
+
+    title: str
+    header: int
+    names: tuple[str, ...]
+    said: tuple[str, ...]
+
+
+def find_sheet(file: BinaryIO, suffix: str, name: str, asked: str | None) -> Layout:
+    """The sheet that is read: the recipe's, or the only visible one with rows.
+
+    Raises:
+        DataError: the file cannot be read, several sheets hold rows, or there is none as asked for.
+    """
+    with _sheets(file, suffix, name) as sheets:
+        if asked is not None:
+            chosen = [sheet for sheet in sheets if sheet.title == asked]
+            if not chosen:
+                raise DataError(
+                    f"there is no sheet {printable(asked)!r}",
+                    where=name,
+                    why=f"the sheets are {listed([sheet.title for sheet in sheets])}",
+                    remedy="set data.sheet to one of them",
+                )
+            return _layout(chosen[0], name, ())
+        filled = [sheet for sheet in sheets if len(list(itertools.islice(sheet.rows, 2))) > 1]
+        shown = [sheet for sheet in filled if not sheet.hidden] or filled
+        if not shown:
+            raise DataError("there are no rows in it", where=name, remedy="give a sheet with a header and rows below")
+        if len(shown) > 1:
+            titles = [sheet.title for sheet in shown]
+            raise DataError(
+                "several sheets hold rows",
+                where=name,
+                why=f"they are {listed(titles)}",
+                remedy=f'set data.sheet: "{titles[0]}", or another of them',
+            )
+        others = [sheet.title for sheet in filled if sheet is not shown[0]]
+        return _layout(shown[0], name, (f"hidden, not read: {listed(others)}",) if others else ())
+
+
+def sheet_blocks(file: BinaryIO, name: str, suffix: str, layout: Layout) -> Iterator[Block]:
+    """Rows of a sheet as (number, text by column) or bad row; blank rows are passed over.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _sheets(file, suffix, name) as sheets:
+        sheet = next(sheet for sheet in sheets if sheet.title == layout.title)
+        rows = ((number, cells) for number, cells in sheet.rows if number > layout.header)
+        yield from blocks_of_rows(
+            ((number, _row(number, cells, name, layout), sum(map(len, cells))) for number, cells in rows), name
+        )
+
+
+def _row(number: int, cells: list[str], name: str, layout: Layout) -> tuple[int, dict[str, str]] | BadRow:
+    names = [*layout.names, *[""] * (len(cells) - len(layout.names))]
+    if any(text.strip() and not column for column, text in zip(names, cells, strict=False)):
+        found, expected = "a value in a column without a name", "a name in the header for each column"
+        return BadRow(f"{name}:{number}", "row", found, expected, " | ".join(cells))
+    texts = [*cells, *[""] * (len(names) - len(cells))]
+    return number, {column: text for column, text in zip(names, texts, strict=False) if column}
+
+
+def _layout(sheet: Sheet, name: str, said: tuple[str, ...]) -> Layout:
+    """The header is the first row; lines of one cell above a row of several are a title."""
+    lines = list(itertools.islice(sheet.rows, MOST_TITLES + 1))
+    if not lines:
+        raise DataError(
+            f"the sheet {printable(sheet.title)!r} is empty", where=name, remedy="name another one as data.sheet"
+        )
+    titles = len(list(itertools.takewhile(lambda line: _filled(line) == 1, lines)))
+    titles = titles if titles < len(lines) else 0  # all have one cell: a sheet of one column
+    first = lines[titles]
+    number, names = first
+    twice = [column for column in names if column and names.count(column) > 1]
+    if twice:
+        raise DataError(
+            f"the header names the column {printable(twice[0])!r} twice",
+            where=f"{name}:{number}",
+            remedy="name each column once",
+        )
+    title = (f"the header is row {number}, below a title",) if titles else ()
+    return Layout(sheet.title, number, tuple(names), (f"sheet {sheet.title}", *title, *said))
+
+
+def _filled(row: Cells) -> int:
+    return sum(1 for text in row[1] if text.strip())
+
+
+@contextmanager
+def _sheets(file: BinaryIO, suffix: str, name: str) -> Iterator[list[Sheet]]:
+    """The sheets of a file; what its library says against the file is a data error."""
+    try:
+        content = seekable(file)
+        _refuse_bomb(content, suffix, name)
+        with _library(suffix, name), _xlsx(content) if suffix == ".xlsx" else _ods(content) as sheets:
+            yield sheets
+    except (
+        zipfile.BadZipFile,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        SyntaxError,
+        OSError,
+        EOFError,
+        ExpatError,
+        SAXException,
+    ) as error:
+        raise DataError(f"the {suffix} file cannot be read", where=name, why=str(error)) from error
+
+
+@contextmanager
+def _library(suffix: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{error.name} reads {suffix} files, and it is not installed",
+            where=name,
+            remedy=f"pip install 'tunesmith[{suffix[1:]}]', or save the sheet as .csv",
+        ) from error
+
+
+def _refuse_bomb(file: BinaryIO, suffix: str, name: str) -> None:
+    begins = file.read(4)
+    if begins == OLD_OR_LOCKED:
+        raise DataError(
+            f"this is no {suffix} file",
+            where=name,
+            why="it has a password, or it is an old .xls file",
+            remedy=f"save it as {suffix} without a password, or as .csv",
+        )
+    packed = file.seek(0, 2)
+    if packed < SMALLEST_ZIP:
+        raise zipfile.BadZipFile("it is cut off")
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(each.file_size for each in archive.infolist())
+    file.seek(0)
+    if unpacked > MOST_UNPACKED and unpacked > MOST_TIMES * packed:
+        raise DataError(
+            f"the {suffix} file unpacks to {unpacked / 2**30:.1f} GB, {unpacked // max(packed, 1):,} times its size",
+            where=name,
+            why="a small file that unpacks to so much may be made to fill the memory",
+            remedy="save the sheet as .csv",
+        )
+
+
+def _xlsx(file: BinaryIO) -> AbstractContextManager[list[Sheet]]:
+    import defusedxml  # noqa: F401 - openpyxl uses it where it is installed
+    import openpyxl
+
+    @contextmanager
+    def opened() -> Iterator[list[Sheet]]:
+        with warnings.catch_warnings():  # of styles and checks of input that are not kept
+            warnings.simplefilter("ignore")
+            book: Any = openpyxl.load_workbook(file, read_only=True, data_only=True)
+        try:
+            yield [
+                Sheet(sheet.title, sheet.sheet_state != "visible", _Rows(lambda s=sheet: _xlsx_rows(s)))
+                for sheet in book.worksheets
+            ]
+        finally:
+            book.close()
+
+    return opened()
+
+
+def _xlsx_rows(sheet: Any) -> Iterator[Cells]:
+    sheet.reset_dimensions()  # some programs write wrong ones
+    rows = enumerate(sheet.iter_rows(values_only=True), start=1)
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            some = list(itertools.islice(rows, ROWS_AT_ONCE))
+        if not some:
+            return
+        for number, row in some:
+            if any(value is not None for value in row):
+                yield number, [_text(value) for value in row]
+
+
+def _text(value: Any) -> str:
+    """A cell as the sheet shows it, without its number format."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+        return value.isoformat().removesuffix(MIDNIGHT)
+    return str(value)
+
+
+def _ods(file: BinaryIO) -> AbstractContextManager[list[Sheet]]:
+    import defusedxml.sax
+    from odf import opendocument, table
+    from odf.namespaces import STYLENS, TABLENS
+
+    @contextmanager
+    def opened() -> Iterator[list[Sheet]]:
+        with zipfile.ZipFile(file) as archive, archive.open("content.xml") as content:
+            defusedxml.sax.parse(content, ContentHandler(), forbid_dtd=True)  # odfpy does not look for entities
+        file.seek(0)
+        document: Any = opendocument.load(file)
+        hidden = {
+            style.getAttrNS(STYLENS, "name")
+            for style in _elements(document.automaticstyles)
+            if any(part.getAttrNS(TABLENS, "display") == "false" for part in _elements(style))
+        }
+        yield [
+            Sheet(
+                sheet.getAttrNS(TABLENS, "name"),
+                sheet.getAttrNS(TABLENS, "style-name") in hidden,
+                _Rows(lambda s=sheet: _ods_rows(s)),
+            )
+            for sheet in document.spreadsheet.getElementsByType(table.Table)
+        ]
+
+    return opened()
+
+
+def _ods_rows(sheet: Any) -> Iterator[Cells]:
+    from odf.namespaces import TABLENS
+    from odf.table import TableRow
+
+    number = 1
+    for row in sheet.getElementsByType(TableRow):
+        cells: list[str] = []
+        for cell in _elements(row):
+            text = _ods_text(cell)
+            cells += [text] * _repeated(cell, TABLENS, "number-columns-repeated", MOST_COLUMNS - len(cells))
+        while cells and not cells[-1].strip():
+            cells.pop()
+        many = _repeated(row, TABLENS, "number-rows-repeated", MOST_ROWS)
+        if cells:
+            yield from ((each, cells) for each in range(number, number + many))
+        number += many
+
+
+def _elements(node: Any) -> list[Any]:
+    return [child for child in node.childNodes if child.nodeType == child.ELEMENT_NODE]
+
+
+def _repeated(element: Any, space: str, key: str, most: int) -> int:
+    return max(min(int(element.getAttrNS(space, key) or 1), most), 0)
+
+
+def _ods_text(cell: Any) -> str:
+    from odf.namespaces import OFFICENS
+    from odf.teletype import extractText
+
+    kind = cell.getAttrNS(OFFICENS, "value-type")
+    if kind in ("float", "currency", "percentage"):
+        return _text(float(cell.getAttrNS(OFFICENS, "value")))
+    if kind == "boolean":
+        return str(cell.getAttrNS(OFFICENS, "boolean-value"))
+    if kind == "date":
+        return str(cell.getAttrNS(OFFICENS, "date-value")).removesuffix(MIDNIGHT)
+    lines = [part for part in _elements(cell) if part.tagName == "text:p"]  # and no comments
+    return "\n".join(map(extractText, lines))
+
+
+class _Rows:
+    """Rows that can be gone through more than once."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Cells]:
+        return ((number, cells) for number, cells in self._rows() if any(map(str.strip, cells)))

@@ -1,0 +1,113 @@
+import datetime
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.door.spreadsheets import ods_sheet, xlsx_two_sheets
+
+from tunesmith.data.files import sheets
+from tunesmith.data.files.locations import parts_of
+from tunesmith.data.files.rows import BadRow
+from tunesmith.errors import DataError
+from tunesmith.recipe.data import SourceSettings
+
+
+def book(path: Path, **pages: list[list[Any]]) -> Path:
+    from openpyxl import Workbook
+
+    made = Workbook()
+    del made["Sheet"]
+    for title, rows in pages.items():
+        page = made.create_sheet(title)
+        for row in rows:
+            page.append(row)
+    made.save(path)
+    return path
+
+
+def read(path: Path, **settings: Any) -> tuple[list[Any], str]:
+    part = parts_of(SourceSettings(path=str(path), **settings), "train")[0][0]
+    rows = [str(row) if isinstance(row, BadRow) else (row.source.rpartition(":")[2], row.fields) for row in part.rows()]
+    return rows, "; ".join(part.choices)
+
+
+def refused(path: Path, **settings: Any) -> DataError:
+    with pytest.raises(DataError) as caught:
+        read(path, **settings)
+    return caught.value
+
+
+def test_cells_are_text_as_the_sheet_shows_them_and_rows_keep_their_numbers(tmp_path: Path):
+    values = ["a\nb", 3, 3.0, 0.1 + 0.2, True, datetime.date(2026, 3, 1), datetime.datetime(2026, 3, 1, 9, 30), None]
+    names = ["text", "n", "whole", "part", "yes", "day", "time", "none"]
+    path = book(tmp_path / "a.xlsx", Tickets=[names, [], values, [None, " "]], Empty=[])
+    shown = ["a\nb", "3", "3", "0.3", "true", "2026-03-01", "2026-03-01T09:30:00", ""]
+    assert read(path) == ([("3", dict(zip(names, shown, strict=True)))], "sheet Tickets")
+
+
+def test_several_sheets_are_refused_and_the_remedy_leads_out(tmp_path: Path):
+    xlsx_two_sheets(tmp_path)
+    error = refused(tmp_path / "faq.xlsx")
+    assert (error.what, error.why) == ("several sheets hold rows", "they are English, Deutsch")
+    assert error.remedy == 'set data.sheet: "English", or another of them'
+    rows, said = read(tmp_path / "faq.xlsx", sheet="English")
+    assert rows[0][0] == "4" and {*rows[0][1]} == {"question", "answer", "characters"}
+    assert said == "sheet English; the header is row 3, below a title"
+    assert refused(tmp_path / "faq.xlsx", sheet="Dutch").why == "the sheets are English, Deutsch"
+
+
+def test_a_sheet_of_one_column_has_its_name_in_the_first_row(tmp_path: Path):
+    path = book(tmp_path / "a.xlsx", Texts=[["text"], ["one"], ["two"]])
+    assert read(path)[0] == [("2", {"text": "one"}), ("3", {"text": "two"})]
+
+
+def test_a_value_without_a_column_is_a_bad_row_and_a_column_named_twice_is_refused(tmp_path: Path):
+    rows, _ = read(book(tmp_path / "a.xlsx", Page=[["a", "b", None], ["1", "2"], ["1", "2", "3"]]))
+    assert rows[0] == ("2", {"a": "1", "b": "2"})
+    assert "a value in a column without a name" in rows[1] and "a.xlsx:3" in rows[1]
+    error = refused(book(tmp_path / "b.xlsx", Page=[["a", "a"], ["1", "2"]]))
+    assert error.what == "the header names the column 'a' twice"
+
+
+def test_an_ods_sheet_with_a_million_repeated_rows_gives_its_own(tmp_path: Path):
+    ods_sheet(tmp_path)
+    rows, said = read(tmp_path / "tickets.ods")
+    assert said == "sheet Tickets"
+    assert rows[0][0] == "2" and {*rows[0][1]} == {"text", "amount", "label"}
+    assert not any(row[1]["amount"].endswith(".0") for row in rows)
+
+
+@pytest.mark.parametrize(("suffix", "module"), [(".xlsx", "openpyxl"), (".ods", "odf")])
+def test_a_missing_library_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, module: str):
+    path = tmp_path / f"a{suffix}"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("content.xml", "<a/>")
+    monkeypatch.setitem(sys.modules, module, None)
+    assert refused(path).remedy == f"pip install 'tunesmith[{suffix[1:]}]', or save the sheet as .csv"
+
+
+def test_a_small_file_that_unpacks_to_very_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sheets, "MOST_UNPACKED", 2**20)
+    with zipfile.ZipFile(tmp_path / "a.ods", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("content.xml", " " * 2**22)
+    assert "times its size" in refused(tmp_path / "a.ods").what
+
+
+def test_entities_are_refused(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.ods", "w") as archive:
+        archive.writestr("content.xml", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>')
+    assert refused(tmp_path / "a.ods").what == "the .ods file cannot be read"
+
+
+def test_an_old_or_locked_file_says_what_to_do(tmp_path: Path):
+    (tmp_path / "a.xlsx").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(100))
+    assert refused(tmp_path / "a.xlsx").why == "it has a password, or it is an old .xls file"
+
+
+def test_spreadsheets_beside_other_data_are_named_and_passed_over(tmp_path: Path):
+    book(tmp_path / "notes.xlsx", Notes=[["a", "b"], ["1", "2"]])
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    parts, ignored, _ = parts_of(SourceSettings(path=str(tmp_path)), "train")
+    assert ([part.name.rpartition("/")[2] for part in parts], ignored) == (["rows.jsonl"], ["notes.xlsx"])
