@@ -210,7 +210,7 @@ def test_generate_says_which_instruction_goes_before_the_prompt(command: Command
     outcome = command("generate", "runs/x", "--prompt", "hat")
     assert outcome.out == "tuned 1\x07\n"
     assert outcome.err.splitlines() == [
-        "prompt: the run's instruction goes before your text, as in training: 'Name it.' (--raw leaves it out)"
+        "prompt: before your text goes the run's instruction 'Name it.' (--raw leaves it out)"
     ]
     assert command("generate", "runs/x", "--prompt", "hat", "--raw").err == ""
     found = command("generate", "runs/x", "--prompt", "hat", "--instruction", "Say.", "--json")

@@ -97,5 +97,35 @@ def test_sources_with_different_instructions_ask_for_a_choice() -> None:
     assert run_prompt(recipe, where="runs/x", instruction="Sum up.").instruction == "Sum up."
 
 
+def test_the_system_turn_that_all_rows_share_is_sent(tmp_path: Path, tiny_model_dir: Path) -> None:
+    rows = [{"system": "Be brief.", "prompt": f"{WORDS[n % 4]} hat {n}", "completion": WORDS[n % 4]} for n in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values: dict[str, Any] = {
+        "model": str(tiny_model_dir),
+        "data": {"train": str(tmp_path / "rows.jsonl"), "eval": 0.25},
+        "method": {"name": "lora", "r": 2},
+        "training": {"max_steps": 1, "batch_size": 4, "report_to": "none", "threads": 1},
+        "evaluation": {"resamples": 100, "samples": 0},
+        "output_dir": str(tmp_path / "run"),
+    }
+    model = tuned.load(train(values).run)
+    [encoded] = model.template.encode(to_example(rows[3], shape="prompt_completion", source="rows.jsonl:4"))
+    trained = encoded.ids[: int(encoded.supervised.nonzero()[0][0])].tolist()
+    assert model.prompt_ids("white hat 3") == trained
+    own = [Message("system", "Be long."), Message("user", "white hat 3")]
+    assert model.prompt_ids(own) == model.template.prompt_ids(own)
+    assert model.prompt_ids("white hat 3", raw=True) == model.template.prompt_ids(own[1:])
+    note = model.run_prompt().note()
+    assert note == "prompt: before your text goes the run's system turn 'Be brief.' (--raw leaves it out)"
+    assert model.run_prompt().note(system="Be long.") is None
+
+
+def test_rows_with_different_system_turns_send_none_and_say_so() -> None:
+    recipe = read_recipe({"model": "m", "data": {"train": "a.csv"}, "output_dir": "runs/x"}).recipe
+    found = run_prompt(recipe, [{"side": "train", "systems": [None, "Be brief."]}], where="runs/x")
+    assert found.system is None
+    assert "no system turn, because the training rows have different ones" in str(found.note())
+
+
 def test_a_model_without_a_run_has_no_instruction() -> None:
-    assert run_prompt(None, where="m").note is None
+    assert run_prompt(None, where="m").note() is None

@@ -66,7 +66,7 @@ def generate(
 ) -> None:
     """Answer one prompt.
 
-    The run's instruction goes before the message, as in training.
+    The run's instruction and system turn go before the message, as in training.
     """
     with session(as_json) as terminal:
         wanted = generation_settings(settings)
@@ -77,7 +77,7 @@ def generate(
         messages = [*([Message("system", system)] if system else []), Message("user", message)]
         model = tuned.load(target, listener=terminal)
         wanted |= {"raw": raw, "instruction": instruction}
-        used = say_prompt(model, wanted, terminal)
+        used = say_prompt(model, wanted, terminal, system=system)
         found: dict[str, Any] = {"target": target, "model": model.describe, "prompt": message, "base": None}
         found["instruction"] = used
         if base:
@@ -89,11 +89,12 @@ def generate(
         terminal.result(found)
 
 
-def say_prompt(model: Tuned, settings: dict[str, Any], terminal: Terminal) -> str | None:
-    """Says on standard error which instruction goes before the text, and returns it."""
+def say_prompt(model: Tuned, settings: dict[str, Any], terminal: Terminal, *, system: str | None) -> str | None:
+    """Says on standard error what goes before the text, and returns the instruction."""
     prompt = model.run_prompt(raw=settings["raw"], instruction=settings["instruction"])
-    if prompt.note is not None:
-        terminal.note(prompt.note)
+    note = prompt.note(system=system)
+    if note is not None:
+        terminal.note(note)
     return prompt.instruction
 
 

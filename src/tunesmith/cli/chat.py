@@ -45,7 +45,7 @@ def chat(
 
         model = tuned.load(target, listener=terminal)
         wanted |= {"raw": raw, "instruction": instruction}
-        say_prompt(model, wanted, terminal)
+        say_prompt(model, wanted, terminal, system=system)
         _Chat(model, wanted, system=system, terminal=terminal).run()
 
 

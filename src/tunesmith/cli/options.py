@@ -50,7 +50,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing
 SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="The system message.", show_default=False)
 ]
-RawOption = Annotated[bool, typer.Option("--raw", help="Leave out the run's instruction (data.instruction).")]
+RawOption = Annotated[bool, typer.Option("--raw", help="Leave out the run's instruction and system turn.")]
 OtherInstruction = Annotated[
     str | None,
     typer.Option(

@@ -215,6 +215,7 @@ def _described(scanned: Scanned, seen: Scan) -> dict[str, Any]:
         "side": scanned.side,
         "split": scanned.reader.split,
         "format": scanned.reader.shape,
+        "systems": scanned.systems,
         "rows": rows.stop - rows.start,
         "invalid": int((~seen.good[rows]).sum()),
         "weight": scanned.settings.weight,

@@ -1,9 +1,10 @@
-"""Puts around a prompt what the run's training rows had around theirs: the instruction of its data section."""
+"""Puts around a prompt what the run's training rows had around theirs: an instruction and a system turn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tunesmith.data.examples.example import user_text
 from tunesmith.data.examples.message import Message
@@ -13,17 +14,25 @@ from tunesmith.recipe.settings import Recipe
 
 @dataclass(frozen=True, slots=True)
 class RunPrompt:
-    """What goes before the user's text; ``from_run`` if the run says so, and not the user."""
+    """What goes before the user's text. ``from_run``: the instruction is the run's, and not the user's.
+
+    ``system``: the system text that all training rows have. ``systems_differ``: they have different ones, so none is
+    sent.
+    """
 
     instruction: str | None = None
     from_run: bool = False
+    system: str | None = None
+    systems_differ: bool = False
 
     def around(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """The messages with the instruction before the last user turn, where training has it.
 
         Earlier turns stay as they are, like the history of a training row. A turn that begins with the instruction
-        already stays as it is, too.
+        already stays as it is, too. A conversation with a system turn keeps its own.
         """
+        if self.system is not None and not any(message.role in ("system", "developer") for message in messages):
+            messages = (Message("system", self.system), *messages)
         users = [number for number, message in enumerate(messages) if message.role == "user"]
         if self.instruction is None or not users or messages[users[-1]].content.startswith(self.instruction):
             return tuple(messages)
@@ -31,26 +40,36 @@ class RunPrompt:
         framed = replace(turn, content=user_text(self.instruction, turn.content))
         return (*messages[: users[-1]], framed, *messages[users[-1] + 1 :])
 
-    @property
-    def note(self) -> str | None:
-        """One line about what goes before the text; None if nothing does."""
-        if self.instruction is None:
+    def note(self, *, system: str | None = None) -> str | None:
+        """One line about what goes before the text, where the user gives this system text; None if nothing does."""
+        parts = []
+        if self.instruction is not None:
+            whose = "the run's" if self.from_run else "your"
+            parts.append(f"{whose} instruction {self.instruction!r}")
+        if self.system is not None and system is None:
+            parts.append(f"the run's system turn {self.system!r}")
+        if self.systems_differ and system is None:
+            parts.append("no system turn, because the training rows have different ones (--system gives one)")
+        if not parts:
             return None
-        if not self.from_run:
-            return f"prompt: your instruction goes before the text: {self.instruction!r}"
-        return (
-            "prompt: the run's instruction goes before your text, as in training: "
-            f"{self.instruction!r} (--raw leaves it out)"
-        )
+        return f"prompt: before your text goes {' and '.join(parts)} (--raw leaves it out)"
 
 
-def run_prompt(recipe: Recipe | None, *, where: str, raw: bool = False, instruction: str | None = None) -> RunPrompt:
-    """The instruction that the user gives, or else the one that all training sources of the recipe share.
+def run_prompt(
+    recipe: Recipe | None,
+    sources: Sequence[Mapping[str, Any]] = (),
+    *,
+    where: str,
+    raw: bool = False,
+    instruction: str | None = None,
+) -> RunPrompt:
+    """What training put around its rows: the instruction of all sources and the system turn of all rows.
 
     Args:
         recipe: the run's; None for a model without a run.
+        sources: what the run records of its sources, as in data.json.
         where: the run, for errors.
-        raw: no instruction.
+        raw: no instruction and no system turn.
         instruction: used in place of the run's.
 
     Raises:
@@ -59,8 +78,15 @@ def run_prompt(recipe: Recipe | None, *, where: str, raw: bool = False, instruct
     """
     if raw and instruction is not None:
         raise RecipeError("--raw sends no instruction, and --instruction gives one", remedy="Use one of the two.")
-    if raw or instruction is not None or recipe is None:
+    if raw or recipe is None:
         return RunPrompt(instruction)
+    systems = {text for source in sources if source["side"] == "train" for text in source.get("systems", [])}
+    system = next(iter(systems)) if len(systems) == 1 else None
+    found = _instruction(recipe, where) if instruction is None else instruction
+    return RunPrompt(found, from_run=instruction is None, system=system, systems_differ=len(systems) > 1)
+
+
+def _instruction(recipe: Recipe, where: str) -> str | None:
     sources = recipe.data.sources("train")
     found = list(dict.fromkeys(source.instruction for source in sources))
     if len(found) > 1:
@@ -74,4 +100,4 @@ def run_prompt(recipe: Recipe | None, *, where: str, raw: bool = False, instruct
             remedy="Choose one with --instruction TEXT (in Python: instruction=TEXT), or send your text alone with "
             "--raw (raw=True).",
         )
-    return RunPrompt(found[0], from_run=True)
+    return found[0]

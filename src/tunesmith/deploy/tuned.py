@@ -76,8 +76,9 @@ class Tuned:
 
     def run_prompt(self, *, raw: bool = False, instruction: str | None = None) -> RunPrompt:
         """What goes around a prompt. Raises RunError if the run has several instructions and none is chosen."""
-        where = str(self.target.run.folder if self.target.run else self.target.base)
-        return run_prompt(self.target.recipe, where=where, raw=raw, instruction=instruction)
+        run = self.target.run
+        where, sources = (self.target.base, []) if run is None else (str(run.folder), run.read_json("data.json"))
+        return run_prompt(self.target.recipe, sources, where=where, raw=raw, instruction=instruction)
 
     def generate(
         self,
@@ -91,9 +92,10 @@ class Tuned:
         """Answers to one prompt, ``num_return_sequences`` of them.
 
         Args:
-            messages: the user's text, or a conversation. The run's instruction goes before the last user turn.
+            messages: the user's text, or a conversation. The run's instruction goes before the last user turn,
+                and its system turn first, if the conversation has none.
             tools: definitions of tools, for the chat template.
-            raw: leave the run's instruction out.
+            raw: leave the run's instruction and system turn out.
             instruction: one to use in place of the run's.
             settings: those of GenerationSettings.
 

@@ -30,6 +30,7 @@ from tunesmith.recipe.data import SourceSettings
 LABEL_LENGTH = 100  # characters, up to which an answer may be a label
 TEXTS_KEPT = 2_000  # different labels, and openings, whose text is kept
 SAMPLES_KEPT = 5  # of a rule
+SYSTEMS_KEPT = 2  # they tell whether all rows have the same
 OPENING_WORDS = 3
 LANGUAGE_SHARE = 50  # of one in so many rows the language is looked at, chosen by the row's fingerprint
 WORD = re.compile(r"\w+")
@@ -91,7 +92,7 @@ class RowFacts:
     unit is what a split keeps together, its draw is ``draw``. ``marks``: bit i is the i-th of RULES. ``script``: an
     index of ``scripts``. ``label``: the row calls its answer desirable. ``plain``: of the prompt in one case and
     without odd white space. ``samples``: by rule, at most SAMPLES_KEPT. ``labels``, ``openings``: text by fingerprint,
-    at most TEXTS_KEPT.
+    at most TEXTS_KEPT. ``systems``: different system texts, None for rows without one; at most SYSTEMS_KEPT.
     """
 
     line: np.ndarray
@@ -115,6 +116,14 @@ class RowFacts:
     labels: dict[int, str] = field(default_factory=dict)
     openings: dict[int, str] = field(default_factory=dict)
     languages: Counter[str] = field(default_factory=Counter)
+    systems: list[str | None] = field(default_factory=list)
+
+
+def with_systems(known: list[str | None], *new: str | None) -> list[str | None]:
+    """The different ones among both, at most SYSTEMS_KEPT, in their order."""
+    if len(known) == SYSTEMS_KEPT or all(text in known for text in new):
+        return known
+    return list(dict.fromkeys([*known, *new]))[:SYSTEMS_KEPT]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -177,12 +186,19 @@ def facts_of(block: Block, reading: Reading) -> BlockFacts:
         else:
             assert row is not None
             noted.append((line, *_note(facts, example, row, reading)))
+            if example.text is None:
+                facts.systems = with_systems(facts.systems, _system(example))
     for name, column in columns_of(noted).items():
         setattr(facts, name, column)
     if reading.near:
         facts.texts = [near_duplicates.normalised(text) for text in facts.texts]
         facts.keys = near_duplicates.signatures(facts.texts)
     return facts
+
+
+def _system(example: Example) -> str | None:
+    """The text of the system turn that a conversation begins with."""
+    return example.messages[0].content if example.messages[0].role == "system" else None
 
 
 def columns_of(noted: list[tuple[Any, ...]]) -> dict[str, Any]:

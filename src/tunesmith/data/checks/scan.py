@@ -25,6 +25,7 @@ from tunesmith.data.checks.facts import (
     examples_of,
     facts_of,
     prompt_text,
+    with_systems,
 )
 from tunesmith.data.checks.near_duplicates import NearIndex
 from tunesmith.data.checks.pool import Pool
@@ -44,13 +45,17 @@ ROWS_THAT_TELL_THE_FRAME = 200
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """A source: its files, with how each is read. ``rows``: those of the scan that are its own."""
+    """A source: its files, with how each is read. ``rows``: those of the scan that are its own.
+
+    ``systems``: its different system texts, None for rows without one; two of them if there are more.
+    """
 
     settings: SourceSettings
     side: Side
     reader: Reader
     readings: list[Reading]
     rows: slice
+    systems: list[str | None]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -154,7 +159,9 @@ def scan(
                     for name, facts in pool.map(facts_of, part.blocks(), reading):
                         gathered.add(name, facts)
                         advance(gathered.rows - first, {})
-            gathered.end_source(Scanned(settings, side, reader, readings, slice(first, gathered.rows)))
+            gathered.end_source(
+                Scanned(settings, side, reader, readings, slice(first, gathered.rows), gathered.taken_systems())
+            )
         return gathered.scan()
 
 
@@ -237,9 +244,15 @@ class _Gathered:
                 if len(texts) < TEXTS_KEPT:
                     texts[number] = text
         known.languages += facts.languages
+        known.systems = with_systems(known.systems, *facts.systems)
         if self.index is not None and facts.keys is not None:
             self.index.add(self.rows + np.flatnonzero(facts.good), facts.keys, facts.texts)
         self.rows += len(facts.line)
+
+    def taken_systems(self) -> list[str | None]:
+        """The system texts of the source that ends."""
+        systems, self.known.systems = self.known.systems, []
+        return systems
 
     def end_source(self, scanned: Scanned) -> None:
         bad = self.known.bad[self.bad_before :]
