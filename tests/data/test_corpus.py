@@ -730,7 +730,7 @@ def test_a_conversation_that_starts_with_the_assistant_is_one_bad_row(tmp_path: 
     [refused] = made.refused
     assert (refused.source, refused.example) == (f"{path}:3", 2)
     assert "starts with the assistant" in refused.bad_row().found
-    assert "put a user turn or a system turn before it" in refused.remedy
+    assert refused.remedy.startswith("put a user turn before its first turn")
     mended = talks("a", ">c")
     mended[1]["messages"].insert(0, {"role": "user", "content": "Hi"})
     made = encoded(read(data(train=write(tmp_path / "mended.jsonl", mended), eval=0.0)), strict)
@@ -743,7 +743,7 @@ def test_refused_rows_stop_a_run_with_the_first_and_the_number_of_others(tmp_pat
         with pytest.raises(DataError) as caught:
             encoded(read(data(train=path, eval=0.0)), strict)
         assert caught.value.where == f"{path}:2"
-        assert f"2 rows more cannot be used either, such as {path}:4, {path}:5" in str(caught.value.why)
+        assert f"2 more rows cannot be used either, such as {path}:4, {path}:5" in str(caught.value.why)
         assert str(caught.value.remedy).endswith(", or set data.on_error: skip to leave such rows out.")
         assert len(encoded(read(data(train=path, eval=0.0, on_error="skip")), strict).train) == 2
 

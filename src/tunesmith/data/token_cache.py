@@ -28,7 +28,7 @@ from tunesmith.data.chat.template import ChatTemplate, Encoded
 from tunesmith.data.checks.pool import end_with
 from tunesmith.data.encoded_rows import TOKEN_SCHEMA, EncodedRows, RefusedRow, TokenFile, record_batch
 from tunesmith.data.examples.example import Example
-from tunesmith.data.finding import Finding, rows_in_words
+from tunesmith.data.finding import Finding
 from tunesmith.errors import DataError, TunesmithError
 from tunesmith.runs.cache import only_process
 from tunesmith.runs.progress import Listener, Silent
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 NumberedExamples = Sequence[tuple[int, Example]]
 
-TOKEN_FORMAT = 3  # of the file and of the code that makes tokens: raise it with any change that alters either
+TOKEN_FORMAT = 4  # of the file and of the code that makes tokens: raise it with any change that alters either
 POOL_FROM = 2_000  # examples; fewer are encoded before other processes have started
 REFUSED_NAMED = 5  # so many rows are named in a refusal, beside the first
 CACHE_LIMIT = 20 * 2**30  # bytes
@@ -176,7 +176,8 @@ def refusal(refused: Sequence[RefusedRow], *, others: bool) -> DataError:
         others: whether there are rows that can be encoded.
     """
     first, named = refused[0], ", ".join(row.source for row in refused[1 : 1 + REFUSED_NAMED])
-    more = f"{rows_in_words(len(refused) - 1)} more cannot be used either, such as {named}" if named else ""
+    others_too = f"{len(refused) - 1:,} more row{'s' if len(refused) > 2 else ''} cannot be used either"
+    more = f"{others_too}, such as {named}" if named else ""
     skip = ", or set data.on_error: skip to leave such rows out" if others else ""
     return DataError(
         first.what,

@@ -234,7 +234,7 @@ def _tokens(report: Inspection, found: Survey, model: ModelSettings, *, show: in
         made = encode_corpus(replace(found, settings=lenient), text.template, listener=listener)
     except DataError as error:  # reported as a finding, so that the rest is still shown
         rows = [error.where] if error.where else []
-        message = " ".join(filter(None, [error.what, f"({error.why})" if error.why else None]))
+        message = " ".join(filter(None, [error.what, f"({error.why.replace(chr(10), '; ')})" if error.why else None]))
         report.findings.insert(0, Finding("no_tokens", "error", rows, message, error.remedy or "correct the row"))
         return
     report.tokenizer, report.ledger = text.tokenizer, made.ledger

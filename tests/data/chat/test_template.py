@@ -619,3 +619,15 @@ def test_checked_rows_fail_loudly_where_a_rule_is_broken():
     for numbers, supervised, stops in broken:
         with pytest.raises(AssertionError):
             check_row(numbers, supervised, [turn], stops)
+
+
+def test_a_conversation_that_a_template_refuses_since_the_assistant_begins_it_says_so(make_tokenizer):
+    template = template_of(make_tokenizer(MISTRAL), None)
+    greeting = Message("assistant", "Hello")
+    with pytest.raises(
+        DataError, match=r"f:1: the conversation starts with the assistant(?s:.*)must alternate"
+    ) as caught:
+        template.encode(Example((greeting, *TALK[1:3]), "f:1"))
+    assert caught.value.remedy == "put a user turn before its first turn, or remove that turn."
+    for mended in ((Message("user", "Hi"), greeting, *TALK[1:3]), TALK[1:3]):
+        assert template.encode(Example(mended, "f:1"))

@@ -27,6 +27,8 @@ def test_the_fields_tell_the_shape(row: dict, shape: str):
 def test_the_reason_names_the_columns_used_and_those_not_used():
     rows = [{"instruction": "a", "input": "b", "output": "c", "chosen": "d"}]
     assert detect_shape(rows)[1] == "columns instruction, input, output -> alpaca; not used: chosen"
+    labelled = detect_shape([{"prompt": "a", "completion": "b", "label": True}])[1]
+    assert labelled.endswith("-> prompt_completion; not used: label (objective: kto learns from label)")
     reason = detect_shape(
         [{"text": "a", "category": "b"}], columns={"input": "text", "output": "category"}, instruction="Classify."
     )[1]

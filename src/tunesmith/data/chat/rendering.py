@@ -55,23 +55,12 @@ class TemplatedConversation:
                 return self.renderer.render(seen, self.tools, add_generation_prompt=True), []
             return self.renderer.render_marked(seen, self.tools)
         except RenderError as error:
-            if not seen:
-                raise _starts_with_assistant(self.source, error) from error
             raise DataError(
                 "the chat template refuses this conversation",
                 where=self.source,
                 why=f"the template says: {error}",
                 remedy=_remedy(str(error)),
             ) from error
-
-
-def _starts_with_assistant(source: str, error: RenderError) -> DataError:
-    return DataError(
-        "the conversation starts with the assistant, and the chat template can write no prompt before it",
-        where=source,
-        why=f"the template says of a conversation without turns: {error}",
-        remedy="put a user turn or a system turn before it, or remove it.",
-    )
 
 
 def _remedy(message: str) -> str:

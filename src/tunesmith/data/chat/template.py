@@ -258,8 +258,12 @@ class ChatTemplate:
             other = replace(example, messages=(*example.messages[:-1], example.rejected), rejected=None)
             return [*self.encode(replace(example, rejected=None), number), *self.encode(other, number)]
         conversation = self._conversation(example.messages, example.tools, example.source)
+        try:
+            rows = self._supervisor.rows(conversation, self._learned(example))
+        except DataError as error:
+            raise _starts_with_assistant(example, error) or error from error
         encoded = []
-        for numbers, turns in self._supervisor.rows(conversation, self._learned(example)):
+        for numbers, turns in rows:
             ids = np.array(numbers, dtype=np.int32)
             supervised = np.zeros(len(ids), dtype=bool)
             for turn in turns:
@@ -379,6 +383,23 @@ class ChatTemplate:
         except RenderError:
             return []
         return TextEncoder(self.tokenizer).tokens(text).ids
+
+
+def _starts_with_assistant(example: Example, error: DataError) -> DataError | None:
+    """The message for a conversation that was refused and starts with the assistant; None if it does not.
+
+    Most templates take no such conversation, and say of it something else: that roles must alternate, or an error of
+    their own code, as there is no turn to write a prompt from.
+    """
+    roles = [message.role for message in example.messages if message.role not in ("system", "developer")]
+    if roles[0] != "assistant":
+        return None
+    return DataError(
+        "the conversation starts with the assistant, which the chat template cannot write",
+        where=example.source,
+        why=f"{error.what}: {error.why}" if error.why else error.what,
+        remedy="put a user turn before its first turn, or remove that turn.",
+    )
 
 
 def _own_special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -236,6 +236,8 @@ def _reason(rows: Sequence[Mapping[str, Any]], shape: str, columns: Mapping[str,
         else:
             unused.append(name)
     rest = f"; not used: {listed(unused)}" if unused else ""
+    if shape == "prompt_completion" and "label" in unused:
+        rest += " (objective: kto learns from label)"
     return f"column{'s' if len(used) > 1 else ''} {', '.join(used)} -> {shape}{rest}"
 
 
