@@ -72,6 +72,7 @@ def test_raw_leaves_it_out_and_another_replaces_it(model: tuned.Tuned) -> None:
 
 def test_an_instruction_that_is_typed_is_not_sent_twice(model: tuned.Tuned) -> None:
     assert model.prompt_ids(f"{ASKED}\n\nred hat") == model.prompt_ids("red hat")
+    assert model.prompt_ids(f"{ASKED}!") == trained_prompt(model, input=f"{ASKED}!"), "only begins like it"
 
 
 def test_base_and_tuned_model_get_the_same_prompt(model: tuned.Tuned) -> None:

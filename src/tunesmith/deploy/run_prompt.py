@@ -34,9 +34,12 @@ class RunPrompt:
         if self.system is not None and not any(message.role in ("system", "developer") for message in messages):
             messages = (Message("system", self.system), *messages)
         users = [number for number, message in enumerate(messages) if message.role == "user"]
-        if self.instruction is None or not users or messages[users[-1]].content.startswith(self.instruction):
+        if self.instruction is None or not users:
             return tuple(messages)
         turn = messages[users[-1]]
+        opening = user_text(self.instruction, "x")[:-1]  # with the blank line: other text may begin alike
+        if turn.content.startswith(opening):
+            return tuple(messages)
         framed = replace(turn, content=user_text(self.instruction, turn.content))
         return (*messages[: users[-1]], framed, *messages[users[-1] + 1 :])
 
