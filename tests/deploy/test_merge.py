@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -381,6 +382,44 @@ def test_only_a_merged_model_is_overwritten_and_only_when_asked(
     assert merge(run, place, overwrite=True, dtype="bfloat16").dtype == "bfloat16"
     assert not (place / "stale.safetensors").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "plain"]
+
+
+@pytest.mark.parametrize("out", [".", "", "..", "../inside"])
+def test_the_folder_you_are_in_is_refused_before_any_work(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    run, inside = trained(name="lora", r=4), tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    monkeypatch.setattr("tunesmith.deploy.merge.load", fail)
+    with pytest.raises(ExportError, match="the folder you are in") as caught:
+        merge(run, out, overwrite=True)
+    assert caught.value.remedy == "Name a new folder, such as --out merged."
+    monkeypatch.undo()
+    monkeypatch.chdir(inside)
+    assert (Path(merge(run, "merged").folder) / "config.json").is_file()
+
+
+def test_a_place_below_a_file_or_without_access_is_refused_before_any_work(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(name="lora", r=4)
+    monkeypatch.setattr("tunesmith.deploy.merge.load", fail)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ExportError, match=r"notes\.txt is a file"):
+        merge(run, tmp_path / "notes.txt" / "plain")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ExportError, match="takes no new files"):
+        merge(run, tmp_path / "a" / "plain")
+
+
+@pytest.mark.parametrize(("content", "found"), [("[]", "a JSON list"), ("3", "a JSON value"), ("{", "Expecting")])
+def test_an_adapter_whose_configuration_is_no_object_is_refused(tmp_path: Path, content: str, found: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(ModelError, match="the adapter's configuration cannot be read") as caught:
+        merge(tmp_path, tmp_path / "plain")
+    assert caught.value.where == str(tmp_path / "adapter_config.json")
+    assert found in str(caught.value.why)
 
 
 @pytest.mark.slow

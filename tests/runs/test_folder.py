@@ -89,6 +89,41 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     assert refusal(Run(tmp_path / "out"), overwrite=True).what == "The output folder is a file"
 
 
+def test_an_output_folder_below_a_file_is_refused_with_the_key_to_set(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("text")
+    run = Run(tmp_path / "rows.jsonl" / "run")
+    with pytest.raises(RunError, match="Nothing can be written to the output folder") as caught, run.lock():
+        pass
+    assert caught.value.where == str(run.folder)
+    assert caught.value.why == f"{run.folder}: Not a directory."
+    assert "output_dir=runs/new" in str(caught.value.remedy)
+    with Run(tmp_path / "runs" / "new").lock():
+        assert (tmp_path / "runs" / "new" / ".lock").is_file()
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_an_output_folder_that_takes_no_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refuse(path: object, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, call, refuse)
+    run = Run(tmp_path / "shut" if call == "mkdir" else tmp_path)
+    with pytest.raises(RunError, match="Permission denied") as caught, run.lock():
+        pass
+    monkeypatch.undo()
+    assert caught.value.where == str(run.folder)
+
+
+def test_an_output_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert refusal(Run(tmp_path)).why == f"{tmp_path}: Permission denied."
+
+
 def test_files_of_others_are_not_overwritten_even_when_asked(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("text")
     for overwrite in (False, True):

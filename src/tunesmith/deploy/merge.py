@@ -31,6 +31,7 @@ from tunesmith.deploy.tuned import ModelTarget, Tuned, find_target, load
 from tunesmith.errors import DataError, ExportError, TunesmithError
 from tunesmith.evaluation.held_out_recipe import evaluation_recipe
 from tunesmith.methods.base import weights_in
+from tunesmith.methods.continued_adapter import read_config_file
 from tunesmith.methods.lora import Lora
 from tunesmith.model.weights.added_tokens import NO_TOKENS
 from tunesmith.model.weights.config_file import read_config
@@ -306,7 +307,7 @@ def _facts(tuned: Tuned) -> dict[str, Any]:
     facts: dict[str, Any] = {"method": method}
     facts["hub"] = target.base.partition("@")[0] if kind(target.base) == "hub" else None
     if target.run is None:
-        adapter = json.loads((target.checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
+        adapter = read_config_file(target.checkpoint)
         return facts | {"method": {"name": str(adapter.get("peft_type", "lora")).lower()}}
     status = target.run.status()
     facts |= {"run": target.run.folder.name, "training": target.recipe, "status": status}

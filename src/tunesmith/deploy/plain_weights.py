@@ -87,7 +87,18 @@ def refuse_far(found: Closeness, tolerance: float, *, what: str) -> None:
 
 
 def check_free(to: Path, *, overwrite: bool) -> None:
-    """Raises ExportError if ``to`` holds what `merge` did not write, or a merged model that is not to be replaced."""
+    """Raises ExportError if ``to`` cannot be replaced.
+
+    Reasons: it holds other files or a merged model that is to stay, you are in it, or nothing can be written there.
+    """
+    if Path.cwd().is_relative_to(to.resolve()):
+        raise ExportError(
+            "the merged model cannot replace the folder you are in",
+            where=str(to),
+            why="A merged model is written beside its folder and then takes the place of it.",
+            remedy="Name a new folder, such as --out merged.",
+        )
+    _check_parent(to)
     recover_folder(to)
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return
@@ -101,6 +112,17 @@ def check_free(to: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise ExportError(
             "there is a merged model already", where=str(to), remedy="Add --overwrite, or name another --out."
+        )
+
+
+def _check_parent(to: Path) -> None:
+    parent = next(folder for folder in to.resolve().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ExportError(
+            "the merged model cannot be written",
+            where=str(to),
+            why=f"{parent} {'takes no new files from you' if parent.is_dir() else 'is a file'}.",
+            remedy="Name another --out.",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from tunesmith.data.examples.message import Message
 from tunesmith.deploy.run_prompt import RunPrompt, run_prompt
 from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.methods.base import Method
-from tunesmith.methods.continued_adapter import START_FOLDER
+from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, read_config_file
 from tunesmith.methods.table import build
 from tunesmith.model.base_model import load_base_model
 from tunesmith.model.generate import Generation, generate, stream
@@ -254,13 +253,9 @@ def _of_run(run: Run, checkpoint: Path) -> ModelTarget:
 
 def _base_of_adapter(folder: Path) -> tuple[str, str | None]:
     """What adapter_config.json names as its base model, and the revision of it."""
-    path = folder / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError("The adapter's configuration is not JSON", where=str(path), why=str(error)) from None
+    path, config = folder / CONFIG_FILE, read_config_file(folder)
     base = config.get("base_model_name_or_path")
-    if not base:
+    if not isinstance(base, str) or not base:
         raise ModelError(
             "The adapter does not say which model it belongs to",
             where=str(path),

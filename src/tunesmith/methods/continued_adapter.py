@@ -71,13 +71,28 @@ def find_start(name: str) -> Path:
     return folder
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The adapter's own configuration. Raises ModelError where it cannot be trained further here."""
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """What adapter_config.json says, whatever the adapter's type. Raises ModelError if it is no JSON object."""
     file = folder / CONFIG_FILE
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError("the adapter's configuration cannot be read", where=str(file), why=str(error)) from error
+        why = str(error)
+    else:
+        if isinstance(config, dict):
+            return config
+        why = f"It holds a JSON {'list' if isinstance(config, list) else 'value'}, not an object."
+    raise ModelError(
+        "the adapter's configuration cannot be read",
+        where=str(file),
+        why=why,
+        remedy="copy the file again from where the adapter was saved, or save the adapter again",
+    )
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The adapter's own configuration. Raises ModelError where it cannot be trained further here."""
+    file, config = folder / CONFIG_FILE, read_config_file(folder)
     found = str(config.get("peft_type", "LORA")).upper()
     if found != "LORA":
         raise ModelError(

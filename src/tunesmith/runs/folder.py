@@ -56,8 +56,9 @@ class Run:
 
     def check_free(self, *, overwrite: bool) -> None:
         """Raises RunError if a new run here would overwrite anything that the user has not given up."""
-        if not self.folder.exists() or (self.folder.is_dir() and _is_empty(self.folder)):
-            return
+        with _access(self.folder):
+            if not self.folder.exists() or (self.folder.is_dir() and _is_empty(self.folder)):
+                return
         if not self.folder.is_dir():
             raise RunError("The output folder is a file", where=str(self.folder), remedy="Name another output_dir.")
         if not self.status():
@@ -77,12 +78,13 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Reserves the folder for this process. Raises RunError if another process works in it.
+        """Reserves the folder for this process. Raises RunError if another process works in it or it takes no files.
 
         A forked worker closes its copy of the lock at once, so an orphan never keeps the folder locked.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with _access(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _take(descriptor)
         except BlockingIOError:
@@ -223,6 +225,20 @@ def _take(descriptor: int) -> None:
         except BlockingIOError:
             time.sleep(BETWEEN_TRIES)
     return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def _access(folder: Path) -> Iterator[None]:
+    """An OSError becomes a RunError that names the run folder."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            "Nothing can be written to the output folder",
+            where=str(folder),
+            why=f"{error.filename or folder}: {error.strerror or error}.",
+            remedy="Set output_dir to a folder that you can write to, such as output_dir=runs/new.",
+        ) from error
 
 
 def _is_empty(folder: Path) -> bool:
