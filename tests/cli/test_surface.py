@@ -12,7 +12,7 @@ MOST_FLAGS = 9
 SURFACE = {
     "init": (
         ["DATA", "KEY=VALUE"],
-        ["--model", "--method", "--out", "--columns", "--instruction", "--format", "--overwrite", "--json"],
+        ["--model", "--method", "--out", "--columns", "--instruction", "--format", "--yes", "--overwrite", "--json"],
     ),
     "check": (
         ["DATA|RECIPE"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,12 +24,15 @@ from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import bars, table
 from tunesmith.cli.terminal.text import escaped
+from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.ledger import OUTCOMES
-from tunesmith.errors import RecipeError
+from tunesmith.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    from tunesmith.data.examples.column_names import Proposal
     from tunesmith.data.finding import Finding
     from tunesmith.workflows.check import Inspection
+    from tunesmith.workflows.first_recipe import Starter
 
 
 BAD_ROWS_SHOWN, PLACES_SHOWN, SAMPLES_SHOWN, MIX_SHOWN = 20, 5, 2, 6
@@ -65,6 +70,7 @@ def init(
     columns: ColumnsOption = None,
     instruction: InstructionOption = None,
     format: FormatOption = "auto",
+    yes: Annotated[bool, typer.Option("--yes", help="Accept the columns that `init` proposes.")] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -81,16 +87,38 @@ def init(
             )
         from tunesmith.workflows.first_recipe import starter_recipe
 
-        with remedies_in_flags(data, command="tunesmith init"):
-            starter = starter_recipe(
+        def start(mapped: dict[str, str]) -> Starter:
+            with remedies_in_flags(data, command="tunesmith init"):
+                return starter_recipe(
+                    data,
+                    model=model,
+                    method=method,
+                    format=format,
+                    columns=mapped,
+                    instruction=instruction,
+                    overrides=overrides or (),
+                )
+
+        try:
+            starter = start(mapping)
+        except ColumnsUnclear as error:
+            if error.proposal is None:
+                raise
+            flags = {"--model": model, "--method": method, "--instruction": instruction}
+            given = [
                 data,
-                model=model,
-                method=method,
-                format=format,
-                columns=mapping,
-                instruction=instruction,
-                overrides=overrides or (),
-            )
+                *(overrides or ()),
+                *(part for flag in flags.items() if flag[1] is not None for part in flag),
+            ]
+            given += ["--columns", ",".join(f"{field}={column}" for field, column in error.proposal.columns.items())]
+            given += ["--out", out, *(["--overwrite"] if overwrite else [])]
+            accept = yes or (not as_json and _confirmed(error.proposal, terminal))
+            if not accept:
+                raise _refusal(error, error.proposal, f"tunesmith init {shlex.join(given)}") from None
+            starter = start(dict(error.proposal.columns))
+            terminal.write(escaped(f"Columns: {error.proposal.reason}."))
+            for sample in error.proposal.samples if yes else ():
+                terminal.write(f"  {escaped(sample)}")
         _write(file, starter.text)
         terminal.write(f"{starter.rows:,} rows: {starter.reason}")
         if starter.bad:
@@ -113,6 +141,26 @@ def init(
                 "choices": [{"key": key, **asdict(choice)} for key, choice in starter.choices.items()],
             }
         )
+
+
+def _confirmed(proposal: Proposal, terminal: Terminal) -> bool:
+    """Shows the proposed columns and asks; in a pipe nobody answers, so the answer is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    terminal.write(escaped(f"{proposal.reason[0].upper()}{proposal.reason[1:]}:"))
+    for sample in proposal.samples:
+        terminal.write(f"  {escaped(sample)}")
+    return typer.confirm("Train the model to answer the first with the second?", err=True)
+
+
+def _refusal(error: ColumnsUnclear, proposal: Proposal, command: str) -> DataError:
+    """The error with the proposal, and the command that accepts it."""
+    return DataError(
+        error.what,
+        where=error.where,
+        why="\n".join([f"{proposal.reason}:", *(f"  {sample}" for sample in proposal.samples)]),
+        remedy=f"if that is right, run `{command}` or add --yes; otherwise {error.remedy}",
+    )
 
 
 def _write(file: Path, content: str, *, what: str = "recipe") -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.row_shape import RowShape
@@ -125,6 +126,9 @@ def in_flags(error: DataError, command: str = "") -> DataError:
         remedy = re.sub(rf"data\.{key}(: ?)?", lambda found, key=key: f"--{key}{' ' if found[1] else ''}", remedy)
     before = f"run `{command} " if command else "add `"
     remedy = _READING_KEY.sub(lambda found: f"{before}{_as_argument(found[1], found[2])}`", remedy)
+    if isinstance(error, ColumnsUnclear):
+        proposal = error.proposal
+        return ColumnsUnclear(error.what, where=error.where, why=error.why, remedy=remedy, proposal=proposal)
     return DataError(error.what, where=error.where, why=error.why, remedy=remedy)
 
 

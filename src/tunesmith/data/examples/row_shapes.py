@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tunesmith.data.examples.column_names import ColumnsUnclear, Proposal, propose_columns
 from tunesmith.data.examples.message import ROW_MASKS, printable
 from tunesmith.errors import DataError
 
@@ -86,10 +87,10 @@ def detect_shape(
     else:
         fitting = [shape for shape in fitting if shape not in PREFERENCES] or fitting
     if not fitting and any("text" in row for row in names):
-        _refuse_text_beside_others(rows, columns)
+        _refuse_text_beside_others(rows, columns, instruction)
         fitting = ["text"]
     if not fitting:
-        raise _unknown_shape(rows)
+        raise _unknown_shape(rows, _proposal(rows, columns, instruction))
     if len(fitting) > 1:
         raise DataError(
             f"the rows fit more than one shape: {' and '.join(fitting)}",
@@ -241,24 +242,36 @@ def _reason(rows: Sequence[Mapping[str, Any]], shape: str, columns: Mapping[str,
     return f"column{'s' if len(used) > 1 else ''} {', '.join(used)} -> {shape}{rest}"
 
 
-def _refuse_text_beside_others(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+def _refuse_text_beside_others(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], instruction: str | None
+) -> None:
     others = [name for name in _names(rows) if name != "text" and name.lower() not in METADATA]
     if "text" in columns or not others:
         return
-    raise DataError(
+    raise ColumnsUnclear(
         f"ambiguous: is `text` raw text, or a prompt that another column answers ({listed(others)})?",
         why="rows with a column text and others can be read both ways",
         remedy=f"raw text: data.format: text; prompts with answers: {_suggestion(['text', *others])}",
+        proposal=_proposal(rows, columns, instruction),
     )
 
 
-def _unknown_shape(rows: Sequence[Mapping[str, Any]]) -> DataError:
+def _proposal(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], instruction: str | None
+) -> Proposal | None:
+    if columns:
+        return None
+    return propose_columns(rows, ("prompt", "completion") if instruction is None else ("input", "output"))
+
+
+def _unknown_shape(rows: Sequence[Mapping[str, Any]], proposal: Proposal | None) -> ColumnsUnclear:
     names = _names(rows)
     shapes = "; ".join(f"{shape}: {', '.join(fields)}" for shape, fields in REQUIRED.items())
-    return DataError(
+    return ColumnsUnclear(
         "the shape of the rows is not known",
         why=f"the columns are {listed(names)}\nthe shapes are {shapes}",
         remedy=f"say which column is what, such as {_suggestion(names)}",
+        proposal=proposal,
     )
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.data.examples.column_names import SAMPLE_CHARACTERS, ColumnsUnclear
 from tunesmith.data.examples.example import Example, to_example
 from tunesmith.data.examples.message import RowError, describe
 from tunesmith.data.examples.row_shapes import (
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from tunesmith.recipe.data import SourceSettings
 
 
-Columns = Mapping[str, None]
+Columns = Mapping[str, str | None]
 ROWS_THAT_TELL_THE_SHAPE = 100
 BAD_ROWS_SHOWN = 10
 MOST_COLUMNS = 1000  # that are remembered when a column is looked for in all rows
@@ -134,7 +135,7 @@ def own_eval_split(source: SourceSettings) -> str | None:
 
 
 def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> list[Columns]:
-    """The columns of the first good rows of each part, without their values, which may be large."""
+    """The columns of the first good rows of each part, with the start of each text: values may be large."""
     first: list[Columns] = []
     bad: list[BadRow] = []
     count = 0
@@ -146,7 +147,7 @@ def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> list[Col
                 if len(bad) < BAD_ROWS_SHOWN:
                     bad.append(row)
                 continue
-            first.append(dict.fromkeys(row.fields))
+            first.append({name: _start_of(value) for name, value in row.fields.items()})
             good += 1
             if good == ROWS_THAT_TELL_THE_SHAPE:
                 break
@@ -159,6 +160,10 @@ def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> list[Col
     if not first:
         raise _bad_rows(source.path, bad, count, good=0)
     return first
+
+
+def _start_of(value: object) -> str | None:
+    return value[: SAMPLE_CHARACTERS + 1] if isinstance(value, str) else None
 
 
 def _shape(
@@ -187,6 +192,14 @@ def _shape(
         else:
             shape, reason = source.format, f"data.format: {source.format}"
         ask(lambda rows: check_columns(rows, shape=shape, columns=source.columns, instruction=source.instruction))
+    except ColumnsUnclear as error:
+        raise ColumnsUnclear(
+            error.what,
+            where=error.where or source.path,
+            why=error.why,
+            remedy=error.remedy,
+            proposal=error.proposal,
+        ) from None
     except DataError as error:
         raise DataError(error.what, where=error.where or source.path, why=error.why, remedy=error.remedy) from None
     return shape, reason + unused_masks(first, shape, source.columns)

@@ -1,0 +1,121 @@
+"""Names that other people give to the columns of a question and its answer, and the pair that a table has."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data.examples.message import printable
+from tunesmith.errors import DataError
+
+SAMPLES, SAMPLE_CHARACTERS = 5, 60
+# Kinds of pairs: what they are, the names of what is given, the names of what is to be written.
+PAIRS: tuple[tuple[str, str, str], ...] = (
+    (
+        "a question and its answer",
+        "question query problem prompt instruction user frage pregunta pergunta domanda vraag pytanie вопрос "
+        "问题 問題 质问 質問",
+        "answer response reply completion solution output assistant antwort réponse reponse respuesta resposta "
+        "risposta antwoord odpowiedź odpowiedz ответ 答案 回答 答え",
+    ),
+    (
+        "a text and its label",
+        "text sentence review comment message body utterance nachricht satz texte phrase texto frase testo tekst "
+        "zdanie текст предложение 文本 句子 テキスト 文章 本文",
+        "label category class intent sentiment topic kategorie klasse étiquette etiquette catégorie categorie "
+        "etiqueta categoría categoria rótulo rotulo classe etichetta etykieta kategoria метка категория класс "
+        "标签 类别 分类 ラベル カテゴリ カテゴリー 分類",
+    ),
+    (
+        "a title and what stands under it",
+        "title headline subject titel überschrift titre título titulo titolo tytuł заголовок 标题 タイトル",
+        "body content article inhalt contenu contenido conteúdo contenuto inhoud treść содержание 正文 内容 本文",
+    ),
+    (
+        "a source and its target",
+        "source src quelle origen origem fonte bron źródło источник 源 原文",
+        "target tgt ziel cible objetivo destino alvo doel cel цель 目标 译文 訳文",
+    ),
+    (
+        "an input and its output",
+        "input eingabe entrée entrada ввод 输入 入力",
+        "output ausgabe sortie salida saída вывод 输出 出力",
+    ),
+    (
+        "a text and its summary",
+        "article document text artikel",
+        "summary highlights zusammenfassung résumé resumen resumo",
+    ),
+)
+# Columns of annotation tools; beside them an answer, a score and a label are the annotator's, not the text's.
+ANNOTATIONS = frozenset(("_task_hash", "_input_hash", "annotations", "responses"))
+ANNOTATORS_OWN = frozenset(("answer", "score", "label"))
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The two columns that look like a pair, the kind of the pair, and pairs of the first rows."""
+
+    columns: Mapping[str, str]
+    reason: str
+    samples: tuple[str, ...]
+
+
+class ColumnsUnclear(DataError):
+    """The columns do not say for certain what the rows are for; ``proposal``: what they look like, if one pair fits."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        why: str | None = None,
+        remedy: str | None = None,
+        proposal: Proposal | None = None,
+    ) -> None:
+        super().__init__(what, where=where, why=why, remedy=remedy)
+        self.proposal = proposal
+
+
+def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) -> Proposal | None:
+    """The only pair of columns whose names are known for question and answer and whose values are texts.
+
+    Args:
+        rows: the first rows.
+        fields: the names of the question's and the answer's field.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    known = {_plain(name) for name in names}
+    counted = [name for name in names if not (known & ANNOTATIONS and _plain(name) in ANNOTATORS_OWN)]
+    counted = [
+        name for name in counted if _is_text(rows, name) and not set(name) & set(",`\n\r") and name == name.strip()
+    ]
+    found: dict[tuple[str, str], str] = {}
+    for kind, questions, answers in PAIRS:
+        for question in (name for name in counted if _plain(name) in questions.split()):
+            for answer in (name for name in counted if _plain(name) in answers.split() and name != question):
+                found.setdefault((question, answer), kind)
+    if len(found) != 1:
+        return None
+    (question, answer), kind = next(iter(found.items()))
+    return Proposal(
+        {fields[0]: question, fields[1]: answer},
+        f"the columns {printable(question)} and {printable(answer)} look like {kind}",
+        tuple(f"{_short(row.get(question))} -> {_short(row.get(answer))}" for row in rows[:SAMPLES]),
+    )
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def _is_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return bool(values) and all(isinstance(value, str) for value in values)
+
+
+def _short(value: object) -> str:
+    text = " ".join(str("" if value is None else value).split())
+    return printable(text if len(text) <= SAMPLE_CHARACTERS else text[: SAMPLE_CHARACTERS - 3] + "...")
