@@ -337,3 +337,12 @@ def test_rows_that_cannot_become_tokens_are_named_all_and_by_their_reason(
     found = [(each["severity"], each["rows"]) for each in outcome.json["findings"] if each["id"] == "no_tokens"]
     assert found == [("error", ["forged.jsonl:11", "forged.jsonl:12"]), ("error", ["forged.jsonl:13"])]
     assert outcome.json["ledger"]["rows"]["invalid"] == 3
+
+
+def test_the_command_that_a_refusal_of_check_names_leads_out(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("prompt;x|completion\n" + "why;y|so\n" * 3, encoding="utf-8")
+    refused = command("check", "t.csv")
+    assert refused.code == 1
+    assert "run `tunesmith check t.csv 'data.delimiter=;'`" in refused.err
+    followed = command("check", "t.csv", "data.delimiter=;", "--columns", "prompt=prompt,completion=x|completion")
+    assert "3 rows can be used" in followed.out

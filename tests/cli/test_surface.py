@@ -15,7 +15,7 @@ SURFACE = {
         ["--model", "--method", "--out", "--columns", "--instruction", "--format", "--yes", "--overwrite", "--json"],
     ),
     "check": (
-        ["DATA|RECIPE"],
+        ["DATA|RECIPE", "KEY=VALUE"],
         [
             "--model",
             "--show",

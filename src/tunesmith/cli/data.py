@@ -173,6 +173,10 @@ def _write(file: Path, content: str, *, what: str = "recipe") -> None:
 
 def check(
     data: DataOrRecipe,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the data section, such as encoding=cp1250 or sheet=Rows."),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -205,9 +209,10 @@ def check(
     with session(as_json) as terminal:
         from tunesmith.workflows.check import inspect
 
-        with remedies_in_flags(data):
+        with remedies_in_flags(data, command="tunesmith check"):
             found = inspect(
                 data,
+                settings=settings or [],
                 model=model,
                 format=format,
                 columns=mapping,

@@ -15,7 +15,7 @@ import typer
 from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.generation import GenerationSettings
-from tunesmith.recipe.row_shape import RowShape
+from tunesmith.recipe.row_shape import READING, RowShape
 
 TargetArgument = Annotated[
     str,
@@ -79,7 +79,7 @@ InstructionOption = Annotated[
     typer.Option("--instruction", metavar="TEXT", help="An instruction for all rows.", show_default=False),
 ]
 
-_READING_KEY = re.compile(r'set data\.(delimiter|encoding|key): ("[^"]*"|[^\s,]+)')
+_READING_KEY = re.compile(rf'set data\.({"|".join(READING)}): ("[^"]*"|[^\s,]+)')
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from tunesmith.data.files.locations import holds_text
 from tunesmith.errors import RunError
-from tunesmith.recipe.data import READING
 from tunesmith.recipe.file import portable, read_recipe
+from tunesmith.recipe.row_shape import READING
 from tunesmith.recipe.settings import SELECTING, Recipe
 
 

@@ -8,10 +8,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from tunesmith.recipe.row_shape import RowShape
+from tunesmith.recipe.row_shape import READING, RowShape
 from tunesmith.recipe.section import Settings
 
-READING = ("delimiter", "encoding", "key", "sheet")  # how the bytes of a file become rows
 SampleBy = Literal["line", "paragraph", "document"]  # datasets' name, and its values
 PersonalData = Literal["email", "phone", "iban", "card", "secret"]
 PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)

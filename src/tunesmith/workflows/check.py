@@ -128,6 +128,7 @@ def _named(found: list[Finding]) -> str:
 def inspect(
     data: str,
     *,
+    settings: Sequence[str] = (),
     model: str | None = None,
     format: RowShape = "auto",
     columns: Mapping[str, str] | None = None,
@@ -141,6 +142,7 @@ def inspect(
 
     Args:
         data: file, folder, dataset or URL of rows, or a recipe.
+        settings: ``key=value`` over the data section, such as ``encoding=cp1250``.
         model: the model whose tokenizer and chat template are used.
         format: shape of the rows; with columns and instruction, on top of the recipe's.
         columns: field to column of the file.
@@ -156,17 +158,19 @@ def inspect(
         RecipeError: the recipe is wrong.
     """
     listener = listener or Silent()
-    settings, source, seed, method = settings_of(data, model, format=format, columns=columns, instruction=instruction)
-    other = None if against is None else settings.sources("train")[0].model_copy(
+    section, source, seed, method = settings_of(
+        data, model, settings, format=format, columns=columns, instruction=instruction
+    )
+    other = None if against is None else section.sources("train")[0].model_copy(
         update={"path": against, "split": None, "name": None}
     )  # fmt: skip
     found = survey_rows(
-        settings.model_copy(update={"on_error": "skip"}),
+        section.model_copy(update={"on_error": "skip"}),
         seed=seed,
         method=method,
         against=other,
         near=near,
-        stops=settings.on_error == "stop",
+        stops=section.on_error == "stop",
         listener=listener,
     )
     seen = found.scan
@@ -178,7 +182,7 @@ def inspect(
         ledger=found.ledger(),
         findings=found.findings,
         bad=found.rejected,
-        stops=settings.on_error == "stop",
+        stops=section.on_error == "stop",
         lengths=summary.lengths(seen.characters[rows], "characters", seen.places(np.array([longest]))[0]),
         labels=summary.labels(seen),
         scripts=summary.scripts(seen),

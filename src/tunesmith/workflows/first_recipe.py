@@ -32,11 +32,11 @@ from tunesmith.planning.budget import gigabytes
 from tunesmith.planning.devices import Device, this_device
 from tunesmith.planning.model_size import ModelSize, model_size
 from tunesmith.planning.workload import Workload
-from tunesmith.recipe.data import READING, DataSettings, SourceSettings
+from tunesmith.recipe.data import DataSettings, SourceSettings
 from tunesmith.recipe.file import parse_override
 from tunesmith.recipe.methods import FULL_ROWS, METHOD_SETTINGS, AdapterSettings
 from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
-from tunesmith.recipe.row_shape import RowShape
+from tunesmith.recipe.row_shape import READING, RowShape
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import Recipe
 

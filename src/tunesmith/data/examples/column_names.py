@@ -78,6 +78,10 @@ class ColumnsUnclear(DataError):
         super().__init__(what, where=where, why=why, remedy=remedy)
         self.proposal = proposal
 
+    def to_json(self) -> dict[str, str | None]:
+        """The parts of a data error; the proposal is for `init` alone."""
+        return {**super().to_json(), "error": DataError.__name__}
+
 
 def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) -> Proposal | None:
     """The only pair of columns whose names are known for question and answer and whose values are texts.

@@ -1,0 +1,62 @@
+"""Column names that tell a question from its answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tunesmith.data.examples.column_names import ColumnsUnclear, propose_columns
+from tunesmith.data.examples.row_shapes import detect_shape
+
+FIELDS = ("prompt", "completion")
+
+
+def row(*names: str) -> list[dict[str, Any]]:
+    return [dict.fromkeys(names, "some words")] * 3
+
+
+@pytest.mark.parametrize(
+    ("names", "question", "answer"),
+    [
+        (("id", "Frage", "Antwort"), "Frage", "Antwort"),
+        (("text", "label"), "text", "label"),
+        (("TITLE", "Body"), "TITLE", "Body"),
+        (("вопрос", "ответ"), "вопрос", "ответ"),
+        (("问题", "答案", "序号"), "问题", "答案"),
+    ],
+)
+def test_the_only_pair_of_known_names_is_proposed_with_rows(names: tuple[str, ...], question: str, answer: str) -> None:
+    proposal = propose_columns(row(*names), FIELDS)
+    assert proposal is not None
+    assert proposal.columns == {"prompt": question, "completion": answer}
+    assert question in proposal.reason and answer in proposal.reason
+    assert proposal.samples == ("some words -> some words",) * 3
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("question", "answer", "solution"),  # two answers
+        ("text", "label", "category"),
+        ("subject", "body", "label"),  # body or subject is the text
+        ("name", "price"),
+        ("text", "_task_hash", "answer", "label"),  # an annotator's decision, not the text's answer
+        ("text", "annotations", "label"),
+    ],
+)
+def test_nothing_is_proposed_where_the_names_leave_a_choice(names: tuple[str, ...]) -> None:
+    assert propose_columns(row(*names), FIELDS) is None
+
+
+def test_a_column_of_other_things_than_texts_is_no_answer() -> None:
+    assert propose_columns([{"question": "Why?", "answer": ["so"]}], FIELDS) is None
+    assert propose_columns([{"question": "Why?", "answer": None}], FIELDS) is None
+
+
+def test_what_is_not_clear_says_what_it_looks_like_and_is_a_data_error_for_programs() -> None:
+    with pytest.raises(ColumnsUnclear) as caught:
+        detect_shape(row("frage", "antwort"))
+    assert caught.value.proposal is not None
+    assert caught.value.proposal.columns == {"prompt": "frage", "completion": "antwort"}
+    assert caught.value.to_json()["error"] == "DataError"
