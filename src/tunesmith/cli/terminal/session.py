@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import warnings
@@ -15,6 +16,7 @@ from tunesmith.cli.terminal.console import ReaderGone, Terminal
 from tunesmith.errors import TunesmithError
 
 INTERRUPTED, TERMINATED, READER_GONE = (128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE))
+LIBRARIES = r"(accelerate|bitsandbytes|datasets|huggingface_hub|peft|tensorboard|torch|transformers)(\.|$)"
 
 
 class Terminated(KeyboardInterrupt):
@@ -29,7 +31,7 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
     """
     terminal = Terminal(as_json=as_json)
     code = 0
-    with _sigterm_unwinds(), _no_future_warnings(), redirect_stdout(sys.stderr if as_json else sys.stdout):
+    with _sigterm_unwinds(), _quiet_libraries(), redirect_stdout(sys.stderr if as_json else sys.stdout):
         try:
             yield terminal
             terminal.flush()
@@ -49,12 +51,23 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
 
 
 @contextmanager
-def _no_future_warnings() -> Iterator[None]:
-    """Hides the FutureWarnings of libraries, about which a user can do nothing."""
+def _quiet_libraries() -> Iterator[None]:
+    """Hides what libraries warn of, about which a user can do nothing. `python -W` and PYTHONWARNINGS show it again.
+
+    Warnings of a user's own metric function stay. bitsandbytes logs, when PEFT imports it, that an optional package is
+    missing on some CPUs.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore", FutureWarning)
-        yield
+            warnings.filterwarnings("ignore", module=LIBRARIES)
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 @contextmanager

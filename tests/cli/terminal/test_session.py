@@ -1,0 +1,50 @@
+"""What a command's session keeps from the screen."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+import pytest
+
+from tunesmith.cli.terminal.session import session
+
+
+def warn(module: str, category: type[Warning] = RuntimeWarning) -> None:
+    warnings.warn_explicit("rank_pattern keys were ignored", category, f"{module}.py", 1, module=module, registry={})
+
+
+@pytest.mark.parametrize(
+    ("module", "category", "seen"),
+    [
+        ("peft.tuners.tuners_utils", RuntimeWarning, 0),
+        ("torch", UserWarning, 0),
+        ("anything", FutureWarning, 0),
+        ("score", UserWarning, 1),  # a user's own function
+        ("torchmetrics_of_mine", UserWarning, 1),
+    ],
+)
+def test_warnings_of_libraries_are_hidden_and_others_stay(module: str, category: type[Warning], seen: int) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with session():
+            warn(module, category)
+    assert len(caught) == seen
+
+
+def test_warnings_that_are_asked_for_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "warnoptions", ["default"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with session():
+            warn("peft.tuners.tuners_utils")
+    assert len(caught) == 1
+
+
+def test_bitsandbytes_is_quiet_inside_and_as_it_was_outside() -> None:
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    before = logger.level
+    with session():
+        assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.level == before
