@@ -556,6 +556,23 @@ def test_bad_rows_of_the_held_out_file_are_set_aside_too(tmp_path: Path, tokeniz
     assert (counts.read, counts.invalid, counts.held_out) == (3, 1, 2)
 
 
+def test_one_prompt_cannot_be_divided_and_the_ways_out_work(tmp_path: Path, tokenizer: Any) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "Name a colour", "completion": f"Colour {n}"} for n in range(20)])
+    with pytest.raises(DataError, match="the shares leave no row") as caught:
+        read(data(train=path, eval=0.2))
+    remedy = str(caught.value.remedy)
+    assert "seed" not in remedy and "data.eval: 0" in remedy and "data.eval: held_out.jsonl" in remedy
+    assert encoded(read(data(train=path, eval=0)), tokenizer).ledger.total.rows.trained == 20
+
+
+def test_truncating_is_no_remedy_where_it_is_set(tmp_path: Path, tokenizer: Any) -> None:
+    settings = data(train=write(tmp_path / "a.jsonl", rows(2)), eval=0, too_long="truncate", max_length=8)
+    with pytest.raises(DataError, match="No row is left to train on") as caught:
+        encoded(read(settings), tokenizer)
+    assert caught.value.remedy == "Raise data.max_length."
+    assert "nothing to learn" in str(caught.value.why)
+
+
 def test_rows_that_are_all_too_long_are_told_before_the_model_is_loaded(tmp_path: Path, tokenizer: Any) -> None:
     settings = data(train=write(tmp_path / "a.jsonl", rows(2)), eval=0, too_long="drop", max_length=8)
     with pytest.raises(DataError, match="No row is left to train on"):

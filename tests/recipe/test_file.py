@@ -111,6 +111,15 @@ def test_broken_yaml_names_the_line(file: Path) -> None:
     assert error.where is not None and error.where.startswith(f"{file}:")
 
 
+def test_a_backslash_in_double_quotes_is_told_how_to_write_it(tmp_path: Path) -> None:
+    file = tmp_path / "win.yaml"
+    text = 'model: "C:\\models\\new"\ndata: {train: rows.jsonl}\noutput_dir: x\n'
+    file.write_text(text, encoding="utf-8")
+    assert "single quotes" in str(complaint(file).remedy)
+    file.write_text(text.replace('"', "'"), encoding="utf-8")  # as the remedy says
+    assert read_recipe(file).recipe.model.path == "C:\\models\\new"
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [("output_dir: other\n", 5), ("training:\n  seed: 1\n  batch_size: 2\n  seed: 2\n", 8)],

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 from tests.tiny import Row, make_rows
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.recipe.file import read_recipe
 from tunesmith.training.rehearsal import heaviest
-from tunesmith.training.step_rows import Steps
+from tunesmith.training.step_rows import Steps, rate_warnings
 from tunesmith.workflows.finetune import _first_epoch
 
 ROWS = make_rows(11)
@@ -85,3 +87,35 @@ def test_counting_an_epoch_keeps_the_batches_of_one_step_and_the_heaviest(monkey
     _first_epoch(steps)
     most = max(len(step) for step in steps.first_epoch())
     assert len(alive) >= 3 and max(alive[:3]) <= most + 1
+
+
+@pytest.mark.parametrize(
+    ("training", "steps", "said"),
+    [
+        ({"warmup_steps": 0.1}, 1, "is 0 in every step, so nothing is learned .*takes 1 of 1 steps"),
+        ({"warmup_steps": 100}, 3, r"reaches 2e-05 and never gets to .* 0\.001: the warm-up takes 3 of 3 steps"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.05}},
+            4,
+            r"climbs to 0\.0428, above training\.learning_rate 0\.001",
+        ),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 20}},
+            4,
+            "never gets to .*Look at training.lr_scheduler_kwargs",
+        ),
+    ],
+)
+def test_a_rate_that_misses_its_peak_is_told(training: dict[str, Any], steps: int, said: str) -> None:
+    recipe = read_recipe(
+        {"model": "m", "data": {"train": "r.jsonl"}, "output_dir": "o", "training": {"learning_rate": 1e-3, **training}}
+    ).recipe
+    (warning,) = rate_warnings(recipe, steps)
+    assert re.search(said, warning), warning
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_an_ordinary_rate_gives_no_warning(schedule: str) -> None:
+    section = {"learning_rate": 1e-3, "warmup_steps": 0.1, "lr_scheduler_type": schedule}
+    recipe = read_recipe({"model": "m", "data": {"train": "r.jsonl"}, "output_dir": "o", "training": section}).recipe
+    assert rate_warnings(recipe, 30) == []

@@ -78,8 +78,8 @@ def generate(
         model = tuned.load(target, listener=terminal)
         wanted |= {"raw": raw, "instruction": instruction}
         used = say_prompt(model, wanted, terminal, system=system)
-        found: dict[str, Any] = {"target": target, "model": model.describe, "prompt": message, "base": None}
-        found["instruction"] = used
+        found: dict[str, Any] = {"target": target, "model": model.describe, "prompt": message, "instruction": used}
+        found["base"] = None
         if base:
             terminal.write(terminal.styled("base:", bold=True))
             with model.base() as untuned:

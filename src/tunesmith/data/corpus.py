@@ -165,11 +165,15 @@ def _fitted(rows: EncodedRows, found: Survey, settings: DataSettings) -> Fitted:
     for side, name in (("trained", "train on"), ("held_out", "judge on")):
         before = found.scan.own & (found.outcome == OUTCOME[side])
         if before.any() and not (outcome[found.scan.own] == OUTCOME[side]).any():
+            truncated = bool(cut.any()) or settings.too_long == "truncate"
             raise DataError(
                 f"No row is left to {name}",
                 where="data.max_length",
-                why=f"All {int(before.sum())} rows have more than {settings.max_length} tokens.",
-                remedy="Raise data.max_length, or set data.too_long: truncate.",
+                why=f"All {int(before.sum())} rows have more than {settings.max_length} tokens"
+                + (", and their first tokens hold nothing to learn." if truncated else "."),
+                remedy="Raise data.max_length."
+                if truncated
+                else "Raise data.max_length, or set data.too_long: truncate.",
             )
     return Fitted(kept, cut, split, outcome)
 

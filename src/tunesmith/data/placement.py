@@ -68,12 +68,22 @@ def _split(outcome: np.ndarray, scan: Scan, settings: DataSettings, *, eval_shar
     for (side, share), name in zip(sides.items(), ("held_out", "test", "trained"), strict=True):
         if share and not (outcome[rows] == OUTCOME[name]).any():
             together = "prompts" if settings.group is None else f"values of {settings.group}"
+            different = len(np.unique(scan.unit[rows]))
             raise DataError(
                 f"the shares leave no row for {side}",
                 where="data.eval" if not test_share else "data.eval, data.test",
-                why=f"{len(rows)} rows with {len(np.unique(scan.unit[rows]))} different {together}, drawn by a hash",
-                remedy="give more rows, another share or seed, or a file of its own: data.eval: held_out.jsonl",
+                why=f"{len(rows)} rows with {different} different {together}, drawn by a hash",
+                remedy=_way_out(different, 1 + (eval_share > 0) + (test_share > 0), settings),
             )
+
+
+def _way_out(different: int, splits: int, settings: DataSettings) -> str:
+    """What helps when a share is empty: no share and no seed can divide fewer prompts than there are splits."""
+    own = "a file of its own (data.eval: held_out.jsonl), or no held-out rows (data.eval: 0), which gives no verdict"
+    if different >= splits:
+        return f"give more rows, another share or seed, {own}"
+    what = "different prompts" if settings.group is None else f"values of {settings.group}"
+    return f"give rows with more {what}, {own}"
 
 
 def _ranked_by_label(scan: Scan, rows: np.ndarray) -> np.ndarray:

@@ -221,7 +221,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
             "A key is given twice" if duplicate else "The recipe is not valid YAML",
             where=f"{path}:{line}",
             why=str(error.problem),
-            remedy="Keep one of the two." if duplicate else "Fix this line. A colon needs a space after it.",
+            remedy="Keep one of the two." if duplicate else _yaml_remedy(str(error.problem)),
         ) from None
     except YAMLError as error:
         raise RecipeError("The recipe is not valid YAML", where=str(path), why=str(error)) from None
@@ -247,6 +247,12 @@ def _yaml() -> YAML:
     yaml = YAML(typ="rt", pure=True)
     yaml.Constructor = _Constructor
     return yaml
+
+
+def _yaml_remedy(problem: str) -> str:
+    if "escape" in problem:
+        return "Put the text into single quotes: in double quotes a backslash begins an escape such as \\n."
+    return "Fix this line. A colon needs a space after it."
 
 
 def _similar_files(path: Path) -> dict[str, str]:

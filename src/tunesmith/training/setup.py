@@ -33,7 +33,7 @@ from tunesmith.runs.progress import Listener
 from tunesmith.runs.reporters import check_reporters
 from tunesmith.training.objectives.table import preference_objective
 from tunesmith.training.optim import check_optimizer
-from tunesmith.training.step_rows import first_steps, longest_part, order_of
+from tunesmith.training.step_rows import first_steps, longest_part, order_of, rate_warnings
 from tunesmith.training.tasks import make_tasks
 
 
@@ -119,6 +119,8 @@ def prepare_training(recipe: Recipe, listener: Listener, *, start: Path | None =
         listener.say(f"held-out rows: {selects:,} select the step by {name}, and {judges:,} others judge it")
     _check_logits(recipe, text.config, [each for each in (task, selecting) if each is not None])
     recipe = _resolve_settings(recipe, survey, listener)
+    for warning in rate_warnings(recipe, order_of(recipe, corpus).total_steps):
+        listener.warn(warning)
     plan = _plan(recipe, text, corpus)
     recipe = recipe.with_values(
         training={"micro_batch_tokens": plan.budget, "gradient_checkpointing": plan.checkpointing}

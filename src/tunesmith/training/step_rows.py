@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -12,6 +13,7 @@ from tunesmith.data.batches.order import Order
 from tunesmith.data.chat.template import Encoded
 from tunesmith.data.corpus import Corpus
 from tunesmith.data.encoded_rows import EncodedRows
+from tunesmith.recipe.schedules import learning_rate_at, steps_of_warmup
 from tunesmith.recipe.settings import Recipe
 from tunesmith.training.loop import Step
 from tunesmith.training.objectives.preference import PreferenceObjective
@@ -19,6 +21,7 @@ from tunesmith.training.objectives.supervised import CrossEntropy, Objective
 from tunesmith.training.objectives.table import preference_objective
 
 PLANNED_STEPS = 4  # the budget of a micro-batch is chosen by the rows of so many steps
+RATE_TOLERANCE = 1e-3  # a peak that falls between two steps of a short run is no surprise
 
 
 class Steps:
@@ -152,3 +155,36 @@ def order_of(recipe: Recipe, corpus: Corpus) -> Order:
         max_steps=settings.max_steps,
         seed=settings.seed,
     )
+
+
+def rate_of(recipe: Recipe, total_steps: int) -> Callable[[int], float]:
+    """The learning rate of each step of a run, counted from 1."""
+    settings = recipe.training
+    return partial(
+        learning_rate_at,
+        peak=recipe.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=steps_of_warmup(settings.warmup_steps, total_steps),
+        schedule=settings.lr_scheduler_type,
+        arguments=settings.lr_scheduler_kwargs,
+    )
+
+
+def rate_warnings(recipe: Recipe, total_steps: int) -> list[str]:
+    """What a user would not expect of the learning rate: it never reaches ``training.learning_rate``, or exceeds it."""
+    peak, rate = recipe.learning_rate, rate_of(recipe, total_steps)
+    highest = max(map(rate, range(1, total_steps + 1)))
+    warmup = steps_of_warmup(recipe.training.warmup_steps, total_steps)
+    if highest > peak * (1 + RATE_TOLERANCE):
+        return [
+            f"the learning rate climbs to {highest:.3g}, above training.learning_rate {peak:g}. "
+            "Lower the rate in training.lr_scheduler_kwargs, or set a share of the rate there (min_lr_rate: 0.1)"
+        ]
+    if highest >= peak * (1 - RATE_TOLERANCE):
+        return []
+    reached = "is 0 in every step, so nothing is learned" if highest == 0 else f"reaches {highest:.3g}"
+    if warmup >= total_steps:
+        reason = f"the warm-up takes {total_steps:,} of {total_steps:,} steps. Lower training.warmup_steps"
+    else:
+        reason = f"the run has {total_steps:,} steps. Look at training.lr_scheduler_kwargs"
+    return [f"the learning rate {reached} and never gets to training.learning_rate {peak:g}: {reason}"]

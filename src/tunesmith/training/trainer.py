@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from tunesmith.errors import ModelError, TrainError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.model.weights.text_side import save_text_side
-from tunesmith.recipe.schedules import learning_rate_at, steps_of_warmup
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, StepResult, sample_line
 from tunesmith.runs.recorder import Recorder
@@ -22,7 +20,7 @@ from tunesmith.training import checkpoint
 from tunesmith.training.attach import Ready, optimizer_of
 from tunesmith.training.loop import Hooks, Step, train_steps
 from tunesmith.training.selection import Selection, selection
-from tunesmith.training.step_rows import Steps
+from tunesmith.training.step_rows import Steps, rate_of
 from tunesmith.training.validation import Validation, validate
 
 METRICS, SAMPLES = "metrics.jsonl", "samples_during.jsonl"
@@ -151,15 +149,7 @@ class Trainer:
 
     def rate(self) -> Callable[[int], float]:
         """The learning rate by step."""
-        settings = self.settings
-        return partial(
-            learning_rate_at,
-            peak=self.ready.recipe.learning_rate,
-            total_steps=self.total_steps,
-            warmup_steps=steps_of_warmup(settings.warmup_steps, self.total_steps),
-            schedule=settings.lr_scheduler_type,
-            arguments=settings.lr_scheduler_kwargs,
-        )
+        return rate_of(self.ready.recipe, self.total_steps)
 
     def eval_due(self, step: Step) -> bool:
         """Every ``eval_steps`` or epoch, and after the last step."""

@@ -177,6 +177,14 @@ def test_a_pickle_is_refused_with_the_reason_and_the_way_to_convert_it(here: Pat
     assert "save_pretrained" in str(caught.value.remedy)
 
 
+def test_a_folder_of_runs_names_one_of_them(here: Path) -> None:
+    (here / "runs" / "first").mkdir(parents=True)
+    (here / "runs" / "first" / "recipe.yaml").write_text("model: m\n")
+    with pytest.raises(ModelError) as caught:
+        kind("runs")
+    assert caught.value.remedy == "name one that is in it, such as runs/first."
+
+
 @pytest.mark.parametrize(("mark", "what"), [("recipe.yaml", "a run"), ("adapter_config.json", "an adapter")])
 def test_a_run_or_an_adapter_is_no_model_to_train(here: Path, mark: str, what: str) -> None:
     (here / "thing").mkdir()

@@ -91,8 +91,16 @@ def _folder_kind(folder: Path) -> ModelKind:
         "this folder is no model, adapter or run",
         where=str(folder),
         why=f"It has none of {', '.join(marks)}. It holds: {', '.join(names[:8]) or 'nothing'}.",
-        remedy=f"name the file: {folder / single[0]}." if single else _close(folder.name, _siblings(folder)),
+        remedy=f"name the file: {folder / single[0]}." if single else _inside_or_beside(folder, tuple(marks)),
     )
+
+
+def _inside_or_beside(folder: Path, marks: tuple[str, ...]) -> str:
+    """What may be meant by a folder that holds none of the marks: a run or model in it, or one beside it."""
+    inside = sorted(found.parent for name in marks for found in folder.glob(f"*/{name}"))
+    if inside:
+        return f"name one that is in it, such as {inside[0]}."
+    return _close(folder.name, [name for name in _siblings(folder) if name != str(folder)])
 
 
 def _with_safetensors(folder: Path) -> Path:
