@@ -469,6 +469,29 @@ def test_data_that_changed_is_refused_on_resume(
         train(values, resume=True)
 
 
+def test_a_run_that_was_moved_is_continued_where_it_is_from_any_folder(
+    values: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train(with_values(values, output_dir=str(tmp_path / "whole")))
+    monkeypatch.chdir(data.parent)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6)
+        with pytest.raises(KeyboardInterrupt):
+            train(with_values(values, data={"train": [{"path": data.name}]}, output_dir="runs/first"))
+    Path("runs/first").rename("runs/second")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    moved = Path(os.path.relpath(data.parent / "runs" / "second"))
+    assert train(moved, resume=True).run == moved
+    assert final_bytes(moved) == final_bytes(expected.run)
+    assert list(elsewhere.iterdir()) == [], "nothing is made anew at the old name"
+    assert evaluate(moved)["rows"] == expected.verdict["rows"], "its held-out rows are found again"
+    data.unlink()
+    with pytest.raises(DataError, match=rf"{data.name}: there is no such file"):
+        evaluate(moved)
+
+
 def test_a_refused_run_leaves_no_folder_and_an_old_run_alone(values: dict[str, Any], data: Path) -> None:
     data.write_text(data.read_text() + "not json\n")
     with pytest.raises(DataError, match=r"rows\.jsonl:45"):

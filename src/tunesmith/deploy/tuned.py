@@ -27,12 +27,12 @@ from tunesmith.model.weights.load import stop_ids
 from tunesmith.model.weights.resolve import kind, resolve
 from tunesmith.model.weights.text_side import make_template, refuse_unknown_tokens, tokenizer_of
 from tunesmith.recipe.data import DataSettings, SourceSettings
-from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.methods import AdapterSettings, LoraSettings, MethodSettings
 from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.start_folder import stored_recipe
 from tunesmith.training.attach import untuned
 
 
@@ -247,7 +247,7 @@ def find_target(target: str) -> ModelTarget:
 
 
 def _of_run(run: Run, checkpoint: Path) -> ModelTarget:
-    recipe = read_recipe(run.folder / "recipe.yaml").recipe
+    recipe = stored_recipe(run)
     return ModelTarget(recipe.model.path, recipe.model.revision, checkpoint, recipe.method, run, recipe)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -27,6 +27,7 @@ from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.start_folder import stored_recipe
 from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.attach import Ready, load_base, load_for_training, untuned
 from tunesmith.training.references import with_references
@@ -102,7 +103,8 @@ def train(
     for note in [*loaded.notes.values(), *_remarks(asked)]:
         listener.say(note)
     check_names(asked.evaluation.metrics)
-    run = Run(asked.output_dir)
+    # A run folder that was moved or renamed is continued where it is.
+    run = Run(recipe if resume and _is_run(recipe) else asked.output_dir)
     if resume and run.exists():
         return _continue(run, asked, listener)
     return _begin(run, asked, listener, overwrite=overwrite)
@@ -136,8 +138,7 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
             listener.say(f"{run.folder} is finished already")
             return stored_result(run)
         began = time.perf_counter()
-        resolved = read_recipe(run.folder / "recipe.yaml").recipe
-        prepared = prepare_training(resolved, listener, start=run.folder / START_FOLDER)
+        prepared = prepare_training(stored_recipe(run), listener, start=run.folder / START_FOLDER)
         check_same_data(run, prepared.survey)
         loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)
         tokens, _ = _first_epoch(loaded.steps)
@@ -198,9 +199,13 @@ def _asked_recipe(
     recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, resume: bool
 ) -> LoadedRecipe:
     """The recipe that was asked for. A run folder stands for the recipe that it was started with."""
-    if isinstance(recipe, str | Path) and resume and Run(recipe).exists():
+    if resume and _is_run(recipe):
         return read_recipe(Run(recipe).status()["asked"], overrides)
     return read_recipe(recipe, overrides)
+
+
+def _is_run(recipe: str | Path | Mapping[str, Any] | Recipe) -> TypeGuard[str | Path]:
+    return isinstance(recipe, str | Path) and Run(recipe).exists()
 
 
 def _remarks(recipe: Recipe) -> list[str]:
@@ -218,7 +223,9 @@ def _check_same_recipe(run: Run, asked: Recipe) -> None:
     """Raises RunError if the run was started with other settings."""
     stored = read_recipe(run.status()["asked"]).recipe  # a setting that is newer than the run has its default
     before, now = _all_values(stored), _all_values(asked)
-    changed = [path for path in {**before, **now} if before.get(path) != now.get(path)]
+    # Where the run is now is known: its folder may have another name than when it began.
+    paths = [path for path in {**before, **now} if path != ("output_dir",)]
+    changed = [path for path in paths if before.get(path) != now.get(path)]
     if changed:
         lines = [f"{dotted(path)}: {before.get(path)!r} then, {now.get(path)!r} now" for path in changed[:10]]
         raise RunError(
@@ -242,11 +249,12 @@ def check_same_data(run: Run, survey: Survey) -> None:
     """Raises RunError if a data file has other content than when the run was started."""
 
     def digests(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-        return [(file["path"], file["sha256"]) for source in sources for file in source["files"]]
+        # The name alone: the path to a file differs with the folder that a command is given in.
+        return [(Path(file["path"]).name, file["sha256"]) for source in sources for file in source["files"]]
 
     before, now = digests(run.read_json("data.json")), digests(survey.sources)
-    changed = sorted({path for path, _ in set(before) ^ set(now)})
-    if changed:
+    if before != now:
+        changed = sorted({name for name, _ in set(before) ^ set(now)}) or ["the order of the files"]
         raise RunError(
             "The data has changed since this run was started",
             where=str(run.folder),
@@ -325,7 +333,7 @@ def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared, to
     if rejected:
         run.write_lines("rejected.jsonl", [asdict(row) for row in rejected])
     run.write_json("ledger.json", replace(prepared.corpus.ledger, epoch=tokens).to_json())
-    run.set_status("running", asked=portable(asked), step=0)
+    run.set_status("running", asked=portable(asked), started_in=str(Path.cwd()), step=0)
 
 
 def _say_tokens(prepared: Prepared, steps: Steps, tokens: EpochTokens, listener: Listener) -> None:

@@ -1,0 +1,32 @@
+"""The folder that a run was started in: the relative data paths of its recipe are relative to it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tunesmith.recipe.data import SourceSettings
+from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.folder import Run
+
+
+def stored_recipe(run: Run) -> Recipe:
+    """The recipe that was resolved when the run began, with data paths that are right from the current folder.
+
+    A path that is not there stays as it is, so that the reader's message names it; so does a hub id or a URL.
+    """
+    recipe = read_recipe(run.folder / "recipe.yaml").recipe
+    started_in = run.status().get("started_in")
+    if started_in is None or Path(started_in) == Path.cwd():
+        return recipe
+
+    def from_here(source: SourceSettings) -> SourceSettings:
+        path = Path(started_in, source.path)
+        if Path(source.path).is_absolute() or not path.exists():
+            return source
+        return source.model_copy(update={"path": os.path.relpath(path)})
+
+    splits = {name: getattr(recipe.data, name) for name in ("train", "eval", "test")}
+    found = {name: [*map(from_here, each)] for name, each in splits.items() if isinstance(each, list)}
+    return recipe.with_values(data=found)
