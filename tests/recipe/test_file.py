@@ -329,7 +329,7 @@ def test_an_override_that_is_no_yaml_or_leads_nowhere_is_refused(file: Path) -> 
 def test_a_bad_override_is_named_as_the_flag_it_is(file: Path) -> None:
     error = complaint(written(file, "training:\n  seed: 1\n"), "training.sed=2")
     assert (error.where, error.remedy) == ("flag training.sed", "Did you mean `seed`?")
-    error = complaint(written(file, "training:\n  num_train_epochs: 2\n"), "training.max_steps=5")
+    error = complaint(written(file), "training.num_train_epochs=2", "training.max_steps=5")
     assert error.where == "flag training.max_steps"
 
 

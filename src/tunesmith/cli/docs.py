@@ -33,7 +33,9 @@ null.
 Progress is a bar on a screen, and a line now and then in a file or pipe. `NO_COLOR` and `TERM=dumb` are respected.
 
 The values of `KEY=VALUE` arguments are YAML. The keys are those of the recipe for `train`, those of its evaluation
-section for `eval`, and settings of generation for `generate` and `chat`.
+section for `eval`, and settings of generation for `generate` and `chat`. An argument of `train` replaces the recipe's
+keys that say the same thing, and this is reported: `training.max_steps=3` replaces `num_train_epochs`. Arguments that
+contradict each other are refused. `training.num_train_epochs=null` leaves a key of the recipe out.
 """
 _FOUND = YAML(typ="safe", pure=True).load(resources.files("tunesmith.cli").joinpath("json_keys.yaml"))
 JSON_KEYS: dict[str, dict[str, str]] = _FOUND["commands"]

@@ -83,7 +83,7 @@ def plan(
         from tunesmith.planning.devices import device_called
         from tunesmith.planning.method_table import plan_methods
 
-        asked = _asked(recipe, overrides or [], model, made=rows is not None)
+        asked = _asked(recipe, overrides or [], model, terminal, made=rows is not None)
         number = threads() if asked.training.threads == "auto" else int(asked.training.threads)
         target = device_called(device or asked.model.device, threads=number)
         config, folder = read_config(asked.model.path, revision=asked.model.revision)
@@ -100,14 +100,17 @@ def plan(
         terminal.result(_as_json(planned, found))
 
 
-def _asked(recipe: str | None, overrides: list[str], model: str | None, *, made: bool) -> Recipe:
+def _asked(recipe: str | None, overrides: list[str], model: str | None, terminal: Terminal, *, made: bool) -> Recipe:
     """The recipe, or one made from --model. A first argument of the form KEY=VALUE is an override, not a recipe."""
     from tunesmith.recipe.file import read_recipe
 
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
         recipe, overrides = None, [recipe, *overrides]
     if recipe is not None:
-        return read_recipe(recipe, [*overrides, *([f"model.path={model}"] if model else [])]).recipe
+        loaded = read_recipe(recipe, [*overrides, *([f"model.path={model}"] if model else [])])
+        for note in loaded.notes.values():
+            terminal.say(note)
+        return loaded.recipe
     if model is None or not made:
         raise RecipeError(
             "There is nothing to plan",

@@ -20,6 +20,7 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import aliases
 from tunesmith.recipe.complaints import Path_, dotted, explain, line_of
+from tunesmith.recipe.precedence import replaced
 from tunesmith.recipe.section import Settings
 from tunesmith.recipe.settings import Recipe
 
@@ -67,7 +68,8 @@ class LoadedRecipe:
 def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Reads a recipe from a YAML file or a mapping, or takes it as it is, and applies ``section.key=value`` overrides.
 
-    Settings can have the other names of ``aliases.py``.
+    Settings can have the other names of ``aliases.py``. An override replaces the keys of the recipe that say the same
+    thing, and a note says so; ``section.key=null`` leaves the key out.
 
     Raises:
         RecipeError: with file and line, if the text is not YAML, or a key is given twice, unknown, of another type or
@@ -84,12 +86,13 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
         place = str(source)
         raw, origins = _read_yaml(Path(source))
     _rename(raw, origins, notes, place)
-    for override in overrides:
-        path, value = parse_override(override)
-        path, value = _renamed_override(path, value, notes, override)
-        if not path:
-            continue
-        _put(raw, path, value, override)
+    asked = _parsed(overrides, notes)
+    _drop_replaced(raw, asked, origins, notes, place)
+    for path, value, override in asked:
+        if value is None and _leaves_out(path, override):
+            _forget(raw, path)
+        else:
+            _put(raw, path, value, override)
         for old in [known for known in origins if known[: len(path)] == path]:
             del origins[old]
         origins[path] = "flag"
@@ -125,18 +128,69 @@ def _rename(raw: dict[str, Any], origins: dict[Path_, str], notes: dict[Path_, s
             notes[setting.name] = setting.note
 
 
-def _renamed_override(path: Path_, value: Any, notes: dict[Path_, str], override: str) -> tuple[Path_, Any]:
-    """An override under the setting's own name. The path is empty if the override changes nothing."""
-    try:
-        setting = aliases.canonical(tuple(map(str, path)), value)
-    except ValueError as error:
-        raise RecipeError(str(error), where=override) from None
-    if setting.name is None:
-        return (), None
-    notes.pop(setting.name, None)
-    if setting.note is not None:
-        notes[setting.name] = setting.note
-    return setting.name, setting.value
+def _parsed(overrides: Sequence[str], notes: dict[Path_, str]) -> list[tuple[Path_, Any, str]]:
+    """The overrides as (path, value, text), under the settings' own names. Those that change nothing are left out.
+
+    Raises RecipeError if two names of one setting are given with different values.
+    """
+    found: list[tuple[Path_, Any, str]] = []
+    for override in overrides:
+        given, value = parse_override(override)
+        try:
+            setting = aliases.canonical(tuple(map(str, given)), value)
+        except ValueError as error:
+            raise RecipeError(str(error), where=override) from None
+        if setting.name is None:
+            continue
+        for path, before, text in found:
+            name = text.partition("=")[0].strip()
+            if path == setting.name and name != dotted(given) and before != setting.value:
+                raise RecipeError(
+                    f"{name} and {dotted(given)} say the same thing: give one of them",
+                    where=override,
+                    why=f"They are {before!r} and {setting.value!r}.",
+                )
+        notes.pop(setting.name, None)
+        if setting.note is not None:
+            notes[setting.name] = setting.note
+        found.append((setting.name, setting.value, override))
+    return found
+
+
+def _drop_replaced(
+    raw: dict[str, Any],
+    asked: Sequence[tuple[Path_, Any, str]],
+    origins: dict[Path_, str],
+    notes: dict[Path_, str],
+    place: str,
+) -> None:
+    """Removes the recipe's keys that an override replaces. Overrides that contradict each other are refused later."""
+    given = [path for path, _, _ in asked]
+    for path, value, _ in asked:
+        for other in list(replaced(path, value, raw)):
+            if any(other[: len(each)] == each for each in given):
+                continue
+            before = _plain_text(_get(raw, other))
+            note = f"{dotted(path)} replaces {dotted(other)}: {before} of {line_of(other, origins) or place}"
+            notes[path] = f"{notes[path]}; {note}" if path in notes else note
+            _forget(raw, other)
+            for old in [known for known in origins if known[: len(other)] == other]:
+                del origins[old]
+
+
+def _plain_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _leaves_out(path: Path_, override: str) -> bool:
+    """Whether ``key=null`` leaves a key out. Without a value it may be a mistake, such as an empty shell variable."""
+    return len(path) <= 2 and bool(override.partition("=")[2].strip())
+
+
+def _forget(raw: dict[str, Any], path: Path_) -> None:
+    section = _get(raw, path[:-1])
+    if isinstance(section, dict):
+        section.pop(path[-1], None)
 
 
 def _get(raw: Any, path: Path_) -> Any:
