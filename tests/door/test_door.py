@@ -14,9 +14,6 @@ from tests.door.real_file import RealFile
 NOT_YET = frozenset(
     {
         "no_header",
-        "json_under_data",
-        "json_under_rows",
-        "json_columns",
         "json_nan",
         "parquet_class_labels",
         "parquet_integers",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.data.examples.labels import is_label, label_text
 from tunesmith.data.examples.message import printable
 from tunesmith.errors import DataError
 
@@ -86,6 +87,8 @@ class ColumnsUnclear(DataError):
 def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) -> Proposal | None:
     """The only pair of columns whose names are known for question and answer and whose values are texts.
 
+    An answer may also be a number, where no column of texts is one.
+
     Args:
         rows: the first rows.
         fields: the names of the question's and the answer's field.
@@ -93,14 +96,9 @@ def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) 
     names = list(dict.fromkeys(name for row in rows for name in row))
     known = {_plain(name) for name in names}
     counted = [name for name in names if not (known & ANNOTATIONS and _plain(name) in ANNOTATORS_OWN)]
-    counted = [
-        name for name in counted if _is_text(rows, name) and not set(name) & set(",`\n\r") and name == name.strip()
-    ]
-    found: dict[tuple[str, str], str] = {}
-    for kind, questions, answers in PAIRS:
-        for question in (name for name in counted if _plain(name) in questions.split()):
-            for answer in (name for name in counted if _plain(name) in answers.split() and name != question):
-                found.setdefault((question, answer), kind)
+    counted = [name for name in counted if not set(name) & set(",`\n\r") and name == name.strip()]
+    texts = [name for name in counted if _is_text(rows, name)]
+    found = _pairs(texts, texts) or _pairs(texts, [name for name in counted if _is_label(rows, name)])
     if len(found) != 1:
         return None
     (question, answer), kind = next(iter(found.items()))
@@ -109,6 +107,16 @@ def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) 
         f"the columns {printable(question)} and {printable(answer)} look like {kind}",
         tuple(f"{_short(row.get(question))} -> {_short(row.get(answer))}" for row in rows[:SAMPLES]),
     )
+
+
+def _pairs(asking: Sequence[str], answering: Sequence[str]) -> dict[tuple[str, str], str]:
+    """Pairs of columns whose names are known, and what they are."""
+    found: dict[tuple[str, str], str] = {}
+    for kind, questions, answers in PAIRS:
+        for question in (name for name in asking if _plain(name) in questions.split()):
+            for answer in (name for name in answering if _plain(name) in answers.split() and name != question):
+                found.setdefault((question, answer), kind)
+    return found
 
 
 def _plain(name: str) -> str:
@@ -120,6 +128,12 @@ def _is_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
     return bool(values) and all(isinstance(value, str) for value in values)
 
 
+def _is_label(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return bool(values) and all(map(is_label, values))
+
+
 def _short(value: object) -> str:
+    value = label_text(value, "") if is_label(value) and abs(value) < 1e15 else value
     text = " ".join(str("" if value is None else value).split())
     return printable(text if len(text) <= SAMPLE_CHARACTERS else text[: SAMPLE_CHARACTERS - 3] + "...")

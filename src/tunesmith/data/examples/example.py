@@ -5,7 +5,7 @@ The shapes, by their fields (those in brackets are optional, and absent when nul
 - alpaca: instruction, output, [input, history, system, tools]. The user's turn is the instruction, a blank line and the
   input. The history is a list of earlier [question, answer] pairs, whose answers are learned too.
 - prompt_completion: prompt, completion, [system, tools]. Two texts, or two lists of messages; only the completion
-  is learned.
+  is learned. An answer that is a number or a truth value is taken as text, as alpaca's output is.
 - messages: messages, [system, tools]. OpenAI's roles, tool calls and text parts; `train: false`, or what other tools
   write for it (`weight: 0`, `loss: false`, ...), leaves a turn unlearned.
 - sharegpt: conversations of {from, value}, [system, tools].
@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tunesmith.data.examples.labels import is_label, label_text
 from tunesmith.data.examples.message import (
     Message,
     RowError,
@@ -136,7 +137,7 @@ def _alpaca(fields: Mapping[str, Any], instruction: str | None) -> list[Message]
     text = user_text(head, body)
     if not text:
         raise RowError("instruction", describe(head), SOME_TEXT)
-    turns = [Message("user", text), Message("assistant", _text(fields, "output"))]
+    turns = [Message("user", text), Message("assistant", _answer(fields, "output"))]
     return _with_system([*_history(fields), *turns], fields)
 
 
@@ -170,7 +171,7 @@ def _history(fields: Mapping[str, Any]) -> list[Message]:
 def _prompt_completion(fields: Mapping[str, Any]) -> list[Message]:
     prompt, completion = present(fields, "prompt"), present(fields, "completion")
     if not isinstance(prompt, list):
-        turns = [Message("user", _text(fields, "prompt")), Message("assistant", _text(fields, "completion"))]
+        turns = [Message("user", _text(fields, "prompt")), Message("assistant", _answer(fields, "completion"))]
         return _with_system(turns, fields)
     if not isinstance(completion, list) or not completion:
         raise RowError("completion", describe(completion), "a list of messages, as the prompt is one")
@@ -320,6 +321,12 @@ def _text(fields: Mapping[str, Any], field: str) -> str:
     if not value.strip():
         raise RowError(field, describe(value), SOME_TEXT)
     return value
+
+
+def _answer(fields: Mapping[str, Any], field: str) -> str:
+    """The answer's text; a label may be a number."""
+    value = present(fields, field)
+    return label_text(value, field) if is_label(value) else _text(fields, field)
 
 
 def _canonical_turn(message: Message) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from tunesmith.data.examples.labels import classes_in_words
 from tunesmith.data.files.rows import BLOCK_BYTES, NOT_UTF8, BadRow, Block, Row, RowStream
 from tunesmith.errors import DataError
 
@@ -33,6 +34,17 @@ def parquet_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
         yield from batch_blocks(parquet.iter_batches(batch_size=rows, use_threads=False), name)
     except (pa.ArrowException, OSError) as error:
         raise DataError("the parquet file cannot be read", where=name, why=str(error)) from error
+
+
+def parquet_classes(file: BinaryIO) -> tuple[str, ...]:
+    """What is said of the class labels of a parquet file; nothing of a damaged one, which is refused later."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return classes_in_words(label_names(pq.read_schema(file).metadata))
+    except (pa.ArrowException, OSError):
+        return ()
 
 
 def batch_blocks(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[Block]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from tunesmith.data.examples.labels import classes_in_words
 from tunesmith.data.examples.row_shapes import did_you_mean, listed
-from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks
+from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks, label_names
 from tunesmith.data.files.formats import FORMATS
 from tunesmith.data.files.opening import TEXT, Opening, find_opening, format_of, splits_in, suffix_of, without_query
 from tunesmith.data.files.rows import Block, Row, RowStream
@@ -138,6 +139,11 @@ class _DatasetPart(SourcePart):
 
     dataset: Dataset
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What was chosen about how it is read, in words for the user."""
+        return classes_in_words(label_names(self._notes))
+
     def blocks(self) -> Iterator[Block]:
         return batch_blocks(self._batches(), self.name)
 
@@ -154,10 +160,14 @@ class _DatasetPart(SourcePart):
         for _ in self.rows():
             pass
 
+    @property
+    def _notes(self) -> dict[bytes, bytes]:
+        """The names of class labels, which the tables have lost."""
+        return self.dataset.features.arrow_schema.metadata
+
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        notes = self.dataset.features.arrow_schema.metadata  # the names of class labels, which the tables have lost
         for table in self.dataset.with_format("arrow").iter(batch_size=1000):
-            yield from table.replace_schema_metadata(notes).to_batches()  # type: ignore[union-attr]  (an Arrow table)
+            yield from table.replace_schema_metadata(self._notes).to_batches()  # type: ignore[union-attr]  (an Arrow table)
 
 
 def parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], list[str], str | None]:

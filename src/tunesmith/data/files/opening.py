@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
+from tunesmith.data.files.arrow_rows import parquet_classes
 from tunesmith.data.files.encodings import UTF8, Encoding, find_encoding, known_encoding, mark_of, transcoded
 from tunesmith.data.files.formats import FORMATS, JSONL, TEXT_FORMATS, Format, table_format
 from tunesmith.data.files.json_layouts import (
@@ -29,7 +30,7 @@ from tunesmith.data.files.json_rows import ENDS, array_rows
 from tunesmith.data.files.rows import BLOCK_BYTES
 from tunesmith.data.files.sheets import SHEETS, find_sheet, sheet_blocks
 from tunesmith.data.files.splits import TEST, TRAIN, VALIDATION, split_of_file
-from tunesmith.data.files.streams import COMPRESSIONS
+from tunesmith.data.files.streams import COMPRESSIONS, seekable
 from tunesmith.data.files.tables import find_table, fits
 from tunesmith.errors import DataError
 
@@ -99,7 +100,8 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
     """
     suffix, kind = suffix_of(name)[0], format_of(name, source.sample_by)
     if suffix in BINARY:
-        return Opening(kind)
+        with file() as content:
+            return Opening(kind, said=parquet_classes(seekable(content)))
     if suffix in SHEETS:
         with file() as content:
             layout = find_sheet(content, suffix, name, source.sheet)

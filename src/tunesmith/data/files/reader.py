@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.examples.column_names import SAMPLE_CHARACTERS, ColumnsUnclear
 from tunesmith.data.examples.example import Example, to_example
+from tunesmith.data.examples.labels import is_label, labels_in_words
 from tunesmith.data.examples.message import RowError, describe
 from tunesmith.data.examples.row_shapes import (
     FIELDS,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from tunesmith.recipe.data import SourceSettings
 
 
-Columns = Mapping[str, str | None]
+Columns = Mapping[str, str | float | None]
 ROWS_THAT_TELL_THE_SHAPE = 100
 BAD_ROWS_SHOWN = 10
 MOST_COLUMNS = 1000  # that are remembered when a column is looked for in all rows
@@ -91,7 +92,7 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
     parts, ignored, split = parts_of(source, role)
     first = _first_rows(source, parts)
     shape, reason = _shape(source, parts, first, wanted)
-    reason = "; ".join([reason, *_choices(parts)])
+    reason = "; ".join([reason, *labels_in_words(first, shape, source.columns), *_choices(parts)])
     mixture = other_shape(first, shape=shape, columns=source.columns, instruction=source.instruction)
     return Reader(source, parts, shape, reason, ignored, split, mixture)
 
@@ -162,8 +163,10 @@ def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> list[Col
     return first
 
 
-def _start_of(value: object) -> str | None:
-    return value[: SAMPLE_CHARACTERS + 1] if isinstance(value, str) else None
+def _start_of(value: object) -> str | float | None:
+    if isinstance(value, str):
+        return value[: SAMPLE_CHARACTERS + 1]
+    return value if is_label(value) else None
 
 
 def _shape(
