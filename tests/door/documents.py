@@ -97,13 +97,13 @@ def documents_pdf_text(folder: Path) -> None:
     _write_folder(folder, ".txt", page)
 
 
-def _documents(write: Callable[[Path], None]) -> RealFile:
-    return RealFile(write, "docs", len(articles()), "text", "Keep green tea dry", says=("logo.png",))
+def _documents(write: Callable[[Path], None], *needs: str) -> RealFile:
+    return RealFile(write, "docs", len(articles()), "text", "Keep green tea dry", says=("logo.png",), needs=needs)
 
 
 DOCUMENTS = (
     _documents(documents_markdown),
-    _documents(documents_html),
+    _documents(documents_html, "resiliparse"),
     _documents(documents_rst),
     _documents(documents_pdf_text),
 )

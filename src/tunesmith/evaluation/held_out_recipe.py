@@ -30,7 +30,7 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
         raw["data"] = {**section, "train": [_read_like_training(stored, target, data)], "eval": 0.0}
         masked = raw["data"].get("clean", {}).get("mask_pii", False)
         raw["data"] |= {"split": None, "name": None, "test": None, "group": None, "stratify": False, "max_lost": None}
-        raw["data"] |= {"sample_by": "line"}  # the source names its own, if it is text
+        raw["data"] |= {"sample_by": "auto"}  # the source names its own, if it is text
         if stored is not None and stored.data.too_long in ("split", "error"):  # which of the two depends on the rows
             raw["data"]["too_long"] = "auto"
         raw["data"]["clean"] = {"mask_pii": masked}  # the same prompts as in training, and every row

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from tunesmith.recipe.row_shape import READING, RowShape
 from tunesmith.recipe.section import Settings
 
-SampleBy = Literal["line", "paragraph", "document"]  # datasets' name, and its values
+SampleBy = Literal["auto", "line", "paragraph", "document"]  # datasets' name, and its values but for auto
 PersonalData = Literal["email", "phone", "iban", "card", "secret"]
 PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)
 
@@ -31,7 +31,9 @@ class SourceSettings(Settings):
     split: str | None = Field(default=None, description="split of a dataset")
     columns: dict[str, str] = Field(default_factory=dict, description="for each field, the column that holds it")
     instruction: str | None = Field(default=None, description="one instruction for all rows")
-    sample_by: SampleBy = Field(default="line", description="what a document of a .txt file is")
+    sample_by: SampleBy = Field(
+        default="auto", description="what a document of a text file is; auto: a line of .txt, else the whole file"
+    )
     delimiter: str | None = Field(
         default=None, min_length=1, max_length=1, description="what separates the fields of a table; found by default"
     )
@@ -100,7 +102,7 @@ class DataSettings(Settings):
     split: str | None = Field(default=None, description="default for the training sources")
     columns: dict[str, str] = Field(default_factory=dict, description="default for every source")
     instruction: str | None = Field(default=None, description="default for every source")
-    sample_by: SampleBy = Field(default="line", description="default for every source; needs .txt files")
+    sample_by: SampleBy = Field(default="auto", description="default for every source; needs files of text")
     delimiter: str | None = Field(default=None, min_length=1, max_length=1, description="default for every source")
     encoding: str | None = Field(default=None, description="default for every source")
     key: str | None = Field(default=None, description="default for every source")

@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 SHARES = (0.1, 0.2, 0.3, 0.5)
 ENOUGH_HELD_OUT = 20  # rows; fewer seldom show a difference
 ROWS_JUDGED_ON_A_CPU = 200
-ENDINGS = re.compile(r"(\.(jsonl|ndjson|json|csv|tsv|parquet|txt))?(\.(gz|bz2|xz))?$", re.IGNORECASE)
+ENDINGS = re.compile(
+    r"(\.(jsonl|ndjson|json|csv|tsv|parquet|txt|md|markdown|rst|html?))?(\.(gz|bz2|xz))?$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,12 +124,12 @@ def test_what_a_document_is_does_not_depend_on_where_the_file_is_cut(
 def test_a_folder_of_texts_is_a_document_a_file(tmp_path: Path):
     for name in ("b", "a"):
         write(tmp_path / f"{name}.txt", f"{name}\n\n{name}\n")
-    write(tmp_path / "empty.txt", "\n \n")
-    error = refused(tmp_path, sample_by="document")
+    empty = write(tmp_path / "empty.txt", "\n \n")
+    error = refused(empty, sample_by="document")
     assert (error.what, error.where) == ("there are no rows in it", f"{tmp_path}/empty.txt")
-    (tmp_path / "empty.txt").unlink()
     loaded = load(source(tmp_path, sample_by="document"))
     assert [example.text for example in loaded.examples] == ["a\n\na", "b\n\nb"]
+    assert loaded.ignored == ["empty.txt"]
 
 
 def test_bad_bytes_of_a_document_are_named_with_their_line(tmp_path: Path):
@@ -154,7 +154,7 @@ def test_a_document_that_is_too_large_is_one_error_with_a_way_out(tmp_path: Path
 
 def test_sample_by_has_no_meaning_without_a_txt_file(tmp_path: Path):
     error = refused(write(tmp_path / "r.jsonl", LINES), sample_by="document")
-    assert "data.sample_by: document says what a document of a .txt file is, and there is none" in error.what
+    assert "data.sample_by: document says what a document of a text file is, and there is none" in error.what
     assert "sample_by: document" in str(error.remedy)
 
 
@@ -186,7 +186,7 @@ def test_a_folder_is_all_its_files_in_the_order_of_names(tmp_path: Path):
     loaded = load(source(f"{tmp_path}/"))
     assert pairs(loaded) == [("a", "b"), ("c", "d"), ("3", "4")]
     assert [name for name, _ in loaded.files] == [f"{tmp_path}/a.jsonl", f"{tmp_path}/b.csv"]
-    assert loaded.ignored == ["README.md", "more"]
+    assert loaded.ignored == [".hidden.jsonl", "README.md", "more"]
 
 
 def test_a_folder_with_files_for_training_and_for_evaluation_gives_each_role_its_own(tmp_path: Path):
@@ -358,8 +358,8 @@ def test_a_relative_path_is_named_as_it_was_given(tmp_path: Path, monkeypatch: p
 
 
 def test_an_empty_folder_is_one_error(tmp_path: Path):
-    write(tmp_path / "notes.md", "x")
-    assert str(refused(tmp_path).why).startswith("it holds notes.md")
+    write(tmp_path / "notes.pdf", "x")
+    assert str(refused(tmp_path).why).startswith("it holds notes.pdf")
 
 
 def test_split_and_name_have_no_meaning_for_a_file(tmp_path: Path):

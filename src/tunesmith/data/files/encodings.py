@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -18,6 +19,9 @@ ENOUGH = 200  # characters of several bytes without a fault: the file is UTF-8
 SAMPLE = 2**20
 CHAOS, COHERENCE = 0.01, 0.02  # charset-normalizer's measures differ by no more than this between equal candidates
 USUAL = "cp1252"
+CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
+HEAD_OF_A_PAGE = 1024  # bytes in which HTML wants its charset
+LATIN = ("iso-8859-1", "latin-1", "latin1", "ascii", "us-ascii")  # which HTML takes for cp1252
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,18 @@ class Encoding:
 
 
 UTF8 = Encoding("utf-8")
+
+
+def charset_of(head: bytes) -> Encoding | None:
+    """The encoding that an HTML page names for itself, where it is known and is not UTF-8."""
+    found = CHARSET.search(head[:HEAD_OF_A_PAGE])
+    name = found[1].decode().lower() if found else ""
+    try:
+        name = codecs.lookup(USUAL if name in LATIN else name).name
+        "".encode(name)
+    except (LookupError, ValueError):
+        return None
+    return None if name == UTF8.name else Encoding(name, f"encoding {name}, as the page says")
 
 
 def mark_of(head: bytes) -> str | None:

@@ -15,10 +15,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from tunesmith.data.examples.labels import classes_in_words
 from tunesmith.data.examples.row_shapes import did_you_mean, listed
 from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks, label_names
+from tunesmith.data.files.documents import DOCUMENTS, TEXT
+from tunesmith.data.files.folders import choose_files
 from tunesmith.data.files.formats import FORMATS
-from tunesmith.data.files.opening import TEXT, Opening, find_opening, format_of, splits_in, suffix_of, without_query
+from tunesmith.data.files.opening import (
+    Opening,
+    find_opening,
+    format_of,
+    is_document,
+    splits_in,
+    suffix_of,
+    without_query,
+)
 from tunesmith.data.files.rows import Block, Row, RowStream
-from tunesmith.data.files.sheets import SHEETS
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
 from tunesmith.errors import DataError, TunesmithError
@@ -177,13 +186,14 @@ def parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], list
         DataError: nothing is there, a file is of no format that can be read, or ``sample_by`` says nothing of any.
     """
     parts, ignored, split = _parts_of(source, role)
-    if source.sample_by != "line" and not any(
-        isinstance(part, _FilePart) and suffix_of(part.name)[0] == TEXT for part in parts
+    if source.sample_by not in ("auto", "line") and not any(
+        isinstance(part, _FilePart) and is_document(part.name) for part in parts
     ):
         raise DataError(
-            f"data.sample_by: {source.sample_by} says what a document of a {TEXT} file is, and there is none",
+            f"data.sample_by: {source.sample_by} says what a document of a text file is, and there is none",
             where=source.path,
-            remedy=f"name it at the sources that have {TEXT} files: {{path: a{TEXT}, sample_by: {source.sample_by}}}",
+            why=f"text files are {', '.join(DOCUMENTS)}",
+            remedy=f"name it at the sources that have some: {{path: a{TEXT}, sample_by: {source.sample_by}}}",
         )
     return parts, ignored, split
 
@@ -217,12 +227,12 @@ def _parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], lis
 
 
 def holds_text(path: str) -> bool:
-    """Whether it is a .txt file or a folder with some: what ``sample_by`` can be said of."""
+    """Whether it is a file of text or a folder with some: what ``sample_by`` can be said of."""
     location = _Location(path)
     if location.is_file:
-        return suffix_of(path)[0] == TEXT
+        return is_document(path)
     return not location.is_dataset and any(
-        suffix_of(name)[0] == TEXT for name, is_file in location.entries() if is_file
+        is_document(name) for names in _data_files(location)[0].values() for name in names
     )
 
 
@@ -265,10 +275,10 @@ class _Location:
         with self._reading(self.path):
             return any(self.system.isfile(f"{self.root}/{name}") for name in ("dataset_dict.json", "state.json"))
 
-    def entries(self) -> list[tuple[str, bool]]:
-        """(name, whether it is a file) of everything in the folder, by name."""
+    def entries(self, within: str = "") -> list[tuple[str, bool]]:
+        """(name, whether it is a file) of everything in the folder, or in one within it, by name."""
         with self._reading(self.path):
-            found = self.system.ls(self.root, detail=True)
+            found = self.system.ls(f"{self.root}/{within}" if within else self.root, detail=True)
         return sorted((entry["name"].rstrip("/").rpartition("/")[2], entry["type"] == "file") for entry in found)
 
     def neighbours(self) -> list[str]:
@@ -287,7 +297,9 @@ class _Location:
     @contextmanager
     def open(self, name: str) -> Iterator[HashedFile]:
         """The file itself, or one in the folder; `name` is as the user sees it."""
-        root = self.root if name in (self.path, without_query(self.path)) else f"{self.root}/{name.rpartition('/')[2]}"
+        root = self.root
+        if name not in (self.path, without_query(self.path)):
+            root = f"{self.root}/{name.removeprefix(self.path.rstrip('/') + '/')}"
         with self._reading(name):
             file = self.system.open(root, "rb")
         with file:
@@ -321,24 +333,14 @@ def _data_files(folder: _Location) -> tuple[dict[str, list[str]], list[str]]:
     """The data files of a folder by split, and what else is in it.
 
     They are grouped only if some are named for training and some for evaluation; else all are those of EVERY_ROLE.
+    A document of a subfolder is of the split that the subfolder is named for.
     """
-    data, ignored = [], []
-    for name, is_file in folder.entries():
-        if not name.startswith("."):
-            (data if is_file and suffix_of(name)[0] in FORMATS else ignored).append(name)
-    sheets = [name for name in data if suffix_of(name)[0] in SHEETS]
-    if len(sheets) < len(data):  # notes and lists beside the data are often kept so
-        data, ignored = [name for name in data if name not in sheets], [*ignored, *sheets]
-    if not data:
-        raise DataError(
-            "there are no data files in the folder",
-            where=folder.path,
-            why=f"it holds {listed(ignored) if ignored else 'nothing'}; the formats are {', '.join(FORMATS)}",
-            remedy="name the folder that holds the files",
-        )
+    data, ignored = choose_files(folder.path, folder.entries)
     splits: dict[str, list[str]] = {}
     for name in data:
-        splits.setdefault(split_of_file(name) or EVERY_ROLE, []).append(name)
+        first, _, within = name.partition("/")
+        named = (split_of_file(first) if not within or split_of_file(first) == first.lower() else None) or EVERY_ROLE
+        splits.setdefault(named, []).append(name)
     if any(name in TRAIN for name in splits) and held_out_split(list(splits)):
         ignored += splits.pop(EVERY_ROLE, [])
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -12,8 +13,17 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from tunesmith.data.files.arrow_rows import parquet_classes
-from tunesmith.data.files.encodings import UTF8, Encoding, find_encoding, known_encoding, mark_of, transcoded
-from tunesmith.data.files.formats import FORMATS, JSONL, TEXT_FORMATS, Format, table_format
+from tunesmith.data.files.documents import DOCUMENTS, HTML, TEXT, has_pages
+from tunesmith.data.files.encodings import (
+    UTF8,
+    Encoding,
+    charset_of,
+    find_encoding,
+    known_encoding,
+    mark_of,
+    transcoded,
+)
+from tunesmith.data.files.formats import DOCUMENT, FORMATS, JSONL, LINE, PAGES, Format, document_format, table_format
 from tunesmith.data.files.json_layouts import (
     VIEWER,
     Kind,
@@ -37,8 +47,12 @@ from tunesmith.errors import DataError
 if TYPE_CHECKING:
     from tunesmith.recipe.data import SourceSettings
 
-TEXT = ".txt"
 TABLES = {".csv": ",", ".tsv": "\t"}
+CONVERTED = {
+    ".pdf": "make a .txt file of it, for example with `pdftotext FILE.pdf`",
+    **dict.fromkeys((".doc", ".docx", ".odt", ".rtf"), "save it as text (.txt) or as HTML in your office program"),
+    ".xls": "save it as .xlsx or .csv",
+}
 JSON = frozenset({".json", ".jsonl", ".ndjson"})
 CONVERSATION = ("messages", "conversations")  # keys of a row, not of rows
 BINARY = frozenset({".parquet"})
@@ -70,6 +84,11 @@ def suffix_of(name: str) -> tuple[str, str | None]:
     return (PurePosixPath(path.stem).suffix if compression else path.suffix), compression
 
 
+def is_document(name: str) -> bool:
+    """Whether it is a file of text without columns."""
+    return suffix_of(name)[0] in DOCUMENTS
+
+
 def format_of(name: str, sample_by: str) -> Format:
     """The format of a file's ending.
 
@@ -82,9 +101,9 @@ def format_of(name: str, sample_by: str) -> Format:
             f"{suffix} files are not supported" if suffix else "the file's name has no ending",
             where=name,
             why=f"the formats are {', '.join(FORMATS)}, as they are or with {', '.join(COMPRESSIONS)}",
-            remedy="convert the file, or give it the ending of its format",
+            remedy=CONVERTED.get(suffix, "convert the file, or give it the ending of its format"),
         )
-    return TEXT_FORMATS[sample_by] if suffix == TEXT else FORMATS[suffix]
+    return document_format(suffix, sample_by) if is_document(name) else FORMATS[suffix]
 
 
 def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
@@ -107,14 +126,18 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
             layout = find_sheet(content, suffix, name, source.sheet)
         blocks = partial(sheet_blocks, suffix=suffix, layout=layout)
         return Opening(replace(kind, blocks=blocks), said=layout.said)
-    encoding = _encoding(file, name, source, tells=suffix in TABLES or suffix == TEXT)
+    encoding = _encoding(file, name, source, tells=suffix in TABLES or suffix in DOCUMENTS)
     said = (encoding.said,) if encoding.said else ()
     if suffix in JSON:
         kind, found = _json(file, encoding.name, name, source, kind)
         return Opening(kind, encoding.name, (*found, *said))
+    if suffix in DOCUMENTS and suffix != TEXT:
+        cut = "each file is a document" if source.sample_by == "auto" else f"sample_by: {source.sample_by}"
+        without = " without scripts, styles and navigation" if suffix in HTML else ""
+        return Opening(kind, encoding.name, (f"{cut}{without}", *said))
     usual = TABLES.get(suffix)
     if usual is None and not (suffix == TEXT and (source.delimiter or encoding.name == "utf-16")):
-        return Opening(kind, encoding.name, said)
+        return _text(file, encoding.name, source, kind, said)
     text, whole = _beginning(file, encoding.name)
     if usual is None and source.delimiter is None and not fits(text if whole else text[: text.rfind("\n") + 1], "\t"):
         return Opening(kind, encoding.name, said)  # UTF-16 that is no table
@@ -122,10 +145,23 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
     return Opening(table_format(table), encoding.name, (*table.said, *said))
 
 
+def _text(file: Open, encoding: str, source: SourceSettings, kind: Format, said: tuple[str, ...]) -> Opening:
+    """A .txt file, which may have the pages of a PDF."""
+    if source.sample_by == LINE or not has_pages(_beginning(file, encoding)[0]):
+        return Opening(kind, encoding, said)
+    sample_by = DOCUMENT if source.sample_by == "auto" else source.sample_by
+    cut = f"each file is a {sample_by}" if sample_by == DOCUMENT else f"sample_by: {sample_by}"
+    return Opening(
+        PAGES[sample_by], encoding, (f"the text of a PDF: {cut}, without form feeds and page numbers", *said)
+    )
+
+
 def _encoding(file: Open, name: str, source: SourceSettings, *, tells: bool) -> Encoding:
     """``tells``: whether bytes that are not UTF-8 may be another encoding, which JSON's are not."""
     if source.encoding is not None:
         return known_encoding(source.encoding, name)
+    if suffix_of(name)[0] in HTML and (said := _charset(file)) is not None:
+        return said
     try:
         with file() as content:
             if tells:
@@ -136,6 +172,20 @@ def _encoding(file: Open, name: str, source: SourceSettings, *, tells: bool) -> 
             raise
         return UTF8  # a damaged file: whoever reads the rows hears of it where it is
     return Encoding(marked, f"encoding {marked.upper()}, by its mark") if marked else UTF8
+
+
+def _charset(file: Open) -> Encoding | None:
+    """What the page says, unless it is UTF-8 all the same: browsers save so what servers sent in other encodings."""
+    with file() as content:
+        data = content.read(BLOCK_BYTES)
+    said = charset_of(data)
+    if said is None or mark_of(data[:4]):
+        return None
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data, final=len(data) < BLOCK_BYTES)
+    except UnicodeDecodeError:
+        return said
+    return None
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

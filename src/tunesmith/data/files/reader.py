@@ -2,12 +2,12 @@
 
 A source is, in this order: a path that exists, an fsspec URL (``s3://...``), a hub id ``user/name[@revision]``.
 
-- jsonl, json (one array), csv, tsv and parquet files; txt files, where each line that is not blank is a document,
-  or each paragraph, or the whole file (`sample_by`); a sheet of an xlsx or ods file.
+- jsonl, json (one array), csv, tsv and parquet files; a sheet of an xlsx or ods file; files of text: each line of a
+  txt file that is not blank is a document, a md, rst or html file is one, or as `sample_by` says.
   Text is UTF-8, with or without a byte order mark, and may be compressed (.gz, .bz2, .xz, .zst).
-- A folder of those: all its files in the order of their names. Hidden files are passed over, other files are named in
-  `Reader.ignored`. If some files are named for training and some for evaluation (train.csv and test.csv), each role
-  reads its own.
+- A folder of those: all its files in the order of their names; documents of its subfolders, too. What is passed over
+  is named in `Reader.ignored` and in the reason. If some files are named for training and some for evaluation
+  (train.csv and test.csv), each role reads its own.
 - A folder that `datasets` saved to disk, and a hub id: the split named in the source, or the one for the role.
 
 Every file is read as a stream: what is held of it is a few blocks of a megabyte, or its largest row. Where all rows
@@ -33,7 +33,9 @@ from tunesmith.data.examples.row_shapes import (
     other_shape,
     unused_masks,
 )
+from tunesmith.data.files.folders import passed_over
 from tunesmith.data.files.locations import SourcePart, parts_of, split_names
+from tunesmith.data.files.opening import is_document
 from tunesmith.data.files.rows import BadRow, Row
 from tunesmith.data.files.splits import Role, held_out_split
 from tunesmith.errors import DataError
@@ -90,9 +92,13 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
         DataError: nothing is there, it holds no rows or no good one, or the shape or the columns cannot be used.
     """
     parts, ignored, split = parts_of(source, role)
-    first = _first_rows(source, parts)
+    first, empty = _first_rows(source, parts)
+    parts = [part for part in parts if part not in empty]
+    ignored = [*ignored, *(part.name.removeprefix(f"{source.path.rstrip('/')}/") for part in empty)]
     shape, reason = _shape(source, parts, first, wanted)
-    reason = "; ".join([reason, *labels_in_words(first, shape, source.columns), *_choices(parts)])
+    reason = "; ".join(
+        [reason, *labels_in_words(first, shape, source.columns), *_choices(parts), *passed_over(ignored)]
+    )
     mixture = other_shape(first, shape=shape, columns=source.columns, instruction=source.instruction)
     return Reader(source, parts, shape, reason, ignored, split, mixture)
 
@@ -135,9 +141,13 @@ def own_eval_split(source: SourceSettings) -> str | None:
     return None if trained is not None and trained.partition("[")[0] == split else split
 
 
-def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> list[Columns]:
-    """The columns of the first good rows of each part, with the start of each text: values may be large."""
+def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> tuple[list[Columns], list[SourcePart]]:
+    """The columns of the first good rows of each part, with the start of each text: values may be large.
+
+    With it the documents without text; one among others is passed over.
+    """
     first: list[Columns] = []
+    empty: list[SourcePart] = []
     bad: list[BadRow] = []
     count = 0
     for part in parts:
@@ -153,14 +163,24 @@ def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> list[Col
             if good == ROWS_THAT_TELL_THE_SHAPE:
                 break
         if not good and count == count_before:
+            if is_document(part.name):
+                empty.append(part)
+                continue
             raise DataError(
                 "there are no rows in it",
                 where=part.name,
                 remedy="give a file, or a split of a dataset, with at least one row",
             )
+    if not first and not bad:
+        raise DataError(
+            "there are no rows in it",
+            where=empty[0].name,
+            why=f"none of {len(empty)} documents has text" if len(empty) > 1 else None,
+            remedy="give a file with at least one row, or a folder with at least one document that has text",
+        )
     if not first:
         raise _bad_rows(source.path, bad, count, good=0)
-    return first
+    return first, empty
 
 
 def _start_of(value: object) -> str | float | None:
