@@ -171,6 +171,22 @@ def test_bad_rows_stop_or_are_counted(tmp_path: Path) -> None:
     assert found.ledger().total.rows.invalid == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "kinds"),
+    [("sheet", ".ods, .xlsx"), ("delimiter", ".csv, .tsv, .txt")],
+)
+def test_a_key_that_no_file_is_read_by_is_refused(tmp_path: Path, key: str, kinds: str) -> None:
+    path = write(tmp_path / "rows.jsonl", [row("a", "b"), row("c", "d")])
+    source = SourceSettings.model_validate({"path": str(path), key: ";"})
+    with pytest.raises(DataError) as caught:
+        scan([(source, "train")], seed=0, listener=Silent(), threshold=None, pool=Processes(1))
+    assert (caught.value.what, caught.value.why) == (
+        f"data.{key} says nothing about this file",
+        f"it is for {kinds} files",
+    )
+    assert caught.value.remedy == f"take data.{key} out"
+
+
 @pytest.mark.slow
 def test_processes_and_blocks_do_not_show_in_the_result(tmp_path: Path) -> None:
     texts = [sentence(number % 5_000, 120) for number in range(12_000)]

@@ -54,7 +54,8 @@ def test_several_sheets_are_refused_and_the_remedy_leads_out(tmp_path: Path):
     assert error.remedy == 'set data.sheet: "English", or another of them'
     rows, said = read(tmp_path / "faq.xlsx", sheet="English")
     assert rows[0][0] == "4" and {*rows[0][1]} == {"question", "answer", "characters"}
-    assert said == "sheet English; the header is row 3, below a title"
+    title, formulas = "the header is row 3, below a title", "no value was saved for the formulas of characters"
+    assert said == f"sheet English; {title}; {formulas}"
     assert refused(tmp_path / "faq.xlsx", sheet="Dutch").why == "the sheets are English, Deutsch"
 
 
@@ -69,6 +70,18 @@ def test_a_value_without_a_column_is_a_bad_row_and_a_column_named_twice_is_refus
     assert "a value in a column without a name" in rows[1] and "a.xlsx:3" in rows[1]
     error = refused(book(tmp_path / "b.xlsx", Page=[["a", "a"], ["1", "2"]]))
     assert error.what == "the header names the column 'a' twice"
+
+
+def test_formulas_without_a_saved_value_are_no_empty_texts(tmp_path: Path):
+    rows = [["text", "label", "length"], ["one", "=A2", "=LEN(A2)"], ["two", "b", "=LEN(A3)"]]
+    path = book(tmp_path / "a.xlsx", Page=rows)
+    assert read(path) == (
+        [
+            ("2", {"text": "one", "label": None, "length": None}),
+            ("3", {"text": "two", "label": "b", "length": None}),
+        ],
+        "sheet Page; no value was saved for the formulas of label, length",
+    )
 
 
 def test_an_ods_sheet_with_a_million_repeated_rows_gives_its_own(tmp_path: Path):

@@ -31,6 +31,7 @@ from tunesmith.data.checks.near_duplicates import NearIndex
 from tunesmith.data.checks.pool import Pool
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.row_shapes import did_you_mean, listed
+from tunesmith.data.files.opening import refuse_unread_keys
 from tunesmith.data.files.reader import Reader, open_source
 from tunesmith.data.files.rows import Row
 from tunesmith.data.finding import Places
@@ -143,6 +144,7 @@ def scan(
             (*each, open_source(each[0], role="train" if each[1] == "train" else "eval", wanted=wanted))
             for each in sources
         ]
+        refuse_unread_keys((each, [part.name for part in reader.parts]) for each, _, reader in opened)
         if group is not None:
             _check_group([reader for _, side, reader in opened if side == "train"], group)
         frames: list[tuple[str, str]] = []

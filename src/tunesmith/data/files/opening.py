@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -56,6 +56,12 @@ CONVERTED = {
 JSON = frozenset({".json", ".jsonl", ".ndjson"})
 CONVERSATION = ("messages", "conversations")  # keys of a row, not of rows
 BINARY = frozenset({".parquet"})
+READ_BY = {  # which files a key of the recipe says something about
+    "delimiter": frozenset({*TABLES, TEXT}),
+    "encoding": frozenset({*TABLES, *JSON, TEXT}),
+    "key": JSON,
+    "sheet": frozenset(SHEETS),
+}
 Open = Callable[[], AbstractContextManager[BinaryIO]]
 
 
@@ -104,6 +110,27 @@ def format_of(name: str, sample_by: str) -> Format:
             remedy=CONVERTED.get(suffix, "convert the file, or give it the ending of its format"),
         )
     return document_format(suffix, sample_by) if is_document(name) else FORMATS[suffix]
+
+
+def refuse_unread_keys(sources: Iterable[tuple[SourceSettings, Sequence[str]]]) -> None:
+    """Stops at a key that says how files are read where no file is of such a kind.
+
+    Args:
+        sources: with the names of their files.
+
+    Raises:
+        DataError: there is such a key.
+    """
+    given = [*sources]
+    for key, suffixes in READ_BY.items():
+        asking = [names for source, names in given if getattr(source, key) is not None]
+        if asking and not any(suffix_of(name)[0] in suffixes for names in asking for name in names):
+            raise DataError(
+                f"data.{key} says nothing about this file",
+                where=asking[0][0],
+                why=f"it is for {', '.join(sorted(suffixes))} files",
+                remedy=f"take data.{key} out",
+            )
 
 
 def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:

@@ -7,8 +7,9 @@ import itertools
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 from xml.parsers.expat import ExpatError
 from xml.sax import SAXException
@@ -16,7 +17,7 @@ from xml.sax.handler import ContentHandler
 
 from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import listed
-from tunesmith.data.files.rows import BadRow, Block, blocks_of_rows
+from tunesmith.data.files.rows import BLOCK_BYTES, BadRow, Block, blocks_of_rows
 from tunesmith.data.files.streams import seekable
 from tunesmith.errors import DataError
 
@@ -29,8 +30,9 @@ ROWS_AT_ONCE = 1000
 SMALLEST_ZIP = 22  # bytes
 OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0"  # begins .xls files, and files with a password
 MIDNIGHT = "T00:00:00"
+FORMULA = b"<f"  # begins one in the XML of a sheet
 
-Cells = tuple[int, list[str]]  # a row's number and its texts, as far as they are not empty
+Cells = tuple[int, list[str | None]]  # a row's number and its texts; None: a formula whose value was never saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +97,19 @@ def sheet_blocks(file: BinaryIO, name: str, suffix: str, layout: Layout) -> Iter
         sheet = next(sheet for sheet in sheets if sheet.title == layout.title)
         rows = ((number, cells) for number, cells in sheet.rows if number > layout.header)
         yield from blocks_of_rows(
-            ((number, _row(number, cells, name, layout), sum(map(len, cells))) for number, cells in rows), name
+            (
+                (number, _row(number, cells, name, layout), sum(len(text or "") for text in cells))
+                for number, cells in rows
+            ),
+            name,
         )
 
 
-def _row(number: int, cells: list[str], name: str, layout: Layout) -> tuple[int, dict[str, str]] | BadRow:
+def _row(number: int, cells: list[str | None], name: str, layout: Layout) -> tuple[int, dict[str, str | None]] | BadRow:
     names = [*layout.names, *[""] * (len(cells) - len(layout.names))]
-    if any(text.strip() and not column for column, text in zip(names, cells, strict=False)):
+    if any(_holds(text) and not column for column, text in zip(names, cells, strict=False)):
         found, expected = "a value in a column without a name", "a name in the header for each column"
-        return BadRow(f"{name}:{number}", "row", found, expected, " | ".join(cells))
+        return BadRow(f"{name}:{number}", "row", found, expected, " | ".join(text or "" for text in cells))
     texts = [*cells, *[""] * (len(names) - len(cells))]
     return number, {column: text for column, text in zip(names, texts, strict=False) if column}
 
@@ -117,8 +123,7 @@ def _layout(sheet: Sheet, name: str, said: tuple[str, ...]) -> Layout:
         )
     titles = len(list(itertools.takewhile(lambda line: _filled(line) == 1, lines)))
     titles = titles if titles < len(lines) else 0  # all have one cell: a sheet of one column
-    first = lines[titles]
-    number, names = first
+    number, names = lines[titles][0], tuple(text or "" for text in lines[titles][1])
     twice = [column for column in names if column and names.count(column) > 1]
     if twice:
         raise DataError(
@@ -127,11 +132,17 @@ def _layout(sheet: Sheet, name: str, said: tuple[str, ...]) -> Layout:
             remedy="name each column once",
         )
     title = (f"the header is row {number}, below a title",) if titles else ()
-    return Layout(sheet.title, number, tuple(names), (f"sheet {sheet.title}", *title, *said))
+    unsaved = {column: None for _, cells in lines for column, text in zip(names, cells, strict=False) if text is None}
+    formulas = (f"no value was saved for the formulas of {listed([*unsaved])}",) if unsaved else ()
+    return Layout(sheet.title, number, names, (f"sheet {sheet.title}", *title, *formulas, *said))
 
 
 def _filled(row: Cells) -> int:
-    return sum(1 for text in row[1] if text.strip())
+    return sum(1 for text in row[1] if _holds(text))
+
+
+def _holds(text: str | None) -> bool:
+    return text is not None and bool(text.strip())
 
 
 @contextmanager
@@ -199,32 +210,54 @@ def _xlsx(file: BinaryIO) -> AbstractContextManager[list[Sheet]]:
 
     @contextmanager
     def opened() -> Iterator[list[Sheet]]:
-        with warnings.catch_warnings():  # of styles and checks of input that are not kept
+        with ExitStack() as stack, warnings.catch_warnings():  # of styles and checks of input that are not kept
             warnings.simplefilter("ignore")
-            book: Any = openpyxl.load_workbook(file, read_only=True, data_only=True)
-        try:
+            values: Any = stack.enter_context(closing(openpyxl.load_workbook(file, read_only=True, data_only=True)))
+            written: list[Any] = [None for _ in values.worksheets]
+            if _has_formulas(file):
+                written = stack.enter_context(closing(openpyxl.load_workbook(file, read_only=True))).worksheets
             yield [
-                Sheet(sheet.title, sheet.sheet_state != "visible", _Rows(lambda s=sheet: _xlsx_rows(s)))
-                for sheet in book.worksheets
+                Sheet(sheet.title, sheet.sheet_state != "visible", _Rows(partial(_xlsx_rows, sheet, formulas)))
+                for sheet, formulas in zip(values.worksheets, written, strict=True)
             ]
-        finally:
-            book.close()
 
     return opened()
 
 
-def _xlsx_rows(sheet: Any) -> Iterator[Cells]:
+def _has_formulas(file: BinaryIO) -> bool:
+    """Whether a sheet may hold one: then it is read twice, since ``openpyxl`` gives formulas or their values."""
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.namelist():
+            if entry.startswith("xl/worksheets/") and entry.endswith(".xml"):
+                with archive.open(entry) as content:
+                    end = b""
+                    while chunk := content.read(BLOCK_BYTES):
+                        if FORMULA in end + chunk:
+                            return True
+                        end = chunk[-1:]
+    return False
+
+
+def _xlsx_rows(sheet: Any, formulas: Any | None) -> Iterator[Cells]:
+    """The rows of a sheet. ``formulas``: the same sheet with formulas in place of values, if it has any."""
     sheet.reset_dimensions()  # some programs write wrong ones
     rows = enumerate(sheet.iter_rows(values_only=True), start=1)
+    beside: Iterator[tuple[Any, ...]] = itertools.repeat(())
+    if formulas is not None:
+        formulas.reset_dimensions()
+        beside = formulas.iter_rows(values_only=True)
     while True:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            some = list(itertools.islice(rows, ROWS_AT_ONCE))
+            some = list(itertools.islice(zip(rows, beside, strict=False), ROWS_AT_ONCE))
         if not some:
             return
-        for number, row in some:
-            if any(value is not None for value in row):
-                yield number, [_text(value) for value in row]
+        for (number, row), written in some:
+            cells: list[str | None] = [_text(value) for value in row]
+            for at, formula in enumerate(written[: len(row)]):
+                if row[at] is None and formula is not None:
+                    cells[at] = None
+            yield number, cells
 
 
 def _text(value: Any) -> str:
@@ -274,11 +307,11 @@ def _ods_rows(sheet: Any) -> Iterator[Cells]:
 
     number = 1
     for row in sheet.getElementsByType(TableRow):
-        cells: list[str] = []
+        cells: list[str | None] = []
         for cell in _elements(row):
             text = _ods_text(cell)
             cells += [text] * _repeated(cell, TABLENS, "number-columns-repeated", MOST_COLUMNS - len(cells))
-        while cells and not cells[-1].strip():
+        while cells and not _holds(cells[-1]):
             cells.pop()
         many = _repeated(row, TABLENS, "number-rows-repeated", MOST_ROWS)
         if cells:
@@ -316,4 +349,4 @@ class _Rows:
         self._rows = rows
 
     def __iter__(self) -> Iterator[Cells]:
-        return ((number, cells) for number, cells in self._rows() if any(map(str.strip, cells)))
+        return ((number, cells) for number, cells in self._rows() if any(map(_holds, cells)))
