@@ -15,8 +15,9 @@ from tunesmith.cli.options import (
     generation_settings,
 )
 from tunesmith.cli.terminal.console import Terminal
-from tunesmith.cli.terminal.session import Terminated, session
+from tunesmith.cli.terminal.session import session
 from tunesmith.errors import RecipeError, TunesmithError
+from tunesmith.runs.stopping import Terminated
 
 if TYPE_CHECKING:
     from tunesmith.data.examples.message import Message

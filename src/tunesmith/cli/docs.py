@@ -18,7 +18,8 @@ EXIT_CODES = {
     "data); also a bug in Tunesmith, with its traceback",
     "2": "the command was not understood",
     "3": "training failed: the run folder says how far it came, and `train RECIPE --resume` continues",
-    "130, 143": "stopped by Ctrl-C, or by a termination signal; a run records that it was stopped",
+    "130, 143": "stopped by Ctrl-C, or by a termination signal. While a run trains, the running step ends and a "
+    "checkpoint is saved first, and the command that continues is printed; a second Ctrl-C stops at once",
     "141": "the reader of standard output has gone, as `head` does",
 }
 INTRODUCTION = """# The command line

@@ -180,9 +180,18 @@ class Run:
         except ValueError as error:
             raise RunError(f"{name} is damaged", where=str(path), why=str(error), remedy="Train again.") from None
 
-    def drop_after(self, name: str, step: int) -> None:
-        """Keeps the JSON lines up to a step. A run that continues computes the later ones again."""
-        self.write_lines(name, (line for line in self.read_lines(name) if line.get("step", 0) <= step))
+    def drop_after(self, name: str, step: int, *, validated: bool = True) -> None:
+        """Keeps the JSON lines up to a step. A run that continues computes the later ones again.
+
+        Args:
+            validated: whether the step's own validation is done; otherwise its lines are dropped, too.
+        """
+
+        def stays(line: Mapping[str, Any]) -> bool:
+            of_validation = "eval_loss" in line or "answer" in line
+            return line.get("step", 0) < step + (validated or not of_validation)
+
+        self.write_lines(name, filter(stays, self.read_lines(name)))
 
     def status(self) -> dict[str, Any]:
         """The content of status.json. It is empty before the run has begun."""

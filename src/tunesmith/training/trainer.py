@@ -16,6 +16,7 @@ from tunesmith.model.weights.text_side import save_text_side
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, StepResult, sample_line
 from tunesmith.runs.recorder import Recorder
+from tunesmith.runs.stopping import Stop
 from tunesmith.training import checkpoint
 from tunesmith.training.attach import Ready, optimizer_of
 from tunesmith.training.loop import Hooks, Step, train_steps
@@ -90,11 +91,14 @@ class Trainer:
         saved = run.checkpoints
         state: dict[str, Any] = checkpoint.restore(saved[-1], self.optimizer) if saved else {"step": 0}
         self.first = int(state["step"])
+        self.stop, self._saved_to_stop = Stop(listener.say), False
+        # The epoch of the checkpoint's step if a stop came before its validation, which is then still due.
+        self._validation_due: float | None = state.get("validation_due")
         totals = dict(state.get("totals", {}))
         self.selection = selection(self.settings, totals.pop("selection", {}))
-        run.drop_after(METRICS, self.first)
-        if (run.folder / SAMPLES).is_file():
-            run.drop_after(SAMPLES, self.first)
+        for name in (METRICS, SAMPLES):
+            if (run.folder / name).is_file() or name == METRICS:
+                run.drop_after(name, self.first, validated=self._validation_due is None)
         line = Due(self.settings.logging_strategy, self.settings.logging_steps, self.total_steps)
         self.recorder = Recorder(
             run,
@@ -106,19 +110,20 @@ class Trainer:
         )
 
     def run_steps(self) -> Trained:
-        """Trains to the last step."""
+        """Trains to the last step. Ctrl-C and SIGTERM stop it after a step, with a checkpoint; see ``Stop``."""
         settings, listener = self.settings, self.listener
         if self.first:
             listener.say(f"continuing after step {self.first} of {self.total_steps}")
-        self.run.set_status("running", step=self.first, total_steps=self.total_steps)
-        with listener.task("training", self.total_steps) as advance:
+        with self.stop.listening(), listener.task("training", self.total_steps) as advance:
+            self.run.set_status("running", step=self.first, total_steps=self.total_steps)
 
             def on_step(result: StepResult) -> None:
                 advance(result.step, self.recorder.on_step(result))
 
+            self._validate_at_last()
             train_steps(
                 self.ready.model,
-                takewhile(lambda _: self.stopped_at is None, self.steps.after(self.first)),
+                takewhile(lambda _: not (self._saved_to_stop or self.stopped_at), self.steps.after(self.first)),
                 objective=self.steps.objective,
                 optimizer=self.optimizer,
                 rate=self.rate(),
@@ -126,6 +131,7 @@ class Trainer:
                 seed=settings.seed,
                 hooks=Hooks(on_step, self.on_eval, self.eval_due, self.save, self.save_due),
             )
+        self.stop.end()
         self.recorder.close()
         last = self.stopped_at or self.total_steps
         judged, found = last, self.selection
@@ -152,14 +158,29 @@ class Trainer:
         return rate_of(self.ready.recipe, self.total_steps)
 
     def eval_due(self, step: Step) -> bool:
-        """Every ``eval_steps`` or epoch, and after the last step."""
+        """Every ``eval_steps`` or epoch, and after the last step. A stop puts it off until the run continues."""
         due = Due(self.settings.eval_strategy, self.settings.eval_steps, self.total_steps)
-        return self.validation is not None and due.at(step.number, step.epoch)
+        wanted = self.validation is not None and due.at(step.number, step.epoch)
+        self._validation_due = step.epoch if wanted and self.stop.asked else None
+        return wanted and self._validation_due is None
+
+    def _validate_at_last(self) -> None:
+        """Makes up for the validation that a stop put off, with what follows it."""
+        if self._validation_due is None:
+            return
+        step = Step(self.first, self._validation_due, [])
+        self._validation_due = None
+        self.on_eval(step)
+        if self.save_due(step):
+            self.save(step)
 
     def save_due(self, step: Step) -> bool:
-        """Every ``save_steps`` or epoch, after the last step, and after the best step so far if that one is judged."""
+        """Every ``save_steps`` or epoch, after the last step, after the best so far if it is judged, and to stop."""
+        return self._save_planned(step) or self._judged_so_far(step) or self.stop.asked
+
+    def _judged_so_far(self, step: Step) -> bool:
         best = self.selection is not None and self.selection.best_step == step.number
-        return self._save_planned(step) or (self.settings.load_best_model_at_end and best)
+        return self.settings.load_best_model_at_end and best
 
     def _save_planned(self, step: Step) -> bool:
         due = Due(self.settings.save_strategy, self.settings.save_steps, self.total_steps)
@@ -206,15 +227,20 @@ class Trainer:
 
     def save(self, step: Step) -> None:
         """Writes a checkpoint and the run's status, and removes the checkpoints that are no longer needed."""
-        settings, planned = self.settings, self._save_planned(step)
+        settings, stops = self.settings, self.stop.asked
         totals = {**self.recorder.state(), "selection": self.selection.state() if self.selection else {}}
         checkpoint.save(
             self.checkpoints,
             step.number,
             write_model=self._write_model,
             optimizer=self.optimizer,
-            state={"totals": totals, **({} if planned else {"only_as_best": True})},
+            state={
+                "totals": totals,
+                **({} if stops or self._save_planned(step) else {"only_as_best": True}),
+                **({} if self._validation_due is None else {"validation_due": self._validation_due}),
+            },
         )
+        self._saved_to_stop = stops
         self.run.set_status("running", step=step.number, total_steps=self.total_steps, **self._best())
         best = self.selection.best_step if self.selection else self.recorder.totals.best_step
         if settings.load_best_model_at_end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.start_folder import stored_recipe
+from tunesmith.runs.stopping import sigterm_ends_process
 from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.attach import Ready, load_base, load_for_training, untuned
 from tunesmith.training.references import with_references
@@ -96,6 +98,7 @@ def train(
 
     Raises:
         TunesmithError: one of the family in ``tunesmith.errors``. The run folder says how far the run came.
+        KeyboardInterrupt: Ctrl-C; while it trains, after the running step and its checkpoint.
     """
     listener = listener or Silent()
     loaded = _asked_recipe(recipe, overrides, resume=resume)
@@ -105,9 +108,10 @@ def train(
     check_names(asked.evaluation.metrics)
     # A run folder that was moved or renamed is continued where it is.
     run = Run(recipe if resume and _is_run(recipe) else asked.output_dir)
-    if resume and run.exists():
-        return _continue(run, asked, listener)
-    return _begin(run, asked, listener, overwrite=overwrite)
+    with sigterm_ends_process():
+        if resume and run.exists():
+            return _continue(run, asked, listener)
+        return _begin(run, asked, listener, overwrite=overwrite)
 
 
 def _begin(run: Run, asked: Recipe, listener: Listener, *, overwrite: bool) -> TrainResult:
@@ -149,7 +153,7 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
 def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listener: Listener) -> TrainResult:
     """The common end: trains to the last step and judges. However this ends, status.json says how."""
     ready = loaded.ready
-    with _recorded_status(run), tf32(ready.recipe.training.tf32), memory_faults():
+    with _recorded_status(run, listener), tf32(ready.recipe.training.tf32), memory_faults():
         run.set_status("running")
         steps, validation, judging = with_references(
             run.folder, ready, loaded.steps, loaded.validation, loaded.judging, listener
@@ -399,12 +403,15 @@ def _no_empty_folder(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _recorded_status(run: Run) -> Iterator[None]:
-    """Records in status.json how the work inside ends if it fails."""
+def _recorded_status(run: Run, listener: Listener) -> Iterator[None]:
+    """Records in status.json how the work inside ends if it fails, and says how to continue after a stop."""
     try:
         yield
     except KeyboardInterrupt:
         run.set_status("stopped")
+        saved = run.checkpoints
+        kept = f"the checkpoint {saved[-1].name} is saved" if saved else "there is no checkpoint yet"
+        listener.say(f"stopped: {kept}. To continue: tunesmith train {shlex.quote(str(run.folder))} --resume")
         raise
     except TunesmithError as error:
         run.set_status("failed", error=error.to_json())

@@ -8,19 +8,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from types import FrameType
 
 import typer
 
 from tunesmith.cli.terminal.console import ReaderGone, Terminal
 from tunesmith.errors import TunesmithError
+from tunesmith.runs.stopping import Terminated, terminate
 
 INTERRUPTED, TERMINATED, READER_GONE = (128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE))
 LIBRARIES = r"(accelerate|bitsandbytes|datasets|huggingface_hub|peft|tensorboard|torch|transformers)(\.|$)"
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. It unwinds the stack as Ctrl-C does, so a run records that it was stopped."""
 
 
 @contextmanager
@@ -72,19 +68,11 @@ def _quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """Makes SIGTERM raise Terminated, once. A handler that was set before stays.
-
-    `timeout` and some supervisors send the signal twice; the second one must not interrupt the work of the first.
-    """
+    """Makes SIGTERM raise Terminated. A handler that was set before stays."""
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:

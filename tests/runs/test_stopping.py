@@ -1,0 +1,110 @@
+"""Signals wait for the end of a step; a second Ctrl-C does not wait."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tunesmith.runs import stopping
+from tunesmith.runs.stopping import Stop, Terminated, terminate
+
+
+def test_ctrl_c_waits_until_the_work_is_saved() -> None:
+    said: list[str] = []
+    stop = Stop(said.append)
+    with stop.listening():
+        assert not stop.asked
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # one press that arrives twice
+        assert stop.asked
+    assert said == ["stopping: this step ends and a checkpoint is saved; Ctrl-C again stops at once"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt) as caught:
+        stop.end()
+    assert caught.type is KeyboardInterrupt
+
+
+def test_without_a_signal_nothing_ends() -> None:
+    stop = Stop(print)
+    with stop.listening():
+        pass
+    stop.end()
+
+
+def test_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "ONE_PRESS", -1.0)
+    stop = Stop(lambda text: None)
+    with pytest.raises(KeyboardInterrupt), stop.listening():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # `timeout` sends it twice
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, terminate])
+def test_a_termination_signal_waits_too_and_ends_as_that(handler: signal._HANDLER) -> None:
+    before = signal.signal(signal.SIGTERM, handler)
+    stop = Stop(lambda text: None)
+    try:
+        with stop.listening():
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Terminated):
+            stop.end()
+        assert signal.getsignal(signal.SIGTERM) is (signal.SIG_IGN if handler is terminate else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_line_that_is_being_written_does_not_lose_the_signal() -> None:
+    def busy(text: str) -> None:
+        raise RuntimeError("reentrant call")
+
+    stop = Stop(busy)
+    with stop.listening():
+        signal.raise_signal(signal.SIGINT)
+    assert stop.asked
+
+
+def test_handlers_of_the_callers_own_stay_and_a_thread_hears_none() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    stop = Stop(print)
+    try:
+        with stop.listening():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (heard, stop.asked) == ([signal.SIGINT], False)
+
+    def listens() -> None:
+        with stop.listening():
+            heard.append(0)
+
+    thread = threading.Thread(target=listens)
+    thread.start()
+    thread.join()
+    assert heard == [signal.SIGINT, 0]
+
+
+def test_a_program_without_a_handler_dies_of_the_signal_after_its_work_is_recorded() -> None:
+    program = (
+        "import signal\n"
+        "from tunesmith.runs.stopping import Stop, sigterm_ends_process\n"
+        "stop = Stop(lambda text: None)\n"
+        "with sigterm_ends_process():\n"
+        "    with stop.listening():\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "        print('saved')\n"
+        "    try:\n"
+        "        stop.end()\n"
+        "    finally:\n"
+        "        print('recorded')\n"
+        "print('lives on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "saved\nrecorded\n", "")
