@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tunesmith.data.examples.example import to_example
 from tunesmith.data.examples.message import Message, RowError, describe, openai_message, printable, sharegpt_message
 
 
@@ -185,6 +186,31 @@ def test_a_sharegpt_function_call_becomes_a_tool_call():
     assert message.tool_calls[0]["function"] == {"name": "add", "arguments": {"a": 1}}
     both = sharegpt_message({"from": "function_call", "value": f"[{value}, {value}]"}, "conversations[0]")
     assert len(both.tool_calls) == 2
+
+
+def test_calls_of_ms_swift_are_one_assistant_turn_and_their_answers_tool_turns():
+    add, times = ({"name": name, "arguments": {"a": 1}} for name in ("add", "times"))
+    turns = [
+        {"role": "user", "content": "1 + 1, and 1 * 1?"},
+        {"role": "assistant", "content": "I will see."},
+        {"role": "tool_call", "content": json.dumps(add)},
+        {"role": "tool_call", "content": json.dumps(times)},
+        {"role": "tool_response", "content": "2"},
+        {"role": "tool_response", "content": "1"},
+        {"role": "assistant", "content": "2 and 1."},
+    ]
+    example = to_example({"messages": turns}, shape="messages", source="rows.jsonl:1")
+    said = [(turn.role, turn.content, [call["function"] for call in turn.tool_calls]) for turn in example.messages]
+    assert said == [
+        ("user", "1 + 1, and 1 * 1?", []),
+        ("assistant", "I will see.", [add, times]),
+        ("tool", "2", []),
+        ("tool", "1", []),
+        ("assistant", "2 and 1.", []),
+    ]
+    turns[3]["loss"] = False  # type: ignore[assignment]
+    apart = to_example({"messages": turns}, shape="messages", source="rows.jsonl:1").messages
+    assert [(turn.train, len(turn.tool_calls)) for turn in apart[1:4]] == [(True, 1), (False, 1), (True, 0)]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from tunesmith.data.examples.message import (
     present,
     sharegpt_message,
     truth,
+    with_joined_calls,
 )
 from tunesmith.data.examples.row_shapes import map_columns
 
@@ -262,7 +263,8 @@ _CONVERSATIONS: Mapping[str, Callable[[Mapping[str, Any]], list[Message]]] = {
 
 
 def _conversation(messages: list[Message], field: str) -> list[Message]:
-    """The same turns, known to be a conversation that ends with an answer and has something to learn."""
+    """The turns, known to be a conversation that ends with an answer and has something to learn."""
+    messages = with_joined_calls(messages)
     for number, message in enumerate(messages, start=1):
         if message.role in ("system", "developer") and number > 1:
             raise RowError(

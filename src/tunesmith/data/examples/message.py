@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -25,8 +25,12 @@ SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
     "function_call": "assistant",
+    "tool_call": "assistant",
 }
+CALLS = ("function_call", "tool_call")  # roles of LLaMA-Factory and ms-swift whose text is a call, or a list of calls
+SWIFT_ROLES = {"tool_call": "assistant", "tool_response": "tool"}  # beside ROLES, of ms-swift
 # Keys of a turn that hold text which no Message can carry: reading past them would lose tokens in silence.
 REFUSED_KEYS = {
     "function_call": "tool_calls, the form that replaced it",
@@ -112,9 +116,10 @@ def openai_message(turn: object, where: str) -> Message:
     if "role" not in turn:
         expected = "role and content" + ("; from and value are the shape sharegpt" if "from" in turn else "")
         raise RowError(f"{where}.role", describe(turn), expected)
-    role = turn["role"]
-    if not isinstance(role, str) or role not in ROLES:
-        raise RowError(f"{where}.role", describe(role), f"one of {', '.join(ROLES)}")
+    said = turn["role"]
+    if not isinstance(said, str) or said not in (*ROLES, *SWIFT_ROLES):
+        raise RowError(f"{where}.role", describe(said), f"one of {', '.join(ROLES)}")
+    role = SWIFT_ROLES.get(said, said)
     for key in REFUSED_KEYS.keys() & turn.keys():
         if turn[key] is not None:
             raise RowError(f"{where}.{key}", describe(turn[key]), REFUSED_KEYS[key])
@@ -122,6 +127,8 @@ def openai_message(turn: object, where: str) -> Message:
     if calls and role != "assistant":
         raise RowError(f"{where}.tool_calls", f"tool calls of a {role} turn", "tool calls of assistant turns only")
     train, asked = _train(turn, where, role)
+    if said in CALLS:
+        return _of_calls(turn, "content", where, train)
     return Message(
         role=role,
         content=_content(turn, where, may_be_null=bool(calls)),
@@ -135,7 +142,7 @@ def openai_message(turn: object, where: str) -> Message:
 
 
 def sharegpt_message(turn: object, where: str) -> Message:
-    """A turn in ShareGPT's form; the value of a function_call is JSON: {name, arguments}, or a list of those.
+    """A turn in ShareGPT's form; the value of a call is JSON: {name, arguments}, or a list of those.
 
     Raises:
         RowError: an unknown speaker, a value that is not text, or a function call that is none.
@@ -151,10 +158,23 @@ def sharegpt_message(turn: object, where: str) -> Message:
     value = checked_text(present(turn, "value", f"{where}.value"), f"{where}.value")
     role = SHAREGPT_ROLES[speaker.lower()]
     train, asked = _train(turn, where, role)
-    if speaker.lower() != "function_call":
-        return Message(role, value, train, asked=asked)
-    calls = parsed_json(value, f"{where}.value")
-    return Message("assistant", "", train, _tool_calls(calls if isinstance(calls, list) else [calls], f"{where}.value"))
+    if speaker.lower() in CALLS:
+        return _of_calls(turn, "value", where, train)
+    return Message(role, value, train, asked=asked)
+
+
+def with_joined_calls(turns: list[Message]) -> list[Message]:
+    """The turns, where a turn that only calls tools is part of the assistant turn before it, as ms-swift means it."""
+    joined: list[Message] = []
+    for turn in turns:
+        before = joined[-1] if joined else None
+        if before is not None and before.role == turn.role == "assistant" and not turn.content and turn.tool_calls:
+            alone = replace(turn, tool_calls=()) == Message("assistant", "", train=before.train)
+            if alone:
+                joined[-1] = replace(before, tool_calls=(*before.tool_calls, *turn.tool_calls))
+                continue
+        joined.append(turn)
+    return joined
 
 
 def present(fields: Mapping[str, Any], field: str, where: str | None = None) -> Any:
@@ -290,6 +310,13 @@ def _learned(value: object, key: str, where: str) -> bool:
     if key in WEIGHTS:
         return truth(value, where, "0 (not learned) or 1 (learned)")
     return truth(value, where) is not (key == MASKED)
+
+
+def _of_calls(turn: Mapping[str, Any], field: str, where: str, train: bool) -> Message:
+    """An assistant turn whose text is the JSON of its calls."""
+    where = f"{where}.{field}"
+    calls = parsed_json(checked_text(present(turn, field, where), where), where)
+    return Message("assistant", "", train, _tool_calls(calls if isinstance(calls, list) else [calls], where))
 
 
 def _tool_calls(value: object, where: str) -> tuple[dict[str, Any], ...]:
