@@ -67,6 +67,7 @@ def command(
 ) -> Callable[..., Outcome]:
     """Runs one command line in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     def run(*argv: str) -> Outcome:
         with pytest.raises(SystemExit) as stopped:

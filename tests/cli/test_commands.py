@@ -89,7 +89,7 @@ def test_train_hands_recipe_and_overrides_to_the_library(command: Command, recip
         "(difference +0.8, 95% interval +0.65 to +0.925).",
         "metric       base  tuned  difference  interval         verdict",
         "exact_match  0.05   0.85        +0.8  +0.65 to +0.925  better",
-        "The run is runs/rows. Next: tunesmith runs show runs/rows, tunesmith chat runs/rows",
+        "The run is runs/rows. Next: `tunesmith runs show runs/rows`, `tunesmith chat runs/rows`",
     ]
     assert outcome.err == "warning: few rows\ntraining  4/4 (100%)  loss 0.5\n"
 

@@ -29,7 +29,7 @@ def test_init_writes_a_recipe_that_can_be_read(command: Command, rows: str, tmp_
     assert outcome.code == 0
     assert outcome.out.splitlines() == [
         "40 rows: columns prompt, completion -> prompt_completion",
-        "Wrote recipe.yaml. Next: tunesmith check recipe.yaml --show 3, then tunesmith train recipe.yaml",
+        "Wrote recipe.yaml. Next: `tunesmith check recipe.yaml --show 3`, then `tunesmith train recipe.yaml`",
     ]
     assert outcome.err == "warning: 1 row cannot be used: `tunesmith check rows.jsonl` lists it.\n"
     assert read_recipe(tmp_path / "recipe.yaml", []).recipe.output_dir == "runs/rows"
@@ -74,7 +74,7 @@ def test_check_names_bad_rows_and_exits_with_1(command: Command, rows: str) -> N
         "    12  12     5  ##########",
         "    13  13    20  ########################################",
         "    14  14    15  ##############################",
-        "labels: 2 different answers; the most and the least frequent: no (20), yes (20)",
+        "labels: 2 different answers; the most frequent: no (20); the rarest: yes (20)",
         "scripts: Latin 100.0%",
         "bad row rows.jsonl:41: completion is empty",
         "error invalid_rows: 1 row that cannot be read, or used as an example (rows.jsonl:41)",
@@ -255,9 +255,9 @@ def test_prepare_writes_a_dataset_and_says_where_the_rows_went(command: Command,
     assert sum(splits.values()) == 40
     assert (outcome.json["folder"], outcome.json["rejected"], counts["invalid"]) == ("made", 1, 1)
     again = command("prepare", rows, "--out", "made", "on_error=skip", "eval=0.25", "--overwrite")
-    assert again.out.splitlines() == [
+    assert again.out.splitlines()[2:] == [
         f"rows: 41 read: 1 invalid, {splits['validation']} held out, {splits['train']} trained",
-        f"Wrote made: train {splits['train']}, validation {splits['validation']} rows. Next: tunesmith init made",
+        f"Wrote made: train {splits['train']}, validation {splits['validation']} rows. Next: `tunesmith init made`",
     ]
     assert command("init", "made").code == 0
     assert command("check", "made", "--json").json["ledger"]["rows"]["read"] == 40

@@ -43,7 +43,7 @@ def test_merge_tells_how_close_it_is_and_what_was_written(command: Command, aske
         "comparing logits on 4 held-out rows",
         "logits differ by 2.5e-06 of their spread (limit 0.0001); the likeliest token is the same at 99.75% "
         "of 1,234 positions",
-        "plain: 3.21 GB in 2 files, bfloat16. Next: tunesmith generate plain --prompt TEXT",
+        "plain: 3.21 GB in 2 files, bfloat16. Next: `tunesmith generate plain --prompt TEXT`",
     ]
     defaults = {"dtype": "auto", "data": None, "max_shard_size": "5GB", "overwrite": False}
     assert asked == [{"target": "runs/rows", "out": "plain", **defaults}]

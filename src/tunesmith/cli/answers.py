@@ -47,7 +47,7 @@ def evaluate(
         verdict = evaluate(target, data=data, settings=settings or [], listener=terminal)
         if verdict["verdict"] is not None:
             terminal.write(verdict_line(verdict))
-        for line in metrics_table(verdict["metrics"]):
+        for line in metrics_table(verdict["metrics"], width=terminal.columns):
             terminal.write(line)
         terminal.result({"target": target, **verdict})
 

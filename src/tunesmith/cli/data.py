@@ -25,6 +25,7 @@ from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import bars, table
 from tunesmith.cli.terminal.text import escaped
 from tunesmith.data.examples.column_names import ColumnsUnclear
+from tunesmith.data.files.rows import by_reason
 from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError, RecipeError
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from tunesmith.workflows.first_recipe import Starter
 
 
-BAD_ROWS_SHOWN, PLACES_SHOWN, SAMPLES_SHOWN, MIX_SHOWN = 20, 5, 2, 6
+BAD_ROWS_SHOWN, PLACES_SHOWN, SAMPLES_SHOWN, MIX_SHOWN, RAREST_SHOWN = 20, 5, 2, 6, 5
 _SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Rows: a file, folder, dataset or URL.", show_default=False)]
@@ -126,7 +127,7 @@ def init(
             terminal.warn(f"{starter.bad:,} {rows} cannot be used: `tunesmith check {data}` lists {them}.")
         for warning in starter.warnings:
             terminal.warn(warning)
-        terminal.write(f"Wrote {out}. Next: tunesmith check {out} --show 3, then tunesmith train {out}")
+        terminal.write(f"Wrote {out}. Next: `tunesmith check {out} --show 3`, then `tunesmith train {out}`")
         terminal.result(
             {
                 "recipe": out,
@@ -281,7 +282,7 @@ def prepare(
         for line in made.ledger.in_words():
             terminal.write(line)
         splits = ", ".join(f"{name} {rows:,}" for name, rows in made.splits.items())
-        terminal.write(f"Wrote {out}: {splits} rows. Next: tunesmith init {out}")
+        terminal.write(f"Wrote {out}: {splits} rows. Next: `tunesmith init {out}`")
         terminal.result(made.to_json())
 
 
@@ -304,19 +305,19 @@ def _report(found: Inspection, terminal: Terminal) -> None:
         terminal.write(f"  {line}")
     if found.labels is not None:
         counts = found.labels["counts"]
-        ends = [counts[0], counts[-1]]
-        named = ", ".join(f"{escaped(each['label'])} ({each['rows']:,})" for each in ends)
-        terminal.write(
-            f"labels: {found.labels['distinct']:,} different answers; the most and the least frequent: {named}"
-        )
+        named = [f"{escaped(each['label'])} ({each['rows']:,})" for each in counts]
+        rarest = f"; the rarest: {', '.join(named[1:][-RAREST_SHOWN:][::-1])}" if len(named) > 1 else ""
+        terminal.write(f"labels: {found.labels['distinct']:,} different answers; the most frequent: {named[0]}{rarest}")
     terminal.write("scripts: " + _mix(found.scripts))
     if found.languages is not None:
         sampled = found.languages["sampled"]
         terminal.write(f"languages in a sample of {sampled:,} rows: " + _mix(found.languages["counts"]))
-    for row in found.bad[:BAD_ROWS_SHOWN]:
-        terminal.write(f"{terminal.styled('bad row', fg='red')} {escaped(str(row))}")
-    if len(found.bad) > BAD_ROWS_SHOWN:
-        terminal.write(f"and {len(found.bad) - BAD_ROWS_SHOWN:,} more bad rows (--json lists all of them)")
+    reasons = by_reason(found.bad)
+    for rows, said in reasons[:BAD_ROWS_SHOWN]:
+        title = "bad row" if rows == 1 else f"{rows:,} bad rows:"
+        terminal.write(f"{terminal.styled(title, fg='red')} {escaped(said)}")
+    if len(reasons) > BAD_ROWS_SHOWN:
+        terminal.write(f"and {len(reasons) - BAD_ROWS_SHOWN:,} more reasons (--json lists all bad rows)")
     for finding in found.findings:
         _report_finding(finding, terminal)
     terminal.write("Ready to train." if found.is_good else "Not ready: fix the errors above first.")
@@ -339,7 +340,9 @@ def _report_ledger(found: Inspection, terminal: Terminal) -> None:
     if ledger.tokenized:
         for unit, counts in (("tokens", total.tokens), ("supervised tokens", total.supervised)):
             rows.append((unit, *(getattr(counts, name, "") for name in names)))
-    for line in table(("", *(name.replace("_", " ") for name in names)), rows, right=range(1, len(names) + 1)):
+    for line in table(
+        ("", *(name.replace("_", " ") for name in names)), rows, right=range(1, len(names) + 1), width=terminal.columns
+    ):
         terminal.write(line)
 
 

@@ -55,6 +55,6 @@ def merge(
         files = f"{found.files} file{'s' * (found.files != 1)}"
         terminal.write(
             f"{found.folder}: {found.bytes / 1e9:.2f} GB in {files}, {found.dtype}. "
-            f"Next: tunesmith generate {found.folder} --prompt TEXT"
+            f"Next: `tunesmith generate {found.folder} --prompt TEXT`"
         )
         terminal.result(found.to_json())

@@ -94,7 +94,7 @@ def plan(
         found: list[Comparison] = []
         if measure:
             found = _measured(asked, config, folder, planned, device, length, terminal)
-            for line in _measured_table(found):
+            for line in _measured_table(found, terminal.columns):
                 terminal.write(line)
         terminal.write(planned.reason)
         terminal.result(_as_json(planned, found))
@@ -165,7 +165,7 @@ def _show(planned: Planned, terminal: Terminal, *, named: bool) -> None:
     terminal.write(f"an epoch: {planned.workload.basis}")
     header = ("method", "trains", "of all", *PARTS, "rest", "peak GB", "fits", "tokens", "checkpointing", "epoch")
     rows = [_row(line, named=named) for line in planned.lines]
-    for line in table(header, rows, right=range(1, len(header) - 4)):
+    for line in table(header, rows, right=range(1, len(header) - 4), width=terminal.columns):
         terminal.write(line)
 
 
@@ -185,7 +185,7 @@ def _row(line: Line, *, named: bool) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _measured_table(found: list[Comparison]) -> list[str]:
+def _measured_table(found: list[Comparison], width: int) -> list[str]:
     header = ("measured", "tokens", "GB predicted", "measured", "error", "s a step predicted", "measured", "error")
     rows = [
         (
@@ -195,7 +195,9 @@ def _measured_table(found: list[Comparison]) -> list[str]:
         )
         for each in found
     ]  # fmt: skip
-    return table(header, rows, right=range(1, len(header))) if rows else ["Nothing fits, so nothing was measured."]
+    if not rows:
+        return ["Nothing fits, so nothing was measured."]
+    return table(header, rows, right=range(1, len(header)), width=width)
 
 
 def _as_json(planned: Planned, found: list[Comparison]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def list_runs(
         found = summaries(folder)
         header = ("run", "status", "step", "verdict", "metric", "base -> tuned", "updated")
         rows = [(run.run, run.status, _step(run), run.verdict, run.metric, _change(run), run.updated) for run in found]
-        lines = table(header, rows) if rows else [f"There are no runs in {folder}."]
+        lines = table(header, rows, width=terminal.columns) if rows else [f"There are no runs in {folder}."]
         for line in lines:
             terminal.write(line)
         terminal.result({"runs": [asdict(run) for run in found]})
@@ -176,7 +176,7 @@ def _report_verdict(found: Details, terminal: Terminal) -> None:
         from tunesmith.evaluation.compare import sentence
 
         terminal.write(terminal.styled(sentence(found.verdict), fg=_VERDICT_COLOURS.get(verdict)))  # type: ignore[arg-type]
-        for line in metrics_table(found.verdict["metrics"]):
+        for line in metrics_table(found.verdict["metrics"], width=terminal.columns):
             terminal.write(line)
     else:
         terminal.write(f"{verdict}: {found.verdict.get('reason')}")

@@ -79,9 +79,11 @@ def train(
 
         result = finetune.train(recipe, overrides or [], resume=resume, overwrite=overwrite, listener=terminal)
         terminal.write(verdict_line(result.verdict))
-        for line in metrics_table(result.metrics) if result.metrics else []:
+        for line in metrics_table(result.metrics, width=terminal.columns) if result.metrics else []:
             terminal.write(line)
-        terminal.write(f"The run is {result.run}. Next: tunesmith runs show {result.run}, tunesmith chat {result.run}")
+        terminal.write(
+            f"The run is {result.run}. Next: `tunesmith runs show {result.run}`, `tunesmith chat {result.run}`"
+        )
         terminal.result(result.to_json())
 
 
@@ -111,7 +113,9 @@ def _show_range(recipe: str, overrides: list[str], terminal: Terminal, **bounds:
     points, smoothed = found.curve.points, found.curve.smoothed
     shown = range(0, len(points), -(-len(points) // RATES_SHOWN))
     rows = [(f"{points[at].learning_rate:.1e}", points[at].loss, smoothed[at], points[at].grad_norm) for at in shown]
-    for line in table(("learning rate", "loss", "smoothed", "grad norm"), rows, right=(0, 1, 2, 3)):
+    for line in table(
+        ("learning rate", "loss", "smoothed", "grad norm"), rows, right=(0, 1, 2, 3), width=terminal.columns
+    ):
         terminal.write(line)
     if found.passes > 1:
         terminal.write(f"The test saw the rows {found.passes:.3g} times; in later passes the model knows some of them.")

@@ -133,6 +133,9 @@ def survey_rows(
     if shares[0]:
         note = f"held out by {settings.group or 'prompt'}: {kept['held_out']} of {sum(kept.values())} rows"
         note += f" (share {shares[0]:g}{', of each answer' if settings.stratify else ''})"
+    if clean.mask:
+        items = ", ".join(f"{kind} {seen.masked[kind]:,}" for kind in clean.mask)
+        notes.append(f"masked by data.clean.mask_pii: {items}")
     return Survey(
         settings,
         seen,

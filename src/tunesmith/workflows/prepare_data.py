@@ -114,6 +114,8 @@ def prepare_data(
             why="A dataset has one shape: messages, or text.",
             remedy="prepare them separately, and name both folders in data.train",
         )
+    for note in survey.notes:
+        listener.say(note)
     outcome, ledger, refused = survey.outcome, survey.ledger(), {}
     refuse_lost(ledger, section)
     if source is not None:

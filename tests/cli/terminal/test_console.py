@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.cli.terminal.console import Terminal, to_json
-from tunesmith.cli.terminal.progress import flowed, plain_lines
+from tunesmith.cli.terminal.progress import plain_lines
+from tunesmith.cli.terminal.tables import flowed
 from tunesmith.cli.terminal.text import duration, escaped
 from tunesmith.errors import DataError
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from tunesmith.cli.terminal.tables import curve, metrics_table, settings_table, table
+from tunesmith.cli.terminal.text import folded
 
 
 def test_columns_are_aligned_and_figures_stand_to_the_right() -> None:
@@ -73,3 +74,48 @@ def test_a_curve_needs_two_steps_and_finite_losses() -> None:
 def test_a_flat_curve_is_one_line() -> None:
     lines = [line for line in curve([(1, 2.0), (2, 2.0)], [], width=14, height=3) if line.endswith("·")]
     assert lines == ["2 |·         ·"]
+
+
+def test_a_line_is_broken_between_words_and_goes_on_below_its_indentation() -> None:
+    assert folded("  one two three four", 11) == ["  one two", "  three", "  four"]
+    assert folded("one\n\ntwo three", 5) == ["one", "", "two", "three"]
+    assert folded("a-word-that-is-longer than", 10) == ["a-word-that-is-longer", "than"]
+
+
+def test_a_command_in_backticks_stays_on_one_line_so_that_it_can_be_copied() -> None:
+    assert folded("then run `tunesmith init a b` (or `tunesmith runs list`).", 22) == [
+        "then run",
+        "`tunesmith init a b`",
+        "(or",
+        "`tunesmith runs list`).",
+    ]
+
+
+def test_styles_take_no_columns() -> None:
+    assert folded("\x1b[1mbold\x1b[0m text", 9) == ["\x1b[1mbold\x1b[0m text"]
+
+
+def test_a_table_that_is_too_wide_has_cells_of_several_lines() -> None:
+    rows = [("a.key", "one two three four", "file"), ("b", "x", "default")]
+    assert table(("key", "value", "source"), rows, width=26) == [
+        "key    value       source",
+        "a.key  one two     file",
+        "       three four",
+        "b      x           default",
+    ]
+
+
+def test_a_table_of_few_rows_with_long_words_is_turned() -> None:
+    header = ("method", "activations", "checkpointing")
+    assert table(header, [("full", 1, True), ("lora", 2, False)], right=(1,), width=27) == [
+        "method         full   lora",
+        "activations       1      2",
+        "checkpointing  true  false",
+    ]
+
+
+def test_a_table_of_many_rows_with_long_words_is_a_block_for_each_row() -> None:
+    rows = [(f"runs/number-{n}", "finished", "better") for n in range(5)]
+    lines = table(("run", "status", "verdict"), rows, width=22)
+    assert lines[:3] == ["runs/number-0", "  status finished", "  verdict better"]
+    assert len(lines) == 15

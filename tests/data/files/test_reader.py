@@ -284,11 +284,12 @@ def test_the_field_of_a_bad_row_is_the_files_own_column(tmp_path: Path):
     assert [(bad.field, bad.found) for bad in loaded.bad] == [("a", "an empty text")]
 
 
-def test_only_the_first_ten_bad_rows_are_shown(tmp_path: Path):
-    path = write(tmp_path / "r.jsonl", LINES + '{"prompt": "a", "completion": ""}\n' * 25)
+def test_only_the_first_ten_reasons_for_bad_rows_are_shown(tmp_path: Path):
+    numbers = "".join(f'{{"prompt": "a", "completion": {number}}}\n' for number in range(25))
+    path = write(tmp_path / "r.jsonl", LINES + numbers)
     lines = str(refused(path).why).splitlines()
     assert len(lines) == 11
-    assert lines[-1] == "and 15 more"
+    assert lines[-1] == "and rows with 15 other reasons"
 
 
 @pytest.mark.parametrize("content", ['{"prompt": "a", "completion": " "}\n' * 3, "{\n[1]\n"])

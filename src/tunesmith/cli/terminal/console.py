@@ -7,13 +7,13 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from tunesmith.cli.terminal.text import escaped
+from tunesmith.cli.terminal.text import UNLIMITED, escaped, folded
 from tunesmith.errors import TunesmithError
 from tunesmith.runs.progress import Advance
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tunesmith.cli.terminal.progress import Bars
-
-UNLIMITED = 1 << 16  # columns of a file
 
 
 class ReaderGone(Exception):
@@ -54,16 +52,21 @@ class Terminal:
         """Whether results may be coloured."""
         return has_colours(self._out)
 
+    @property
+    def columns(self) -> int:
+        """The width of results: that of the screen, or COLUMNS. A file or pipe has no limit."""
+        return columns_of(self._out)
+
     def say(self, text: str) -> None:
         """A line about what is done. If the reader has gone the line is lost, and the work continues."""
         if self._bars is not None and self._out.isatty():
-            self._bars.print_above(escaped(text))
+            self._bars.print_above(_fitted(escaped(text), self._out))
         else:
-            _write(self._out, escaped(text) + "\n")
+            _write(self._out, _fitted(escaped(text), self._out) + "\n")
 
     def warn(self, text: str) -> None:
         """A line that begins with ``warning:``, on standard error."""
-        line = f"{style('warning:', self._err, fg='yellow', bold=True)} {escaped(text)}"
+        line = _fitted(f"{style('warning:', self._err, fg='yellow', bold=True)} {escaped(text)}", self._err)
         if self._bars is not None:
             self._bars.print_above(line)
         else:
@@ -71,7 +74,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """A line on standard error that is not part of a result."""
-        _write(self._err, escaped(text) + "\n")
+        _write(self._err, _fitted(escaped(text), self._err) + "\n")
 
     @contextmanager
     def task(self, title: str, total: int | None, *, timed: bool = True) -> Iterator[Advance]:
@@ -98,12 +101,11 @@ class Terminal:
 
     def write(self, text: str, end: str = "\n") -> None:
         """Writes a part of the result at once. Raises ReaderGone if the reader has gone."""
-        if not _write(self._out, text + end):
-            raise ReaderGone
+        self._put(_fitted(text, self._out) + end)
 
     def answer(self, text: str, end: str = "\n") -> None:
-        """A model's own text: unchanged in a file, with control characters escaped on a screen."""
-        self.write(escaped(text) if self._out.isatty() else text, end)
+        """A model's own text: unchanged in a file, with control characters escaped on a screen. No line is broken."""
+        self._put((escaped(text) if self._out.isatty() else text) + end)
 
     def result(self, value: Mapping[str, Any]) -> None:
         """The result as the last line of standard output, under ``as_json`` only."""
@@ -112,9 +114,14 @@ class Terminal:
 
     def error(self, error: TunesmithError) -> None:
         """The message on standard error, and under ``as_json`` also the JSON line."""
-        _write(self._err, f"{style('error:', self._err, fg='red', bold=True)} {escaped(error.render())}\n")
+        text = f"{style('error:', self._err, fg='red', bold=True)} {escaped(error.render())}"
+        _write(self._err, _fitted(text, self._err) + "\n")
         if self.as_json:
             self._write_json(error.to_json())
+
+    def _put(self, text: str) -> None:
+        if not _write(self._out, text):
+            raise ReaderGone
 
     def _write_json(self, value: Mapping[str, Any]) -> bool:
         utf8 = (self._stdout.encoding or "").lower().replace("-", "") == "utf8"
@@ -135,13 +142,29 @@ class Terminal:
             color_system="auto" if self.colours else None,
             no_color=not self.colours,
             highlight=False,
-            width=None if screen else UNLIMITED,
+            width=self.columns,
         )
 
     def flush(self) -> None:
         """Raises ReaderGone if the reader has gone."""
         if not _write(self._out, ""):
             raise ReaderGone
+
+
+def columns_of(stream: TextIO) -> int:
+    """The columns of a stream: COLUMNS if it is set, else those of the screen; UNLIMITED for a file or pipe."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    if stream.isatty():
+        with suppress(OSError, ValueError):
+            return os.get_terminal_size(stream.fileno()).columns or UNLIMITED
+    return UNLIMITED
+
+
+def _fitted(text: str, stream: TextIO) -> str:
+    """The text with lines that fit the stream. They are broken between words only."""
+    return "\n".join(folded(text, columns_of(stream)))
 
 
 def has_colours(stream: TextIO) -> bool:

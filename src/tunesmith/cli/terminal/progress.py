@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
-from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 
+from tunesmith.cli.terminal.tables import flowed
 from tunesmith.cli.terminal.text import duration
 from tunesmith.runs.progress import Advance
 
@@ -89,17 +89,6 @@ class _FactLines:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
         for line in flowed(self.facts, options.max_width - len(INDENT)):
             yield Text(INDENT + line, no_wrap=True, overflow="ellipsis")
-
-
-def flowed(texts: Sequence[str], width: int) -> list[str]:
-    """Texts joined to lines of at most ``width`` cells. A text is never broken, so a wider one has its own line."""
-    lines: list[str] = []
-    for text in texts:
-        if lines and cell_len(lines[-1]) + len(GAP) + cell_len(text) <= width:
-            lines[-1] += GAP + text
-        else:
-            lines.append(text)
-    return lines
 
 
 def plain_lines(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, cast
 
-from tunesmith.cli.terminal.text import as_text, escaped
+from tunesmith.cli.terminal.text import UNLIMITED, as_text, cells, escaped, folded, words
 
 GAP = "  "
 MOST_BARS = 12
+MOST_TURNED = 4  # rows of a table that may become columns
 TRAINING, VALIDATION = "·", "o"  # marks of a curve
 _Points = Sequence[tuple[int, float]]  # (step, loss)
 
@@ -50,21 +52,73 @@ def _by_column(series: _Points, first: int, last: int, columns: int) -> dict[int
     return {column: sum(found) / len(found) for column, found in losses.items()}
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = ()) -> list[str]:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = (), width: int = UNLIMITED
+) -> list[str]:
     """Lines of aligned columns, the header first. None is a dash. ``right`` has the numbers of right-aligned columns.
 
-    Wide characters, such as Chinese ones, take two places.
+    Wide characters, such as Chinese ones, take two places. A table that is wider than ``width`` has cells of several
+    lines, broken between words. If that is not enough, a table of few rows is turned, so that rows are columns, and
+    otherwise each row is a block of lines.
     """
-    from rich.cells import cell_len
+    found = [[_cell(value) for value in row] for row in [header, *rows]]
+    turned = [list(column) for column in zip(*found, strict=True)]
+    numbers = range(1, len(found)) if right else ()
+    lines = _columns(found, right, width)
+    if lines is None and len(rows) <= MOST_TURNED:
+        lines = _columns(turned, numbers, width)
+    return _blocks(found, width) if lines is None else lines
 
-    cells = [[" ".join(escaped(as_text(value)).split()) for value in row] for row in [header, *rows]]
-    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(header))]
+
+def _cell(value: Any) -> str:
+    return " ".join(escaped(as_text(value)).split())
+
+
+def _columns(rows: Sequence[Sequence[str]], right: Sequence[int], width: int) -> list[str] | None:
+    """Aligned columns of at most ``width`` places; None if words are too long for that."""
+    columns = list(zip(*rows, strict=True))
+    widest = [max(map(cells, column)) for column in columns]
+    least = [max((cells(word) for cell in column for word in words(cell)), default=0) for column in columns]
+    over = sum(widest) + len(GAP) * (len(columns) - 1) - width
+    while over > 0:
+        column = max((n for n in range(len(columns)) if widest[n] > least[n]), key=lambda n: widest[n], default=None)
+        if column is None:
+            return None
+        widest[column] -= 1
+        over -= 1
 
     def padded(value: str, column: int) -> str:
-        blanks = " " * (widths[column] - cell_len(value))
+        blanks = " " * (widest[column] - cells(value))
         return blanks + value if column in right else value + blanks
 
-    return [GAP.join(padded(value, column) for column, value in enumerate(row)).rstrip() for row in cells]
+    lines = []
+    for row in rows:
+        parts = [folded(cell, widest[number]) for number, cell in enumerate(row)]
+        for line in zip_longest(*parts, fillvalue=""):
+            lines.append(GAP.join(padded(value, column) for column, value in enumerate(line)).rstrip())
+    return lines
+
+
+def _blocks(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Each row as its first cell, with the others by name below it."""
+    header, *others = rows
+    lines = []
+    for first, *rest in others:
+        lines.append(first)
+        pairs = [f"{name} {value}".strip() for name, value in zip(header[1:], rest, strict=True)]
+        lines += [f"{GAP}{line}" for line in flowed(pairs, width - len(GAP))]
+    return lines
+
+
+def flowed(texts: Sequence[str], width: int) -> list[str]:
+    """Texts joined to lines of at most ``width`` cells. A text is never broken, so a wider one has its own line."""
+    lines: list[str] = []
+    for text in texts:
+        if lines and cells(lines[-1]) + len(GAP) + cells(text) <= width:
+            lines[-1] += GAP + text
+        else:
+            lines.append(text)
+    return lines
 
 
 def bars(histogram: Sequence[Mapping[str, int]], *, width: int = 40) -> list[str]:
@@ -77,10 +131,11 @@ def bars(histogram: Sequence[Mapping[str, int]], *, width: int = 40) -> list[str
     return table(("from", "to", "rows", ""), rows, right=(0, 1, 2))
 
 
-def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def metrics_table(metrics: Mapping[str, Mapping[str, Any]], *, width: int = UNLIMITED) -> list[str]:
     """Metrics of a verdict: base, tuned, difference and interval; of a model alone: its value."""
     if any("value" in found for found in metrics.values()):
-        return table(("metric", "value"), [(name, found["value"]) for name, found in metrics.items()], right=(1,))
+        values = [(name, found["value"]) for name, found in metrics.items()]
+        return table(("metric", "value"), values, right=(1,), width=width)
     rows = []
     for name, found in metrics.items():
         low, high = found["interval"]
@@ -88,7 +143,8 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
         rows.append(
             (name, found["base"], found["tuned"], f"{found['difference']:+.3g}", interval, found.get("verdict"))
         )
-    return table(("metric", "base", "tuned", "difference", "interval", "verdict"), rows, right=(1, 2, 3))
+    header = ("metric", "base", "tuned", "difference", "interval", "verdict")
+    return table(header, rows, right=(1, 2, 3), width=width)
 
 
 def verdict_line(verdict: Mapping[str, Any]) -> str:
@@ -98,9 +154,9 @@ def verdict_line(verdict: Mapping[str, Any]) -> str:
     return sentence(cast(Any, verdict)) if verdict["metrics"] else f"{verdict['verdict']}: {verdict['reason']}"
 
 
-def settings_table(settings: Sequence[tuple[str, Any, str]]) -> list[str]:
-    """Every setting with its value and its source."""
+def settings_table(settings: Sequence[tuple[str, Any, str]], *, width: int = UNLIMITED) -> list[str]:
+    """Settings with their values and sources."""
     import json
 
     rows = [(key, json.dumps(value, ensure_ascii=False, default=str), source) for key, value, source in settings]
-    return table(("key", "value", "source"), rows)
+    return table(("key", "value", "source"), rows, width=width)

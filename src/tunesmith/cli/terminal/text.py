@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+UNLIMITED = 1 << 16  # columns of a file
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+_COMMAND = r"`(?:tunesmith|pip|python|git) [^`\n]*`"  # stays on one line, so that it can be copied
+_WORD = re.compile(rf"(?:{_COMMAND}|\S)+")
 
 
 def escaped(text: str) -> str:
@@ -26,3 +32,42 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def cells(text: str) -> int:
+    """The columns that a text takes on a screen: wide characters take two, and styles none."""
+    plain = _STYLE.sub("", text)
+    if plain.isascii():
+        return len(plain)
+    from rich.cells import cell_len
+
+    return cell_len(plain)
+
+
+def words(text: str) -> list[str]:
+    """The parts between which a line may be broken. A command in backticks is one part."""
+    return _WORD.findall(text)
+
+
+def folded(text: str, width: int) -> list[str]:
+    """The lines of a text, broken between words to at most ``width`` columns. A longer word has a line of its own.
+
+    A line that was broken goes on below its own indentation.
+    """
+    lines = []
+    for line in text.split("\n"):
+        if cells(line) <= width:
+            lines.append(line)
+            continue
+        indent = line[: len(line) - len(line.lstrip(" "))]
+        current, end = "", 0
+        for match in _WORD.finditer(line):
+            longer = current + line[end : match.start()] + match[0]
+            end = match.end()
+            if current.strip() and cells(longer) > width:
+                lines.append(current)
+                current = indent + match[0]
+            else:
+                current = longer
+        lines.append(current)
+    return lines

@@ -93,6 +93,7 @@ class RowFacts:
     index of ``scripts``. ``label``: the row calls its answer desirable. ``plain``: of the prompt in one case and
     without odd white space. ``samples``: by rule, at most SAMPLES_KEPT. ``labels``, ``openings``: text by fingerprint,
     at most TEXTS_KEPT. ``systems``: different system texts, None for rows without one; at most SYSTEMS_KEPT.
+    ``masked``: items of personal data that were masked, by kind.
     """
 
     line: np.ndarray
@@ -117,6 +118,7 @@ class RowFacts:
     openings: dict[int, str] = field(default_factory=dict)
     languages: Counter[str] = field(default_factory=Counter)
     systems: list[str | None] = field(default_factory=list)
+    masked: Counter[str] = field(default_factory=Counter)
 
 
 def with_systems(known: list[str | None], *new: str | None) -> list[str | None]:
@@ -134,43 +136,49 @@ class BlockFacts(RowFacts):
     texts: list[str] = field(default_factory=list)
 
 
-def examples_of(block: Block, reading: Reading) -> Iterator[tuple[Row | None, Example | BadRow]]:
-    """Each row of a block as what it becomes, masked where that is asked for."""
+def examples_of(
+    block: Block, reading: Reading, counts: Counter[str] | None = None
+) -> Iterator[tuple[Row | None, Example | BadRow]]:
+    """Each row of a block as what it becomes, masked where that is asked for. ``counts`` counts what was masked."""
     for row in reading.parse(block):
         if isinstance(row, BadRow):
             yield None, row
             continue
         made = example_of(row, reading.source, reading.shape)
-        yield row, mask(made, reading.mask) if reading.mask and isinstance(made, Example) else made
+        yield row, mask(made, reading.mask, counts) if reading.mask and isinstance(made, Example) else made
 
 
-def mask(example: Example, kinds: Sequence[str]) -> Example:
+def mask(example: Example, kinds: Sequence[str], counts: Counter[str] | None = None) -> Example:
     """The same example with personal data of these kinds replaced by their names: in turns, tool calls and tools."""
+
+    def hidden(text: str) -> str:
+        return masked(text, kinds, counts)
+
     if example.text is not None:
-        return replace(example, text=masked(example.text, kinds))
-    rejected = None if example.rejected is None else _masked_turn(example.rejected, kinds)
-    turns = tuple(_masked_turn(message, kinds) for message in example.messages)
-    return replace(example, messages=turns, rejected=rejected, tools=_masked_json(example.tools, kinds))
+        return replace(example, text=hidden(example.text))
+    rejected = None if example.rejected is None else _masked_turn(example.rejected, hidden)
+    turns = tuple(_masked_turn(message, hidden) for message in example.messages)
+    return replace(example, messages=turns, rejected=rejected, tools=_masked_json(example.tools, hidden))
 
 
-def _masked_turn(message: Message, kinds: Sequence[str]) -> Message:
+def _masked_turn(message: Message, hidden: Callable[[str], str]) -> Message:
     reasoning = message.reasoning_content
     return replace(
         message,
-        content=masked(message.content, kinds),
-        reasoning_content=None if reasoning is None else masked(reasoning, kinds),
-        tool_calls=_masked_json(message.tool_calls, kinds),
+        content=hidden(message.content),
+        reasoning_content=None if reasoning is None else hidden(reasoning),
+        tool_calls=_masked_json(message.tool_calls, hidden),
     )
 
 
-def _masked_json(value: Any, kinds: Sequence[str]) -> Any:
+def _masked_json(value: Any, hidden: Callable[[str], str]) -> Any:
     """Every text in a value of JSON, but the names of its keys."""
     if isinstance(value, str):
-        return masked(value, kinds)
+        return hidden(value)
     if isinstance(value, Mapping):
-        return {key: _masked_json(item, kinds) for key, item in value.items()}
+        return {key: _masked_json(item, hidden) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_masked_json(item, kinds) for item in value)
+        return type(value)(_masked_json(item, hidden) for item in value)
     return value
 
 
@@ -178,7 +186,7 @@ def facts_of(block: Block, reading: Reading) -> BlockFacts:
     """Everything that is kept of a block's rows."""
     facts = BlockFacts(**columns_of([]))
     noted: list[tuple[Any, ...]] = []
-    for row, example in examples_of(block, reading):
+    for row, example in examples_of(block, reading, facts.masked):
         line = int(example.source.rpartition(":")[2])
         if isinstance(example, BadRow):
             facts.bad.append(example)

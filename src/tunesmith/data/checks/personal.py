@@ -7,6 +7,7 @@ valid check digits, phone numbers only in a form that nothing else has.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -47,8 +48,10 @@ def personal_data(text: str, kinds: Collection[str] = KINDS) -> list[Found]:
     return sorted(found, key=lambda item: item.start)
 
 
-def masked(text: str, kinds: Collection[str] = KINDS) -> str:
+def masked(text: str, kinds: Collection[str] = KINDS, counts: Counter[str] | None = None) -> str:
     """The same text with ``[email]``, ``[phone]``, ``[iban]``, ``[card]`` or ``[secret]`` in place of each item.
+
+    ``counts`` counts the items by kind.
 
     Masking twice changes nothing: where a mask frees its neighbour to be recognised, that is masked too.
     """
@@ -58,6 +61,8 @@ def masked(text: str, kinds: Collection[str] = KINDS) -> str:
         for item in found:
             pieces += [text[at : item.start], f"[{item.kind}]"]
             at = item.end
+            if counts is not None:
+                counts[item.kind] += 1
         text = "".join([*pieces, text[at:]])
     return text
 

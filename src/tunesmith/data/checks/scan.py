@@ -160,6 +160,8 @@ def scan(
                 for part, reading in zip(reader.parts, readings, strict=True):
                     for name, facts in pool.map(facts_of, part.blocks(), reading):
                         gathered.add(name, facts)
+                        if side != "against":
+                            gathered.known.masked += facts.masked
                         advance(gathered.rows - first, {})
             gathered.end_source(
                 Scanned(settings, side, reader, readings, slice(first, gathered.rows), gathered.taken_systems())

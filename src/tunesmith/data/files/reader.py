@@ -36,7 +36,7 @@ from tunesmith.data.examples.row_shapes import (
 from tunesmith.data.files.folders import passed_over
 from tunesmith.data.files.locations import SourcePart, parts_of, split_names
 from tunesmith.data.files.opening import is_document
-from tunesmith.data.files.rows import BadRow, Row
+from tunesmith.data.files.rows import BadRow, Row, by_reason
 from tunesmith.data.files.splits import Role, held_out_split
 from tunesmith.errors import DataError
 
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
 Columns = Mapping[str, str | float | None]
 ROWS_THAT_TELL_THE_SHAPE = 100
-BAD_ROWS_SHOWN = 10
+BAD_ROWS_SHOWN = 10  # reasons
+BAD_ROWS_KEPT = 1_000
 MOST_COLUMNS = 1000  # that are remembered when a column is looked for in all rows
 
 
@@ -155,7 +156,7 @@ def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> tuple[li
         for row in part.rows():
             if isinstance(row, BadRow):
                 count += 1
-                if len(bad) < BAD_ROWS_SHOWN:
+                if len(bad) < BAD_ROWS_KEPT:
                     bad.append(row)
                 continue
             first.append({name: _start_of(value) for name, value in row.fields.items()})
@@ -254,8 +255,11 @@ def _raw(fields: dict[str, Any]) -> str:
 
 
 def _bad_rows(path: str, bad: Sequence[BadRow], count: int, *, good: int, mixture: str | None = None) -> DataError:
-    shown = [str(row) for row in bad[:BAD_ROWS_SHOWN]]
-    more = [f"and {count - len(shown)} more"] if count > len(shown) else []
+    reasons = by_reason(bad)
+    shown = [said if rows == 1 else f"{rows:,} rows: {said}" for rows, said in reasons[:BAD_ROWS_SHOWN]]
+    others = len(reasons) - len(shown)
+    more = [f"and rows with {others:,} other reasons"] if others > 0 else []
+    more += [f"and {count - len(bad):,} more rows"] if count > len(bad) else []
     skip = ", or set data.on_error: skip to set them aside in rejected.jsonl" if good else ""
     return DataError(
         f"{count:,} of {count + good:,} rows cannot be used",

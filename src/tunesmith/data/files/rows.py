@@ -7,7 +7,7 @@ parsed on its own, in another process too.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -18,6 +18,7 @@ INVALID_BYTES = re.compile("[\udc80-\udcff]")  # how errors="surrogateescape" ma
 NOT_UTF8 = "bytes that are not UTF-8"
 UTF16_WITHOUT_A_MARK = re.compile(rb"[^\0]\0[^\0]\0|\0[^\0]\0[^\0]")
 BLOCK_BYTES = 2**20
+PLACES_SHOWN = 5  # of the rows that are bad for one reason
 END_ROWS = "check that the file is what its name says, and end each row with a line end"
 LARGEST_ROW = 2**27  # bytes of a line, characters of an element: a larger one is a file without line ends
 
@@ -41,9 +42,14 @@ class BadRow:
     raw: str
 
     def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        """What is wrong with it, without the place."""
         if self.found == "an empty text":
-            return f"{self.source}: {self.field} is empty"
-        return f"{self.source}: {self.field}: found {self.found}, expected {self.expected}"
+            return f"{self.field} is empty"
+        return f"{self.field}: found {self.found}, expected {self.expected}"
 
 
 @dataclass(slots=True)
@@ -60,6 +66,27 @@ class Block:
 
 
 RowStream = Iterator[Row | BadRow]
+
+
+def by_reason(bad: Iterable[BadRow]) -> list[tuple[int, str]]:
+    """Each reason with its number of rows: ``a.jsonl:3: text is empty``, or ``text is empty (a.jsonl:3, 4, 5)``."""
+    reasons: dict[str, list[str]] = {}
+    for row in bad:
+        reasons.setdefault(row.reason, []).append(row.source)
+    return [
+        (len(places), f"{places[0]}: {reason}" if len(places) == 1 else f"{reason} ({_places(places)})")
+        for reason, places in reasons.items()
+    ]
+
+
+def _places(sources: Sequence[str]) -> str:
+    """``a.jsonl:1, 2, 3, ...``: the file once, and its lines."""
+    said, before = [], None
+    for source in sources[:PLACES_SHOWN]:
+        name, _, line = source.rpartition(":")
+        said.append(line if name == before else source)
+        before = name
+    return ", ".join([*said, *(["..."] if len(sources) > PLACES_SHOWN else [])])
 
 
 def refuse_utf16(data: bytes, name: str) -> None:
