@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from tunesmith.cli.options import generation_settings, in_flags, parse_columns
+from tunesmith.cli.options import generation_settings, in_flags, parse_columns, written_columns
 from tunesmith.errors import DataError, RecipeError
 
 
@@ -52,6 +52,15 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 def test_columns_are_pairs_of_field_and_column() -> None:
     assert parse_columns("input=text, output=the category") == {"input": "text", "output": "the category"}
     assert parse_columns(None) == {}
+    assert parse_columns(r"prompt={title}, {body}\n{date},completion=a.b") == {
+        "prompt": "{title}, {body}\n{date}",
+        "completion": "a.b",
+    }
+    assert parse_columns(r"""{prompt: "{a}, c={b}\n", completion: d}""") == {
+        "prompt": "{a}, c={b}\n",
+        "completion": "d",
+    }
+    assert parse_columns(r"prompt=C:\new") == {"prompt": r"C:\new"}
 
 
 @pytest.mark.parametrize("text", ["input", "input=", "=text", "input=a,input=b", "input=a,"])
@@ -78,3 +87,10 @@ def test_a_remedy_for_a_recipe_is_said_in_flags(remedy: str, expected: str) -> N
 def test_an_error_without_a_remedy_stays_as_it_is() -> None:
     error = DataError("what")
     assert in_flags(error) is error
+
+
+def test_columns_that_are_written_as_an_argument_are_read_as_they_were() -> None:
+    columns = {"prompt": "{subject}\n\n{body}", "completion": "answer.text"}
+    written = written_columns(columns)
+    assert written == r"prompt={subject}\n\n{body},completion=answer.text"
+    assert parse_columns(written) == columns

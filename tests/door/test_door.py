@@ -20,7 +20,6 @@ NOT_YET = frozenset(
         "saved_dataset",
         "label_studio_choices",
         "label_studio_answers",
-        "label_studio_min",
         "argilla_records",
         "doccano_categories",
         "doccano_texts",
@@ -28,13 +27,10 @@ NOT_YET = frozenset(
         "prodigy_choice",
         "openai_preferences",
         "openai_batch",
-        "alpaca_history",
         "ultrafeedback",
         "hh_pairs",
         "whatsapp_chat",
         "slack_export",
-        "nested_columns",
-        "two_columns_joined",
     }
 )
 ALL = os.environ.get("TUNESMITH_DOOR") == "all"

@@ -19,6 +19,7 @@ from tunesmith.cli.options import (
     ReadingKeys,
     parse_columns,
     remedies_in_flags,
+    written_columns,
 )
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
@@ -111,7 +112,7 @@ def init(
                 *(overrides or ()),
                 *(part for flag in flags.items() if flag[1] is not None for part in flag),
             ]
-            given += ["--columns", ",".join(f"{field}={column}" for field, column in error.proposal.columns.items())]
+            given += ["--columns", written_columns(error.proposal.columns)]
             given += ["--out", out, *(["--overwrite"] if overwrite else [])]
             accept = yes or (not as_json and _confirmed(error.proposal, terminal))
             if not accept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Annotated, Any, get_args, get_type_hints
@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from tunesmith.data.examples.column_names import ColumnsUnclear
+from tunesmith.data.examples.column_values import is_template
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.row_shape import READING, RowShape
@@ -70,7 +71,8 @@ ColumnsOption = Annotated[
     typer.Option(
         "--columns",
         metavar="FIELD=COLUMN,...",
-        help="The column that holds each field, such as input=text,output=category.",
+        help="The column that holds each field, such as input=text,output=category. A path (answer.text) names a nested"
+        " value, and a template ('{subject}\\n\\n{body}') joins several.",
         show_default=False,
     ),
 ]
@@ -153,13 +155,35 @@ def _pairs(mapping: str) -> str:
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
-    """``input=text,output=category`` as a mapping of field to column. Raises typer.BadParameter for any other form."""
+    r"""``input=text,output=category`` as a mapping of field to column. Raises typer.BadParameter for any other form.
+
+    A template may hold commas, and ``\n`` is a line end in it. A mapping in braces is read as in a recipe.
+    """
+    if text and text.strip().startswith("{"):
+        return _columns_as_in_a_recipe(text)
     found: dict[str, str] = {}
-    for pair in (text or "").split(",") if text else []:
+    for pair in re.split(r",(?=[^,{}=]*=)" if is_template(text or "") else ",", text) if text else []:
         field, equals, column = (part.strip() for part in pair.partition("="))
         if not (field and equals and column):
             raise typer.BadParameter(f"{pair!r} is not FIELD=COLUMN", param_hint="--columns")
         if field in found:
             raise typer.BadParameter(f"{field} is given twice", param_hint="--columns")
-        found[field] = column
+        found[field] = column.replace("\\n", "\n").replace("\\t", "\t") if is_template(column) else column
     return found
+
+
+def _columns_as_in_a_recipe(text: str) -> dict[str, str]:
+    from tunesmith.recipe.file import parse_override
+
+    try:
+        _, columns = parse_override(f"data.columns={text.strip()}")
+    except RecipeError as error:
+        raise typer.BadParameter(f"{text} is not {{FIELD: COLUMN, ...}}: {error.why}", param_hint="--columns") from None
+    if not isinstance(columns, dict) or not all(isinstance(column, str) for column in columns.values()):
+        raise typer.BadParameter(f"{text} is not {{FIELD: COLUMN, ...}}", param_hint="--columns")
+    return columns
+
+
+def written_columns(columns: Mapping[str, str]) -> str:
+    r"""The mapping as an argument of ``--columns``; a line end of a template is written ``\n``."""
+    return ",".join(f"{field}={column}".replace("\n", "\\n") for field, column in columns.items())

@@ -39,7 +39,7 @@ def test_the_only_pair_of_known_names_is_proposed_with_rows(names: tuple[str, ..
     [
         ("question", "answer", "solution"),  # two answers
         ("text", "label", "category"),
-        ("subject", "body", "label"),  # body or subject is the text
+        ("subject", "body", "label", "category"),
         ("name", "price"),
         ("text", "_task_hash", "answer", "label"),  # an annotator's decision, not the text's answer
         ("text", "annotations", "label"),

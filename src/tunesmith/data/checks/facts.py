@@ -20,6 +20,7 @@ from tunesmith.data.checks import near_duplicates
 from tunesmith.data.checks.personal import masked
 from tunesmith.data.checks.rules import RULES, look
 from tunesmith.data.checks.scripts import NO_SCRIPT, language_of, script_of
+from tunesmith.data.examples.column_values import MISSING, value_of
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
 from tunesmith.data.files.reader import example_of
@@ -220,7 +221,8 @@ def _note(facts: BlockFacts, example: Example, row: Row, reading: Reading) -> tu
     (prompt_key, content_key), answer = example.keys(), example.answer()
     prompt = prompt_text(example)
     own = prompt.removeprefix(reading.before).removesuffix(reading.behind)
-    value = None if reading.group is None else row.fields.get(reading.group)
+    value = None if reading.group is None else value_of(row.fields, reading.group)
+    value = None if value is MISSING else value
     value = int(value) if isinstance(value, float) and value.is_integer() else value
     together = prompt_key if value is None or value == "" else f"{value}"
     draw, unit = _two_numbers(hashlib.sha256(f"{reading.seed}\n{together}".encode(errors="replace")).digest()[:16])

@@ -29,6 +29,7 @@ from tunesmith.data.checks.facts import (
 )
 from tunesmith.data.checks.near_duplicates import NearIndex
 from tunesmith.data.checks.pool import Pool
+from tunesmith.data.examples.column_values import MISSING, leaves, value_of
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.row_shapes import did_you_mean, listed
 from tunesmith.data.files.opening import refuse_unread_keys
@@ -202,15 +203,17 @@ def _check_group(readers: Sequence[Reader], group: str) -> None:
     names: dict[str, None] = {}
     for reader in readers:
         rows = (row.fields for part in reader.parts for row in part.rows() if isinstance(row, Row))
-        names |= dict.fromkeys(name for fields in islice(rows, ROWS_THAT_TELL_THE_FRAME) for name in fields)
-    if group not in names:
-        near = did_you_mean(group, names)
-        raise DataError(
-            f"data.group: there is no column {group!r}",
-            where=readers[0].source.path,
-            why=f"the columns of the first rows are {listed(names)}",
-            remedy=f"did you mean {near}?" if near else "name one of them",
-        )
+        first = list(islice(rows, ROWS_THAT_TELL_THE_FRAME))
+        if any(value_of(fields, group) is not MISSING for fields in first):
+            return
+        names |= dict.fromkeys(leaves(first))
+    near = did_you_mean(group, names)
+    raise DataError(
+        f"data.group: there is no column {group!r}",
+        where=readers[0].source.path,
+        why=f"the columns of the first rows are {listed(names)}",
+        remedy=f"did you mean {near}?" if near else "name one of them",
+    )
 
 
 def _whole_words(text: str) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.data.examples.column_values import MISSING, leaves, texts_of, value_of
 from tunesmith.data.examples.labels import is_label, label_text
 from tunesmith.data.examples.message import printable
 from tunesmith.errors import DataError
 
 SAMPLES, SAMPLE_CHARACTERS = 5, 60
+LABELLED, TITLED = "a text and its label", "a title and what stands under it"
 # Kinds of pairs: what they are, the names of what is given, the names of what is to be written.
 PAIRS: tuple[tuple[str, str, str], ...] = (
     (
@@ -22,7 +24,7 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
         "risposta antwoord odpowiedź odpowiedz ответ 答案 回答 答え",
     ),
     (
-        "a text and its label",
+        LABELLED,
         "text sentence review comment message body utterance nachricht satz texte phrase texto frase testo tekst "
         "zdanie текст предложение 文本 句子 テキスト 文章 本文",
         "label category class intent sentiment topic kategorie klasse étiquette etiquette catégorie categorie "
@@ -30,7 +32,7 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
         "标签 类别 分类 ラベル カテゴリ カテゴリー 分類",
     ),
     (
-        "a title and what stands under it",
+        TITLED,
         "title headline subject titel überschrift titre título titulo titolo tytuł заголовок 标题 タイトル",
         "body content article inhalt contenu contenido conteúdo contenuto inhoud treść содержание 正文 内容 本文",
     ),
@@ -87,25 +89,28 @@ class ColumnsUnclear(DataError):
 def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) -> Proposal | None:
     """The only pair of columns whose names are known for question and answer and whose values are texts.
 
+    Columns are also looked for in objects, and are then named by their paths. A title that stands beside a text with
+    a label is a part of the text.
     An answer may also be a number, where no column of texts is one.
 
     Args:
         rows: the first rows.
         fields: the names of the question's and the answer's field.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = leaves(rows)
     known = {_plain(name) for name in names}
     counted = [name for name in names if not (known & ANNOTATIONS and _plain(name) in ANNOTATORS_OWN)]
     counted = [name for name in counted if not set(name) & set(",`\n\r") and name == name.strip()]
-    texts = [name for name in counted if _is_text(rows, name)]
+    texts = [name for name in counted if texts_of(rows, name)]
     found = _pairs(texts, texts) or _pairs(texts, [name for name in counted if _is_label(rows, name)])
-    if len(found) != 1:
+    chosen = _only(found)
+    if chosen is None:
         return None
-    (question, answer), kind = next(iter(found.items()))
+    question, answer, reason = chosen
     return Proposal(
         {fields[0]: question, fields[1]: answer},
-        f"the columns {printable(question)} and {printable(answer)} look like {kind}",
-        tuple(f"{_short(row.get(question))} -> {_short(row.get(answer))}" for row in rows[:SAMPLES]),
+        reason,
+        tuple(f"{_short(value_of(row, question))} -> {_short(value_of(row, answer))}" for row in rows[:SAMPLES]),
     )
 
 
@@ -119,21 +124,34 @@ def _pairs(asking: Sequence[str], answering: Sequence[str]) -> dict[tuple[str, s
     return found
 
 
+def _only(found: Mapping[tuple[str, str], str]) -> tuple[str, str, str] | None:
+    """Question, answer and reason, where there is one pair, or a text with a label and a title beside it."""
+    labelled = [pair for pair, kind in found.items() if kind == LABELLED]
+    titled = [pair for pair, kind in found.items() if kind == TITLED]
+    if len(found) == 1:
+        (question, answer), kind = next(iter(found.items()))
+        return question, answer, f"the columns {printable(question)} and {printable(answer)} look like {kind}"
+    if len(found) > 2 or len(labelled) != 1 or len(titled) != 1 or titled[0][1] != labelled[0][0]:
+        return None
+    (title, text), label = titled[0], labelled[0][1]
+    if title.rpartition(".")[0] != text.rpartition(".")[0] or set(title + text) & set("{}"):
+        return text, label, f"the columns {printable(text)} and {printable(label)} look like {LABELLED}"
+    reason = f"the columns {title} and {text} look like a text in two parts, and {printable(label)} like its label"
+    return f"{{{title}}}\n\n{{{text}}}", label, reason
+
+
 def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip().casefold()
-
-
-def _is_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return bool(values) and all(isinstance(value, str) for value in values)
+    """The name, or the last of a path, in the form in which names are compared."""
+    return unicodedata.normalize("NFC", name.rpartition(".")[2]).strip().casefold()
 
 
 def _is_label(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    values = [row[name] for row in rows if row.get(name) is not None]
+    values = [value_of(row, name) for row in rows]
+    values = [value for value in values if value is not None and value is not MISSING]
     return bool(values) and all(map(is_label, values))
 
 
 def _short(value: object) -> str:
     value = label_text(value, "") if is_label(value) and abs(value) < 1e15 else value
-    text = " ".join(str("" if value is None else value).split())
+    text = " ".join(str("" if value is None or value is MISSING else value).split())
     return printable(text if len(text) <= SAMPLE_CHARACTERS else text[: SAMPLE_CHARACTERS - 3] + "...")

@@ -33,13 +33,9 @@ def label_text(value: float, where: str) -> str:
     return str(value)
 
 
-def labels_in_words(rows: Iterable[Mapping[str, Any]], shape: str, columns: Mapping[str, str]) -> list[str]:
+def labels_in_words(answers: Iterable[Any], column: str) -> list[str]:
     """That answers are numbers, with one of the first rows as an example; nothing where they are texts."""
-    field = ANSWER.get(shape)
-    if field is None:
-        return []
-    column = columns.get(field, field)
-    values = [row[column] for row in rows if is_label(row.get(column))]
+    values = [answer for answer in answers if is_label(answer)]
     if not values or (isinstance(values[0], float) and not math.isfinite(values[0])):
         return []
     kind, shown = ("truth values" if isinstance(values[0], bool) else "numbers"), describe(values[0])

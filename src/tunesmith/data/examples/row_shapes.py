@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.data.examples.column_names import ColumnsUnclear, Proposal, propose_columns
-from tunesmith.data.examples.message import ROW_MASKS, printable
+from tunesmith.data.examples.column_values import MISSING, leaves, names_in, roots_of, value_of
+from tunesmith.data.examples.message import ROW_MASKS, RowError, printable
 from tunesmith.errors import DataError
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
@@ -41,10 +42,15 @@ ANSWERS = ("answer", "response", "completion", "output", "target", "label", "cat
 
 
 def map_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row with the file's columns under their canonical names; a mapped column keeps no second name."""
-    taken = set(columns.values())
+    """The row with the file's columns under their canonical names; a mapped column keeps no second name.
+
+    Raises:
+        RowError: a template joins what is no text.
+    """
+    taken = {root for column in columns.values() for root in roots_of(row, column)}
     fields = {name: value for name, value in row.items() if name not in taken}
-    return fields | {field: row[column] for field, column in columns.items() if column in row}
+    mapped = {field: value_of(row, column) for field, column in columns.items()}
+    return fields | {field: value for field, value in mapped.items() if value is not MISSING}
 
 
 def required_fields(shape: str, instruction: str | None = None) -> tuple[str, ...]:
@@ -76,7 +82,7 @@ def detect_shape(
         DataError: no shape fits, or more than one.
     """
     columns = columns or {}
-    names = [set(map_columns(row, columns)) for row in rows]
+    names = [set(_fields(row, columns)) for row in rows]
     fitting = [
         shape
         for shape in REQUIRED
@@ -111,7 +117,7 @@ def other_shape(
 
     Many are a tenth. Rows that have the fields of both are of the shape asked about.
     """
-    names = [set(map_columns(row, columns)) for row in rows]
+    names = [set(_fields(row, columns)) for row in rows]
     others = [row for row in names if not row.issuperset(required_fields(shape, instruction))]
     fit = {
         other: sum(row.issuperset(required_fields(other, instruction)) for row in others)
@@ -140,7 +146,7 @@ def check_columns(
             why="an instruction for all rows goes before the input of alpaca rows {input, output}",
             remedy="map the columns: data.columns: {input: <column>, output: <column>}, or leave the instruction out",
         )
-    mapped = list(map_columns(dict.fromkeys(_names(rows)), columns))
+    mapped = list(dict.fromkeys(name for row in rows for name in _fields(row, columns)))
     if instruction is not None and "instruction" in mapped:
         raise DataError(
             "an instruction is given for all rows, and the rows have a column 'instruction' of their own",
@@ -164,15 +170,16 @@ def check_mapping(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
     """
     if not columns:
         return
-    present = _names(rows)
+    present = leaves(rows)
     for field, column in columns.items():
-        if field in FIELDS and column in present:
+        absent = next((part for part in names_in(column, rows) if not _is_there(rows, part)), None)
+        if field in FIELDS and absent is None:
             continue
         swapped = column in FIELDS and field in present
-        if field not in FIELDS:
+        if field not in FIELDS or absent is None:
             what, known, wrong = f"data.columns: {printable(field)!r} is not a field of any shape", FIELDS, field
         else:
-            what, known, wrong = f"data.columns: there is no column {printable(column)!r}", present, column
+            what, known, wrong = f"data.columns: there is no column {printable(absent)!r}", present, absent
         near = did_you_mean(wrong, known)
         hint = f"did you mean {near}? " if near else ""
         remedy = f"{hint}data.columns is written {{field: column}}"
@@ -221,6 +228,23 @@ def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(seen)
 
 
+def _fields(row: Mapping[str, Any], columns: Mapping[str, str]) -> Iterable[str]:
+    """The names that a row has after ``columns`` is applied."""
+    try:
+        return map_columns(row, columns)
+    except RowError:  # it is told of where the row is read
+        return (*row, *columns)
+
+
+def _is_there(rows: Iterable[Mapping[str, Any]], name: str) -> bool:
+    return any(value_of(row, name) is not MISSING for row in rows)
+
+
+def _within(one: str, other: str) -> bool:
+    """Whether two paths are the same, or one leads into what the other names."""
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+
+
 def _share(count: int, rows: int) -> str:
     return f"{count} of the first {rows} rows" if rows > 1 else "the first row"
 
@@ -228,13 +252,18 @@ def _share(count: int, rows: int) -> str:
 def _reason(rows: Sequence[Mapping[str, Any]], shape: str, columns: Mapping[str, str]) -> str:
     """Such as 'columns text (input), category (output) -> alpaca; not used: id'."""
     wanted = (*REQUIRED[shape], *OPTIONAL[shape])
-    taken = {column: field for field, column in columns.items()}
-    used, unused = [], []
-    for name in _names(rows):
-        field = taken.get(name, name)
-        if field in wanted:
-            used.append(printable(name) if field == name else f"{printable(name)} ({field})")
-        else:
+    parts = {column: names_in(column, rows) for column in columns.values()}
+    used: dict[str, None] = {}
+    unused = []
+    for name in leaves(rows):
+        fields = [field for field, column in columns.items() if any(_within(part, name) for part in parts[column])]
+        for field in fields:
+            column = columns[field]
+            used[printable(column) if field == column else f"{printable(column)} ({field})"] = None
+        own = next((field for field in wanted if _within(name, field)), None)
+        if own is not None and not fields:
+            used[printable(own)] = None
+        elif not fields:
             unused.append(name)
     rest = f"; not used: {listed(unused)}" if unused else ""
     if shape == "prompt_completion" and "label" in unused:
@@ -265,7 +294,7 @@ def _proposal(
 
 
 def _unknown_shape(rows: Sequence[Mapping[str, Any]], proposal: Proposal | None) -> ColumnsUnclear:
-    names = _names(rows)
+    names = leaves(rows)
     shapes = "; ".join(f"{shape}: {', '.join(fields)}" for shape, fields in REQUIRED.items())
     return ColumnsUnclear(
         "the shape of the rows is not known",
@@ -277,7 +306,7 @@ def _unknown_shape(rows: Sequence[Mapping[str, Any]], proposal: Proposal | None)
 
 def _suggestion(names: Sequence[str]) -> str:
     """A mapping to copy, with the columns that look like question and answer."""
-    known = {name.lower(): name for name in names}
+    known = {name.rpartition(".")[2].lower(): name for name in reversed(names)}
     answer = next((known[name] for name in ANSWERS if name in known), None)
     question = next((known[name] for name in QUESTIONS if name in known and known[name] != answer), None)
     question, answer = printable(question or "<column>"), printable(answer or "<column>")

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.examples.column_names import SAMPLE_CHARACTERS, ColumnsUnclear
+from tunesmith.data.examples.column_values import MISSING, is_template, names_in, start_of, value_of
 from tunesmith.data.examples.example import Example, to_example
-from tunesmith.data.examples.labels import is_label, labels_in_words
+from tunesmith.data.examples.labels import ANSWER, labels_in_words
 from tunesmith.data.examples.message import RowError, describe
 from tunesmith.data.examples.row_shapes import (
     FIELDS,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from tunesmith.recipe.data import SourceSettings
 
 
-Columns = Mapping[str, str | float | None]
+Columns = Mapping[str, Any]
 ROWS_THAT_TELL_THE_SHAPE = 100
 BAD_ROWS_SHOWN = 10  # reasons
 BAD_ROWS_KEPT = 1_000
@@ -97,11 +98,16 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
     parts = [part for part in parts if part not in empty]
     ignored = [*ignored, *(part.name.removeprefix(f"{source.path.rstrip('/')}/") for part in empty)]
     shape, reason = _shape(source, parts, first, wanted)
-    reason = "; ".join(
-        [reason, *labels_in_words(first, shape, source.columns), *_choices(parts), *passed_over(ignored)]
-    )
+    reason = "; ".join([reason, *_number_labels(source, first, shape), *_choices(parts), *passed_over(ignored)])
     mixture = other_shape(first, shape=shape, columns=source.columns, instruction=source.instruction)
     return Reader(source, parts, shape, reason, ignored, split, mixture)
+
+
+def _number_labels(source: SourceSettings, first: Sequence[Columns], shape: str) -> list[str]:
+    """That answers are numbers, where they are."""
+    field = ANSWER.get(shape, "")
+    column = source.columns.get(field, field)
+    return [] if is_template(column) else labels_in_words([value_of(row, column) for row in first], column)
 
 
 def _choices(parts: Sequence[SourcePart]) -> list[str]:
@@ -159,7 +165,7 @@ def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> tuple[li
                 if len(bad) < BAD_ROWS_KEPT:
                     bad.append(row)
                 continue
-            first.append({name: _start_of(value) for name, value in row.fields.items()})
+            first.append({name: start_of(value, SAMPLE_CHARACTERS + 1) for name, value in row.fields.items()})
             good += 1
             if good == ROWS_THAT_TELL_THE_SHAPE:
                 break
@@ -182,12 +188,6 @@ def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> tuple[li
     if not first:
         raise _bad_rows(source.path, bad, count, good=0)
     return first, empty
-
-
-def _start_of(value: object) -> str | float | None:
-    if isinstance(value, str):
-        return value[: SAMPLE_CHARACTERS + 1]
-    return value if is_label(value) else None
 
 
 def _shape(
@@ -235,13 +235,19 @@ def _all_columns(source: SourceSettings, parts: Sequence[SourcePart]) -> Columns
     Raises:
         DataError: a file cannot be read to its end.
     """
-    asked_for = {*FIELDS, *source.columns.values()}
+    paths = {part for column in source.columns.values() for part in (column, *names_in(column, ()))}
+    asked_for = {*FIELDS, *paths}
+    nested = any("." in path for path in paths)
     found: dict[str, None] = {}
     for part in parts:
-        for row in part.rows() if not part.same_columns else ():
-            for name in row.fields if isinstance(row, Row) else ():
+        for row in part.rows() if not part.same_columns or nested else ():
+            fields = row.fields if isinstance(row, Row) else {}
+            for name in fields:
                 if name in asked_for or len(found) < MOST_COLUMNS:
                     found[name] = None
+            for path in paths if nested else ():
+                if path not in found and "{" not in path and value_of(fields, path) is not MISSING:
+                    found[path] = None
     return found
 
 
