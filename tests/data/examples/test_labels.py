@@ -42,14 +42,11 @@ def test_a_number_as_answer_is_taken_as_text_in_every_shape(value: Any, text: st
 
 
 def test_it_is_said_once_with_an_example() -> None:
-    rows = [{"text": "a", "label": None}, {"text": "b", "label": 2.0}, {"text": "c", "label": 1.0}]
-    assert labels_in_words(rows, "prompt_completion", COLUMNS) == [
-        "label: numbers are taken as text, such as 2.0 as '2'"
-    ]
-    assert labels_in_words([{"prompt": "a", "completion": True}], "prompt_completion", {}) == [
+    assert labels_in_words([None, 2.0, 1.0], "label") == ["label: numbers are taken as text, such as 2.0 as '2'"]
+    assert labels_in_words([True], "completion") == [
         "completion: truth values are taken as text, such as true as 'true'"
     ]
-    assert labels_in_words([{"prompt": "a", "completion": "b"}], "prompt_completion", {}) == []
+    assert labels_in_words(["b"], "completion") == []
 
 
 def test_integers_of_json_lines_are_labels_and_a_null_is_a_bad_row(tmp_path: Path) -> None:
