@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,26 @@ def test_init_says_in_flags_what_the_data_lacks(command: Command, tmp_path: Path
     assert outcome.code == 1
     assert "--columns input=text,output=category with one --instruction" in outcome.err
     assert not (tmp_path / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1), ("", 1)])
+def test_init_asks_in_a_terminal_before_it_takes_columns_by_their_names(tmp_path: Path, answer: str, code: int) -> None:
+    lines = ["question;reply", *(f"What is {n} + 1?;It is {n + 1}." for n in range(40))]
+    (tmp_path / "faq.csv").write_text("\n".join(lines) + "\n")
+    screen, end = os.openpty()
+    os.write(screen, f"{answer}\n".encode())
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith", "init", "faq.csv", "--model", "m"],
+        stdin=end, stderr=end, stdout=subprocess.PIPE, cwd=tmp_path, text=True, timeout=120,
+    )  # fmt: skip
+    os.close(end)
+    shown = os.read(screen, 2**16).decode()
+    os.close(screen)
+    assert "Train the model to answer the first with the second? [y/N]" in shown
+    assert "What is 0 + 1? -> It is 1." in done.stdout, "sample rows are shown before the question"
+    assert done.returncode == code, shown
+    assert (tmp_path / "recipe.yaml").exists() == (code == 0)
+    assert ("--columns prompt=question,completion=reply" in shown) == (code == 1), "no: the exact command"
 
 
 def test_init_makes_the_recipes_folder(command: Command, rows: str, tmp_path: Path) -> None:
