@@ -5,8 +5,17 @@ PYTHON ?= $(or $(shell for p in python3 python3.11 python3.12 python3.13; do \
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 PYTEST_ARGS ?=
+# The build of PyTorch: cpu on Linux where no NVIDIA GPU is seen, since the other one brings gigabytes of CUDA.
+TORCH ?= $(shell if [ "$$(uname -s)" = Linux ] && ! nvidia-smi -L 2>/dev/null | grep -q GPU && ! [ -e /dev/nvidia0 ]; \
+	then echo cpu; else echo default; fi)
 # A process for each processor, and one thread in each: more would only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(nproc) --maxprocesses 4
+
+TORCH_PIN = $$(grep '^torch==' constraints.txt)
+TORCH_default = $(PIP) $(TORCH_PIN)
+TORCH_cpu = $(PIP) --no-deps $(TORCH_PIN)+cpu 2>/dev/null \
+	|| $(PIP) --no-deps --index-url https://download.pytorch.org/whl/cpu $(TORCH_PIN)+cpu \
+	|| { echo 'The CPU build of PyTorch cannot be fetched; the default build is taken.' >&2; $(TORCH_default); }
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench screenshots format clean
@@ -14,10 +23,10 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(nproc) --maxprocesses 4
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.setup ## .venv with Tunesmith and its pinned dependencies; running it again reuses it
+setup: .venv/.setup ## .venv with Tunesmith, every extra and the pinned versions; running it again reuses it
 	@:
 
-demo: setup ## a fine-tuned model in a few minutes, judged on held-out rows against its base
+demo: .venv/.default ## a fine-tuned model in a few minutes, judged on held-out rows against its base
 	$(BIN)/tunesmith demo
 
 test: .venv/.setup-test ## every test; PYTEST_ARGS="-k name" chooses some
@@ -50,14 +59,19 @@ clean: ## remove .venv and the caches, never a run
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-# torch first and alone, so that its pin, not another package's range, decides which build is taken.
+# torch first and alone, so that its pin, not another package's range, decides which build is taken. The CPU build is
+# taken from your own package index if that has it, else from PyTorch's.
 .venv/.torch: constraints.txt .venv/.python
 	@echo 'Installing the pinned dependencies into .venv; the first time takes some minutes.'
-	$(PIP) $$(grep '^torch==' constraints.txt)
+	$(TORCH_$(TORCH))
 	@touch $@
 
-.venv/.setup: pyproject.toml .venv/.torch
+.venv/.default: pyproject.toml .venv/.torch
 	$(PIP) -e .
+	@touch $@
+
+.venv/.setup: .venv/.default
+	$(PIP) -e '.[all]'
 	@touch $@
 
 .venv/.setup-test: .venv/.setup

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.bare_install import EXTRAS, missing
 
+from tunesmith.errors import TunesmithError, pip_install
 from tunesmith.runs.cache import cache_dir
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -53,6 +56,21 @@ def build_tokenizer(folder: Path) -> None:
     )
     fast.chat_template = CHATML
     fast.save_pretrained(folder)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Skips a test that fails because the packages of an extra are not installed, and names the extra."""
+    try:
+        return (yield)
+    except (AssertionError, ModuleNotFoundError, TunesmithError) as error:
+        named = re.findall(r"pip install 'tunesmith\[([a-z0-9]+)\]'", str(error))
+        extras = [extra for extra in named if extra in EXTRAS and missing(extra)]
+        if isinstance(error, ModuleNotFoundError):
+            extras += [extra for extra in EXTRAS if (error.name or "").split(".")[0] in missing(extra)]
+        if not extras:
+            raise
+        pytest.skip(f"needs {pip_install(extras[0])}")
 
 
 @pytest.fixture(scope="session", autouse=True)

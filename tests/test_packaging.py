@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-REQUIREMENTS = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["dev"]]
+UNPINNED = ("gpu", "reporters")  # which `make setup` does not install
+REQUIREMENTS = [*PROJECT["dependencies"], *(line for name in EXTRAS if name not in UNPINNED for line in EXTRAS[name])]
 LINES = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 DATA_FILES = [
     "src/tunesmith/py.typed",
@@ -45,3 +49,53 @@ def test_the_wheel_has_the_data_files_of_the_package() -> None:
     ignored = subprocess.run(["git", "check-ignore", *DATA_FILES], cwd=ROOT, capture_output=True, check=False)
     assert ignored.stdout == b"", "hatchling leaves out what git ignores"
     assert all((ROOT / name).is_file() for name in DATA_FILES)
+
+
+def make(folder: Path, *arguments: str, gpu: bool = False) -> str:
+    """Runs make for PyTorch in a folder with a stand-in for pip, which has what the file `index` names."""
+    (folder / ".venv").mkdir(exist_ok=True)
+    for name in ("Makefile", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / ".venv" / ".python").touch()
+    (folder / "pip").write_text('echo "$@" >> asked; grep -qxFf index <<END\n$(printf "%s\\n" "$@")\nEND\n')
+    smi = folder / "nvidia-smi"
+    smi.write_text("echo 'GPU 0: NVIDIA H200'\n" if gpu else "exit 9\n")
+    smi.chmod(0o755)
+    ran = subprocess.run(
+        ["make", "--silent", "PIP=bash pip", ".venv/.torch", *arguments],
+        cwd=folder,
+        env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (folder / ".venv" / ".torch").unlink()
+    return ran.stderr
+
+
+def asked(folder: Path) -> list[str]:
+    """What pip was asked for, one call a line."""
+    lines = (folder / "asked").read_text().splitlines()
+    (folder / "asked").unlink()
+    return lines
+
+
+@pytest.mark.skipif(sys.platform != "linux" or Path("/dev/nvidia0").exists(), reason="a GPU is seen here")
+def test_make_takes_the_cpu_build_of_torch_where_no_gpu_is_seen(tmp_path: Path) -> None:
+    own, pytorchs = "--no-deps torch==2.13.0+cpu", "--no-deps --index-url https://download.pytorch.org/whl/cpu"
+    (tmp_path / "index").write_text("torch==2.13.0+cpu\n")
+    assert make(tmp_path) == ""
+    assert asked(tmp_path) == [own]
+    (tmp_path / "index").write_text("https://download.pytorch.org/whl/cpu\n")
+    assert make(tmp_path) == ""
+    assert asked(tmp_path) == [own, f"{pytorchs} torch==2.13.0+cpu"]
+    (tmp_path / "index").write_text("torch==2.13.0\n")
+    assert make(tmp_path) == "The CPU build of PyTorch cannot be fetched; the default build is taken.\n"
+    assert asked(tmp_path)[-1] == "torch==2.13.0"
+
+
+def test_make_takes_the_default_build_of_torch_for_a_gpu_or_when_told_to(tmp_path: Path) -> None:
+    (tmp_path / "index").write_text("torch==2.13.0\n")
+    make(tmp_path, gpu=True)
+    make(tmp_path, "TORCH=default")
+    assert asked(tmp_path) == ["torch==2.13.0", "torch==2.13.0"]

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from tunesmith.recipe.settings import Recipe
     from tunesmith.workflows.evaluate import evaluate
     from tunesmith.workflows.finetune import train
+    from tunesmith.workflows.interactive import check, init, list_runs, prepare, show_run
     from tunesmith.workflows.lr_range import lr_range
+    from tunesmith.workflows.plan import plan
 
 __version__ = "0.1.0"
 
@@ -30,6 +32,12 @@ _PUBLIC = {
     "load": "tunesmith.deploy.tuned",
     "merge": "tunesmith.deploy.merge",
     "lr_range": "tunesmith.workflows.lr_range",
+    "init": "tunesmith.workflows.interactive",
+    "check": "tunesmith.workflows.interactive",
+    "prepare": "tunesmith.workflows.interactive",
+    "plan": "tunesmith.workflows.plan",
+    "list_runs": "tunesmith.workflows.interactive",
+    "show_run": "tunesmith.workflows.interactive",
     "Recipe": "tunesmith.recipe.settings",
     "TunesmithError": "tunesmith.errors",
     "RecipeError": "tunesmith.errors",
@@ -50,10 +58,16 @@ __all__ = [
     "TrainError",
     "TunesmithError",
     "__version__",
+    "check",
     "evaluate",
+    "init",
+    "list_runs",
     "load",
     "lr_range",
     "merge",
+    "plan",
+    "prepare",
+    "show_run",
     "train",
 ]
 
@@ -62,3 +76,7 @@ def __getattr__(name: str) -> Any:  # PEP 562: torch is imported only for a name
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def pip_install(extra: str) -> str:
+    """The command that installs what an extra of pyproject.toml needs."""
+    return f"pip install 'tunesmith[{extra}]'"
+
+
 class TunesmithError(Exception):
     """A message in four parts: what happened, where, why, and what to do.
 

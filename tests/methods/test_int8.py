@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 from pydantic import ValidationError
@@ -20,6 +19,8 @@ from tunesmith.methods.quantized_base import dequantize_8_bits, packed_layers
 from tunesmith.methods.table import build
 from tunesmith.model.compute.kernels import adapted_linears
 from tunesmith.recipe.methods import LoraSettings
+
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install 'tunesmith[8bit]'")
 
 
 def attached(folder: Path, *, dtype: torch.dtype = torch.float32, **settings: Any) -> tuple[Any, Any]:

@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
@@ -19,6 +17,9 @@ from tunesmith.methods.qlora import compute_dtype
 from tunesmith.methods.quantized_base import packed_layers
 from tunesmith.methods.table import build
 from tunesmith.recipe.methods import QloraSettings
+
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install 'tunesmith[8bit]'")
+dequantize_4bit = bitsandbytes.functional.dequantize_4bit
 
 REPACKS = bool(bitsandbytes.functional.has_avx512bf16())
 
@@ -159,7 +160,7 @@ def test_a_packed_layer_cannot_train_whole(tiny_model_dir: Path) -> None:
 
 def test_a_missing_library_is_said(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ModelError, match=r"qlora needs bitsandbytes\n(.|\n)*pip install -U bitsandbytes"):
+    with pytest.raises(ModelError, match=r"qlora needs bitsandbytes\n(.|\n)*pip install 'tunesmith\[8bit\]'"):
         build(QloraSettings(), base=tiny_model_dir).load_options()
 
 

@@ -55,8 +55,14 @@ def test_a_budget_grows_where_rows_share_a_long_prefix_and_only_there() -> None:
     assert plan.ladder("cpu", 1800, [shared]) == [8192, 6144, 4096, 3072, 2048, 1800]
 
 
-def test_threads_are_the_processors_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("said", "threads"), [("", 3), ("2", 2), ("1,4", 1), ("0", 3), ("many", 3)])
+def test_threads_are_omp_num_threads_else_the_processors_that_this_process_may_use(
+    said: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5})
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert plan.threads() == threads
+    monkeypatch.delenv("OMP_NUM_THREADS")
     assert plan.threads() == 3
 
 

@@ -161,7 +161,14 @@ def test_null_gives_the_other_way_of_saying_it_its_room() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("none", []), ("tensorboard", ["tensorboard"]), (["tensorboard"], ["tensorboard"])]
+    ("given", "meant"),
+    [
+        ("none", []),
+        ("tensorboard", ["tensorboard"]),
+        (["tensorboard"], ["tensorboard"]),
+        ("auto", "auto"),
+        (["auto"], "auto"),
+    ],
 )
 def test_report_to_is_one_name_a_list_or_none(given: Any, meant: list[str]) -> None:
     assert recipe(training={"report_to": given}).training.report_to == meant

@@ -178,6 +178,7 @@ def test_what_was_warned_of_behind_the_checkpoint_is_warned_of_again(tmp_path: P
 
 
 def test_tensorboard_gets_the_same_values_without_those_that_are_computed_again(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs pip install 'tunesmith[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recorder = make_recorder(tmp_path, report_to=["tensorboard"], logging_steps=1)

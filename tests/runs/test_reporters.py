@@ -13,7 +13,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.recipe.settings import ReporterName
 from tunesmith.runs import reporters
 from tunesmith.runs.folder import Run
-from tunesmith.runs.reporters import PACKAGES, REPORTERS, check_reporters, open_reporters
+from tunesmith.runs.reporters import PACKAGES, REPORTERS, check_reporters, chosen_reporters, open_reporters
 
 VALUES = {"train/loss": 1.5, "train/grad_norm": 0.25}
 
@@ -35,6 +35,17 @@ def test_a_package_that_is_missing_is_named_with_what_to_install(monkeypatch: py
         check_reporters(["tensorboard", "mlflow", "wandb"])
     assert error.value.remedy is not None
     assert error.value.remedy.startswith("pip install mlflow wandb")
+
+
+def test_tensorboard_is_an_extra_and_auto_takes_it_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporters, "find_spec", lambda name: object())
+    assert chosen_reporters("auto") == ["tensorboard"]
+    monkeypatch.setattr(reporters, "find_spec", lambda name: None)
+    assert (chosen_reporters("auto"), chosen_reporters(["wandb"])) == ([], ["wandb"])
+    with pytest.raises(RecipeError) as error:
+        check_reporters(["tensorboard", "wandb"])
+    assert error.value.remedy is not None
+    assert error.value.remedy.startswith("pip install 'tunesmith[tensorboard]' and pip install wandb, or leave it out")
 
 
 class Recorded:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import pytest
 from safetensors.torch import load_file
 
@@ -27,6 +26,8 @@ from tunesmith.training.references import References
 from tunesmith.training.trainer import Trainer
 from tunesmith.workflows.evaluate import evaluate
 from tunesmith.workflows.finetune import dry_run, train
+
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install 'tunesmith[8bit]'")
 
 WORDS = ["red", "green", "blue", "black", "white", "brown", "pink"]
 
@@ -304,7 +305,7 @@ def test_without_bitsandbytes_it_is_said_at_once_what_to_use_instead(
     total = f"{memory.total_memory('cpu') / 2**30:.1f} GB"
     assert f"use method: lora, which needs about 0.5 GB of the {total} of cpu" in said
     assert "load_in_8bit: true}, which runs here" not in said
-    assert said.endswith("or install bitsandbytes where it runs (pip install -U bitsandbytes).")
+    assert "What to do: pip install 'tunesmith[8bit]'; or use method: lora" in said
     assert not Path(values["output_dir"]).exists()
 
 

@@ -531,7 +531,10 @@ def test_a_loss_that_is_not_finite_is_recorded_and_saved_nowhere(
     assert run.checkpoints == []
 
 
-def test_a_dry_run_resolves_everything_and_writes_nothing(values: dict[str, Any]) -> None:
+def test_a_dry_run_resolves_everything_and_writes_nothing(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     recipe = with_values(values, training={"threads": "auto", "micro_batch_tokens": "auto"})
     lines = {key: (value, origin) for key, value, origin in dry_run(recipe, ["training.seed=3"])}
     assert lines["training.seed"] == (3, "flag")

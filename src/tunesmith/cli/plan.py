@@ -17,7 +17,6 @@ from tunesmith.planning.memory import GIB
 
 if TYPE_CHECKING:
     from tunesmith.planning.method_table import Line, Planned
-    from tunesmith.planning.workload import Workload
     from tunesmith.recipe.settings import Recipe
     from tunesmith.workflows.trial import Comparison
 
@@ -78,22 +77,15 @@ def plan(
     if exact and rows is not None:
         raise typer.BadParameter("--exact counts the recipe's rows, which --rows replaces", param_hint="--exact")
     with session(as_json) as terminal:
-        from tunesmith.model.weights.config_file import read_config
-        from tunesmith.planning.budget import threads
-        from tunesmith.planning.devices import device_called
-        from tunesmith.planning.method_table import plan_methods
+        from tunesmith.workflows.plan import plan_recipe
 
         asked = _asked(recipe, overrides or [], model, terminal, made=rows is not None)
-        number = threads() if asked.training.threads == "auto" else int(asked.training.threads)
-        target = device_called(device or asked.model.device, threads=number)
-        config, folder = read_config(asked.model.path, revision=asked.model.revision)
-        asked = asked.with_values(model={"device": target.kind}) if asked.model.device == "auto" else asked
-        workload = _workload(asked, rows, length, terminal, exact=exact or measure)
-        planned = plan_methods(asked, config, workload, target, folder=folder)
+        made = plan_recipe(asked, device=device, rows=rows, length=length, exact=exact or measure, listener=terminal)
+        planned = made.planned
         _show(planned, terminal, named=recipe is not None)
         found: list[Comparison] = []
         if measure:
-            found = _measured(asked, config, folder, planned, device, length, terminal)
+            found = _measured(made.recipe, made.config, made.folder, planned, device, length, terminal)
             for line in _measured_table(found, terminal.columns):
                 terminal.write(line)
         terminal.write(planned.reason)
@@ -118,18 +110,6 @@ def _asked(recipe: str | None, overrides: list[str], model: str | None, terminal
         )
     plain: dict[str, Any] = {"model": {"path": model}, "data": {"train": "rows"}, "output_dir": "plan"}
     return read_recipe(plain, overrides).recipe
-
-
-def _workload(recipe: Recipe, rows: int | None, length: int | None, terminal: Terminal, *, exact: bool) -> Workload:
-    from tunesmith.planning import workload
-
-    if rows is not None and length is not None:
-        return workload.as_given(rows, length, recipe=recipe)
-    if exact:
-        from tunesmith.workflows.exact_workload import by_tokens
-
-        return by_tokens(recipe, listener=terminal)
-    return workload.by_characters(recipe, listener=terminal)
 
 
 def _measured(

@@ -13,15 +13,21 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, pip_install
 
-_INSTALL = "pip install -U bitsandbytes, or use method: lora"
+_OTHERWISE = "or use method: lora"
 _LEVELS = 127  # int8 values on each side of zero
 
 
 def bitsandbytes() -> ModuleType:
     """The library, imported when it is needed: that takes seconds."""
     return importlib.import_module("bitsandbytes")
+
+
+def install_command(error: BaseException | None) -> str:
+    """What installs bitsandbytes, after the error of its import or of its first use."""
+    missing = isinstance(error, ModuleNotFoundError)
+    return pip_install("8bit") if missing else "pip install -U bitsandbytes"
 
 
 def require_bitsandbytes(what: str, device: torch.device, quantize: Callable[[ModuleType], Any]) -> None:
@@ -34,9 +40,11 @@ def require_bitsandbytes(what: str, device: torch.device, quantize: Callable[[Mo
     try:
         quantize(bitsandbytes())
     except ImportError as error:
-        raise ModelError(f"{what} needs bitsandbytes", why=str(error), remedy=_INSTALL) from error
+        remedy = f"{install_command(error)}, {_OTHERWISE}"
+        raise ModelError(f"{what} needs bitsandbytes", why=str(error), remedy=remedy) from error
     except (AttributeError, NotImplementedError, OSError, RuntimeError) as error:
-        raise ModelError(f"bitsandbytes does not run on {device}", why=str(error), remedy=_INSTALL) from error
+        remedy = f"{install_command(error)}, {_OTHERWISE}"
+        raise ModelError(f"bitsandbytes does not run on {device}", why=str(error), remedy=remedy) from error
 
 
 def packed_layers(model: nn.Module, layer_class: str) -> dict[str, Any]:

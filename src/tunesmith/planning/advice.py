@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
-from tunesmith.recipe.methods import FULL_ROWS, LORA_ROWS, METHOD_SETTINGS, AdapterSettings
+from tunesmith.errors import pip_install
+from tunesmith.recipe.methods import FULL_ROWS, LORA_ROWS, METHOD_SETTINGS, QUANTIZED, AdapterSettings
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import usual_rate
 
@@ -63,6 +65,15 @@ def method(asked: str | None, rows: int, fits: Mapping[str, bool]) -> Choice:
     if name == "full":
         reason += f"; {rows:,} rows are enough for it" if rows >= FULL_ROWS else f"; {too_few(rows)}"
     return Choice(name, reason, source)
+
+
+def to_install(method: str) -> str | None:
+    """The command that installs what a method needs; None where nothing is missing.
+
+    Args:
+        method: its label, such as qlora or lora-int8.
+    """
+    return pip_install("8bit") if method in QUANTIZED and find_spec("bitsandbytes") is None else None
 
 
 def too_few(rows: int) -> str:

@@ -165,8 +165,9 @@ def _computed(steps: Sequence[Sequence[TokenRow]], budget: int) -> int:
 
 
 def threads() -> int:
-    """CPU threads of a forward pass: the processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """CPU threads of a forward pass: OMP_NUM_THREADS, else the processors that this process may use."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list has one number for each level
+    return int(said) if said.isdecimal() and int(said) else len(os.sched_getaffinity(0))
 
 
 def predict(shape: StepBytes, *, tokens: int, checkpointing: bool, memory: int) -> Peak:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunesmith.errors import ModelError
+from tunesmith.methods.quantized_base import install_command
 from tunesmith.methods.table import build
 from tunesmith.model.weights.config_file import read_config
 from tunesmith.model.weights.device import resolve_device, resolve_dtype
@@ -11,8 +12,6 @@ from tunesmith.planning.budget import gigabytes
 from tunesmith.planning.shape_from_model import ModelCounter, recipe_config
 from tunesmith.recipe.methods import AdapterSettings, LoraSettings
 from tunesmith.recipe.settings import Recipe
-
-INSTALL = "or install bitsandbytes where it runs (pip install -U bitsandbytes)."
 
 
 def require_quantization(recipe: Recipe) -> None:
@@ -26,7 +25,10 @@ def require_quantization(recipe: Recipe) -> None:
     try:
         build(recipe.method, base=recipe.model.path, device=device).load_options()
     except ModelError as error:
-        remedies = [*_eight_bits(recipe, device), _plain_lora(recipe, device), INSTALL]
+        command, others = install_command(error.__cause__), [*_eight_bits(recipe, device), _plain_lora(recipe, device)]
+        missing = isinstance(error.__cause__, ModuleNotFoundError)
+        last = f"or install bitsandbytes where it runs ({command})."
+        remedies = [command, *others[:-1], f"or {others[-1]}."] if missing else [*others, last]
         raise ModelError(error.what, where="method", why=error.why, remedy="; ".join(remedies)) from error
 
 

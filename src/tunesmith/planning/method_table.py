@@ -13,6 +13,7 @@ from typing import Any
 
 from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.planning import budget
+from tunesmith.planning.advice import to_install
 from tunesmith.planning.budget import MEASURED_SHARE, SHARE, Peak, Plan, gigabytes
 from tunesmith.planning.devices import DEVICES, Device
 from tunesmith.planning.shape_from_model import ModelCounter, NotUnderstood, recipe_config
@@ -28,6 +29,7 @@ from tunesmith.recipe.methods import (
     method_label,
 )
 from tunesmith.recipe.settings import Recipe, TrainingSettings
+from tunesmith.runs.notebook import html_table, paragraph
 
 COMPARED = ("full", "lora", "qlora")
 COMFORTABLE = 0.5  # of the device's memory: what full fine-tuning may need to be recommended
@@ -69,6 +71,19 @@ class Planned:
     lines: list[Line]
     recommended: str | None
     reason: str
+
+    def _repr_html_(self) -> str:
+        header = ("method", "trains", "memory", "fits", "micro-batch", "epoch")
+        rows = (
+            (
+                line.method, f"{line.share:.2%}", gigabytes(line.memory.training), "yes" if line.fits else "no",
+                f"{line.budget:,} tokens", f"{line.seconds:,.0f} s",
+            )
+            if line.tokens
+            else (line.method, None, None, "no", None, line.why)
+            for line in self.lines
+        )  # fmt: skip
+        return html_table(header, rows) + paragraph(self.reason)
 
 
 def plan_methods(
@@ -231,9 +246,11 @@ def recommend(
             f"parameters, and {reason}."
         )
     if qlora.fits:
+        command = to_install("qlora")
         return "qlora", (
             f"Begin with qlora: lora {lora.why}, and in 4 bits the model needs "
             f"{gigabytes(qlora.memory.training)} of {room}."
+            + (f" It needs bitsandbytes, which is not installed here: {command}" if command else "")
         )
     known = smallest_device()
     where = f"; the smallest known device for qlora is {known.name}" if known else ""

@@ -137,16 +137,19 @@ class TrainingSettings(Settings):
     )
     tf32: bool | None = Field(default=None, description="matrix products in TF32 on an NVIDIA GPU: faster, not exact")
     seed: int = Field(default=0, ge=0, lt=2**32)
-    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads of a forward pass")
-    report_to: list[ReporterName] = Field(
-        default_factory=lambda: ["tensorboard"], description="tensorboard, trackio, mlflow, wandb (offline), or none"
+    threads: int | Literal["auto"] = Field(
+        default="auto", description="CPU threads of a forward pass; auto: OMP_NUM_THREADS, else all"
+    )
+    report_to: list[ReporterName] | Literal["auto"] = Field(
+        default="auto",
+        description="tensorboard, trackio, mlflow, wandb (offline), or none; auto: tensorboard if it is installed",
     )
 
     @field_validator("report_to", mode="before")
     @classmethod
     def _name_or_none(cls, value: Any) -> Any:
-        if value == ["none"]:
-            return []
+        if value in (["none"], ["auto"], "auto"):
+            return [] if value == ["none"] else "auto"
         return ([] if value == "none" else [value]) if isinstance(value, str) else value
 
     @field_validator("metric_for_best_model", mode="after")

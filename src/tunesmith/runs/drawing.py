@@ -11,7 +11,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from tunesmith.errors import ExportError
+from tunesmith.errors import ExportError, pip_install
 
 Points = list[tuple[int, float]]  # (step, value)
 Marks = Sequence[tuple[str, float]]  # (label, value) on an axis
@@ -134,7 +134,7 @@ class Picture:
             raise ExportError(
                 "a PNG needs matplotlib",
                 why=str(error),
-                remedy="pip install 'tunesmith[plots]', or name a .svg or .html file, which need nothing.",
+                remedy=f"{pip_install('plots')}, or name a .svg or .html file, which need nothing.",
             ) from error
         figure = Figure(figsize=(self.width / PIXELS_AN_INCH, self.height / PIXELS_AN_INCH), dpi=DOTS_AN_INCH)
         FigureCanvasAgg(figure)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.runs.folder import Run, find_runs
+from tunesmith.runs.notebook import html_table, metrics_html
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,12 @@ class Details:
     validation: list[tuple[int, float]]
     checkpoints: list[Path]
     best: dict[str, Any] | None
+
+    def _repr_html_(self) -> str:
+        state = ("status", self.summary.status)
+        return html_table(("run", self.summary.name), [state, *self.facts]) + (
+            metrics_html(self.verdict) if self.verdict else ""
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The summary's fields, and facts, result, error, training, validation, checkpoints and best."""

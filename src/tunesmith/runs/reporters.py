@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, pip_install
+from tunesmith.recipe.settings import ReporterName
 from tunesmith.runs.folder import Run
 
 PACKAGES = {  # mlflow-skinny has no database
@@ -31,13 +32,27 @@ class MetricsReporter(Protocol):
 
 def check_reporters(names: Sequence[str]) -> None:
     """Raises RecipeError if the package of a reporter is not installed."""
-    missing = [name for name in names if any(find_spec(package) is None for package in PACKAGES[name])]
+    missing = [name for name in names if not _is_installed(name)]
     if missing:
+        others = " ".join(name for name in missing if name != "tensorboard")
+        commands = [*([pip_install("tensorboard")] if "tensorboard" in missing else []), f"pip install {others}"]
         raise RecipeError(
             f"training.report_to: {', '.join(missing)} is not installed",
             where="training.report_to",
-            remedy=f"pip install {' '.join(missing)}, or leave it out; metrics.jsonl is always written.",
+            remedy=f"{' and '.join(commands if others else commands[:1])}, or leave it out; metrics.jsonl is always "
+            "written.",
         )
+
+
+def chosen_reporters(asked: Sequence[ReporterName] | Literal["auto"]) -> list[ReporterName]:
+    """The reporters by name; ``auto`` is TensorBoard where it is installed."""
+    if asked != "auto":
+        return list(asked)
+    return ["tensorboard"] if _is_installed("tensorboard") else []
+
+
+def _is_installed(name: str) -> bool:
+    return all(find_spec(package) is not None for package in PACKAGES[name])
 
 
 def open_reporters(names: Sequence[str], run: Run, step: int) -> list[MetricsReporter]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import RecipeError
+from tunesmith.methods.quantized_base import install_command
 from tunesmith.recipe.optimizers import BITSANDBYTES, Optimizer
 
 SHARED = ("qmap1", "qmap2")  # bitsandbytes' quantization maps: constants that all parameters share
@@ -118,7 +119,7 @@ def _bitsandbytes() -> Any:
             "This optimizer needs bitsandbytes",
             where=_KEY,
             why=str(error),
-            remedy="pip install -U bitsandbytes, or use optim: adamw_torch",
+            remedy=f"{install_command(error)}, or use optim: adamw_torch",
         ) from error
 
 

@@ -30,7 +30,7 @@ from tunesmith.planning.shape_from_model import ModelCounter, linear_modules
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, method_label
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Listener
-from tunesmith.runs.reporters import check_reporters
+from tunesmith.runs.reporters import check_reporters, chosen_reporters
 from tunesmith.training.objectives.table import preference_objective
 from tunesmith.training.optim import check_optimizer
 from tunesmith.training.step_rows import first_steps, longest_part, order_of, rate_warnings
@@ -131,7 +131,7 @@ def prepare_training(recipe: Recipe, listener: Listener, *, start: Path | None =
 def _refuse_unusable(recipe: Recipe) -> None:
     """Raises RecipeError for settings that this machine cannot run, before any row is read."""
     training = recipe.training
-    check_reporters(training.report_to)
+    check_reporters(chosen_reporters(training.report_to))
     if training.optim != "adamw_torch" or training.tf32:
         device = resolve_device(recipe.model.device)
         check_optimizer(training.optim, device)
@@ -225,6 +225,7 @@ def _resolve_settings(recipe: Recipe, survey: Survey, listener: Listener) -> Rec
         training={
             "learning_rate": recipe.learning_rate,
             "threads": budget.threads() if training.threads == "auto" else training.threads,
+            "report_to": chosen_reporters(training.report_to),
         },
     )
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.data.accounts import refuse_lost
+from tunesmith.data.checks.personal import finds_phones
+from tunesmith.data.checks.scripts import knows_languages
 from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.files.reader import own_eval_split
 from tunesmith.data.files.rows import BadRow
@@ -20,14 +22,15 @@ from tunesmith.data.finding import Finding, Severity, rows_in_words
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.report import summary
 from tunesmith.data.survey import Survey, survey_rows
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, pip_install
 from tunesmith.evaluation.metrics.answers import check_names
 from tunesmith.model.weights.text_side import text_side
 from tunesmith.recipe.data import DataSettings, SourceSettings
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
 from tunesmith.recipe.row_shape import RowShape
-from tunesmith.recipe.settings import ModelSettings
+from tunesmith.recipe.settings import ModelSettings, Recipe
+from tunesmith.runs.notebook import html_table, paragraph
 from tunesmith.runs.progress import Listener, Silent
 
 if TYPE_CHECKING:
@@ -103,6 +106,11 @@ class Inspection:
             "shown": self._shown_json(),
         }
 
+    def _repr_html_(self) -> str:
+        rows = ((each.severity, each.id, each.count, each.message, each.remedy) for each in self.findings)
+        header = ("severity", "finding", "rows", "what", "what to do")
+        return paragraph(self.judgement) + (html_table(header, rows) if self.findings else "")
+
     def _shown_json(self) -> list[dict[str, Any]]:
         if self.tokenizer is None:
             return []
@@ -126,7 +134,7 @@ def _named(found: list[Finding]) -> str:
 
 
 def inspect(
-    data: str,
+    data: str | Mapping[str, Any] | Recipe,
     *,
     settings: Sequence[str] = (),
     model: str | None = None,
@@ -141,7 +149,7 @@ def inspect(
     """Looks at the rows of a data source, or of a recipe (``.yaml``), whose model then makes the tokens.
 
     Args:
-        data: file, folder, dataset or URL of rows, or a recipe.
+        data: file, folder, dataset or URL of rows, or a recipe: a YAML file, a mapping or a Recipe.
         settings: ``key=value`` over the data section, such as ``encoding=cp1250``.
         model: the model whose tokenizer and chat template are used.
         format: shape of the rows; with columns and instruction, on top of the recipe's.
@@ -177,7 +185,7 @@ def inspect(
     rows = np.flatnonzero(seen.own)
     longest = int(rows[seen.characters[rows].argmax()])
     report = Inspection(
-        notes=found.notes,
+        notes=[*found.notes, *_not_looked_for()],
         sources=found.sources,
         ledger=found.ledger(),
         findings=found.findings,
@@ -194,8 +202,16 @@ def inspect(
     return report
 
 
+def _not_looked_for() -> list[str]:
+    """What is left out because its package is not installed, with the command that installs it."""
+    missing = [
+        name for name, is_there in (("phone numbers", finds_phones()), ("languages", knows_languages())) if not is_there
+    ]
+    return [f"not looked for: {' and '.join(missing)} ({pip_install('check')} adds them)"] if missing else []
+
+
 def settings_of(
-    data: str,
+    data: str | Mapping[str, Any] | Recipe,
     model: str | None,
     overrides: Sequence[str] = (),
     *,
@@ -212,7 +228,7 @@ def settings_of(
     given = {name: value for name, value in given.items() if value not in ("auto", {}, None)}
     named = None if model is None else ModelSettings.model_validate({"path": model})
     overrides = [override if override.startswith("data.") else f"data.{override}" for override in overrides]
-    if not data.endswith(RECIPE_ENDINGS):
+    if isinstance(data, str) and not data.endswith(RECIPE_ENDINGS):
         raw = {"model": "unused", "data": _plain_section(data, given), "output_dir": "unused"}
         return read_recipe(raw, overrides).recipe.data, named, 0, None
     recipe = read_recipe(data, overrides).recipe

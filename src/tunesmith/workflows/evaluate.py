@@ -20,10 +20,11 @@ from tunesmith.runs.progress import Listener, Silent
 from tunesmith.training.rehearsal import memory_faults
 from tunesmith.training.tasks import make_tasks
 from tunesmith.workflows.finetune import check_same_data
+from tunesmith.workflows.given_data import file_of
 
 
 def evaluate(
-    target: str | Path, *, data: str | None = None, settings: Sequence[str] = (), listener: Listener | None = None
+    target: str | Path, *, data: Any = None, settings: Sequence[str] = (), listener: Listener | None = None
 ) -> dict[str, Any]:
     """Compares base and tuned model on held-out rows. The result has the form of verdict.json.
 
@@ -31,11 +32,13 @@ def evaluate(
 
     Args:
         target: a run (its last checkpoint), a checkpoint, an adapter folder or a model.
-        data: rows to judge on. By default, these are a run's own held-out rows.
+        data: rows to judge on: a path, a list of dicts, a DataFrame or a Dataset. By default, these are a run's own
+            held-out rows.
         settings: ``key=value`` that replace values of the run's evaluation section, such as ``metrics=[exact_match]``.
         listener: hears the progress; nobody by default.
     """
     listener = listener or Silent()
+    data = None if data is None else file_of(data)
     recipe = evaluation_recipe(find_target(str(target)).recipe, str(target), data, settings)
     check_names(recipe.evaluation.metrics)
     tuned = load_tuned(target, listener=listener)

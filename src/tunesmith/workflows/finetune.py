@@ -27,7 +27,9 @@ from tunesmith.recipe.file import LoadedRecipe, dump, leaves, portable, read_rec
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
+from tunesmith.runs.notebook import metrics_html, paragraph
 from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.reporters import chosen_reporters
 from tunesmith.runs.start_folder import stored_recipe
 from tunesmith.runs.stopping import sigterm_ends_process
 from tunesmith.runs.whole_files import whole_folder
@@ -37,6 +39,7 @@ from tunesmith.training.rehearsal import heaviest, memory_faults, rehearse
 from tunesmith.training.setup import Prepared, prepare_training
 from tunesmith.training.step_rows import Steps
 from tunesmith.training.trainer import Trained, Trainer
+from tunesmith.workflows.given_data import with_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,9 @@ class TrainResult:
         """Base, tuned, difference and interval by metric."""
         return self.verdict["metrics"]
 
+    def _repr_html_(self) -> str:
+        return metrics_html(self.verdict) + paragraph(f"Run: {self.run}")
+
     def to_json(self) -> dict[str, Any]:
         """``{"run", "verdict", "metrics", "seconds", "tokens"}``."""
         return {
@@ -90,7 +96,8 @@ def train(
     """Fine-tunes a model as the recipe says and judges the result on held-out rows.
 
     Args:
-        recipe: a YAML file, a run folder to resume, a mapping in the form of the recipe, or a Recipe.
+        recipe: a YAML file, a run folder to resume, a mapping in the form of the recipe, or a Recipe. In a mapping,
+            ``data.train``, ``data.eval`` and ``data.test`` may be rows: a list of dicts, a DataFrame or a Dataset.
         overrides: ``section.key=value``, applied after the recipe.
         resume: start, continue from the last checkpoint, or return the stored result of a finished run.
         overwrite: replace a run that is in the folder.
@@ -179,7 +186,7 @@ def dry_run(
     The layout stays ``auto``, because it depends on the loaded model. The listener hears the predicted memory.
     """
     listener = listener or Silent()
-    loaded = read_recipe(recipe, overrides)
+    loaded = read_recipe(with_files(recipe), overrides)
     check_names(loaded.recipe.evaluation.metrics)
     prepared = prepare_training(loaded.recipe, listener)
     listener.say(str(prepared.plan))
@@ -205,7 +212,7 @@ def _asked_recipe(
     """The recipe that was asked for. A run folder stands for the recipe that it was started with."""
     if resume and _is_run(recipe):
         return read_recipe(Run(recipe).status()["asked"], overrides)
-    return read_recipe(recipe, overrides)
+    return read_recipe(with_files(recipe), overrides)
 
 
 def _is_run(recipe: str | Path | Mapping[str, Any] | Recipe) -> TypeGuard[str | Path]:
@@ -243,6 +250,7 @@ def _check_same_recipe(run: Run, asked: Recipe) -> None:
 def _all_values(recipe: Recipe) -> dict[Any, Any]:
     """Every value by its path. Each source has the values that it takes from the data section."""
     values = portable(recipe)
+    values["training"]["report_to"] = chosen_reporters(recipe.training.report_to)
     for split in ("train", "eval", "test"):
         if sources := recipe.data.sources(split):
             values["data"][split] = [source.model_dump(mode="json") for source in sources]

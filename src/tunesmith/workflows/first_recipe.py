@@ -33,12 +33,13 @@ from tunesmith.planning.devices import Device, this_device
 from tunesmith.planning.model_size import ModelSize, model_size
 from tunesmith.planning.workload import Workload
 from tunesmith.recipe.data import DataSettings, SourceSettings
-from tunesmith.recipe.file import parse_override
+from tunesmith.recipe.file import parse_override, read_recipe
 from tunesmith.recipe.methods import FULL_ROWS, METHOD_SETTINGS, AdapterSettings
 from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
 from tunesmith.recipe.row_shape import READING, RowShape
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.notebook import paragraph, preformatted
 
 if TYPE_CHECKING:
     from tunesmith.planning.method_table import Line
@@ -70,6 +71,14 @@ class Starter:
     parameters: int | None
     choices: dict[str, Choice]
     warnings: tuple[str, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the text says, ready for ``tunesmith.train``."""
+        return read_recipe(YAML(typ="safe", pure=True).load(self.text)).recipe
+
+    def _repr_html_(self) -> str:
+        return preformatted(self.text) + "".join(map(paragraph, self.warnings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +293,8 @@ def _start(
         warnings.append(f"full: {advice.too_few(rows)} (guide)")
     if method.value in lines and not lines[method.value].fits:
         warnings.append(f"{method.value} does not fit on this machine: {lines[method.value].why}")
+    if command := advice.to_install(method.value):
+        warnings.append(f"{method.value} needs bitsandbytes, which is not installed: {command}")
     return _Start(size, _memory_in_words(lines, device), choices, steps, tuple(warnings))
 
 

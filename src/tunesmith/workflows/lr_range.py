@@ -33,6 +33,7 @@ from tunesmith.training.references import with_references
 from tunesmith.training.rehearsal import memory_faults, rehearse
 from tunesmith.training.setup import Prepared, prepare_training
 from tunesmith.training.step_rows import Steps, order_of
+from tunesmith.workflows.given_data import with_files
 
 STEPS, LEAST_STEPS = 60, 20  # of a test, where they are not given
 MOST_PASSES = 3  # over few rows, if those are steps enough: the model partly knows a row that it saw before
@@ -92,7 +93,7 @@ def lr_range(
         TunesmithError: one of the family in ``tunesmith.errors``.
     """
     listener = listener or Silent()
-    loaded = read_recipe(recipe, overrides)
+    loaded = read_recipe(with_files(recipe), overrides)
     for note in loaded.notes.values():
         listener.say(note)
     asked = loaded.recipe

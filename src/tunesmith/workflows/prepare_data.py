@@ -30,7 +30,8 @@ from tunesmith.errors import DataError, RecipeError
 from tunesmith.model.weights.text_side import text_side
 from tunesmith.recipe.file import dump_section
 from tunesmith.recipe.row_shape import RowShape
-from tunesmith.recipe.settings import ModelSettings
+from tunesmith.recipe.settings import ModelSettings, Recipe
+from tunesmith.runs.notebook import html_table, paragraph
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import whole_folder
 from tunesmith.workflows.check import settings_of
@@ -52,6 +53,10 @@ class PreparedData:
     ledger: Ledger
     rejected: int
 
+    def _repr_html_(self) -> str:
+        rows = [*self.splits.items(), *([(REJECTED, self.rejected)] if self.rejected else [])]
+        return paragraph(f"Wrote {self.folder}.") + html_table(("split", "rows"), rows)
+
     def to_json(self) -> dict[str, Any]:
         """``{folder, splits, ledger, rejected}``."""
         return {
@@ -63,7 +68,7 @@ class PreparedData:
 
 
 def prepare_data(
-    data: str,
+    data: str | Mapping[str, Any] | Recipe,
     out: str | Path,
     *,
     settings: Sequence[str] = (),
@@ -78,7 +83,7 @@ def prepare_data(
     """Writes a ``datasets`` folder with a card, and every row that is not in it to ``rejected.jsonl``.
 
     Args:
-        data: file, folder, dataset or URL of rows, or a recipe (``.yaml``).
+        data: file, folder, dataset or URL of rows, or a recipe: a YAML file, a mapping or a Recipe.
         out: the folder, which must not be there yet.
         settings: ``key=value`` over the data section, such as ``clean=[dedupe]``.
         model: whose tokenizer counts tokens; needed for ``clean.max_length`` where the data is no recipe.
@@ -93,7 +98,7 @@ def prepare_data(
         DataError: the data cannot be read, a split would be empty, or the folder cannot be written.
         RecipeError: the settings contradict each other.
     """
-    listener = listener or Silent()
+    listener, named = listener or Silent(), data if isinstance(data, str) else "the recipe"
     folder = Path(out)
     _check_free(folder, overwrite=overwrite)
     section, source, seed, method = settings_of(
@@ -110,7 +115,7 @@ def prepare_data(
     if survey.raw_text != bool(survey.scan.raw_text[survey.scan.good].any()):
         raise DataError(
             "documents and conversations cannot be written as one dataset",
-            where=data,
+            where=named,
             why="A dataset has one shape: messages, or text.",
             remedy="prepare them separately, and name both folders in data.train",
         )
@@ -123,7 +128,7 @@ def prepare_data(
     with _dataset_folder(folder) as making:
         splits = _write(survey, outcome, making, listener)
         rejected = _write_rejected(survey, outcome, refused, making)
-        (making / "README.md").write_text(_card(data, survey, ledger, splits), encoding="utf-8")
+        (making / "README.md").write_text(_card(named, survey, ledger, splits), encoding="utf-8")
     return PreparedData(folder, splits, ledger, rejected)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from tunesmith.data.checks import near_duplicates
 from tunesmith.data.checks.personal import masked
 from tunesmith.data.checks.rules import RULES, look
-from tunesmith.data.checks.scripts import NO_SCRIPT, language_of, script_of
+from tunesmith.data.checks.scripts import NO_SCRIPT, knows_languages, language_of, script_of
 from tunesmith.data.examples.column_values import MISSING, value_of
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
@@ -240,7 +240,7 @@ def _note(facts: BlockFacts, example: Example, row: Row, reading: Reading) -> tu
         script = script_of(prompt)
     if script not in facts.scripts:
         facts.scripts.append(script)
-    if content[0] % LANGUAGE_SHARE == 0:
+    if content[0] % LANGUAGE_SHARE == 0 and knows_languages():
         facts.languages[language_of(own or prompt)] += 1
     if reading.near:
         facts.texts.append(f"{own}\n{answer}")

@@ -6,10 +6,12 @@ valid check digits, phone numbers only in a form that nothing else has.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from tunesmith.data.checks.scripts import TextSpan
 
@@ -29,13 +31,15 @@ def personal_data(text: str, kinds: Collection[str] = KINDS) -> list[Found]:
     """The personal data of a text, sorted by place and without overlaps.
 
     What looks like two kinds at once, such as a password with an ``@``, is of the first kind in this order: secret,
-    email, iban, card, phone.
+    email, iban, card, phone. Phone numbers are looked for if ``finds_phones``.
     """
     finders = {"secret": _secrets}
     if "@" in text:
         finders["email"] = _emails
     if _has_long_number(text):
-        finders |= {"iban": _ibans, "card": _cards, "phone": _phones}
+        finders |= {"iban": _ibans, "card": _cards}
+        if finds_phones():
+            finders["phone"] = _phones
     spans = [(kind, span) for kind, finder in finders.items() if kind in kinds for span in finder(text)]
     if not spans:
         return []
@@ -65,6 +69,12 @@ def masked(text: str, kinds: Collection[str] = KINDS, counts: Counter[str] | Non
                 counts[item.kind] += 1
         text = "".join([*pieces, text[at:]])
     return text
+
+
+@functools.cache
+def finds_phones() -> bool:
+    """Whether the package phonenumbers is installed, which knows the numbers of each country."""
+    return find_spec("phonenumbers") is not None
 
 
 def abbreviated(item: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from tunesmith.data.checks.facts import BlockFacts, Reading
 from tunesmith.data.files.rows import Block
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, pip_install
 
 INLINE_BLOCKS = 4  # looked at in this process before others are started: small data needs none
 IN_FLIGHT = 3  # blocks a process
@@ -115,7 +115,7 @@ class RayPool:
             import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise DataError(
-                "Ray is not installed", where="--ray", remedy="pip install 'tunesmith[ray]', or leave --ray out"
+                "Ray is not installed", where="--ray", remedy=f"{pip_install('ray')}, or leave --ray out"
             ) from None
         self._started = not ray.is_initialized()
         if self._started:

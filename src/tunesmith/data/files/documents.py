@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from tunesmith.data.files.rows import BadRow, Block, Row, RowStream, line_blocks, refuse_too_large, text_chunks
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, pip_install
 
 TEXT = ".txt"
 MARKUP = (".md", ".markdown", ".rst")
@@ -152,7 +152,7 @@ def html_rows(block: Block, rows: Callable[[Block], RowStream]) -> RowStream:
         raise DataError(
             f"{error.name} reads HTML, and it is not installed",
             where=block.name,
-            remedy="pip install 'tunesmith[html]', or save the pages as .txt",
+            remedy=f"{pip_install('html')}, or save the pages as .txt",
         ) from error
     try:
         page = block.payload.decode()

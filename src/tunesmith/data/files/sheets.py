@@ -19,7 +19,7 @@ from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import listed
 from tunesmith.data.files.rows import BLOCK_BYTES, BadRow, Block, blocks_of_rows
 from tunesmith.data.files.streams import seekable
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, pip_install
 
 SHEETS = (".xlsx", ".ods")
 MOST_UNPACKED = 2**30  # bytes, of a file that is packed to less than 1 / MOST_TIMES of them
@@ -176,7 +176,7 @@ def _library(suffix: str, name: str) -> Iterator[None]:
         raise DataError(
             f"{error.name} reads {suffix} files, and it is not installed",
             where=name,
-            remedy=f"pip install 'tunesmith[{suffix[1:]}]', or save the sheet as .csv",
+            remedy=f"{pip_install(suffix[1:])}, or save the sheet as .csv",
         ) from error
 
 

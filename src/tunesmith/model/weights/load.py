@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, pip_install
 
 if TYPE_CHECKING:
     import torch
@@ -268,4 +268,12 @@ def _not_loaded(folder: Path, what: str, error: Exception) -> ModelError:
     if "trust_remote_code" in text:
         return ModelError(what, where=str(folder), why="It needs Python code of its folder.", remedy=_CODE_REMEDY)
     first = "\n".join(text.splitlines()[:6])
+    if isinstance(error, ImportError) and "bitsandbytes" in text:
+        why = f"Its weights are stored in few bits, which bitsandbytes reads: {first}"
+        return ModelError(
+            what,
+            where=str(folder),
+            why=why,
+            remedy=f"{pip_install('8bit')}, or take the model as it was before it was quantized.",
+        )
     return ModelError(what, where=str(folder), why=first, remedy="fetch the model again, or update transformers.")

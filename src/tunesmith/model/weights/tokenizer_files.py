@@ -8,7 +8,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, pip_install
 
 _WHAT = "the tokenizer cannot be loaded"
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
@@ -34,7 +34,7 @@ def unreadable_tokenizer(folder: Path, error: Exception) -> ModelError | None:
                 where=str(folder),
                 why=f"There is no tokenizer.json, and {path.name} is read with the package {package}, which is not "
                 "installed.",
-                remedy=f"pip install 'tunesmith[{package}]', or use a copy of the model that has a tokenizer.json.",
+                remedy=f"{pip_install(package)}, or use a copy of the model that has a tokenizer.json.",
             )
     return None
 

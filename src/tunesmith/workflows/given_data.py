@@ -1,0 +1,52 @@
+"""Where rows that a Python program hands over are kept, and the recipe that names their files instead of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tunesmith.data.files.given_rows import is_rows, store_rows
+from tunesmith.runs.cache import cache_dir
+
+Given = TypeVar("Given")
+
+
+def with_files(recipe: Given) -> Given:
+    """A recipe whose rows are files. Those of a mapping are stored beside its run, in ``<output_dir>.rows``.
+
+    Args:
+        recipe: whatever ``read_recipe`` takes. In a mapping, ``data.train``, ``data.eval`` and ``data.test`` and the
+            ``path`` of a source may be rows.
+    """
+    if not isinstance(recipe, Mapping) or not isinstance(recipe.get("data"), Mapping):
+        return recipe
+    folder = recipe.get("output_dir")
+    folder = Path(f"{os.fspath(folder)}.rows") if isinstance(folder, str | os.PathLike) else _of_nobody()
+    data = dict(recipe["data"])
+    for split in ("train", "eval", "test"):
+        if split in data:
+            data[split] = _as_sources(data[split], folder, split)
+    return {**recipe, "data": data}  # type: ignore[return-value]
+
+
+def file_of(data: Any) -> str:
+    """The path of data: as it is, or of the rows, which are then kept in the cache."""
+    return str(store_rows(data, _of_nobody(), "rows")) if is_rows(data) else os.fspath(data)
+
+
+def _of_nobody() -> Path:
+    return cache_dir() / "rows"
+
+
+def _as_sources(value: Any, folder: Path, split: str) -> Any:
+    if is_rows(value):
+        return str(store_rows(value, folder, split))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping) and "path" in value:
+        return {**value, "path": _as_sources(value["path"], folder, split)}
+    if isinstance(value, list | tuple):
+        return [_as_sources(item, folder, split) for item in value]
+    return value

@@ -1,0 +1,170 @@
+"""`init`, `check`, `prepare` and `runs` for Python and notebooks, with the objects that the commands use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.files.given_rows import is_rows, store_rows
+from tunesmith.errors import RecipeError
+from tunesmith.recipe.row_shape import RowShape
+from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.notebook import html_table
+from tunesmith.runs.overview import Details, Summary, details, summaries
+from tunesmith.runs.progress import Listener
+from tunesmith.runs.whole_files import write_whole
+from tunesmith.workflows.check import Inspection, inspect
+from tunesmith.workflows.first_recipe import Starter, starter_recipe
+from tunesmith.workflows.given_data import file_of, with_files
+from tunesmith.workflows.prepare_data import PreparedData, prepare_data
+
+
+def init(
+    data: Any,
+    out: str | Path | None = None,
+    *,
+    model: str | None = None,
+    method: str | None = None,
+    format: RowShape = "auto",
+    columns: Mapping[str, str] | None = None,
+    instruction: str | None = None,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Starter:
+    """A commented recipe for some rows. ``tunesmith.train(starter.recipe)`` trains from it.
+
+    Args:
+        data: a path or URL, a list of dicts, a DataFrame of pandas or polars, or a datasets.Dataset.
+        out: the file to write it to. Rows that are no file are then kept beside it, in ``<name>.rows``.
+        model: hub id, folder or bundled name; the bundled one by default.
+        method: lora by default, or qlora if lora does not fit.
+        format: format of the rows; found from them by default.
+        columns: field to column.
+        instruction: one instruction for all rows.
+        overrides: ``key=value`` of the data section, about how files are read.
+        overwrite: replace the file.
+
+    Raises:
+        TunesmithError: the data cannot be read, or the file is there already.
+    """
+    file = None if out is None else Path(out)
+    if file is not None and file.exists() and not overwrite:
+        raise RecipeError("The file exists already", where=str(file), remedy="Name another one, or set overwrite=True.")
+    if file is not None and is_rows(data):
+        path = str(store_rows(data, file.with_suffix(".rows"), file.stem))
+    else:
+        path = file_of(data)
+    made = starter_recipe(
+        path, model=model, method=method, format=format, columns=columns, instruction=instruction, overrides=overrides
+    )
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, made.text)
+    return made
+
+
+def check(
+    data: Any,
+    settings: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    format: RowShape = "auto",
+    columns: Mapping[str, str] | None = None,
+    instruction: str | None = None,
+    against: Any = None,
+    near: bool = True,
+    show: int = 0,
+    listener: Listener | None = None,
+) -> Inspection:
+    """Every row looked at: findings, lengths, labels, and with a model the tokens that are learned.
+
+    Args:
+        data: a path or URL, a list of dicts, a DataFrame, a datasets.Dataset, or a recipe: a YAML file, a mapping or a
+            Recipe.
+        settings: ``key=value`` over the data section.
+        model: whose tokenizer and chat template are used; a recipe names its own.
+        format: format of the rows; with columns and instruction, on top of the recipe's.
+        columns: field to column.
+        instruction: one instruction for all rows.
+        against: rows that should not be among them.
+        near: look for near duplicates.
+        show: training rows to hand back as tokens; needs a model.
+        listener: hears the progress; nobody by default.
+
+    Raises:
+        TunesmithError: the data cannot be read, or no row is good.
+    """
+    return inspect(
+        with_files(data) if isinstance(data, Mapping | Recipe) else file_of(data),
+        settings=settings,
+        model=model,
+        format=format,
+        columns=columns,
+        instruction=instruction,
+        against=None if against is None else file_of(against),
+        near=near,
+        show=show,
+        listener=listener,
+    )
+
+
+def prepare(
+    data: Any,
+    out: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    format: RowShape = "auto",
+    columns: Mapping[str, str] | None = None,
+    instruction: str | None = None,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> PreparedData:
+    """Cleans and splits rows, and writes a ``datasets`` folder with a card and the rows that were left out.
+
+    Args:
+        data: a path or URL, a list of dicts, a DataFrame, a datasets.Dataset, or a recipe: a YAML file, a mapping or a
+            Recipe.
+        out: the folder.
+        settings: ``key=value`` over the data section, such as ``clean=[dedupe]``.
+        model: whose tokenizer counts tokens.
+        format: format of the rows.
+        columns: field to column.
+        instruction: one instruction for all rows.
+        overwrite: replace a dataset that is in the folder.
+        listener: hears the progress; nobody by default.
+
+    Raises:
+        TunesmithError: the data cannot be read, or the folder cannot be written.
+    """
+    return prepare_data(
+        with_files(data) if isinstance(data, Mapping | Recipe) else file_of(data),
+        os.fspath(out),
+        settings=settings,
+        model=model,
+        format=format,
+        columns=columns,
+        instruction=instruction,
+        overwrite=overwrite,
+        listener=listener,
+    )
+
+
+class RunList(list[Summary]):
+    """Runs, the way `tunesmith runs list` shows them."""
+
+    def _repr_html_(self) -> str:
+        header = ("run", "status", "step", "verdict", "metric", "base", "tuned", "updated")
+        return html_table(header, ([getattr(run, name) for name in header] for run in self))
+
+
+def list_runs(folder: str | Path = "runs") -> RunList:
+    """The runs in a folder and one level below, with status and verdict. Raises RunError if there is no such folder."""
+    return RunList(summaries(folder))
+
+
+def show_run(run: str | Path) -> Details:
+    """All about a run. Raises RunError if there is none in this folder, or its files are damaged."""
+    return details(run)
