@@ -15,9 +15,6 @@ NOT_YET = frozenset(
     {
         "no_header",
         "json_nan",
-        "parquet_class_labels",
-        "parquet_integers",
-        "saved_dataset",
         "label_studio_choices",
         "label_studio_answers",
         "argilla_records",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ UNITS = {"b": 10**9, "m": 10**6}
 class ModelSize:
     """The number of parameters, None if nothing tells it, and how it is known.
 
-    ``config`` is the model's if a plan can be made with it, and ``folder`` is the folder that it lies in.
+    ``config`` is the model's if a plan can be made with it, and ``folder`` is the folder it lies in. ``fault`` says
+    what is wrong with a folder or file that is here and is no model.
     """
 
     parameters: int | None
     basis: str
     config: Mapping[str, Any] | None = None
     folder: Path | None = None
+    fault: str | None = None
 
 
 def model_size(path: str) -> ModelSize:
@@ -42,8 +44,8 @@ def model_size(path: str) -> ModelSize:
 
         parameters = count_parameters(model_config(config, folder=folder, where=path))
         return ModelSize(parameters, "config.json", config, folder)
-    except ModelError:
-        return _by_name(path)
+    except ModelError as error:
+        return replace(_by_name(path), fault=str(error) if location.exists() else None)
 
 
 def _by_name(path: str) -> ModelSize:

@@ -20,13 +20,10 @@ from tunesmith.data.checks.scan import Scan
 from tunesmith.data.files.reader import own_eval_split
 from tunesmith.data.files.splits import TRAIN
 from tunesmith.data.finding import rows_in_words
-from tunesmith.data.placement import OUTCOME, place_rows
-from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN, labels_of
 from tunesmith.data.survey import Survey, survey_rows
-from tunesmith.errors import DataError, ModelError, RecipeError
-from tunesmith.evaluation.metrics.answers import JsonFields
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.weights.bundled import BUNDLED
-from tunesmith.planning import advice, workload
+from tunesmith.planning import advice, room, workload
 from tunesmith.planning.advice import Choice
 from tunesmith.planning.budget import gigabytes
 from tunesmith.planning.devices import Device, this_device
@@ -40,12 +37,22 @@ from tunesmith.recipe.row_shape import READING, RowShape
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.notebook import paragraph, preformatted
+from tunesmith.workflows.first_rows import (
+    Evaluation,
+    HeldOut,
+    Length,
+    counts,
+    evaluation_of,
+    length_of,
+    needed_keys,
+    preferred_objective,
+    texts_of,
+)
+from tunesmith.workflows.first_rows import held_out as rows_held_out
 
 if TYPE_CHECKING:
     from tunesmith.planning.method_table import Line
 
-SHARES = (0.1, 0.2, 0.3, 0.5)
-ENOUGH_HELD_OUT = 20  # rows; fewer seldom show a difference
 ROWS_JUDGED_ON_A_CPU = 200
 ENDINGS = re.compile(
     r"(\.(jsonl|ndjson|json|csv|tsv|parquet|txt|md|markdown|rst|html?))?(\.(gz|bz2|xz))?$", re.IGNORECASE
@@ -79,25 +86,6 @@ class Starter:
 
     def _repr_html_(self) -> str:
         return preformatted(self.text) + "".join(map(paragraph, self.warnings))
-
-
-@dataclass(frozen=True, slots=True)
-class _Evaluation:
-    """Metrics with the reason for them, and tokens of the longest answer."""
-
-    metrics: tuple[str, ...]
-    reason: str
-    new_tokens: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _HeldOut:
-    """The share of rows for data.eval, None for a split of the data's own; why; and the rows of both splits."""
-
-    share: float | None
-    reason: str
-    train: int
-    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,35 +137,42 @@ def starter_recipe(
         }
     )
     share = 0.0 if own_eval_split(source) is None else None
-    found = survey_rows(DataSettings.model_validate({"train": [source], "eval": share, "on_error": "skip"}), seed=0)
-    device = device or this_device()
-    held_out, evaluation = _held_out(found), _evaluation(found.scan)
+    preferred = preferred_objective(source)
+    found = survey_rows(
+        DataSettings.model_validate({"train": [source], "eval": share, "on_error": "skip"}),
+        seed=0,
+        objective=preferred[0] if preferred else None,
+    )
+    device, path = device or this_device(), model or next(iter(BUNDLED))
+    size, texts = model_size(path), texts_of(found.scan)
+    held_out, evaluation = rows_held_out(found), evaluation_of(found.scan, texts)
+    length = length_of(found.scan, texts, size.config, size.folder)
     reader = found.scan.sources[0].reader
-    rows, bad = _counts(found.scan, found.scan.sources[0].rows)
+    rows, bad = counts(found.scan, found.scan.sources[0].rows)
     objectives = [name for name, shape in OBJECTIVE_SHAPES.items() if shape == reader.shape]
-    max_length = _max_length(found.scan)
-    path = model or next(iter(BUNDLED))
     start = _start(
         method,
         objectives[0] if objectives else "sft",
         found,
         held_out.train,
         model=path,
+        size=size,
         device=device,
-        max_length=max_length,
+        max_length=length.tokens,
     )
+    also = f"; sft learns from them as {preferred[1]}" if preferred else ""
     about = f"{data}: {rows_in_words(rows)}, {reader.reason}"
     if bad:
         about += f"; {rows_in_words(bad)} cannot be used (`tunesmith check` says why)"
     recipe = CommentedRecipe(_printable(about), f"Machine: {device.described}")
     recipe.add("model", path, _about_model(model is None, device, start.size))
-    _add_data(recipe, source, found.scan, held_out, max_length)
+    _add_data(recipe, source, found.scan, held_out, length)
     if start.memory:
         recipe.comment("method", start.memory)
     _add_choices(recipe, start, "method")
     if objectives:
         others = f"; also {', '.join(objectives[1:])}" if objectives[1:] else ""
-        why = f"learns which answers are better, of rows of the shape {reader.shape}{others}"
+        why = f"learns which answers are better, of rows of the shape {reader.shape}{others}{also}"
         recipe.add("objective", objectives[0], why)
     _add_training(recipe, start, evaluated=bool(held_out.rows))
     _add_evaluation(recipe, evaluation, held_out, device)
@@ -189,12 +184,12 @@ def starter_recipe(
         rows=rows,
         bad=bad,
         shape=reader.shape,
-        reason=reader.reason,
+        reason=f"{reader.reason}{also}",
         metrics=evaluation.metrics if held_out.rows else (),
         method=start.choices["method.name"].value,
         parameters=start.size.parameters,
         choices=start.choices,
-        warnings=start.warnings,
+        warnings=(*start.warnings, *([length.warning] if length.warning else [])),
     )
 
 
@@ -253,14 +248,21 @@ def _on_one_line(values: list[str] | dict[str, str]) -> CommentedSeq | Commented
 
 
 def _start(
-    asked: str | None, objective: str, found: Survey, rows: int, *, model: str, device: Device, max_length: int
+    asked: str | None,
+    objective: str,
+    found: Survey,
+    rows: int,
+    *,
+    model: str,
+    size: ModelSize,
+    device: Device,
+    max_length: int,
 ) -> _Start:
     """Every hyperparameter that ``advice`` knows, from the model's size, the rows and what fits.
 
     Args:
         rows: to train on.
     """
-    size = model_size(model)
     batch, epochs = advice.batch_size(rows), advice.epochs(rows)
     steps = epochs.value * math.ceil(rows / batch.value)
     recipe = Recipe.model_validate(
@@ -273,8 +275,9 @@ def _start(
         }
     )
     work = workload.of_survey(found, recipe)
-    lines = _planned(recipe, size, work, device)
-    method = advice.method(asked, rows, {name: line.fits for name, line in lines.items()})
+    lines, refused = _planned(recipe, size, work, device)
+    fits = {name: line.fits for name, line in lines.items()} or room.weights_fit(size.parameters, device)
+    method = advice.method(asked, rows, fits)
     choices = {"method.name": method}
     if advice.is_adapter(method.value):
         learned = work.logits // 2 if objective == "kto" else work.logits  # half are answers to other rows' prompts
@@ -293,22 +296,27 @@ def _start(
         warnings.append(f"full: {advice.too_few(rows)} (guide)")
     if method.value in lines and not lines[method.value].fits:
         warnings.append(f"{method.value} does not fit on this machine: {lines[method.value].why}")
+    elif refused or method.value not in lines:
+        warnings += [why for why in (refused, room.too_large(size, method.value, device)) if why][:1]
     if command := advice.to_install(method.value):
         warnings.append(f"{method.value} needs bitsandbytes, which is not installed: {command}")
     return _Start(size, _memory_in_words(lines, device), choices, steps, tuple(warnings))
 
 
-def _planned(recipe: Recipe, size: ModelSize, work: Workload, device: Device) -> dict[str, Line]:
-    """What each method would need here, if the model's config is at hand. Imports torch only then."""
+def _planned(recipe: Recipe, size: ModelSize, work: Workload, device: Device) -> tuple[dict[str, Line], str | None]:
+    """What each method would need here, if the model's config is at hand, and why there is no plan.
+
+    Imports torch only then.
+    """
     if size.config is None:
-        return {}
+        return {}, size.fault and f"the model cannot be trained: {size.fault}"
     from tunesmith.planning.method_table import plan_methods
 
     try:
         planned = plan_methods(recipe, size.config, work, device, folder=size.folder)
-    except ModelError:
-        return {}
-    return {line.method: line for line in planned.lines if line.tokens}
+    except ModelError as error:
+        return {}, f"the model cannot be trained on this machine: {error}"
+    return {line.method: line for line in planned.lines if line.tokens}, None
 
 
 def _memory_in_words(lines: Mapping[str, Line], device: Device) -> str | None:
@@ -347,62 +355,6 @@ def _name(data: str) -> str:
     return re.sub(r"[^\w-]+", "-", name).strip("-") or "data"
 
 
-def _counts(scan: Scan, rows: slice) -> tuple[int, int]:
-    good = int(scan.good[rows].sum())
-    return good, rows.stop - rows.start - good
-
-
-def _held_out(found: Survey) -> _HeldOut:
-    """The dataset's own split; else the smallest share that holds out enough rows, else the one with the most."""
-    train, held_out = (_counts(found.scan, each.rows)[0] for each in (found.scan.sources[0], found.scan.sources[-1]))
-    if len(found.scan.sources) > 1:
-        split = found.scan.sources[-1].reader.split
-        return _HeldOut(None, f"eval: the data's own split {split} ({held_out:,} rows) is held out", train, held_out)
-    best = _HeldOut(0, "too few different prompts to hold any out, so there will be no verdict", train, 0)
-    for share in SHARES:
-        try:
-            outcome = place_rows(found.scan, found.settings, eval_share=share, test_share=0.0)
-        except DataError:
-            continue
-        rows = int((outcome == OUTCOME["held_out"]).sum())
-        if rows > best.rows:
-            why = f"{rows:,} rows are held out, chosen by their prompts, to judge on"
-            best = _HeldOut(share, why, train - rows, rows)
-        if rows >= ENOUGH_HELD_OUT:
-            break
-    return best
-
-
-def _evaluation(scan: Scan) -> _Evaluation:
-    """Metrics by what the answers look like."""
-    shape = scan.sources[0].reader.shape
-    if shape == "preference":
-        return _Evaluation(("preference_accuracy",), "how often the model finds the chosen answer likelier", None)
-    if shape == "unpaired_preference":
-        return _Evaluation(("loss",), "kto's own: there are no pairs to compare", None)
-    if not (scan.good & ~scan.raw_text).any():
-        return _Evaluation((), "raw text has no answers to compare, so the verdict is by loss", None)
-    answers = (example.answer() for block in scan.examples() for _, example in block if example.text is None)
-    most_bytes, json_objects = 0, True
-    for answer in answers:
-        most_bytes = max(most_bytes, len(answer.encode(errors="replace")))
-        json_objects = json_objects and JsonFields().fault_of(answer) is None
-    new_tokens = min(1024, 32 * math.ceil((most_bytes / 2 + 16) / 32))  # few tokenizers need one for two bytes
-    if json_objects:
-        return _Evaluation(
-            ("json_exact", "json_fields"),
-            "every answer is a JSON object: equal as a whole, and field by field",
-            new_tokens,
-        )
-    labels = labels_of(scan)
-    if labels is not None:
-        longest = int(scan.answer_characters.max())
-        reason = f"the answers are labels: {len(labels):,} different ones, of at most {longest} characters"
-        return _Evaluation(("exact_match",), reason, new_tokens)
-    reason = "free text has many right answers, so the verdict is by loss; or name a function: [my_module:score]"
-    return _Evaluation((), reason, new_tokens)
-
-
 def _about_model(bundled: bool, device: Device, size: ModelSize) -> str:
     if not bundled:
         if size.parameters is None:
@@ -414,22 +366,7 @@ def _about_model(bundled: bool, device: Device, size: ModelSize) -> str:
     return f"the smallest; this GPU has room for about {billions:.0f}B parameters under lora (a hub id or folder)"
 
 
-def _max_length(scan: Scan) -> int:
-    if _only_documents(scan):
-        return 2048  # longer ones are split
-    return 2 ** math.ceil(math.log2(max(2048, 1.25 * _longest(scan))))
-
-
-def _only_documents(scan: Scan) -> bool:
-    return not (scan.good & ~scan.raw_text).any()
-
-
-def _longest(scan: Scan) -> int:
-    """Tokens, by characters."""
-    return int(scan.characters[scan.sources[0].rows].max()) // CHARACTERS_PER_TOKEN
-
-
-def _add_data(recipe: CommentedRecipe, source: SourceSettings, scan: Scan, held_out: _HeldOut, max_length: int) -> None:
+def _add_data(recipe: CommentedRecipe, source: SourceSettings, scan: Scan, held_out: HeldOut, length: Length) -> None:
     recipe.add("data.train", source.path)
     if held_out.share is None:
         recipe.comment("data", held_out.reason)
@@ -444,10 +381,11 @@ def _add_data(recipe: CommentedRecipe, source: SourceSettings, scan: Scan, held_
     for key in READING:
         if getattr(source, key) is not None:
             recipe.add(f"data.{key}", getattr(source, key))
-    why = f"tokens; the longest row has about {max(_longest(scan), 1):,}, by its characters"
-    if _only_documents(scan):
-        why = "tokens; a longer document is split into blocks, none is lost"
-    recipe.add("data.max_length", max_length, why)
+    for key, (value, why) in needed_keys(scan).items():
+        recipe.add(f"data.{key}", value, why)
+    recipe.add("data.max_length", length.tokens, length.reason)
+    if length.warning:
+        recipe.add("data.too_long", "drop", "rows that are longer than that are left out, and counted")
 
 
 def _add_training(recipe: CommentedRecipe, start: _Start, *, evaluated: bool) -> None:
@@ -461,7 +399,7 @@ def _add_training(recipe: CommentedRecipe, start: _Start, *, evaluated: bool) ->
     recipe.add("training.seed", 0)
 
 
-def _add_evaluation(recipe: CommentedRecipe, evaluation: _Evaluation, held_out: _HeldOut, device: Device) -> None:
+def _add_evaluation(recipe: CommentedRecipe, evaluation: Evaluation, held_out: HeldOut, device: Device) -> None:
     if not held_out.rows:
         return
     recipe.add("evaluation.metrics", _on_one_line(list(evaluation.metrics)), evaluation.reason)

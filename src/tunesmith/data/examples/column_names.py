@@ -86,6 +86,11 @@ class ColumnsUnclear(DataError):
         return {**super().to_json(), "error": DataError.__name__}
 
 
+def is_label_name(name: str) -> bool:
+    """Whether a column of this name holds labels."""
+    return any(_plain(name) in answers.split() for kind, _, answers in PAIRS if kind == "a text and its label")
+
+
 def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) -> Proposal | None:
     """The only pair of columns whose names are known for question and answer and whose values are texts.
 
