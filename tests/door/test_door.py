@@ -93,3 +93,16 @@ def _columns(data: dict[str, object]) -> object:
     sources = data["train"] if isinstance(data["train"], list) else [data["train"]]
     own = sources[0] if isinstance(sources[0], dict) else {}
     return dict(own.get("columns") or data.get("columns") or {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [file for file in FILES if file.name in NOT_YET], ids=lambda file: file.name)
+def test_train_takes_what_init_wrote_or_init_says_what_to_do(file: RealFile, model: Path, tmp_path: Path) -> None:
+    for module in file.needs:
+        pytest.importorskip(module)
+    opened = open_file(file, write(file, tmp_path / "files"), model=model, home=tmp_path / "home")
+    assert "TRACEBACK" not in opened.init.said
+    if opened.init.code:
+        assert "What to do: " in opened.init.said
+    else:
+        assert opened.trains, opened.dry_run
