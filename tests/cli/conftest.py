@@ -118,7 +118,11 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
         )
 
     def dry_run(recipe: Any, overrides: Any = (), *, listener: Any) -> Any:
-        return [("model.path", "m", f"{recipe}:1"), ("training.learning_rate", 2e-4, "auto")]
+        return [
+            ("training.seed", 0, "default"),
+            ("model.path", "m", f"{recipe}:1"),
+            ("training.learning_rate", 2e-4, "auto"),
+        ]
 
     def evaluate(target: Any, *, data: Any = None, settings: Any = (), listener: Any) -> Any:
         calls.asked.append({"target": target, "data": data, "settings": settings})

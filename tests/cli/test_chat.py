@@ -141,3 +141,18 @@ def test_a_chat_has_one_answer_to_a_message(command: Command, tuned: Any, pipe: 
     outcome = command("chat", "x", "num_return_sequences=2", "do_sample=true")
     assert outcome.code == 1
     assert "A chat has one answer to each message" in outcome.err
+
+
+def test_help_lists_the_commands(command: Command, tuned: Any, pipe: Any) -> None:
+    pipe("/help\n")
+    outcome = command("chat", "x")
+    assert tuned.asked == []
+    for line in ("/help   lists the commands", "/reset  starts over", "/exit   ends the chat"):
+        assert f"\n{line}" in f"\n{outcome.err}"
+
+
+def test_a_person_who_mistypes_a_command_is_told_which_there_are(command: Command, tuned: Any, keyboard: Any) -> None:
+    keyboard("/quit", "/etc/hosts")
+    outcome = command("chat", "x")
+    assert "There is no command /quit. /help, /reset, /exit are the commands." in outcome.err
+    assert [call["messages"] for call in tuned.asked] == [[("user", "/etc/hosts")]]

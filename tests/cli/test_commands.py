@@ -67,6 +67,7 @@ def test_no_command_shows_the_help(command: Command) -> None:
         (["check", "rows.jsonl", "--show", "-1", "--model", "m"], "greater than or equal to 0"),
         (["check", "rows.jsonl", "--format", "csv"], "alpaca"),
         (["init", "rows.jsonl", "--columns", "input"], "FIELD=COLUMN"),
+        (["train", "r.yaml", "--all"], "--dry-run"),
     ],
 )
 def test_a_command_that_is_not_understood_exits_with_2(command: Command, arguments: list[str], said: str) -> None:
@@ -109,14 +110,25 @@ def test_a_run_folder_can_be_resumed(command: Command, finetune: Any, tmp_path: 
     assert finetune.asked[0]["recipe"] == "runs"
 
 
-def test_dry_run_shows_every_setting_with_its_source(command: Command, recipe: str, finetune: Any) -> None:
-    assert command("train", recipe, "--dry-run").out.splitlines() == [
+def test_dry_run_shows_what_was_set_first_and_defaults_only_when_asked(
+    command: Command, recipe: str, finetune: Any
+) -> None:
+    lines = [
         "key                     value   source",
         'model.path              "m"     recipe.yaml:1',
         "training.learning_rate  0.0002  auto",
     ]
+    assert command("train", recipe, "--dry-run").out.splitlines() == [
+        *lines,
+        "Not shown: 1 defaults; --all shows them.",
+    ]
+    assert command("train", recipe, "--dry-run", "--all").out.splitlines() == [
+        *lines,
+        "training.seed           0       default",
+    ]
     found = command("train", recipe, "--dry-run", "--json").json
-    assert found["settings"][1] == {"key": "training.learning_rate", "value": 0.0002, "source": "auto"}
+    assert found["settings"][0] == {"key": "training.seed", "value": 0, "source": "default"}
+    assert found["settings"][2] == {"key": "training.learning_rate", "value": 0.0002, "source": "auto"}
     assert finetune.asked == []
 
 

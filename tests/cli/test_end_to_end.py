@@ -54,6 +54,10 @@ def test_from_data_to_answers(
 
     judged = command("eval", "runs/rows", "max_rows=4", "--json").json
     assert judged["rows"] == 4 and judged["target"] == "runs/rows"
+    (kept,) = command("runs", "show", "runs/rows", "--json").json["evaluations"]
+    assert (kept["data"], kept["settings"]) == (None, ["max_rows=4"])
+    assert {name: kept[name] for name in judged} == judged
+    assert ", on its held-out rows, max_rows=4:\n" in command("runs", "show", "runs/rows").out
     alone = command("eval", str(tiny_model_dir), "--data", "rows.jsonl", "max_rows=4", "--json").json
     assert alone["verdict"] is None and alone["metrics"]["loss"]["value"] > 0
 

@@ -38,7 +38,7 @@ SURFACE = {
     ),
     "train": (
         ["RECIPE", "KEY=VALUE"],
-        ["--resume", "--overwrite", "--dry-run", "--lr-range", "--lr-min", "--lr-max", "--lr-steps", "--json"],
+        ["--resume", "--overwrite", "--dry-run", "--all", "--lr-range", "--lr-min", "--lr-max", "--lr-steps", "--json"],
     ),
     "eval": (["TARGET", "KEY=VALUE"], ["--data", "--json"]),
     "generate": (["TARGET", "KEY=VALUE"], ["--prompt", "--system", "--instruction", "--raw", "--base", "--json"]),

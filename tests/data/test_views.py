@@ -42,7 +42,7 @@ def test_the_refusal_of_bad_rows_names_each_reason_once(tmp_path: Path) -> None:
 
 def test_masking_says_how_many_items_of_each_kind_it_masked(tmp_path: Path) -> None:
     rows = [{"prompt": f"mail a{n}@example.org and b@example.org", "completion": "+44 20 7946 0958"} for n in range(4)]
-    section = {"train": write(tmp_path, [*rows, {"prompt": "nothing", "completion": "here"}])}
+    section = {"train": write(tmp_path, [*rows, {"prompt": "nothing", "completion": "here"}]), "eval": 0}
     found = survey_rows(DataSettings.model_validate({**section, "clean": {"mask_pii": ["email", "phone"]}}), seed=0)
     assert found.notes[-1] == "masked by data.clean.mask_pii: email 8, phone 4"
     plain = survey_rows(DataSettings.model_validate(section), seed=0)

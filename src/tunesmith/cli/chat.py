@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from tunesmith.data.examples.message import Message
     from tunesmith.deploy.tuned import Tuned
 
-WELCOME = "/reset starts over, /exit or Ctrl-D ends the chat, Ctrl-C stops an answer."
+WELCOME = "/help lists the commands, /exit or Ctrl-D ends the chat, Ctrl-C stops an answer."
+COMMANDS = {
+    "/help": "lists the commands",
+    "/reset": "starts over: the history is empty, and the system message stays",
+    "/exit": "ends the chat, as Ctrl-D does",
+}
+OTHERS = "Every other line is a message; history is kept. Ctrl-C stops an answer."
 
 
 def chat(
@@ -36,7 +43,7 @@ def chat(
     """Talk with a model.
 
     Each line is a message; history is kept. The run's instruction goes before the newest message, as in training.
-    /reset starts over, /exit or Ctrl-D ends the chat, Ctrl-C stops an answer.
+    /help lists the commands: /reset starts over, /exit or Ctrl-D ends the chat. Ctrl-C stops an answer.
     """
     with session() as terminal:
         wanted = generation_settings(settings)
@@ -71,8 +78,21 @@ class _Chat:
             if line == "/reset":
                 self._reset()
                 self.terminal.note("The history is empty.")
+            elif line == "/help":
+                self._help()
+            elif self._is_unknown(line):
+                self.terminal.note(f"There is no command {line}. {', '.join(COMMANDS)} are the commands.")
             elif line:
                 self._reply(line)
+
+    def _help(self) -> None:
+        for name, meaning in COMMANDS.items():
+            self.terminal.note(f"{name:<7} {meaning}")
+        self.terminal.note(OTHERS)
+
+    def _is_unknown(self, line: str) -> bool:
+        """Whether a person typed one word that looks like a command, such as /quit. In a pipe it is a message."""
+        return self.interactive and re.fullmatch(r"/[a-z]+", line) is not None
 
     def _reset(self) -> None:
         from tunesmith.data.examples.message import Message

@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunesmith.cli.options import AsJson, Overwrite
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
-from tunesmith.cli.terminal.tables import curve, metrics_table, table
+from tunesmith.cli.terminal.tables import curve, metrics_table, table, verdict_line
 from tunesmith.cli.terminal.text import as_text, duration, escaped
 from tunesmith.runs.progress import Advance
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tunesmith.runs.watching import Event
 
 _VERDICT_COLOURS = {"better": "green", "worse": "red", "no evidence": "yellow"}
+EVALUATIONS_SHOWN = 3
 _WIDEST = 100  # columns of a curve
 
 
@@ -152,6 +153,8 @@ def _report(found: Details, terminal: Terminal) -> None:
     if found.error is not None:
         terminal.write(f"{terminal.styled('error', fg='red')}: {escaped(str(found.error.get('what')))}")
     _report_verdict(found, terminal)
+    for evaluation in found.evaluations[-EVALUATIONS_SHOWN:]:
+        _report_evaluation(evaluation, terminal)
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     lines = curve(found.training, found.validation, width=width)
     for line in ["", *lines] if lines else []:
@@ -165,6 +168,15 @@ def _report(found: Details, terminal: Terminal) -> None:
             if "selection" in verdict and path.name.endswith(f"-{verdict['step']:06d}"):
                 mark += "  judged"
             terminal.write(f"{path}{mark}")
+
+
+def _report_evaluation(evaluation: dict[str, Any], terminal: Terminal) -> None:
+    asked = [evaluation["data"] or "its held-out rows", *evaluation["settings"]]
+    terminal.write("")
+    terminal.write(escaped(f"eval {evaluation['target']} at {evaluation['time']}, on {', '.join(asked)}:"))
+    terminal.write(verdict_line(evaluation))
+    for line in metrics_table(evaluation["metrics"], width=terminal.columns):
+        terminal.write(line)
 
 
 def _report_verdict(found: Details, terminal: Terminal) -> None:

@@ -12,6 +12,7 @@ from tunesmith.cli.options import AsJson, Overrides, Overwrite
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, settings_table, table, verdict_line
+from tunesmith.cli.terminal.text import escaped
 
 RATES_SHOWN = 12
 
@@ -29,7 +30,10 @@ def train(
     ] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show every setting with its value and source, and train nothing.")
+        bool, typer.Option("--dry-run", help="Show the settings with their sources, and train nothing.")
+    ] = False,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="With --dry-run: also show the settings that have their defaults.")
     ] = False,
     lr_range: Annotated[
         bool,
@@ -59,6 +63,8 @@ def train(
     """
     if resume and overwrite:
         raise typer.BadParameter("--resume continues the run that --overwrite would remove: give one of them")
+    if show_all and not dry_run:
+        raise typer.BadParameter("this flag needs --dry-run", param_hint="--all")
     _check_range(
         lr_range,
         others={"--resume": resume, "--overwrite": overwrite, "--dry-run": dry_run},
@@ -70,7 +76,7 @@ def train(
 
             read_recipe(recipe, overrides or [])  # reports an error before torch is imported
         if dry_run:
-            _show_settings(recipe, overrides or [], terminal)
+            _show_settings(recipe, overrides or [], terminal, defaults=show_all)
             return
         if lr_range:
             _show_range(recipe, overrides or [], terminal, lr_min=lr_min, lr_max=lr_max, steps=lr_steps)
@@ -81,18 +87,37 @@ def train(
         terminal.write(verdict_line(result.verdict))
         for line in metrics_table(result.metrics, width=terminal.columns) if result.metrics else []:
             terminal.write(line)
+        _show_samples(result.run, terminal)
         terminal.write(
             f"The run is {result.run}. Next: `tunesmith runs show {result.run}`, `tunesmith chat {result.run}`"
         )
         terminal.result(result.to_json())
 
 
-def _show_settings(recipe: str, overrides: list[str], terminal: Terminal) -> None:
+def _show_samples(folder: Path, terminal: Terminal) -> None:
+    """What the evaluation generated: a few answers of both models, and the labels that are wrong most often."""
+    from tunesmith.runs.folder import Run
+    from tunesmith.runs.samples import SAMPLES, side_by_side, worst_labels
+
+    samples = Run(folder).read_lines(SAMPLES)
+    worst = worst_labels(samples)
+    for line in [*([worst] if worst else []), *side_by_side(samples)]:
+        terminal.write(escaped(line))
+
+
+def _show_settings(recipe: str, overrides: list[str], terminal: Terminal, *, defaults: bool) -> None:
+    """What was set comes first, then what follows from the data, the model and the machine, then the defaults."""
     from tunesmith.workflows import finetune
 
     settings = finetune.dry_run(recipe, overrides, listener=terminal)
-    for line in settings_table(settings):
+    of_default = [setting for setting in settings if setting[2] == "default"]
+    resolved = [setting for setting in settings if setting[2] == "auto"]
+    given = [setting for setting in settings if setting not in of_default and setting not in resolved]
+    shown = [*given, *resolved, *(of_default if defaults else [])]
+    for line in settings_table(shown, width=terminal.columns):
         terminal.write(line)
+    if of_default and not defaults:
+        terminal.write(f"Not shown: {len(of_default)} defaults; --all shows them.")
     terminal.result({"settings": [{"key": key, "value": value, "source": source} for key, value, source in settings]})
 
 

@@ -6,6 +6,7 @@ data.json          sources and their hashes         samples.jsonl   answers of b
 template.json      the chat template as used        verdict.json    better, no evidence, or worse
 memory.json        peak, predicted and measured     status.json     the state of the run
 samples_during.jsonl   an answer at each validation
+evaluations.jsonl      what `eval` measured later
 checkpoints/step-NNNNNN/
 """
 
@@ -25,6 +26,7 @@ from tunesmith.errors import RunError
 from tunesmith.runs.whole_files import write_whole
 
 TRIES, BETWEEN_TRIES = 5, 0.05  # to take the lock; seconds
+EVALUATIONS = "evaluations.jsonl"
 State = Literal["starting", "running", "finished", "failed", "stopped"]
 
 

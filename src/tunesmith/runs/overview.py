@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError
-from tunesmith.runs.folder import Run, find_runs
+from tunesmith.runs.folder import EVALUATIONS, Run, find_runs
 from tunesmith.runs.notebook import html_table, metrics_html
 
 
@@ -29,7 +29,10 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """All about a run. ``training`` and ``validation`` are (step, loss), and ``facts`` are (name, text)."""
+    """All about a run. ``training`` and ``validation`` are (step, loss), and ``facts`` are (name, text).
+
+    ``evaluations`` are the results of `eval`, oldest first, with time, target, data and settings.
+    """
 
     summary: Summary
     facts: list[tuple[str, str]]
@@ -39,6 +42,7 @@ class Details:
     validation: list[tuple[int, float]]
     checkpoints: list[Path]
     best: dict[str, Any] | None
+    evaluations: list[dict[str, Any]]
 
     def _repr_html_(self) -> str:
         state = ("status", self.summary.status)
@@ -47,7 +51,7 @@ class Details:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The summary's fields, and facts, result, error, training, validation, checkpoints and best."""
+        """The summary's fields, and facts, result, error, training, validation, checkpoints, best and evaluations."""
         return {
             **asdict(self.summary),
             "facts": dict(self.facts),
@@ -57,6 +61,7 @@ class Details:
             "validation": self.validation,
             "checkpoints": [str(path) for path in self.checkpoints],
             "best": self.best,
+            "evaluations": self.evaluations,
         }
 
 
@@ -125,6 +130,7 @@ def details(folder: str | Path) -> Details:
         validation=[(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line],
         checkpoints=run.checkpoints,
         best=status.get("best"),
+        evaluations=run.read_lines(EVALUATIONS),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_names
 from tunesmith.evaluation.task import task_batches
 from tunesmith.planning.budget import micro_batch_tokens
+from tunesmith.runs.folder import EVALUATIONS, Run
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.training.rehearsal import memory_faults
 from tunesmith.training.tasks import make_tasks
@@ -62,7 +64,21 @@ def evaluate(
     with memory_faults():
         judge = _with_reference(tuned, judge, listener)
         verdict, _ = judge.verdict(tuned.model, base, listener=listener)
-    return {**verdict, "base_model": name}
+    found = {**verdict, "base_model": name}
+    if tuned.target.run is not None:
+        _keep(tuned.target.run, {"target": str(target), "data": data, "settings": list(settings), **found}, listener)
+    return found
+
+
+def _keep(run: Run, found: dict[str, Any], listener: Listener) -> None:
+    """Adds the result to those that the run's folder holds. A folder that takes no files is only a warning."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    try:
+        run.append(EVALUATIONS, {"time": now, **found})
+    except OSError as error:
+        listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
+    else:
+        listener.say(f"kept in {run.folder / EVALUATIONS}; `tunesmith runs show {run.folder}` shows it")
 
 
 def _with_reference(tuned: Tuned, judge: Judge, listener: Listener) -> Judge:

@@ -15,6 +15,7 @@ from tunesmith.evaluation.compare import sentence
 from tunesmith.recipe.file import dump, read_recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.samples import SAMPLES, one_line
 from tunesmith.workflows.finetune import TrainResult, stored_result, train
 
 ROWS = resources.files("tunesmith.workflows.demo")  # the folder of train.jsonl and test.jsonl
@@ -83,11 +84,11 @@ def _copy_rows(name: str, folder: Path) -> int:
 
 def _show(run: Run, listener: Listener) -> None:
     listener.say(f"\n{SHOWN} held-out rows, with the answers of the base and the tuned model:")
-    for number, line in enumerate(run.read_lines("samples.jsonl")[:SHOWN], start=1):
+    for number, line in enumerate(run.read_lines(SAMPLES)[:SHOWN], start=1):
         rows = {"input": _input(line), "base": line["base"], "tuned": line["tuned"], "truth": line["truth"]}
         listener.say(f"\n  {number}.")
         for name, text in rows.items():
-            listener.say(f"    {name:<6} {_one_line(text)}")
+            listener.say(f"    {name:<6} {one_line(text)}")
 
 
 def _input(line: dict[str, Any]) -> str:
@@ -98,8 +99,3 @@ def _input(line: dict[str, Any]) -> str:
             if count == int(number):
                 return json.loads(row)["input"]
     return line["prompt"]
-
-
-def _one_line(text: str) -> str:
-    flat = " | ".join(part.strip() for part in text.strip().splitlines() if part.strip())
-    return flat if len(flat) <= 160 else f"{flat[:157]}..."

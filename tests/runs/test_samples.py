@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from typing import Any
+
+from tunesmith.runs.samples import LONGEST, side_by_side, worst_labels
+
+
+def sample(number: int, **values: Any) -> dict[str, Any]:
+    return {"source": f"a.jsonl:{number}", "prompt": f"ask\n{number}", "truth": "yes", "tuned": "yes", **values}
+
+
+def scored(truth: str, right: bool) -> dict[str, Any]:
+    return sample(1, truth=truth, scores={"exact_match": float(right)})
+
+
+def test_the_first_rows_are_shown_with_base_tuned_and_truth() -> None:
+    lines = side_by_side([sample(number, base="no\nidea") for number in range(1, 9)])
+    assert lines[0] == "3 held-out rows, with the answers of the base and the tuned model:"
+    assert lines[1:6] == [
+        "  a.jsonl:1",
+        "    prompt ask 1",
+        "    base   no | idea",
+        "    tuned  yes",
+        "    truth  yes",
+    ]
+    assert len(lines) == 16
+
+
+def test_a_long_prompt_is_shown_by_its_end() -> None:
+    line = side_by_side([sample(1, prompt="instruction " * 50 + "the question")])[2]
+    assert line.startswith("    prompt ...") and line.endswith(" the question")
+    assert len(line) == len("    prompt ") + LONGEST
+
+
+def test_without_samples_nothing_is_said() -> None:
+    assert side_by_side([]) == []
+    assert worst_labels([]) is None
+
+
+def test_labels_that_are_wrong_most_often_come_first() -> None:
+    rows = [scored("a", True)] * 4 + [scored("b", False)] * 2 + [scored("c", True), scored("c", False)]
+    assert worst_labels(rows) == "labels, worst first: b 0 of 2, c 1 of 2 right"
+
+
+def test_answers_that_are_no_labels_have_no_worst_ones() -> None:
+    assert worst_labels([scored(str(number), False) for number in range(10)]) is None
+    assert worst_labels([sample(1, truth="a"), sample(2, truth="a")]) is None
+    assert worst_labels([scored("a", True), scored("a", True), scored("b", True), scored("b", True)]) is None
