@@ -29,6 +29,7 @@ from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.files.rows import by_reason
 from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.recipe.paths import local, shown
 
 if TYPE_CHECKING:
     from tunesmith.data.examples.column_names import Proposal
@@ -82,7 +83,7 @@ def init(
     """
     mapping = parse_columns(columns)
     with session(as_json) as terminal:
-        file = Path(out)
+        file = Path(local(out))
         if file.exists() and not overwrite:
             raise RecipeError(
                 "This recipe already exists", where=out, remedy="Name another file with --out, or add --overwrite."
@@ -125,7 +126,7 @@ def init(
         terminal.write(f"{starter.rows:,} rows: {starter.reason}")
         if starter.bad:
             rows, them = ("row", "it") if starter.bad == 1 else ("rows", "them")
-            terminal.warn(f"{starter.bad:,} {rows} cannot be used: `tunesmith check {data}` lists {them}.")
+            terminal.warn(f"{starter.bad:,} {rows} cannot be used: `tunesmith check {shown(data)}` lists {them}.")
         for warning in starter.warnings:
             terminal.warn(warning)
         terminal.write(f"Wrote {out}. Next: `tunesmith check {out} --show 3`, then `tunesmith train {out}`")
@@ -229,7 +230,7 @@ def check(
         if html:
             from tunesmith.data.report.page import data_report
 
-            _write(Path(html), data_report(report, title=data), what="report")
+            _write(Path(local(html)), data_report(report, title=shown(data)), what="report")
             terminal.write(f"Wrote {html}")
         terminal.result(report)
         if not found.is_good:

@@ -14,6 +14,7 @@ from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import table
 from tunesmith.errors import RecipeError
 from tunesmith.planning.memory import GIB
+from tunesmith.recipe.paths import local
 
 if TYPE_CHECKING:
     from tunesmith.planning.method_table import Line, Planned
@@ -96,7 +97,7 @@ def _asked(recipe: str | None, overrides: list[str], model: str | None, terminal
     """The recipe, or one made from --model. A first argument of the form KEY=VALUE is an override, not a recipe."""
     from tunesmith.recipe.file import read_recipe
 
-    if recipe is not None and "=" in recipe and not Path(recipe).exists():
+    if recipe is not None and "=" in recipe and not Path(local(recipe)).exists():
         recipe, overrides = None, [recipe, *overrides]
     if recipe is not None:
         loaded = read_recipe(recipe, [*overrides, *([f"model.path={model}"] if model else [])])

@@ -13,6 +13,7 @@ from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, settings_table, table, verdict_line
 from tunesmith.cli.terminal.text import escaped
+from tunesmith.recipe.paths import local
 
 RATES_SHOWN = 12
 
@@ -71,7 +72,7 @@ def train(
         own={"--lr-min": lr_min, "--lr-max": lr_max, "--lr-steps": lr_steps},
     )
     with session(as_json) as terminal:
-        if not Path(recipe).is_dir():  # with --resume it may be a run folder
+        if not Path(local(recipe)).is_dir():  # with --resume it may be a run folder
             from tunesmith.recipe.file import read_recipe
 
             read_recipe(recipe, overrides or [])  # reports an error before torch is imported

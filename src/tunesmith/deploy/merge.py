@@ -38,6 +38,7 @@ from tunesmith.model.weights.config_file import read_config
 from tunesmith.model.weights.resolve import kind
 from tunesmith.model.weights.text_side import save_text_side
 from tunesmith.planning import budget, memory
+from tunesmith.recipe.paths import local
 from tunesmith.runs.progress import Listener, Silent
 
 _ROWS, _ROW_TOKENS = 16, 512  # compared at most
@@ -105,7 +106,7 @@ def merge(
         ExportError: nothing was tuned, the folder is taken, or the weights do not answer as the tuned model does.
         TunesmithError: the target or the rows cannot be read.
     """
-    listener, to = listener or Silent(), Path(out)
+    listener, to = listener or Silent(), Path(local(out))
     wanted = _dtype(dtype)
     _check_shard_size(max_shard_size)
     found = _find_tuned(str(target))

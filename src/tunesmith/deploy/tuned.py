@@ -29,6 +29,7 @@ from tunesmith.model.weights.text_side import make_template, refuse_unknown_toke
 from tunesmith.recipe.data import DataSettings, SourceSettings
 from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.methods import AdapterSettings, LoraSettings, MethodSettings
+from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, Silent
@@ -236,7 +237,7 @@ def find_target(target: str) -> ModelTarget:
                 remedy="Let it train to its first save, or finish it with `tunesmith train RECIPE --resume`.",
             )
         return _of_run(run, run.result)
-    folder = Path(target)
+    folder = Path(local(target))
     run = Run(folder.resolve().parent.parent)
     if what in ("adapter", "model") and folder.resolve().parent.name == "checkpoints" and run.exists():
         return _of_run(run, folder)

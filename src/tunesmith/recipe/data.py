@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from tunesmith.recipe.paths import shown
 from tunesmith.recipe.row_shape import READING, RowShape
-from tunesmith.recipe.section import Settings
+from tunesmith.recipe.section import Settings, UserPath
 
 SampleBy = Literal["auto", "line", "paragraph", "document"]  # datasets' name, and its values but for auto
 PersonalData = Literal["email", "phone", "iban", "card", "secret"]
@@ -17,9 +27,12 @@ PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)
 
 
 class SourceSettings(Settings):
-    """One file, folder, dataset or URL of rows."""
+    """One file, folder, dataset or URL of rows.
 
-    path: str = Field(min_length=1, description="file, folder, hub id user/name[@revision], or fsspec URL")
+    The query of a URL, which may hold a secret, is in ``address`` alone: it is neither shown nor stored.
+    """
+
+    path: UserPath = Field(min_length=1, description="file, folder, hub id user/name[@revision], or fsspec URL")
     weight: float = Field(
         default=1.0, gt=0, le=100, description="how often an epoch uses each row; fractions are drawn by seed"
     )
@@ -40,6 +53,39 @@ class SourceSettings(Settings):
     encoding: str | None = Field(default=None, description="encoding of the files, such as cp1252; found by default")
     key: str | None = Field(default=None, description="the key of a .json file that holds the rows, such as data")
     sheet: str | None = Field(default=None, description="the sheet of a spreadsheet that holds the rows")
+
+    _address: str | None = PrivateAttr(default=None)
+
+    @property
+    def address(self) -> str:
+        """Where the rows are read from: the path, of a URL with its query."""
+        return self._address or self.path
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _secrets_apart(cls, value: Any, handler: ModelWrapValidatorHandler[SourceSettings]) -> SourceSettings:
+        path = value.get("path") if isinstance(value, Mapping) else None
+        if not isinstance(path, str) or shown(path) == path:
+            return handler(value)
+        made = handler({**value, "path": shown(path)})
+        made._address = path
+        return made
+
+    @model_serializer(mode="wrap")
+    def _secrets_on_demand(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values = handler(self)
+        if self._address is not None and "path" in values and (info.context or {}).get("addresses"):
+            values["path"] = self._address
+        return values
+
+    def with_address_of(self, others: Iterable[SourceSettings]) -> SourceSettings:
+        """The same source with the address that one of the others has for its path."""
+        known = next((other for other in others if other.path == self.path), None)
+        if known is None or known._address is None:
+            return self
+        made = self.model_copy()
+        made._address = known._address
+        return made
 
     @model_validator(mode="after")
     def _weight_or_rows(self) -> SourceSettings:

@@ -20,6 +20,7 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import aliases
 from tunesmith.recipe.complaints import Path_, dotted, explain, line_of
+from tunesmith.recipe.paths import local
 from tunesmith.recipe.precedence import replaced
 from tunesmith.recipe.section import Settings
 from tunesmith.recipe.settings import Recipe
@@ -77,14 +78,14 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     """
     notes: dict[Path_, str] = {}
     if isinstance(source, Recipe):
-        raw: dict[str, Any] = source.model_dump(exclude_unset=True)
+        raw: dict[str, Any] = source.model_dump(exclude_unset=True, context={"addresses": True})
         raw.setdefault("method", {})["name"] = source.method.name
         place, origins = "recipe", {}
     elif isinstance(source, Mapping):
         raw, place, origins = _plain(source), "recipe", {}
     else:
         place = str(source)
-        raw, origins = _read_yaml(Path(source))
+        raw, origins = _read_yaml(Path(local(source)))
     _rename(raw, origins, notes, place)
     asked = _parsed(overrides, notes)
     _drop_replaced(raw, asked, origins, notes, place)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, field_validator, model_validator
 
-from tunesmith.recipe.section import Settings, variant_name
+from tunesmith.recipe.section import Settings, UserPath, variant_name
 
 LORA_ROWS, FULL_ROWS = 1_000, 10_000  # rows from which a method pays (guide: 1K-10K for LoRA, 10K and more for full)
 
@@ -109,7 +109,7 @@ class AdapterSettings(Settings):
     alpha_pattern: dict[str, float] = Field(
         default_factory=dict, description="another lora_alpha for some modules, by name"
     )
-    adapter_name_or_path: str | None = Field(
+    adapter_name_or_path: UserPath | None = Field(
         default=None, description="run, checkpoint or adapter folder to continue from; its own settings apply"
     )
     adapter_sha256: str | None = Field(

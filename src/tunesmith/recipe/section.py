@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator
+
+from tunesmith.recipe.paths import local
 
 
 class Settings(BaseModel):
@@ -20,6 +23,12 @@ class Settings(BaseModel):
 
 Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """A list of names; a single name can stand without a list."""
+
+
+UserPath = Annotated[
+    str, BeforeValidator(lambda value: local(value) if isinstance(value, str | os.PathLike) else value)
+]
+"""The name of a file or folder, or of something that is looked up elsewhere."""
 
 
 def short_for(key: str) -> BeforeValidator:

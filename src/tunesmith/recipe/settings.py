@@ -16,7 +16,7 @@ from tunesmith.recipe.methods import LoraSettings, MethodSettings
 from tunesmith.recipe.objectives import ObjectiveSettings, SftSettings
 from tunesmith.recipe.optimizers import WITHOUT_BETAS, Optimizer
 from tunesmith.recipe.schedules import Schedule, check_arguments
-from tunesmith.recipe.section import Names, Settings, short_for
+from tunesmith.recipe.section import Names, Settings, UserPath, short_for
 
 TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")  # computed from logits; every run can have them
 SELECTING = (
@@ -43,7 +43,7 @@ PREFERENCE_RATES = {"full": 1e-6, "freeze": 4e-6, "lora": 1e-5, "qlora": 1e-5}
 class ModelSettings(Settings):
     """The model, and how its weights are loaded."""
 
-    path: str = Field(min_length=1, description="hub id, folder, .gguf file, or the name of the bundled model")
+    path: UserPath = Field(min_length=1, description="hub id, folder, .gguf file, or the name of the bundled model")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="dtype of the weights")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
@@ -290,7 +290,7 @@ class Recipe(Settings):
     objective: Annotated[ObjectiveSettings, short_for("name")] = Field(default_factory=SftSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
-    output_dir: str = Field(min_length=1, description="the run folder")
+    output_dir: UserPath = Field(min_length=1, description="the run folder")
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:

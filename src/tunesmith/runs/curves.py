@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from tunesmith.errors import ExportError, RunError
+from tunesmith.recipe.paths import local
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.runs.drawing import COLOURS, Axis, Picture, Points, labelled, powers, thinned, ticks, widened
 from tunesmith.runs.folder import Run
@@ -64,7 +65,7 @@ def draw(runs: Sequence[str | Path], out: str | Path, *, overwrite: bool = False
         RunError: one of them is no run, or has no metrics yet.
         ExportError: another kind of file, one that is there already, or a PNG without matplotlib.
     """
-    file = Path(out)
+    file = Path(local(out))
     writers: dict[str, Callable[[list[RunCurves]], str | bytes]] = {
         ".svg": lambda found: picture(found).svg(),
         ".html": page,

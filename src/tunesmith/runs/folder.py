@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.errors import RunError
+from tunesmith.recipe.paths import local
 from tunesmith.runs.whole_files import write_whole
 
 TRIES, BETWEEN_TRIES = 5, 0.05  # to take the lock; seconds
@@ -34,7 +35,7 @@ class Run:
     """One run folder. Files are replaced as a whole or appended to line by line, so no reader sees half a file."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(local(folder))
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -258,6 +259,6 @@ def _is_empty(folder: Path) -> bool:
 
 def find_runs(folder: str | Path) -> list[Run]:
     """Runs in a folder and one level below it, by name."""
-    root = Path(folder)
+    root = Path(local(folder))
     candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
     return [run for run in map(Run, candidates) if run.exists()]

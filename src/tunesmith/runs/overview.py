@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError
+from tunesmith.recipe.paths import local
 from tunesmith.runs.folder import EVALUATIONS, Run, find_runs
 from tunesmith.runs.notebook import html_table, metrics_html
 
@@ -70,7 +71,7 @@ def summaries(folder: str | Path) -> list[Summary]:
 
     Raises RunError if there is no such folder.
     """
-    if not Path(folder).is_dir():
+    if not Path(local(folder)).is_dir():
         raise RunError(
             "There is no such folder",
             where=str(folder),

@@ -11,22 +11,24 @@ from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run
 
 
-def stored_recipe(run: Run) -> Recipe:
+def stored_recipe(run: Run, asked: Recipe | None = None) -> Recipe:
     """The recipe that was resolved when the run began, with data paths that are right from the current folder.
 
     A path that is not there stays as it is, so that the reader's message names it; so does a hub id or a URL.
+    The query of a URL is not stored; it comes from the recipe that is ``asked`` for.
     """
     recipe = read_recipe(run.folder / "recipe.yaml").recipe
     started_in = run.status().get("started_in")
-    if started_in is None or Path(started_in) == Path.cwd():
-        return recipe
+    names = ("train", "eval", "test")
+    given = [] if asked is None else [source for name in names for source in asked.data.sources(name)]
 
     def from_here(source: SourceSettings) -> SourceSettings:
-        path = Path(started_in, source.path)
-        if Path(source.path).is_absolute() or not path.exists():
-            return source
+        path = Path(started_in or "", source.path)
+        here = started_in is None or Path(started_in) == Path.cwd()
+        if here or Path(source.path).is_absolute() or not path.exists():
+            return source.with_address_of(given)
         return source.model_copy(update={"path": os.path.relpath(path)})
 
-    splits = {name: getattr(recipe.data, name) for name in ("train", "eval", "test")}
+    splits = {name: getattr(recipe.data, name) for name in names}
     found = {name: [*map(from_here, each)] for name, each in splits.items() if isinstance(each, list)}
     return recipe.with_values(data=found)

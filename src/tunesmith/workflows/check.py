@@ -169,8 +169,8 @@ def inspect(
     section, source, seed, method = settings_of(
         data, model, settings, format=format, columns=columns, instruction=instruction
     )
-    other = None if against is None else section.sources("train")[0].model_copy(
-        update={"path": against, "split": None, "name": None}
+    other = None if against is None else SourceSettings.model_validate(
+        {**section.sources("train")[0].model_dump(exclude_unset=True), "path": against, "split": None, "name": None}
     )  # fmt: skip
     found = survey_rows(
         section.model_copy(update={"on_error": "skip"}),

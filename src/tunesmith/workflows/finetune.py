@@ -149,7 +149,7 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
             listener.say(f"{run.folder} is finished already")
             return stored_result(run)
         began = time.perf_counter()
-        prepared = prepare_training(stored_recipe(run), listener, start=run.folder / START_FOLDER)
+        prepared = prepare_training(stored_recipe(run, asked), listener, start=run.folder / START_FOLDER)
         check_same_data(run, prepared.survey)
         loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)
         tokens, _ = _first_epoch(loaded.steps)

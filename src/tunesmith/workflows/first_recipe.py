@@ -161,7 +161,7 @@ def starter_recipe(
         max_length=length.tokens,
     )
     also = f"; sft learns from them as {preferred[1]}" if preferred else ""
-    about = f"{data}: {rows_in_words(rows)}, {reader.reason}"
+    about = f"{source.path}: {rows_in_words(rows)}, {reader.reason}"
     if bad:
         about += f"; {rows_in_words(bad)} cannot be used (`tunesmith check` says why)"
     recipe = CommentedRecipe(_printable(about), f"Machine: {device.described}")
@@ -189,8 +189,17 @@ def starter_recipe(
         method=start.choices["method.name"].value,
         parameters=start.size.parameters,
         choices=start.choices,
-        warnings=(*start.warnings, *([length.warning] if length.warning else [])),
+        warnings=(*start.warnings, *([length.warning] if length.warning else []), *_secrets(source)),
     )
+
+
+def _secrets(source: SourceSettings) -> list[str]:
+    if source.address == source.path:
+        return []
+    return [
+        f"The recipe holds the whole address of {source.path}, which may be a secret: keep it to yourself. A run does "
+        "not store it, so resume with the recipe."
+    ]
 
 
 def _reading(overrides: Sequence[str]) -> dict[str, Any]:
@@ -349,7 +358,7 @@ def _add_choices(recipe: CommentedRecipe, start: _Start, section: str) -> None:
 
 def _name(data: str) -> str:
     """The name of a run on this data: the file without its endings, or the folder for train.csv and such."""
-    path = data.rstrip("/") if "://" in data else str(Path(data).absolute())
+    path = data.partition("?")[0].rstrip("/") if "://" in data else str(Path(data).absolute())
     parts = [ENDINGS.sub("", part).partition("@")[0] for part in path.split("/")[-2:]]
     name = parts[0] if parts[-1].lower() in (*TRAIN, "data") and parts[0] else parts[-1]
     return re.sub(r"[^\w-]+", "-", name).strip("-") or "data"
@@ -367,7 +376,7 @@ def _about_model(bundled: bool, device: Device, size: ModelSize) -> str:
 
 
 def _add_data(recipe: CommentedRecipe, source: SourceSettings, scan: Scan, held_out: HeldOut, length: Length) -> None:
-    recipe.add("data.train", source.path)
+    recipe.add("data.train", source.address)
     if held_out.share is None:
         recipe.comment("data", held_out.reason)
     else:

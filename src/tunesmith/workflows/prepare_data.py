@@ -29,6 +29,7 @@ from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.model.weights.text_side import text_side
 from tunesmith.recipe.file import dump_section
+from tunesmith.recipe.paths import local, shown
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.notebook import html_table, paragraph
@@ -99,7 +100,7 @@ def prepare_data(
         RecipeError: the settings contradict each other.
     """
     listener, named = listener or Silent(), data if isinstance(data, str) else "the recipe"
-    folder = Path(out)
+    folder = Path(local(out))
     _check_free(folder, overwrite=overwrite)
     section, source, seed, method = settings_of(
         data, model, settings, format=format, columns=columns, instruction=instruction
@@ -128,7 +129,7 @@ def prepare_data(
     with _dataset_folder(folder) as making:
         splits = _write(survey, outcome, making, listener)
         rejected = _write_rejected(survey, outcome, refused, making)
-        (making / "README.md").write_text(_card(named, survey, ledger, splits), encoding="utf-8")
+        (making / "README.md").write_text(_card(shown(named), survey, ledger, splits), encoding="utf-8")
     return PreparedData(folder, splits, ledger, rejected)
 
 

@@ -22,6 +22,7 @@ from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
 from tunesmith.data.finding import Finding
 from tunesmith.errors import DataError, ModelError, RecipeError
+from tunesmith.recipe.paths import local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,7 +99,7 @@ def _read(setting: str) -> str:
     if "{%" in setting or "{{" in setting:
         return setting
     try:
-        return Path(setting).read_text(encoding="utf-8")
+        return Path(local(setting)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             "the chat template cannot be read",

@@ -30,7 +30,8 @@ from tunesmith.data.files.opening import (
 from tunesmith.data.files.rows import Block, Row, RowStream
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
-from tunesmith.errors import DataError, TunesmithError
+from tunesmith.errors import HIDDEN, DataError, TunesmithError
+from tunesmith.recipe.paths import is_shortened, local, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from tunesmith.recipe.data import SourceSettings
 
 
+QUERY = re.compile(r"""\?[\w%.~-]+=[^\s'"<>)]*""")  # of a URL in the words of a driver
 EVERY_ROLE = ""  # the split of files that are named for none
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -199,7 +201,7 @@ def parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], list
 
 
 def _parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], list[str], str | None]:
-    location = _Location(source.path)
+    location = _Location(source.path, source.address)
     if source.name is not None and not location.is_missing:
         raise DataError(
             "`name` chooses a configuration of a hub dataset, and this is a file or folder",
@@ -228,7 +230,7 @@ def _parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], lis
 
 def holds_text(path: str) -> bool:
     """Whether it is a file of text or a folder with some: what ``sample_by`` can be said of."""
-    location = _Location(path)
+    location = _Location(shown(path), local(path))
     if location.is_file:
         return is_document(path)
     return not location.is_dataset and any(
@@ -242,7 +244,7 @@ def split_names(source: SourceSettings) -> list[str]:
     Raises:
         DataError: nothing is there.
     """
-    location = _Location(source.path)
+    location = _Location(source.path, source.address)
     if location.is_file:
         part = _file_part(location, source.path, source)
         return splits_in(part.content, source.path, source)
@@ -255,14 +257,22 @@ def split_names(source: SourceSettings) -> list[str]:
 class _Location:
     """A path or URL through fsspec, under the name the user gave it. What is missing may be a dataset of the hub."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, address: str | None = None) -> None:
         import fsspec
 
-        self.path = path
+        self.path, address = path, address or path
         self.remote = "://" in path
+        if is_shortened(address):
+            raise DataError(
+                "the query of this URL was not stored",
+                where=path,
+                why="it may hold a secret",
+                remedy="name the recipe that has the whole URL: `tunesmith train RECIPE --resume`; or give rows with "
+                "--data",
+            )
         with self._reading(path):
             self.system, self.root = (
-                fsspec.core.url_to_fs(path) if self.remote else (fsspec.filesystem("file"), str(path))
+                fsspec.core.url_to_fs(address) if self.remote else (fsspec.filesystem("file"), str(path))
             )
             self.is_file: bool = self.system.isfile(self.root)
             self.is_missing: bool = not self.is_file and not self.system.isdir(self.root)
@@ -319,7 +329,7 @@ class _Location:
                 remedy = "install what the message above names"
             elif isinstance(error, PermissionError):
                 remedy = "check that you may read it"
-            why = f"{type(error).__name__}: {error}"
+            why = QUERY.sub(f"?{HIDDEN}", f"{type(error).__name__}: {error}")
             raise DataError("it cannot be read", where=name, why=why, remedy=remedy) from error
 
 
