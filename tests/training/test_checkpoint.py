@@ -111,6 +111,24 @@ def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
     assert not (again / "rest").exists()
 
 
+def test_only_the_newest_checkpoint_keeps_the_state_of_the_optimizer(tmp_path: Path) -> None:
+    for step in (1, 2, 12):
+        save(tmp_path, step)
+    checkpoint.remove_older_optimizers(tmp_path, newest=12)
+    kept = {path.name: checkpoint.has_optimizer(path) for path in sorted(tmp_path.iterdir())}
+    assert kept == {"step-000001": False, "step-000002": False, "step-000012": True}
+    assert checkpoint.restore(tmp_path / "step-000002", make_optimizer(stepped=False)) == {"step": 2}
+    assert load_file(tmp_path / "step-000002" / "model.safetensors")["weight"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_kill_between_the_renames_of_a_step_that_is_saved_again_loses_no_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 2, state={"time": 1}).rename(tmp_path / ".step-000002.old")
+    (tmp_path / ".step-000002.tmp").mkdir()
+    checkpoint.remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
+    assert checkpoint._read_state(tmp_path / "step-000002") == {"step": 2, "time": 1}
+
+
 @pytest.fixture
 def umask() -> Iterator[None]:
     before = os.umask(0o027)
@@ -150,6 +168,8 @@ def test_fewer_than_the_limit_are_all_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [checkpoint.OPTIMIZER, checkpoint.STATE])
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, name: str, damage: str) -> None:
+    if (name, damage) == (checkpoint.OPTIMIZER, "missing"):
+        pytest.skip("older checkpoints have none")
     folder = save(tmp_path, 3)
     path = folder / name
     content = path.read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,11 @@ from typing import Any
 
 import pytest
 
+from tunesmith.errors import RunError, TrainError
+from tunesmith.planning import budget, memory
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Advance, Silent
+from tunesmith.training import checkpoint
 from tunesmith.workflows.finetune import train
 
 WORDS = ["red", "green", "blue", "black", "white", "brown", "pink"]
@@ -57,6 +61,9 @@ class Signals(Silent):
         self.lines: list[str] = []
 
     def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def warn(self, text: str) -> None:
         self.lines.append(text)
 
     @contextmanager
@@ -179,3 +186,106 @@ def test_a_process_that_is_signalled_exits_with_its_code_and_says_how_to_continu
     done = subprocess.run([*command, *continues[2:]], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "my run")["files"] == content(whole)["files"]
+
+
+# Optimizer states
+
+
+def optimizers(run: Run) -> dict[str, bool]:
+    """Which checkpoints keep the optimizer's state."""
+    return {path.name: (path / "optimizer.safetensors").is_file() for path in run.checkpoints}
+
+
+def test_only_the_newest_checkpoint_keeps_its_optimizer_unless_all_are_asked_for(
+    values: dict[str, Any], whole: Path, tmp_path: Path
+) -> None:
+    assert optimizers(Run(whole)) == {"step-000003": False, "step-000006": False, "step-000008": True}
+    training = {**values["training"], "save_only_model": False}
+    kept = train({**values, "training": training, "output_dir": str(tmp_path / "all")}).run
+    assert optimizers(Run(kept)) == {"step-000003": True, "step-000006": True, "step-000008": True}
+    assert content(kept)["files"] == content(whole)["files"]
+
+
+def test_resuming_without_an_optimizer_state_says_so_and_records_it(
+    values: dict[str, Any], whole: Path, tmp_path: Path
+) -> None:
+    stopped = {**values, "output_dir": str(tmp_path / "run")}
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, listener=Signals(7))
+    run = Run(stopped["output_dir"])
+    (run.checkpoints[-1] / "optimizer.safetensors").write_bytes(b"damaged")
+    with pytest.raises(TrainError) as damaged:
+        train(run.folder, resume=True)
+    assert "remove this checkpoint folder: --resume then continues from the one before it" in str(damaged.value.remedy)
+    shutil.rmtree(run.checkpoints[-1])  # as the message says
+    listener = Signals()
+    train(run.folder, resume=True, listener=listener)
+    warned = [line for line in listener.lines if "has no optimizer state" in line]
+    assert len(warned) == 1
+    assert "step-000006 has no optimizer state: the optimizer starts anew after step 6" in warned[0]
+    assert run.status()["optimizer_restarted_after"] == 6
+    assert "optimizer_restarted_after" not in Run(whole).status()
+    train(stopped, overwrite=True)  # as the message says
+    assert content(run.folder) == content(whole)
+
+
+def test_a_kill_right_after_a_checkpoint_and_before_the_older_state_is_gone_loses_nothing(
+    values: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = {**values, "output_dir": str(tmp_path / "run")}
+    run = Run(stopped["output_dir"])
+
+    def killed(folder: Path, *, newest: int) -> None:
+        assert optimizers(run)[f"step-{newest:06d}"], "the newer one is whole"
+        if newest == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tunesmith.training.checkpoint.remove_older_optimizers", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped)
+    assert optimizers(run) == {"step-000003": True, "step-000006": True}
+    train(stopped, resume=True)
+    assert optimizers(run) == {"step-000003": False, "step-000006": False, "step-000008": True}
+    assert content(run.folder) == content(whole)
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_optimizer_of_the_one_before(
+    step: int, values: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = checkpoint.save_file
+
+    def full(tensors: Any, path: Path) -> None:
+        if f"step-{step:06d}" in str(path):
+            raise OSError(28, "No space left on device")
+        original(tensors, path)
+
+    stopped = {**values, "output_dir": str(tmp_path / "run")}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(TrainError, match="The checkpoint cannot be written"):
+            train(stopped)
+    assert optimizers(Run(stopped["output_dir"])) == ({} if step == 3 else {"step-000003": True})
+    train(stopped, resume=True)
+    assert content(Path(stopped["output_dir"])) == content(whole)
+
+
+# Finished runs
+
+
+def test_a_finished_run_is_resumed_whatever_auto_came_to(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {**values["training"], "micro_batch_tokens": "auto", "threads": "auto", "max_steps": 1}
+    asked = {**values, "training": training, "output_dir": str(tmp_path / "run")}
+    first = train(asked)
+    monkeypatch.setattr(memory, "total_memory", lambda device: 1 << 20)  # another machine, far too small
+    monkeypatch.setattr(budget, "threads", lambda: 77)
+    for recipe in (asked, first.run, first.run / "recipe.yaml"):
+        listener = Signals()
+        again = train(recipe, resume=True, listener=listener)
+        assert (again.already_finished, again.verdict) == (True, first.verdict)
+        assert listener.lines[-1] == f"{first.run} is finished already"
+    with pytest.raises(RunError, match="another recipe"):
+        train(first.run / "recipe.yaml", ["training.seed=5"], resume=True)

@@ -41,6 +41,10 @@ def _switch(name: str, value: Any) -> bool:
     return value
 
 
+def _kept_optimizers(value: Any) -> Any:
+    return "newest" if _switch("training.save_only_model", value) else "all"
+
+
 def _bf16(value: Any) -> Any:
     return "bfloat16" if _switch("training.bf16", value) else None
 
@@ -83,6 +87,12 @@ ALIASES = (
         ("training", "per_device_eval_batch_size"),
         ("evaluation", "batch_size"),
         "answers generated at a time; validation losses are computed in micro-batches of tokens",
+    ),
+    Alias(
+        ("training", "save_only_model"),
+        ("training", "save_optimizer"),
+        "the newest checkpoint always keeps the optimizer's state, because a run continues from it",
+        _kept_optimizers,
     ),
     Alias(("training", "output_dir"), ("output_dir",), "it is a key at the top of the recipe"),
     Alias(

@@ -113,6 +113,9 @@ class TrainingSettings(Settings):
     )
     save_steps: int = Field(default=100, ge=1, description="steps between checkpoints")
     save_total_limit: int | None = Field(default=None, ge=1, description="checkpoints to keep, besides best and last")
+    save_optimizer: Literal["newest", "all"] = Field(
+        default="newest", description="checkpoints that keep the optimizer's state, from which a run continues exactly"
+    )
     load_best_model_at_end: bool = Field(
         default=False,
         description="end with the weights of the best step; the rows that select it do not judge",

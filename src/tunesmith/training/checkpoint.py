@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import TrainError
 from tunesmith.runs.folder import checkpoint_name
-from tunesmith.runs.whole_files import whole_folder
+from tunesmith.runs.whole_files import recover_folder, whole_folder
 from tunesmith.training.optim import load_optimizer_state, optimizer_state
 
 OPTIMIZER = "optimizer.safetensors"
@@ -51,10 +51,14 @@ def save(
 
 
 def restore(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restores the optimizer's state and returns the saved JSON. Raises TrainError if the checkpoint is damaged."""
+    """Restores the optimizer's state, if it is kept, and returns the saved JSON.
+
+    Raises TrainError if the checkpoint is damaged.
+    """
     file = checkpoint / OPTIMIZER
     try:
-        load_optimizer_state(optimizer, load_file(file))
+        if has_optimizer(checkpoint):
+            load_optimizer_state(optimizer, load_file(file))
         file = checkpoint / STATE
         return _read_state(checkpoint)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -62,12 +66,26 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any
             "The checkpoint cannot be read",
             where=str(file),
             why=f"{type(error).__name__}: {error}",
-            remedy="Remove this checkpoint folder: --resume then continues from the one before it.",
+            remedy="Start over with --overwrite, which gives the same result as without the damage. Or remove this "
+            "checkpoint folder: --resume then continues from the one before it, without that one's optimizer state "
+            "unless training.save_optimizer was all.",
         ) from error
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+
+
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether the optimizer's state is kept with this checkpoint."""
+    return (checkpoint / OPTIMIZER).is_file()
+
+
+def remove_older_optimizers(folder: Path, *, newest: int) -> None:
+    """Removes the optimizer's state from all checkpoints before the newest one. Call it once that one is saved."""
+    for path in folder.glob("step-*"):
+        if path.name < checkpoint_name(newest):
+            (path / OPTIMIZER).unlink(missing_ok=True)
 
 
 def prune(folder: Path, *, keep: int, best: int | None) -> None:
@@ -86,6 +104,8 @@ def remove_former_best(folder: Path, *, best: int | None) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a killed process was still writing."""
+    """Removes what a killed process was still writing, and puts back a checkpoint that it was about to replace."""
+    for path in folder.glob(".step-*.old"):
+        recover_folder(folder / path.name.removeprefix(".").removesuffix(".old"))
     for path in folder.glob(".step-*"):
         shutil.rmtree(path)

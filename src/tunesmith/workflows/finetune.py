@@ -34,6 +34,7 @@ from tunesmith.runs.start_folder import stored_recipe
 from tunesmith.runs.stopping import sigterm_ends_process
 from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.attach import Ready, load_base, load_for_training, untuned
+from tunesmith.training.checkpoint import remove_unfinished
 from tunesmith.training.references import with_references
 from tunesmith.training.rehearsal import heaviest, memory_faults, rehearse
 from tunesmith.training.setup import Prepared, prepare_training
@@ -151,6 +152,7 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
         began = time.perf_counter()
         prepared = prepare_training(stored_recipe(run, asked), listener, start=run.folder / START_FOLDER)
         check_same_data(run, prepared.survey)
+        remove_unfinished(run.folder / "checkpoints")
         loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)
         tokens, _ = _first_epoch(loaded.steps)
         _say_tokens(prepared, loaded.steps, tokens, listener)
@@ -231,12 +233,19 @@ def _remarks(recipe: Recipe) -> list[str]:
 
 
 def _check_same_recipe(run: Run, asked: Recipe) -> None:
-    """Raises RunError if the run was started with other settings."""
+    """Raises RunError if the run was started with other settings.
+
+    A value may be the one that was asked for, such as `auto`, or the one that it was resolved to, as in the run's own
+    recipe.yaml.
+    """
     stored = read_recipe(run.status()["asked"]).recipe  # a setting that is newer than the run has its default
     before, now = _all_values(stored), _all_values(asked)
     # Where the run is now is known: its folder may have another name than when it began.
     paths = [path for path in {**before, **now} if path != ("output_dir",)]
     changed = [path for path in paths if before.get(path) != now.get(path)]
+    if changed:
+        resolved = _all_values(read_recipe(run.folder / "recipe.yaml").recipe)
+        changed = [path for path in changed if path not in now or now[path] != resolved.get(path)]
     if changed:
         lines = [f"{dotted(path)}: {before.get(path)!r} then, {now.get(path)!r} now" for path in changed[:10]]
         raise RunError(
