@@ -121,6 +121,7 @@ def test_check_under_json_is_one_object(command: Command, rows: str) -> None:
         "invalid": 1,
         "duplicate": 0,
         "leaked": 0,
+        "left_out": 0,
         "unbalanced": 0,
         "too_long": 0,
         "held_out": 0,

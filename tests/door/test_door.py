@@ -15,17 +15,7 @@ NOT_YET = frozenset(
     {
         "no_header",
         "json_nan",
-        "label_studio_choices",
-        "label_studio_answers",
-        "argilla_records",
-        "doccano_categories",
-        "doccano_texts",
-        "prodigy_binary",
-        "prodigy_choice",
-        "openai_preferences",
         "openai_batch",
-        "ultrafeedback",
-        "hh_pairs",
         "whatsapp_chat",
         "slack_export",
     }

@@ -82,6 +82,8 @@ InstructionOption = Annotated[
 ]
 
 _READING_KEY = re.compile(rf'set data\.({"|".join(READING)}): ("[^"]*"|[^\s,]+)')
+_COLUMNS = re.compile(r"data\.columns: \{((?:[^{}]|\{[^{}]*\})*)\}")
+_SET_COLUMNS = re.compile(f"set {_COLUMNS.pattern}")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -123,7 +125,10 @@ def in_flags(error: DataError, command: str = "") -> DataError:
     """
     if error.remedy is None:
         return error
-    remedy = re.sub(r"data\.columns: \{([^}]*)\}", lambda found: f"--columns {_pairs(found[1])}", error.remedy)
+    remedy = error.remedy
+    if command:
+        remedy = _SET_COLUMNS.sub(lambda found: f"run `{command} --columns {_pairs(found[1])}`", remedy)
+    remedy = _COLUMNS.sub(lambda found: f"--columns {_pairs(found[1])}", remedy)
     for key in ("format", "instruction"):
         remedy = re.sub(rf"data\.{key}(: ?)?", lambda found, key=key: f"--{key}{' ' if found[1] else ''}", remedy)
     before = f"run `{command} " if command else "add `"

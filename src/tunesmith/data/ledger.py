@@ -10,12 +10,14 @@ from typing import Any
 class RowCounts:
     """What was read, and where it went, in the order in which a row can leave. Each row has one outcome.
 
-    ``invalid`` rows are no examples and have no tokens. ``duplicate`` to ``unbalanced`` are what ``data.clean`` took
+    ``invalid`` rows are no examples and have no tokens; so are ``left_out`` rows, which the tool that wrote the file
+    marks as not to be used. ``duplicate`` to ``unbalanced`` are what ``data.clean`` took
     out; ``test`` is kept apart from training and verdict.
     """
 
     read: int = 0
     invalid: int = 0
+    left_out: int = 0
     duplicate: int = 0
     leaked: int = 0
     unbalanced: int = 0
@@ -37,7 +39,7 @@ class RowCounts:
 
 OUTCOMES = tuple(each.name for each in fields(RowCounts) if each.name != "read")
 KEPT_OUTCOMES = ("trained", "held_out", "test")
-LOST_OUTCOMES = tuple(name for name in OUTCOMES if name not in KEPT_OUTCOMES)
+LOST_OUTCOMES = tuple(name for name in OUTCOMES if name not in (*KEPT_OUTCOMES, "left_out"))
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ def place_rows(scan: Scan, settings: DataSettings, *, eval_share: float, test_sh
     outcome[scan.side == SOURCE_SIDES.index("test")] = OUTCOME["test"]
     outcome[scan.side == SOURCE_SIDES.index("train")] = OUTCOME["trained"]
     outcome[~scan.good] = OUTCOME["invalid"]
+    outcome[scan.left_out] = OUTCOME["left_out"]
     outcome[scan.side == SOURCE_SIDES.index("against")] = NO_OUTCOME
     clean = settings.clean
     if clean.dedupe:

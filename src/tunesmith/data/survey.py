@@ -6,6 +6,7 @@ It needs no tokenizer. The second step, `corpus`, encodes the rows that are kept
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,7 @@ from tunesmith.data.checks.pool import Processes, RayPool
 from tunesmith.data.checks.scan import Scan, Scanned, Side, scan
 from tunesmith.data.examples.row_shapes import PREFERENCES
 from tunesmith.data.files.reader import own_eval_split
-from tunesmith.data.files.rows import BadRow
+from tunesmith.data.files.rows import BadRow, LeftOut
 from tunesmith.data.finding import Finding
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.placement import OUTCOME, place_rows
@@ -69,6 +70,12 @@ class Survey:
         splits = self.scan.raw_text[self.scan.own].any() and self.settings.if_too_long(raw_text=True) == "split"
         return "split" if splits else "error"
 
+    def left_out_in_words(self) -> list[str]:
+        """How many rows the tool that wrote the file marks as not to be used, by its word for it; nothing if none."""
+        counts = Counter(row.found for row in self.scan.bad if isinstance(row, LeftOut))
+        said = ", ".join(f"{count:,} {why}" for why, count in counts.items())
+        return [f"left out, as the file says: {said}"] if said else []
+
     def ledger(self) -> Ledger:
         """Where the rows went, without their tokens."""
         return ledger_of(self.scan, self.outcome)
@@ -118,7 +125,7 @@ def survey_rows(
     )
     if objective is not None:
         _check_objective(objective, seen)
-    if settings.on_error == "stop" and seen.bad:
+    if settings.on_error == "stop" and (~seen.good & ~seen.left_out).any():
         raise _refusal(seen)
     if settings.too_long == "split" and not seen.raw_text[seen.own].any():
         raise DataError(
@@ -136,7 +143,7 @@ def survey_rows(
     if clean.mask:
         items = ", ".join(f"{kind} {seen.masked[kind]:,}" for kind in clean.mask)
         notes.append(f"masked by data.clean.mask_pii: {items}")
-    return Survey(
+    found = Survey(
         settings,
         seen,
         outcome,
@@ -151,6 +158,8 @@ def survey_rows(
         sources=[_described(each, seen) for each in seen.sources if each.side != "against"],
         notes=[*notes, *([note] if note else [])],
     )
+    found.notes += found.left_out_in_words()
+    return found
 
 
 def _refusal(seen: Scan) -> DataError:
@@ -159,8 +168,9 @@ def _refusal(seen: Scan) -> DataError:
     for each in seen.sources:
         good = int(seen.good[each.rows].sum())
         bad = each.rows.stop - each.rows.start - good
-        if bad:
-            return each.reader.refusal(seen.bad[begin : begin + bad], bad, good)
+        own = [row for row in seen.bad[begin : begin + bad] if not isinstance(row, LeftOut)]
+        if own:
+            return each.reader.refusal(own, len(own), good)
         begin += bad
     raise AssertionError("there are bad rows, and no source has any")
 
@@ -220,7 +230,7 @@ def _described(scanned: Scanned, seen: Scan) -> dict[str, Any]:
         "format": scanned.reader.shape,
         "systems": scanned.systems,
         "rows": rows.stop - rows.start,
-        "invalid": int((~seen.good[rows]).sum()),
+        "invalid": int((~seen.good[rows] & ~seen.left_out[rows]).sum()),
         "weight": scanned.settings.weight,
         "rows_an_epoch": scanned.settings.rows,
         "files": [{"path": name, "sha256": digest} for name, digest in scanned.reader.files()],

@@ -17,7 +17,7 @@ from tunesmith.data.checks.personal import finds_phones
 from tunesmith.data.checks.scripts import knows_languages
 from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.files.reader import own_eval_split
-from tunesmith.data.files.rows import BadRow
+from tunesmith.data.files.rows import BadRow, LeftOut
 from tunesmith.data.finding import Finding, Severity, rows_in_words
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.report import summary
@@ -189,7 +189,7 @@ def inspect(
         sources=found.sources,
         ledger=found.ledger(),
         findings=found.findings,
-        bad=found.rejected,
+        bad=[row for row in found.rejected if not isinstance(row, LeftOut)],
         stops=section.on_error == "stop",
         lengths=summary.lengths(seen.characters[rows], "characters", seen.places(np.array([longest]))[0]),
         labels=summary.labels(seen),

@@ -161,7 +161,8 @@ def starter_recipe(
         max_length=length.tokens,
     )
     also = f"; sft learns from them as {preferred[1]}" if preferred else ""
-    about = f"{source.path}: {rows_in_words(rows)}, {reader.reason}"
+    reason = "; ".join([reader.reason, *found.left_out_in_words()])
+    about = f"{source.path}: {rows_in_words(rows)}, {reason}"
     if bad:
         about += f"; {rows_in_words(bad)} cannot be used (`tunesmith check` says why)"
     recipe = CommentedRecipe(_printable(about), f"Machine: {device.described}")
@@ -184,7 +185,7 @@ def starter_recipe(
         rows=rows,
         bad=bad,
         shape=reader.shape,
-        reason=f"{reader.reason}{also}",
+        reason=f"{reason}{also}",
         metrics=evaluation.metrics if held_out.rows else (),
         method=start.choices["method.name"].value,
         parameters=start.size.parameters,

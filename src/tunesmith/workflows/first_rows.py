@@ -134,7 +134,7 @@ def _why_held_out(share: float, rows: int) -> str:
 def counts(scan: Scan, rows: slice) -> tuple[int, int]:
     """Good and bad rows among some."""
     good = int(scan.good[rows].sum())
-    return good, rows.stop - rows.start - good
+    return good, rows.stop - rows.start - good - int(scan.left_out[rows].sum())
 
 
 def texts_of(scan: Scan) -> Texts:

@@ -24,7 +24,7 @@ from tunesmith.data.examples.column_values import MISSING, value_of
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
 from tunesmith.data.files.reader import example_of
-from tunesmith.data.files.rows import BadRow, Block, Row, RowStream
+from tunesmith.data.files.rows import BadRow, Block, LeftOut, Row, RowStream
 from tunesmith.data.finding import Sample
 from tunesmith.recipe.data import SourceSettings
 
@@ -54,6 +54,7 @@ _COLUMNS = np.dtype(
         ("label", np.bool_),
         ("script", np.uint8),
         ("plain", np.uint64),
+        ("left_out", np.bool_),
     ]
 )
 COLUMNS = _COLUMNS.names or ()
@@ -68,6 +69,7 @@ class Reading:
         parse: makes rows of a block of the file.
         source: its columns and instruction.
         shape: of its rows.
+        export: the name of the layout of exports.py that they have.
         group: the column whose value keeps rows on one side; rows without one stand by their prompt.
         seed: of the draw that holds rows out.
         mask: kinds of personal data to mask.
@@ -77,6 +79,7 @@ class Reading:
     parse: Callable[[Block], RowStream]
     source: SourceSettings
     shape: str
+    export: str | None = None
     group: str | None = None
     seed: int = 0
     mask: tuple[str, ...] = ()
@@ -112,6 +115,7 @@ class RowFacts:
     label: np.ndarray
     script: np.ndarray
     plain: np.ndarray
+    left_out: np.ndarray
     scripts: list[str] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
@@ -145,7 +149,7 @@ def examples_of(
         if isinstance(row, BadRow):
             yield None, row
             continue
-        made = example_of(row, reading.source, reading.shape)
+        made = example_of(row, reading.source, reading.shape, reading.export)
         yield row, mask(made, reading.mask, counts) if reading.mask and isinstance(made, Example) else made
 
 
@@ -191,7 +195,7 @@ def facts_of(block: Block, reading: Reading) -> BlockFacts:
         line = int(example.source.rpartition(":")[2])
         if isinstance(example, BadRow):
             facts.bad.append(example)
-            noted.append((line, *_BAD_ROW))
+            noted.append((line, *_BAD_ROW, isinstance(example, LeftOut)))
         else:
             assert row is not None
             noted.append((line, *_note(facts, example, row, reading)))
@@ -247,7 +251,7 @@ def _note(facts: BlockFacts, example: Example, row: Row, reading: Reading) -> tu
     return (
         True, content, _fingerprint(prompt_key), short, _opening(own, facts.openings), unit, draw,
         example.characters(), len(answer), marks, example.text is not None, bool(example.label),
-        facts.scripts.index(script), _short(near_duplicates.normalised(prompt)) if reading.near else 0,
+        facts.scripts.index(script), _short(near_duplicates.normalised(prompt)) if reading.near else 0, False,
     )  # fmt: skip
 
 

@@ -153,7 +153,9 @@ def scan(
         frames: list[tuple[str, str]] = []
         for settings, side, reader in opened:
             readings = [
-                Reading(part.parse, settings, reader.shape, group, seed, tuple(mask), near=index is not None)
+                Reading(
+                    part.parse, settings, reader.shape, reader.export, group, seed, tuple(mask), near=index is not None
+                )
                 for part in reader.parts
             ]
             before, behind = _frame(reader, readings, frames)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.data.examples.column_names import SAMPLE_CHARACTERS, ColumnsUnclear
 from tunesmith.data.examples.column_values import MISSING, is_template, names_in, start_of, value_of
 from tunesmith.data.examples.example import Example, to_example
+from tunesmith.data.examples.exports import EXPORTS_BY_NAME, Export, LeftOutRow, SeveralValues, export_of
 from tunesmith.data.examples.labels import ANSWER, labels_in_words
 from tunesmith.data.examples.message import RowError, describe
 from tunesmith.data.examples.row_shapes import (
@@ -37,7 +38,7 @@ from tunesmith.data.examples.row_shapes import (
 from tunesmith.data.files.folders import passed_over
 from tunesmith.data.files.locations import SourcePart, parts_of, split_names
 from tunesmith.data.files.opening import is_document
-from tunesmith.data.files.rows import BadRow, Row, by_reason
+from tunesmith.data.files.rows import BadRow, LeftOut, Row, by_reason
 from tunesmith.data.files.splits import Role, held_out_split
 from tunesmith.errors import DataError
 
@@ -66,12 +67,13 @@ class Reader:
     ignored: list[str]
     split: str | None
     mixture: str | None = None
+    export: str | None = None  # the name of a layout of exports.py
 
     def examples(self) -> Iterator[Example | BadRow]:
         """Every row in order; a pass over the files, which can be repeated."""
         for part in self.parts:
             for row in part.rows():
-                yield row if isinstance(row, BadRow) else example_of(row, self.source, self.shape)
+                yield row if isinstance(row, BadRow) else example_of(row, self.source, self.shape, self.export)
 
     def files(self) -> list[tuple[str, str]]:
         """(name, sha256) of each part: of a file's bytes, of a dataset's rows as JSON."""
@@ -97,10 +99,48 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
     first, empty = _first_rows(source, parts)
     parts = [part for part in parts if part not in empty]
     ignored = [*ignored, *(part.name.removeprefix(f"{source.path.rstrip('/')}/") for part in empty)]
+    export = None if source.format == "text" or "text" in source.columns else export_of(first)
+    if export is not None:
+        first = _flat(export, first, source)
     shape, reason = _shape(source, parts, first, wanted)
+    if export is not None:
+        said = f"; {export.taken} -> {shape}" if not source.columns and source.format == "auto" else f"; {reason}"
+        reason = f"an export of {export.name}{said}"
     reason = "; ".join([reason, *_number_labels(source, first, shape), *_choices(parts), *passed_over(ignored)])
     mixture = other_shape(first, shape=shape, columns=source.columns, instruction=source.instruction)
-    return Reader(source, parts, shape, reason, ignored, split, mixture)
+    return Reader(source, parts, shape, reason, ignored, split, mixture, export and export.name)
+
+
+def _flat(export: Export, first: Sequence[Columns], source: SourceSettings) -> list[Columns]:
+    """The first rows with the fields that the export gives them.
+
+    Raises:
+        DataError: a row has several answers, or the tool marks all of them as not to be used.
+    """
+    rows: list[Columns] = []
+    left_out: list[str] = []
+    for row in first:
+        try:
+            rows.append(export.fields(row, source.columns, source.instruction))
+        except LeftOutRow as why:
+            left_out.append(str(why))
+        except SeveralValues as error:
+            raise DataError(
+                f"the rows are an export of {export.name}, and one has several values for {error.field}",
+                where=source.path,
+                why=f"found {error.found}; expected {error.expected}",
+                remedy=error.remedy,
+            ) from None
+        except RowError:
+            rows.append(dict.fromkeys(export.makes))  # it is told of where the row is read
+    if not rows:
+        raise DataError(
+            f"the rows are an export of {export.name}, and none of the first {len(first)} can be used",
+            where=source.path,
+            why=f"they are {', '.join(dict.fromkeys(left_out))}",
+            remedy="export rows that have been annotated",
+        )
+    return rows
 
 
 def _number_labels(source: SourceSettings, first: Sequence[Columns], shape: str) -> list[str]:
@@ -123,12 +163,16 @@ def _choices(parts: Sequence[SourcePart]) -> list[str]:
     ]
 
 
-def example_of(row: Row, source: SourceSettings, shape: str) -> Example | BadRow:
+def example_of(row: Row, source: SourceSettings, shape: str, export: str | None = None) -> Example | BadRow:
     """A row as an example of the source's shape, or what is wrong with it, under the file's own column name."""
     try:
+        layout = None if export is None else EXPORTS_BY_NAME[export]
+        fields = row.fields if layout is None else layout.fields(row.fields, source.columns, source.instruction)
         return to_example(
-            row.fields, shape=shape, source=row.source, columns=source.columns, instruction=source.instruction
+            fields, shape=shape, source=row.source, columns=source.columns, instruction=source.instruction
         )
+    except LeftOutRow as why:
+        return LeftOut(row.source, "row", str(why), "a row to be used", _raw(row.fields))
     except RowError as error:
         column = source.columns.get(error.field, error.field)
         return BadRow(row.source, column, error.found, error.expected, _raw(row.fields))

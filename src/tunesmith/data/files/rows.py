@@ -53,6 +53,14 @@ class BadRow:
 
 
 @dataclass(slots=True)
+class LeftOut(BadRow):
+    """A row that the tool that wrote the file marks as not to be used; ``found`` is the tool's word for it."""
+
+    def __str__(self) -> str:
+        return f"{self.source}: left out: {self.found}"
+
+
+@dataclass(slots=True)
 class Block:
     """Some rows of a file in their order, not parsed yet; it can be pickled.
 

@@ -145,8 +145,8 @@ def _finding(
 
 def _invalid(scan: Scan, stops: bool) -> Iterator[Finding | None]:
     other = scan.side == SOURCE_SIDES.index("against")
-    yield _finding(scan, "invalid_rows", ~scan.good & ~other, grave=stops)
-    yield _finding(scan, "invalid_rows_against", ~scan.good & other)
+    yield _finding(scan, "invalid_rows", ~scan.good & ~scan.left_out & ~other, grave=stops)
+    yield _finding(scan, "invalid_rows_against", ~scan.good & ~scan.left_out & other)
 
 
 def _repeats(scan: Scan, *, are_labels: bool) -> Iterator[Finding | None]:

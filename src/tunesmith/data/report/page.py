@@ -37,6 +37,7 @@ _OUTCOMES = (
     ("too_long", "too long", "longer than the longest row allowed"),
     ("leaked", "leaked", "its prompt is held out, so it is not trained on"),
     ("duplicate", "duplicate", "the same row stands elsewhere"),
+    ("left_out", "left out", "marked as not to be used by the tool that wrote the file"),
     ("invalid", "invalid", "could not be used, see the bad rows"),
 )
 MEASURES = (("rows", "rows"), ("tokens", "tokens"), ("supervised", "supervised tokens"))

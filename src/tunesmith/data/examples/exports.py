@@ -1,0 +1,281 @@
+"""Exports of annotation tools and services: a table of layouts, which are known by their keys.
+
+A row of an export gets the fields of a shape beside its own. A row that the tool marks as not to be used is left out,
+with the tool's word for it. Where a row has several answers nothing is chosen: the columns say which is meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data.examples.message import RowError, describe, printable
+
+Fields = Mapping[str, Any]
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+TURN = re.compile(r"\n\n(Human|Assistant): ?")
+LABEL_COLUMNS = ("label", "labels", "categories")  # of doccano's versions
+ANSWERS = "\0answers"  # of a flat row: the names of its answers
+# Fields in place of which a user may name a column, by what an export fills in.
+IN_PLACE = {
+    "prompt": ("prompt", "input", "instruction", "text", "messages", "conversations"),
+    "completion": ("completion", "output", "text", "messages", "conversations"),
+}
+
+
+class LeftOutRow(Exception):
+    """The tool that wrote the row marks it as not to be used; its text says how, such as ``skipped``."""
+
+
+class SeveralValues(RowError):
+    """There is a choice; ``remedy`` says how it is made."""
+
+    def __init__(self, field: str, found: str, expected: str, remedy: str) -> None:
+        super().__init__(field, found, expected)
+        self.remedy = remedy
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A layout. ``known``: whether a row has its keys. ``flat``: what stands in the row, under names without a path.
+
+    Args:
+        name: of the tool, with what it wrote.
+        taken: what is made of it, in words.
+        shape: of the rows.
+        makes: field of the shape to what gives its value, of the flat row.
+    """
+
+    name: str
+    taken: str
+    shape: str
+    known: Callable[[Fields], bool]
+    flat: Callable[[Fields], dict[str, Any]]
+    makes: Mapping[str, Callable[[Fields], Any]]
+
+    def fields(self, row: Fields, columns: Mapping[str, str], instruction: str | None = None) -> dict[str, Any]:
+        """The row with the fields of the shape, but for those in whose place ``columns`` names others.
+
+        With an instruction for all rows, prompt and completion are its input and output.
+
+        Raises:
+            LeftOutRow: the tool marks the row as not to be used.
+            RowError: a field cannot be told.
+        """
+        flat = {**row, **self.flat(row)}
+        names = {} if instruction is None else {"prompt": "input", "completion": "output"}
+        made = {
+            names.get(field, field): make(flat)
+            for field, make in self.makes.items()
+            if not any(other in columns for other in IN_PLACE.get(field, (field,)))
+        }
+        flat.pop(ANSWERS, None)
+        return {**flat, **made}
+
+
+def export_of(rows: Sequence[Fields]) -> Export | None:
+    """The layout that all rows have."""
+    return next((export for export in EXPORTS if rows and all(export.known(row) for row in rows)), None)
+
+
+def _only(values: Fields, field: str, what: str) -> Any:
+    """The only one of several named values.
+
+    Raises:
+        RowError: there is none, or more than one.
+    """
+    if not values:
+        raise RowError(field, f"no {what}", f"one {what}")
+    if len(values) > 1:
+        names = [printable(name) for name in values]
+        raise SeveralValues(
+            field,
+            f"several of them: {', '.join(names)}",
+            f"one {what}",
+            f"set data.columns: {{{field}: {names[0]}}}, or another of {', '.join(names)}",
+        )
+    return next(iter(values.values()))
+
+
+def _answer(flat: Fields, name: str) -> Any:
+    """The answer under a name, which may be a list of one."""
+    value = flat[name]
+    if isinstance(value, list) and len(value) == 1:
+        return value[0]
+    if isinstance(value, list):
+        raise SeveralValues(
+            name,
+            f"{len(value)} values: {', '.join(map(str, value[:5]))}",
+            "one value",
+            f"to learn all of them as one answer (`a, b`), set data.columns: {{completion: {{{name}}}}}; to learn the "
+            f"first, set data.columns: {{completion: {name}.0}}",
+        )
+    return value
+
+
+def _texts(fields: Fields) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if isinstance(value, str) and value.strip()}
+
+
+def _agreed(values: Sequence[Any], name: str) -> Any:
+    """What all annotators say; their answers as lists in a list where they differ."""
+    different = [value for number, value in enumerate(values) if value not in values[:number]]
+    if len(different) > 1:
+        return [item for value in different for item in (value if isinstance(value, list) else [value])]
+    return different[0] if different else None
+
+
+# Label Studio: data, and annotations with regions whose value is named by its type. https://labelstud.io/guide/export
+REGIONS = ("choices", "text", "rating", "number", "taxonomy")
+
+
+def _label_studio(row: Fields) -> dict[str, Any]:
+    annotations = [each for each in row["annotations"] if isinstance(each, Mapping)]
+    done = [each for each in annotations if not each.get("was_cancelled")]
+    if not done:
+        raise LeftOutRow("skipped" if annotations else "not annotated")
+    done = [each for each in done if each.get("ground_truth")] or done
+    found: dict[str, list[Any]] = {}
+    for annotation in done:
+        own: dict[str, list[Any]] = {}
+        for region in annotation.get("result") or ():
+            value = region.get("value") if isinstance(region, Mapping) else None
+            kind = next((kind for kind in REGIONS if isinstance(value, Mapping) and kind in value), None)
+            if kind is not None and isinstance(value, Mapping) and "start" not in value:
+                items = value[kind] if isinstance(value[kind], list) else [value[kind]]
+                own.setdefault(str(region.get("from_name")), []).extend(items)
+        for name, items in own.items():
+            found.setdefault(name, []).append(items)
+    if not found:
+        raise LeftOutRow("without an answer")
+    return {**row["data"], **{name: _agreed(values, name) for name, values in found.items()}, ANSWERS: list(found)}
+
+
+def _named_answer(flat: Fields) -> Any:
+    return _answer(flat, _only({name: name for name in flat[ANSWERS]}, "completion", "answer"))
+
+
+# Argilla: fields, and responses by question. argilla/src/argilla/records/_resource.py
+def _argilla(row: Fields) -> dict[str, Any]:
+    found = {}
+    for question, responses in row["responses"].items():
+        given = [each for each in responses or () if isinstance(each, Mapping)]
+        sent = [each["value"] for each in given if each.get("status", "submitted") == "submitted" and "value" in each]
+        if sent:
+            found[question] = _agreed(sent, question)
+    if not found:
+        raise LeftOutRow("no response")
+    return {**row["fields"], **found, ANSWERS: list(found)}
+
+
+# doccano: a text and a list of labels or texts. backend/data_export/pipeline
+def _doccano_column(row: Fields) -> str | None:
+    lists = [name for name in LABEL_COLUMNS if isinstance(row.get(name), list)]
+    return lists[0] if len(lists) == 1 and all(isinstance(item, str) for item in row[lists[0]]) else None
+
+
+def _doccano(row: Fields) -> dict[str, Any]:
+    column = _doccano_column(row)
+    if column is not None and not row[column]:
+        raise LeftOutRow("no label")
+    return {ANSWERS: [column] if column else []}
+
+
+# Prodigy: an annotator's answer to a task. https://prodigy.ai/docs/api-interfaces
+PRODIGY = {"reject": "rejected", "ignore": "ignored"}
+
+
+def _prodigy(row: Fields) -> dict[str, Any]:
+    if row["answer"] != "accept":
+        raise LeftOutRow(PRODIGY.get(str(row["answer"]), "not accepted"))
+    if isinstance(row.get("accept"), list):
+        if not row["accept"]:
+            raise LeftOutRow("accepted without a choice")
+        options = {option.get("id"): option.get("text") for option in row.get("options") or () if option}
+        chosen = [item if isinstance(item, str) else options.get(item) or item for item in row["accept"]]
+        return {"accept": chosen, ANSWERS: ["accept"]}
+    return {ANSWERS: ["label" if "label" in row else "user_input"]}
+
+
+# OpenAI's preference files. https://platform.openai.com/docs/guides/direct-preference-optimization
+def _openai_preference(row: Fields) -> dict[str, Any]:
+    given = row["input"] if isinstance(row["input"], Mapping) else {}
+    return {"tools": given.get("tools") or None}
+
+
+def _dialogue(text: str, field: str) -> list[dict[str, str]]:
+    before, *turns = TURN.split(text)
+    if before.strip() or not turns:
+        raise RowError(field, describe(text), "turns that begin with Human: and Assistant:")
+    return [
+        {"role": SPEAKERS[speaker], "content": content}
+        for speaker, content in zip(turns[::2], turns[1::2], strict=True)
+    ]
+
+
+def _is_dialogue(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("\n\nHuman:")
+
+
+EXPORTS: tuple[Export, ...] = (
+    Export(
+        "Label Studio",
+        "the text in data is the prompt, the annotation its answer",
+        "prompt_completion",
+        lambda row: isinstance(row.get("annotations"), list) and isinstance(row.get("data"), Mapping),
+        _label_studio,
+        {"prompt": lambda flat: _only(_texts(flat["data"]), "prompt", "text in data"), "completion": _named_answer},
+    ),
+    Export(
+        "Argilla",
+        "the field is the prompt, the response its answer",
+        "prompt_completion",
+        lambda row: isinstance(row.get("fields"), Mapping) and isinstance(row.get("responses"), Mapping),
+        _argilla,
+        {"prompt": lambda flat: _only(_texts(flat["fields"]), "prompt", "field of text"), "completion": _named_answer},
+    ),
+    Export(
+        "Prodigy",
+        "text is the prompt, the accepted label its answer",
+        "prompt_completion",
+        lambda row: (
+            row.keys() >= {"_task_hash", "answer", "text"} and bool(row.keys() & {"label", "accept", "user_input"})
+        ),
+        _prodigy,
+        {"prompt": lambda flat: flat["text"], "completion": _named_answer},
+    ),
+    Export(
+        "doccano",
+        "text is the prompt, its only label the answer",
+        "prompt_completion",
+        lambda row: isinstance(row.get("text"), str) and _doccano_column(row) is not None,
+        _doccano,
+        {"prompt": lambda flat: flat["text"], "completion": _named_answer},
+    ),
+    Export(
+        "OpenAI preferences",
+        "input.messages, preferred_output (chosen) and non_preferred_output (rejected)",
+        "preference",
+        lambda row: row.keys() >= {"input", "preferred_output", "non_preferred_output"},
+        _openai_preference,
+        {
+            "prompt": lambda flat: flat["input"]["messages"] if isinstance(flat["input"], Mapping) else flat["input"],
+            "chosen": lambda flat: flat["preferred_output"],
+            "rejected": lambda flat: flat["non_preferred_output"],
+        },
+    ),
+    Export(
+        "hh-rlhf",
+        "chosen and rejected are dialogues of Human: and Assistant: turns",
+        "preference",
+        lambda row: _is_dialogue(row.get("chosen")) and _is_dialogue(row.get("rejected")),
+        lambda _: {},
+        {
+            "chosen": lambda flat: _dialogue(flat["chosen"], "chosen"),
+            "rejected": lambda flat: _dialogue(flat["rejected"], "rejected"),
+        },
+    ),
+)
+EXPORTS_BY_NAME = {export.name: export for export in EXPORTS}

@@ -1,0 +1,120 @@
+"""Exports of annotation tools: what is taken, what is left out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.data.loading import load
+
+from tunesmith.cli.options import in_flags
+from tunesmith.data.examples.exports import export_of
+from tunesmith.data.files.reader import open_source
+from tunesmith.data.files.rows import LeftOut
+from tunesmith.data.survey import survey_rows
+from tunesmith.errors import DataError
+from tunesmith.recipe.data import DataSettings, SourceSettings
+
+Row = dict[str, Any]
+
+
+def written(tmp_path: Path, *rows: Row) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def task(text: str, *annotations: Row) -> Row:
+    return {"id": 1, "data": {"text": text, "id": 7}, "annotations": list(annotations)}
+
+
+def annotation(*labels: str, name: str = "mood", **keys: Any) -> Row:
+    return {"result": [{"from_name": name, "type": "choices", "value": {"choices": list(labels)}}], **keys}
+
+
+def pairs(path: Path, **settings: Any) -> list[tuple[str, str]]:
+    source = SourceSettings.model_validate({"path": str(path), **settings})
+    return [(example.messages[0].content, example.answer()) for example in load(source, on_error="skip").examples]
+
+
+def refusal(path: Path, **settings: Any) -> DataError:
+    with pytest.raises(DataError) as caught:
+        open_source(SourceSettings.model_validate({"path": str(path), **settings}))
+    return in_flags(caught.value, "tunesmith init rows.jsonl")
+
+
+def test_annotators_who_agree_give_one_answer_and_a_ground_truth_comes_before_others(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        task("one", annotation("good"), annotation("good")),
+        task("two", annotation("bad"), annotation("good", ground_truth=True)),
+        task("three", annotation("bad", was_cancelled=True), annotation("fair")),
+    )
+    assert pairs(path) == [("one", "good"), ("two", "good"), ("three", "fair")]
+
+
+def test_several_labels_are_refused_and_each_command_that_is_named_chooses(tmp_path: Path) -> None:
+    path = written(tmp_path, task("one", annotation("good", "new")), task("two", annotation("bad")))
+    error = refusal(path)
+    assert error.what == "the rows are an export of Label Studio, and one has several values for mood"
+    assert error.remedy == (
+        "to learn all of them as one answer (`a, b`), run `tunesmith init rows.jsonl --columns 'completion={mood}'`; "
+        "to learn the first, run `tunesmith init rows.jsonl --columns completion=mood.0`"
+    )
+    assert pairs(path, columns={"completion": "{mood}"}) == [("one", "good, new"), ("two", "bad")]
+    assert pairs(path, columns={"completion": "mood.0"}) == [("one", "good"), ("two", "bad")]
+
+
+def test_several_questions_are_refused_and_their_names_are_columns(tmp_path: Path) -> None:
+    record = {"fields": {"text": "one"}, "responses": {"mood": [{"value": "good"}], "topic": [{"value": "tea"}]}}
+    path = written(tmp_path, record)
+    assert "run `tunesmith init rows.jsonl --columns completion=mood`" in str(refusal(path).remedy)
+    assert pairs(path, columns={"completion": "topic"}) == [("one", "tea")]
+
+
+def test_rows_that_the_tool_rejects_are_counted_and_do_not_stop_a_run(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"text {number}", "label": "tea", "answer": answer, "_task_hash": number, "_input_hash": number}
+        for number, answer in enumerate(("accept", "reject", "ignore", "accept", "reject"))
+    ]
+    path = written(tmp_path, *rows)
+    found = survey_rows(DataSettings.model_validate({"train": str(path), "eval": 0.0, "max_lost": 0.1}), seed=0)
+    assert found.left_out_in_words() == ["left out, as the file says: 2 rejected, 1 ignored"]
+    assert found.ledger().in_words() == ["rows: 5 read: 3 left out, 2 trained"]
+    assert next(str(row) for row in found.rejected if isinstance(row, LeftOut)) == f"{path}:2: left out: rejected"
+    assert found.findings == [] or all(finding.id != "invalid_rows" for finding in found.findings)
+
+
+def test_with_an_instruction_the_text_is_its_input(tmp_path: Path) -> None:
+    path = written(tmp_path, {"id": 1, "text": "one", "label": ["tea"], "Comments": []})
+    assert pairs(path, instruction="Name the topic.") == [("Name the topic.\n\none", "tea")]
+
+
+def test_a_text_with_labels_is_read_as_a_document_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = written(tmp_path, {"text": "one", "label": []}, {"text": "two", "label": ["a", "b"]})
+    loaded = load(SourceSettings.model_validate({"path": str(path), "format": "text"}))
+    assert [example.text for example in loaded.examples] == ["one", "two"]
+
+
+def test_dialogues_as_texts_become_turns_and_what_they_share_is_the_prompt(tmp_path: Path) -> None:
+    before = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Tea?\n\nAssistant: "
+    path = written(tmp_path, {"chosen": f"{before}Yes.", "rejected": f"{before}No."})
+    (example,) = load(SourceSettings.model_validate({"path": str(path)})).examples
+    assert [turn.content for turn in example.messages] == ["Hi", "Hello", "Tea?", "Yes."]
+    assert example.rejected is not None and example.rejected.content == "No."
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a", "label": "b"},
+        {"text": "a", "label": [1, 2]},
+        {"data": [], "annotations": []},
+        {"answer": "accept", "text": "a", "label": "b"},
+        {"chosen": "a", "rejected": "b"},
+    ],
+)
+def test_other_rows_are_no_export(row: Row) -> None:
+    assert export_of([row]) is None
