@@ -46,13 +46,14 @@ def recipe(tmp_path: Path, tiny_model_dir: Path) -> str:
 def test_a_config_alone_makes_a_table_and_a_recommendation(command: Command, config: str) -> None:
     outcome = command("plan", "--model", config, *MADE)
     assert outcome.code == 0
-    first, basis, header, full, lora, qlora, advice = outcome.out.splitlines()
+    first, basis, header, full, lora, qlora, compared, advice = outcome.out.splitlines()
     assert first == "8.03B parameters (built on torch's meta device); h100: 80.0 GB"
     assert basis == "an epoch: 5,000 rows of 1,024 tokens, as given; half of them learned, nothing shared"
     assert header.split()[:6] == ["method", "trains", "of", "all", "weights", "gradients"]
     assert full.split()[:4] == ["full", "8.03B", "100.00%", "15.0"]
     assert lora.split()[:3] == ["lora", "41.9M", "0.52%"]
     assert qlora.split()[0] == "qlora"
+    assert compared.startswith("peak GB at the same micro-batch, ")
     assert advice.startswith("Begin with lora")
 
 

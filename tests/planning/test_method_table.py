@@ -67,6 +67,16 @@ def test_an_8b_model_on_an_h100_has_the_sizes_that_its_parameters_say() -> None:
     assert full.checkpointing and not lora.checkpointing
 
 
+def test_methods_are_compared_at_one_micro_batch_and_checkpointing() -> None:
+    found = planned(LLAMA_8B, H100)
+    assert found.at.tokens == min(line.tokens for line in found.lines)
+    assert found.at.checkpointing
+    asked = recipe(micro_batch_tokens=found.at.tokens, gradient_checkpointing=True)
+    alike = by_method(planned(LLAMA_8B, H100, asked=asked))
+    for line in found.lines:
+        assert line.compared == alike[line.method].memory.training == alike[line.method].compared
+
+
 def test_the_recommendation_begins_with_lora_and_says_why() -> None:
     found = planned(LLAMA_8B, H100)
     assert found.recommended == "lora"

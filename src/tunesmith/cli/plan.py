@@ -146,8 +146,21 @@ def _show(planned: Planned, terminal: Terminal, *, named: bool) -> None:
     terminal.write(f"an epoch: {planned.workload.basis}")
     header = ("method", "trains", "of all", *PARTS, "rest", "peak GB", "fits", "tokens", "checkpointing", "epoch")
     rows = [_row(line, named=named) for line in planned.lines]
+    note = _comparison(planned)
     for line in table(header, rows, right=range(1, len(header) - 4), width=terminal.columns):
         terminal.write(line)
+    if note is not None:
+        terminal.write(note)
+
+
+def _comparison(planned: Planned) -> str | None:
+    """The peaks at one micro-batch, if the table has them at several."""
+    known = [line for line in planned.lines if line.tokens]
+    if planned.at is None or len({(line.tokens, line.checkpointing) for line in known}) == 1:
+        return None
+    peaks = ", ".join(f"{line.method} {_gb(line.compared)}" for line in known)
+    way = "with" if planned.at.checkpointing else "without"
+    return f"peak GB at the same micro-batch, {planned.at.tokens:,} tokens {way} checkpointing: {peaks}"
 
 
 def _row(line: Line, *, named: bool) -> tuple[Any, ...]:
@@ -195,6 +208,7 @@ def _as_json(planned: Planned, found: list[Comparison]) -> dict[str, Any]:
             name: getattr(planned.workload, name)
             for name in ("rows", "longest", "tokens", "computed", "logits", "basis")
         },
+        "at": planned.at and asdict(planned.at),
         "methods": [line.to_json() for line in planned.lines],
         "recommended": planned.recommended,
         "reason": planned.reason,

@@ -7,7 +7,7 @@ operations over what the device reaches of its peak.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class Line:
     """One method of the table.
 
     ``recipe``: whether its settings are the recipe's own. ``budget`` and ``checkpointing`` are what suits it best, or
-    what needs the least if it does not fit; ``why`` says why it does not.
+    what needs the least if it does not fit; ``why`` says why it does not. ``compared``: bytes of its peak at the
+    micro-batch and checkpointing of `Planned.at`; 0 if it is not known.
     """
 
     method: str
@@ -54,11 +55,20 @@ class Line:
     checkpointing: bool
     seconds: float
     why: str
+    compared: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; bytes and seconds."""
         memory = {**asdict(self.memory), "total": self.memory.training}
         return {**asdict(self), "judging": memory.pop("judging"), "memory": memory}
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The micro-batch, in tokens, and the checkpointing at which all methods are compared."""
+
+    tokens: int
+    checkpointing: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,7 @@ class Planned:
     lines: list[Line]
     recommended: str | None
     reason: str
+    at: Compared | None = None
 
     def _repr_html_(self) -> str:
         header = ("method", "trains", "memory", "fits", "micro-batch", "epoch")
@@ -104,6 +115,7 @@ def plan_methods(
     recipe = as_started(recipe)
     model = ModelCounter(recipe_config(recipe, config, folder), folder)
     lines, parameters = [], 0
+    shapes: dict[str, StepBytes] = {}
     for settings, own in methods_to_plan(recipe):
         asked = with_method(recipe, settings, device)
         try:
@@ -117,8 +129,28 @@ def plan_methods(
             continue
         parameters = counted.parameters
         lines.append(_line(counted, asked, workload, device, own=own))
+        shapes[lines[-1].method] = counted.shape
+    at, lines = _compare(lines, shapes, workload, device)
     recommended, reason = recommend(lines, workload, device, lambda: _smallest_device(recipe, model, workload.longest))
-    return Planned(device, workload, parameters, lines, recommended, reason)
+    return Planned(device, workload, parameters, lines, recommended, reason, at)
+
+
+def _compare(
+    lines: list[Line], shapes: Mapping[str, StepBytes], workload: Workload, device: Device
+) -> tuple[Compared | None, list[Line]]:
+    """The lines with their peaks at one micro-batch: the smallest of the methods that fit, or of all."""
+    known = [line for line in lines if line.tokens]
+    fitting = [line for line in known if line.fits] or known
+    if not known:
+        return None, lines
+    at = Compared(min(line.tokens for line in fitting), any(line.checkpointing for line in fitting))
+
+    def peak(line: Line) -> int:
+        shape = shapes[line.method]
+        plan = Plan(shape, at.tokens, at.tokens, at.checkpointing and shape.recomputes, device.memory)
+        return plan.peak_of_many_steps(typical_row(workload.computed, workload.pairs)).training
+
+    return at, [replace(line, compared=peak(line)) if line.tokens else line for line in lines]
 
 
 def methods_to_plan(recipe: Recipe) -> list[tuple[MethodSettings, bool]]:
