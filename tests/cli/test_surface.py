@@ -41,7 +41,10 @@ SURFACE = {
         ["--resume", "--overwrite", "--dry-run", "--all", "--lr-range", "--lr-min", "--lr-max", "--lr-steps", "--json"],
     ),
     "eval": (["TARGET", "KEY=VALUE"], ["--data", "--json"]),
-    "generate": (["TARGET", "KEY=VALUE"], ["--prompt", "--system", "--instruction", "--raw", "--base", "--json"]),
+    "generate": (
+        ["TARGET", "KEY=VALUE"],
+        ["--prompt", "--data", "--out", "--system", "--instruction", "--raw", "--base", "--overwrite", "--json"],
+    ),
     "chat": (["TARGET", "KEY=VALUE"], ["--system", "--instruction", "--raw"]),
     "merge": (["TARGET"], ["--out", "--dtype", "--data", "--max-shard-size", "--overwrite", "--json"]),
     "demo": ([], ["--overwrite", "--json"]),

@@ -198,6 +198,33 @@ def test_the_merged_folder_is_a_model_that_tunesmith_loads(trained: Train, tmp_p
     assert plain.template.prompt_ids([]) == running.template.prompt_ids([])
 
 
+def test_the_merged_folder_asks_as_training_did(tmp_path: Path, tiny_model_dir: Path) -> None:
+    rows = [{"system": "Be brief.", "thing": f"red hat {n}", "colour": "red"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(tmp_path / "rows.jsonl"), "columns": {"input": "thing", "output": "colour"}}
+    values: dict[str, Any] = {
+        "model": str(tiny_model_dir),
+        "data": {**data, "eval": 0.25, "instruction": "Which colour is it?"},
+        "method": {"name": "lora", "r": 2},
+        "training": {"max_steps": 1, "batch_size": 4, "report_to": "none", "threads": 1},
+        "evaluation": {"resamples": 100, "samples": 0},
+        "output_dir": str(tmp_path / "run"),
+    }
+    run = train(values).run
+    merge(run, tmp_path / "plain")
+    plain, running = tuned.load(tmp_path / "plain"), tuned.load(run)
+    assert plain.prompt_ids("red hat") == running.prompt_ids("red hat")
+    assert plain.run_prompt().note() == running.run_prompt().note()
+    mark = tmp_path / "plain" / plain_weights.MARK
+    assert str(tmp_path / "rows.jsonl") not in json.dumps(json.loads(mark.read_text())["prompt"]), "it is published"
+    record = json.loads(mark.read_text())
+    mark.write_text(json.dumps({**record, "prompt": {"systems": 3}}))
+    with pytest.raises(ModelError, match="the record of the merged model cannot be read"):
+        tuned.load(tmp_path / "plain")
+    mark.write_text(json.dumps({name: value for name, value in record.items() if name != "prompt"}))
+    assert tuned.load(tmp_path / "plain").run_prompt().note() is None, "as merged by an earlier version"
+
+
 def test_the_sum_is_rounded_once_where_the_run_computed_in_half_precision(
     trained: Train, tmp_path: Path, tiny_model_dir: Path
 ) -> None:

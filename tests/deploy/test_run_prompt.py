@@ -11,8 +11,8 @@ import pytest
 from tunesmith.data.examples.example import to_example
 from tunesmith.data.examples.message import Message
 from tunesmith.deploy import tuned
-from tunesmith.deploy.run_prompt import run_prompt
-from tunesmith.errors import RecipeError, RunError
+from tunesmith.deploy.run_prompt import TrainedPrompt, run_prompt
+from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.recipe.file import read_recipe
 from tunesmith.workflows.finetune import train
 
@@ -90,12 +90,13 @@ def test_answers_come_from_that_prompt(model: tuned.Tuned) -> None:
 def test_sources_with_different_instructions_ask_for_a_choice() -> None:
     sources = [{"path": "a.csv", "instruction": "Sum up."}, {"path": "b.csv"}]
     recipe = read_recipe({"model": "m", "data": {"train": sources}, "output_dir": "runs/x"}).recipe
+    trained = TrainedPrompt.of_run(recipe)
     with pytest.raises(RunError) as failed:
-        run_prompt(recipe, where="runs/x")
+        run_prompt(trained, where="runs/x")
     assert failed.value.why == "a.csv: 'Sum up.'; b.csv: none."
     assert "--instruction" in str(failed.value.remedy) and "--raw" in str(failed.value.remedy)
-    assert run_prompt(recipe, where="runs/x", raw=True).instruction is None
-    assert run_prompt(recipe, where="runs/x", instruction="Sum up.").instruction == "Sum up."
+    assert run_prompt(trained, where="runs/x", raw=True).instruction is None
+    assert run_prompt(trained, where="runs/x", instruction="Sum up.").instruction == "Sum up."
 
 
 def test_the_system_turn_that_all_rows_share_is_sent(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -123,10 +124,56 @@ def test_the_system_turn_that_all_rows_share_is_sent(tmp_path: Path, tiny_model_
 
 def test_rows_with_different_system_turns_send_none_and_say_so() -> None:
     recipe = read_recipe({"model": "m", "data": {"train": "a.csv"}, "output_dir": "runs/x"}).recipe
-    found = run_prompt(recipe, [{"side": "train", "systems": [None, "Be brief."]}], where="runs/x")
+    trained = TrainedPrompt.of_run(recipe, [{"side": "train", "systems": [None, "Be brief."]}])
+    found = run_prompt(trained, where="runs/x")
     assert found.system is None
     assert "no system turn, because the training rows have different ones" in str(found.note())
 
 
 def test_a_model_without_a_run_has_no_instruction() -> None:
     assert run_prompt(None, where="m").note() is None
+
+
+def raw_text_run(folder: Path, model: Path) -> tuned.Tuned:
+    texts = [f"The {WORDS[n % 4]} hat {n} is on the table." for n in range(16)]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    values: dict[str, Any] = {
+        "model": str(model),
+        "data": {"train": str(folder / "texts.jsonl"), "eval": 0.25},
+        "method": {"name": "lora", "r": 2},
+        "training": {"max_steps": 1, "batch_size": 4, "report_to": "none", "threads": 1},
+        "evaluation": {"resamples": 100, "samples": 0},
+        "output_dir": str(folder / "run"),
+    }
+    return tuned.load(train(values).run)
+
+
+def test_after_raw_text_no_template_is_around_a_prompt(tmp_path: Path, tiny_model_dir: Path) -> None:
+    model = raw_text_run(tmp_path, tiny_model_dir)
+    row = to_example({"text": "The red hat 3 is on the table."}, shape="text", source="texts.jsonl:1")
+    [encoded] = model.template.encode(row)
+    prompt = model.prompt_ids("The red hat 3 is on the table.")
+    assert prompt == encoded.ids.tolist()[:-1], "all but the end of the text"
+    assert model.template.text_end == encoded.ids[-1] and model.template.text_end in model.stop_ids
+    assert "without a chat template" in str(model.run_prompt().note())
+    turns = [Message("user", "The red"), Message("assistant", " hat."), Message("user", "It is")]
+    assert model.prompt_ids(turns) == model.prompt_ids("The red hat.\nIt is"), "a chat goes on with the text"
+    with pytest.raises(RecipeError, match="a system turn cannot be sent"):
+        model.prompt_ids([Message("system", "Be brief."), *turns])
+
+
+def test_many_prompts_are_answered_as_each_alone(model: tuned.Tuned) -> None:
+    turns = [{"role": "user", "content": "blue hat"}, {"role": "assistant", "content": "blue"}]
+    prompts = ["red hat", [*turns, {"role": "user", "content": "white hat"}], [Message("user", "green hat")]]
+    many = model.generate(prompts, max_new_tokens=6, batch_size=2)
+    assert many == [model.generate(prompt, max_new_tokens=6) for prompt in prompts]
+    assert model.generate([], max_new_tokens=6) == []
+    drawn = model.generate(["red hat", "red hat"], max_new_tokens=6, do_sample=True, num_return_sequences=3)
+    assert [len(each) for each in drawn] == [3, 3]
+
+
+def test_turns_beside_prompts_and_turns_that_are_none_are_refused(model: tuned.Tuned) -> None:
+    with pytest.raises(RecipeError, match="the list holds turns and prompts"):
+        model.generate([{"role": "user", "content": "red"}, "blue"])  # type: ignore[list-item]
+    with pytest.raises(DataError, match=r"prompt 2: messages\[0\]\.role: found the text 'human', expected one of"):
+        model.generate(["red", [{"role": "human", "content": "blue"}]])

@@ -1,4 +1,4 @@
-"""The commands `eval` and `generate`: judge a model, and answer a prompt."""
+"""The commands `eval` and `generate`: judge a model, and answer prompts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from tunesmith.cli.options import (
     EvaluationKeys,
     GenerationKeys,
     OtherInstruction,
+    OutputFile,
+    Overwrite,
     RawOption,
     SystemOption,
     TargetArgument,
     generation_settings,
+    in_arguments,
+    reading_arguments,
 )
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, verdict_line
+from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
     from tunesmith.data.examples.message import Message
@@ -55,21 +60,44 @@ def evaluate(
 def generate(
     target: TargetArgument,
     prompt: Annotated[
-        str, typer.Option("--prompt", metavar="TEXT", help="The user's message. - reads it from standard input.")
-    ],
+        str | None,
+        typer.Option(
+            "--prompt", metavar="TEXT", help="The user's message. - reads it from standard input.", show_default=False
+        ),
+    ] = None,
     settings: GenerationKeys = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="Rows to answer, in any format that `train` reads, instead of --prompt. They are read with the run's "
+            "columns; data.KEY=VALUE says otherwise.",
+            show_default=False,
+        ),
+    ] = None,
+    out: OutputFile = None,
     system: SystemOption = None,
     instruction: OtherInstruction = None,
     raw: RawOption = False,
     base: Annotated[bool, typer.Option("--base", help="Also show the answer of the untuned base.")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer one prompt.
+    """Answer one prompt, or every row of a file.
 
-    The run's instruction and system turn go before the message, as in training.
+    The run's instruction and system turn go before the message, as in training. With --data and --out, each row is
+    written with its answer in a column. If this is stopped, the same command goes on where it stopped.
     """
+    reading, of_generation = reading_arguments(settings)
+    _refuse_mixed(prompt, data, out, reading, base=base, overwrite=overwrite)
     with session(as_json) as terminal:
-        wanted = generation_settings(settings)
+        wanted = generation_settings(of_generation)
+        if data is not None and out is not None:
+            how = {"system": system, "instruction": instruction, "raw": raw, "overwrite": overwrite}
+            _answer_rows(target, data, out, {"keys": reading, "settings": wanted, **how}, terminal)
+            return
+        assert prompt is not None
         message = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
         from tunesmith.data.examples.message import Message
         from tunesmith.deploy import tuned
@@ -87,6 +115,39 @@ def generate(
             terminal.write(terminal.styled("tuned:", bold=True))
         found["answers"] = _answer(model, messages, wanted, terminal)
         terminal.result(found)
+
+
+def _refuse_mixed(
+    prompt: str | None, data: str | None, out: str | None, reading: Sequence[str], *, base: bool, overwrite: bool
+) -> None:
+    """Raises typer.BadParameter for flags that do not go together."""
+    if (prompt is None) == (data is None):
+        what = "there is nothing to answer" if data is None else "--prompt and --data both say what to answer"
+        raise typer.BadParameter(f"{what}: give --prompt TEXT for one answer, or --data DATA --out FILE for many rows")
+    if data is not None and out is None:
+        raise typer.BadParameter("--data needs a file for the answers: add --out FILE, such as --out answers.csv")
+    if data is not None and base:
+        compare = "`tunesmith eval TARGET --data DATA` compares base and tuned model on rows with answers"
+        raise typer.BadParameter(f"--base goes with --prompt: leave it out ({compare})")
+    flags = [("--out", out is not None), ("--overwrite", overwrite), *((key, True) for key in reading)]
+    alone = [flag for flag, given in flags if given]
+    if data is None and alone:
+        raise typer.BadParameter(f"{alone[0]} goes with --data: leave it out, or give --data DATA instead of --prompt")
+
+
+def _answer_rows(target: str, data: str, out: str, how: dict[str, Any], terminal: Terminal) -> None:
+    from tunesmith.workflows import answer_rows
+
+    try:
+        found = answer_rows.answer_rows(target, data, out, listener=terminal, **how)
+    except DataError as error:
+        raise in_arguments(error) from None
+    except KeyboardInterrupt:
+        terminal.note("The same command goes on with the rows that are not answered yet.")
+        raise
+    named = " and ".join(found.columns)
+    terminal.write(f"{found.out}: {found.rows:,} rows, with their answers in {named}")
+    terminal.result({"target": target, "data": data, **found.to_json()})
 
 
 def say_prompt(model: Tuned, settings: dict[str, Any], terminal: Terminal, *, system: str | None) -> str | None:

@@ -53,6 +53,15 @@ SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="The system message.", show_default=False)
 ]
 RawOption = Annotated[bool, typer.Option("--raw", help="Leave out the run's instruction and system turn.")]
+OutputFile = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Where the rows go with their answers: .csv, .tsv, .jsonl, .json, .parquet or .xlsx.",
+        show_default=False,
+    ),
+]
 OtherInstruction = Annotated[
     str | None,
     typer.Option(
@@ -84,6 +93,7 @@ InstructionOption = Annotated[
 _READING_KEY = re.compile(rf'set data\.({"|".join(READING)}): ("[^"]*"|[^\s,]+)')
 _COLUMNS = re.compile(r"data\.columns: \{((?:[^{}]|\{[^{}]*\})*)\}")
 _SET_COLUMNS = re.compile(f"set {_COLUMNS.pattern}")
+_KEY_AND_VALUE = re.compile(r'(data\.\w+)(?:: |=)(\{(?:[^{}]|\{[^{}]*\})*\}|"[^"]*"|[^\s,]+)')
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -116,6 +126,22 @@ def generation_settings(arguments: Sequence[str] | None) -> dict[str, Any]:
         found[name] = value
     GenerationSettings(**found)  # raises for what is out of bounds or contradictory
     return found
+
+
+def reading_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """KEY=VALUE arguments: those of the data section, and the others."""
+    of_data = [argument for argument in arguments or () if argument.startswith("data.")]
+    return of_data, [argument for argument in arguments or () if argument not in of_data]
+
+
+def in_arguments(error: DataError) -> DataError:
+    """The same error with a remedy that can be pasted: ``data.columns: {a: b}`` becomes ``'data.columns={a: b}'``."""
+    remedy = error.remedy
+    if remedy is not None:
+        remedy = _KEY_AND_VALUE.sub(
+            lambda found: shlex.quote(f"{found[1]}={found[2]}"), remedy.replace("set data.", "add data.")
+        )
+    return DataError(error.what, where=error.where, why=error.why, remedy=remedy)
 
 
 def in_flags(error: DataError, command: str = "") -> DataError:

@@ -306,6 +306,7 @@ def _facts(tuned: Tuned) -> dict[str, Any]:
     if "adapter_name_or_path" in method:  # a card is published: it names no folder of this machine
         method["adapter_name_or_path"] = Path(method["adapter_name_or_path"]).name
     facts: dict[str, Any] = {"method": method}
+    facts["prompt"] = None if target.trained is None else target.trained.to_json()
     facts["hub"] = target.base.partition("@")[0] if kind(target.base) == "hub" else None
     if target.run is None:
         adapter = read_config_file(target.checkpoint)
@@ -322,5 +323,6 @@ def _facts(tuned: Tuned) -> dict[str, Any]:
 def _describe(folder: Path, result: Merged, facts: dict[str, Any]) -> None:
     verdict = facts.get("verdict")
     record = {"tunesmith": version("tunesmith"), **result.to_json(), "run": facts.get("run"), "verdict": verdict}
+    record |= {"prompt": facts["prompt"]} if facts["prompt"] is not None else {}
     (folder / plain_weights.MARK).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(result.to_json(), facts), encoding="utf-8")

@@ -13,17 +13,80 @@ from tunesmith.recipe.settings import Recipe
 
 
 @dataclass(frozen=True, slots=True)
+class TrainedPrompt:
+    """What the training rows have around their text; it goes with a merged model.
+
+    Args:
+        instructions: the source and its instruction, of each training source.
+        systems: the different system texts of the rows; None stands for rows without one.
+        shape: the shape of all rows; None if there are several.
+    """
+
+    instructions: tuple[tuple[str, str | None], ...] = ()
+    systems: tuple[str | None, ...] = ()
+    shape: str | None = None
+
+    @classmethod
+    def of_run(cls, recipe: Recipe, sources: Sequence[Mapping[str, Any]] = ()) -> TrainedPrompt:
+        """Of a run. ``sources`` is what it records of them, as in data.json."""
+        trained = [source for source in sources if source["side"] == "train"]
+        shapes = {source.get("format") for source in trained}
+        return cls(
+            tuple((source.path, source.instruction) for source in recipe.data.sources("train")),
+            tuple(dict.fromkeys(text for source in trained for text in source.get("systems", []))),
+            shapes.pop() if len(shapes) == 1 else None,
+        )
+
+    @classmethod
+    def from_json(cls, found: Any) -> TrainedPrompt:
+        """What ``to_json`` gave. Raises TypeError, KeyError or ValueError for anything else."""
+        instructions = [(str(name), _text(text)) for name, text in found["instructions"]]
+        return cls(tuple(instructions), tuple(map(_text, found["systems"])), _text(found["shape"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """For a folder that is published: the sources are numbered, not named."""
+        texts = dict.fromkeys(text for _, text in self.instructions)
+        numbered = [[f"source {number}", text] for number, text in enumerate(texts, start=1)]
+        return {"instructions": numbered, "systems": list(self.systems), "shape": self.shape}
+
+    @property
+    def raw_text(self) -> bool:
+        """Whether the rows are raw text, which has no chat template around it."""
+        return self.shape == "text"
+
+    def instruction(self, where: str) -> str | None:
+        """The instruction of all sources. Raises RunError if they have different ones."""
+        if len({text for _, text in self.instructions}) > 1:
+            each = "; ".join(f"{name}: {'none' if text is None else repr(text)}" for name, text in self.instructions)
+            raise RunError(
+                "The training sources of this run have different instructions, so any of them could be meant",
+                where=where,
+                why=f"{each}.",
+                remedy="Choose one with --instruction TEXT (in Python: instruction=TEXT), or send your text alone with "
+                "--raw (raw=True).",
+            )
+        return self.instructions[0][1] if self.instructions else None
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
 class RunPrompt:
     """What goes before the user's text. ``from_run``: the instruction is the run's, and not the user's.
 
     ``system``: the system text that all training rows have. ``systems_differ``: they have different ones, so none is
-    sent.
+    sent. ``raw_text``: no chat template goes around the text.
     """
 
     instruction: str | None = None
     from_run: bool = False
     system: str | None = None
     systems_differ: bool = False
+    raw_text: bool = False
 
     def around(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """The messages with the instruction before the last user turn, where training has it.
@@ -43,6 +106,24 @@ class RunPrompt:
         framed = replace(turn, content=user_text(self.instruction, turn.content))
         return (*messages[: users[-1]], framed, *messages[users[-1] + 1 :])
 
+    def document(self, messages: Sequence[Message]) -> str:
+        """The conversation as one raw text: an answer goes on its message, and a later message is on a line of its own.
+
+        Raises:
+            RecipeError: there is a turn that a raw text cannot have.
+        """
+        text = ""
+        for turn in messages:
+            if turn.role not in ("user", "assistant"):
+                raise RecipeError(
+                    f"a {turn.role} turn cannot be sent",
+                    why="The model was trained on raw text, which has no turns.",
+                    remedy="Leave it out, or write it into your text.",
+                )
+            text += "\n" if text and turn.role == "user" else ""
+            text += turn.content
+        return text
+
     def note(self, *, system: str | None = None) -> str | None:
         """One line about what goes before the text, where the user gives this system text; None if nothing does."""
         parts = []
@@ -53,24 +134,21 @@ class RunPrompt:
             parts.append(f"the run's system turn {self.system!r}")
         if self.systems_differ and system is None:
             parts.append("no system turn, because the training rows have different ones (--system gives one)")
+        if self.raw_text:
+            before = f"after {parts[0]}, " if parts else ""
+            return f"prompt: {before}your text as it is, without a chat template, as in training on raw text"
         if not parts:
             return None
         return f"prompt: before your text goes {' and '.join(parts)} (--raw leaves it out)"
 
 
 def run_prompt(
-    recipe: Recipe | None,
-    sources: Sequence[Mapping[str, Any]] = (),
-    *,
-    where: str,
-    raw: bool = False,
-    instruction: str | None = None,
+    trained: TrainedPrompt | None, *, where: str, raw: bool = False, instruction: str | None = None
 ) -> RunPrompt:
     """What training put around its rows: the instruction of all sources and the system turn of all rows.
 
     Args:
-        recipe: the run's; None for a model without a run.
-        sources: what the run records of its sources, as in data.json.
+        trained: what the model was trained with; None for a model without a run.
         where: the run, for errors.
         raw: no instruction and no system turn.
         instruction: used in place of the run's.
@@ -81,26 +159,14 @@ def run_prompt(
     """
     if raw and instruction is not None:
         raise RecipeError("--raw sends no instruction, and --instruction gives one", remedy="Use one of the two.")
-    if raw or recipe is None:
-        return RunPrompt(instruction)
-    systems = {text for source in sources if source["side"] == "train" for text in source.get("systems", [])}
-    system = next(iter(systems)) if len(systems) == 1 else None
-    found = _instruction(recipe, where) if instruction is None else instruction
-    return RunPrompt(found, from_run=instruction is None, system=system, systems_differ=len(systems) > 1)
-
-
-def _instruction(recipe: Recipe, where: str) -> str | None:
-    sources = recipe.data.sources("train")
-    found = list(dict.fromkeys(source.instruction for source in sources))
-    if len(found) > 1:
-        each = "; ".join(
-            f"{source.path}: {'none' if source.instruction is None else repr(source.instruction)}" for source in sources
-        )
-        raise RunError(
-            "The training sources of this run have different instructions, so any of them could be meant",
-            where=where,
-            why=f"{each}.",
-            remedy="Choose one with --instruction TEXT (in Python: instruction=TEXT), or send your text alone with "
-            "--raw (raw=True).",
-        )
-    return found[0]
+    raw_text = trained is not None and trained.raw_text
+    if raw or trained is None:
+        return RunPrompt(instruction, raw_text=raw_text)
+    systems = {*trained.systems}
+    return RunPrompt(
+        trained.instruction(where) if instruction is None else instruction,
+        from_run=instruction is None,
+        system=next(iter(systems)) if len(systems) == 1 else None,
+        systems_differ=len(systems) > 1,
+        raw_text=raw_text,
+    )

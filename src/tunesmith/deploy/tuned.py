@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.chat.template import ChatTemplate
-from tunesmith.data.examples.message import Message
-from tunesmith.deploy.run_prompt import RunPrompt, run_prompt
-from tunesmith.errors import ModelError, RecipeError, RunError
+from tunesmith.data.examples.message import Message, RowError, openai_message
+from tunesmith.deploy.plain_weights import MARK
+from tunesmith.deploy.run_prompt import RunPrompt, TrainedPrompt, run_prompt
+from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.methods.base import Method
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, read_config_file
 from tunesmith.methods.table import build
@@ -36,10 +38,16 @@ from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.start_folder import stored_recipe
 from tunesmith.training.attach import untuned
 
+Turn = Message | Mapping[str, Any]  # a mapping is {role, content}, as OpenAI has it
+Prompt = str | Sequence[Turn]  # the user's text, or a conversation
+
 
 @dataclass(frozen=True, slots=True)
 class ModelTarget:
-    """What a path names: a base model, what was trained on top of it (None: nothing), and its run."""
+    """What a path names: a base model, what was trained on top of it (None: nothing), and its run.
+
+    ``trained``: what the run's rows have around their text, which a merged model records, too.
+    """
 
     base: str
     revision: str | None = None
@@ -47,6 +55,7 @@ class ModelTarget:
     method: MethodSettings | None = None
     run: Run | None = None
     recipe: Recipe | None = None
+    trained: TrainedPrompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,39 +85,71 @@ class Tuned:
 
     def run_prompt(self, *, raw: bool = False, instruction: str | None = None) -> RunPrompt:
         """What goes around a prompt. Raises RunError if the run has several instructions and none is chosen."""
-        run = self.target.run
-        where, sources = (self.target.base, []) if run is None else (str(run.folder), run.read_json("data.json"))
-        return run_prompt(self.target.recipe, sources, where=where, raw=raw, instruction=instruction)
+        where = self.target.base if self.target.run is None else str(self.target.run.folder)
+        return run_prompt(self.target.trained, where=where, raw=raw, instruction=instruction)
 
-    def generate(
+    @overload
+    def generate(  # pyright: ignore[reportOverlappingOverload]  (a text is a sequence of texts, too)
         self,
-        messages: str | Sequence[Message],
+        messages: Prompt,
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         raw: bool = False,
         instruction: str | None = None,
+        batch_size: int = 16,
         **settings: Any,
-    ) -> list[Generation]:
-        """Answers to one prompt, ``num_return_sequences`` of them.
+    ) -> list[Generation]: ...
+    @overload
+    def generate(
+        self,
+        messages: Sequence[Prompt],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        raw: bool = False,
+        instruction: str | None = None,
+        batch_size: int = 16,
+        **settings: Any,
+    ) -> list[list[Generation]]: ...
+    def generate(
+        self,
+        messages: Prompt | Sequence[Prompt],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        raw: bool = False,
+        instruction: str | None = None,
+        batch_size: int = 16,
+        **settings: Any,
+    ) -> list[Generation] | list[list[Generation]]:
+        """Answers to one prompt or to many: ``num_return_sequences`` of them, for each of many a list of its own.
 
         Args:
-            messages: the user's text, or a conversation. The run's instruction goes before the last user turn,
-                and its system turn first, if the conversation has none.
+            messages: the user's text, or a conversation of messages or of ``{"role": ..., "content": ...}``; or a list
+                of those, which are decoded in batches. The run's instruction goes before the last user turn, and its
+                system turn first, if the conversation has none.
             tools: definitions of tools, for the chat template.
             raw: leave the run's instruction and system turn out.
             instruction: one to use in place of the run's.
+            batch_size: sequences decoded at a time.
             settings: those of GenerationSettings.
 
         Raises:
             RunError: the run's sources have different instructions and none is chosen.
         """
         asked = GenerationSettings(**settings)
-        prompt = self.prompt_ids(messages, tools=tools, raw=raw, instruction=instruction)
-        return generate(self.model, self.tokenizer, [prompt], settings=asked, stop_ids=self.stop_ids)[0]
+        many = _are_many(messages)
+        prompts = cast(Sequence[Prompt], messages if many else [messages])
+        ids = [
+            self.prompt_ids(each, tools=tools, raw=raw, instruction=instruction, source=f"prompt {number}")
+            for number, each in enumerate(prompts, start=1)
+        ]
+        answers = generate(
+            self.model, self.tokenizer, ids, settings=asked, stop_ids=self.stop_ids, batch_size=batch_size
+        )
+        return answers if many else answers[0]
 
     def stream(
         self,
-        messages: str | Sequence[Message],
+        messages: Prompt,
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         raw: bool = False,
@@ -122,16 +163,24 @@ class Tuned:
 
     def prompt_ids(
         self,
-        messages: str | Sequence[Message],
+        messages: Prompt,
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         raw: bool = False,
         instruction: str | None = None,
+        source: str = "the prompt",
     ) -> list[int]:
-        """The token ids that ``generate`` sends for these arguments: those of a training row before its answer."""
-        turns = (Message("user", messages),) if isinstance(messages, str) else tuple(messages)
-        framed = self.run_prompt(raw=raw, instruction=instruction).around(turns)
-        return self.template.prompt_ids(framed, tuple(tools))
+        """The token ids that ``generate`` sends for these arguments: those of a training row before its answer.
+
+        ``source`` names the prompt in errors.
+        """
+        around = self.run_prompt(raw=raw, instruction=instruction)
+        framed = around.around(_turns(messages, source))
+        if around.raw_text:
+            if tools:
+                raise RecipeError("a model that was trained on raw text takes no tools", remedy="Leave tools out.")
+            return self.template.text_ids(around.document(framed))
+        return self.template.prompt_ids(framed, tuple(tools), source=source)
 
     @property
     def device(self) -> str:
@@ -154,6 +203,35 @@ class Tuned:
             return
         with reference as model:
             yield replace(self, model=model, method=None)
+
+
+def _are_many(messages: Prompt | Sequence[Prompt]) -> bool:
+    """Whether these are several prompts, and not a text or a conversation. An empty list is no prompt at all.
+
+    Raises:
+        RecipeError: it is neither.
+    """
+    if isinstance(messages, str):
+        return False
+    turns = [isinstance(each, (Message, Mapping)) for each in messages]
+    if any(turns) and not all(turns):
+        raise RecipeError(
+            "the list holds turns and prompts", remedy="Give one conversation, or a list of texts and conversations."
+        )
+    return not any(turns)
+
+
+def _turns(prompt: Prompt, source: str) -> tuple[Message, ...]:
+    """The turns of a text or a conversation. Raises DataError for a turn that is none."""
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    try:
+        return tuple(
+            turn if isinstance(turn, Message) else openai_message(turn, f"messages[{number}]")
+            for number, turn in enumerate(prompt)
+        )
+    except RowError as error:
+        raise DataError(f"{error.field}: found {error.found}, expected {error.expected}", where=source) from None
 
 
 def load(
@@ -201,10 +279,16 @@ def load(
         tokenizer=tokenizer,
         template=template,
         method=method,
-        stop_ids=template.stop_ids,
+        stop_ids=_stops(found, template),
         load_plain=load_weights,
         added=added,
     )
+
+
+def _stops(found: ModelTarget, template: ChatTemplate) -> tuple[int, ...]:
+    """The ids that end an answer; after training on raw text also the one that ends a text."""
+    raw_text = found.trained is not None and found.trained.raw_text
+    return tuple(dict.fromkeys((*template.stop_ids, *([template.text_end] if raw_text else []))))
 
 
 def _start(found: ModelTarget) -> Path | None:
@@ -244,12 +328,30 @@ def find_target(target: str) -> ModelTarget:
     if what == "adapter":
         base, revision = _base_of_adapter(folder)
         return ModelTarget(base, revision, folder, LoraSettings())
-    return ModelTarget(target)
+    return ModelTarget(target, trained=_recorded(folder) if what == "model" else None)
+
+
+def _recorded(folder: Path) -> TrainedPrompt | None:
+    """What a merged model records of the run's prompt; nothing in other models, and in those of earlier versions."""
+    file = folder / MARK
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return TrainedPrompt.from_json(record["prompt"]) if "prompt" in record else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            "the record of the merged model cannot be read",
+            where=str(file),
+            why=f"{type(error).__name__}: {error}.",
+            remedy="Merge the run again, or remove this file: then no instruction goes before a prompt.",
+        ) from error
 
 
 def _of_run(run: Run, checkpoint: Path) -> ModelTarget:
     recipe = stored_recipe(run)
-    return ModelTarget(recipe.model.path, recipe.model.revision, checkpoint, recipe.method, run, recipe)
+    trained = TrainedPrompt.of_run(recipe, run.read_json("data.json"))
+    return ModelTarget(recipe.model.path, recipe.model.revision, checkpoint, recipe.method, run, recipe, trained)
 
 
 def _base_of_adapter(folder: Path) -> tuple[str, str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from tunesmith.data.files.locations import holds_text
@@ -27,7 +27,7 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
     raw = plain if stored is None else portable(stored)
     if data is not None:
         section = {key: value for key, value in raw["data"].items() if key not in READING}  # other files than the run's
-        raw["data"] = {**section, "train": [_read_like_training(stored, target, data)], "eval": 0.0}
+        raw["data"] = {**section, "train": [read_like_training(stored, target, data)], "eval": 0.0}
         masked = raw["data"].get("clean", {}).get("mask_pii", False)
         raw["data"] |= {"split": None, "name": None, "test": None, "group": None, "stratify": False, "max_lost": None}
         raw["data"] |= {"sample_by": "auto"}  # the source names its own, if it is text
@@ -44,19 +44,26 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
     return recipe.model_copy(update={"evaluation": judged.evaluation})
 
 
-def _read_like_training(stored: Recipe | None, target: str, data: str) -> dict[str, Any]:
-    """Reads new rows like the training rows: the same format, columns and instruction, so the prompt is the same."""
+def read_like_training(stored: Recipe | None, target: str, data: str, *, given: Collection[str] = ()) -> dict[str, Any]:
+    """Reads new rows like the training rows: the same format, columns and instruction, so the prompt is the same.
+
+    ``given``: what the user says of the new rows instead.
+    """
     if stored is None:
         return {"path": data}
     kept = ("format", "columns", "instruction", *(["sample_by"] if holds_text(data) else []))
+    kept = tuple(name for name in kept if name not in given)
     ways = [{name: getattr(source, name) for name in kept} for source in stored.data.sources("train")]
     apart = [name for name in kept if any(way[name] != ways[0][name] for way in ways)]
     if apart:
+        keys = " ".join(f"data.{name}={'{prompt: COLUMN}' if name == 'columns' else 'VALUE'}" for name in apart)
         raise RunError(
             "The run's training sources were read in different ways, so new rows could be read in any of them",
             where=target,
             why=f"They differ in {', '.join(apart)}.",
-            remedy="Train from one source and give rows of the form {messages}, or judge the run's own rows.",
+            remedy=f"Say how to read these: add {keys}."
+            if given
+            else "Train from one source and give rows of the form {messages}, or judge the run's own rows.",
         )
     return {"path": data, **ways[0]}
 

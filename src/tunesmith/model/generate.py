@@ -53,6 +53,7 @@ def generate(
     settings: GenerationSettings,
     stop_ids: Sequence[int],
     batch_size: int = 16,
+    first: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Generation]]:
     """Answers to prompts of token ids, as ``[prompt][sequence]`` in the order of the prompts.
@@ -67,6 +68,7 @@ def generate(
         settings: how to decode.
         stop_ids: any of these ends an answer.
         batch_size: sequences decoded at a time.
+        first: number of the first prompt, for those of a longer list that is answered in parts.
         on_batch: called after each batch with the number of answers that it completed.
 
     Raises:
@@ -80,7 +82,7 @@ def generate(
     answers: dict[tuple[int, int], Generation] = {}
     with random_state_kept(inner_model(model).device):
         for batch in _batches(jobs, batch_size, limit):
-            rows = decode(model, batch, stop_ids=stop_ids, processors=_sampling(batch, settings))
+            rows = decode(model, batch, stop_ids=stop_ids, processors=_sampling(batch, settings, first=first))
             for job, ids in zip(batch, rows, strict=True):
                 answers.update(dict.fromkeys(job.answers, _finish(tokenizer, ids, stop_ids)))
             if on_batch is not None:
@@ -216,7 +218,7 @@ class _Draw(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter(1, drawn, 0.0)
 
 
-def _sampling(jobs: Sequence[Job], settings: GenerationSettings) -> list[LogitsProcessor]:
+def _sampling(jobs: Sequence[Job], settings: GenerationSettings, *, first: int = 0) -> list[LogitsProcessor]:
     """What makes one step of ``decode`` draw its tokens; nothing when greedy."""
     if not settings.do_sample:
         return []
@@ -226,7 +228,8 @@ def _sampling(jobs: Sequence[Job], settings: GenerationSettings) -> list[LogitsP
     if settings.top_p < 1.0:
         processors.append(TopPLogitsWarper(settings.top_p))
     width, steps = max(len(job.prompt) for job in jobs), max(job.new_tokens for job in jobs)
-    uniforms = [np.random.default_rng([settings.seed, *job.answers[0]]).random(steps, dtype=np.float32) for job in jobs]
+    numbers = [(first + job.answers[0][0], job.answers[0][1]) for job in jobs]
+    uniforms = [np.random.default_rng([settings.seed, *each]).random(steps, dtype=np.float32) for each in numbers]
     return [*processors, _Draw(np.stack(uniforms), width=width)]
 
 

@@ -342,19 +342,32 @@ class ChatTemplate:
                     remedy="remove it, or set data.control_tokens: text to encode it as plain text.",
                 )
 
+    def text_ids(self, text: str) -> list[int]:
+        """The ids that generation sends after training on raw text: the text with what the tokenizer puts before it."""
+        ids = self._text_ids(text)
+        _, after = _own_special_ids(self.tokenizer)
+        return ids[: len(ids) - len(after)]
+
+    @property
+    def text_end(self) -> int:
+        """The token that ends a raw text."""
+        eos = self.tokenizer.eos_token_id
+        return eos if isinstance(eos, int) else self.stop_ids[0]
+
+    def _text_ids(self, text: str) -> list[int]:
+        """A raw text with the tokenizer's own special tokens."""
+        if not self._as_text:
+            return list(cast(Sequence[int], self.tokenizer(text, verbose=False)["input_ids"]))
+        body = self._encoder.tokens(self._control.mark(text)).ids
+        before, after = _own_special_ids(self.tokenizer)
+        return [*before, *body, *after]
+
     def _raw_text(self, text: str, source: str, number: int) -> Encoded:
         """A text with the tokenizer's own special tokens and an end-of-text token. All but the first is learned."""
         if self._control.find(text) is not None and not self._as_text:
             self.notes.note(CONTROL_IN_RAW_TEXT, source)
-        eos = self.tokenizer.eos_token_id
-        end = eos if isinstance(eos, int) else self.stop_ids[0]
-        if self._as_text:
-            body = self._encoder.tokens(self._control.mark(text)).ids
-            before, after = _own_special_ids(self.tokenizer)
-            ids = [*before, *body, *after]
-        else:
-            ids = list(cast(Sequence[int], self.tokenizer(text, verbose=False)["input_ids"]))
-        ids = ids if ids and ids[-1] == end else [*ids, end]
+        ids = self._text_ids(text)
+        ids = ids if ids and ids[-1] == self.text_end else [*ids, self.text_end]
         supervised = np.ones(len(ids), dtype=bool)
         supervised[0] = False
         if not supervised.any():

@@ -96,7 +96,7 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
         DataError: nothing is there, it holds no rows or no good one, or the shape or the columns cannot be used.
     """
     parts, ignored, split = parts_of(source, role)
-    first, empty = _first_rows(source, parts)
+    first, empty = first_rows(source, parts)
     parts = [part for part in parts if part not in empty]
     ignored = [*ignored, *(part.name.removeprefix(f"{source.path.rstrip('/')}/") for part in empty)]
     export = None if source.format == "text" or "text" in source.columns else export_of(first)
@@ -174,8 +174,12 @@ def example_of(row: Row, source: SourceSettings, shape: str, export: str | None 
     except LeftOutRow as why:
         return LeftOut(row.source, "row", str(why), "a row to be used", _raw(row.fields))
     except RowError as error:
-        column = source.columns.get(error.field, error.field)
-        return BadRow(row.source, column, error.found, error.expected, _raw(row.fields))
+        return bad_row(row, error, source.columns)
+
+
+def bad_row(row: Row, error: RowError, columns: Mapping[str, str]) -> BadRow:
+    """What is wrong with a row, under the file's own column name."""
+    return BadRow(row.source, columns.get(error.field, error.field), error.found, error.expected, _raw(row.fields))
 
 
 def own_eval_split(source: SourceSettings) -> str | None:
@@ -192,7 +196,7 @@ def own_eval_split(source: SourceSettings) -> str | None:
     return None if trained is not None and trained.partition("[")[0] == split else split
 
 
-def _first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> tuple[list[Columns], list[SourcePart]]:
+def first_rows(source: SourceSettings, parts: Sequence[SourcePart]) -> tuple[list[Columns], list[SourcePart]]:
     """The columns of the first good rows of each part, with the start of each text: values may be large.
 
     With it the documents without text; one among others is passed over.

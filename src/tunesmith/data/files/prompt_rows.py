@@ -1,0 +1,89 @@
+"""Rows to be answered: a source is read as for training, and each row gives its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tunesmith.data.examples.example import Example
+from tunesmith.data.examples.message import RowError
+from tunesmith.data.examples.prompts import prompt_columns, prompt_shape, to_prompt
+from tunesmith.data.examples.row_shapes import map_columns
+from tunesmith.data.files.folders import passed_over
+from tunesmith.data.files.locations import SourcePart, parts_of
+from tunesmith.data.files.reader import bad_row, first_rows
+from tunesmith.data.files.rows import BadRow, Row
+from tunesmith.errors import DataError
+
+if TYPE_CHECKING:
+    from tunesmith.recipe.data import SourceSettings
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """A source whose rows are to be answered. ``said``: how it is read, for the user."""
+
+    source: SourceSettings
+    parts: list[SourcePart]
+    shape: str
+    instruction: str | None
+    ignored: list[str]
+
+    @property
+    def said(self) -> str:
+        """How the rows are read, in words."""
+        choices = dict.fromkeys(choice for part in self.parts for choice in part.choices)
+        return "; ".join([f"prompts of the shape {self.shape}", *choices, *passed_over(self.ignored)])
+
+    def files(self) -> list[tuple[str, str]]:
+        """(name, sha256) of each part."""
+        return [(part.name, part.sha256) for part in self.parts]
+
+    def rows(self) -> Iterator[tuple[Row, Example | BadRow] | BadRow]:
+        """Every row in order, as the file has it and as its prompt; a pass over the files, which can be repeated."""
+        for part in self.parts:
+            for row in part.rows():
+                yield row if isinstance(row, BadRow) else (row, self._prompt(row))
+
+    def _prompt(self, row: Row) -> Example | BadRow:
+        columns = self.source.columns
+        try:
+            return to_prompt(
+                row.fields, shape=self.shape, source=row.source, columns=columns, instruction=self.instruction
+            )
+        except RowError as error:
+            return bad_row(row, error, columns)
+
+
+def open_prompts(
+    source: SourceSettings, *, wanted: str | None, instruction: str | None, columns_of_run: bool = False
+) -> PromptRows:
+    """A source with the shape of its prompts, found from its first rows.
+
+    Args:
+        source: as in a recipe.
+        wanted: the shape that the model was trained on; None if that is not known.
+        instruction: goes before the input of alpaca rows.
+        columns_of_run: the columns are those of the training rows.
+
+    Raises:
+        DataError: nothing is there, it holds no rows or no good one, or where the prompts stand cannot be told.
+    """
+    parts, ignored, _ = parts_of(source, "train")
+    first, empty = first_rows(source, parts)
+    parts = [part for part in parts if part not in empty]
+    shape: str = source.format
+    if shape == "auto" or shape == wanted:
+        try:
+            shape = prompt_shape(
+                first,
+                wanted=wanted,
+                columns=source.columns,
+                instruction=instruction,
+                columns_of_run=columns_of_run,
+            )
+        except DataError as error:
+            raise DataError(error.what, where=source.path, why=error.why, remedy=error.remedy) from None
+    own = any("instruction" in map_columns(row, prompt_columns(source.columns)) for row in first)
+    return PromptRows(source, parts, shape, None if own or shape != "alpaca" else instruction, ignored)

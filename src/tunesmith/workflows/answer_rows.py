@@ -1,0 +1,333 @@
+"""Answers every row of some data, and writes the answers beside the rows: the library behind `generate --data`.
+
+Rows are answered in chunks of a fixed size, so that a call that goes on where another stopped makes the same batches,
+and with them the same answers. The file appears when all rows are answered.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.examples.example import Example
+from tunesmith.data.examples.message import Message
+from tunesmith.data.files.prompt_rows import PromptRows, open_prompts
+from tunesmith.data.files.reader import BAD_ROWS_SHOWN
+from tunesmith.data.files.rows import BadRow, Row, by_reason
+from tunesmith.data.files.written_rows import check_ending, write_rows
+from tunesmith.deploy.run_prompt import RunPrompt, run_prompt
+from tunesmith.deploy.tuned import ModelTarget, Tuned, find_target, load
+from tunesmith.errors import DataError, ExportError, ModelError, RecipeError
+from tunesmith.evaluation.held_out_recipe import read_like_training
+from tunesmith.model.generate import check_prompts, generate
+from tunesmith.recipe.data import SourceSettings
+from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.generation import GenerationSettings
+from tunesmith.recipe.paths import local
+from tunesmith.recipe.row_shape import READING
+from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.whole_files import whole_file
+from tunesmith.workflows.answers_so_far import AnswersSoFar, answers_so_far, was_written
+
+BATCH = 16
+CHUNK = 4 * BATCH  # rows that are answered, kept and lost together
+COLUMN = "answer"
+KEYS = ("format", "columns", "name", "split", "sample_by", "on_error", *READING)  # of the data section, for new rows
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRows:
+    """What was written.
+
+    Args:
+        out: the file.
+        columns: its columns with the answers.
+        rows: rows in it.
+        resumed: rows that an earlier call had answered.
+        cut: answers that reached their limit of tokens.
+        bad: rows that have no prompt; they are not in the file.
+        instruction: what went before each prompt.
+    """
+
+    out: str
+    columns: list[str]
+    rows: int
+    resumed: int
+    cut: int
+    bad: list[BadRow]
+    instruction: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field as plain values."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _Asker:
+    """Makes prompts of rows, as training had them."""
+
+    model: Tuned
+    settings: GenerationSettings
+    system: str | None
+    raw: bool
+    instruction: str | None
+
+    def ids(self, example: Example) -> list[int] | str:
+        """The prompt, or why there is none."""
+        turns = example.messages
+        if self.system and not any(turn.role in ("system", "developer") for turn in turns):
+            turns = (Message("system", self.system), *turns)
+        try:
+            found = self.model.prompt_ids(turns, tools=example.tools, raw=self.raw, instruction=self.instruction)
+            check_prompts(self.model.model, [found], settings=self.settings)
+        except (DataError, ModelError, RecipeError) as error:
+            return f"{error.what}: {error.why}" if error.why else error.what
+        return found
+
+
+@dataclass(slots=True)
+class _Survey:
+    """The first pass: ``count`` rows can be answered; ``bad`` ones cannot, and are left out by number."""
+
+    count: int
+    bad: dict[int, BadRow]
+    columns: list[str]
+
+
+def answer_rows(
+    target: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    keys: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    system: str | None = None,
+    instruction: str | None = None,
+    raw: bool = False,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> AnsweredRows:
+    """Answers every row, and writes the rows with their answers to a new file.
+
+    If an earlier call with the same arguments was stopped, its answers are taken and the rest is made.
+
+    Args:
+        target: a run, a checkpoint, an adapter folder or a model.
+        data: rows to answer, in any format that ``train`` reads. They are read with the run's columns and format. They
+            need no answers; those that are there are not looked at.
+        out: the file to write: .csv, .tsv, .jsonl, .json, .parquet or .xlsx.
+        keys: ``data.KEY=VALUE``: how the rows are read, in place of the run's settings.
+        settings: those of GenerationSettings.
+        system: a system turn for rows without one.
+        instruction: one to use in place of the run's.
+        raw: leave the run's instruction and system turn out.
+        overwrite: replace the file, and forget answers of an earlier call.
+        listener: hears the progress; nobody by default.
+
+    Raises:
+        DataError: the data cannot be read, or rows have no prompt (unless ``data.on_error`` is ``skip``).
+        ExportError: the file cannot be written, exists already, or an earlier call asked otherwise.
+    """
+    listener, to = listener or Silent(), Path(local(out))
+    asked = GenerationSettings(**(settings or {}))
+    _check_out(to, data, overwrite=overwrite)
+    found = find_target(str(target))
+    prompt = run_prompt(found.trained, where=str(target), raw=raw, instruction=instruction)
+    if prompt.raw_text and system:
+        prompt.document([Message("system", system)])  # raises, before any work
+    source, stops = _source(found, str(target), data, keys)
+    rows = _open(found, source, prompt, raw=raw, own_columns=any(key.startswith("data.columns") for key in keys))
+    listener.say(f"{data}: {rows.said}")
+    model = load(target, listener=listener)
+    note = prompt.note(system=system)
+    if note is not None:
+        listener.say(note)
+    asker = _Asker(model, asked, system, raw, instruction)
+    survey = _survey(rows, asker, listener)
+    _refuse_bad(survey, data, stops=stops, listener=listener)
+    asking = {
+        **_identity(model, rows),
+        "settings": asdict(asked),
+        "system": system,
+        "instruction": prompt.instruction,
+        "raw": raw,
+        "rows": survey.count,
+    }
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with answers_so_far(to, asking, anew=overwrite) as made:
+        resumed = made.rows
+        if resumed:
+            listener.say(f"{resumed:,} of {survey.count:,} rows are answered already; going on with the rest")
+        _answer(rows, survey, asker, made, listener)
+        columns = _columns(survey.columns, asked.num_return_sequences)
+        made.finish(to)
+        with whole_file(to) as file:
+            names = [*survey.columns, *columns]
+            write_rows(file, lambda: _beside(rows, survey, made, columns), names, to.suffix.lower(), str(to))
+        made.remove()
+    if made.cut:
+        listener.warn(
+            f"{made.cut:,} answers were cut off at their limit of tokens; raise it with max_new_tokens=NUMBER"
+        )
+    return AnsweredRows(str(to), columns, survey.count, resumed, made.cut, [*survey.bad.values()], prompt.instruction)
+
+
+def _check_out(to: Path, data: str, *, overwrite: bool) -> None:
+    """Refuses a file that cannot be written or is to stay, before any work."""
+    check_ending(to.suffix.lower(), str(to))
+    if Path(local(data)).resolve() == to.resolve():
+        raise ExportError("the answers cannot replace the data", where=str(to), remedy="Name another --out.")
+    if to.is_dir():
+        raise ExportError("this is a folder", where=str(to), remedy="Name a file in it, such as answers.csv.")
+    if to.exists() and not overwrite and not was_written(to):
+        raise ExportError(
+            "there is such a file already", where=str(to), remedy="Add --overwrite, or name another --out."
+        )
+
+
+def _source(found: ModelTarget, target: str, data: str, keys: Sequence[str]) -> tuple[SourceSettings, bool]:
+    """How the rows are read, and whether bad ones stop the work."""
+    given = set()
+    for key in keys:
+        name = key.partition("=")[0].strip().removeprefix("data.").partition(".")[0]
+        if name not in KEYS:
+            raise RecipeError(
+                f"data.{name} does not change how rows are read to be answered",
+                where=key,
+                remedy=f"The keys are {', '.join(f'data.{each}' for each in KEYS)}.",
+            )
+        given.add(name)
+    section = read_like_training(found.recipe, target, data, given={*given, "instruction"})
+    section = {"train": section.pop("path"), **section}
+    if found.recipe is not None and "on_error" not in given:
+        section["on_error"] = found.recipe.data.on_error
+    settings = read_recipe({"model": target, "data": section, "output_dir": "unused"}, keys).recipe.data
+    return settings.sources("train")[0], settings.on_error == "stop"
+
+
+def _open(found: ModelTarget, source: SourceSettings, prompt: RunPrompt, *, raw: bool, own_columns: bool) -> PromptRows:
+    """The rows. Those of the shape alpaca get the instruction here, as in training; others get it with the template."""
+    instruction = prompt.instruction
+    if raw and found.trained is not None and any(text is not None for _, text in found.trained.instructions):
+        instruction = ""
+    wanted = None if found.trained is None else found.trained.shape
+    return open_prompts(source, wanted=wanted, instruction=instruction, columns_of_run=not own_columns)
+
+
+def _survey(rows: PromptRows, asker: _Asker, listener: Listener) -> _Survey:
+    """Makes each prompt once, so that what is wrong with a row is known before the first answer."""
+    found = _Survey(0, {}, [])
+    columns: dict[str, None] = {}
+    with listener.task("reading", None) as advance:
+        for number, each in enumerate(rows.rows()):
+            advance(number + 1, {})
+            if isinstance(each, BadRow):
+                found.bad[number] = each
+                continue
+            row, example = each
+            fault = example if isinstance(example, BadRow) else _fault(row, asker.ids(example))
+            if fault is not None:
+                found.bad[number] = fault
+                continue
+            found.count += 1
+            columns.update(dict.fromkeys(row.fields))
+    found.columns = [*columns]
+    return found
+
+
+def _fault(row: Row, ids: list[int] | str) -> BadRow | None:
+    return BadRow(row.source, "prompt", ids, "a prompt that the model can read", "") if isinstance(ids, str) else None
+
+
+def _refuse_bad(survey: _Survey, data: str, *, stops: bool, listener: Listener) -> None:
+    """Names the rows without a prompt. Raises DataError if they stop the work, or if no other is there."""
+    if not survey.bad:
+        return
+    reasons = by_reason([*survey.bad.values()])
+    shown = [said if rows == 1 else f"{rows:,} rows: {said}" for rows, said in reasons[:BAD_ROWS_SHOWN]]
+    more = [f"and rows with {len(reasons) - len(shown):,} other reasons"] if len(reasons) > len(shown) else []
+    what = f"{len(survey.bad):,} of {len(survey.bad) + survey.count:,} rows cannot be answered"
+    why = "\n".join([*shown, *more])
+    if stops or not survey.count:
+        skip = ", or add data.on_error=skip to leave them out" if survey.count else ""
+        rows = "row" if len(survey.bad) == 1 else "rows"
+        raise DataError(what, where=data, why=why, remedy=f"Correct the {rows}{skip}.")
+    listener.warn(f"{what} and are left out:\n{why}")
+
+
+def _prompts(rows: PromptRows, survey: _Survey) -> Iterator[tuple[Row, Example]]:
+    """The rows that are answered, in order."""
+    for number, each in enumerate(rows.rows()):
+        if number in survey.bad:
+            continue
+        assert not isinstance(each, BadRow), each
+        row, example = each
+        assert isinstance(example, Example), example
+        yield row, example
+
+
+def _answer(rows: PromptRows, survey: _Survey, asker: _Asker, made: AnswersSoFar, listener: Listener) -> None:
+    """Answers the rows that are not answered yet, and keeps the answers of each chunk."""
+    examples = itertools.islice((example for _, example in _prompts(rows, survey)), made.rows, None)
+    model, asked = asker.model, asker.settings
+    with listener.task("answering", survey.count) as advance:
+        advance(made.rows, {})
+        while chunk := list(itertools.islice(examples, CHUNK)):
+            prompts = [ids for ids in map(asker.ids, chunk) if not isinstance(ids, str)]
+            assert len(prompts) == len(chunk), "the data changed while it was answered"
+            done = [0]
+
+            def on_batch(answers: int, done: list[int] = done) -> None:
+                done[0] += answers
+                advance(made.rows + done[0] // asked.num_return_sequences, {})
+
+            answers = generate(
+                model.model,
+                model.tokenizer,
+                prompts,
+                settings=asked,
+                stop_ids=model.stop_ids,
+                batch_size=BATCH,
+                first=made.rows,
+                on_batch=on_batch,
+            )
+            cut = sum(not answer.stopped for each in answers for answer in each)
+            made.add([[answer.text for answer in each] for each in answers], cut)
+
+
+def _columns(taken: Iterable[str], sequences: int) -> list[str]:
+    """Names of the columns of answers that the rows do not have."""
+    taken = {*taken}
+    for stem in itertools.chain([COLUMN], (f"model_{COLUMN}{number or ''}" for number in itertools.count())):
+        names = [stem] if sequences == 1 else [f"{stem}_{number}" for number in range(1, sequences + 1)]
+        if taken.isdisjoint(names):
+            return names
+    raise AssertionError("there are names without end")
+
+
+def _beside(
+    rows: PromptRows, survey: _Survey, made: AnswersSoFar, columns: Sequence[str]
+) -> Iterator[Mapping[str, Any]]:
+    """Each row with its answers."""
+    for (row, _), answers in zip(_prompts(rows, survey), made.answers(), strict=True):
+        yield {**row.fields, **dict(zip(columns, answers, strict=True))}
+
+
+def _identity(model: Tuned, rows: PromptRows) -> dict[str, Any]:
+    """What decides the answers beside the settings: the data, the weights, and what computes with them."""
+    folders = [model.folder, *([model.target.checkpoint] if model.target.checkpoint else [])]
+    files = sorted(file for folder in folders for file in folder.glob("*.safetensors"))
+    return {
+        "data": rows.files(),
+        "shape": rows.shape,
+        "columns": dict(rows.source.columns),
+        "model": model.describe,
+        "weights": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        "device": model.device,
+        "dtype": str(next(model.model.parameters()).dtype),
+        "versions": {name: version(name) for name in ("tunesmith", "torch", "transformers")},
+    }
