@@ -32,6 +32,10 @@ def test_a_long_prompt_is_shown_by_its_end() -> None:
     assert len(line) == len("    prompt ") + LONGEST
 
 
+def test_an_empty_answer_is_named() -> None:
+    assert side_by_side([sample(1, tuned=" \n")])[3] == "    tuned  (empty)"
+
+
 def test_without_samples_nothing_is_said() -> None:
     assert side_by_side([]) == []
     assert worst_labels([]) is None

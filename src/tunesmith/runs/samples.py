@@ -43,9 +43,9 @@ def worst_labels(samples: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """The text as one line, cut if it is long."""
+    """The text as one line, cut if it is long; ``(empty)`` if there is nothing to read."""
     flat = " | ".join(part.strip() for part in text.strip().splitlines() if part.strip())
-    return flat if len(flat) <= LONGEST else f"{flat[: LONGEST - 3]}..."
+    return (flat or "(empty)") if len(flat) <= LONGEST else f"{flat[: LONGEST - 3]}..."
 
 
 def _end(prompt: str) -> str:
