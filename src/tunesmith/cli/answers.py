@@ -27,6 +27,7 @@ from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, verdict_line
 from tunesmith.errors import DataError
+from tunesmith.recipe.paths import shown
 
 if TYPE_CHECKING:
     from tunesmith.data.examples.message import Message
@@ -147,7 +148,7 @@ def _answer_rows(target: str, data: str, out: str, how: dict[str, Any], terminal
         raise
     named = " and ".join(found.columns)
     terminal.write(f"{found.out}: {found.rows:,} rows, with their answers in {named}")
-    terminal.result({"target": target, "data": data, **found.to_json()})
+    terminal.result({"target": target, "data": shown(data), **found.to_json()})
 
 
 def say_prompt(model: Tuned, settings: dict[str, Any], terminal: Terminal, *, system: str | None) -> str | None:

@@ -28,6 +28,7 @@ from tunesmith.recipe.data import SourceSettings
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.paths import local
+from tunesmith.recipe.paths import shown as path_shown
 from tunesmith.recipe.row_shape import READING
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import whole_file
@@ -141,7 +142,7 @@ def answer_rows(
         prompt.document([Message("system", system)])  # raises, before any work
     source, stops = _source(found, str(target), data, keys)
     rows = _open(found, source, prompt, raw=raw, own_columns=any(key.startswith("data.columns") for key in keys))
-    listener.say(f"{data}: {rows.said}")
+    listener.say(f"{path_shown(data)}: {rows.said}")
     model = load(target, listener=listener)
     note = prompt.note(system=system)
     if note is not None:
@@ -255,7 +256,7 @@ def _refuse_bad(survey: _Survey, data: str, *, stops: bool, listener: Listener) 
     if stops or not survey.count:
         skip = ", or add data.on_error=skip to leave them out" if survey.count else ""
         rows = "row" if len(survey.bad) == 1 else "rows"
-        raise DataError(what, where=data, why=why, remedy=f"Correct the {rows}{skip}.")
+        raise DataError(what, where=path_shown(data), why=why, remedy=f"Correct the {rows}{skip}.")
     listener.warn(f"{what} and are left out:\n{why}")
 
 

@@ -15,6 +15,7 @@ from tunesmith.data.files.locations import SourcePart, parts_of
 from tunesmith.data.files.reader import bad_row, first_rows
 from tunesmith.data.files.rows import BadRow, Row
 from tunesmith.errors import DataError
+from tunesmith.recipe.paths import shown
 
 if TYPE_CHECKING:
     from tunesmith.recipe.data import SourceSettings
@@ -84,6 +85,6 @@ def open_prompts(
                 columns_of_run=columns_of_run,
             )
         except DataError as error:
-            raise DataError(error.what, where=source.path, why=error.why, remedy=error.remedy) from None
+            raise DataError(error.what, where=shown(source.path), why=error.why, remedy=error.remedy) from None
     own = any("instruction" in map_columns(row, prompt_columns(source.columns)) for row in first)
     return PromptRows(source, parts, shape, None if own or shape != "alpaca" else instruction, ignored)
