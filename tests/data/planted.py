@@ -187,7 +187,7 @@ def _invalid(draw: _Draw) -> Iterator[bytes]:
     yield good.replace(": ", ":\t", 1).replace(" the ", " \t the ", 1).encode()  # a raw tab inside a string
     yield _line({"prompt": row["prompt"]})
     yield _line({"completion": row["completion"]})
-    yield _line({**row, "completion": 7})
+    yield _line({**row, "completion": {"n": 7}})
     yield _line({**row, "prompt": {"text": row["prompt"]}})
     yield _line({**row, "completion": None})
     yield _line({**row, "completion": ""})

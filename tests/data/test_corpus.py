@@ -143,7 +143,7 @@ def row_of(kind: str, name: str) -> dict[str, Any]:
     return {
         "good": {"prompt": f"{name}?", "completion": f"answer {name}"},
         "again": {"prompt": "always?", "completion": "the same"},
-        "bad": {"prompt": f"{name}?", "completion": 7},
+        "bad": {"prompt": f"{name}?", "completion": {"n": 7}},
         "leaked": {"prompt": "held?", "completion": f"guess {name}"},
         "long": {"prompt": f"{name}?", "completion": "word " * 40},
         "hopeless": {"prompt": "word " * 40 + name, "completion": "behind the cut"},
@@ -268,7 +268,12 @@ def test_rows_tokens_and_labels_add_up_where_shares_are_held_out(
     template = make_template(settings, tokenizer, (STOP,))
     for path, content in zip(paths, contents, strict=True):
         account = made.ledger.sources[path]
-        whole = [row for each in content if each["completion"] != 7 for row in template.encode(corpus_example(each), 0)]
+        whole = [
+            row
+            for each in content
+            if isinstance(each["completion"], str)
+            for row in template.encode(corpus_example(each), 0)
+        ]
         assert (account.rows.read, account.rows.invalid) == (len(content), len(content) - len(whole))
         assert (account.tokens.read, account.supervised.read) == sums(whole)
         for counts in (account.rows, account.tokens, account.supervised):
@@ -534,7 +539,7 @@ def test_a_source_without_a_good_row_is_refused_by_its_own_rows(tmp_path: Path) 
 
 
 def test_a_bad_row_stops_or_is_set_aside(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", [*rows(2), {"prompt": "q", "completion": 5}, *rows(1, "b")])
+    path = write(tmp_path / "rows.jsonl", [*rows(2), {"prompt": "q", "completion": [5]}, *rows(1, "b")])
     with pytest.raises(DataError) as caught:
         read(data(train=path, eval=0))
     assert f"{path}:3: completion" in str(caught.value)
@@ -542,7 +547,7 @@ def test_a_bad_row_stops_or_is_set_aside(tmp_path: Path) -> None:
     assert names(examples, "trained") == [f"{path}:1", f"{path}:2", f"{path}:4"]
     (rejected,) = examples.rejected
     assert (rejected.source, rejected.field) == (f"{path}:3", "completion")
-    assert json.loads(rejected.raw) == {"prompt": "q", "completion": 5}
+    assert json.loads(rejected.raw) == {"prompt": "q", "completion": [5]}
     assert set(asdict(rejected)) == {"source", "field", "found", "expected", "raw"}
     assert (examples.sources[0]["rows"], examples.sources[0]["invalid"]) == (4, 1)
 

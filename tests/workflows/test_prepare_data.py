@@ -174,7 +174,7 @@ def test_the_card_names_hashes_ledger_and_settings(tmp_path: Path) -> None:
 
 def lossy(tmp_path: Path) -> tuple[str, list[str], dict[str, str]]:
     """A file, settings, and the reason of each row that goes into no split, by its name."""
-    held_out = write(tmp_path / "held.jsonl", [*rows(2, "held"), {"prompt": "bad", "completion": 5}])
+    held_out = write(tmp_path / "held.jsonl", [*rows(2, "held"), {"prompt": "bad", "completion": [5]}])
     content = [
         *rows(4),
         {"prompt": "no answer"},

@@ -285,7 +285,7 @@ def test_the_field_of_a_bad_row_is_the_files_own_column(tmp_path: Path):
 
 
 def test_only_the_first_ten_reasons_for_bad_rows_are_shown(tmp_path: Path):
-    numbers = "".join(f'{{"prompt": "a", "completion": {number}}}\n' for number in range(25))
+    numbers = "".join(f'{{"prompt": {number}, "completion": "b"}}\n' for number in range(25))
     path = write(tmp_path / "r.jsonl", LINES + numbers)
     lines = str(refused(path).why).splitlines()
     assert len(lines) == 11
