@@ -86,7 +86,12 @@ def arguments_of(command: str, *, place: int, model: Path) -> list[str]:
     command = re.sub(r"step-\d{6}", checkpoints[-1].name, command.replace(MODEL, str(model)))
     arguments = shlex.split(command)[1:]
     if arguments[0] == "train":
-        arguments += QUICK if "--resume" in arguments else [*QUICK, f"output_dir=runs/{place}"]
+        arguments += QUICK
+        own = [number for number, argument in enumerate(arguments) if argument.startswith("training.output_dir=")]
+        if own:
+            arguments[own[0]] = f"training.output_dir=runs/{place}"
+        elif "--resume" not in arguments:
+            arguments.append(f"output_dir=runs/{place}")
     return arguments + ["--overwrite"] * command.startswith(tuple(f"tunesmith {name} " for name in WRITES))
 
 
@@ -122,7 +127,8 @@ def test_the_settings_of_the_page_train_together(
     own = [command for command in COMMANDS if ("method=qlora" in command) == (method == "qlora")]
     sets = {key: value for command in own for key, value in settings_of(command).items()}
     assert len(sets) > 5
-    keys = [f"{key}={value}" for key, value in sets.items() if key not in ("method", "model", "training.output_dir")]
+    apart = ("method", "model", "training.output_dir", "training.warmup_ratio")  # warmup_steps says the same thing
+    keys = [f"{key}={value}" for key, value in sets.items() if key not in apart]
     run(["train", "guide.yaml", f"method={method}", *keys, *QUICK, f"output_dir=runs/all-{method}"])
     assert (workspace / "runs" / f"all-{method}" / "verdict.json").is_file()
 
