@@ -145,15 +145,16 @@ def test_an_adapter_made_elsewhere_is_gone_on_from(tiny_model_dir: Path, tmp_pat
     assert (settings.lora_alpha, sorted(settings.target_modules)) == (5, ["down_proj", "q_proj"])
 
 
-def test_weights_that_no_checkpoint_would_hold_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_embedding_that_the_adapter_resized(tiny_model_dir: Path, tmp_path: Path) -> None:
     larger = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     larger.resize_token_embeddings(408)
     made = get_peft_model(larger, LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q_proj"]))
-    made.save_pretrained(tmp_path, save_embedding_layers=True)
-    with pytest.raises(ModelError, match=r"brings weights that a checkpoint would not hold(.|\n)*merge it"):
-        build(LoraSettings(), base=tiny_model_dir, start=tmp_path).attach(
-            AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-        )
+    made.save_pretrained(tmp_path / "start", save_embedding_layers=True)
+    method = build(LoraSettings(), base=tiny_model_dir, start=tmp_path / "start")
+    model = method.attach(AutoModelForCausalLM.from_pretrained(tiny_model_dir))
+    method.save(method.state(model), tmp_path / "checkpoint")
+    start, checkpoint = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("start", "checkpoint"))
+    assert start.keys() == checkpoint.keys() and all(torch.equal(own, checkpoint[name]) for name, own in start.items())
 
 
 @pytest.fixture

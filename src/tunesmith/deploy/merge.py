@@ -33,6 +33,7 @@ from tunesmith.evaluation.held_out_recipe import evaluation_recipe
 from tunesmith.methods.base import weights_in
 from tunesmith.methods.continued_adapter import read_config_file
 from tunesmith.methods.lora import Lora
+from tunesmith.methods.quantized_base import was_stored_quantized
 from tunesmith.model.weights.added_tokens import NO_TOKENS
 from tunesmith.model.weights.config_file import read_config
 from tunesmith.model.weights.resolve import kind
@@ -199,6 +200,8 @@ def _ways(tuned: Tuned, listener: Listener) -> dict[str, Callable[[], PreTrained
     ways: dict[str, Callable[[], PreTrainedModel]] = {
         "dequantized" if quantized else "base": lambda: method.merge(model)
     }
+    if quantized and was_stored_quantized(model):
+        return ways  # there is no unquantized base
     if not isinstance(method, Lora) or not (quantized or _held_in(model) != torch.float32):
         return ways
     if not fits:

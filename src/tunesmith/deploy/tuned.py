@@ -20,12 +20,13 @@ from tunesmith.deploy.run_prompt import RunPrompt, TrainedPrompt, run_prompt
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.methods.base import Method
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, read_config_file
+from tunesmith.methods.stored_quantization import over_stored
 from tunesmith.methods.table import build
 from tunesmith.model.base_model import load_base_model
 from tunesmith.model.generate import Generation, generate, stream
 from tunesmith.model.weights.added_tokens import AddedTokens
 from tunesmith.model.weights.device import resolve_device, resolve_dtype
-from tunesmith.model.weights.load import stop_ids
+from tunesmith.model.weights.load import CONFIG, read_json_object, stop_ids
 from tunesmith.model.weights.resolve import kind, resolve
 from tunesmith.model.weights.text_side import make_template, refuse_unknown_tokens, tokenizer_of
 from tunesmith.recipe.data import DataSettings, SourceSettings
@@ -259,6 +260,8 @@ def load(
     template = _template(found, tokenizer, stop_ids(folder, tokenizer), listener)
     method = None
     if found.method is not None:
+        found = replace(found, method=_over_files(found.method, folder))
+        assert found.method is not None
         method = build(found.method, base=str(folder), device=device, added=added, start=_start(found))
     load_weights = partial(
         load_base_model,
@@ -289,6 +292,11 @@ def _stops(found: ModelTarget, template: ChatTemplate) -> tuple[int, ...]:
     """The ids that end an answer; after training on raw text also the one that ends a text."""
     raw_text = found.trained is not None and found.trained.raw_text
     return tuple(dict.fromkeys((*template.stop_ids, *([template.text_end] if raw_text else []))))
+
+
+def _over_files(method: MethodSettings, base: Path) -> MethodSettings:
+    """The method over the files of the base, which may be packed: an adapter over 4-bit files is QLoRA's."""
+    return over_stored(method, read_json_object(base / CONFIG), where=base.name)[0]
 
 
 def _start(found: ModelTarget) -> Path | None:

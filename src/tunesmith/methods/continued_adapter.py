@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from safetensors import safe_open
 
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.weights.resolve import kind
@@ -27,6 +28,8 @@ SHAPE_OF_ADAPTER = (  # the settings that an adapter's file decides, by the name
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias", "use_rslora", "use_dora",
     "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
 )  # fmt: skip
+# Weights of the embedding and of the output layer, by the names of the families in transformers.
+_TABLE = re.compile(r"\.(embed_tokens|wte|word_embeddings|embed_in|lm_head|embed_out|output_layer)\.(.*\.)?weight$")
 _OTHER_MODELS = ("layer_replication", "alora_invocation_tokens", "megatron_config")  # more than LoRA on layers
 
 
@@ -119,14 +122,10 @@ def check_tokens(folder: Path, added: Mapping[int, str], vocabulary: Collection[
         added: the new tokens of this run by their ids.
         vocabulary: all ids of the tokenizer, the new ones among them.
     """
-    rows = read_adapter_config(folder).get("trainable_token_indices") or []
-    trained = {int(row) for ids in (rows.values() if isinstance(rows, dict) else [rows]) for row in ids}
-    file = folder / "tokenizer.json"
-    named: dict[int, str] = {}
-    if file.is_file():
-        tokens = json.loads(file.read_text(encoding="utf-8")).get("added_tokens", [])
-        named = {int(token["id"]): token["content"] for token in tokens}
-    there = {row: named.get(row) for row in trained if row not in vocabulary or row in added}
+    named = {int(token["id"]): token["content"] for token in _named_tokens(folder)}
+    trained, brought = _trained_rows(folder), _brought_rows(folder)
+    rows = trained | {row for row in named if row < brought}
+    there = {row: named.get(row) for row in rows if row not in vocabulary or row in added}
     if there.keys() == added.keys() and all(there[row] in (None, text) for row, text in added.items()):
         return
     texts = ", ".join(repr(text) if text else f"id {row}" for row, text in sorted(there.items())) or "none"
@@ -136,6 +135,40 @@ def check_tokens(folder: Path, added: Mapping[int, str], vocabulary: Collection[
         why=f"The adapter has, in this order: {texts}; the recipe: {', '.join(map(repr, added.values())) or 'none'}.",
         remedy="Name the same tokens in the same order; or merge the adapter and add tokens to the merged model.",
     )
+
+
+def tokens_of_start(folder: Path, vocabulary: Collection[str]) -> tuple[list[str], list[str]]:
+    """The tokens that an adapter has rows for and the base's vocabulary has not: ordinary and special ones.
+
+    They are in the order of their ids, as its tokenizer.json names them.
+    """
+    trained, brought = _trained_rows(folder), _brought_rows(folder)
+    found: tuple[list[str], list[str]] = [], []
+    for token in sorted(_named_tokens(folder), key=lambda each: int(each["id"])):
+        if token["content"] not in vocabulary and (int(token["id"]) in trained or int(token["id"]) < brought):
+            found[bool(token.get("special"))].append(token["content"])
+    return found
+
+
+def _named_tokens(folder: Path) -> list[dict[str, Any]]:
+    """The tokens beside the vocabulary in the tokenizer.json of an adapter's folder, if it has one."""
+    file = folder / "tokenizer.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("added_tokens", []) if file.is_file() else []
+
+
+def _trained_rows(folder: Path) -> set[int]:
+    rows = read_adapter_config(folder).get("trainable_token_indices") or []
+    return {int(row) for ids in (rows.values() if isinstance(rows, dict) else [rows]) for row in ids}
+
+
+def _brought_rows(folder: Path) -> int:
+    """How many rows the embedding or output layer in an adapter's file has; 0 if the file has neither."""
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        return 0
+    with safe_open(file, framework="np") as weights:
+        tables = [key for key in weights.keys() if "lora_" not in key and _TABLE.search(key)]  # noqa: SIM118
+        return max((weights.get_slice(key).get_shape()[0] for key in tables), default=0)
 
 
 def started(settings: AdapterSettings, folder: Path, *, path: str) -> AdapterSettings:

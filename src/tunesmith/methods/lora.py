@@ -46,6 +46,7 @@ from tunesmith.model.modes import kept_modes, seeded
 from tunesmith.model.weights.added_tokens import grow_to
 from tunesmith.recipe.methods import AdapterSettings
 
+_WHOLE = ".modules_to_save."  # in PEFT's names of modules that train whole
 # Initialisations of adapters made elsewhere by which PEFT changes base weights.
 _REWRITTEN_BY_OTHERS = ("corda", "loftq", "lora_ga")
 
@@ -69,6 +70,8 @@ class Lora(Method):
         self._begun: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()  # A0 and B0 of residuals
         # The weights, on the CPU, of the adapter that a model continues.
         self._starts: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
+        # What an adapter made elsewhere brings beside what it trains: an embedding that was resized.
+        self._brought: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 
     def attach(self, model: PreTrainedModel, batches: Iterable[Iterable[TokenRow]] | None = None) -> PeftModel:
         """Freezes the model and adds adapters drawn from the seed alone; step zero equals the base.
@@ -111,15 +114,7 @@ class Lora(Method):
         adapted = self._load(model, start)
         assert self._config is not None
         self._config.base_model_name_or_path, self._config.revision = self.origin.base, self.origin.revision
-        self._starts[adapted] = kept = self.state(adapted)
-        lost = [key for key in _read_adapter(start) if key not in kept and "lora_" not in key]
-        if lost:
-            raise ModelError(
-                "the adapter brings weights that a checkpoint would not hold",
-                where=str(start),
-                why=f"{len(lost)} of them, such as {lost[0]}",
-                remedy="merge it (`tunesmith merge FOLDER --out MODEL`) and train on the merged model",
-            )
+        self._starts[adapted] = on_cpu(self._trained_weights(adapted))
         return adapted
 
     def _prepare_base(self, model: PreTrainedModel, config: PeftConfig) -> None:
@@ -201,11 +196,14 @@ class Lora(Method):
             yield model
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The active adapter by the names of PEFT's files; not the embeddings, whose size training does not change."""
+        """The active adapter by the names of PEFT's files; of the embeddings only what the adapter itself brought."""
         return on_cpu(self._plain_weights(model))
 
     def _plain_weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The adapter's tensors as they fit the base that was loaded."""
+        return {**self._trained_weights(model), **self._brought.get(model, {})}
+
+    def _trained_weights(self, model: nn.Module) -> dict[str, Tensor]:
         return as_plain(adapter_weights(model), self._begun.get(model, {}))
 
     def save(self, state: dict[str, Tensor], to: Path) -> None:
@@ -247,6 +245,9 @@ class Lora(Method):
                 weights, config = self._as_plain(model, config, weights)
             adapted = self._wrap(model, config, begun=begun)
             _put_weights(adapted, weights)
+            if not config.is_prompt_learning:
+                there = adapter_weights(adapted)
+                self._brought[adapted] = {key: own for key, own in weights.items() if _is_brought(key, there)}
         return adapted
 
     def _as_plain(
@@ -351,9 +352,16 @@ def _read_adapter(path: Path) -> dict[str, Tensor]:
                 remedy="name a folder that PEFT saved with safetensors; pickled weights (.bin) are not read",
             )
     try:
-        return load_file(path / WEIGHTS_FILE, device="cpu")
+        weights = load_file(path / WEIGHTS_FILE, device="cpu")
     except SafetensorError as error:
         raise ModelError("the adapter cannot be read", where=str(path / WEIGHTS_FILE), why=str(error)) from error
+    # If the embedding was resized, PEFT writes a module that trains whole twice, and reads it by its plain name.
+    return {key: own for key, own in weights.items() if key.replace(_WHOLE, ".") not in weights or _WHOLE not in key}
+
+
+def _is_brought(key: str, trained: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor of an adapter's file is neither trained nor the untrained form of a module that trains."""
+    return key not in trained and "lora_" not in key and ".original_module." not in key
 
 
 @contextmanager
@@ -390,7 +398,8 @@ def _grow_embeddings(model: PreTrainedModel, weights: dict[str, Tensor], config:
     last = max((max(ids, default=-1) for ids in (rows.values() if isinstance(rows, dict) else [rows])), default=-1)
     if last >= len(embedding.weight):
         grow_to(model, last + 1)
-    for key in (f"base_model.model.{name}.weight", f"base_model.model.{name}.base_layer.weight"):
+    for part in ("weight", "base_layer.weight", "token_adapter.base_layer.weight"):
+        key = f"base_model.model.{name}.{part}"
         if key in weights and len(weights[key]) > len(embedding.weight):
             grow_to(model, len(weights[key]))
         elif key in weights and len(weights[key]) < len(embedding.weight):

@@ -55,10 +55,12 @@ class Qlora(QuantizedLora):
         On a CPU with AVX512-BF16, its first pass in eval mode repacks a layer for good: from then on it computes in
         bfloat16 whatever its compute dtype, gives no gradient, and dequantizes to other values.
         """
+        dtype = compute_dtype(self.quantization.bnb_4bit_compute_dtype, torch.device(self.origin.device))
         for name, layer in layers.items():
             packed = getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
             assert not packed, f"{name} was repacked by a forward pass before attach or load"
             layer.support_avx512bf16_for_cpu = False
+            layer.compute_dtype = dtype  # files in 4 bits name one of their own, which may be slow here
 
     def _dequantized(self, model: PreTrainedModel, layer: Any) -> Tensor:
         return dequantize_4_bits(layer)

@@ -53,6 +53,12 @@ def packed_layers(model: nn.Module, layer_class: str) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
+def was_stored_quantized(model: nn.Module) -> bool:
+    """Whether the files of the base hold packed weights, so that there are no plain ones to load."""
+    found = (getattr(module, "hf_quantizer", None) for module in model.modules())
+    return any(quantizer is not None and quantizer.pre_quantized for quantizer in found)
+
+
 def dequantize_4_bits(layer: Any) -> Tensor:
     """The weight [out, in] of a 4-bit layer, in the dtype that it was quantized from."""
     return bitsandbytes().functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)

@@ -70,7 +70,16 @@ class QuantizedLora(Lora):
         marked: Any = plain  # transformers sets these marks on the instance
         marked.hf_quantizer.remove_quantization_config(plain)
         marked.is_loaded_in_4bit = marked.is_loaded_in_8bit = False
+        # transformers remembers how packed files were read, and would write them so, which it cannot.
+        kept = getattr(plain, "_weight_conversions", None)
+        marked._weight_conversions = [each for each in kept or [] if not _unpacks(each)] if kept else None
         return self.merge_onto(plain, model)
+
+
+def _unpacks(conversion: Any) -> bool:
+    """Whether a conversion of transformers reads weights of bitsandbytes."""
+    operations = getattr(conversion, "operations", [])
+    return any(type(each).__name__.startswith("Bnb") for each in operations)
 
 
 def _refuse_whole(layers: Mapping[str, Any], names: Sequence[str] | None, remedy: str) -> None:

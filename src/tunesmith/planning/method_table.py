@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError, TunesmithError
+from tunesmith.methods.stored_quantization import over_stored, stored_bits, why_not
 from tunesmith.planning import budget
 from tunesmith.planning.advice import to_install
 from tunesmith.planning.budget import MEASURED_SHARE, SHARE, Peak, Plan, gigabytes
@@ -113,12 +114,15 @@ def plan_methods(
         NotUnderstood: no model can be built from the config.
     """
     recipe = as_started(recipe)
+    recipe = recipe.model_copy(update={"method": over_stored(recipe.method, config, where=recipe.model.path)[0]})
     model = ModelCounter(recipe_config(recipe, config, folder), folder)
-    lines, parameters = [], 0
+    lines, parameters, bits = [], 0, stored_bits(config)
     shapes: dict[str, StepBytes] = {}
     for settings, own in methods_to_plan(recipe):
         asked = with_method(recipe, settings, device)
         try:
+            if bits is not None and method_label(settings) != ("qlora" if bits == 4 else "lora-int8"):
+                raise ModelError(why_not(method_label(settings), bits))
             counted = model.count(asked)
         except NotUnderstood:
             raise
@@ -131,6 +135,9 @@ def plan_methods(
         lines.append(_line(counted, asked, workload, device, own=own))
         shapes[lines[-1].method] = counted.shape
     at, lines = _compare(lines, shapes, workload, device)
+    if bits is not None and any(line.fits for line in lines):
+        recommended, reason = _over_stored(next(line for line in lines if line.fits), bits, device)
+        return Planned(device, workload, parameters, lines, recommended, reason, at)
     recommended, reason = recommend(lines, workload, device, lambda: _smallest_device(recipe, model, workload.longest))
     return Planned(device, workload, parameters, lines, recommended, reason, at)
 
@@ -252,6 +259,14 @@ def _smallest(shape: StepBytes, settings: TrainingSettings, longest: int, memory
 def typical_row(computed: int, pairs: int) -> float:
     """Tokens of a row, from the pairs of tokens that see each other."""
     return max(2 * pairs / max(computed, 1) - 1, 1.0)
+
+
+def _over_stored(line: Line, bits: int, device: Device) -> tuple[str, str]:
+    """The one method for a model whose files are packed, and why."""
+    return line.method, (
+        f"Begin with {line.method}: the model is stored in {bits} bits, so only an adapter can train; it needs "
+        f"{gigabytes(line.memory.training)} of {gigabytes(device.memory)}."
+    )
 
 
 def recommend(

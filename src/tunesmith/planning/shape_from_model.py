@@ -26,7 +26,7 @@ from tunesmith.errors import ModelError
 from tunesmith.methods.base import LINEAR, lookup_tables
 from tunesmith.methods.table import build
 from tunesmith.model.compute.layers import decoder_layers, lowest_trained
-from tunesmith.model.weights.added_tokens import AddedTokens
+from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
 from tunesmith.model.weights.load import quiet_transformers
 from tunesmith.planning.step_shape import (
     INT8,
@@ -235,8 +235,15 @@ def _build(config: PretrainedConfig, recipe: Recipe, method: MethodSettings, add
     parameters = sum(own.numel() for own in base.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said again, and then heard, when the real model gets its adapter
-        attached = build(method, base=settings.path, added=added).attach(base)
+        attached = build(method, base=settings.path, added=_rows_apart(recipe, added)).attach(base)
     return _BuiltModel(attached, base, head, linears, plain, parameters, experts)
+
+
+def _rows_apart(recipe: Recipe, added: AddedTokens) -> AddedTokens:
+    """The tokens whose rows train apart from their table: none if a continued adapter trains a whole table."""
+    method = recipe.method
+    goes_on = isinstance(method, AdapterSettings) and method.adapter_name_or_path is not None
+    return NO_TOKENS if goes_on and method.modules_to_save else added
 
 
 def _passed(model: Any, count: int) -> int:

@@ -17,6 +17,7 @@ from tunesmith.data.chat.template import Encoded
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.compare import STARTED_FROM
 from tunesmith.methods.base import Method, refuse_untrained_tokens, shared_line, trainable_line, weights_in
+from tunesmith.methods.quantized_base import was_stored_quantized
 from tunesmith.methods.table import build
 from tunesmith.model.base_model import load_base_model
 from tunesmith.model.compute.fused_modules import fuse
@@ -81,7 +82,8 @@ def load_for_training(inputs: ModelInputs, checkpoint: Path | None, listener: Li
     method = _make_method(inputs)
     base = load_base(inputs, method.load_options())
     model = method.load(base, checkpoint) if checkpoint else method.attach(base, inputs.rows_of_steps())
-    refuse_untrained_tokens(base, inputs.added)
+    if inputs.start is None:  # tokens of an adapter that is continued have been learned, or its layers go by them
+        refuse_untrained_tokens(base, inputs.added)
     fuse(base)
     if recipe.training.neftune_noise_alpha is not None:
         add_noise(base, recipe.training.neftune_noise_alpha)
@@ -169,7 +171,7 @@ def untuned(
     """
     if isinstance(settings, AdapterSettings) and settings.adapter_name_or_path is not None:
         return method.reference(model), STARTED_FROM
-    if method_label(settings) not in QUANTIZED:
+    if method_label(settings) not in QUANTIZED or was_stored_quantized(model):
         return method.reference(model), "untuned"
     parameters = sum(weights_in(parameter) for parameter in model.parameters())
     if not budget.unquantized_base_fits(parameters, memory=memory.total_memory(device)):

@@ -18,7 +18,16 @@ from tunesmith.data.survey import Survey, check_metrics, survey_rows
 from tunesmith.evaluation.metrics.computed import COMPUTE_METRICS_KEY, check_size
 from tunesmith.evaluation.metrics.user_functions import import_function
 from tunesmith.evaluation.task import Task
-from tunesmith.methods.continued_adapter import check_tokens, find_start, in_words, other_base, started, with_targets
+from tunesmith.methods.continued_adapter import (
+    check_tokens,
+    find_start,
+    in_words,
+    other_base,
+    started,
+    tokens_of_start,
+    with_targets,
+)
+from tunesmith.methods.stored_quantization import over_stored
 from tunesmith.model.weights.added_tokens import AddedTokens
 from tunesmith.model.weights.device import check_tf32, resolve_device, resolve_dtype
 from tunesmith.model.weights.resolve import kind
@@ -103,12 +112,17 @@ def prepare_training(recipe: Recipe, listener: Listener, *, start: Path | None =
     _tell(survey.findings, listener)
     text = text_side(recipe.model, recipe.data, say=listener.say)
     if start is not None:
+        recipe, text = _with_tokens_of(start, recipe, text, listener)
         new = dict(zip(text.added.ids, text.added.texts, strict=True))
         check_tokens(start, new, set(text.tokenizer.get_vocab().values()))
     if text.data is not recipe.data:
         recipe = recipe.with_values(data={"max_length": text.data.max_length})
     recipe = _say_where_it_starts(recipe, asked, start, config=text.config, base=text.folder, listener=listener)
-    for note in _notes(recipe, text.config):
+    method, changed = over_stored(recipe.method, text.config, where=recipe.model.path)
+    if method is not recipe.method:
+        recipe = recipe.model_copy(update={"method": method})
+        require_quantization(recipe)
+    for note in [*([changed] if changed else []), *_notes(recipe, text.config)]:
         listener.say(note)
     survey = replace(survey, settings=recipe.data)
     corpus = encode_corpus(survey, text.template, listener=listener)
@@ -148,6 +162,18 @@ def _from_adapter(recipe: Recipe, kept: Path | None) -> tuple[Recipe, Path | Non
     folder = kept or find_start(method.adapter_name_or_path)
     method = started(method, folder, path=method.adapter_name_or_path if kept else str(folder))
     return recipe.model_copy(update={"method": method}), folder
+
+
+def _with_tokens_of(start: Path, recipe: Recipe, text: TextSide, listener: Listener) -> tuple[Recipe, TextSide]:
+    """Adds the tokens that the adapter to continue brings, if the recipe names none itself."""
+    if recipe.model.named_tokens:
+        return recipe, text
+    plain, special = tokens_of_start(start, text.tokenizer.get_vocab())
+    if not plain and not special:
+        return recipe, text
+    listener.say(f"tokens of the adapter that its base lacks: {', '.join(map(repr, [*plain, *special]))}")
+    recipe = recipe.with_values(model={"add_tokens": plain, "add_special_tokens": special})
+    return recipe, text_side(recipe.model, recipe.data, say=lambda line: None)
 
 
 def _say_where_it_starts(
