@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.cli.docs import JSON_KEYS, commands, reference_page
 
-MOST_FLAGS = 9
+MOST_FLAGS = 10
 SURFACE = {
     "init": (
         ["DATA", "KEY=VALUE"],
@@ -40,13 +40,16 @@ SURFACE = {
         ["RECIPE", "KEY=VALUE"],
         ["--resume", "--overwrite", "--dry-run", "--all", "--lr-range", "--lr-min", "--lr-max", "--lr-steps", "--json"],
     ),
-    "eval": (["TARGET", "KEY=VALUE"], ["--data", "--json"]),
+    "eval": (["TARGET", "KEY=VALUE"], ["--data", "--model", "--json"]),
     "generate": (
         ["TARGET", "KEY=VALUE"],
-        ["--prompt", "--data", "--out", "--system", "--instruction", "--raw", "--base", "--overwrite", "--json"],
+        ["--prompt", "--data", "--out", "--system", "--instruction", "--raw", "--base", "--model", "--overwrite", "--json"],
     ),
-    "chat": (["TARGET", "KEY=VALUE"], ["--system", "--instruction", "--raw"]),
-    "merge": (["TARGET"], ["--out", "--dtype", "--data", "--max-shard-size", "--overwrite", "--json"]),
+    "chat": (["TARGET", "KEY=VALUE"], ["--system", "--instruction", "--raw", "--model"]),
+    "merge": (
+        ["TARGET"],
+        ["--out", "--dtype", "--data", "--max-shard-size", "--model", "--keep-adapter", "--overwrite", "--json"],
+    ),
     "demo": ([], ["--overwrite", "--json"]),
     "runs list": (["FOLDER"], ["--json"]),
     "runs show": (["RUN"], ["--json"]),

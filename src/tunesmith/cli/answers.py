@@ -11,6 +11,7 @@ import typer
 
 from tunesmith.cli.options import (
     AsJson,
+    BaseModel,
     EvaluationKeys,
     GenerationKeys,
     OtherInstruction,
@@ -41,6 +42,7 @@ def evaluate(
         str | None,
         typer.Option("--data", metavar="DATA", help="Rows to evaluate on.", show_default="the run's held-out rows"),
     ] = None,
+    model: BaseModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run again, or measure a model.
@@ -50,7 +52,7 @@ def evaluate(
     with session(as_json) as terminal:
         from tunesmith.workflows.evaluate import evaluate
 
-        verdict = evaluate(target, data=data, settings=settings or [], listener=terminal)
+        verdict = evaluate(target, data=data, settings=settings or [], listener=terminal, model=model)
         if verdict["verdict"] is not None:
             terminal.write(verdict_line(verdict))
         for line in metrics_table(verdict["metrics"], width=terminal.columns):
@@ -82,6 +84,7 @@ def generate(
     instruction: OtherInstruction = None,
     raw: RawOption = False,
     base: Annotated[bool, typer.Option("--base", help="Also show the answer of the untuned base.")] = False,
+    model: BaseModel = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -104,17 +107,17 @@ def generate(
         from tunesmith.deploy import tuned
 
         messages = [*([Message("system", system)] if system else []), Message("user", message)]
-        model = tuned.load(target, listener=terminal)
+        loaded = tuned.load(target, listener=terminal, model=model)
         wanted |= {"raw": raw, "instruction": instruction}
-        used = say_prompt(model, wanted, terminal, system=system)
-        found: dict[str, Any] = {"target": target, "model": model.describe, "prompt": message, "instruction": used}
+        used = say_prompt(loaded, wanted, terminal, system=system)
+        found: dict[str, Any] = {"target": target, "model": loaded.describe, "prompt": message, "instruction": used}
         found["base"] = None
         if base:
             terminal.write(terminal.styled("base:", bold=True))
-            with model.base() as untuned:
+            with loaded.base() as untuned:
                 found["base"] = _answer(untuned, messages, wanted, terminal)
             terminal.write(terminal.styled("tuned:", bold=True))
-        found["answers"] = _answer(model, messages, wanted, terminal)
+        found["answers"] = _answer(loaded, messages, wanted, terminal)
         terminal.result(found)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.answers import say_prompt, stream_answer
 from tunesmith.cli.options import (
+    BaseModel,
     GenerationKeys,
     OtherInstruction,
     RawOption,
@@ -39,6 +40,7 @@ def chat(
     system: SystemOption = None,
     instruction: OtherInstruction = None,
     raw: RawOption = False,
+    model: BaseModel = None,
 ) -> None:
     """Talk with a model.
 
@@ -51,10 +53,10 @@ def chat(
             raise RecipeError("A chat has one answer to each message", remedy="Leave num_return_sequences out.")
         from tunesmith.deploy import tuned
 
-        model = tuned.load(target, listener=terminal)
+        loaded = tuned.load(target, listener=terminal, model=model)
         wanted |= {"raw": raw, "instruction": instruction}
-        say_prompt(model, wanted, terminal, system=system)
-        _Chat(model, wanted, system=system, terminal=terminal).run()
+        say_prompt(loaded, wanted, terminal, system=system)
+        _Chat(loaded, wanted, system=system, terminal=terminal).run()
 
 
 class _Chat:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tunesmith.cli.options import AsJson, Overwrite, TargetArgument
+from tunesmith.cli.options import AsJson, BaseModel, Overwrite, TargetArgument
 from tunesmith.cli.terminal.session import session
 
 Dtype = Annotated[
@@ -32,6 +32,11 @@ def merge(
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest size of one file of weights.")
     ] = "5GB",
+    model: BaseModel = None,
+    keep_adapter: Annotated[
+        bool,
+        typer.Option("--keep-adapter", help="Do not merge: write the adapter, and a copy of its base in FOLDER/base."),
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -44,8 +49,25 @@ def merge(
     with session(as_json) as terminal:
         from tunesmith.deploy import merge as merging
 
+        if keep_adapter:
+            from tunesmith.deploy.adapter_folder import hand_over
+
+            both = hand_over(target, out, model=model, overwrite=overwrite, listener=terminal)
+            terminal.write(
+                f"{both.folder}: the adapter, and its base in {both.base}, {both.bytes / 1e9:.2f} GB. "
+                f"Next: tunesmith generate {both.folder} --prompt TEXT"
+            )
+            terminal.result(both.to_json())
+            return
         found = merging.merge(
-            target, out, dtype=dtype, data=data, max_shard_size=max_shard_size, overwrite=overwrite, listener=terminal
+            target,
+            out,
+            dtype=dtype,
+            data=data,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+            listener=terminal,
+            model=model,
         )
         written = found.written
         terminal.write(

@@ -44,6 +44,15 @@ EvaluationKeys = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe's evaluation section, such as max_rows=50."),
 ]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="The base model, if it is not where the run or adapter says.",
+        show_default="as the run or adapter says",
+    ),
+]
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="End standard output with one JSON object; everything else goes to standard error."),

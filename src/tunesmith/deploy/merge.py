@@ -92,6 +92,7 @@ def merge(
     max_shard_size: str = "5GB",
     overwrite: bool = False,
     listener: Listener | None = None,
+    model: str | None = None,
 ) -> Merged:
     """Writes a run, a checkpoint or an adapter folder as a model folder of plain weights.
 
@@ -102,6 +103,7 @@ def merge(
         data: rows to compare logits on; by default the run's held-out rows.
         max_shard_size: of one file of weights, such as ``5GB``.
         overwrite: replace a merged model that is there.
+        model: the base, where it is not at the place that the run or adapter names.
 
     Raises:
         ExportError: nothing was tuned, the folder is taken, or the weights do not answer as the tuned model does.
@@ -112,7 +114,7 @@ def merge(
     _check_shard_size(max_shard_size)
     found = _find_tuned(str(target))
     plain_weights.check_free(to, overwrite=overwrite)
-    tuned = load(target, listener=listener)
+    tuned = load(target, listener=listener, model=model)
     run_dtype = _held_in(tuned.model)
     wanted = wanted or _stored_dtype(tuned.folder) or run_dtype
     plain_weights.check_room(to, plain_weights.size_of(tuned.model, wanted))
@@ -325,7 +327,10 @@ def _facts(tuned: Tuned) -> dict[str, Any]:
 
 def _describe(folder: Path, result: Merged, facts: dict[str, Any]) -> None:
     verdict = facts.get("verdict")
-    record = {"tunesmith": version("tunesmith"), **result.to_json(), "run": facts.get("run"), "verdict": verdict}
+    # The folder is given to others, so it names no path of this machine.
+    names = {"folder": Path(result.folder).name, "checkpoint": Path(result.checkpoint).name}
+    values = {**result.to_json(), **names, "base": facts.get("hub") or Path(result.base).name}
+    record = {"tunesmith": version("tunesmith"), **values, "run": facts.get("run"), "verdict": verdict}
     record |= {"prompt": facts["prompt"]} if facts["prompt"] is not None else {}
     (folder / plain_weights.MARK).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(result.to_json(), facts), encoding="utf-8")

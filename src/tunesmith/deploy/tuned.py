@@ -242,19 +242,23 @@ def load(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     listener: Listener | None = None,
+    model: str | None = None,
 ) -> Tuned:
     """Loads a run (its judged or last checkpoint), a checkpoint, an adapter folder, or a model by folder, file or name.
+
+    Args:
+        model: the base, where it is not at the place that the run or adapter names.
 
     Raises:
         ModelError: there is no such thing, or it cannot be loaded.
         RunError: the run has no checkpoint yet.
     """
     listener = listener or Silent()
-    found = find_target(str(target))
+    found = with_base(find_target(str(target)), model)
     if found.recipe is not None:
         dtype = found.recipe.model.dtype if dtype == "auto" else dtype
         trust_remote_code = trust_remote_code or found.recipe.model.trust_remote_code
-    folder = resolve(found.base, revision=found.revision, trust_remote_code=trust_remote_code, say=listener.say)
+    folder = base_folder(found, trust_remote_code=trust_remote_code, listener=listener)
     device = _device(found.recipe, device, listener)
     tokenizer, added = _tokenizer(found, folder, trust_remote_code=trust_remote_code)
     template = _template(found, tokenizer, stop_ids(folder, tokenizer), listener)
@@ -272,13 +276,13 @@ def load(
         added=added,
     )
     base = load_weights(load_options=method.load_options() if method else {})
-    model = method.load(base, found.checkpoint) if method and found.checkpoint else base
+    loaded = method.load(base, found.checkpoint) if method and found.checkpoint else base
     rows = len(next(base.get_input_embeddings().parameters()))  # after an adapter that brings rows of its own
     refuse_unknown_tokens(template, rows, added=added, where=folder)
     return Tuned(
         found,
         folder,
-        model.eval().requires_grad_(False),
+        loaded.eval().requires_grad_(False),
         tokenizer=tokenizer,
         template=template,
         method=method,
@@ -292,6 +296,35 @@ def _stops(found: ModelTarget, template: ChatTemplate) -> tuple[int, ...]:
     """The ids that end an answer; after training on raw text also the one that ends a text."""
     raw_text = found.trained is not None and found.trained.raw_text
     return tuple(dict.fromkeys((*template.stop_ids, *([template.text_end] if raw_text else []))))
+
+
+def with_base(found: ModelTarget, model: str | None) -> ModelTarget:
+    """The target with another base. Raises ModelError for a plain model, which has none."""
+    if model is None:
+        return found
+    if found.checkpoint is None:
+        raise ModelError(
+            "a plain model has no other base", where=found.base, remedy=f"Leave --model out, or load {model} itself."
+        )
+    return replace(found, base=model, revision=None)
+
+
+def base_folder(found: ModelTarget, *, trust_remote_code: bool, listener: Listener) -> Path:
+    """The base's folder. Raises ModelError that says where the base is named, and how to name another."""
+    try:
+        return resolve(found.base, revision=found.revision, trust_remote_code=trust_remote_code, say=listener.say)
+    except ModelError as error:
+        if found.checkpoint is None:
+            raise
+        file, key = (found.checkpoint / CONFIG_FILE, "base_model_name_or_path")
+        if found.run is not None:
+            file, key = found.run.folder / "recipe.yaml", "model.path"
+        raise ModelError(
+            f"the model that was tuned cannot be found: {found.base}",
+            where=f"{file}: {key}",
+            why=f"{error.what[0].upper()}{error.what[1:]}. {error.why or ''}".strip(),
+            remedy=f"Add --model MODEL (in Python, model=...) with the place of that model here, or correct {key}.",
+        ) from error
 
 
 def _over_files(method: MethodSettings, base: Path) -> MethodSettings:
@@ -370,8 +403,11 @@ def _base_of_adapter(folder: Path) -> tuple[str, str | None]:
         raise ModelError(
             "The adapter does not say which model it belongs to",
             where=str(path),
-            remedy='Fill in "base_model_name_or_path".',
+            remedy='Fill in "base_model_name_or_path" with a hub id, a folder or a bundled name.',
         )
+    beside = folder / base  # as `merge --keep-adapter` writes it
+    if not Path(base).is_absolute() and (beside / CONFIG).is_file():
+        return str(beside), None
     return base, config.get("revision")
 
 

@@ -24,7 +24,7 @@ from tunesmith.model.compute.fused_modules import fuse
 from tunesmith.model.compute.neftune import add_noise
 from tunesmith.model.compute.probe import probe_model
 from tunesmith.model.weights.added_tokens import AddedTokens
-from tunesmith.model.weights.resolve import kind
+from tunesmith.model.weights.resolve import portable_name
 from tunesmith.planning import budget, memory
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, MethodSettings, method_label
 from tunesmith.recipe.settings import Recipe
@@ -46,6 +46,8 @@ class ModelInputs(Protocol):
     def added(self) -> AddedTokens: ...
     @property
     def start(self) -> Path | None: ...
+    @property
+    def started_in(self) -> Path: ...
     @property
     def rows(self) -> Sequence[Encoded]: ...
     def rows_of_steps(self) -> Iterator[Sequence[Encoded]]: ...
@@ -126,14 +128,14 @@ def optimizer_of(ready: Ready) -> torch.optim.Optimizer:
 
 
 def _make_method(inputs: ModelInputs) -> Method:
-    """The recipe's method. An adapter refers to its base by hub id, or by folder if the base is not from the hub."""
+    """The recipe's method. An adapter refers to its base by a name that others have too."""
     recipe = inputs.recipe
-    name, _, revision = recipe.model.path.partition("@")
-    hub = kind(recipe.model.path) == "hub"
+    model = recipe.model
+    base, revision = portable_name(model.path, inputs.folder, revision=model.revision, started_in=inputs.started_in)
     return build(
         recipe.method,
-        base=name if hub else str(inputs.folder),
-        revision=recipe.model.revision or revision or None if hub else None,
+        base=base,
+        revision=revision,
         seed=recipe.training.seed,
         device=recipe.model.device,
         added=inputs.added,

@@ -52,7 +52,8 @@ class Prepared:
 
     ``plan`` predicts the memory. ``task`` has the rows that judge the run; it is None if no row is held out.
     ``selecting`` has the held-out rows that select the judged step; none of them are in ``task``. ``start`` is the
-    folder of the adapter that training continues from.
+    folder of the adapter that training continues from,
+    ``started_in`` the one that the run began in.
     """
 
     recipe: Recipe
@@ -63,6 +64,7 @@ class Prepared:
     task: Task | None
     selecting: Task | None
     start: Path | None
+    started_in: Path
 
     @property
     def folder(self) -> Path:
@@ -85,13 +87,16 @@ class Prepared:
             yield self.corpus.rows_of(window.rows)
 
 
-def prepare_training(recipe: Recipe, listener: Listener, *, start: Path | None = None) -> Prepared:
+def prepare_training(
+    recipe: Recipe, listener: Listener, *, start: Path | None = None, started_in: Path | None = None
+) -> Prepared:
     """Reads, splits and encodes the data for the recipe's model.
 
     Args:
         recipe: as the user gave it, or as a run that continues has stored it.
         listener: hears what is found.
         start: the run's own copy of the adapter that it continues from; None: the one that the recipe names.
+        started_in: the folder in which a run that continues began; None: the current one.
 
     Raises:
         DataError, ModelError, RecipeError: an error that the user can fix.
@@ -139,7 +144,7 @@ def prepare_training(recipe: Recipe, listener: Listener, *, start: Path | None =
     recipe = recipe.with_values(
         training={"micro_batch_tokens": plan.budget, "gradient_checkpointing": plan.checkpointing}
     )
-    return Prepared(recipe, text, survey, corpus, plan, task, selecting, start)
+    return Prepared(recipe, text, survey, corpus, plan, task, selecting, start, started_in or Path.cwd())
 
 
 def _refuse_unusable(recipe: Recipe) -> None:

@@ -26,7 +26,12 @@ from tunesmith.workflows.given_data import file_of
 
 
 def evaluate(
-    target: str | Path, *, data: Any = None, settings: Sequence[str] = (), listener: Listener | None = None
+    target: str | Path,
+    *,
+    data: Any = None,
+    settings: Sequence[str] = (),
+    listener: Listener | None = None,
+    model: str | None = None,
 ) -> dict[str, Any]:
     """Compares base and tuned model on held-out rows. The result has the form of verdict.json.
 
@@ -38,12 +43,13 @@ def evaluate(
             held-out rows.
         settings: ``key=value`` that replace values of the run's evaluation section, such as ``metrics=[exact_match]``.
         listener: hears the progress; nobody by default.
+        model: the base, where it is not at the place that the run or adapter names.
     """
     listener = listener or Silent()
     data = None if data is None else file_of(data)
     recipe = evaluation_recipe(find_target(str(target)).recipe, str(target), data, settings)
     check_names(recipe.evaluation.metrics)
-    tuned = load_tuned(target, listener=listener)
+    tuned = load_tuned(target, listener=listener, model=model)
     survey = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name)
     if data is not None:
         survey = only_held_out(survey)

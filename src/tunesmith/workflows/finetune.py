@@ -150,7 +150,9 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
             listener.say(f"{run.folder} is finished already")
             return stored_result(run)
         began = time.perf_counter()
-        prepared = prepare_training(stored_recipe(run, asked), listener, start=run.folder / START_FOLDER)
+        started_in = Path(run.status().get("started_in") or Path.cwd())
+        start = run.folder / START_FOLDER
+        prepared = prepare_training(stored_recipe(run, asked), listener, start=start, started_in=started_in)
         check_same_data(run, prepared.survey)
         remove_unfinished(run.folder / "checkpoints")
         loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -255,6 +255,7 @@ class _MadeRows:
     start: Path | None
     rows: Sequence[Encoded]
     steps: Sequence[Sequence[Encoded]]
+    started_in: Path = field(default_factory=Path.cwd)
 
     def rows_of_steps(self) -> Iterator[Sequence[Encoded]]:
         """The rows of each optimizer step."""

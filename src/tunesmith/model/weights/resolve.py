@@ -7,6 +7,7 @@ read from safetensors and GGUF only. A pickle (``*.bin``, ``*.pt``) can run any 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,6 +79,32 @@ def kind(path: str) -> ModelKind:
     if path in _cached_ids() or (_HUB_ID.fullmatch(path) and not _among_runs(location)):
         return "hub"
     raise _nothing_called(path)
+
+
+def portable_name(path: str, folder: Path, *, revision: str | None, started_in: Path) -> tuple[str, str | None]:
+    """What ``adapter_config.json`` calls a base, and its revision: a name that others have too.
+
+    It is a hub id, also for a folder of the hub cache, a bundled name, or the path from the folder that the run was
+    started in (``./models/base``), where PEFT finds it.
+
+    Args:
+        folder: of the model.
+    """
+    name, _, written = path.partition("@")
+    found = kind(path)
+    if found == "hub":
+        return name, revision or written or None
+    if found == "bundled":
+        return path, None
+    cached = [part for part in folder.parts if part.startswith("models--")]
+    if cached and folder.parent.name == "snapshots":
+        return cached[-1].removeprefix("models--").replace("--", "/"), folder.name
+    location = Path(path).expanduser().resolve() if found == "gguf" else folder
+    try:
+        relative = Path(os.path.relpath(location, started_in.resolve())).as_posix()
+    except ValueError:  # on another drive
+        return location.name, None
+    return relative if relative.startswith("..") else f"./{relative}", None  # models/base alone would be a hub id
 
 
 def _folder_kind(folder: Path) -> ModelKind:
