@@ -167,7 +167,9 @@ class FakeModel:
 def tuned(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """A model that is loaded at once."""
     calls = Calls()
-    replace_module(monkeypatch, "deploy.tuned", SimpleNamespace(load=lambda target, *, listener: FakeModel(calls)))
+    replace_module(
+        monkeypatch, "deploy.tuned", SimpleNamespace(load=lambda target, *, listener, model=None: FakeModel(calls))
+    )
     return calls
 
 

@@ -267,7 +267,9 @@ def other_base(folder: Path, base: Path, name: str) -> str | None:
         name: what the recipe calls it.
     """
     said = read_adapter_config(folder).get("base_model_name_or_path")
-    if not said or said == name.partition("@")[0] or Path(said).expanduser().resolve() == base.resolve():
+    if not said or said == name.partition("@")[0]:
+        return None
+    if base.resolve() in (Path(said).expanduser().resolve(), (folder / said).resolve()):
         return None
     return (
         f"{_SETTING}: the adapter was trained on {said}, and this run's model is {name}: that makes sense only if they "
