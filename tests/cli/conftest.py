@@ -124,7 +124,7 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
             ("training.learning_rate", 2e-4, "auto"),
         ]
 
-    def evaluate(target: Any, *, data: Any = None, settings: Any = (), listener: Any) -> Any:
+    def evaluate(target: Any, *, data: Any = None, settings: Any = (), listener: Any, model: Any = None) -> Any:
         calls.asked.append({"target": target, "data": data, "settings": settings})
         calls.act()
         return VERDICT

@@ -206,7 +206,7 @@ def test_a_termination_signal_unwinds_as_ctrl_c_does_and_exits_with_143(
 
 def test_eval_hands_its_settings_on(command: Command, finetune: Any) -> None:
     outcome = command("eval", "runs/x", "max_rows=5", "--data", "new.jsonl")
-    assert finetune.asked == [{"target": "runs/x", "data": "new.jsonl", "settings": ["max_rows=5"], "model": None}]
+    assert finetune.asked == [{"target": "runs/x", "data": "new.jsonl", "settings": ["max_rows=5"]}]
     assert outcome.out.startswith("Better than the base: exact_match 0.05 -> 0.85 on 40 held-out rows")
     assert list(command("eval", "runs/x", "--json").json)[:2] == ["target", "verdict"]
 

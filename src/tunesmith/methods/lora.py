@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -46,6 +47,7 @@ from tunesmith.model.modes import kept_modes, seeded
 from tunesmith.model.weights.added_tokens import grow_to
 from tunesmith.recipe.methods import AdapterSettings
 
+_ROWS = ".token_adapter.trainable_tokens_delta"  # and of rows that train alone
 _WHOLE = ".modules_to_save."  # in PEFT's names of modules that train whole
 # Initialisations of adapters made elsewhere by which PEFT changes base weights.
 _REWRITTEN_BY_OTHERS = ("corda", "loftq", "lora_ga")
@@ -356,7 +358,15 @@ def _read_adapter(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ModelError("the adapter cannot be read", where=str(path / WEIGHTS_FILE), why=str(error)) from error
     # If the embedding was resized, PEFT writes a module that trains whole twice, and reads it by its plain name.
-    return {key: own for key, own in weights.items() if key.replace(_WHOLE, ".") not in weights or _WHOLE not in key}
+    once = {key: own for key, own in weights.items() if key.replace(_WHOLE, ".") not in weights or _WHOLE not in key}
+    # And rows that a tied output layer shares with the embedding, once for each.
+    rows = [key for key in once if key.endswith(_ROWS)]
+    same = {key for key in rows if ".embed" not in key and any(own != key and _alike(once, own, key) for own in rows)}
+    return {key: own for key, own in once.items() if key not in same}
+
+
+def _alike(weights: Mapping[str, Tensor], one: str, other: str) -> bool:
+    return ".embed" in one and torch.equal(weights[one], weights[other])
 
 
 def _is_brought(key: str, trained: Mapping[str, Tensor]) -> bool:
