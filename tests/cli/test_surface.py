@@ -43,7 +43,18 @@ SURFACE = {
     "eval": (["TARGET", "KEY=VALUE"], ["--data", "--model", "--json"]),
     "generate": (
         ["TARGET", "KEY=VALUE"],
-        ["--prompt", "--data", "--out", "--system", "--instruction", "--raw", "--base", "--model", "--overwrite", "--json"],
+        [
+            "--prompt",
+            "--data",
+            "--out",
+            "--system",
+            "--instruction",
+            "--raw",
+            "--base",
+            "--model",
+            "--overwrite",
+            "--json",
+        ],
     ),
     "chat": (["TARGET", "KEY=VALUE"], ["--system", "--instruction", "--raw", "--model"]),
     "merge": (

@@ -36,7 +36,7 @@ def run(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(project)
     recipe = {
         "model": "models/base",
-        "data": {"train": "rows.jsonl", "eval": 0.25},
+        "data": {"train": "rows.jsonl", "eval": 0.25, "instruction": "Name the colour."},
         "method": {"name": "lora", "r": 4},
         "training": {"max_steps": 2, "batch_size": 4, "learning_rate": 5e-2, "report_to": "none", "threads": 1},
         "evaluation": {"resamples": 100, "samples": 0, "max_new_tokens": 2},
@@ -74,7 +74,9 @@ def test_an_adapter_is_handed_over_with_its_base(run: Path, tmp_path: Path, monk
     shutil.rmtree(run.parent / "models")
     assert names_a_path(moved, tmp_path) == []
     monkeypatch.chdir(tmp_path)
-    assert torch.equal(logits(tuned.load(moved).model), expected)
+    theirs = tuned.load(moved)
+    assert torch.equal(logits(theirs.model), expected)
+    assert theirs.run_prompt().instruction == "Name the colour.", "the prompt is that of the training"
     base = AutoModelForCausalLM.from_pretrained(moved / "base", dtype=torch.float32)
     assert torch.equal(logits(PeftModel.from_pretrained(base, str(moved))), expected)
     monkeypatch.chdir(moved)

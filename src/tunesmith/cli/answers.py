@@ -98,7 +98,7 @@ def generate(
     with session(as_json) as terminal:
         wanted = generation_settings(of_generation)
         if data is not None and out is not None:
-            how = {"system": system, "instruction": instruction, "raw": raw, "overwrite": overwrite}
+            how = {"system": system, "instruction": instruction, "raw": raw, "overwrite": overwrite, "model": model}
             _answer_rows(target, data, out, {"keys": reading, "settings": wanted, **how}, terminal)
             return
         assert prompt is not None

@@ -14,6 +14,7 @@ from tunesmith.deploy import plain_weights
 from tunesmith.deploy.tuned import base_folder, find_target, with_base
 from tunesmith.errors import ExportError
 from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE, read_config_file
+from tunesmith.recipe.paths import local
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.training.checkpoint import OPTIMIZER, STATE
 
@@ -69,7 +70,7 @@ def hand_over(
         ExportError: there is no adapter, or the folder is taken.
         ModelError: the base cannot be found.
     """
-    listener, to = listener or Silent(), Path(out)
+    listener, to = listener or Silent(), Path(local(out))
     found = with_base(find_target(str(target)), model)
     if found.checkpoint is None or not (found.checkpoint / WEIGHTS_FILE).is_file():
         raise ExportError(
@@ -79,7 +80,8 @@ def hand_over(
             remedy="Leave --keep-adapter out." if found.checkpoint else "Name a run or an adapter folder.",
         )
     plain_weights.check_free(to, overwrite=overwrite)
-    base = base_folder(found, trust_remote_code=False, listener=listener)
+    own_code = found.recipe is not None and found.recipe.model.trust_remote_code
+    base = base_folder(found, trust_remote_code=own_code, listener=listener)
     files = [file for file in found.checkpoint.iterdir() if file.is_file() and file.name not in (OPTIMIZER, STATE)]
     of_base = [file for file in base.iterdir() if file.is_file()]
     size = sum(os.path.getsize(file) for file in [*files, *of_base])
@@ -92,7 +94,8 @@ def hand_over(
             shutil.copyfile(file, folder / BASE / file.name)
         config = {**read_config_file(found.checkpoint), "base_model_name_or_path": f"./{BASE}", "revision": None}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        record = {"tunesmith": version("tunesmith"), "base": BASE, "checkpoint": found.checkpoint.name}
+        record: dict[str, Any] = {"tunesmith": version("tunesmith"), "base": BASE, "checkpoint": found.checkpoint.name}
+        record |= {} if found.trained is None else {"prompt": found.trained.to_json()}
         (folder / plain_weights.MARK).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_README.format(name=to.name), encoding="utf-8")
     return HandedOver(str(to), str(to / BASE), size)

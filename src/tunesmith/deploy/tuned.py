@@ -368,12 +368,12 @@ def find_target(target: str) -> ModelTarget:
         return _of_run(run, folder)
     if what == "adapter":
         base, revision = _base_of_adapter(folder)
-        return ModelTarget(base, revision, folder, LoraSettings())
+        return ModelTarget(base, revision, folder, LoraSettings(), trained=_recorded(folder))
     return ModelTarget(target, trained=_recorded(folder) if what == "model" else None)
 
 
 def _recorded(folder: Path) -> TrainedPrompt | None:
-    """What a merged model records of the run's prompt; nothing in other models, and in those of earlier versions."""
+    """What a folder of `merge` records of the run's prompt; nothing in other models, and in those of earlier versions."""
     file = folder / MARK
     if not file.is_file():
         return None

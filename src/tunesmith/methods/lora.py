@@ -47,7 +47,7 @@ from tunesmith.model.modes import kept_modes, seeded
 from tunesmith.model.weights.added_tokens import grow_to
 from tunesmith.recipe.methods import AdapterSettings
 
-_ROWS = ".token_adapter.trainable_tokens_delta"  # and of rows that train alone
+_ROWS = ".token_adapter.trainable_tokens_delta"  # the end of its names of rows that train alone
 _WHOLE = ".modules_to_save."  # in PEFT's names of modules that train whole
 # Initialisations of adapters made elsewhere by which PEFT changes base weights.
 _REWRITTEN_BY_OTHERS = ("corda", "loftq", "lora_ga")
@@ -358,20 +358,12 @@ def _read_adapter(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ModelError("the adapter cannot be read", where=str(path / WEIGHTS_FILE), why=str(error)) from error
     # If the embedding was resized, PEFT writes a module that trains whole twice, and reads it by its plain name.
-    once = {key: own for key, own in weights.items() if key.replace(_WHOLE, ".") not in weights or _WHOLE not in key}
-    # And rows that a tied output layer shares with the embedding, once for each.
-    rows = [key for key in once if key.endswith(_ROWS)]
-    same = {key for key in rows if ".embed" not in key and any(own != key and _alike(once, own, key) for own in rows)}
-    return {key: own for key, own in once.items() if key not in same}
-
-
-def _alike(weights: Mapping[str, Tensor], one: str, other: str) -> bool:
-    return ".embed" in one and torch.equal(weights[one], weights[other])
+    return {key: own for key, own in weights.items() if key.replace(_WHOLE, ".") not in weights or _WHOLE not in key}
 
 
 def _is_brought(key: str, trained: Mapping[str, Tensor]) -> bool:
     """Whether a tensor of an adapter's file is neither trained nor the untrained form of a module that trains."""
-    return key not in trained and "lora_" not in key and ".original_module." not in key
+    return key not in trained and "lora_" not in key and ".original_module." not in key and not key.endswith(_ROWS)
 
 
 @contextmanager
@@ -395,8 +387,12 @@ def _put_weights(adapted: PeftModel, weights: dict[str, Tensor]) -> None:
         return
     trained = {key for key, parameter in adapted.named_parameters() if parameter.requires_grad}
     missing = [key for key in result.missing_keys if key in trained]
-    if missing or result.unexpected_keys:
-        raise ValueError(f"missing: {missing[:5]}, not known: {result.unexpected_keys[:5]}")
+    # PEFT writes the rows of an embedding once more for an output layer that is tied to it, and does not read them.
+    rows = {key: own for key, own in weights.items() if key.endswith(_ROWS)}
+    twice = {key for key in rows if sum(torch.equal(rows[key], own) for own in rows.values()) > 1}
+    unknown = [key for key in result.unexpected_keys if key not in twice]
+    if missing or unknown:
+        raise ValueError(f"missing: {missing[:5]}, not known: {unknown[:5]}")
 
 
 def _grow_embeddings(model: PreTrainedModel, weights: dict[str, Tensor], config: PeftConfig) -> None:

@@ -111,6 +111,7 @@ def answer_rows(
     raw: bool = False,
     overwrite: bool = False,
     listener: Listener | None = None,
+    model: str | None = None,
 ) -> AnsweredRows:
     """Answers every row, and writes the rows with their answers to a new file.
 
@@ -128,6 +129,7 @@ def answer_rows(
         raw: leave the run's instruction and system turn out.
         overwrite: replace the file, and forget answers of an earlier call.
         listener: hears the progress; nobody by default.
+        model: the base, where it is not at the place that the run or adapter names.
 
     Raises:
         DataError: the data cannot be read, or rows have no prompt (unless ``data.on_error`` is ``skip``).
@@ -143,15 +145,15 @@ def answer_rows(
     source, stops = _source(found, str(target), data, keys)
     rows = _open(found, source, prompt, raw=raw, own_columns=any(key.startswith("data.columns") for key in keys))
     listener.say(f"{path_shown(data)}: {rows.said}")
-    model = load(target, listener=listener)
+    tuned = load(target, listener=listener, model=model)
     note = prompt.note(system=system)
     if note is not None:
         listener.say(note)
-    asker = _Asker(model, asked, system, raw, instruction)
+    asker = _Asker(tuned, asked, system, raw, instruction)
     survey = _survey(rows, asker, listener)
     _refuse_bad(survey, data, stops=stops, listener=listener)
     asking = {
-        **_identity(model, rows),
+        **_identity(tuned, rows),
         "settings": asdict(asked),
         "system": system,
         "instruction": prompt.instruction,
