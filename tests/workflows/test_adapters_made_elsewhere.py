@@ -51,7 +51,7 @@ def adapter(request: pytest.FixtureRequest, tiny_model_dir: Path, tmp_path: Path
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter += 0.05 * torch.randn(parameter.shape)
-    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(str(tmp_path / "adapter"))
     tokenizer.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 

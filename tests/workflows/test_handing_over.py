@@ -31,7 +31,7 @@ def run(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A run in a project folder that has its base in it."""
     project = tmp_path / "project"
     shutil.copytree(tiny_model_dir, project / "models" / "base")
-    rows = [{"prompt": f"{word} thing {n}", "completion": word} for n in range(4) for word in ("red", "blue", "pink")]
+    rows = [{"input": f"{word} thing {n}", "output": word} for n in range(4) for word in ("red", "blue", "pink")]
     (project / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(project)
     recipe = {

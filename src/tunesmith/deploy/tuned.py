@@ -373,7 +373,7 @@ def find_target(target: str) -> ModelTarget:
 
 
 def _recorded(folder: Path) -> TrainedPrompt | None:
-    """What a folder of `merge` records of the run's prompt; nothing in other models, and in those of earlier versions."""
+    """What a folder of `merge` records of the run's prompt; nothing in others, and in those of earlier versions."""
     file = folder / MARK
     if not file.is_file():
         return None

@@ -242,8 +242,9 @@ def _build(config: PretrainedConfig, recipe: Recipe, method: MethodSettings, add
 def _rows_apart(recipe: Recipe, added: AddedTokens) -> AddedTokens:
     """The tokens whose rows train apart from their table: none if a continued adapter trains a whole table."""
     method = recipe.method
-    goes_on = isinstance(method, AdapterSettings) and method.adapter_name_or_path is not None
-    return NO_TOKENS if goes_on and method.modules_to_save else added
+    if isinstance(method, AdapterSettings) and method.adapter_name_or_path is not None and method.modules_to_save:
+        return NO_TOKENS
+    return added
 
 
 def _passed(model: Any, count: int) -> int:
