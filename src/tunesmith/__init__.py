@@ -74,7 +74,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:  # PEP 562: torch is imported only for a name that needs it
     if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+        from tunesmith.runs.from_python import quiet_libraries
+
+        with quiet_libraries():
+            return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
 
 

@@ -13,6 +13,7 @@ from tunesmith.errors import DataError
 from tunesmith.recipe.file import read_recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Silent
+from tunesmith.runs.progress_lines import Lines
 from tunesmith.training.loop import Step
 from tunesmith.training.setup import prepare_training
 from tunesmith.training.tasks import make_tasks
@@ -139,7 +140,7 @@ def test_a_run_without_progress_stops_early_and_says_so(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(Silent, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr(Lines, "say", lambda self, text: said.append(text))
     given = changed(values, "early", early_stopping_patience=2, max_steps=40, logging_steps=7)
     result = train(given)
     seen = losses(result.run)
@@ -166,7 +167,7 @@ def test_early_stopping_alone_ends_with_the_last_step_and_says_that_it_does(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(Silent, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr(Lines, "say", lambda self, text: said.append(text))
     result = train(changed(values, "alone", load_best_model_at_end=None, early_stopping_patience=1, max_steps=40))
     last = max(losses(result.run))
     assert result.verdict["step"] == last < 40

@@ -24,12 +24,12 @@ from tunesmith.cli.options import (
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import bars, table
-from tunesmith.cli.terminal.text import escaped
 from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.files.rows import by_reason
 from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.paths import local, shown
+from tunesmith.runs.plain_text import escaped
 
 if TYPE_CHECKING:
     from tunesmith.data.examples.column_names import Proposal

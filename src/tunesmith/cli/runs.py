@@ -14,7 +14,8 @@ from tunesmith.cli.options import AsJson, Overwrite
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import curve, metrics_table, table, verdict_line
-from tunesmith.cli.terminal.text import as_text, duration, escaped
+from tunesmith.cli.terminal.text import as_text
+from tunesmith.runs.plain_text import duration, escaped
 from tunesmith.runs.progress import Advance
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from tunesmith.cli.options import AsJson, Overrides, Overwrite
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, settings_table, table, verdict_line
-from tunesmith.cli.terminal.text import escaped
 from tunesmith.recipe.paths import local
+from tunesmith.runs.plain_text import escaped
 
 RATES_SHOWN = 12
 

@@ -40,7 +40,9 @@ from tunesmith.model.weights.resolve import kind
 from tunesmith.model.weights.text_side import save_text_side
 from tunesmith.planning import budget, memory
 from tunesmith.recipe.paths import local
-from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.notebook import paragraph
+from tunesmith.runs.progress import Listener
 
 _ROWS, _ROW_TOKENS = 16, 512  # compared at most
 _REFERENCE_BYTES = 1 << 28  # of float32 logits that are kept to compare with
@@ -78,11 +80,22 @@ class Merged:
     files: int
     bytes: int
 
+    def __str__(self) -> str:
+        return (
+            f"Wrote {self.folder}: {self.bytes / 1e6:,.1f} MB of {self.dtype}. "
+            f"On {self.rows} its logits differ from the tuned model's by {self.written.relative:.1e}; "
+            f"{self.tolerance:.1e} is allowed."
+        )
+
+    def _repr_html_(self) -> str:
+        return paragraph(str(self))
+
     def to_json(self) -> dict[str, Any]:
         """Every field, the measurements as objects."""
         return asdict(self)
 
 
+@quiet_libraries()
 def merge(
     target: str | Path,
     out: str | Path,
@@ -91,6 +104,7 @@ def merge(
     data: str | None = None,
     max_shard_size: str = "5GB",
     overwrite: bool = False,
+    progress: bool = True,
     listener: Listener | None = None,
     model: str | None = None,
 ) -> Merged:
@@ -103,13 +117,15 @@ def merge(
         data: rows to compare logits on; by default the run's held-out rows.
         max_shard_size: of one file of weights, such as ``5GB``.
         overwrite: replace a merged model that is there.
+        progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
+        listener: hears the progress in place of it.
         model: the base, where it is not at the place that the run or adapter names.
 
     Raises:
         ExportError: nothing was tuned, the folder is taken, or the weights do not answer as the tuned model does.
         TunesmithError: the target or the rows cannot be read.
     """
-    listener, to = listener or Silent(), Path(local(out))
+    listener, to = heard_by(listener, progress), Path(local(out))
     wanted = _dtype(dtype)
     _check_shard_size(max_shard_size)
     found = _find_tuned(str(target))

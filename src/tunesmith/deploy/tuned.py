@@ -35,7 +35,8 @@ from tunesmith.recipe.methods import AdapterSettings, LoraSettings, MethodSettin
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.folder import Run
-from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.progress import Listener
 from tunesmith.runs.start_folder import stored_recipe
 from tunesmith.training.attach import untuned
 
@@ -59,7 +60,7 @@ class ModelTarget:
     trained: TrainedPrompt | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Tuned:
     """A model that answers. ``model`` is in evaluation mode; ``base()`` is the untuned one.
 
@@ -76,6 +77,9 @@ class Tuned:
     stop_ids: tuple[int, ...]
     load_plain: Callable[..., PreTrainedModel]
     added: AddedTokens
+
+    def __repr__(self) -> str:
+        return f"<tunesmith: {self.describe}>"
 
     @property
     def describe(self) -> str:
@@ -111,6 +115,7 @@ class Tuned:
         batch_size: int = 16,
         **settings: Any,
     ) -> list[list[Generation]]: ...
+    @quiet_libraries()
     def generate(
         self,
         messages: Prompt | Sequence[Prompt],
@@ -235,25 +240,33 @@ def _turns(prompt: Prompt, source: str) -> tuple[Message, ...]:
         raise DataError(f"{error.field}: found {error.found}, expected {error.expected}", where=source) from None
 
 
+@quiet_libraries()
 def load(
     target: str | Path,
     *,
     device: str = "auto",
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    progress: bool = True,
     listener: Listener | None = None,
     model: str | None = None,
 ) -> Tuned:
     """Loads a run (its judged or last checkpoint), a checkpoint, an adapter folder, or a model by folder, file or name.
 
     Args:
+        target: the run, checkpoint, adapter or model.
+        device: cpu or cuda; that of the run by default.
+        dtype: of the weights; that of the run by default.
+        trust_remote_code: run code that comes with the model.
+        progress: show what is done, such as a download.
+        listener: hears it in place of that.
         model: the base, where it is not at the place that the run or adapter names.
 
     Raises:
         ModelError: there is no such thing, or it cannot be loaded.
         RunError: the run has no checkpoint yet.
     """
-    listener = listener or Silent()
+    listener = heard_by(listener, progress)
     found = with_base(find_target(str(target)), model)
     if found.recipe is not None:
         dtype = found.recipe.model.dtype if dtype == "auto" else dtype

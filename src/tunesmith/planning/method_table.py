@@ -84,6 +84,9 @@ class Planned:
     reason: str
     at: Compared | None = None
 
+    def __str__(self) -> str:
+        return "\n".join([*(": ".join((line.method, _in_words(line))) for line in self.lines), self.reason])
+
     def _repr_html_(self) -> str:
         header = ("method", "trains", "memory", "fits", "micro-batch", "epoch")
         rows = (
@@ -96,6 +99,13 @@ class Planned:
             for line in self.lines
         )  # fmt: skip
         return html_table(header, rows) + paragraph(self.reason)
+
+
+def _in_words(line: Line) -> str:
+    if not line.tokens:
+        return line.why
+    fits = "fits" if line.fits else "does not fit"
+    return f"trains {line.share:.2%}, {gigabytes(line.memory.training)}, {fits}, {line.seconds:,.0f} s an epoch"
 
 
 def plan_methods(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -26,17 +27,42 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def metrics_html(verdict: dict[str, Any]) -> str:
     """A verdict: its word, its reason if it has one, and base against tuned by metric."""
+    said, header, rows = _compared(verdict)
+    return paragraph(said) + html_table(header, rows)
+
+
+def _compared(verdict: dict[str, Any]) -> tuple[str, tuple[str, ...], list[tuple[Any, ...]]]:
+    """The sentence, and the header and the rows of the table."""
     rows = []
     for name, found in verdict["metrics"].items():
         interval = found.get("interval")
         ends = f"{interval[0]:+.4g} to {interval[1]:+.4g}" if interval else None
         rows.append((name, found.get("base"), found.get("tuned", found.get("value")), found.get("difference"), ends))
     header = ("metric", "base", "tuned", "difference", f"{verdict.get('confidence', 0.95):.0%} interval")
-    said = " ".join(filter(None, [f"Verdict: {verdict['verdict']}.", verdict.get("reason")]))
-    return paragraph(said) + html_table(header, rows)
+    word = f"Verdict: {verdict['verdict']}." if verdict["verdict"] else "Nothing was tuned, so there is no verdict."
+    said = " ".join(filter(None, [word, verdict.get("reason")]))
+    return said, header, rows
+
+
+def metrics_text(verdict: dict[str, Any]) -> str:
+    """The same as lines."""
+    said, header, rows = _compared(verdict)
+    lines = [said]
+    for metric, *values in rows:
+        named = zip(header[1:], values, strict=True)
+        lines.append(f"{metric}: " + ", ".join(f"{name} {_text(value)}" for name, value in named if value is not None))
+    return "\n".join(lines)
+
+
+def picture_html(svg: str) -> str:
+    """A picture, not wider than the page."""
+    data = base64.b64encode(svg.encode()).decode()
+    return f'<img style="max-width: 100%" src="data:image/svg+xml;base64,{data}">'
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return "" if value is None else escape(_text(value))
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith.errors import RunError
 from tunesmith.recipe.paths import local
 from tunesmith.runs.folder import EVALUATIONS, Run, find_runs
-from tunesmith.runs.notebook import html_table, metrics_html
+from tunesmith.runs.notebook import html_table, metrics_html, metrics_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,10 @@ class Details:
     checkpoints: list[Path]
     best: dict[str, Any] | None
     evaluations: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        facts = [f"{name}: {text}" for name, text in (("status", self.summary.status), *self.facts)]
+        return "\n".join([self.summary.run, *facts, *([metrics_text(self.verdict)] if self.verdict else [])])
 
     def _repr_html_(self) -> str:
         state = ("status", self.summary.status)

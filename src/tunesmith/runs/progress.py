@@ -1,4 +1,4 @@
-"""How long work reports its progress. The library is silent by default; the command line shows it."""
+"""How long work reports its progress. Functions within the library are silent unless they are given a listener."""
 
 from __future__ import annotations
 

@@ -106,6 +106,10 @@ class Inspection:
             "shown": self._shown_json(),
         }
 
+    def __str__(self) -> str:
+        lines = [f"{each.severity}: {each.message}" for each in self.findings]
+        return "\n".join([self.judgement, *lines])
+
     def _repr_html_(self) -> str:
         rows = ((each.severity, each.id, each.count, each.message, each.remedy) for each in self.findings)
         header = ("severity", "finding", "rows", "what", "what to do")

@@ -18,18 +18,32 @@ from tunesmith.evaluation.metrics.answers import check_names
 from tunesmith.evaluation.task import task_batches
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.runs.folder import EVALUATIONS, Run
-from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.notebook import metrics_html, metrics_text
+from tunesmith.runs.progress import Listener
 from tunesmith.training.rehearsal import memory_faults
 from tunesmith.training.tasks import make_tasks
 from tunesmith.workflows.finetune import check_same_data
 from tunesmith.workflows.given_data import file_of
 
 
+class JudgedAgain(dict[str, Any]):
+    """What ``evaluate`` found, in the form of verdict.json."""
+
+    def __str__(self) -> str:
+        return metrics_text(self)
+
+    def _repr_html_(self) -> str:
+        return metrics_html(self)
+
+
+@quiet_libraries()
 def evaluate(
     target: str | Path,
     *,
     data: Any = None,
     settings: Sequence[str] = (),
+    progress: bool = True,
     listener: Listener | None = None,
     model: str | None = None,
 ) -> dict[str, Any]:
@@ -42,10 +56,11 @@ def evaluate(
         data: rows to judge on: a path, a list of dicts, a DataFrame or a Dataset. By default, these are a run's own
             held-out rows.
         settings: ``key=value`` that replace values of the run's evaluation section, such as ``metrics=[exact_match]``.
-        listener: hears the progress; nobody by default.
+        progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
+        listener: hears the progress in place of it.
         model: the base, where it is not at the place that the run or adapter names.
     """
-    listener = listener or Silent()
+    listener = heard_by(listener, progress)
     data = None if data is None else file_of(data)
     recipe = evaluation_recipe(find_target(str(target)).recipe, str(target), data, settings)
     check_names(recipe.evaluation.metrics)
@@ -70,7 +85,7 @@ def evaluate(
     with memory_faults():
         judge = _with_reference(tuned, judge, listener)
         verdict, _ = judge.verdict(tuned.model, base, listener=listener)
-    found = {**verdict, "base_model": name}
+    found = JudgedAgain({**verdict, "base_model": name})
     if tuned.target.run is not None:
         _keep(tuned.target.run, {"target": str(target), "data": data, "settings": list(settings), **found}, listener)
     return found

@@ -27,7 +27,8 @@ from tunesmith.recipe.file import LoadedRecipe, dump, leaves, portable, read_rec
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
-from tunesmith.runs.notebook import metrics_html, paragraph
+from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.notebook import metrics_html, metrics_text, paragraph
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.reporters import chosen_reporters
 from tunesmith.runs.start_folder import stored_recipe
@@ -72,6 +73,9 @@ class TrainResult:
         """Base, tuned, difference and interval by metric."""
         return self.verdict["metrics"]
 
+    def __str__(self) -> str:
+        return f"{metrics_text(self.verdict)}\nRun: {self.run}"
+
     def _repr_html_(self) -> str:
         return metrics_html(self.verdict) + paragraph(f"Run: {self.run}")
 
@@ -86,12 +90,14 @@ class TrainResult:
         }
 
 
+@quiet_libraries()
 def train(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     overrides: Sequence[str] = (),
     *,
     resume: bool = False,
     overwrite: bool = False,
+    progress: bool = True,
     listener: Listener | None = None,
 ) -> TrainResult:
     """Fine-tunes a model as the recipe says and judges the result on held-out rows.
@@ -102,13 +108,14 @@ def train(
         overrides: ``section.key=value``, applied after the recipe.
         resume: start, continue from the last checkpoint, or return the stored result of a finished run.
         overwrite: replace a run that is in the folder.
-        listener: hears the progress; nobody by default.
+        progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
+        listener: hears the progress in place of it.
 
     Raises:
         TunesmithError: one of the family in ``tunesmith.errors``. The run folder says how far the run came.
         KeyboardInterrupt: Ctrl-C; while it trains, after the running step and its checkpoint.
     """
-    listener = listener or Silent()
+    listener = heard_by(listener, progress)
     loaded = _asked_recipe(recipe, overrides, resume=resume)
     asked = loaded.recipe
     for note in [*loaded.notes.values(), *_remarks(asked)]:

@@ -84,6 +84,9 @@ class Starter:
         """What the text says, ready for ``tunesmith.train``."""
         return read_recipe(YAML(typ="safe", pure=True).load(self.text)).recipe
 
+    def __str__(self) -> str:
+        return self.text
+
     def _repr_html_(self) -> str:
         return preformatted(self.text) + "".join(map(paragraph, self.warnings))
 

@@ -11,6 +11,7 @@ from tunesmith.data.files.given_rows import is_rows, store_rows
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.notebook import html_table
 from tunesmith.runs.overview import Details, Summary, details, summaries
 from tunesmith.runs.progress import Listener
@@ -21,6 +22,7 @@ from tunesmith.workflows.given_data import file_of, with_files
 from tunesmith.workflows.prepare_data import PreparedData, prepare_data
 
 
+@quiet_libraries()
 def init(
     data: Any,
     out: str | Path | None = None,
@@ -65,6 +67,7 @@ def init(
     return made
 
 
+@quiet_libraries()
 def check(
     data: Any,
     settings: Sequence[str] = (),
@@ -76,6 +79,7 @@ def check(
     against: Any = None,
     near: bool = True,
     show: int = 0,
+    progress: bool = True,
     listener: Listener | None = None,
 ) -> Inspection:
     """Every row looked at: findings, lengths, labels, and with a model the tokens that are learned.
@@ -91,7 +95,8 @@ def check(
         against: rows that should not be among them.
         near: look for near duplicates.
         show: training rows to hand back as tokens; needs a model.
-        listener: hears the progress; nobody by default.
+        progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
+        listener: hears the progress in place of it.
 
     Raises:
         TunesmithError: the data cannot be read, or no row is good.
@@ -106,10 +111,11 @@ def check(
         against=None if against is None else file_of(against),
         near=near,
         show=show,
-        listener=listener,
+        listener=heard_by(listener, progress),
     )
 
 
+@quiet_libraries()
 def prepare(
     data: Any,
     out: str | Path,
@@ -120,6 +126,7 @@ def prepare(
     columns: Mapping[str, str] | None = None,
     instruction: str | None = None,
     overwrite: bool = False,
+    progress: bool = True,
     listener: Listener | None = None,
 ) -> PreparedData:
     """Cleans and splits rows, and writes a ``datasets`` folder with a card and the rows that were left out.
@@ -134,7 +141,8 @@ def prepare(
         columns: field to column.
         instruction: one instruction for all rows.
         overwrite: replace a dataset that is in the folder.
-        listener: hears the progress; nobody by default.
+        progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
+        listener: hears the progress in place of it.
 
     Raises:
         TunesmithError: the data cannot be read, or the folder cannot be written.
@@ -148,7 +156,7 @@ def prepare(
         columns=columns,
         instruction=instruction,
         overwrite=overwrite,
-        listener=listener,
+        listener=heard_by(listener, progress),
     )
 
 

@@ -25,7 +25,9 @@ from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs import curves
 from tunesmith.runs.folder import Run
-from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.notebook import paragraph, picture_html
+from tunesmith.runs.progress import Listener
 from tunesmith.runs.rate_curve import Ended, Point, RateCurve, growing_rate, has_diverged, rate_curve
 from tunesmith.training.attach import Ready, load_for_training, optimizer_of
 from tunesmith.training.loop import Hooks, StepResult, train_steps
@@ -65,12 +67,20 @@ class RangeResult:
         """The override of the recipe that sets it."""
         return None if self.suggestion is None else f"training.learning_rate={rate_text(self.suggestion)}"
 
+    def __str__(self) -> str:
+        return f"{self.curve.reason}\nTo use it: {self.line}" if self.line else self.curve.reason
+
+    def _repr_html_(self) -> str:
+        picture = curves.rate_svg(self.curve, title=f"{self.settings['method']}, {self.settings['optim']}")
+        return picture_html(picture) + "".join(map(paragraph, str(self).splitlines()))
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as lr-range.json has them."""
         settings = {**self.settings, "passes": self.passes, "line": self.line}
         return {"schema": SCHEMA_VERSION, **settings, **self.curve.to_json(), "seconds": self.seconds}
 
 
+@quiet_libraries()
 def lr_range(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     overrides: Sequence[str] = (),
@@ -78,6 +88,7 @@ def lr_range(
     lr_min: float | None = None,
     lr_max: float | None = None,
     steps: int | None = None,
+    progress: bool = True,
     listener: Listener | None = None,
 ) -> RangeResult:
     """Trains with a growing learning rate, writes the losses, and suggests a rate to start with.
@@ -87,12 +98,13 @@ def lr_range(
         overrides: ``section.key=value`` on top of it.
         lr_min, lr_max: the first and the last rate; by default five powers of ten around the method's usual rate.
         steps: by default 60, and fewer (at least 20) if these are more than three passes over the rows.
-        listener: gets messages and progress; nobody by default.
+        progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
+        listener: hears the progress in place of it.
 
     Raises:
         TunesmithError: one of the family in ``tunesmith.errors``.
     """
-    listener = listener or Silent()
+    listener = heard_by(listener, progress)
     loaded = read_recipe(with_files(recipe), overrides)
     for note in loaded.notes.values():
         listener.say(note)

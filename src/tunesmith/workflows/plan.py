@@ -15,6 +15,7 @@ from tunesmith.planning.devices import device_called
 from tunesmith.planning.method_table import Planned, plan_methods
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.workflows.given_data import with_files
 
@@ -61,6 +62,7 @@ def plan_recipe(
     return PlannedRecipe(plan_methods(asked, config, work, target, folder=folder), asked, config, folder)
 
 
+@quiet_libraries()
 def plan(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     overrides: Sequence[str] = (),
@@ -69,6 +71,7 @@ def plan(
     rows: int | None = None,
     length: int | None = None,
     exact: bool = False,
+    progress: bool = True,
     listener: Listener | None = None,
 ) -> Planned:
     """Memory and time of each method, and which one to begin with. No weights are loaded.
@@ -80,7 +83,8 @@ def plan(
         rows: of an epoch, with ``length`` tokens in each, instead of the recipe's data.
         length: see ``rows``.
         exact: counts tokens and shared prefixes with the model's tokenizer.
-        listener: hears the progress; nobody by default.
+        progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
+        listener: hears the progress in place of it.
 
     Raises:
         TunesmithError: the recipe, its data or its model cannot be read.
@@ -88,4 +92,6 @@ def plan(
     if (rows is None) != (length is None):
         raise RecipeError("rows and length go together", where="plan", remedy="Give both, or leave both out.")
     asked = read_recipe(with_files(recipe), overrides).recipe
-    return plan_recipe(asked, device=device, rows=rows, length=length, exact=exact, listener=listener).planned
+    return plan_recipe(
+        asked, device=device, rows=rows, length=length, exact=exact, listener=heard_by(listener, progress)
+    ).planned

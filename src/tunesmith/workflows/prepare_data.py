@@ -54,9 +54,14 @@ class PreparedData:
     ledger: Ledger
     rejected: int
 
+    def __str__(self) -> str:
+        return f"Wrote {self.folder}: " + ", ".join(f"{name} {rows:,}" for name, rows in self._counts())
+
     def _repr_html_(self) -> str:
-        rows = [*self.splits.items(), *([(REJECTED, self.rejected)] if self.rejected else [])]
-        return paragraph(f"Wrote {self.folder}.") + html_table(("split", "rows"), rows)
+        return paragraph(f"Wrote {self.folder}.") + html_table(("split", "rows"), self._counts())
+
+    def _counts(self) -> list[tuple[str, int]]:
+        return [*self.splits.items(), *([(REJECTED, self.rejected)] if self.rejected else [])]
 
     def to_json(self) -> dict[str, Any]:
         """``{folder, splits, ledger, rejected}``."""

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tunesmith.cli.terminal.console import Terminal, to_json
-from tunesmith.cli.terminal.progress import plain_lines
 from tunesmith.cli.terminal.tables import flowed
-from tunesmith.cli.terminal.text import duration, escaped
 from tunesmith.errors import DataError
+from tunesmith.runs.plain_text import duration, escaped
+from tunesmith.runs.progress_lines import plain_lines
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 STORY = """

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from tunesmith.cli.terminal.text import UNLIMITED, escaped, folded
+from tunesmith.cli.terminal.text import UNLIMITED, folded
 from tunesmith.errors import TunesmithError
+from tunesmith.runs.plain_text import escaped
 from tunesmith.runs.progress import Advance
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class Terminal:
         Args:
             timed: whether a bar shows the time left, at the speed at which it advances.
         """
-        from tunesmith.cli.terminal.progress import Bars, plain_lines
+        from tunesmith.cli.terminal.progress import Bars
+        from tunesmith.runs.progress_lines import plain_lines
 
         if not _can_draw(self._err):
             yield plain_lines(title, total, write=self.note)

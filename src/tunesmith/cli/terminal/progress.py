@@ -1,9 +1,8 @@
-"""Shows the progress of long work: bars on a screen, and plain lines now and then in a pipe or a log file."""
+"""Shows the progress of long work on a screen, as bars."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -14,12 +13,10 @@ from rich.table import Column
 from rich.text import Text
 
 from tunesmith.cli.terminal.tables import flowed
-from tunesmith.cli.terminal.text import duration
 from tunesmith.runs.progress import Advance
+from tunesmith.runs.progress_lines import fact_texts
 
-INDENT, GAP = "  ", "  "
-TENTH = 10  # percent between two plain lines
-SHORTEST, LONGEST = 2.0, 30.0  # seconds between two plain lines
+INDENT = "  "
 
 
 class Bars(Progress):
@@ -57,7 +54,7 @@ class Bars(Progress):
         def advance(now: int, facts: Mapping[str, str]) -> None:
             nonlocal done
             done = now
-            self.update(bar, completed=done, facts=_texts(facts))
+            self.update(bar, completed=done, facts=fact_texts(facts))
 
         try:
             yield advance
@@ -89,38 +86,3 @@ class _FactLines:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
         for line in flowed(self.facts, options.max_width - len(INDENT)):
             yield Text(INDENT + line, no_wrap=True, overflow="ellipsis")
-
-
-def plain_lines(
-    title: str, total: int | None, *, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-) -> Advance:
-    """Progress as lines: one at every tenth of the way and one at the end.
-
-    Two lines are at least two seconds apart, and at most thirty while the task advances. Without a total there is only
-    a line every thirty seconds.
-    """
-    begin: tuple[float, int] | None = None  # time and amount at the first report: a resumed task begins in the middle
-    last_percent, last_time = 0, clock()
-
-    def advance(done: int, facts: Mapping[str, str]) -> None:
-        nonlocal begin, last_percent, last_time
-        now, percent = clock(), 0 if total is None else 100 * done // max(total, 1)
-        begin = begin or (now, done)
-        waited = now - last_time
-        tenth = percent // TENTH > last_percent // TENTH and waited >= SHORTEST
-        ended = total is not None and done >= total and last_percent < 100
-        if not (tenth or ended or waited >= LONGEST):
-            return
-        last_percent, last_time = percent, now
-        reached = f"{done:,}" if total is None else f"{done}/{total} ({percent}%)"
-        start, first = begin
-        left = []
-        if total is not None and first < done < total:
-            left = [f"{duration((now - start) * (total - done) / (done - first))} left"]
-        write(GAP.join([title, reached, *_texts(facts), *left]))
-
-    return advance
-
-
-def _texts(facts: Mapping[str, str]) -> list[str]:
-    return [f"{name} {value}" for name, value in facts.items()]

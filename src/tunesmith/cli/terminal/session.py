@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
@@ -13,10 +11,10 @@ import typer
 
 from tunesmith.cli.terminal.console import ReaderGone, Terminal
 from tunesmith.errors import TunesmithError
+from tunesmith.runs.from_python import quiet_libraries
 from tunesmith.runs.stopping import Terminated, terminate
 
 INTERRUPTED, TERMINATED, READER_GONE = (128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE))
-LIBRARIES = r"(accelerate|bitsandbytes|datasets|huggingface_hub|peft|tensorboard|torch|transformers)(\.|$)"
 
 
 @contextmanager
@@ -27,7 +25,7 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
     """
     terminal = Terminal(as_json=as_json)
     code = 0
-    with _sigterm_unwinds(), _quiet_libraries(), redirect_stdout(sys.stderr if as_json else sys.stdout):
+    with _sigterm_unwinds(), quiet_libraries(), redirect_stdout(sys.stderr if as_json else sys.stdout):
         try:
             yield terminal
             terminal.flush()
@@ -44,26 +42,6 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
             code = READER_GONE
     if code:
         raise typer.Exit(code)
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Hides what libraries warn of, about which a user can do nothing. `python -W` and PYTHONWARNINGS show it again.
-
-    Warnings of a user's own metric function stay. bitsandbytes logs, when PEFT imports it, that an optional package is
-    missing on some CPUs.
-    """
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    level = logger.level
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.filterwarnings("ignore", module=LIBRARIES)
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
 
 @contextmanager

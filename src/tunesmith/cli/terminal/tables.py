@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, cast
 
-from tunesmith.cli.terminal.text import UNLIMITED, as_text, cells, escaped, folded, words
+from tunesmith.cli.terminal.text import UNLIMITED, as_text, cells, folded, words
+from tunesmith.runs.plain_text import escaped
 
 GAP = "  "
 MOST_BARS = 12
