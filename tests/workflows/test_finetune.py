@@ -472,8 +472,8 @@ def test_data_that_changed_is_refused_on_resume(
 def test_a_run_that_was_moved_is_continued_where_it_is_from_any_folder(
     values: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(data.parent)  # an adapter names its base from here
     expected = train(with_values(values, output_dir=str(tmp_path / "whole")))
-    monkeypatch.chdir(data.parent)
     with monkeypatch.context() as patch:
         stop_at(patch, 6)
         with pytest.raises(KeyboardInterrupt):
