@@ -20,6 +20,8 @@ def stored_bits(config: Any) -> int | None:
 def why_not(method: str, bits: int) -> str:
     """Why a method cannot train a base that is stored in so many bits."""
     over = "qlora" if bits == 4 else "lora with load_in_8bit: true"
+    if method == "lora":
+        return f"the model is stored in {bits} bits, so lora over it is {over}"
     return f"the model is stored in {bits} bits, and packed weights cannot train; over it, {over} trains an adapter"
 
 
