@@ -354,7 +354,12 @@ SPREADSHEETS = (
     ),
     _tickets(semicolon_utf8, "tickets.csv", says=(";",)),
     _tickets(integer_labels_csv, "train.csv", answer="0"),
-    _questions(no_header, "faq.csv", refusal="without a header the columns have no names"),
+    _questions(
+        no_header,
+        "faq.csv",
+        columns={"prompt": "column1", "completion": "column2"},
+        refusal="without a header the columns have no names",
+    ),
     _tickets(xlsx_workbook, "tickets.xlsx", says=("Tickets",), needs=("openpyxl",)),
     _questions(
         xlsx_two_sheets,

@@ -13,9 +13,6 @@ from tests.door.real_file import RealFile
 # Files that Tunesmith does not open yet. Take a name out once it does; TUNESMITH_DOOR=all runs them all the same.
 NOT_YET = frozenset(
     {
-        "no_header",
-        "json_nan",
-        "openai_batch",
         "whatsapp_chat",
         "slack_export",
     }

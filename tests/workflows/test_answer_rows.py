@@ -273,3 +273,42 @@ def test_a_plain_model_answers_rows_too(tiny_model_dir: Path, tmp_path: Path) ->
     assert str(failed.value.remedy).endswith("data.columns={prompt: text}")
     key = ["data.columns={prompt: text}"]
     assert answer_rows(tiny_model_dir, str(tmp_path / "in.txt"), tmp_path / "lines.csv", settings=SHORT, keys=key).rows
+
+
+TASK = {"data": {"thing": "red hat"}, "id": 1}
+CHOICE = {"from_name": "colour", "type": "choices", "value": {"choices": ["red"]}}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**TASK, "annotations": [{"result": [CHOICE]}]},
+        {**TASK, "annotations": []},
+        {"fields": {"thing": "red hat"}, "responses": {}},
+        {"text": "red hat", "label": []},
+        {"text": "red hat", "_task_hash": 1, "answer": "ignore", "label": "red"},
+    ],
+    ids=["annotated", "not annotated", "argilla", "doccano", "prodigy"],
+)
+def test_rows_of_an_annotation_tool_are_answered_by_their_text(
+    tiny_model_dir: Path, tmp_path: Path, row: dict[str, Any]
+) -> None:
+    (tmp_path / "export.json").write_text(json.dumps([row]))
+    heard, out = Heard(), tmp_path / "out.jsonl"
+    answer_rows(tiny_model_dir, str(tmp_path / "export.json"), out, settings=SHORT, listener=heard)
+    [alone] = tuned.load(tiny_model_dir).generate("red hat", **SHORT)
+    [answered] = [json.loads(line) for line in out.read_text().splitlines()]
+    assert answered.pop("model_answer" if "answer" in row else "answer") == alone.text
+    assert answered == row
+    assert any("an export of" in line for line in heard.lines)
+
+
+def test_an_export_with_two_texts_is_answered_by_the_one_that_a_key_names(tiny_model_dir: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "export.json", tmp_path / "out.jsonl"
+    path.write_text(json.dumps([{"data": {"title": "a hat", "thing": "red hat"}, "annotations": []}]))
+    with pytest.raises(DataError) as caught:
+        answer_rows(tiny_model_dir, str(path), out, settings=SHORT)
+    assert "data.columns: {prompt: title}" in str(caught.value.remedy)
+    answer_rows(tiny_model_dir, str(path), out, keys=["data.columns={prompt: thing}"], settings=SHORT)
+    [alone] = tuned.load(tiny_model_dir).generate("red hat", **SHORT)
+    assert json.loads(out.read_text())["answer"] == alone.text

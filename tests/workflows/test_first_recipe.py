@@ -264,3 +264,19 @@ def test_a_method_that_there_is_not_is_refused() -> None:
     with pytest.raises(RecipeError, match="there is no method 'loar'") as caught:
         starter_recipe(write(pairs(["a", "b"] * 20)), method="loar", device=LAPTOP)
     assert str(caught.value.remedy).startswith("Did you mean lora? The methods are ")
+
+
+def test_how_files_are_read_is_given_as_in_check_and_is_in_the_recipe() -> None:
+    Path("book.txt").write_text("One paragraph\nof two lines.\n\nAnother one.\n" * 20)
+    starter = starter_recipe("book.txt", device=LAPTOP, overrides=["data.sample_by=paragraph"])
+    assert written(starter).data.sources("train")[0].sample_by == "paragraph"
+    assert starter.rows == 40
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("data.sample_by=page", "sample_by"), ("data.delimiter=abc", "delimiter"), ("data.test=0.1", "data.sample_by")],
+)
+def test_an_override_that_cannot_be_used_is_one_message(override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        starter_recipe(write([{"text": "a"}] * 20), device=LAPTOP, overrides=[override])

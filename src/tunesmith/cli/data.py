@@ -90,7 +90,7 @@ def init(
             )
         from tunesmith.workflows.first_recipe import starter_recipe
 
-        def start(mapped: dict[str, str]) -> Starter:
+        def start(mapped: dict[str, str], keys: tuple[str, ...] = ()) -> Starter:
             with remedies_in_flags(data, command="tunesmith init"):
                 return starter_recipe(
                     data,
@@ -99,7 +99,7 @@ def init(
                     format=format,
                     columns=mapped,
                     instruction=instruction,
-                    overrides=overrides or (),
+                    overrides=(*(overrides or ()), *keys),
                 )
 
         try:
@@ -111,6 +111,7 @@ def init(
             given = [
                 data,
                 *(overrides or ()),
+                *error.proposal.keys,
                 *(part for flag in flags.items() if flag[1] is not None for part in flag),
             ]
             given += ["--columns", written_columns(error.proposal.columns)]
@@ -118,7 +119,7 @@ def init(
             accept = yes or (not as_json and _confirmed(error.proposal, terminal))
             if not accept:
                 raise _refusal(error, error.proposal, f"tunesmith init {shlex.join(given)}") from None
-            starter = start(dict(error.proposal.columns))
+            starter = start(dict(error.proposal.columns), error.proposal.keys)
             terminal.write(escaped(f"Columns: {error.proposal.reason}."))
             for sample in error.proposal.samples if yes else ():
                 terminal.write(f"  {escaped(sample)}")

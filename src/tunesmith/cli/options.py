@@ -37,7 +37,8 @@ ReadingKeys = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="How the files are read: data.delimiter, data.encoding, data.key, data.sheet.",
+        help="How the files are read: data.delimiter, data.encoding, data.header, data.key, data.sample_by or "
+        "data.sheet.",
     ),
 ]
 EvaluationKeys = Annotated[
@@ -99,7 +100,7 @@ InstructionOption = Annotated[
     typer.Option("--instruction", metavar="TEXT", help="An instruction for all rows.", show_default=False),
 ]
 
-_READING_KEY = re.compile(rf'set data\.({"|".join(READING)}): ("[^"]*"|[^\s,]+)')
+_READING_KEY = re.compile(rf'set data\.({"|".join(("sample_by", *READING))}): ("[^"]*"|[^\s,]+)')
 _COLUMNS = re.compile(r"data\.columns: \{((?:[^{}]|\{[^{}]*\})*)\}")
 _SET_COLUMNS = re.compile(f"set {_COLUMNS.pattern}")
 _KEY_AND_VALUE = re.compile(r'(data\.\w+)(?:: |=)(\{(?:[^{}]|\{[^{}]*\})*\}|"[^"]*"|[^\s,]+)')

@@ -51,6 +51,9 @@ class SourceSettings(Settings):
         default=None, min_length=1, max_length=1, description="what separates the fields of a table; found by default"
     )
     encoding: str | None = Field(default=None, description="encoding of the files, such as cp1252; found by default")
+    header: bool | None = Field(
+        default=None, description="false: a table has no header, and its columns are column1, column2, ..."
+    )
     key: str | None = Field(default=None, description="the key of a .json file that holds the rows, such as data")
     sheet: str | None = Field(default=None, description="the sheet of a spreadsheet that holds the rows")
 
@@ -151,6 +154,7 @@ class DataSettings(Settings):
     sample_by: SampleBy = Field(default="auto", description="default for every source; needs files of text")
     delimiter: str | None = Field(default=None, min_length=1, max_length=1, description="default for every source")
     encoding: str | None = Field(default=None, description="default for every source")
+    header: bool | None = Field(default=None, description="default for every source")
     key: str | None = Field(default=None, description="default for every source")
     sheet: str | None = Field(default=None, description="default for every source")
     max_length: int = Field(default=2048, ge=8, description="limit on the tokens of a row, prompt and answer together")

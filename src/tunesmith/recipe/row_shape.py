@@ -7,4 +7,4 @@ from typing import Literal
 RowShape = Literal[
     "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "preference", "unpaired_preference"
 ]
-READING = ("delimiter", "encoding", "key", "sheet")  # how the bytes of a file become rows
+READING = ("delimiter", "encoding", "header", "key", "sheet")  # how the bytes of a file become rows

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from tunesmith.planning.method_table import Line
 
 ROWS_JUDGED_ON_A_CPU = 200
+KEYS = ("sample_by", *READING)  # of the data section, that `init` takes
 ENDINGS = re.compile(
     r"(\.(jsonl|ndjson|json|csv|tsv|parquet|txt|md|markdown|rst|html?))?(\.(gz|bz2|xz))?$", re.IGNORECASE
 )
@@ -130,15 +131,7 @@ def starter_recipe(
         RecipeError: there is no such method.
     """
     _check_method(method)
-    source = SourceSettings.model_validate(
-        {
-            "path": data,
-            "format": format,
-            "columns": dict(columns or {}),
-            "instruction": instruction,
-            **_reading(overrides),
-        }
-    )
+    source = _source(data, overrides, format=format, columns=dict(columns or {}), instruction=instruction)
     share = 0.0 if own_eval_split(source) is None else None
     preferred = preferred_objective(source)
     found = survey_rows(
@@ -206,21 +199,27 @@ def _secrets(source: SourceSettings) -> list[str]:
     ]
 
 
-def _reading(overrides: Sequence[str]) -> dict[str, Any]:
-    """``["data.encoding=cp1250"]`` as settings of a source."""
-    found: dict[str, Any] = {}
+def _source(data: str, overrides: Sequence[str], **settings: Any) -> SourceSettings:
+    """The source, with ``["data.encoding=cp1250"]`` about how its files are read.
+
+    Raises:
+        RecipeError: an override is of another kind, or its value cannot be used.
+    """
+    keys = []
     for argument in overrides:
-        path, value = parse_override(argument, example="data.encoding=cp1252")
+        path, _ = parse_override(argument, example="data.encoding=cp1252")
         name = ".".join(map(str, path)).removeprefix("data.")
-        if name not in READING or not isinstance(value, str):
+        if name not in KEYS:
             raise RecipeError(
                 f"{argument} says nothing about how a file is read",
                 where=argument,
-                why=f"`init` takes {', '.join(f'data.{key}' for key in READING)}, and each is a text.",
+                why=f"`init` takes {', '.join(f'data.{key}' for key in KEYS)}.",
                 remedy="Correct it, or set it in the recipe that `init` writes.",
             )
-        found[name] = value
-    return found
+        keys.append(f"data.{argument.strip().removeprefix('data.')}")
+    section = {"train": [{"path": data}], **settings}
+    read = read_recipe({"model": "unused", "data": section, "output_dir": "unused"}, keys)
+    return read.recipe.data.sources("train")[0]
 
 
 class CommentedRecipe:
@@ -391,8 +390,8 @@ def _add_data(recipe: CommentedRecipe, source: SourceSettings, scan: Scan, held_
         recipe.add("data.columns", _on_one_line(source.columns))
     if source.instruction is not None:
         recipe.add("data.instruction", source.instruction)
-    for key in READING:
-        if getattr(source, key) is not None:
+    for key in KEYS:
+        if getattr(source, key) != type(source).model_fields[key].default:
             recipe.add(f"data.{key}", getattr(source, key))
     for key, (value, why) in needed_keys(scan).items():
         recipe.add(f"data.{key}", value, why)

@@ -235,6 +235,8 @@ def test_what_is_found_in_a_file_is_said_without_control_characters():
     assert describe("x" * 100) == "the text '" + "x" * 37 + "'..."
     assert describe({"\x1b": 1, "b": 2}) == r"an object with '\x1b', b"
     assert describe(10**5000) == "a very large number"
+    assert describe(float("nan")) == "nan, which is not a number"
+    assert describe(float("-inf")) == "-inf, which is not finite"
     assert [describe(v) for v in (None, True, "", " \n", [], {}, 1.5)] == [
         "null",
         "true",

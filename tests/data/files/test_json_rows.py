@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data.files import rows as rows_module
-from tunesmith.data.files.json_rows import array_blocks, array_rows, jsonl_blocks, jsonl_rows
+from tunesmith.data.files.json_rows import array_blocks, array_rows, jsonl_blocks, jsonl_rows, not_numbers
 from tunesmith.data.files.rows import BadRow, Row
 from tunesmith.errors import DataError
 
@@ -47,10 +47,13 @@ def test_a_byte_order_mark_and_a_line_separator_in_a_text_do_no_harm():
         (b'{"a": 1', "row", "not JSON: Expecting ',' delimiter at column 8 (byte 8)"),
         (b'{"a": 1} {"a": 2}', "row", "not JSON: Extra data at column 10 (byte 10)"),
         (b'"text"', "row", "the text 'text'"),
-        (b'{"a": [NaN]}', "row", "NaN at column 8 (byte 8)"),
-        (b'{"a": "\xc3\xa9 \\" NaN", "b": NaN}', "row", "NaN at column 24 (byte 25)"),
+        (b'{"a": [1e999]}', "row", "the number 1e999, beyond the largest, at column 8 (byte 8)"),
+        (
+            b'{"a": "\xc3\xa9 \\" 1e999", "b": 1e999}',
+            "row",
+            "the number 1e999, beyond the largest, at column 26 (byte 27)",
+        ),
         (b'{"\xc3\xa9": 1 x}', "row", "not JSON: Expecting ',' delimiter at column 9 (byte 10)"),
-        (b'{"a": -Infinity}', "row", "-Infinity at column 7 (byte 7)"),
         (b'{"a": 1e999}', "row", "the number 1e999, beyond the largest, at column 7 (byte 7)"),
         (b'{"a": 1, "b": 2, "a": 3}', "a", "this key twice in one object"),
         (b'{"x": [{"b": 1, "b": 1}]}', "b", "this key twice in one object"),
@@ -65,6 +68,25 @@ def test_a_bad_line_is_set_aside_and_reading_goes_on(line: bytes, field: str, fo
     assert (bad.source, bad.field, bad.found) == ("f:2", field, found)
     assert [row.source for row in rows] == ["f:1", "f:2", "f:3"]
     assert bad.raw == line.decode(errors="backslashreplace")
+
+
+def test_nan_and_infinity_are_missing_values_in_rows():
+    line = b'{"a": NaN, "b": [Infinity, {"c": -Infinity}], "d": "NaN"}'
+    fields = {"a": None, "b": [None, {"c": None}], "d": "NaN"}
+    assert json_lines(line, "f") == [Row(fields, "f:1")]
+    assert json_array(b"[" + line + b"]", "f") == [Row(fields, "f:1")]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"a": NaN, "b": -Infinity, "c": NaN}', ["NaN", "-Infinity"]),
+        ('{"a": "NaN \\" Infinity", "NaN": 1}', []),
+        ('{"a": 1, "b": "the text NaN is cut', []),
+    ],
+)
+def test_values_that_are_no_numbers_are_told_from_texts(text: str, found: list[str]):
+    assert not_numbers(text) == found
 
 
 def test_an_array_in_a_jsonl_file_is_one_error():
@@ -87,8 +109,12 @@ def test_each_element_of_an_array_has_the_line_it_begins_on():
     ("element", "field", "found"),
     [
         (b'["a"]', "row", "a list of 1"),
-        (b'{"a": NaN}', "row", "NaN at column 7 (byte 7)"),
-        (b'{"a":\n [1,\n  "\xc3\xa9", NaN]}', "row", "NaN at line 4, column 8 (byte 9)"),
+        (b'{"a": 1e999}', "row", "the number 1e999, beyond the largest, at column 7 (byte 7)"),
+        (
+            b'{"a":\n [1,\n  "\xc3\xa9", 1e999]}',
+            "row",
+            "the number 1e999, beyond the largest, at line 4, column 8 (byte 9)",
+        ),
         (b'{"a": 1, "a": 1}', "a", "this key twice in one object"),
         (b'{"a": "\xc0\x80"}', "row", "the byte 0xc0 at column 8 (byte 8)"),
     ],

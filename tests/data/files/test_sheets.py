@@ -124,3 +124,10 @@ def test_spreadsheets_beside_other_data_are_named_and_passed_over(tmp_path: Path
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
     parts, ignored, _ = parts_of(SourceSettings(path=str(tmp_path)), "train")
     assert ([part.name.rpartition("/")[2] for part in parts], ignored) == (["rows.jsonl"], ["notes.xlsx"])
+
+
+def test_a_sheet_without_a_header_has_numbered_columns(tmp_path: Path) -> None:
+    path = book(tmp_path / "b.xlsx", A=[["Where?", "Here."], ["When?", "Now."]])
+    rows, said = read(path, header=False)
+    assert rows == [("1", {"column1": "Where?", "column2": "Here."}), ("2", {"column1": "When?", "column2": "Now."})]
+    assert "no header: the columns are column1, column2" in said

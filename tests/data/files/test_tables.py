@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.files.reader import Reader, open_source
 from tunesmith.data.files.rows import BadRow, Row
 from tunesmith.errors import DataError
@@ -109,3 +110,47 @@ def test_the_encoding_of_the_recipe_is_taken_and_an_unknown_one_refused(tmp_path
     with pytest.raises(DataError) as caught:
         opened(tmp_path / "t.csv", text, encoding="cp99999")
     assert "data.encoding" in str(caught.value.remedy)
+
+
+def test_a_table_without_a_header_has_numbered_columns_and_keeps_its_first_row(tmp_path: Path):
+    columns = {"prompt": "column1", "completion": "column2"}
+    reader = opened(tmp_path / "t.csv", "Where?,Here.\nWhen?,Now.\n", header=False, columns=columns)
+    assert fields_of(reader) == [{"column1": "Where?", "column2": "Here."}, {"column1": "When?", "column2": "Now."}]
+    assert [row.source.rpartition(":")[2] for row in rows_of(reader)] == ["1", "2"]
+    assert "no header: the columns are column1, column2" in reader.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("Where is it?,In Lyon.\nWhen is it?,At nine.\n", {"prompt": "column1", "completion": "column2"}),
+        ("good,__label__5\n" + "fine,__label__5\n" * 5, {"prompt": "column1", "completion": "column2"}),
+        ("pos,great\n" + "pos,nice\nneg,bad\npos,fun\nneg,sad\n" * 2, {"prompt": "column2", "completion": "column1"}),
+    ],
+    ids=["sentences", "fasttext", "labels first"],
+)
+def test_a_first_line_that_is_a_row_is_refused_with_the_key_and_the_columns(
+    tmp_path: Path, text: str, columns: dict[str, str]
+):
+    with pytest.raises(ColumnsUnclear) as caught:
+        opened(tmp_path / "t.csv", text)
+    assert caught.value.what == "the first line is a row, and not the names of the columns"
+    proposal = caught.value.proposal
+    assert proposal is not None
+    assert (proposal.columns, proposal.keys) == (columns, ("data.header=false",))
+    reader = opened(tmp_path / "t.csv", text, header=False, columns=columns)
+    assert len(fields_of(reader)) == text.count("\n")
+
+
+def test_three_columns_without_names_are_shown_and_none_is_proposed(tmp_path: Path):
+    with pytest.raises(ColumnsUnclear, match=r"set data\.header: false"):
+        opened(tmp_path / "t.csv", "1,Where?,Here.\n2,When?,Now.\n")
+    with pytest.raises(ColumnsUnclear) as caught:
+        opened(tmp_path / "t.csv", "1,Where?,Here.\n2,When?,Now.\n", header=False)
+    assert caught.value.proposal is None
+    assert "column2: 'Where?'" in str(caught.value.why)
+
+
+def test_names_that_are_no_values_are_not_taken_for_a_row(tmp_path: Path):
+    with pytest.raises(ColumnsUnclear, match="the shape of the rows is not known"):
+        opened(tmp_path / "t.csv", "foo,bar\nWhere?,Here.\n")

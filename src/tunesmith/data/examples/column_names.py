@@ -59,11 +59,15 @@ ANNOTATORS_OWN = frozenset(("answer", "score", "label"))
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """The two columns that look like a pair, the kind of the pair, and pairs of the first rows."""
+    """The two columns that look like a pair, the kind of the pair, and pairs of the first rows.
+
+    ``keys``: what else must be said of how the rows are read, as arguments.
+    """
 
     columns: Mapping[str, str]
     reason: str
     samples: tuple[str, ...]
+    keys: tuple[str, ...] = ()
 
 
 class ColumnsUnclear(DataError):
@@ -115,8 +119,13 @@ def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) 
     return Proposal(
         {fields[0]: question, fields[1]: answer},
         reason,
-        tuple(f"{_short(value_of(row, question))} -> {_short(value_of(row, answer))}" for row in rows[:SAMPLES]),
+        samples_of(rows, question, answer),
     )
+
+
+def samples_of(rows: Sequence[Mapping[str, Any]], question: str, answer: str) -> tuple[str, ...]:
+    """Pairs of the first rows, to be shown."""
+    return tuple(f"{_short(value_of(row, question))} -> {_short(value_of(row, answer))}" for row in rows[:SAMPLES])
 
 
 def _pairs(asking: Sequence[str], answering: Sequence[str]) -> dict[tuple[str, str], str]:

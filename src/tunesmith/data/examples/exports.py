@@ -46,6 +46,7 @@ class Export:
         taken: what is made of it, in words.
         shape: of the rows.
         makes: field of the shape to what gives its value, of the flat row.
+        holder: the key of the object with the texts of a row, if they are in one.
     """
 
     name: str
@@ -54,6 +55,19 @@ class Export:
     known: Callable[[Fields], bool]
     flat: Callable[[Fields], dict[str, Any]]
     makes: Mapping[str, Callable[[Fields], Any]]
+    holder: str | None = None
+
+    def asked(self, row: Fields, columns: Mapping[str, str], instruction: str | None = None) -> dict[str, Any]:
+        """The row with the fields that its prompt needs. It may have no answer, and no mark leaves it out.
+
+        Raises:
+            RowError: a field cannot be told.
+        """
+        try:
+            flat = {**row, **self.flat(row)}
+        except LeftOutRow:
+            flat = {**row, **(row[self.holder] if self.holder else {})}
+        return self._made(flat, columns, instruction, [field for field in self.makes if field != "completion"])
 
     def fields(self, row: Fields, columns: Mapping[str, str], instruction: str | None = None) -> dict[str, Any]:
         """The row with the fields of the shape, but for those in whose place ``columns`` names others.
@@ -64,11 +78,15 @@ class Export:
             LeftOutRow: the tool marks the row as not to be used.
             RowError: a field cannot be told.
         """
-        flat = {**row, **self.flat(row)}
+        return self._made({**row, **self.flat(row)}, columns, instruction, [*self.makes])
+
+    def _made(
+        self, flat: dict[str, Any], columns: Mapping[str, str], instruction: str | None, fields: Sequence[str]
+    ) -> dict[str, Any]:
         names = {} if instruction is None else {"prompt": "input", "completion": "output"}
         made = {
-            names.get(field, field): make(flat)
-            for field, make in self.makes.items()
+            names.get(field, field): self.makes[field](flat)
+            for field in fields
             if not any(other in columns for other in IN_PLACE.get(field, (field,)))
         }
         flat.pop(ANSWERS, None)
@@ -227,6 +245,7 @@ EXPORTS: tuple[Export, ...] = (
         lambda row: isinstance(row.get("annotations"), list) and isinstance(row.get("data"), Mapping),
         _label_studio,
         {"prompt": lambda flat: _only(_texts(flat["data"]), "prompt", "text in data"), "completion": _named_answer},
+        "data",
     ),
     Export(
         "Argilla",
@@ -235,6 +254,7 @@ EXPORTS: tuple[Export, ...] = (
         lambda row: isinstance(row.get("fields"), Mapping) and isinstance(row.get("responses"), Mapping),
         _argilla,
         {"prompt": lambda flat: _only(_texts(flat["fields"]), "prompt", "field of text"), "completion": _named_answer},
+        "fields",
     ),
     Export(
         "Prodigy",

@@ -248,6 +248,8 @@ def describe(value: object) -> str:
         if not value.strip():
             return "a text of white space" if value else "an empty text"
         return f"the text {value!r}" if len(value) <= 40 else f"the text {value[:37]!r}..."
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value!r}, which is not a number" if math.isnan(value) else f"{value!r}, which is not finite"
     if isinstance(value, int | float):
         return f"the number {value!r}" if abs(value) < 1e15 else "a very large number"
     if isinstance(value, Mapping):

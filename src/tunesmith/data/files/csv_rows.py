@@ -6,6 +6,7 @@ import csv
 import io
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from typing import BinaryIO
 
 from tunesmith.data.examples.message import printable
@@ -23,7 +24,7 @@ from tunesmith.data.files.rows import (
     refuse_too_large,
     refuse_utf16,
 )
-from tunesmith.data.files.tables import Table
+from tunesmith.data.files.tables import NO_HEADER, Table
 from tunesmith.errors import DataError
 
 LARGEST_FIELD = 2**31 - 1  # what csv.field_size_limit takes on every system
@@ -78,7 +79,7 @@ class _Lines:
 
 
 def delimited_blocks(file: BinaryIO, name: str, table: Table) -> Iterator[Block]:
-    """Records of a csv or tsv file with a header line, as (line, fields by column or bad row).
+    """Records of a csv or tsv file, as (line, fields by column or bad row).
 
     A record whose fields are all empty is blank, as a blank line is. One that is as short as the table allows gets
     empty fields at its end.
@@ -97,7 +98,10 @@ def delimited_blocks(file: BinaryIO, name: str, table: Table) -> Iterator[Block]
         records = _records(lines, table)
         first = next(records, None)
         if first is not None:
-            header = _header(first, f"{name}:{lines.first}", table)
+            if table.names is None:
+                header = _header(first, f"{name}:{lines.first}", table)
+            else:
+                header, records = [*table.names], chain([first], records)
             yield from blocks_of_rows(
                 (
                     (lines.first, _row(lines, each, header, table), lines.characters)
@@ -163,7 +167,7 @@ def _header(record: Record, where: str, table: Table) -> list[str]:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         what = f"the header names the column {printable(twice[0])!r} twice"
-        raise DataError(what, where=where, remedy="name each column once")
+        raise DataError(what, where=where, remedy=f"name each column once, or, {NO_HEADER}")
     return record
 
 

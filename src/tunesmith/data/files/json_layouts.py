@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Literal
 
 from tunesmith.data.examples.row_shapes import listed
-from tunesmith.data.files.json_rows import Position, Window, elements, parse_json, row_of
+from tunesmith.data.files.json_rows import Position, Window, elements, parse_rows, row_of
 from tunesmith.data.files.rows import BadRow, Block, Row, RowStream, blocks_of_rows, refuse_too_large, text_chunks
 from tunesmith.errors import DataError
 
@@ -106,7 +106,7 @@ def column_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
         size += len(chunk)
         refuse_too_large(size, name, 1, "write one object a line: pandas' to_json(orient='records', lines=True)")
     try:
-        columns = parse_json(b"".join(chunks).decode())
+        columns = parse_rows(b"".join(chunks).decode())
     except ValueError as error:
         raise DataError("no JSON", where=name, why=str(error), remedy="correct the file") from None
     rows = _rows_of_columns(columns, name)

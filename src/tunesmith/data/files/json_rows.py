@@ -1,5 +1,7 @@
 """JSON lines and JSON arrays -> rows, each with the line it begins on; and strict JSON for whoever reads a text as it.
 
+In rows NaN and Infinity are null: pandas and json.dump write a missing number so, although JSON has no such value.
+
 An array is cut into its elements by a window that moves over the file. It grows only for an element larger than it.
 """
 
@@ -30,7 +32,8 @@ from tunesmith.errors import DataError
 SPACES = " \t\n\r"
 JSON_SPACE = re.compile(f"[{SPACES}]+")
 STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-NUMBERS = re.compile(rf"{STRING}|-?Infinity|NaN|-?[0-9][0-9.eE+-]*", re.DOTALL)
+NUMBERS = re.compile(rf"{STRING}|-?[0-9][0-9.eE+-]*", re.DOTALL)
+CONSTANTS = re.compile(rf'{STRING}|"|-?Infinity|NaN', re.DOTALL)
 BRACKETS = re.compile(rf"{STRING}|[\[\]{{}}]", re.DOTALL)
 MOST_LEVELS = 100  # where nesting has no end, the message names the position of the next level
 MOST_DIGITS = 4000  # of a whole number; Python's own limit is a little above
@@ -72,8 +75,15 @@ def _short_int(digits: str) -> int:
     return int(digits)
 
 
+def _missing(_: str) -> None:
+    """What NaN and Infinity are in a row."""
+
+
 STRICT = json.JSONDecoder(
     object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite_float, parse_int=_short_int
+)
+OF_ROWS = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_constant=_missing, parse_float=_finite_float, parse_int=_short_int
 )
 
 
@@ -83,10 +93,32 @@ def parse_json(text: str) -> Any:
     Raises:
         ValueError: the text is anything else, a number beyond float64 or nesting too deep for Python included.
     """
+    return _decoded(text, STRICT)
+
+
+def parse_rows(text: str) -> Any:
+    """The same for a text of rows, in which NaN and Infinity are null."""
+    return _decoded(text, OF_ROWS)
+
+
+def _decoded(text: str, decoder: json.JSONDecoder) -> Any:
     try:
-        return STRICT.decode(text)
+        return decoder.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def not_numbers(text: str) -> list[str]:
+    """Those of NaN, Infinity and -Infinity that stand in a JSON text, which may be cut off, as values."""
+    if "NaN" not in text and "Infinity" not in text:
+        return []
+    found: dict[str, None] = {}
+    for match in CONSTANTS.finditer(text):
+        if match[0] == '"':  # of a string that is cut off
+            break
+        if match[0][0] != '"':
+            found[match[0]] = None
+    return [*found]
 
 
 class Position(NamedTuple):
@@ -121,7 +153,7 @@ def row_of(text: str, name: str, start: Position) -> Row | BadRow:
     try:
         if not text.isascii():
             text.encode()
-        value = STRICT.decode(text)
+        value = OF_ROWS.decode(text)
         if isinstance(value, dict):
             return Row(value, f"{name}:{start.line}")
         found, expected = describe(value), "an object with named fields"

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from tunesmith.data.examples.labels import classes_in_words
 from tunesmith.data.examples.row_shapes import did_you_mean, listed
 from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks, label_names
+from tunesmith.data.files.batches import MARK, Kind, batch_kind, with_batches
+from tunesmith.data.files.batches import SUFFIXES as BATCHES
 from tunesmith.data.files.documents import DOCUMENTS, TEXT
 from tunesmith.data.files.folders import choose_files
 from tunesmith.data.files.formats import FORMATS
@@ -28,6 +30,7 @@ from tunesmith.data.files.opening import (
     without_query,
 )
 from tunesmith.data.files.rows import Block, Row, RowStream
+from tunesmith.data.files.source_part import SourcePart
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
 from tunesmith.errors import HIDDEN, DataError, TunesmithError
@@ -41,51 +44,9 @@ if TYPE_CHECKING:
 
 
 QUERY = re.compile(r"""\?[\w%.~-]+=[^\s'"<>)]*""")  # of a URL in the words of a driver
+BATCH_MARK_WITHIN = 4096  # bytes from a file's start
 EVERY_ROLE = ""  # the split of files that are named for none
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
-
-
-@dataclass(slots=True)
-class SourcePart:
-    """One file or split. It can be read any number of times, and holds no rows itself.
-
-    ``parse`` makes rows of its blocks. It is a function of a module, so that another process can be told to call it.
-    ``same_columns``: every row has the columns of the first, as in a table.
-    """
-
-    name: str
-    parse: Callable[[Block], RowStream]
-    same_columns: bool
-    _digest: str | None = None
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """What was chosen about how it is read, in words for the user."""
-        return ()
-
-    def blocks(self) -> Iterator[Block]:
-        """Its rows in order, in blocks of about a megabyte that are not parsed yet.
-
-        Raises:
-            DataError: the file cannot be read as what its name says.
-        """
-        raise NotImplementedError
-
-    def rows(self) -> RowStream:
-        """Its rows in order."""
-        for block in self.blocks():
-            yield from self.parse(block)
-
-    @property
-    def sha256(self) -> str:
-        """Of the file's bytes, or of a dataset's rows as JSON; it costs a pass where none has been made yet."""
-        if self._digest is None:
-            self._hash()
-        assert self._digest is not None
-        return self._digest
-
-    def _hash(self) -> None:
-        raise NotImplementedError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -181,13 +142,16 @@ class _DatasetPart(SourcePart):
             yield from table.replace_schema_metadata(self._notes).to_batches()  # type: ignore[union-attr]  (an Arrow table)
 
 
-def parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], list[str], str | None]:
+def parts_of(
+    source: SourceSettings, role: Role, *, answered: bool = True
+) -> tuple[list[SourcePart], list[str], str | None]:
     """The files or the split of a source, with the names that were ignored and the split that is read.
 
     Raises:
         DataError: nothing is there, a file is of no format that can be read, or ``sample_by`` says nothing of any.
     """
     parts, ignored, split = _parts_of(source, role)
+    parts = _with_batches(source, parts, answered=answered)
     if source.sample_by not in ("auto", "line") and not any(
         isinstance(part, _FilePart) and is_document(part.name) for part in parts
     ):
@@ -226,6 +190,42 @@ def _parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], lis
             remedy="remove `split`, or name the files train.* and test.*",
         )
     return [_file_part(location, name, source) for name in files[split]], ignored, split or None
+
+
+def _with_batches(source: SourceSettings, parts: list[SourcePart], *, answered: bool) -> list[SourcePart]:
+    """The parts, with the requests and the answers of a batch joined, unless ``data.columns`` says what they are."""
+    found = {} if source.columns else {part.name: _batch_kind(part) for part in parts}
+    if not any(found.values()):
+        return parts
+    single = len(parts) == 1 and parts[0].name == source.path
+    beside = [(part, _batch_kind(part)) for part in (_beside(source) if single else ())]
+    return with_batches([(part, found[part.name]) for part in parts], beside, where=source.path, answered=answered)
+
+
+def _batch_kind(part: SourcePart) -> Kind | None:
+    """What a file holds of a batch; a file that cannot be read is told of where its rows are."""
+    if not isinstance(part, _FilePart) or suffix_of(part.name)[0] not in BATCHES:
+        return None
+    try:
+        with part.content() as content:
+            start = content.read(BATCH_MARK_WITHIN)
+            if MARK not in start:
+                return None
+            line, ended, _ = start.partition(b"\n")
+            return batch_kind(line if ended else line + content.readline())
+    except DataError:
+        return None
+
+
+def _beside(source: SourceSettings) -> list[SourcePart]:
+    """The other files of a file's folder that may hold a batch."""
+    if "://" in source.path:
+        return []
+    path = source.path.rpartition("/")
+    folder = _Location(path[0] or (path[1] or "."))
+    names = [name for name, is_file in folder.entries() if is_file and suffix_of(name)[0] in BATCHES]
+    prefix = f"{path[0]}{path[1]}" if path[1] else "./"
+    return [_file_part(folder, f"{prefix}{name}", source) for name in names if name != path[2]]
 
 
 def holds_text(path: str) -> bool:

@@ -36,7 +36,7 @@ from tunesmith.data.files.json_layouts import (
     outline,
     viewer_rows,
 )
-from tunesmith.data.files.json_rows import ENDS, array_rows
+from tunesmith.data.files.json_rows import ENDS, array_rows, not_numbers
 from tunesmith.data.files.rows import BLOCK_BYTES
 from tunesmith.data.files.sheets import SHEETS, find_sheet, sheet_blocks
 from tunesmith.data.files.splits import TEST, TRAIN, VALIDATION, split_of_file
@@ -59,6 +59,7 @@ BINARY = frozenset({".parquet"})
 READ_BY = {  # which files a key of the recipe says something about
     "delimiter": frozenset({*TABLES, TEXT}),
     "encoding": frozenset({*TABLES, *JSON, TEXT}),
+    "header": frozenset({*TABLES, TEXT, *SHEETS}),
     "key": JSON,
     "sheet": frozenset(SHEETS),
 }
@@ -93,6 +94,11 @@ def suffix_of(name: str) -> tuple[str, str | None]:
 def is_document(name: str) -> bool:
     """Whether it is a file of text without columns."""
     return suffix_of(name)[0] in DOCUMENTS
+
+
+def is_table(name: str) -> bool:
+    """Whether it is a file of records that may have a header."""
+    return suffix_of(name)[0] in READ_BY["header"]
 
 
 def format_of(name: str, sample_by: str) -> Format:
@@ -150,13 +156,18 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
             return Opening(kind, said=parquet_classes(seekable(content)))
     if suffix in SHEETS:
         with file() as content:
-            layout = find_sheet(content, suffix, name, source.sheet)
+            layout = find_sheet(content, suffix, name, source.sheet, header=source.header is not False)
         blocks = partial(sheet_blocks, suffix=suffix, layout=layout)
         return Opening(replace(kind, blocks=blocks), said=layout.said)
     encoding = _encoding(file, name, source, tells=suffix in TABLES or suffix in DOCUMENTS)
     said = (encoding.said,) if encoding.said else ()
     if suffix in JSON:
-        kind, found = _json(file, encoding.name, name, source, kind)
+        text, whole = _beginning(file, encoding.name)
+        kind, found = _json(file, text, whole, encoding.name, name, source, kind)
+        missing = not_numbers(text)
+        found += (
+            (f"{' and '.join(missing)} in place of a number {'are' if missing[1:] else 'is'} null",) if missing else ()
+        )
         return Opening(kind, encoding.name, (*found, *said))
     if suffix in DOCUMENTS and suffix != TEXT:
         cut = "each file is a document" if source.sample_by == "auto" else f"sample_by: {source.sample_by}"
@@ -168,7 +179,9 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
     text, whole = _beginning(file, encoding.name)
     if usual is None and source.delimiter is None and not fits(text if whole else text[: text.rfind("\n") + 1], "\t"):
         return Opening(kind, encoding.name, said)  # UTF-16 that is no table
-    table = find_table(text, whole=whole, usual=usual or ",", asked=source.delimiter, name=name)
+    table = find_table(
+        text, whole=whole, usual=usual or ",", asked=source.delimiter, name=name, header=source.header is not False
+    )
     return Opening(table_format(table), encoding.name, (*table.said, *said))
 
 
@@ -230,10 +243,9 @@ def _beginning(file: Open, encoding: str) -> tuple[str, bool]:
 
 
 def _json(
-    file: Open, encoding: str, name: str, source: SourceSettings, usual: Format
+    file: Open, text: str, whole: bool, encoding: str, name: str, source: SourceSettings, usual: Format
 ) -> tuple[Format, tuple[str, ...]]:
-    """How JSON is laid out: an array, objects a line or over several, rows under a key, or columns."""
-    text, whole = _beginning(file, encoding)
+    """How JSON is laid out, by its beginning: an array, objects in a row, rows under a key, or columns."""
     text = text.strip() if whole else text.lstrip()
     if source.key is not None or not text.startswith("{"):
         array = text.startswith("[") and source.key is None

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tunesmith.data.examples.example import Example
+from tunesmith.data.examples.exports import Export
 from tunesmith.data.examples.message import RowError
 from tunesmith.data.examples.prompts import prompt_columns, prompt_shape, to_prompt
 from tunesmith.data.examples.row_shapes import map_columns
 from tunesmith.data.files.folders import passed_over
-from tunesmith.data.files.locations import SourcePart, parts_of
-from tunesmith.data.files.reader import bad_row, first_rows
+from tunesmith.data.files.locations import parts_of
+from tunesmith.data.files.reader import bad_row, export_in, first_rows, flat_rows
 from tunesmith.data.files.rows import BadRow, Row
+from tunesmith.data.files.source_part import SourcePart
 from tunesmith.errors import DataError
 from tunesmith.recipe.paths import shown
 
@@ -30,12 +32,14 @@ class PromptRows:
     shape: str
     instruction: str | None
     ignored: list[str]
+    export: Export | None = None
 
     @property
     def said(self) -> str:
         """How the rows are read, in words."""
         choices = dict.fromkeys(choice for part in self.parts for choice in part.choices)
-        return "; ".join([f"prompts of the shape {self.shape}", *choices, *passed_over(self.ignored)])
+        export = [] if self.export is None else [f"an export of {self.export.name}"]
+        return "; ".join([*export, f"prompts of the shape {self.shape}", *choices, *passed_over(self.ignored)])
 
     def files(self) -> list[tuple[str, str]]:
         """(name, sha256) of each part."""
@@ -50,9 +54,10 @@ class PromptRows:
     def _prompt(self, row: Row) -> Example | BadRow:
         columns = self.source.columns
         try:
-            return to_prompt(
-                row.fields, shape=self.shape, source=row.source, columns=columns, instruction=self.instruction
-            )
+            fields = row.fields
+            if self.export is not None:
+                fields = self.export.asked(fields, columns, self.instruction)
+            return to_prompt(fields, shape=self.shape, source=row.source, columns=columns, instruction=self.instruction)
         except RowError as error:
             return bad_row(row, error, columns)
 
@@ -71,9 +76,13 @@ def open_prompts(
     Raises:
         DataError: nothing is there, it holds no rows or no good one, or where the prompts stand cannot be told.
     """
-    parts, ignored, _ = parts_of(source, "train")
+    parts, ignored, _ = parts_of(source, "train", answered=False)
     first, empty = first_rows(source, parts)
     parts = [part for part in parts if part not in empty]
+    export = export_in(source, first)
+    if export is not None:
+        own_input = instruction if wanted in (None, "alpaca") else None
+        first = flat_rows(export, first, source, instruction=own_input, asked=True)
     shape: str = source.format
     if shape == "auto" or shape == wanted:
         try:
@@ -87,4 +96,4 @@ def open_prompts(
         except DataError as error:
             raise DataError(error.what, where=shown(source.path), why=error.why, remedy=error.remedy) from None
     own = any("instruction" in map_columns(row, prompt_columns(source.columns)) for row in first)
-    return PromptRows(source, parts, shape, None if own or shape != "alpaca" else instruction, ignored)
+    return PromptRows(source, parts, shape, None if own or shape != "alpaca" else instruction, ignored, export)

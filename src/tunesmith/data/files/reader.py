@@ -27,6 +27,7 @@ from tunesmith.data.examples.example import Example, to_example
 from tunesmith.data.examples.exports import EXPORTS_BY_NAME, Export, LeftOutRow, SeveralValues, export_of
 from tunesmith.data.examples.labels import ANSWER, labels_in_words
 from tunesmith.data.examples.message import RowError, describe
+from tunesmith.data.examples.no_header import first_line_is_a_row, without_names
 from tunesmith.data.examples.row_shapes import (
     FIELDS,
     check_columns,
@@ -36,9 +37,10 @@ from tunesmith.data.examples.row_shapes import (
     unused_masks,
 )
 from tunesmith.data.files.folders import passed_over
-from tunesmith.data.files.locations import SourcePart, parts_of, split_names
-from tunesmith.data.files.opening import is_document
+from tunesmith.data.files.locations import parts_of, split_names
+from tunesmith.data.files.opening import is_document, is_table
 from tunesmith.data.files.rows import BadRow, LeftOut, Row, by_reason
+from tunesmith.data.files.source_part import SourcePart
 from tunesmith.data.files.splits import Role, held_out_split
 from tunesmith.errors import DataError
 
@@ -99,9 +101,9 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
     first, empty = first_rows(source, parts)
     parts = [part for part in parts if part not in empty]
     ignored = [*ignored, *(part.name.removeprefix(f"{source.path.rstrip('/')}/") for part in empty)]
-    export = None if source.format == "text" or "text" in source.columns else export_of(first)
+    export = export_in(source, first)
     if export is not None:
-        first = _flat(export, first, source)
+        first = flat_rows(export, first, source, instruction=source.instruction)
     shape, reason = _shape(source, parts, first, wanted)
     if export is not None:
         said = f"; {export.taken} -> {shape}" if not source.columns and source.format == "auto" else f"; {reason}"
@@ -111,8 +113,15 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
     return Reader(source, parts, shape, reason, ignored, split, mixture, export and export.name)
 
 
-def _flat(export: Export, first: Sequence[Columns], source: SourceSettings) -> list[Columns]:
-    """The first rows with the fields that the export gives them.
+def export_in(source: SourceSettings, first: Sequence[Columns]) -> Export | None:
+    """The layout of an export that the first rows have, unless the source says that they are raw text."""
+    return None if source.format == "text" or "text" in source.columns else export_of(first)
+
+
+def flat_rows(
+    export: Export, first: Sequence[Columns], source: SourceSettings, *, instruction: str | None, asked: bool = False
+) -> list[Columns]:
+    """The first rows with the fields that the export gives them; ``asked``: those of their prompts.
 
     Raises:
         DataError: a row has several answers, or the tool marks all of them as not to be used.
@@ -121,7 +130,7 @@ def _flat(export: Export, first: Sequence[Columns], source: SourceSettings) -> l
     left_out: list[str] = []
     for row in first:
         try:
-            rows.append(export.fields(row, source.columns, source.instruction))
+            rows.append((export.asked if asked else export.fields)(row, source.columns, instruction))
         except LeftOutRow as why:
             left_out.append(str(why))
         except SeveralValues as error:
@@ -265,6 +274,9 @@ def _shape(
             shape, reason = source.format, f"data.format: {source.format}"
         ask(lambda rows: check_columns(rows, shape=shape, columns=source.columns, instruction=source.instruction))
     except ColumnsUnclear as error:
+        if _has_no_names(source, parts, first):
+            fields = ("prompt", "completion") if source.instruction is None else ("input", "output")
+            raise without_names(first, fields, read_so=source.header is False, where=source.path) from None
         raise ColumnsUnclear(
             error.what,
             where=error.where or source.path,
@@ -275,6 +287,13 @@ def _shape(
     except DataError as error:
         raise DataError(error.what, where=error.where or source.path, why=error.why, remedy=error.remedy) from None
     return shape, reason + unused_masks(first, shape, source.columns)
+
+
+def _has_no_names(source: SourceSettings, parts: Sequence[SourcePart], first: Sequence[Columns]) -> bool:
+    """Whether the columns of tables have no names, or the first line looks like a row."""
+    if source.columns or not first or not all(is_table(part.name) for part in parts):
+        return False
+    return source.header is False or (source.header is None and first_line_is_a_row(first))
 
 
 def _all_columns(source: SourceSettings, parts: Sequence[SourcePart]) -> Columns:

@@ -19,6 +19,7 @@ from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import listed
 from tunesmith.data.files.rows import BLOCK_BYTES, BadRow, Block, blocks_of_rows
 from tunesmith.data.files.streams import seekable
+from tunesmith.data.files.tables import NO_HEADER, numbered
 from tunesmith.errors import DataError, pip_install
 
 SHEETS = (".xlsx", ".ods")
@@ -54,7 +55,7 @@ class Layout:
     said: tuple[str, ...]
 
 
-def find_sheet(file: BinaryIO, suffix: str, name: str, asked: str | None) -> Layout:
+def find_sheet(file: BinaryIO, suffix: str, name: str, asked: str | None, *, header: bool = True) -> Layout:
     """The sheet that is read: the recipe's, or the only visible one with rows.
 
     Raises:
@@ -70,7 +71,7 @@ def find_sheet(file: BinaryIO, suffix: str, name: str, asked: str | None) -> Lay
                     why=f"the sheets are {listed([sheet.title for sheet in sheets])}",
                     remedy="set data.sheet to one of them",
                 )
-            return _layout(chosen[0], name, ())
+            return _layout(chosen[0], name, (), header=header)
         filled = [sheet for sheet in sheets if len(list(itertools.islice(sheet.rows, 2))) > 1]
         shown = [sheet for sheet in filled if not sheet.hidden] or filled
         if not shown:
@@ -84,7 +85,7 @@ def find_sheet(file: BinaryIO, suffix: str, name: str, asked: str | None) -> Lay
                 remedy=f'set data.sheet: "{titles[0]}", or another of them',
             )
         others = [sheet.title for sheet in filled if sheet is not shown[0]]
-        return _layout(shown[0], name, (f"hidden, not read: {listed(others)}",) if others else ())
+        return _layout(shown[0], name, (f"hidden, not read: {listed(others)}",) if others else (), header=header)
 
 
 def sheet_blocks(file: BinaryIO, name: str, suffix: str, layout: Layout) -> Iterator[Block]:
@@ -114,13 +115,17 @@ def _row(number: int, cells: list[str | None], name: str, layout: Layout) -> tup
     return number, {column: text for column, text in zip(names, texts, strict=False) if column}
 
 
-def _layout(sheet: Sheet, name: str, said: tuple[str, ...]) -> Layout:
+def _layout(sheet: Sheet, name: str, said: tuple[str, ...], *, header: bool) -> Layout:
     """The header is the first row; lines of one cell above a row of several are a title."""
     lines = list(itertools.islice(sheet.rows, MOST_TITLES + 1))
     if not lines:
         raise DataError(
             f"the sheet {printable(sheet.title)!r} is empty", where=name, remedy="name another one as data.sheet"
         )
+    if not header:
+        names = numbered(max(len(cells) for _, cells in lines))
+        without = f"no header: the columns are {', '.join(names)}"
+        return Layout(sheet.title, lines[0][0] - 1, names, (f"sheet {sheet.title}", without, *said))
     titles = len(list(itertools.takewhile(lambda line: _filled(line) == 1, lines)))
     titles = titles if titles < len(lines) else 0  # all have one cell: a sheet of one column
     number, names = lines[titles][0], tuple(text or "" for text in lines[titles][1])
@@ -129,7 +134,7 @@ def _layout(sheet: Sheet, name: str, said: tuple[str, ...]) -> Layout:
         raise DataError(
             f"the header names the column {printable(twice[0])!r} twice",
             where=f"{name}:{number}",
-            remedy="name each column once",
+            remedy=f"name each column once, or, {NO_HEADER}",
         )
     title = (f"the header is row {number}, below a title",) if titles else ()
     unsaved = {column: None for _, cells in lines for column, text in zip(names, cells, strict=False) if text is None}

@@ -16,6 +16,7 @@ SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 MOST_RECORDS = 1000  # that are parsed to find out
 EXCEL_BLOCK = 16  # records for which Excel writes the same number of columns
 LONGEST_SHOWN = 60
+NO_HEADER = "if the file has no header, set data.header: false"
 INDEX_NAMES = ("", "Unnamed: 0")  # pandas writes an index under the first, and reads it as the second
 
 
@@ -24,8 +25,8 @@ class Table:
     """How records are read.
 
     ``skipped``: lines before the header; ``first``, ``last``: the columns that are used, without an index before and
-    empty ones behind; ``shortest``: fields of a record whose last empty ones Excel did not write; ``said``: what was
-    chosen, for the user.
+    empty ones behind; ``shortest``: fields of a record whose last empty ones Excel did not write; ``names``: of the
+    columns, if there is no header; ``said``: what was chosen, for the user.
     """
 
     delimiter: str
@@ -34,6 +35,7 @@ class Table:
     first: int = 0
     last: int | None = None
     shortest: int | None = None
+    names: tuple[str, ...] | None = None
     said: tuple[str, ...] = ()
 
     @property
@@ -42,7 +44,12 @@ class Table:
         return slice(self.first, self.last)
 
 
-def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: str) -> Table:
+def numbered(columns: int) -> tuple[str, ...]:
+    """Names for the columns of a table without a header."""
+    return tuple(f"column{number}" for number in range(1, columns + 1))
+
+
+def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: str, header: bool = True) -> Table:
     """How a file is written, from its beginning.
 
     The delimiter is the recipe's, or that of a line ``sep=;``, or the one of DELIMITERS that gives a header of several
@@ -54,6 +61,7 @@ def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: s
         usual: the delimiter of the file's ending.
         asked: the recipe's.
         name: of the file, for messages.
+        header: whether the first line holds the names of the columns.
 
     Raises:
         DataError: no delimiter fits, or several do.
@@ -72,7 +80,11 @@ def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: s
         said = (f"separator {NAMES[table.delimiter]}",) if table.delimiter != usual else ()
     said += () if table.quotes else ("quotes are part of the text, as in a file that quotes nothing",)
     table = replace(table, skipped=int(separator is not None), said=said)
-    return _with_columns(table, records_of(text, table.delimiter, quotes=table.quotes) or [])
+    records = records_of(text, table.delimiter, quotes=table.quotes) or []
+    if header:
+        return _with_columns(table, records)
+    names = numbered(max(map(len, records), default=1))
+    return replace(table, names=names, said=(*table.said, f"no header: the columns are {', '.join(names)}"))
 
 
 def fits(text: str, delimiter: str, *, quotes: bool = True) -> bool:
