@@ -267,7 +267,7 @@ def test_a_method_that_there_is_not_is_refused() -> None:
 
 
 def test_how_files_are_read_is_given_as_in_check_and_is_in_the_recipe() -> None:
-    Path("book.txt").write_text("One paragraph\nof two lines.\n\nAnother one.\n" * 20)
+    Path("book.txt").write_text("One paragraph\nof two lines.\n\nAnother one.\n\n" * 20)
     starter = starter_recipe("book.txt", device=LAPTOP, overrides=["data.sample_by=paragraph"])
     assert written(starter).data.sources("train")[0].sample_by == "paragraph"
     assert starter.rows == 40

@@ -194,12 +194,15 @@ def _parts_of(source: SourceSettings, role: Role) -> tuple[list[SourcePart], lis
 
 def _with_batches(source: SourceSettings, parts: list[SourcePart], *, answered: bool) -> list[SourcePart]:
     """The parts, with the requests and the answers of a batch joined, unless ``data.columns`` says what they are."""
-    found = {} if source.columns else {part.name: _batch_kind(part) for part in parts}
-    if not any(found.values()):
+    found: list[tuple[SourcePart, Kind | None]] = [
+        (part, None if source.columns else _batch_kind(part)) for part in parts
+    ]
+    if not any(kind for _, kind in found):
         return parts
     single = len(parts) == 1 and parts[0].name == source.path
-    beside = [(part, _batch_kind(part)) for part in (_beside(source) if single else ())]
-    return with_batches([(part, found[part.name]) for part in parts], beside, where=source.path, answered=answered)
+    others = _beside(source) if single else []
+    beside: list[tuple[SourcePart, Kind | None]] = [(part, _batch_kind(part)) for part in others]
+    return with_batches(found, beside, where=source.path, answered=answered)
 
 
 def _batch_kind(part: SourcePart) -> Kind | None:
