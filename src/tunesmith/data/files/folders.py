@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import listed
+from tunesmith.data.files.chats import refuse_slack_folder
 from tunesmith.data.files.documents import DOCUMENTS, TEXT
 from tunesmith.data.files.formats import FORMATS
 from tunesmith.data.files.opening import suffix_of
@@ -38,6 +39,7 @@ def choose_files(where: str, entries: Callable[[str], Entries]) -> tuple[list[st
     """
     top = [(name, is_file) for name, is_file in entries("")]
     names = [name for name, is_file in top if is_file and not _hidden(name)]
+    refuse_slack_folder(names, where)
     tables = [name for name in names if suffix_of(name)[0] in TABLES]
     if tables:
         chosen = [name for name in names if suffix_of(name)[0] in {*TABLES, TEXT} and not _is_note(name)]

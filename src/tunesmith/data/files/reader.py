@@ -36,6 +36,7 @@ from tunesmith.data.examples.row_shapes import (
     other_shape,
     unused_masks,
 )
+from tunesmith.data.files.chats import refuse_chats
 from tunesmith.data.files.folders import passed_over
 from tunesmith.data.files.locations import parts_of, split_names
 from tunesmith.data.files.opening import is_document, is_table
@@ -100,6 +101,8 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
     parts, ignored, split = parts_of(source, role)
     first, empty = first_rows(source, parts)
     parts = [part for part in parts if part not in empty]
+    if source.format == "auto" and not source.columns:
+        refuse_chats(first, source.path)
     ignored = [*ignored, *(part.name.removeprefix(f"{source.path.rstrip('/')}/") for part in empty)]
     export = export_in(source, first)
     if export is not None:
