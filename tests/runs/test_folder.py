@@ -95,7 +95,7 @@ def test_an_output_folder_below_a_file_is_refused_with_the_key_to_set(tmp_path: 
     with pytest.raises(RunError, match="Nothing can be written to the output folder") as caught, run.lock():
         pass
     assert caught.value.where == str(run.folder)
-    assert caught.value.why == f"{run.folder}: Not a directory."
+    assert caught.value.why == f"{tmp_path / 'rows.jsonl'} is a file, not a folder."
     assert "output_dir=runs/new" in str(caught.value.remedy)
     with Run(tmp_path / "runs" / "new").lock():
         assert (tmp_path / "runs" / "new" / ".lock").is_file()

@@ -30,6 +30,7 @@ from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.paths import local, shown
 from tunesmith.runs.plain_text import escaped
+from tunesmith.runs.whole_files import why_not
 
 if TYPE_CHECKING:
     from tunesmith.data.examples.column_names import Proposal
@@ -172,7 +173,12 @@ def _write(file: Path, content: str, *, what: str = "recipe") -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise RecipeError(f"The {what} cannot be written", where=str(file), why=error.strerror) from None
+        raise RecipeError(
+            f"The {what} cannot be written",
+            where=str(file),
+            why=why_not(file, error),
+            remedy=f"Name another file with {'--out' if what == 'recipe' else '--html'}.",
+        ) from None
 
 
 def check(

@@ -72,7 +72,9 @@ def train(
         own={"--lr-min": lr_min, "--lr-max": lr_max, "--lr-steps": lr_steps},
     )
     with session(as_json) as terminal:
-        if not Path(local(recipe)).is_dir():  # with --resume it may be a run folder
+        place = Path(local(recipe))
+        of_run = place.is_dir() or (resume and not place.is_file() and place.suffix.lower() not in (".yaml", ".yml"))
+        if not of_run:
             from tunesmith.recipe.file import read_recipe
 
             read_recipe(recipe, overrides or [])  # reports an error before torch is imported

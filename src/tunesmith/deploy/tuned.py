@@ -19,7 +19,7 @@ from tunesmith.deploy.plain_weights import MARK
 from tunesmith.deploy.run_prompt import RunPrompt, TrainedPrompt, run_prompt
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.methods.base import Method
-from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, read_config_file
+from tunesmith.methods.continued_adapter import CONFIG_FILE, kept_start, read_config_file
 from tunesmith.methods.stored_quantization import over_stored
 from tunesmith.methods.table import build
 from tunesmith.model.base_model import load_base_model
@@ -31,10 +31,10 @@ from tunesmith.model.weights.resolve import kind, resolve
 from tunesmith.model.weights.text_side import make_template, refuse_unknown_tokens, tokenizer_of
 from tunesmith.recipe.data import DataSettings, SourceSettings
 from tunesmith.recipe.generation import GenerationSettings
-from tunesmith.recipe.methods import AdapterSettings, LoraSettings, MethodSettings
+from tunesmith.recipe.methods import LoraSettings, MethodSettings
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import ModelSettings, Recipe
-from tunesmith.runs.folder import Run
+from tunesmith.runs.folder import Run, way_to_checkpoint
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.start_folder import stored_recipe
@@ -48,7 +48,8 @@ Prompt = str | Sequence[Turn]  # the user's text, or a conversation
 class ModelTarget:
     """What a path names: a base model, what was trained on top of it (None: nothing), and its run.
 
-    ``trained``: what the run's rows have around their text, which a merged model records, too.
+    ``trained``: what the run's rows have around their text, which a merged model records, too. ``base_given``: the base
+    is the user's choice, and not what the run or the adapter names.
     """
 
     base: str
@@ -58,6 +59,7 @@ class ModelTarget:
     run: Run | None = None
     recipe: Recipe | None = None
     trained: TrainedPrompt | None = None
+    base_given: bool = False
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -317,9 +319,12 @@ def with_base(found: ModelTarget, model: str | None) -> ModelTarget:
         return found
     if found.checkpoint is None:
         raise ModelError(
-            "a plain model has no other base", where=found.base, remedy=f"Leave --model out, or load {model} itself."
+            "a plain model has no other base",
+            where=found.base,
+            why=None if Path(local(found.base)).exists() else "There is no folder of this name here.",
+            remedy=f"Leave --model out, or load {model} itself.",
         )
-    return replace(found, base=model, revision=None)
+    return replace(found, base=model, revision=None, base_given=True)
 
 
 def base_folder(found: ModelTarget, *, trust_remote_code: bool, listener: Listener) -> Path:
@@ -329,6 +334,8 @@ def base_folder(found: ModelTarget, *, trust_remote_code: bool, listener: Listen
     except ModelError as error:
         if found.checkpoint is None:
             raise
+        if found.base_given:
+            raise ModelError(error.what, where="--model", why=error.why, remedy=error.remedy) from error
         file, key = (found.checkpoint / CONFIG_FILE, "base_model_name_or_path")
         if found.run is not None:
             file, key = found.run.folder / "recipe.yaml", "model.path"
@@ -336,7 +343,8 @@ def base_folder(found: ModelTarget, *, trust_remote_code: bool, listener: Listen
             f"the model that was tuned cannot be found: {found.base}",
             where=f"{file}: {key}",
             why=f"{error.what[0].upper()}{error.what[1:]}. {error.why or ''}".strip(),
-            remedy=f"Add --model MODEL (in Python, model=...) with the place of that model here, or correct {key}.",
+            remedy=f"Add --model MODEL (in Python, model=...) with the place of that model here, or correct {key} in "
+            "that file.",
         ) from error
 
 
@@ -347,8 +355,7 @@ def _over_files(method: MethodSettings, base: Path) -> MethodSettings:
 
 def _start(found: ModelTarget) -> Path | None:
     """The run's own copy of the adapter that it continued."""
-    goes_on = isinstance(found.method, AdapterSettings) and found.method.adapter_name_or_path is not None
-    return found.run.folder / START_FOLDER if goes_on and found.run is not None else None
+    return None if found.run is None else kept_start(found.run.folder, found.method)
 
 
 def _device(recipe: Recipe | None, asked: str, listener: Listener) -> str:
@@ -364,7 +371,7 @@ def _device(recipe: Recipe | None, asked: str, listener: Listener) -> str:
 
 def find_target(target: str) -> ModelTarget:
     """Says what a path names. Raises ModelError if there is nothing there, RunError for a run without checkpoint."""
-    what = kind(target)
+    what = kind(target, where="TARGET")
     if what == "run":
         run = Run.open(target)
         if run.result is None:
@@ -372,7 +379,7 @@ def find_target(target: str) -> ModelTarget:
                 "This run has no checkpoint yet",
                 where=target,
                 why=f"Its status is: {run.status().get('status')}.",
-                remedy="Let it train to its first save, or finish it with `tunesmith train RECIPE --resume`.",
+                remedy=way_to_checkpoint(run),
             )
         return _of_run(run, run.result)
     folder = Path(local(target))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from tunesmith.data.files.locations import holds_text
-from tunesmith.errors import RunError
+from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe.file import portable, read_recipe
+from tunesmith.recipe.paths import local
 from tunesmith.recipe.row_shape import READING
 from tunesmith.recipe.settings import SELECTING, Recipe
 
@@ -22,7 +24,8 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
         settings: ``key=value`` of the evaluation section.
     """
     if stored is None and data is None:
-        raise no_rows_to_judge(target, "Only a run has held-out rows of its own, and this is not a run.")
+        found = "this is not a run" if Path(local(target)).exists() else f"there is no folder {target} here"
+        raise no_rows_to_judge(target, f"Only a run has held-out rows of its own, and {found}.")
     plain: dict[str, Any] = {"model": target, "data": {"train": data}, "output_dir": "unused"}
     raw = plain if stored is None else portable(stored)
     if data is not None:
@@ -74,4 +77,12 @@ def no_rows_to_judge(target: str, why: str) -> RunError:
 
 
 def _prefixed(settings: Sequence[str]) -> list[str]:
+    sections = tuple(f"{name}." for name in Recipe.model_fields if name != "evaluation")
+    for setting in settings:
+        if setting.startswith(sections):
+            raise RecipeError(
+                "only settings of the evaluation section can be given here",
+                where=setting,
+                remedy="Leave it out; --data FILE names other rows.",
+            )
     return [setting if setting.startswith("evaluation.") else f"evaluation.{setting}" for setting in settings]

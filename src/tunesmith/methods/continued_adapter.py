@@ -17,9 +17,9 @@ from safetensors import safe_open
 
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.weights.resolve import kind
-from tunesmith.recipe.methods import AdapterSettings
+from tunesmith.recipe.methods import AdapterSettings, MethodSettings
 from tunesmith.runs.cache import sha256_of
-from tunesmith.runs.folder import Run
+from tunesmith.runs.folder import Run, way_to_checkpoint
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 START_FOLDER = "start"  # in a run's folder: a copy of the adapter that the run continues
@@ -39,7 +39,11 @@ def find_start(name: str) -> Path:
     Raises:
         ModelError: there is no adapter of that name.
     """
-    what = kind(name)
+    try:
+        what = kind(name, where=_SETTING)
+    except ModelError as error:
+        why = error.why if error.where == _SETTING else f"{error.where}: {error.why or 'It is a file.'}"
+        raise ModelError(error.what, where=_SETTING, why=why, remedy=error.remedy) from error
     folder = Path(name).expanduser().resolve()
     if what == "run":
         result = Run(folder).result
@@ -48,14 +52,15 @@ def find_start(name: str) -> Path:
                 "the run has no checkpoint to continue from",
                 where=_SETTING,
                 why=f"the status of {name} is: {Run(folder).status().get('status')}",
-                remedy="let it train to its first save, or finish it with `tunesmith train RECIPE --resume`",
+                remedy=way_to_checkpoint(Run(folder)),
             )
-        folder, what = result, "adapter" if (result / CONFIG_FILE).is_file() else "model"
+        folder, what = result, "model" if (result / "config.json").is_file() else "adapter"
     if what == "hub":
         raise ModelError(
-            f"{name} is not on this machine, and adapters are not fetched from the hub",
+            f"there is no folder {name} here, and adapters are not fetched from the hub",
             where=_SETTING,
-            remedy=f"fetch it first: hf download {name} --local-dir FOLDER, and name the folder",
+            remedy=f"correct the path of a run or adapter; or, if it is on the hub, fetch it first: "
+            f"hf download {name} --local-dir FOLDER, and name the folder",
         )
     if what != "adapter":
         raise ModelError(
@@ -67,9 +72,26 @@ def find_start(name: str) -> Path:
     if not (folder / WEIGHTS_FILE).is_file():
         raise ModelError(
             "the adapter has no safetensors",
+            where=_SETTING,
+            why=f"{folder} has no {WEIGHTS_FILE}; pickled weights (.bin) are not read",
+            remedy="put the file back, name another checkpoint, or save the adapter again with PEFT's save_pretrained",
+        )
+    return folder
+
+
+def kept_start(run: Path, method: MethodSettings | None) -> Path | None:
+    """The run's own copy of the adapter that it continues, if it does. Raises ModelError where a file is missing."""
+    if not isinstance(method, AdapterSettings) or method.adapter_name_or_path is None:
+        return None
+    folder = run / START_FOLDER
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            "the run has lost its copy of the adapter that it continues",
             where=str(folder),
-            why=f"it has no {WEIGHTS_FILE}; pickled weights (.bin) are not read",
-            remedy="save it again with PEFT's save_pretrained",
+            why=f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing. The copy was made from "
+            f"{method.adapter_name_or_path}.",
+            remedy=f"copy {CONFIG_FILE} and {WEIGHTS_FILE} from there into this folder",
         )
     return folder
 

@@ -351,7 +351,8 @@ def _read_adapter(path: Path) -> dict[str, Tensor]:
                 "this is not an adapter folder",
                 where=str(path),
                 why=f"it has no {file}",
-                remedy="name a folder that PEFT saved with safetensors; pickled weights (.bin) are not read",
+                remedy="put the file back, or name another checkpoint or adapter folder, with safetensors: pickled "
+                "weights (.bin) are not read",
             )
     try:
         weights = load_file(path / WEIGHTS_FILE, device="cpu")

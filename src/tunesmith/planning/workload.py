@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunesmith.data.files.locations import refuse_missing
 from tunesmith.data.placement import OUTCOME
 from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN
 from tunesmith.data.survey import Survey, survey_rows
@@ -88,6 +89,7 @@ def by_characters(recipe: Recipe, *, listener: Listener | None = None) -> Worklo
 
     Raises DataError if they cannot be read, or none is left.
     """
+    refuse_missing(recipe.data)
     found = survey_rows(
         recipe.data, seed=recipe.training.seed, objective=recipe.objective.name, listener=listener or Silent()
     )

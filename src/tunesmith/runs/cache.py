@@ -24,7 +24,7 @@ PROVENANCE = "provenance.json"
 
 WAIT_BEFORE_SAYING_S = 3.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 
 
 def to_stderr(text: str) -> None:

@@ -21,7 +21,7 @@ from tunesmith.runs.folder import Run
 from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.rate_curve import RateCurve
 from tunesmith.runs.symptoms import Symptom, norms_of, symptoms
-from tunesmith.runs.whole_files import write_whole
+from tunesmith.runs.whole_files import why_not, write_whole
 
 PANELS = (
     ("loss", "training loss"),
@@ -85,7 +85,9 @@ def draw(runs: Sequence[str | Path], out: str | Path, *, overwrite: bool = False
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content)
     except OSError as error:
-        raise ExportError("the picture cannot be written", where=str(file), why=str(error)) from error
+        raise ExportError(
+            "the picture cannot be written", where=str(file), why=why_not(file, error), remedy="Name another --out."
+        ) from error
     return found
 
 

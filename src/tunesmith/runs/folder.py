@@ -12,6 +12,7 @@ checkpoints/step-NNNNNN/
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 from tunesmith.errors import RunError
 from tunesmith.recipe.paths import local
-from tunesmith.runs.whole_files import write_whole
+from tunesmith.runs.whole_files import why_not, write_whole
 
 TRIES, BETWEEN_TRIES = 5, 0.05  # to take the lock; seconds
 EVALUATIONS = "evaluations.jsonl"
@@ -42,13 +43,25 @@ class Run:
         """An existing run. Raises RunError if there is none."""
         run = cls(folder)
         if not run.exists():
-            raise RunError(
-                "This folder holds no run",
-                where=str(folder),
-                why="A run folder has a recipe.yaml and a status.json.",
-                remedy="Name a folder that `tunesmith train` has written; `tunesmith runs list` shows them.",
-            )
+            raise run._no_run(str(folder))
         return run
+
+    def _no_run(self, named: str) -> RunError:
+        missing = not self.folder.exists()
+        near = difflib.get_close_matches(self.folder.name, [run.folder.name for run in find_runs(self.folder.parent)])
+        remedy = (
+            "Name a folder that `tunesmith train` has written; `tunesmith runs list FOLDER` shows those in a folder."
+        )
+        if not missing and (self.folder / "recipe.yaml").is_file():
+            remedy = "If it was copied or moved, put the missing file into it, too."
+        elif near:
+            remedy = f"Did you mean {' or '.join(str(self.folder.parent / name) for name in near)}?"
+        return RunError(
+            "This folder holds no run",
+            where=named,
+            why="There is no such folder." if missing else "A run folder has a recipe.yaml and a status.json.",
+            remedy=remedy,
+        )
 
     def exists(self) -> bool:
         """Whether a run has begun in this folder. One that was killed during its set-up has not."""
@@ -155,7 +168,9 @@ class Run:
                 f"This run has no {name}",
                 where=str(self.folder),
                 why=f"Its status is: {self.status().get('status', 'unknown')}." if name != "status.json" else None,
-                remedy="Finish the run with `tunesmith train RECIPE --resume`.",
+                remedy=f"Put {name} back, or train again with `tunesmith train RECIPE --overwrite`."
+                if self.status().get("status") == "finished"
+                else "Finish the run with `tunesmith train RECIPE --resume`.",
             ) from None
         except ValueError as error:
             raise RunError(f"{name} is damaged", where=str(path), why=str(error), remedy="Train again.") from None
@@ -224,6 +239,13 @@ class Run:
         return (self.checkpoints or [None])[-1]
 
 
+def way_to_checkpoint(run: Run) -> str:
+    """What to do about a run without a checkpoint."""
+    if run.status().get("status") == "finished":
+        return "Put its folder `checkpoints` back, or train again with `tunesmith train RECIPE --overwrite`."
+    return "Let it train to its first save, or finish it with `tunesmith train RECIPE --resume`."
+
+
 def checkpoint_name(step: int) -> str:
     """The name of a checkpoint's folder, such as ``step-000100``."""
     return f"step-{step:06d}"
@@ -248,7 +270,7 @@ def _access(folder: Path) -> Iterator[None]:
         raise RunError(
             "Nothing can be written to the output folder",
             where=str(folder),
-            why=f"{error.filename or folder}: {error.strerror or error}.",
+            why=why_not(folder, error),
             remedy="Set output_dir to a folder that you can write to, such as output_dir=runs/new.",
         ) from error
 

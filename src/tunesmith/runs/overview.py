@@ -110,12 +110,12 @@ def summary(run: Run) -> Summary:
 
 def details(folder: str | Path) -> Details:
     """All about the run in a folder. Raises RunError if there is none or its files are damaged."""
-    from tunesmith.recipe.file import read_recipe
+    from tunesmith.runs.start_folder import recipe_of
 
     run = Run.open(folder)
     status = run.status()
     lines = run.read_lines("metrics.jsonl")
-    recipe = read_recipe(run.folder / "recipe.yaml").recipe
+    recipe = recipe_of(run)
     training = recipe.training
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.num_train_epochs:g} epochs"
     facts = [

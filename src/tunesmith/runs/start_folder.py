@@ -5,10 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tunesmith.errors import RunError
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run
+
+
+def recipe_of(run: Run) -> Recipe:
+    """The recipe that was resolved when the run began, as it is stored. Raises RunError if it is missing."""
+    file = run.folder / "recipe.yaml"
+    if not file.is_file():
+        raise RunError(
+            "This run has no recipe.yaml",
+            where=str(run.folder),
+            why="The file holds every setting of the run.",
+            remedy="Put it back, or train again with `tunesmith train RECIPE --overwrite`.",
+        )
+    return read_recipe(file).recipe
 
 
 def stored_recipe(run: Run, asked: Recipe | None = None) -> Recipe:
@@ -17,7 +31,7 @@ def stored_recipe(run: Run, asked: Recipe | None = None) -> Recipe:
     A path that is not there stays as it is, so that the reader's message names it; so does a hub id or a URL.
     The query of a URL is not stored; it comes from the recipe that is ``asked`` for.
     """
-    recipe = read_recipe(run.folder / "recipe.yaml").recipe
+    recipe = recipe_of(run)
     started_in = run.status().get("started_in")
     names = ("train", "eval", "test")
     given = [] if asked is None else [source for name in names for source in asked.data.sources(name)]

@@ -14,6 +14,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def why_not(path: Path, error: OSError) -> str:
+    """Why a file or folder cannot be written, in words."""
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {os.readlink(path)}, which is not there."
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    return (
+        f"{error.filename or path}: {error.strerror or error}."
+        if there.is_dir()
+        else f"{there} is a file, not a folder."
+    )
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replaces a file. Text is written in UTF-8."""
     with whole_file(path) as file:

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from tunesmith.data.chat.template import Encoded
 from tunesmith.data.corpus import Corpus, encode_corpus
+from tunesmith.data.files.locations import refuse_missing
 from tunesmith.data.finding import Finding
 from tunesmith.data.survey import Survey, check_metrics, survey_rows
 from tunesmith.evaluation.metrics.computed import COMPUTE_METRICS_KEY, check_size
@@ -102,6 +103,7 @@ def prepare_training(
         DataError, ModelError, RecipeError: an error that the user can fix.
     """
     _refuse_unusable(recipe)
+    refuse_missing(recipe.data)
     asked = recipe
     recipe, start = _from_adapter(recipe, start)
     survey = survey_rows(

@@ -31,7 +31,7 @@ from tunesmith.recipe.paths import local
 from tunesmith.recipe.paths import shown as path_shown
 from tunesmith.recipe.row_shape import READING
 from tunesmith.runs.progress import Listener, Silent
-from tunesmith.runs.whole_files import whole_file
+from tunesmith.runs.whole_files import whole_file, why_not
 from tunesmith.workflows.answers_so_far import AnswersSoFar, answers_so_far, was_written
 
 BATCH = 16
@@ -160,7 +160,6 @@ def answer_rows(
         "raw": raw,
         "rows": survey.count,
     }
-    to.parent.mkdir(parents=True, exist_ok=True)
     with answers_so_far(to, asking, anew=overwrite) as made:
         resumed = made.rows
         if resumed:
@@ -186,6 +185,12 @@ def _check_out(to: Path, data: str, *, overwrite: bool) -> None:
         raise ExportError("the answers cannot replace the data", where=str(to), remedy="Name another --out.")
     if to.is_dir():
         raise ExportError("this is a folder", where=str(to), remedy="Name a file in it, such as answers.csv.")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(
+            "the answers cannot be written", where=str(to), why=why_not(to, error), remedy="Name another --out."
+        ) from error
     if to.exists() and not overwrite and not was_written(to):
         raise ExportError(
             "there is such a file already", where=str(to), remedy="Add --overwrite, or name another --out."

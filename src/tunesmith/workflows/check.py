@@ -16,6 +16,7 @@ from tunesmith.data.accounts import refuse_lost
 from tunesmith.data.checks.personal import finds_phones
 from tunesmith.data.checks.scripts import knows_languages
 from tunesmith.data.corpus import encode_corpus
+from tunesmith.data.files.locations import refuse_missing
 from tunesmith.data.files.reader import own_eval_split
 from tunesmith.data.files.rows import BadRow, LeftOut
 from tunesmith.data.finding import Finding, Severity, rows_in_words
@@ -237,6 +238,7 @@ def settings_of(
         return read_recipe(raw, overrides).recipe.data, named, 0, None
     recipe = read_recipe(data, overrides).recipe
     check_names(recipe.evaluation.metrics)
+    refuse_missing(recipe.data)
     if recipe.data.format == "auto" and recipe.objective.name in OBJECTIVE_SHAPES:
         given = {"format": OBJECTIVE_SHAPES[recipe.objective.name], **given}
     return recipe.data.model_copy(update=given), named or recipe.model, recipe.training.seed, recipe.method.name

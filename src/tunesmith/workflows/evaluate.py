@@ -25,6 +25,7 @@ from tunesmith.training.rehearsal import memory_faults
 from tunesmith.training.tasks import make_tasks
 from tunesmith.workflows.finetune import check_same_data
 from tunesmith.workflows.given_data import file_of
+from tunesmith.workflows.places import check_rows
 
 
 class JudgedAgain(dict[str, Any]):
@@ -62,8 +63,11 @@ def evaluate(
     """
     listener = heard_by(listener, progress)
     data = None if data is None else file_of(data)
-    recipe = evaluation_recipe(find_target(str(target)).recipe, str(target), data, settings)
+    found = find_target(str(target))
+    recipe = evaluation_recipe(found.recipe, str(target), data, settings)
     check_names(recipe.evaluation.metrics)
+    if data is None and (run := found.run) is not None:
+        check_rows(run, recipe, otherwise="; or judge on other rows with --data FILE")
     tuned = load_tuned(target, listener=listener, model=model)
     survey = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name)
     if data is not None:
@@ -85,10 +89,10 @@ def evaluate(
     with memory_faults():
         judge = _with_reference(tuned, judge, listener)
         verdict, _ = judge.verdict(tuned.model, base, listener=listener)
-    found = JudgedAgain({**verdict, "base_model": name})
+    judged = JudgedAgain({**verdict, "base_model": name})
     if tuned.target.run is not None:
-        _keep(tuned.target.run, {"target": str(target), "data": data, "settings": list(settings), **found}, listener)
-    return found
+        _keep(tuned.target.run, {"target": str(target), "data": data, "settings": list(settings), **judged}, listener)
+    return judged
 
 
 def _keep(run: Run, found: dict[str, Any], listener: Listener) -> None:

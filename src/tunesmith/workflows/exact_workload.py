@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 
 from tunesmith.data.corpus import encode_corpus
+from tunesmith.data.files.locations import refuse_missing
 from tunesmith.data.survey import survey_rows
 from tunesmith.model.weights.text_side import text_side
 from tunesmith.planning.budget import micro_batch_tokens
@@ -28,6 +29,7 @@ def by_tokens(recipe: Recipe, *, listener: Listener | None = None) -> Workload:
         DataError, ModelError: what a user can fix in rows or model.
     """
     listener = listener or Silent()
+    refuse_missing(recipe.data)
     found = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name, listener=listener)
     text = text_side(recipe.model, recipe.data, say=listener.say)
     recipe = recipe.with_values(data={"max_length": text.data.max_length})

@@ -14,16 +14,18 @@ from typing import Any, TypeGuard
 import torch
 
 from tunesmith.data.batches.layout import Batch
+from tunesmith.data.chat.template import is_jinja
 from tunesmith.data.ledger import EpochTokens
 from tunesmith.data.survey import Survey
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_names
 from tunesmith.evaluation.task import Task, task_batches
-from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE
+from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
 from tunesmith.model.weights.device import tf32
 from tunesmith.recipe.complaints import dotted
 from tunesmith.recipe.file import LoadedRecipe, dump, leaves, portable, read_recipe
+from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
@@ -42,6 +44,7 @@ from tunesmith.training.setup import Prepared, prepare_training
 from tunesmith.training.step_rows import Steps
 from tunesmith.training.trainer import Trained, Trainer
 from tunesmith.workflows.given_data import with_files
+from tunesmith.workflows.places import check_places
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +161,9 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
             return stored_result(run)
         began = time.perf_counter()
         started_in = Path(run.status().get("started_in") or Path.cwd())
-        start = run.folder / START_FOLDER
-        prepared = prepare_training(stored_recipe(run, asked), listener, start=start, started_in=started_in)
+        recipe = _recipe_to_continue(run, asked)
+        start = kept_start(run.folder, recipe.method)
+        prepared = prepare_training(recipe, listener, start=start, started_in=started_in)
         check_same_data(run, prepared.survey)
         remove_unfinished(run.folder / "checkpoints")
         loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)
@@ -221,9 +225,13 @@ def _asked_recipe(
     recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, resume: bool
 ) -> LoadedRecipe:
     """The recipe that was asked for. A run folder stands for the recipe that it was started with."""
-    if resume and _is_run(recipe):
-        return read_recipe(Run(recipe).status()["asked"], overrides)
+    if resume and isinstance(recipe, str | Path) and _means_a_run(Path(local(recipe))):
+        return read_recipe(Run.open(recipe).status()["asked"], overrides)
     return read_recipe(with_files(recipe), overrides)
+
+
+def _means_a_run(path: Path) -> bool:
+    return not path.is_file() and path.suffix.lower() not in (".yaml", ".yml")
 
 
 def _is_run(recipe: str | Path | Mapping[str, Any] | Recipe) -> TypeGuard[str | Path]:
@@ -265,6 +273,20 @@ def _check_same_recipe(run: Run, asked: Recipe) -> None:
         )
 
 
+def _recipe_to_continue(run: Run, asked: Recipe) -> Recipe:
+    """The run's own recipe, with the text of its chat template, so that the template's file is not needed.
+
+    Raises:
+        RunError: the model or the rows are not where they were.
+    """
+    recipe = stored_recipe(run, asked)
+    check_places(run, recipe)
+    if recipe.data.chat_template is None or not (run.folder / "template.json").is_file():
+        return recipe
+    text = run.read_json("template.json")["templates"]["default"]
+    return recipe.with_values(data={"chat_template": text}) if is_jinja(text) else recipe
+
+
 def _all_values(recipe: Recipe) -> dict[Any, Any]:
     """Every value by its path. Each source has the values that it takes from the data section."""
     values = portable(recipe)
@@ -283,7 +305,7 @@ def check_same_data(run: Run, survey: Survey) -> None:
         return [(Path(file["path"]).name, file["sha256"]) for source in sources for file in source["files"]]
 
     before, now = digests(run.read_json("data.json")), digests(survey.sources)
-    if before != now:
+    if [digest for _, digest in before] != [digest for _, digest in now]:  # a file may have another name
         changed = sorted({name for name, _ in set(before) ^ set(now)}) or ["the order of the files"]
         raise RunError(
             "The data has changed since this run was started",

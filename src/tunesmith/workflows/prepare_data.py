@@ -34,7 +34,7 @@ from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.notebook import html_table, paragraph
 from tunesmith.runs.progress import Listener, Silent
-from tunesmith.runs.whole_files import whole_folder
+from tunesmith.runs.whole_files import whole_folder, why_not
 from tunesmith.workflows.check import settings_of
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _dataset_folder(folder: Path) -> Iterator[Path]:
         raise DataError(
             "the dataset cannot be written",
             where=str(folder),
-            why=error.strerror or str(error),
+            why=why_not(to, error),
             remedy="name a folder with room that you may write to",
         ) from error
 

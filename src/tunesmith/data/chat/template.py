@@ -95,8 +95,13 @@ def default_template(tokenizer: PreTrainedTokenizerBase, *, stop_ids: Sequence[i
     return _DEFAULT.replace("@BOS@", "{{ bos_token }}" if begins else "").replace("@STOP@", stop)
 
 
+def is_jinja(setting: str) -> bool:
+    """Whether ``data.chat_template`` is the text of a template, and not the name of one or of a file."""
+    return "{%" in setting or "{{" in setting
+
+
 def _read(setting: str) -> str:
-    if "{%" in setting or "{{" in setting:
+    if is_jinja(setting):
         return setting
     try:
         return Path(local(setting)).read_text(encoding="utf-8")
@@ -105,7 +110,7 @@ def _read(setting: str) -> str:
             "the chat template cannot be read",
             where="data.chat_template",
             why=f"{setting}: {error.strerror if isinstance(error, OSError) else 'not UTF-8 text'}",
-            remedy="give a file that holds a Jinja template, or the template's text itself.",
+            remedy="correct the path of the file; or give the template's text itself.",
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,14 +34,14 @@ from tunesmith.data.files.rows import Block, Row, RowStream
 from tunesmith.data.files.source_part import SourcePart
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
-from tunesmith.errors import HIDDEN, DataError, TunesmithError
+from tunesmith.errors import HIDDEN, DataError, TunesmithError, pip_install
 from tunesmith.recipe.paths import is_shortened, local, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, DatasetDict
 
-    from tunesmith.recipe.data import SourceSettings
+    from tunesmith.recipe.data import DataSettings, SourceSettings
 
 
 QUERY = re.compile(r"""\?[\w%.~-]+=[^\s'"<>)]*""")  # of a URL in the words of a driver
@@ -231,6 +232,27 @@ def _beside(source: SourceSettings) -> list[SourcePart]:
     return [_file_part(folder, f"{prefix}{name}", source) for name in names if name != path[2]]
 
 
+def missing_source(source: SourceSettings) -> DataError | None:
+    """That a file or folder is not there; None if it is, and for a URL or an id of the hub."""
+    if "://" in source.path:
+        return None
+    location = _Location(source.path, source.address)
+    return _missing(location) if location.is_nowhere else None
+
+
+def refuse_missing(data: DataSettings) -> None:
+    """Raises DataError that names the key of a recipe whose file or folder is not there."""
+    for split in ("train", "eval", "test"):
+        for source in data.sources(split):
+            error = missing_source(source)
+            if error is not None:
+                asks = str(error.remedy).endswith("?")
+                remedy = (
+                    f"{error.remedy} Then correct data.{split}" if asks else f"correct data.{split}; {error.remedy}"
+                )
+                raise DataError(error.what, where=f"data.{split}: {source.path}", why=error.why, remedy=remedy)
+
+
 def holds_text(path: str) -> bool:
     """Whether it is a file of text or a folder with some: what ``sample_by`` can be said of."""
     location = _Location(shown(path), local(path))
@@ -288,6 +310,12 @@ class _Location:
         with self._reading(self.path):
             return any(self.system.isfile(f"{self.root}/{name}") for name in ("dataset_dict.json", "state.json"))
 
+    @property
+    def is_nowhere(self) -> bool:
+        """Whether it is neither here nor an id of the hub."""
+        match = HUB_ID.fullmatch(self.path)
+        return self.is_missing and (match is None or self.remote or suffix_of(match["repository"])[0] in FORMATS)
+
     def entries(self, within: str = "") -> list[tuple[str, bool]]:
         """(name, whether it is a file) of everything in the folder, or in one within it, by name."""
         with self._reading(self.path):
@@ -329,7 +357,8 @@ class _Location:
         except kinds as error:
             remedy = "check the address and the access to it"
             if isinstance(error, ImportError):
-                remedy = "install what the message above names"
+                http = name.startswith(("http://", "https://"))
+                remedy = pip_install("http") if http else "install what the message above names"
             elif isinstance(error, PermissionError):
                 remedy = "check that you may read it"
             why = QUERY.sub(f"?{HIDDEN}", f"{type(error).__name__}: {error}")
@@ -377,7 +406,7 @@ def _dataset_part(source: SourceSettings, role: Role, location: _Location) -> tu
 def _dataset(source: SourceSettings, location: _Location, *, split: str | None) -> Dataset | DatasetDict | Any:
     """A dataset from the disk with all its splits, or from the hub with one of them or all."""
     match = HUB_ID.fullmatch(source.path)
-    if location.is_missing and (match is None or location.remote or suffix_of(match["repository"])[0] in FORMATS):
+    if location.is_nowhere:
         raise _missing(location)
     import datasets
     from datasets.exceptions import DatasetsError
@@ -407,11 +436,16 @@ def _missing(location: _Location) -> DataError:
     parent, _, name = location.path.rstrip("/").rpartition("/")
     where = f"the folder {parent}" if parent else "the folder you are in"
     names = [other for other in location.neighbours() if not other.startswith(".")]
+    if not location.remote and os.path.islink(location.root):
+        why = f"it is a link to {os.readlink(location.root)}, which is not there"
+        return DataError(
+            "this link leads nowhere", where=location.path, why=why, remedy="make it anew, or name the file"
+        )
     if name in names:
         return DataError(
             "this is neither a file nor a folder",
             where=location.path,
-            why="a pipe, a device, or a link that leads nowhere",
+            why="a pipe or a device",
             remedy="write the rows to a file: a run reads them again when it resumes",
         )
     return DataError(

@@ -23,6 +23,7 @@ ModelKind = Literal["run", "adapter", "model", "gguf", "bundled", "hub"]
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
+_OF_RUNS = "name a run, a checkpoint, an adapter or a model; `tunesmith runs list FOLDER` shows the runs in a folder."
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -59,10 +60,13 @@ def resolve(path: str, *, revision: str | None = None, trust_remote_code: bool =
     )
 
 
-def kind(path: str) -> ModelKind:
+def kind(path: str, *, where: str = "model") -> ModelKind:
     """What ``path`` names: a run, an adapter, a model folder, a GGUF file, a bundled model or a hub id.
 
     What exists on disk comes before the hub. Nothing is fetched.
+
+    Args:
+        where: the key or argument that names it, for messages.
 
     Raises:
         ModelError: nothing of that name exists, or what exists is none of these.
@@ -78,7 +82,7 @@ def kind(path: str) -> ModelKind:
         raise ModelError("this file is no model", where=path, remedy="name a folder, a .gguf file or a hub id.")
     if path in _cached_ids() or (_HUB_ID.fullmatch(path) and not _among_runs(location)):
         return "hub"
-    raise _nothing_called(path)
+    raise _nothing_called(path, where)
 
 
 def portable_name(path: str, folder: Path, *, revision: str | None, started_in: Path) -> tuple[str, str | None]:
@@ -112,6 +116,8 @@ def _folder_kind(folder: Path) -> ModelKind:
     for name, found in marks.items():
         if (folder / name).is_file():
             return found
+    if (folder / "status.json").is_file():
+        return "run"  # without its recipe, which reading it says
     names = sorted(entry.name for entry in folder.iterdir())
     single = [name for name in names if name.endswith(".gguf")]
     raise ModelError(
@@ -187,7 +193,8 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> ModelError:
         remedy = "look up its branches, tags and commits on its hub page."
         return ModelError(f"{name} has no revision {revision!r}", where="model", why=reason, remedy=remedy)
     if isinstance(error, LocalEntryNotFoundError):
-        why = "It is not in the local hub cache, and the hub cannot be reached or HF_HUB_OFFLINE is set."
+        why = "There is no such folder, it is not in the local hub cache, and the hub cannot be reached or "
+        why += "HF_HUB_OFFLINE is set."
         remedy = f"{near} Otherwise connect to the network, or name a folder or a .gguf file."
         return ModelError(f"{_with_revision(name, revision)} cannot be fetched", where="model", why=why, remedy=remedy)
     remedy = "try again later; check the hub cache's folder (HF_HOME) for space and permissions."
@@ -198,13 +205,19 @@ def _with_revision(name: str, revision: str | None) -> str:
     return f"{name}@{revision}" if revision else name
 
 
-def _nothing_called(path: str) -> ModelError:
+def _nothing_called(path: str, where: str) -> ModelError:
     location = Path(path).expanduser()
+    there = next(folder for folder in location.absolute().parents if folder.is_dir())
+    why = "Model id mistyped? A hub id looks like user/name." if where == "model" else None
+    if not _HUB_ID.fullmatch(path) and location.name != path:
+        why = f"The last folder of this path that is there is {there}."
+    if location.is_symlink():
+        why = f"It is a link to {os.readlink(location)}, which is not there."
     return ModelError(
         f"there is no model, file or folder called {path!r}",
-        where="model",
-        why="Model id mistyped? A hub id looks like user/name.",
-        remedy=_close(path, [*_known(), *_siblings(location)]),
+        where=where,
+        why=why,
+        remedy=_close(path, [*_known(), *_siblings(location)], otherwise="" if where == "model" else _OF_RUNS),
     )
 
 
@@ -234,10 +247,10 @@ def _among_runs(location: Path) -> bool:
     return location.parent.is_dir() and any((entry / "recipe.yaml").is_file() for entry in location.parent.iterdir())
 
 
-def _close(name: str, candidates: Iterable[str]) -> str:
+def _close(name: str, candidates: Iterable[str], *, otherwise: str = "") -> str:
     """The remedy: names that are spelled like ``name``, or the names that always work."""
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(by_lower[match] for match in near)}?"
-    return f"the bundled model is {', '.join(BUNDLED)}."
+    return otherwise or f"correct the path or id; the bundled model is {', '.join(BUNDLED)}."
