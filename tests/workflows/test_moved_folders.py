@@ -112,7 +112,7 @@ CASES = [
     ("runs/first", JUDGE, "TARGET: there is no model, file or folder called 'runs/first'", "did you mean runs/first-"),
     ("runs", JUDGE, "runs/first: There are no rows to judge on", "--data"),
     ("runs/first", ("runs", "show", "runs/first"), "runs/first: This folder holds no run", "Did you mean runs/first-"),
-    ("runs/first", ("train", "runs/first", "--resume"), "runs/first: This folder holds no run", "Did you mean runs/first-"),
+    ("runs/first", ("train", "runs/first", "--resume"), "runs/first: This folder holds no run", "Did you mean"),
     ("runs/first/recipe.yaml", JUDGE, "runs/first: This run has no recipe.yaml", "Put it back"),
     ("runs/first/recipe.yaml", ("runs", "show", "runs/first"), "runs/first: This run has no recipe.yaml", "Put"),
     ("runs/first/status.json", ("train", "runs/first", "--resume"), "runs/first: This folder holds no run", "missing"),
