@@ -121,3 +121,30 @@ def test_requests_alone_can_be_answered_and_columns_of_ones_own_are_kept(tmp_pat
     columns = {"prompt": "body.messages.0.content", "completion": "url"}
     raw = open_source(SourceSettings(path=str(path), columns=columns))
     assert said(raw) == ["Bus? | /v1/chat/completions"]
+
+
+@pytest.mark.parametrize("named", ["", "one_in.jsonl", "two_in.jsonl", "one_out.jsonl"])
+def test_two_batches_that_share_custom_ids_are_refused_and_folders_of_their_own_lead_out(
+    tmp_path: Path, named: str
+) -> None:
+    for name in ("one", "two"):
+        lines(tmp_path / "b" / f"{name}_in.jsonl", [request("request-0", f"{name}?")])
+    lines(tmp_path / "b" / "one_out.jsonl", [answer("request-0", "One.")])
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path / "b" / named)
+    assert "put the files of each batch into a folder of their own" in str(caught.value.remedy)
+    for file in ("one_in.jsonl", "one_out.jsonl"):
+        (tmp_path / "one").mkdir(exist_ok=True)
+        (tmp_path / "b" / file).rename(tmp_path / "one" / file)
+    assert said(opened(tmp_path / "one")) == ["one? | One."]
+
+
+def test_batches_of_one_folder_whose_custom_ids_differ_are_joined(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        lines(tmp_path / "b" / f"{name}_in.jsonl", [request(name, f"{name}?")])
+        lines(tmp_path / "b" / f"{name}_out.jsonl", [answer(name, name.upper())])
+    assert said(opened(tmp_path / "b")) == ["one? | ONE", "two? | TWO"]
+    with pytest.raises(DataError, match="several files beside it may be the other half") as caught:
+        opened(tmp_path / "b" / "one_in.jsonl")
+    assert caught.value.why == "one_out.jsonl, two_out.jsonl"
+    assert f"name the folder: {tmp_path / 'b'};" in str(caught.value.remedy)

@@ -21,6 +21,7 @@ Kind = Literal["requests", "answers"]
 MARK = b'"custom_id"'
 FAILED, UNANSWERED = "failed", "not answered"
 STOPPED = {"length": "cut off at the limit of tokens", "content_filter": "cut off by the content filter"}
+APART = "put the files of each batch into a folder of their own, and name the folders as sources"
 Answer = Mapping[str, Any] | str  # the choices and what stands beside them, or why there is none
 SUFFIXES = frozenset({".jsonl", ".ndjson"})
 
@@ -61,7 +62,7 @@ def read_answers(rows: Iterable[Row | BadRow]) -> dict[str, Answer]:
             raise DataError(
                 f"two answers have the custom_id {name!r}",
                 where=row.source,
-                remedy="put the files of each batch into a folder of their own, and name the folders as sources",
+                remedy=APART,
             )
         if name not in found or not isinstance(answer, str):
             found[name] = answer
@@ -168,22 +169,58 @@ def with_batches(
         answered: the answers are needed; else requests can be read alone.
 
     Raises:
-        DataError: a batch's other file is not there, or two answers belong to one request.
+        DataError: a batch's other file is not there, or which one it is cannot be told.
     """
-    named = {kind for _, kind in parts}
-    files = [*parts, *((part, kind) for part, kind in beside if kind not in named)]
+    named = next(kind for _, kind in parts if kind)
+    partners = [(part, kind) for part, kind in beside if kind not in (None, named)]
+    files = [*parts, *partners]
     requests = [part for part, kind in files if kind == "requests"]
     outputs = [part for part, kind in files if kind == "answers"]
     if not requests or (answered and not outputs):
         part, kind = next(each for each in parts if each[1])
         single = part.name == where
         raise _half(kind, part.name, (where.rpartition("/")[0] or ".") if single else where)
+    if partners and (answered or named == "answers"):
+        _refuse_several(where, [part for part, _ in partners], f"{named} of an OpenAI batch")
+        _refuse_shared([*(part for part, _ in parts), *(part for part, kind in beside if kind == named)])
+    elif answered:
+        _refuse_shared(requests)
     answers = read_answers(row for part in outputs for row in part.rows()) if answered else None
     batches = [
         BatchPart(part.name, joined_rows, same_columns=False, requests=part, outputs=outputs, answers=answers)
         for part in requests
     ]
     return [*batches, *(part for part, kind in parts if kind is None)]
+
+
+def _refuse_several(where: str, partners: Sequence[SourcePart], what: str) -> None:
+    if len(partners) > 1:
+        names = ", ".join(part.name.rpartition("/")[2] for part in partners)
+        raise DataError(
+            f"these are the {what}, and several files beside it may be the other half",
+            where=where,
+            why=names,
+            remedy=f"if all of them are of this batch, name the folder: {where.rpartition('/')[0] or '.'}; otherwise "
+            f"{APART}",
+        )
+
+
+def _refuse_shared(parts: Sequence[SourcePart]) -> None:
+    """Raises DataError if a custom_id stands in two files: then nothing tells whose answer is whose."""
+    first: dict[str, str] = {}
+    for part in parts if len(parts) > 1 else ():
+        for row in part.rows():
+            if isinstance(row, BadRow):
+                continue
+            name = str(row.fields.get("custom_id"))
+            before = first.setdefault(name, part.name)
+            if before != part.name:
+                raise DataError(
+                    f"two files of batches have the custom_id {name!r}",
+                    where=row.source,
+                    why=f"{before} has it too, so nothing tells which request an answer belongs to",
+                    remedy=APART,
+                )
 
 
 def _half(kind: Kind | None, name: str, folder: str) -> DataError:
