@@ -366,6 +366,19 @@ def test_an_overridden_section_comes_from_the_flag_as_a_whole(file: Path) -> Non
     assert loaded.origin(("data", "train", 0, "weight")) == "default"
 
 
+def test_what_lies_in_the_value_of_a_flag_comes_from_the_flag(file: Path) -> None:
+    flags = ["data.columns={input: body, output: label}", "training={seed: 3}", "data.train=[{path: a, weight: 2}]"]
+    loaded = read_recipe(written(file, "training:\n  max_steps: 9\n"), flags)
+    found = {dotted(path): loaded.origin(path) for path, _ in leaves(loaded.recipe.model_dump())}
+    assert {key for key, origin in found.items() if origin == "flag"} == {
+        "data.columns.input", "data.columns.output", "training.seed", "data.train[0].path", "data.train[0].weight",
+    }  # fmt: skip
+    assert found["training.max_steps"] == found["data.encoding"] == "default"
+    again = read_recipe(file, ["training={seed: 3}", "training.seed=4", "data.columns={input: a}", "data.columns=null"])
+    assert again.origin(("training", "seed")) == "flag" and again.origin(("data", "columns")) == "flag"
+    assert complaint(file, "training={seed: x}").where == "flag training.seed"
+
+
 def test_leaves_are_values_with_their_way() -> None:
     dumped = {"a": {"b": [{"c": 1}], "d": [1, 2], "e": {}}, "f": None}
     assert [(dotted(path), value) for path, value in leaves(dumped)] == [

@@ -106,6 +106,21 @@ def test_init_writes_a_recipe_and_keeps_the_rows_beside_it(here: Path, tiny_mode
     assert "<td>qlora</td>" in planned._repr_html_() and planned.reason in planned._repr_html_()
 
 
+def test_a_home_folder_is_meant_by_its_sign(here: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = here / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    starter = tunesmith.init(ROWS, "~/nb.yaml", model=str(tiny_model_dir))
+    (file,) = (home / "nb.rows").iterdir()
+    assert starter.recipe.data.train[0].path == str(file) and (home / "nb.yaml").is_file()
+    with pytest.raises(RecipeError, match="exists already"):
+        tunesmith.init(ROWS, "~/nb.yaml")
+    (home / "base").symlink_to(tiny_model_dir)
+    found = tunesmith.check({"model": "~/base", "data": {"train": ROWS}, "output_dir": "~/run"})
+    assert found.lengths["unit"] == "tokens" and len(list((home / "run.rows").iterdir())) == 1
+    assert not (here / "~").exists() and not (here / "~.rows").exists()
+
+
 def test_prepare_writes_the_rows_of_a_program(here: Path) -> None:
     made = tunesmith.prepare([*ROWS, ROWS[0]], here / "prepared", ["clean=[dedupe]", "test=0.1"])
     assert sum(made.splits.values()) == 40

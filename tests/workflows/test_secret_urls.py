@@ -82,6 +82,11 @@ def test_the_query_of_a_url_is_in_no_message_and_in_no_file_of_a_run(
         assert done.code == 0, done.said
         assert "s3cret" not in done.said, command
     assert files_with(tmp_path, "s3cret") == ["r.yaml"]
+    for command in (("eval", "run", "--data", ADDRESS, "evaluation.max_rows=4"), ("runs", "show", "run")):
+        done = tunesmith(*command)
+        assert done.code == 0 and "s3cret" not in done.said, done.said
+    assert '"data": "signed://store.example/tickets.jsonl?..."' in (tmp_path / "run/evaluations.jsonl").read_text()
+    assert files_with(tmp_path, "s3cret") == ["r.yaml"]
     again = tunesmith("eval", "run")
     assert again.code == 1 and "the query of this URL was not stored" in again.said
     wrong = tunesmith("check", ADDRESS.replace("s3cretkey", "s3cretkee"))

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.weights.resolve import kind
 from tunesmith.recipe.methods import AdapterSettings, MethodSettings
+from tunesmith.recipe.paths import local
 from tunesmith.runs.cache import sha256_of
 from tunesmith.runs.folder import Run, way_to_checkpoint
 
@@ -44,7 +45,7 @@ def find_start(name: str) -> Path:
     except ModelError as error:
         why = error.why if error.where == _SETTING else f"{error.where}: {error.why or 'It is a file.'}"
         raise ModelError(error.what, where=_SETTING, why=why, remedy=error.remedy) from error
-    folder = Path(name).expanduser().resolve()
+    folder = Path(local(name)).resolve()
     if what == "run":
         result = Run(folder).result
         if result is None:
@@ -291,7 +292,7 @@ def other_base(folder: Path, base: Path, name: str) -> str | None:
     said = read_adapter_config(folder).get("base_model_name_or_path")
     if not said or said == name.partition("@")[0]:
         return None
-    if base.resolve() in (Path(said).expanduser().resolve(), (folder / said).resolve()):
+    if base.resolve() in (Path(local(said)).resolve(), (folder / said).resolve()):
         return None
     return (
         f"{_SETTING}: the adapter was trained on {said}, and this run's model is {name}: that makes sense only if they "

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunesmith.errors import ModelError
 from tunesmith.model.weights.config_file import read_config
+from tunesmith.recipe.paths import local
 
 # 135M, 8B, 1.5b or 8x7B between separators; not the 4 of 4bit, nor the active parameters of 30B-A3B.
 IN_NAME = re.compile(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", re.IGNORECASE)
@@ -33,7 +34,7 @@ class ModelSize:
 
 def model_size(path: str) -> ModelSize:
     """The size of a folder, a .gguf file, a bundled name or a hub id. Nothing is fetched or converted."""
-    location = Path(path).expanduser()
+    location = Path(local(path))
     try:
         if location.is_file() and location.suffix.lower() == ".gguf":
             from tunesmith.model.weights.gguf import parameters_in

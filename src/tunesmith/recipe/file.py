@@ -97,6 +97,7 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
         for old in [known for known in origins if known[: len(path)] == path]:
             del origins[old]
         origins[path] = "flag"
+        origins.update(dict.fromkeys(_below(value, path), "flag"))
     try:
         return LoadedRecipe(Recipe.model_validate(raw), origins, notes)
     except ValidationError as error:
@@ -252,6 +253,14 @@ def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
             yield from leaves(item, (*path, index))
     else:
         yield path, value
+
+
+def _below(value: Any, path: Path_) -> Iterator[Path_]:
+    """The paths of every key and item in a value."""
+    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inside:
+        yield (*path, key)
+        yield from _below(item, (*path, key))
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:

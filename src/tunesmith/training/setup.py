@@ -38,6 +38,7 @@ from tunesmith.planning.budget import Plan
 from tunesmith.planning.fallback import require_quantization
 from tunesmith.planning.shape_from_model import ModelCounter, linear_modules
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, method_label
+from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.reporters import check_reporters, chosen_reporters
@@ -244,10 +245,10 @@ def _resolve_settings(recipe: Recipe, survey: Survey, listener: Listener) -> Rec
     training, model = recipe.training, recipe.model
     device = resolve_device(model.device)
     dtype = resolve_dtype(model.dtype, device, say=listener.warn)
-    local = kind(model.path) in ("model", "gguf")
+    is_here = kind(model.path) in ("model", "gguf")
     return recipe.with_values(
         model={
-            "path": str(Path(model.path).expanduser().resolve()) if local else model.path,
+            "path": str(Path(local(model.path)).resolve()) if is_here else model.path,
             "device": device,
             "dtype": str(dtype).removeprefix("torch."),
         },

@@ -17,6 +17,7 @@ from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_names
 from tunesmith.evaluation.task import task_batches
 from tunesmith.planning.budget import micro_batch_tokens
+from tunesmith.recipe.paths import shown
 from tunesmith.runs.folder import EVALUATIONS, Run
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.notebook import metrics_html, metrics_text
@@ -91,7 +92,8 @@ def evaluate(
         verdict, _ = judge.verdict(tuned.model, base, listener=listener)
     judged = JudgedAgain({**verdict, "base_model": name})
     if tuned.target.run is not None:
-        _keep(tuned.target.run, {"target": str(target), "data": data, "settings": list(settings), **judged}, listener)
+        read = None if data is None else shown(data)
+        _keep(tuned.target.run, {"target": str(target), "data": read, "settings": list(settings), **judged}, listener)
     return judged
 
 

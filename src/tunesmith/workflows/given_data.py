@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tunesmith.data.files.given_rows import is_rows, store_rows
+from tunesmith.recipe.paths import local
 from tunesmith.runs.cache import cache_dir
 
 Given = TypeVar("Given")
@@ -23,7 +24,7 @@ def with_files(recipe: Given) -> Given:
     if not isinstance(recipe, Mapping) or not isinstance(recipe.get("data"), Mapping):
         return recipe
     folder = recipe.get("output_dir")
-    folder = Path(f"{os.fspath(folder)}.rows") if isinstance(folder, str | os.PathLike) else _of_nobody()
+    folder = Path(f"{local(folder)}.rows") if isinstance(folder, str | os.PathLike) else _of_nobody()
     data = dict(recipe["data"])
     for split in ("train", "eval", "test"):
         if split in data:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith.data.files.given_rows import is_rows, store_rows
 from tunesmith.errors import RecipeError
+from tunesmith.recipe.paths import local
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.from_python import heard_by, quiet_libraries
@@ -51,7 +52,7 @@ def init(
     Raises:
         TunesmithError: the data cannot be read, or the file is there already.
     """
-    file = None if out is None else Path(out)
+    file = None if out is None else Path(local(out))
     if file is not None and file.exists() and not overwrite:
         raise RecipeError("The file exists already", where=str(file), remedy="Name another one, or set overwrite=True.")
     if file is not None and is_rows(data):

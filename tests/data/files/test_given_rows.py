@@ -81,6 +81,28 @@ def test_a_column_of_several_types_and_a_dataset_with_splits_are_refused_with_wh
     assert stored(splits["train"], tmp_path) == ROWS
 
 
+def test_keys_that_become_one_are_refused(tmp_path: Path) -> None:
+    said = refusal([{"q": "a"}, {1: "a", "1": "b"}], tmp_path)
+    assert "row 2 has the key `1` twice" in said and "1 and '1' are the same key" in said
+    assert "row 1: `inner` has the key `None` twice" in refusal([{"inner": {None: 1, "None": 2}}], tmp_path)
+
+
+def test_columns_of_one_name_are_named_and_the_remedy_works(tmp_path: Path) -> None:
+    import pandas
+
+    frame = pandas.DataFrame([["a", "b", "c"]], columns=["text", "label", "text"])
+    said = refusal(frame, tmp_path)
+    assert "several columns of one name" in said and "'text'" in said and "types" not in said
+    (tmp_path / "rows").rename(tmp_path / "before")
+    assert stored(frame.loc[:, ~frame.columns.duplicated()], tmp_path) == [{"text": "a", "label": "b"}]
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), np.float64("inf"), np.float32("-inf")])
+def test_infinity_is_called_by_its_name(tmp_path: Path, number: float) -> None:
+    said = refusal([{"score": 1.0}, {"score": number}], tmp_path)
+    assert "row 2: `score` is infinity" in said and "builtins" not in said
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

@@ -68,7 +68,7 @@ def _lines(rows: Any) -> Iterator[bytes]:
         if not isinstance(row, Mapping):
             kind = type(row).__name__
             raise DataError(f"row {number} is no dict", where=_WHERE, why=f"It is of the type {kind}.", remedy=_WAYS)
-        plain = {str(key): _plain(value, f"row {number}: `{key}`") for key, value in row.items()}
+        plain = {key: _plain(value, f"row {number}: `{key}`") for key, value in _with_text_keys(row, f"row {number}")}
         yield json.dumps(plain, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"
     if not number:
         raise DataError("there are no rows", where=_WHERE, why="The list or table is empty.")
@@ -90,6 +90,14 @@ def _mappings(rows: Any) -> Iterable[Any]:
     if kind == "DataFrame" and library == "pandas":
         import pyarrow as pa
 
+        twice = list(dict.fromkeys(repr(name) for name in rows.columns[rows.columns.duplicated()]))
+        if twice:
+            raise DataError(
+                "the DataFrame has several columns of one name",
+                where=_WHERE,
+                why=f"Given more than once: {', '.join(twice)}.",
+                remedy="Rename them, or keep the first of each with frame.loc[:, ~frame.columns.duplicated()].",
+            )
         try:
             return _of_arrow([pa.Table.from_pandas(rows, preserve_index=False)])
         except (pa.ArrowException, TypeError, ValueError) as error:
@@ -112,6 +120,22 @@ def _of_arrow(tables: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
             yield row.fields
 
 
+def _with_text_keys(mapping: Mapping[Any, Any], where: str) -> Iterator[tuple[str, Any]]:
+    """The items of a mapping under keys that are text, as JSON has them. Raises DataError if two keys become one."""
+    seen: dict[str, Any] = {}
+    for key, value in mapping.items():
+        text = str(key)
+        if text in seen:
+            raise DataError(
+                f"{where} has the key `{text}` twice",
+                where=_WHERE,
+                why=f"In JSON every key is text, so {seen[text]!r} and {key!r} are the same key.",
+                remedy="Give one of them another name.",
+            )
+        seen[text] = key
+        yield text, value
+
+
 def _plain(value: Any, where: str) -> Any:
     """A value as JSON has it. pandas' missing values become null, and dates are written as in ISO 8601."""
     if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value)):
@@ -119,7 +143,7 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, where) for key, item in value.items()}
+        return {key: _plain(item, where) for key, item in _with_text_keys(value, where)}
     if isinstance(value, list | tuple):
         return [_plain(item, where) for item in value]
     if isinstance(value, datetime.date | datetime.time):
@@ -128,6 +152,12 @@ def _plain(value: Any, where: str) -> Any:
         return str(value)
     if type(value).__module__.partition(".")[0] == "numpy":
         return _plain(cast("Any", value).tolist(), where)
+    if isinstance(value, float):
+        raise DataError(
+            f"{where} is infinity, which has no form in JSON",
+            where=_WHERE,
+            remedy="Replace it by a number, or by None for a missing value.",
+        )
     raise DataError(
         f"{where} has no form in JSON",
         where=_WHERE,

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.errors import ModelError
 from tunesmith.model.weights.load import CONFIG, read_json_object
+from tunesmith.recipe.paths import local
 from tunesmith.runs.cache import cache_dir
 
 
@@ -20,7 +21,7 @@ def read_config(path: str, *, revision: str | None = None, fetch: bool = True) -
     Raises:
         ModelError: there is no config, or it is not a JSON object.
     """
-    location = Path(path).expanduser()
+    location = Path(local(path))
     if location.is_file() and location.suffix == ".json":
         return read_json_object(location), None
     if (location / CONFIG).is_file():

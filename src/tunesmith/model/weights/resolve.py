@@ -16,6 +16,7 @@ from typing import Literal
 from tunesmith.errors import ModelError
 from tunesmith.model.weights import gguf
 from tunesmith.model.weights.bundled import BUNDLED, bundled_model
+from tunesmith.recipe.paths import local
 from tunesmith.runs.cache import Say, to_stderr
 
 ModelKind = Literal["run", "adapter", "model", "gguf", "bundled", "hub"]
@@ -48,7 +49,7 @@ def resolve(path: str, *, revision: str | None = None, trust_remote_code: bool =
         )
     if found == "bundled":
         return bundled_model(path, say=say)
-    location = Path(path).expanduser().resolve()
+    location = Path(local(path)).resolve()
     if found == "gguf":
         return gguf.from_gguf(location, say=say)
     if found == "model":
@@ -73,7 +74,7 @@ def kind(path: str, *, where: str = "model") -> ModelKind:
     """
     if path in BUNDLED:
         return "bundled"
-    location = Path(path).expanduser()
+    location = Path(local(path))
     if location.is_dir():
         return _folder_kind(location)
     if location.is_file():
@@ -103,7 +104,7 @@ def portable_name(path: str, folder: Path, *, revision: str | None, started_in: 
     cached = [part for part in folder.parts if part.startswith("models--")]
     if cached and folder.parent.name == "snapshots":
         return cached[-1].removeprefix("models--").replace("--", "/"), folder.name
-    location = Path(path).expanduser().resolve() if found == "gguf" else folder
+    location = Path(local(path)).resolve() if found == "gguf" else folder
     try:
         relative = Path(os.path.relpath(location, started_in.resolve())).as_posix()
     except ValueError:  # on another drive
@@ -206,7 +207,7 @@ def _with_revision(name: str, revision: str | None) -> str:
 
 
 def _nothing_called(path: str, where: str) -> ModelError:
-    location = Path(path).expanduser()
+    location = Path(local(path))
     there = next(folder for folder in location.absolute().parents if folder.is_dir())
     why = "Model id mistyped? A hub id looks like user/name." if where == "model" else None
     if not _HUB_ID.fullmatch(path) and location.name != path:
