@@ -46,7 +46,7 @@ def test_a_notebook_shows_progress_in_place_and_results_as_tables(
     made.cells = [nbformat.v4.new_code_cell(cell.format(model=str(tiny_model_dir))) for cell in CELLS]
     nbclient.NotebookClient(made, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [cell.outputs for cell in made.cells]
-    assert not any(output.output_type == "stream" for cell in outputs for output in cell)
+    assert [output for cell in outputs for output in cell if output.output_type == "stream"] == []
     shown = ["".join(output.data.get("text/html", "") for output in cell) for cell in outputs]
     init, check, plan, train, answers, evaluate, runs, run = shown[2:]
     assert init.startswith("<pre># recipe.rows/") and "can be used" in check and "<td>qlora</td>" in plan

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from tunesmith.runs.progress import Listener, Silent
 
-LIBRARIES = r"(accelerate|bitsandbytes|datasets|huggingface_hub|peft|tensorboard|torch|transformers)(\.|$)"
+LIBRARIES = r"(accelerate|bitsandbytes|datasets|huggingface_hub|peft|tensorboard|torch|tqdm|transformers)(\.|$)"
 
 
 def heard_by(listener: Listener | None, progress: bool) -> Listener:

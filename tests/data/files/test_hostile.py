@@ -18,9 +18,11 @@ from tunesmith.data.files.rows import BadRow, Row
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings
 
+DOCUMENTS = {".txt", ".md", ".markdown", ".rst", ".html", ".htm"}
 SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
 FILES = sorted((SHARED / "hostile" / "json").glob("*.json"))
 OF_ONE_LINE = [file for file in FILES if b"\n" not in file.read_bytes()]
+NO_NUMBER = {"n_number_NaN.json", "n_number_infinity.json", "n_number_minus_infinity.json"}  # pandas writes them: null
 NOT_EVERY_KEY_ONCE = {"y_object_duplicated_key.json", "y_object_duplicated_key_and_value.json"}  # refused on purpose
 
 
@@ -57,6 +59,8 @@ def test_an_element_of_an_array_is_read_as_the_suite_says(file: Path):
         assert "this key twice" in complaints(found)
     elif file.name.startswith("y_"):
         assert is_good(found)
+    elif file.name in NO_NUMBER:
+        assert complaints(found) == ""
     elif file.name.startswith("n_"):
         assert not is_good(found)
         assert re.search(r"f:\d+", complaints(found)) and re.search(r"\bbyte \d+", complaints(found))
@@ -73,6 +77,8 @@ def test_a_line_is_read_as_the_suite_says(file: Path):
         assert "this key twice" in complaints(found)
     elif file.name.startswith("y_"):
         assert is_good(found)
+    elif file.name in NO_NUMBER:
+        assert complaints(found) == ""
     elif file.name.startswith("n_"):
         assert re.search(r"^f:2: .*\bbyte \d+", complaints(found))
 
@@ -85,7 +91,7 @@ def test_a_file_alone_is_never_a_traceback(file: Path, tmp_path: Path):
         path.write_bytes(file.read_bytes())
         try:
             assert load(SourceSettings(path=str(path), format="text")).examples  # a line of text is a document
-            assert suffix == ".txt"
+            assert suffix in DOCUMENTS
         except DataError as error:
             assert str(error.where).startswith(str(path))
 
@@ -95,6 +101,8 @@ def test_a_file_that_must_parse_is_refused_only_for_what_it_holds(file: Path):
     found = rows_of(".json", file.read_bytes())
     if file.name.startswith("y_"):
         assert "not JSON" not in complaints(found)
+    elif file.name in NO_NUMBER:
+        assert "found null" in complaints(found)
     elif file.name.startswith("n_"):
         assert not is_good(found)
         assert re.search(r"f:\d+", complaints(found)) and re.search(r"\bbyte \d+", complaints(found))

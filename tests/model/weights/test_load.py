@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,8 @@ def test_a_tokenizer_that_needs_a_package_names_the_extra_that_brings_it(
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(content)
     change(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    for name in (package, f"{package}.load"):  # as if it were not installed
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("tunesmith.model.weights.tokenizer_files.find_spec", lambda name: None)
     with pytest.raises(
         ModelError, match=rf"read with the package {package}(?s:.*)pip install 'tunesmith\[{package}\]'"
