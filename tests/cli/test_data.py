@@ -34,7 +34,7 @@ def test_init_writes_a_recipe_that_can_be_read(command: Command, rows: str, tmp_
         "40 rows: columns prompt, completion -> prompt_completion",
         "Wrote recipe.yaml. Next: `tunesmith check recipe.yaml --show 3`, then `tunesmith train recipe.yaml`",
     ]
-    assert outcome.err == "warning: 1 row cannot be used: `tunesmith check rows.jsonl` lists it.\n"
+    assert outcome.err == "warning: 1 row cannot be used: `tunesmith check recipe.yaml` lists it.\n"
     assert read_recipe(tmp_path / "recipe.yaml", []).recipe.output_dir == "runs/rows"
 
 

@@ -154,6 +154,16 @@ def test_bad_rows_are_counted_and_said() -> None:
     assert "1 row cannot be used" in starter.text
 
 
+def test_rows_that_their_file_marks_as_not_to_be_used_are_no_bad_rows() -> None:
+    rows = [
+        {"text": f"text {number}", "label": "a" if number % 2 else "b", "answer": answer, "_task_hash": number}
+        for number, answer in enumerate(["accept", "accept", "reject"] * 14)
+    ]
+    starter = starter_recipe(write(rows), device=LAPTOP)
+    assert (starter.rows, starter.bad) == (28, 0)
+    assert "on_error" not in starter.text
+
+
 SHAPED: dict[str, list[dict[str, Any]]] = {
     "prompt_completion": pairs(["yes", "no", "maybe"] * 8),
     "text": [{"text": f"document {number}, of some words"} for number in range(24)],

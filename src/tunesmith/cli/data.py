@@ -128,7 +128,7 @@ def init(
         terminal.write(f"{starter.rows:,} rows: {starter.reason}")
         if starter.bad:
             rows, them = ("row", "it") if starter.bad == 1 else ("rows", "them")
-            terminal.warn(f"{starter.bad:,} {rows} cannot be used: `tunesmith check {shown(data)}` lists {them}.")
+            terminal.warn(f"{starter.bad:,} {rows} cannot be used: `tunesmith check {out}` lists {them}.")
         for warning in starter.warnings:
             terminal.warn(warning)
         terminal.write(f"Wrote {out}. Next: `tunesmith check {out} --show 3`, then `tunesmith train {out}`")

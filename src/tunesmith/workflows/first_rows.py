@@ -20,6 +20,7 @@ from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.labels import ANSWER
 from tunesmith.data.examples.row_shapes import PREFERENCES
 from tunesmith.data.files.reader import ROWS_THAT_TELL_THE_SHAPE, Reader, open_source
+from tunesmith.data.files.rows import LeftOut
 from tunesmith.data.finding import rows_in_words
 from tunesmith.data.placement import OUTCOME, place_rows
 from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN, labels_of
@@ -275,7 +276,7 @@ def _counted(texts: Iterable[str], folder: Path | None) -> int | None:
 def needed_keys(scan: Scan) -> dict[str, tuple[str, str]]:
     """Keys of the data section without which a run would refuse these rows, each with its value and the reason."""
     found = {}
-    bad = len(scan.bad)
+    bad = sum(not isinstance(row, LeftOut) for row in scan.bad)
     if bad:
         said = f"{rows_in_words(bad)} cannot be used (`tunesmith check` says why) and {'is' if bad == 1 else 'are'}"
         found["on_error"] = "skip", f"{said} set aside in rejected.jsonl"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 from tests.data.loading import load
 
 from tunesmith.cli.options import in_flags
-from tunesmith.data.examples.exports import export_of
+from tunesmith.data.examples.exports import LeftOutRow, export_of
+from tunesmith.data.examples.message import RowError
 from tunesmith.data.files.reader import open_source
 from tunesmith.data.files.rows import LeftOut
 from tunesmith.data.survey import survey_rows
@@ -118,3 +121,58 @@ def test_dialogues_as_texts_become_turns_and_what_they_share_is_the_prompt(tmp_p
 )
 def test_other_rows_are_no_export(row: Row) -> None:
     assert export_of([row]) is None
+
+
+@pytest.mark.parametrize("holder", ["data", "fields"])
+def test_a_field_may_have_the_name_of_what_holds_it(tmp_path: Path, holder: str) -> None:
+    row = {
+        "data": {"data": {"data": "one"}, "annotations": [annotation("good")]},
+        "fields": {"fields": {"fields": "one"}, "responses": {"mood": [{"value": "good"}]}},
+    }[holder]
+    path = written(tmp_path, row)
+    assert pairs(path) == pairs(path, columns={"prompt": holder}) == [("one", "good")]
+    export = export_of([row])
+    assert export is not None
+    assert export.asked(row, {})["prompt"] == "one"
+
+
+@pytest.mark.parametrize(
+    ("accept", "answer"), [("good", "good"), (2, "fair"), ([2], "fair"), (["good"], "good")], ids=str
+)
+def test_an_accepted_choice_may_stand_in_no_list(tmp_path: Path, accept: object, answer: str) -> None:
+    options = [{"id": 1, "text": "good"}, {"id": 2, "text": "fair"}]
+    path = written(tmp_path, {"text": "one", "options": options, "answer": "accept", "accept": accept, "_task_hash": 1})
+    assert pairs(path) == [("one", answer)]
+
+
+WHOLE: list[Row] = [
+    {"data": {"text": "one"}, "annotations": [annotation("good")]},
+    {"fields": {"text": "one"}, "responses": {"mood": [{"value": "good", "status": "submitted"}]}},
+    {"text": "one", "answer": "accept", "accept": [1], "options": [{"id": 1, "text": "good"}], "_task_hash": 1},
+    {"text": "one", "answer": "accept", "accept": [1], "label": "good", "_task_hash": 1},
+    {"text": "one", "label": ["good"]},
+    {"input": {"messages": [], "tools": []}, "preferred_output": [], "non_preferred_output": []},
+]
+
+
+def spoilt(value: Any) -> Iterator[Any]:
+    """The value with each of its parts, one at a time, in place of which something else stands."""
+    yield from (None, True, 7, 0.5, "", "x", [], [7], [{}], {}, {"x": {}})
+    if isinstance(value, dict):
+        for key in value:
+            yield from ({**value, key: part} for part in spoilt(value[key]))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from ([*value[:number], part, *value[number + 1 :]] for part in spoilt(item))
+
+
+def test_no_value_of_an_export_breaks_off_its_reading() -> None:
+    read = 0
+    for row in (row for whole in WHOLE for row in spoilt(whole) if isinstance(row, dict)):
+        export = export_of([row])
+        if export is not None:
+            read += 1
+            for fields in (export.fields, export.asked):
+                with contextlib.suppress(LeftOutRow, RowError):
+                    fields(row, {})
+    assert read > 300

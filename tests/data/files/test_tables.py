@@ -154,3 +154,20 @@ def test_three_columns_without_names_are_shown_and_none_is_proposed(tmp_path: Pa
 def test_names_that_are_no_values_are_not_taken_for_a_row(tmp_path: Path):
     with pytest.raises(ColumnsUnclear, match="the shape of the rows is not known"):
         opened(tmp_path / "t.csv", "foo,bar\nWhere?,Here.\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-7"])
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.json", "t.txt"])
+def test_an_encoding_that_the_file_is_not_in_is_told_of(tmp_path: Path, encoding: str, name: str):
+    text = '{"prompt": "żółw\U0001f600+", "completion": "dół +ü-\udcff"}\n'.encode("utf-8", "surrogateescape")
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path / name, text * 999, encoding=encoding)
+    assert caught.value.render()
+
+
+def test_what_is_said_of_a_wrong_encoding_leads_out(tmp_path: Path):
+    text = "prompt,completion\nżółw,dół\n" * 5
+    with pytest.raises(DataError, match="cannot be read in the encoding utf-32") as caught:
+        opened(tmp_path / "t.csv", text, encoding="utf-32")
+    assert "take data.encoding out" in str(caught.value.remedy)
+    assert fields_of(opened(tmp_path / "t.csv", text))[0] == {"prompt": "żółw", "completion": "dół"}

@@ -17,7 +17,7 @@ Fields = Mapping[str, Any]
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
 LABEL_COLUMNS = ("label", "labels", "categories")  # of doccano's versions
-ANSWERS = "\0answers"  # of a flat row: the names of its answers
+ANSWERS, HELD = "\0answers", "\0held"  # of a flat row: the names of its answers, and what its holder holds
 # Fields in place of which a user may name a column, by what an export fills in.
 IN_PLACE = {
     "prompt": ("prompt", "input", "instruction", "text", "messages", "conversations"),
@@ -67,7 +67,7 @@ class Export:
             flat = {**row, **self.flat(row)}
         except LeftOutRow:
             flat = {**row, **(row[self.holder] if self.holder else {})}
-        return self._made(flat, columns, instruction, [field for field in self.makes if field != "completion"])
+        return self._made(row, flat, columns, instruction, [field for field in self.makes if field != "completion"])
 
     def fields(self, row: Fields, columns: Mapping[str, str], instruction: str | None = None) -> dict[str, Any]:
         """The row with the fields of the shape, but for those in whose place ``columns`` names others.
@@ -78,19 +78,25 @@ class Export:
             LeftOutRow: the tool marks the row as not to be used.
             RowError: a field cannot be told.
         """
-        return self._made({**row, **self.flat(row)}, columns, instruction, [*self.makes])
+        return self._made(row, {**row, **self.flat(row)}, columns, instruction, [*self.makes])
 
     def _made(
-        self, flat: dict[str, Any], columns: Mapping[str, str], instruction: str | None, fields: Sequence[str]
+        self,
+        row: Fields,
+        flat: dict[str, Any],
+        columns: Mapping[str, str],
+        instruction: str | None,
+        fields: Sequence[str],
     ) -> dict[str, Any]:
+        if self.holder:  # one of its fields may have its name
+            flat[HELD] = row[self.holder]
         names = {} if instruction is None else {"prompt": "input", "completion": "output"}
         made = {
             names.get(field, field): self.makes[field](flat)
             for field in fields
             if not any(other in columns for other in IN_PLACE.get(field, (field,)))
         }
-        flat.pop(ANSWERS, None)
-        return {**flat, **made}
+        return {**{name: value for name, value in flat.items() if name not in (ANSWERS, HELD)}, **made}
 
 
 def export_of(rows: Sequence[Fields]) -> Export | None:
@@ -137,6 +143,10 @@ def _texts(fields: Fields) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if isinstance(value, str) and value.strip()}
 
 
+def _items(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _agreed(values: Sequence[Any], name: str) -> Any:
     """What all annotators say; their answers as lists in a list where they differ."""
     different = [value for number, value in enumerate(values) if value not in values[:number]]
@@ -158,7 +168,7 @@ def _label_studio(row: Fields) -> dict[str, Any]:
     found: dict[str, list[Any]] = {}
     for annotation in done:
         own: dict[str, list[Any]] = {}
-        for region in annotation.get("result") or ():
+        for region in _items(annotation.get("result")):
             value = region.get("value") if isinstance(region, Mapping) else None
             kind = next((kind for kind in REGIONS if isinstance(value, Mapping) and kind in value), None)
             if kind is not None and isinstance(value, Mapping) and "start" not in value:
@@ -179,7 +189,7 @@ def _named_answer(flat: Fields) -> Any:
 def _argilla(row: Fields) -> dict[str, Any]:
     found = {}
     for question, responses in row["responses"].items():
-        given = [each for each in responses or () if isinstance(each, Mapping)]
+        given = [each for each in _items(responses) if isinstance(each, Mapping)]
         sent = [each["value"] for each in given if each.get("status", "submitted") == "submitted" and "value" in each]
         if sent:
             found[question] = _agreed(sent, question)
@@ -208,13 +218,20 @@ PRODIGY = {"reject": "rejected", "ignore": "ignored"}
 def _prodigy(row: Fields) -> dict[str, Any]:
     if row["answer"] != "accept":
         raise LeftOutRow(PRODIGY.get(str(row["answer"]), "not accepted"))
-    if isinstance(row.get("accept"), list):
-        if not row["accept"]:
-            raise LeftOutRow("accepted without a choice")
-        options = {option.get("id"): option.get("text") for option in row.get("options") or () if option}
-        chosen = [item if isinstance(item, str) else options.get(item) or item for item in row["accept"]]
-        return {"accept": chosen, ANSWERS: ["accept"]}
-    return {ANSWERS: ["label" if "label" in row else "user_input"]}
+    accepted = row.get("accept")
+    if isinstance(accepted, (str, int)) and accepted != "" and not isinstance(accepted, bool):
+        accepted = [accepted]
+    names = [name for name in ("label", "user_input") if name in row]
+    if not isinstance(accepted, list) and names:
+        return {ANSWERS: names[:1]}
+    if not accepted:
+        raise LeftOutRow("accepted without a choice")
+    if not isinstance(accepted, list):
+        raise RowError("accept", describe(accepted), "a list of choices")
+    options = [option for option in _items(row.get("options")) if isinstance(option, Mapping)]
+    texts = {str(option.get("id")): option.get("text") for option in options}
+    chosen = [texts.get(str(item)) or item if isinstance(item, int) else item for item in accepted]
+    return {"accept": chosen, ANSWERS: ["accept"]}
 
 
 # OpenAI's preference files. https://platform.openai.com/docs/guides/direct-preference-optimization
@@ -244,7 +261,7 @@ EXPORTS: tuple[Export, ...] = (
         "prompt_completion",
         lambda row: isinstance(row.get("annotations"), list) and isinstance(row.get("data"), Mapping),
         _label_studio,
-        {"prompt": lambda flat: _only(_texts(flat["data"]), "prompt", "text in data"), "completion": _named_answer},
+        {"prompt": lambda flat: _only(_texts(flat[HELD]), "prompt", "text in data"), "completion": _named_answer},
         "data",
     ),
     Export(
@@ -253,7 +270,7 @@ EXPORTS: tuple[Export, ...] = (
         "prompt_completion",
         lambda row: isinstance(row.get("fields"), Mapping) and isinstance(row.get("responses"), Mapping),
         _argilla,
-        {"prompt": lambda flat: _only(_texts(flat["fields"]), "prompt", "field of text"), "completion": _named_answer},
+        {"prompt": lambda flat: _only(_texts(flat[HELD]), "prompt", "field of text"), "completion": _named_answer},
         "fields",
     ),
     Export(
@@ -281,7 +298,9 @@ EXPORTS: tuple[Export, ...] = (
         lambda row: row.keys() >= {"input", "preferred_output", "non_preferred_output"},
         _openai_preference,
         {
-            "prompt": lambda flat: flat["input"]["messages"] if isinstance(flat["input"], Mapping) else flat["input"],
+            "prompt": lambda flat: (
+                flat["input"].get("messages") if isinstance(flat["input"], Mapping) else flat["input"]
+            ),
             "chosen": lambda flat: flat["preferred_output"],
             "rejected": lambda flat: flat["non_preferred_output"],
         },

@@ -154,8 +154,8 @@ def _example(data: bytes, encoding: str) -> str:
 class _Transcoded(io.RawIOBase):
     """A file's text as UTF-8. What its encoding does not allow stays as it is, so its row is a bad row."""
 
-    def __init__(self, file: BinaryIO, encoding: str) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, encoding: str, name: str) -> None:
+        self._file, self._encoding, self._name = file, encoding, name
         self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
         self._ready = b""
         self._ended = False
@@ -169,15 +169,24 @@ class _Transcoded(io.RawIOBase):
         while not self._ready and not self._ended:
             chunk = self._file.read(BLOCK_BYTES // 4)
             self._ended = not chunk
-            text = self._decoder.decode(chunk, final=self._ended)
-            self._ready = text.encode("utf-8", "surrogateescape")
+            try:
+                text = self._decoder.decode(chunk, final=self._ended)
+                self._ready = text.encode("utf-8", "surrogateescape")
+            except UnicodeError as error:  # of UTF-16, UTF-32 and UTF-7, where what follows cannot be told either
+                raise DataError(
+                    f"the file cannot be read in the encoding {self._encoding}",
+                    where=self._name,
+                    why=str(error),
+                    remedy="take data.encoding out if it is set, so that the encoding is found, or save the file as "
+                    "UTF-8",
+                ) from None
         size = min(len(buffer), len(self._ready))
         buffer[:size], self._ready = self._ready[:size], self._ready[size:]
         return size
 
 
-def transcoded(file: BinaryIO, encoding: str) -> BinaryIO:
+def transcoded(file: BinaryIO, encoding: str, name: str) -> BinaryIO:
     """The same text in UTF-8; the file itself where it is that already."""
     if encoding in ("utf-8", "ascii", "utf-8-sig"):
         return file
-    return io.BufferedReader(_Transcoded(file, encoding), 2**18)
+    return io.BufferedReader(_Transcoded(file, encoding, name), 2**18)

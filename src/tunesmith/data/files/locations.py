@@ -69,7 +69,7 @@ class _FilePart(SourcePart):
         with self.location.open(self.name) as stored:
             file = buffered(stored)
             refuse_pointer(file, self.name)
-            content = opening.text(unpacked(file, self.compression, self.name))
+            content = opening.text(unpacked(file, self.compression, self.name), self.name)
             yield from opening.format.blocks(seekable(content) if opening.format.seeks else content, self.name)
             if stored.in_order:
                 self._note(file, stored)

@@ -74,9 +74,9 @@ class Opening:
     encoding: str = UTF8.name
     said: tuple[str, ...] = ()
 
-    def text(self, file: BinaryIO) -> BinaryIO:
-        """The file's text as UTF-8."""
-        return transcoded(file, self.encoding)
+    def text(self, file: BinaryIO, name: str) -> BinaryIO:
+        """The text of a file of this name as UTF-8."""
+        return transcoded(file, self.encoding, name)
 
 
 def without_query(name: str) -> str:
@@ -162,7 +162,7 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
     encoding = _encoding(file, name, source, tells=suffix in TABLES or suffix in DOCUMENTS)
     said = (encoding.said,) if encoding.said else ()
     if suffix in JSON:
-        text, whole = _beginning(file, encoding.name)
+        text, whole = _beginning(file, encoding.name, name)
         kind, found = _json(file, text, whole, encoding.name, name, source, kind)
         missing = not_numbers(text)
         found += (
@@ -175,8 +175,8 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
         return Opening(kind, encoding.name, (f"{cut}{without}", *said))
     usual = TABLES.get(suffix)
     if usual is None and not (suffix == TEXT and (source.delimiter or encoding.name == "utf-16")):
-        return _text(file, encoding.name, source, kind, said)
-    text, whole = _beginning(file, encoding.name)
+        return _text(file, name, encoding.name, source, kind, said)
+    text, whole = _beginning(file, encoding.name, name)
     if usual is None and source.delimiter is None and not fits(text if whole else text[: text.rfind("\n") + 1], "\t"):
         return Opening(kind, encoding.name, said)  # UTF-16 that is no table
     table = find_table(
@@ -185,9 +185,9 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
     return Opening(table_format(table), encoding.name, (*table.said, *said))
 
 
-def _text(file: Open, encoding: str, source: SourceSettings, kind: Format, said: tuple[str, ...]) -> Opening:
+def _text(file: Open, name: str, encoding: str, source: SourceSettings, kind: Format, said: tuple[str, ...]) -> Opening:
     """A .txt file, which may have the pages of a PDF."""
-    if source.sample_by == LINE or not has_pages(_beginning(file, encoding)[0]):
+    if source.sample_by == LINE or not has_pages(_beginning(file, encoding, name)[0]):
         return Opening(kind, encoding, said)
     sample_by = DOCUMENT if source.sample_by == "auto" else source.sample_by
     cut = f"each file is a {sample_by}" if sample_by == DOCUMENT else f"sample_by: {sample_by}"
@@ -233,12 +233,12 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _beginning(file: Open, encoding: str) -> tuple[str, bool]:
+def _beginning(file: Open, encoding: str, name: str) -> tuple[str, bool]:
     """The first characters of a file, without its mark, and whether those are all."""
     with file() as content:
         data = io.BytesIO(content.read(BLOCK_BYTES))
         whole = len(data.getvalue()) < BLOCK_BYTES
-    text = transcoded(data, encoding).read().decode("utf-8", "surrogateescape")
+    text = transcoded(data, encoding, name).read().decode("utf-8", "surrogateescape")
     return text.removeprefix("\ufeff"), whole
 
 
@@ -269,7 +269,7 @@ def _json(
     if end is None and whole:
         return usual, ()
     with file() as content:
-        found = outline(transcoded(content, encoding), name)
+        found = outline(transcoded(content, encoding, name), name)
     return _keyed(found, name, source, usual)
 
 
@@ -309,7 +309,7 @@ def splits_in(file: Open, name: str, source: SourceSettings) -> list[str]:
     """The keys of a JSON file that hold rows and are named for splits, where one is for training."""
     if suffix_of(name)[0] != ".json" or source.key is not None:
         return []
-    text, whole = _beginning(file, source.encoding or UTF8.name)
+    text, whole = _beginning(file, source.encoding or UTF8.name, name)
     try:
         single = text.lstrip().startswith("{") and (not whole or isinstance(json.loads(text), dict))
     except (ValueError, RecursionError):
@@ -318,7 +318,7 @@ def splits_in(file: Open, name: str, source: SourceSettings) -> list[str]:
         return []
     try:
         with file() as content:
-            found = outline(transcoded(content, source.encoding or UTF8.name), name)
+            found = outline(transcoded(content, source.encoding or UTF8.name, name), name)
     except DataError:
         return []
     names = [key for key, kind in found.items() if kind == "rows" and split_of_file(key) == key]
