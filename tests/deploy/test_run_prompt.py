@@ -48,6 +48,7 @@ def trained_prompt(model: tuned.Tuned, **fields: Any) -> list[int]:
 def test_a_text_gets_the_instruction_as_in_training(model: tuned.Tuned) -> None:
     assert model.prompt_ids("red hat 3") == trained_prompt(model, input="red hat 3")
     assert model.prompt_ids("") == trained_prompt(model, input="")
+    assert model.prompt_ids(ASKED) == trained_prompt(model, input=""), "the turn of a row without an input"
     assert model.prompt_ids([Message("user", "red hat 3")]) == trained_prompt(model, input="red hat 3")
 
 

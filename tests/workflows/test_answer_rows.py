@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,124 @@ def test_answers_that_were_asked_for_otherwise_are_not_mixed(
         things(tmp_path, 7)
         answer_rows(run, data, out, settings=SHORT)
     assert answer_rows(run, data, out, settings=SHORT, overwrite=True).rows == 7, "as the remedy says"
+
+
+def test_answers_under_one_key_are_not_given_to_the_rows_under_another(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 3)
+    data, out = tmp_path / "in.json", tmp_path / "out.jsonl"
+    data.write_text(json.dumps({key: [{"prompt": f"{key} hat {n}"} for n in range(6)] for key in ("red", "blue")}))
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            answer_rows(tiny_model_dir, str(data), out, settings=SHORT, keys=["data.key=red"])
+    with pytest.raises(ExportError, match="asked for in another way") as failed:
+        answer_rows(tiny_model_dir, str(data), out, settings=SHORT, keys=["data.key=blue"])
+    assert "data.key: 'red' before, 'blue' now" in str(failed.value.why)
+    assert answer_rows(tiny_model_dir, str(data), out, settings=SHORT, keys=["data.key=red"]).resumed == 3
+
+
+def test_a_copied_run_goes_on_and_one_with_other_weights_does_not(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 3)
+    data, out, copied = str(things(tmp_path)), tmp_path / "out.csv", tmp_path / "copied"
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            answer_rows(run, data, out, settings=SHORT)
+    shutil.copytree(run, copied, copy_function=shutil.copyfile)
+    kept = place_of(out).read_bytes()
+    assert answer_rows(copied, data, out, settings=SHORT).resumed == 3
+    place_of(out).write_bytes(kept)
+    [weights] = copied.glob("checkpoints/*/adapter_model.safetensors")
+    changed = bytearray(weights.read_bytes())
+    changed[-3] ^= 1
+    weights.write_bytes(changed)
+    out.unlink()
+    with pytest.raises(ExportError, match="asked for in another way") as failed:
+        answer_rows(copied, data, out, settings=SHORT)
+    assert failed.value.why == "weights changed"
+
+
+def prompts_of(monkeypatch: pytest.MonkeyPatch, *args: Any, **how: Any) -> list[str]:
+    """The prompts that the model gets of some rows."""
+    seen: list[list[int]] = []
+    right = module.generate
+
+    def generate(model: Any, tokenizer: Any, prompts: list[list[int]], **rest: Any) -> Any:
+        seen.extend(prompts)
+        return right(model, tokenizer, prompts, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "generate", generate)
+        answer_rows(*args, settings=SHORT, **how)
+    return [str(tuned.load(args[0]).tokenizer.decode(ids)) for ids in seen]
+
+
+def test_a_row_without_an_input_is_asked_as_in_training(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "in.jsonl"
+    data.write_text('{"thing": ""}\n{"thing": "red hat"}\n')
+    alone, other = prompts_of(monkeypatch, run, str(data), tmp_path / "out.jsonl")
+    assert alone.count(ASKED) == 1 and other.count(f"{ASKED}\n\nred hat") == 1 == other.count(ASKED)
+
+
+def test_an_instruction_of_the_row_stands_alone(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out, heard = tmp_path / "in.jsonl", tmp_path / "out.jsonl", Heard()
+    data.write_text('{"instruction": "Name the hat.", "input": "red hat"}\n')
+    how: dict[str, Any] = {"keys": ["data.columns={}"]}
+    [asked] = prompts_of(monkeypatch, run, str(data), out, listener=heard, **how)
+    assert "Name the hat.\n\nred hat" in asked and ASKED not in asked
+    assert f"each row has its own instruction; the run's is left out: {ASKED!r}" in heard.lines
+    assert not any("before your text goes" in line for line in heard.lines)
+    with pytest.raises(DataError, match="have a column 'instruction' of their own") as failed:
+        answer_rows(run, str(data), tmp_path / "2.csv", settings=SHORT, instruction="Now.", **how)
+    assert "Leave --instruction out" in str(failed.value.remedy)
+
+
+def test_answers_go_neither_over_a_part_of_the_data_nor_beside_it(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / "parts").mkdir()
+    for name in ("p1.csv", "p2.csv"):
+        (folder / name).write_text("prompt\nred hat\n")
+    before = (folder / "p2.csv").read_bytes()
+    for out in (folder / "p2.csv", folder / "new.csv"):
+        with pytest.raises(ExportError, match="cannot go into the folder of the data"):
+            answer_rows(tiny_model_dir, str(folder), out, settings=SHORT, overwrite=True)
+    (tmp_path / "link.csv").hardlink_to(folder / "p2.csv")
+    with pytest.raises(ExportError, match="cannot replace the data"):
+        answer_rows(tiny_model_dir, str(folder), tmp_path / "link.csv", settings=SHORT, overwrite=True)
+    assert (folder / "p2.csv").read_bytes() == before and len([*folder.iterdir()]) == 2
+    assert answer_rows(tiny_model_dir, str(folder), tmp_path / "new.csv", settings=SHORT).rows == 2
+
+
+@pytest.mark.parametrize("letters", [256, 243])
+def test_a_name_that_is_too_long_is_refused_before_any_answer(
+    tiny_model_dir: Path, tmp_path: Path, letters: int
+) -> None:
+    (tmp_path / "in.csv").write_text("prompt\nred hat\n")
+    name = "x" * letters + ".parquet"
+    with pytest.raises(ExportError, match="the answers cannot be written") as failed:
+        answer_rows(tiny_model_dir, str(tmp_path / "in.csv"), tmp_path / name, settings=SHORT)
+    assert failed.value.why == f"The name {'x' * 20}... has {len(name)} bytes, which is too long."
+    assert failed.value.remedy == "Name another --out."
+
+
+def test_rows_without_a_header_name_the_key_that_reads_them(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("where does the red hat lie today?,x\nwhere is the blue one?,y\n")
+    with pytest.raises(DataError) as failed:
+        answer_rows(tiny_model_dir, str(tmp_path / "in.csv"), tmp_path / "out.csv", settings=SHORT)
+    assert str(failed.value.remedy).endswith("or, if the first line is a row, set data.header=false")
+    keys = ["data.header=false"]
+    with pytest.raises(DataError) as failed:
+        answer_rows(tiny_model_dir, str(tmp_path / "in.csv"), tmp_path / "out.csv", settings=SHORT, keys=keys)
+    assert str(failed.value.remedy).endswith("data.columns={prompt: column1}")
+    keys = [*keys, "data.columns={prompt: column1}"]
+    assert (
+        answer_rows(tiny_model_dir, str(tmp_path / "in.csv"), tmp_path / "out.csv", settings=SHORT, keys=keys).rows == 2
+    )
 
 
 def test_a_file_that_is_there_stays_unless_asked(run: Path, tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ class RunPrompt:
         """The messages with the instruction before the last user turn, where training has it.
 
         Earlier turns stay as they are, like the history of a training row. A turn that begins with the instruction
-        already stays as it is, too. A conversation with a system turn keeps its own.
+        already stays as it is, too, and so does one that is the instruction, as of a training row without an input. A
+        conversation with a system turn keeps its own.
         """
         if self.system is not None and not any(message.role in ("system", "developer") for message in messages):
             messages = (Message("system", self.system), *messages)
@@ -101,10 +102,14 @@ class RunPrompt:
             return tuple(messages)
         turn = messages[users[-1]]
         opening = user_text(self.instruction, "x")[:-1]  # with the blank line: other text may begin alike
-        if turn.content.startswith(opening):
+        if turn.content.startswith(opening) or turn.content == user_text(self.instruction, ""):
             return tuple(messages)
         framed = replace(turn, content=user_text(self.instruction, turn.content))
         return (*messages[: users[-1]], framed, *messages[users[-1] + 1 :])
+
+    def around_instructed(self) -> RunPrompt:
+        """What goes around messages that hold their instruction already."""
+        return replace(self, instruction=None)
 
     def document(self, messages: Sequence[Message]) -> str:
         """The conversation as one raw text: an answer goes on its message, and a later message is on a line of its own.

@@ -177,12 +177,13 @@ class Tuned:
         raw: bool = False,
         instruction: str | None = None,
         source: str = "the prompt",
+        around: RunPrompt | None = None,
     ) -> list[int]:
         """The token ids that ``generate`` sends for these arguments: those of a training row before its answer.
 
-        ``source`` names the prompt in errors.
+        ``source`` names the prompt in errors. ``around``: what goes around it, in place of ``raw`` and ``instruction``.
         """
-        around = self.run_prompt(raw=raw, instruction=instruction)
+        around = around or self.run_prompt(raw=raw, instruction=instruction)
         framed = around.around(_turns(messages, source))
         if around.raw_text:
             if tools:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.files.locations import holds_text
+from tunesmith.data.files.locations import holds_tables, holds_text
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe.file import portable, read_recipe
 from tunesmith.recipe.paths import local
@@ -48,13 +48,14 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
 
 
 def read_like_training(stored: Recipe | None, target: str, data: str, *, given: Collection[str] = ()) -> dict[str, Any]:
-    """Reads new rows like the training rows: the same format, columns and instruction, so the prompt is the same.
+    """Reads new rows like the training rows, with the same format, columns, header and instruction.
 
-    ``given``: what the user says of the new rows instead.
+    So the prompt is the same. ``given``: what the user says of the new rows instead.
     """
     if stored is None:
         return {"path": data}
     kept = ("format", "columns", "instruction", *(["sample_by"] if holds_text(data) else []))
+    kept += ("header",) if holds_tables(data) else ()
     kept = tuple(name for name in kept if name not in given)
     ways = [{name: getattr(source, name) for name in kept} for source in stored.data.sources("train")]
     apart = [name for name in kept if any(way[name] != ways[0][name] for way in ways)]

@@ -6,6 +6,7 @@ process that is killed leaves the old one or the new one, never a half.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from typing import BinaryIO
 
 def why_not(path: Path, error: OSError) -> str:
     """Why a file or folder cannot be written, in words."""
+    if error.errno == errno.ENAMETOOLONG:
+        longest = max(path.parts, key=lambda part: len(os.fsencode(part)))
+        return f"The name {longest[:20]}... has {len(os.fsencode(longest)):,} bytes, which is too long."
     if path.is_symlink() and not path.exists():
         return f"{path} is a link to {os.readlink(path)}, which is not there."
     there = next(folder for folder in path.absolute().parents if folder.exists())
@@ -32,10 +36,20 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def refuse_long_name(path: Path) -> None:
+    """Raises OSError where the file, or the one beside it that is written first, has too long a name."""
+    for each in (path, _beside(path), _set_aside(path)):
+        try:
+            each.lstat()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Inside, an open file to write to. It takes the place of ``path`` if nothing is raised."""
-    beside = path.with_name(f".{path.name}.tmp")
+    beside = _beside(path)
     try:
         with beside.open("wb") as file:
             yield file
@@ -82,6 +96,10 @@ def recover_folder(path: Path) -> None:
     """Puts the old folder back if a process was killed between the two renames of ``put_in_place``."""
     if not path.exists() and _set_aside(path).exists():
         _set_aside(path).rename(path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _set_aside(path: Path) -> Path:

@@ -6,7 +6,9 @@ and with them the same answers. The file appears when all rows are answered.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -30,9 +32,11 @@ from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.paths import shown as path_shown
 from tunesmith.recipe.row_shape import READING
+from tunesmith.runs.cache import sha256_of
 from tunesmith.runs.progress import Listener, Silent
-from tunesmith.runs.whole_files import whole_file, why_not
-from tunesmith.workflows.answers_so_far import AnswersSoFar, answers_so_far, was_written
+from tunesmith.runs.whole_files import refuse_long_name, whole_file, why_not
+from tunesmith.training.checkpoint import OPTIMIZER
+from tunesmith.workflows.answers_so_far import AnswersSoFar, answers_so_far, place_of, was_written
 
 BATCH = 16
 CHUNK = 4 * BATCH  # rows that are answered, kept and lost together
@@ -74,8 +78,7 @@ class _Asker:
     model: Tuned
     settings: GenerationSettings
     system: str | None
-    raw: bool
-    instruction: str | None
+    around: RunPrompt
 
     def ids(self, example: Example) -> list[int] | str:
         """The prompt, or why there is none."""
@@ -83,7 +86,7 @@ class _Asker:
         if self.system and not any(turn.role in ("system", "developer") for turn in turns):
             turns = (Message("system", self.system), *turns)
         try:
-            found = self.model.prompt_ids(turns, tools=example.tools, raw=self.raw, instruction=self.instruction)
+            found = self.model.prompt_ids(turns, tools=example.tools, around=self.around)
             check_prompts(self.model.model, [found], settings=self.settings)
         except (DataError, ModelError, RecipeError) as error:
             return f"{error.what}: {error.why}" if error.why else error.what
@@ -92,11 +95,15 @@ class _Asker:
 
 @dataclass(slots=True)
 class _Survey:
-    """The first pass: ``count`` rows can be answered; ``bad`` ones cannot, and are left out by number."""
+    """The first pass: ``count`` rows can be answered; ``bad`` ones cannot, and are left out by number.
+
+    ``prompts`` is a hash of all that is asked.
+    """
 
     count: int
     bad: dict[int, BadRow]
     columns: list[str]
+    prompts: str = ""
 
 
 def answer_rows(
@@ -144,12 +151,15 @@ def answer_rows(
         prompt.document([Message("system", system)])  # raises, before any work
     source, stops = _source(found, str(target), data, keys)
     rows = _open(found, source, prompt, raw=raw, own_columns=any(key.startswith("data.columns") for key in keys))
+    _refuse_part(to, rows)
     listener.say(f"{path_shown(data)}: {rows.said}")
+    if rows.own_instruction:
+        prompt = _with_own_instructions(prompt, data, instruction, listener)
     tuned = load(target, listener=listener, model=model)
     note = prompt.note(system=system)
     if note is not None:
         listener.say(note)
-    asker = _Asker(tuned, asked, system, raw, instruction)
+    asker = _Asker(tuned, asked, system, prompt.around_instructed() if rows.shape == "alpaca" else prompt)
     survey = _survey(rows, asker, listener)
     _refuse_bad(survey, data, stops=stops, listener=listener)
     asking = {
@@ -159,6 +169,7 @@ def answer_rows(
         "instruction": prompt.instruction,
         "raw": raw,
         "rows": survey.count,
+        "prompts": survey.prompts,
     }
     with answers_so_far(to, asking, anew=overwrite) as made:
         resumed = made.rows
@@ -181,11 +192,21 @@ def answer_rows(
 def _check_out(to: Path, data: str, *, overwrite: bool) -> None:
     """Refuses a file that cannot be written or is to stay, before any work."""
     check_ending(to.suffix.lower(), str(to))
-    if Path(local(data)).resolve() == to.resolve():
-        raise ExportError("the answers cannot replace the data", where=str(to), remedy="Name another --out.")
-    if to.is_dir():
-        raise ExportError("this is a folder", where=str(to), remedy="Name a file in it, such as answers.csv.")
+    rows = Path(local(data)).resolve()
+    if rows == to.resolve():
+        raise _replaces_data(to)
     try:
+        refuse_long_name(to)
+        refuse_long_name(place_of(to))
+        if to.is_dir():
+            raise ExportError("this is a folder", where=str(to), remedy="Name a file in it, such as answers.csv.")
+        if rows in to.resolve().parents and rows.is_dir():
+            raise ExportError(
+                "the answers cannot go into the folder of the data",
+                where=str(to),
+                why=f"The next call would read them as rows of {path_shown(data)}.",
+                remedy="Name an --out in another folder.",
+            )
         to.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(
@@ -195,6 +216,29 @@ def _check_out(to: Path, data: str, *, overwrite: bool) -> None:
         raise ExportError(
             "there is such a file already", where=str(to), remedy="Add --overwrite, or name another --out."
         )
+
+
+def _replaces_data(to: Path) -> ExportError:
+    return ExportError("the answers cannot replace the data", where=str(to), remedy="Name another --out.")
+
+
+def _refuse_part(to: Path, rows: PromptRows) -> None:
+    """Refuses a file that is one of several that hold the rows, also through a link."""
+    if any(to.exists() and Path(part.name).exists() and to.samefile(part.name) for part in rows.parts):
+        raise _replaces_data(to)
+
+
+def _with_own_instructions(prompt: RunPrompt, data: str, instruction: str | None, listener: Listener) -> RunPrompt:
+    """What goes around rows that have an instruction each. Raises DataError if the user gives one, as training does."""
+    if instruction is not None:
+        raise DataError(
+            "an instruction is given for all rows, and the rows have a column 'instruction' of their own",
+            where=path_shown(data),
+            remedy="Leave --instruction out, or map another column to the input: data.columns={input: COLUMN}.",
+        )
+    if prompt.instruction is not None:
+        listener.say(f"each row has its own instruction; the run's is left out: {prompt.instruction!r}")
+    return prompt.around_instructed()
 
 
 def _source(found: ModelTarget, target: str, data: str, keys: Sequence[str]) -> tuple[SourceSettings, bool]:
@@ -228,7 +272,7 @@ def _open(found: ModelTarget, source: SourceSettings, prompt: RunPrompt, *, raw:
 
 def _survey(rows: PromptRows, asker: _Asker, listener: Listener) -> _Survey:
     """Makes each prompt once, so that what is wrong with a row is known before the first answer."""
-    found = _Survey(0, {}, [])
+    found, prompts = _Survey(0, {}, []), hashlib.sha256()
     columns: dict[str, None] = {}
     with listener.task("reading", None) as advance:
         for number, each in enumerate(rows.rows()):
@@ -237,13 +281,15 @@ def _survey(rows: PromptRows, asker: _Asker, listener: Listener) -> _Survey:
                 found.bad[number] = each
                 continue
             row, example = each
-            fault = example if isinstance(example, BadRow) else _fault(row, asker.ids(example))
+            ids = "" if isinstance(example, BadRow) else asker.ids(example)
+            fault = example if isinstance(example, BadRow) else _fault(row, ids)
             if fault is not None:
                 found.bad[number] = fault
                 continue
             found.count += 1
+            prompts.update(json.dumps(ids).encode())
             columns.update(dict.fromkeys(row.fields))
-    found.columns = [*columns]
+    found.columns, found.prompts = [*columns], prompts.hexdigest()
     return found
 
 
@@ -326,15 +372,19 @@ def _beside(
 
 
 def _identity(model: Tuned, rows: PromptRows) -> dict[str, Any]:
-    """What decides the answers beside the settings: the data, the weights, and what computes with them."""
+    """What decides the answers beside the settings: the data and how it is read, the weights, and what computes.
+
+    Contents count, and neither names nor times: a copied run goes on.
+    """
     folders = [model.folder, *([model.target.checkpoint] if model.target.checkpoint else [])]
     files = sorted(file for folder in folders for file in folder.glob("*.safetensors"))
+    weights = [file for file in files if file.name != OPTIMIZER]
+    reading = rows.source.model_dump(exclude={"path", "weight", "rows", "instruction"})
     return {
-        "data": rows.files(),
+        "data": [part.sha256 for part in rows.parts],
         "shape": rows.shape,
-        "columns": dict(rows.source.columns),
-        "model": model.describe,
-        "weights": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        **{f"data.{name}": value for name, value in reading.items()},
+        "weights": [(file.name, sha256_of(file)) for file in weights],
         "device": model.device,
         "dtype": str(next(model.model.parameters()).dtype),
         "versions": {name: version(name) for name in ("tunesmith", "torch", "transformers")},

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from tunesmith.data.files.opening import (
     find_opening,
     format_of,
     is_document,
+    is_table,
     splits_in,
     suffix_of,
     without_query,
@@ -255,11 +256,20 @@ def refuse_missing(data: DataSettings) -> None:
 
 def holds_text(path: str) -> bool:
     """Whether it is a file of text or a folder with some: what ``sample_by`` can be said of."""
+    return _holds(path, is_document)
+
+
+def holds_tables(path: str) -> bool:
+    """Whether it is a file that may have a header or a folder with some: what ``header`` can be said of."""
+    return _holds(path, is_table)
+
+
+def _holds(path: str, is_kind: Callable[[str], bool]) -> bool:
     location = _Location(shown(path), local(path))
     if location.is_file:
-        return is_document(path)
+        return is_kind(path)
     return not location.is_dataset and any(
-        is_document(name) for names in _data_files(location)[0].values() for name in names
+        is_kind(name) for names in _data_files(location)[0].values() for name in names
     )
 
 

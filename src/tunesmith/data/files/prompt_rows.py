@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.exports import Export
 from tunesmith.data.examples.message import RowError
+from tunesmith.data.examples.no_header import KEY
 from tunesmith.data.examples.prompts import prompt_columns, prompt_shape, to_prompt
 from tunesmith.data.examples.row_shapes import map_columns
 from tunesmith.data.files.folders import passed_over
 from tunesmith.data.files.locations import parts_of
-from tunesmith.data.files.reader import bad_row, export_in, first_rows, flat_rows
+from tunesmith.data.files.reader import bad_row, begins_with_row, export_in, first_rows, flat_rows
 from tunesmith.data.files.rows import BadRow, Row
 from tunesmith.data.files.source_part import SourcePart
 from tunesmith.errors import DataError
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """A source whose rows are to be answered. ``said``: how it is read, for the user."""
+    """A source whose rows are to be answered. ``said``: how it is read, for the user.
+
+    Rows of the shape alpaca get their instruction here: ``instruction``, or ``own_instruction``: each has one.
+    """
 
     source: SourceSettings
     parts: list[SourcePart]
@@ -33,6 +37,7 @@ class PromptRows:
     instruction: str | None
     ignored: list[str]
     export: Export | None = None
+    own_instruction: bool = False
 
     @property
     def said(self) -> str:
@@ -40,10 +45,6 @@ class PromptRows:
         choices = dict.fromkeys(choice for part in self.parts for choice in part.choices)
         export = [] if self.export is None else [f"an export of {self.export.name}"]
         return "; ".join([*export, f"prompts of the shape {self.shape}", *choices, *passed_over(self.ignored)])
-
-    def files(self) -> list[tuple[str, str]]:
-        """(name, sha256) of each part."""
-        return [(part.name, part.sha256) for part in self.parts]
 
     def rows(self) -> Iterator[tuple[Row, Example | BadRow] | BadRow]:
         """Every row in order, as the file has it and as its prompt; a pass over the files, which can be repeated."""
@@ -94,6 +95,10 @@ def open_prompts(
                 columns_of_run=columns_of_run,
             )
         except DataError as error:
-            raise DataError(error.what, where=shown(source.path), why=error.why, remedy=error.remedy) from None
-    own = any("instruction" in map_columns(row, prompt_columns(source.columns)) for row in first)
-    return PromptRows(source, parts, shape, None if own or shape != "alpaca" else instruction, ignored, export)
+            remedy = error.remedy
+            if begins_with_row(source, parts, first):
+                remedy = f"{remedy}; or, if the first line is a row, set {KEY}"
+            raise DataError(error.what, where=shown(source.path), why=error.why, remedy=remedy) from None
+    own = shape == "alpaca" and any("instruction" in map_columns(row, prompt_columns(source.columns)) for row in first)
+    given = None if own or shape != "alpaca" else instruction
+    return PromptRows(source, parts, shape, given, ignored, export, own)

@@ -288,7 +288,10 @@ def _shape(
             proposal=error.proposal,
         ) from None
     except DataError as error:
-        raise DataError(error.what, where=error.where or source.path, why=error.why, remedy=error.remedy) from None
+        remedy = error.remedy
+        if begins_with_row(source, parts, first):
+            remedy = f"{remedy}; or, if the first line is a row, write a line with the names of the columns above it"
+        raise DataError(error.what, where=error.where or source.path, why=error.why, remedy=remedy) from None
     return shape, reason + unused_masks(first, shape, source.columns)
 
 
@@ -296,7 +299,12 @@ def _has_no_names(source: SourceSettings, parts: Sequence[SourcePart], first: Se
     """Whether the columns of tables have no names, or the first line looks like a row."""
     if source.columns or not first or not all(is_table(part.name) for part in parts):
         return False
-    return source.header is False or (source.header is None and first_line_is_a_row(first))
+    return source.header is False or begins_with_row(source, parts, first)
+
+
+def begins_with_row(source: SourceSettings, parts: Sequence[SourcePart], first: Sequence[Columns]) -> bool:
+    """Whether the first line of tables looks like a row, and nobody says that it is none."""
+    return source.header is None and all(is_table(part.name) for part in parts) and first_line_is_a_row(first)
 
 
 def _all_columns(source: SourceSettings, parts: Sequence[SourcePart]) -> Columns:

@@ -20,6 +20,7 @@ Rows = Iterable[Mapping[str, Any]]
 MakeRows = Callable[[], Rows]  # a pass over the rows, which can be repeated
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx")
 PARQUET_ROWS = 1000
+QUOTED_ENDS = "\r\n"  # until Python 3.13, csv quotes of the two what stands in its own end of a record
 # Limits of a sheet: rows with the header, and characters of a cell.
 MOST_ROWS, MOST_CHARACTERS = 1_048_576, 32_767
 # Characters that XML cannot hold, which a sheet writes as _x0007_, and texts that look so.
@@ -55,7 +56,7 @@ def write_rows(file: BinaryIO, rows: MakeRows, columns: Sequence[str], suffix: s
 
     Args:
         file: open for writing.
-        rows: gives the rows, twice for parquet.
+        rows: gives the rows, three times for parquet.
         columns: names of all columns, in their order.
         suffix: one of ENDINGS.
         where: the file, for errors.
@@ -82,9 +83,19 @@ def _write_json(file: BinaryIO, rows: Rows, *, array: bool) -> None:
     file.write(b"\n]\n" if array else b"\n")
 
 
+class _Records:
+    """Ends each record with a line feed, which this package writes; the writer's own end says what it quotes."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self.text = text
+
+    def write(self, record: str) -> None:
+        self.text.write(record.removesuffix(QUOTED_ENDS) + "\n")
+
+
 def _write_table(file: BinaryIO, rows: Rows, columns: Sequence[str], delimiter: str) -> None:
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
-    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    writer = csv.writer(_Records(text), delimiter=delimiter, lineterminator=QUOTED_ENDS)
     writer.writerow(columns)
     writer.writerows([_text(row.get(name)) for name in columns] for row in rows)
     text.flush()
@@ -134,6 +145,8 @@ def _write_parquet(file: BinaryIO, rows: MakeRows, columns: Sequence[str]) -> No
     for batch in _batches(rows()):
         found = pa.schema([(name, _type([row.get(name) for row in batch])) for name in columns])
         schema = _unified(schema, found)
+    for batch in _batches(rows()):  # a type may fit the types of all batches, and not each of their values
+        schema = pa.schema([field if _fits(batch, field) else pa.field(field.name, pa.string()) for field in schema])
     with pq.ParquetWriter(file, schema) as writer:
         for batch in _batches(rows()):
             arrays = [_array([row.get(field.name) for row in batch], field.type) for field in schema]
@@ -169,6 +182,17 @@ def _unified(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
         except pa.ArrowException:
             fields.append(pa.field(one.name, pa.string()))
     return pa.schema(fields)
+
+
+def _fits(batch: list[Mapping[str, Any]], field: pa.Field) -> bool:
+    """Whether the column holds the batch's values, such as an integer above 2**53 among floating point numbers."""
+    import pyarrow as pa
+
+    try:
+        _array([row.get(field.name) for row in batch], field.type)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError, ValueError):
+        return False
+    return True
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:

@@ -1,0 +1,48 @@
+"""New rows are read like the training rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.data.files.reader import open_source
+from tunesmith.errors import DataError
+from tunesmith.evaluation.held_out_recipe import evaluation_recipe, read_like_training
+from tunesmith.recipe.data import SourceSettings
+from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.settings import Recipe
+
+
+@pytest.fixture
+def stored() -> Recipe:
+    columns = {"prompt": "column1", "completion": "column2"}
+    data: dict[str, Any] = {"train": "old.csv", "header": False, "columns": columns}
+    return read_recipe({"model": "m", "data": data, "output_dir": "run"}).recipe
+
+
+def test_a_table_is_read_without_a_header_if_the_training_rows_had_none(stored: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text("red hat,red\n")
+    (tmp_path / "new.jsonl").write_text('{"column1": "red hat"}\n')
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/new.csv").write_text("red hat,red\n")
+    for name in ("new.csv", "folder"):
+        assert read_like_training(stored, "run", str(tmp_path / name))["header"] is False
+        judged = evaluation_recipe(stored, "run", str(tmp_path / name), [])
+        assert [source.header for source in judged.data.sources("train")] == [False]
+    assert "header" not in read_like_training(stored, "run", str(tmp_path / "new.jsonl")), "it has no header to name"
+    assert "header" not in read_like_training(stored, "run", str(tmp_path / "new.csv"), given={"header"})
+
+
+def test_a_table_without_the_header_of_training_is_told_of_its_first_line(tmp_path: Path) -> None:
+    file = tmp_path / "new.csv"
+    file.write_text("where does the red hat lie today?,x\nwhere is the blue one?,y\n")
+    columns = {"prompt": "asked", "completion": "said"}
+    with pytest.raises(DataError, match="there is no column 'asked'") as failed:
+        open_source(SourceSettings(path=str(file), columns=columns))
+    assert str(failed.value.remedy).endswith(
+        "if the first line is a row, write a line with the names of the columns above it"
+    )
+    file.write_text(f"asked,said\n{file.read_text()}")
+    assert open_source(SourceSettings(path=str(file), columns=columns)).shape == "prompt_completion"
