@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.errors import RecipeError
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.planning.advice import learning_rate
 from tunesmith.planning.devices import Device
 from tunesmith.recipe.file import read_recipe
@@ -290,3 +290,10 @@ def test_how_files_are_read_is_given_as_in_check_and_is_in_the_recipe() -> None:
 def test_an_override_that_cannot_be_used_is_one_message(override: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         starter_recipe(write([{"text": "a"}] * 20), device=LAPTOP, overrides=[override])
+
+
+@pytest.mark.parametrize("model", ["/nowhere/model", "./model", "~/no such model"])
+def test_a_path_at_which_there_is_no_model_is_refused(model: str) -> None:
+    with pytest.raises(ModelError, match="there is no model, file or folder called") as caught:
+        starter_recipe(write(pairs(["yes", "no"] * 20)), model=model)
+    assert caught.value.where == "--model"

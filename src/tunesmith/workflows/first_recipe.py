@@ -23,6 +23,7 @@ from tunesmith.data.finding import rows_in_words
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.weights.bundled import BUNDLED
+from tunesmith.model.weights.resolve import kind
 from tunesmith.planning import advice, room, workload
 from tunesmith.planning.advice import Choice
 from tunesmith.planning.budget import gigabytes
@@ -129,6 +130,7 @@ def starter_recipe(
     Raises:
         DataError: the data cannot be read, its format is not known, or no row is good.
         RecipeError: there is no such method.
+        ModelError: the model is a path, and nothing is there.
     """
     _check_method(method)
     source = _source(data, overrides, format=format, columns=dict(columns or {}), instruction=instruction)
@@ -140,6 +142,8 @@ def starter_recipe(
         objective=preferred[0] if preferred else None,
     )
     device, path = device or this_device(), model or next(iter(BUNDLED))
+    if path.startswith((".", "/", "~")):
+        kind(path, where="--model")
     size, texts = model_size(path), texts_of(found.scan)
     held_out, evaluation = rows_held_out(found), evaluation_of(found.scan, texts)
     length = length_of(found.scan, texts, size.config, size.folder)

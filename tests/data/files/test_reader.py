@@ -346,7 +346,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path):
     assert error.why == f"the folder {tmp_path} holds tickets.jsonl"
     assert error.remedy == "did you mean tickets.jsonl?"
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "gone.jsonl")
-    assert refused(tmp_path / "link.jsonl").what == "this is neither a file nor a folder"
+    assert refused(tmp_path / "link.jsonl").what == "this link leads nowhere"
     assert "is not there" in str(refused(tmp_path / "nowhere" / "tickets.jsonl").why)
 
 
@@ -496,7 +496,9 @@ def test_a_folder_that_exists_comes_before_a_hub_id(tmp_path: Path, monkeypatch:
     assert len(load(source("user/name")).examples) == 2
 
 
-def test_a_hub_that_cannot_be_reached_is_one_error_with_near_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_that_cannot_be_reached_is_one_error_and_is_not_asked_for_a_mistyped_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     import datasets
 
     def load_dataset(*args: object, **options: object) -> object:
@@ -505,9 +507,11 @@ def test_a_hub_that_cannot_be_reached_is_one_error_with_near_names(tmp_path: Pat
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "data" / "trian" / "r.jsonl", LINES)
-    error = refused("data/train")
+    error = refused("user/rows")
     assert "no file or folder of this name is here" in error.what
-    assert (error.why, error.remedy) == ("ConnectionError: no connection", "did you mean trian?")
+    assert error.why == "ConnectionError: no connection"
+    error = refused("data/train")
+    assert (error.what, error.remedy) == ("there is no such file or folder", "did you mean trian?")
 
 
 HUB_FILES = {"train.jsonl": LINES.encode(), "test.jsonl": b'{"prompt": "x", "completion": "y"}\n'}
@@ -578,3 +582,11 @@ print(sorted({{"torch", "transformers", "datasets", "pyarrow"}} & set(sys.module
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_mistyped_file_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "faq.csv", "prompt,completion\na,b\n")
+    monkeypatch.chdir(tmp_path)
+    error = refused("data/faq.cvs")
+    assert (error.what, error.remedy) == ("there is no such file or folder", "did you mean faq.csv?")

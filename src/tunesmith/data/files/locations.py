@@ -322,9 +322,11 @@ class _Location:
 
     @property
     def is_nowhere(self) -> bool:
-        """Whether it is neither here nor an id of the hub."""
+        """Whether it is neither here nor an id of the hub. A name much like one beside it is a mistyped one."""
         match = HUB_ID.fullmatch(self.path)
-        return self.is_missing and (match is None or self.remote or suffix_of(match["repository"])[0] in FORMATS)
+        if not self.is_missing or match is None or self.remote:
+            return self.is_missing
+        return suffix_of(match["repository"])[0] in FORMATS or self.nearest() is not None
 
     def entries(self, within: str = "") -> list[tuple[str, bool]]:
         """(name, whether it is a file) of everything in the folder, or in one within it, by name."""
@@ -438,7 +440,7 @@ def _dataset(source: SourceSettings, location: _Location, *, split: str | None) 
             "no file or folder of this name is here, and the hub's dataset cannot be read",
             where=source.path,
             why=f"{type(error).__name__}: {error}",
-            remedy=location.nearest() or "check the name, `split`, `name` (configuration) and the connection",
+            remedy="check the name, `split`, `name` (configuration) and the connection",
         ) from error
 
 
