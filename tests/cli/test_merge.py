@@ -68,6 +68,16 @@ def test_every_flag_reaches_the_library(command: Command, asked: list[dict[str, 
     assert asked == [{"target": "adapter", "out": "plain", **expected}]
 
 
+@pytest.mark.parametrize(
+    "flags", [("--dtype", "float32"), ("--data", "x.csv"), ("--max-shard-size", "rubbish"), ("--data", "", "--json")]
+)
+def test_flags_of_a_merge_are_refused_where_nothing_is_merged(command: Command, flags: tuple[str, ...]) -> None:
+    outcome = command("merge", "adapter", "--out", "both", "--keep-adapter", *flags)
+    assert outcome.code == 2
+    said = " ".join(f"{outcome.err} {outcome.out}".replace("│", " ").split())
+    assert f"{flags[0]} goes with a merge, and --keep-adapter merges nothing" in said
+
+
 def test_a_merge_that_is_refused_exits_with_1(command: Command, asked: list[dict[str, Any]]) -> None:
     outcome = command("merge", "bad", "--out", "plain", "--json")
     assert outcome.code == 1 and outcome.json["error"] == "ExportError"

@@ -173,6 +173,57 @@ def test_many_prompts_are_answered_as_each_alone(model: tuned.Tuned) -> None:
     assert [len(each) for each in drawn] == [3, 3]
 
 
+def test_one_turn_is_a_conversation_of_one(model: tuned.Tuned) -> None:
+    turn = {"role": "user", "content": "red hat"}
+    expected = model.generate("red hat", max_new_tokens=4)
+    for given in (turn, Message("user", "red hat"), [turn]):
+        assert model.generate(given, max_new_tokens=4) == expected
+        assert model.prompt_ids(given) == model.prompt_ids("red hat")
+    assert "".join(model.stream(turn, max_new_tokens=4)) == expected[0].text
+    prompts = ["red hat", [turn]]
+    assert model.generate(iter(prompts), max_new_tokens=4) == [expected, expected]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (None, "the prompt: found None, which is no prompt"),
+        ([1, 2], "prompt 1: found 1, which is no prompt"),
+        (["red", None], "prompt 2: found None, which is no prompt"),
+        (b"red", "a value of the type bytes, which is no prompt"),
+        ([["red", "blue"]], r"prompt 1: messages\[0\]: found the text 'red', expected a message"),
+        ({"content": "x"}, r"prompt 1: messages\[0\]\.role: found"),
+    ],
+)
+def test_what_is_no_prompt_is_named(model: tuned.Tuned, prompt: Any, said: str) -> None:
+    with pytest.raises((RecipeError, DataError), match=said):
+        model.generate(prompt)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, found 0"),
+        ({"batch_size": "2"}, "batch_size must be a whole number of at least 1, found '2'"),
+        ({"max_tokens": 2}, r"`max_tokens` is not a generation setting(?s:.*)Did you mean `max_new_tokens`\?"),
+        ({"max_new_tokens": "2"}, "`max_new_tokens` must be a whole number, found '2'"),
+        ({"do_sample": 1}, "`do_sample` must be true or false, found 1"),
+    ],
+)
+def test_settings_of_a_program_are_checked_as_those_of_a_command(
+    model: tuned.Tuned, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        model.generate("red hat", **given)
+
+
+def test_settings_of_a_program_may_be_none_or_of_numpy(model: tuned.Tuned) -> None:
+    import numpy as np
+
+    expected = model.generate("red hat", max_new_tokens=4)
+    assert model.generate("red hat", max_new_tokens=np.int64(4), max_length=None, temperature=1) == expected
+
+
 def test_turns_beside_prompts_and_turns_that_are_none_are_refused(model: tuned.Tuned) -> None:
     with pytest.raises(RecipeError, match="the list holds turns and prompts"):
         model.generate([{"role": "user", "content": "red"}, "blue"])  # type: ignore[list-item]

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tests.workflows.test_added_tokens import model_folder
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.deploy import tuned
+from tunesmith.deploy.adapter_folder import hand_over
 from tunesmith.deploy.merge import merge
 from tunesmith.errors import ModelError
 from tunesmith.runs.folder import Run
@@ -69,6 +71,43 @@ def test_it_answers_and_merges_as_peft_has_it(adapter: Path, tiny_model_dir: Pat
     merge(adapter, tmp_path / "merged")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     torch.testing.assert_close(logits(plain), expected, rtol=0, atol=1e-6)
+
+
+def as_its_readme_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the Python of a handed-over folder's README makes, run beside the folder."""
+    monkeypatch.chdir(folder.parent)
+    names: dict[str, Any] = {}
+    exec((folder / "README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    return names
+
+
+def test_the_readme_of_a_folder_with_its_base_loads_it(
+    adapter: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand_over(adapter, tmp_path / "both")
+    made = as_its_readme_says(tmp_path / "both", monkeypatch)
+    assert torch.equal(logits(made["model"]), as_peft_has_it(adapter, tiny_model_dir))
+    assert made["tokenizer"].convert_tokens_to_ids("<price>") == 386
+    for file in adapter.glob("*token*"):
+        file.unlink()
+    hand_over(adapter, tmp_path / "bare")
+    assert "<price>" not in as_its_readme_says(tmp_path / "bare", monkeypatch)["tokenizer"].get_vocab()
+
+
+def test_the_readme_loads_tokens_for_which_the_base_has_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tied", "untied"):
+        base = model_folder(tmp_path / name / "base", tie_word_embeddings=name == "tied")
+        for kind, method in (("rows", {}), ("whole", {"modules_to_save": ["embed_tokens", "lm_head"]})):
+            place = tmp_path / f"{name}-{kind}"
+            place.mkdir()
+            values = recipe_from(base, base, place, max_steps=1)
+            values["model"] = {"path": str(base), "add_tokens": ["<part>", "<price>"]}
+            values["method"] = {"name": "lora", "r": 2, **method}
+            run = train(values).run
+            both = tmp_path / f"{name}-{kind}-both"
+            hand_over(run, both)
+            made = as_its_readme_says(both, monkeypatch)
+            assert torch.equal(logits(made["model"]), logits(tuned.load(run).model)), (name, kind)
 
 
 def recipe_from(adapter: Path, base: Path, folder: Path, **training: Any) -> dict[str, Any]:

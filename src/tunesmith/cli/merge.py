@@ -9,6 +9,7 @@ import typer
 from tunesmith.cli.options import AsJson, BaseModel, Overwrite, TargetArgument
 from tunesmith.cli.terminal.session import session
 
+SIZE = "5GB"  # of one file of weights
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(
@@ -31,7 +32,7 @@ def merge(
     ] = None,
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest size of one file of weights.")
-    ] = "5GB",
+    ] = SIZE,
     model: BaseModel = None,
     keep_adapter: Annotated[
         bool,
@@ -46,6 +47,16 @@ def merge(
     folder is removed. For a quantized base the adapter is added to the dequantized and to the original weights, and the
     closer result is kept.
     """
+    if keep_adapter:
+        of_merging = {
+            "--dtype": dtype != "auto",
+            "--data": data is not None,
+            "--max-shard-size": max_shard_size != SIZE,
+        }
+        for flag in (flag for flag, given in of_merging.items() if given):
+            raise typer.BadParameter(
+                f"{flag} goes with a merge, and --keep-adapter merges nothing: leave one of them out"
+            )
     with session(as_json) as terminal:
         from tunesmith.deploy import merge as merging
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args
 
 import typer
 
 from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.examples.column_values import is_template
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.recipe.generation import GenerationSettings
+from tunesmith.recipe.generation import GenerationSettings, checked_setting
 from tunesmith.recipe.row_shape import READING, RowShape
 
 TargetArgument = Annotated[
@@ -104,7 +103,6 @@ _READING_KEY = re.compile(rf'set data\.({"|".join(("sample_by", *READING))}): ("
 _COLUMNS = re.compile(r"data\.columns: \{((?:[^{}]|\{[^{}]*\})*)\}")
 _SET_COLUMNS = re.compile(f"set {_COLUMNS.pattern}")
 _KEY_AND_VALUE = re.compile(r'(data\.\w+)(?:: |=)(\{(?:[^{}]|\{[^{}]*\})*\}|"[^"]*"|[^\s,]+)')
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def generation_settings(arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -116,24 +114,13 @@ def generation_settings(arguments: Sequence[str] | None) -> dict[str, Any]:
     """
     from tunesmith.recipe.file import parse_override
 
-    kinds = get_type_hints(GenerationSettings)
     found: dict[str, Any] = {}
     for argument in arguments or []:
         path, value = parse_override(argument, example="max_new_tokens=64")
         name = ".".join(map(str, path))
-        if name not in kinds:
-            close = difflib.get_close_matches(name, kinds, n=1, cutoff=0.6)
-            remedy = f"Did you mean `{close[0]}`?" if close else f"The settings are {', '.join(kinds)}."
-            raise RecipeError(f"`{name}` is not a generation setting", where=argument, remedy=remedy)
         if name in found:
             raise RecipeError(f"`{name}` is given twice", where=argument, remedy="Give it once.")
-        kind = next(kind for kind in _KINDS if kind in (kinds[name], *get_args(kinds[name])))
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            text = argument.partition("=")[2]
-            raise RecipeError(f"`{name}` must be {_KINDS[kind]}, found {text!r}", where=argument)
-        found[name] = value
+        found[name] = checked_setting(name, value, shown=repr(argument.partition("=")[2]), where=argument)
     GenerationSettings(**found)  # raises for what is out of bounds or contradictory
     return found
 

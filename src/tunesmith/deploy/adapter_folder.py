@@ -10,15 +10,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from tunesmith.deploy import plain_weights
 from tunesmith.deploy.tuned import base_folder, find_target, with_base
 from tunesmith.errors import ExportError
 from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE, read_config_file
+from tunesmith.methods.lora import rows_for_tokens
 from tunesmith.recipe.paths import local
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.training.checkpoint import OPTIMIZER, STATE
 
 BASE = "base"  # the folder of the base, in the adapter's
+_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 _README = """# {name}
 
 An adapter, and in `base` the model that it belongs to.
@@ -31,8 +35,9 @@ tunesmith generate {name} --prompt TEXT
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{name}/base"), "{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+base = AutoModelForCausalLM.from_pretrained("{name}/base")
+{resize}model = PeftModel.from_pretrained(base, "{name}")
+tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")
 ```
 """
 
@@ -97,5 +102,30 @@ def hand_over(
         record: dict[str, Any] = {"tunesmith": version("tunesmith"), "base": BASE, "checkpoint": found.checkpoint.name}
         record |= {} if found.trained is None else {"prompt": found.trained.to_json()}
         (folder / plain_weights.MARK).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_README.format(name=to.name), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(to.name, folder), encoding="utf-8")
     return HandedOver(str(to), str(to / BASE), size)
+
+
+def _readme(name: str, folder: Path) -> str:
+    """How the folder is loaded. PEFT does not resize the base itself where the adapter has tokens of its own."""
+    own, needed = _own_rows(folder / WEIGHTS_FILE), 0
+    if own is None:
+        needed = rows_for_tokens(read_config_file(folder).get("trainable_token_indices"))
+    resize = "" if own is None else f"base.resize_token_embeddings({own})\n"
+    if needed:
+        resize = (
+            f"if base.get_input_embeddings().num_embeddings < {needed}:  # the adapter has tokens of its own\n"
+            f"    base.resize_token_embeddings({needed})\n"
+        )
+    tokenizer = name if (folder / "tokenizer_config.json").is_file() else f"{name}/{BASE}"
+    return _README.format(name=name, resize=resize, tokenizer=tokenizer)
+
+
+def _own_rows(weights: Path) -> int | None:
+    """The rows of an embedding that the adapter brings whole; None if it brings none."""
+    with safe_open(weights, framework="numpy") as file:
+        for key in file.keys():  # noqa: SIM118  (it is no mapping)
+            parts = key.split(".")
+            if parts[-1] == "weight" and set(parts) & set(_EMBEDDINGS) and "lora_" not in key:
+                return file.get_slice(key).get_shape()[0]
+    return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ from tunesmith.model.weights.load import CONFIG, read_json_object, stop_ids
 from tunesmith.model.weights.resolve import kind, resolve
 from tunesmith.model.weights.text_side import make_template, refuse_unknown_tokens, tokenizer_of
 from tunesmith.recipe.data import DataSettings, SourceSettings
-from tunesmith.recipe.generation import GenerationSettings
+from tunesmith.recipe.generation import settings_by_name
 from tunesmith.recipe.methods import LoraSettings, MethodSettings
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import ModelSettings, Recipe
@@ -41,7 +41,7 @@ from tunesmith.runs.start_folder import stored_recipe
 from tunesmith.training.attach import untuned
 
 Turn = Message | Mapping[str, Any]  # a mapping is {role, content}, as OpenAI has it
-Prompt = str | Sequence[Turn]  # the user's text, or a conversation
+Prompt = str | Turn | Sequence[Turn]  # the user's text, a turn, or a conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +131,9 @@ class Tuned:
         """Answers to one prompt or to many: ``num_return_sequences`` of them, for each of many a list of its own.
 
         Args:
-            messages: the user's text, or a conversation of messages or of ``{"role": ..., "content": ...}``; or a list
-                of those, which are decoded in batches. The run's instruction goes before the last user turn, and its
-                system turn first, if the conversation has none.
+            messages: the user's text, or a conversation of messages or of ``{"role": ..., "content": ...}``, of which
+                one may stand alone; or a list of texts and conversations, which are decoded in batches. The run's
+                instruction goes before the last user turn, and its system turn first, if the conversation has none.
             tools: definitions of tools, for the chat template.
             raw: leave the run's instruction and system turn out.
             instruction: one to use in place of the run's.
@@ -141,11 +141,13 @@ class Tuned:
             settings: those of GenerationSettings.
 
         Raises:
+            RecipeError: these are no prompts, or a setting is unknown or out of bounds.
             RunError: the run's sources have different instructions and none is chosen.
         """
-        asked = GenerationSettings(**settings)
-        many = _are_many(messages)
-        prompts = cast(Sequence[Prompt], messages if many else [messages])
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise RecipeError(f"batch_size must be a whole number of at least 1, found {batch_size!r}")
+        asked = settings_by_name(settings)
+        many, prompts = _prompts(messages)
         ids = [
             self.prompt_ids(each, tools=tools, raw=raw, instruction=instruction, source=f"prompt {number}")
             for number, each in enumerate(prompts, start=1)
@@ -165,7 +167,7 @@ class Tuned:
         **settings: Any,
     ) -> Iterator[str]:
         """One answer in pieces, as they are decoded. Arguments are those of ``generate``."""
-        asked = GenerationSettings(**settings)
+        asked = settings_by_name(settings)
         prompt = self.prompt_ids(messages, tools=tools, raw=raw, instruction=instruction)
         return stream(self.model, self.tokenizer, prompt, settings=asked, stop_ids=self.stop_ids)
 
@@ -214,30 +216,44 @@ class Tuned:
             yield replace(self, model=model, method=None)
 
 
-def _are_many(messages: Prompt | Sequence[Prompt]) -> bool:
-    """Whether these are several prompts, and not a text or a conversation. An empty list is no prompt at all.
+def _prompts(messages: Prompt | Sequence[Prompt]) -> tuple[bool, Sequence[Prompt]]:
+    """Whether these are several prompts, and the prompts. An empty list is no prompt at all.
 
     Raises:
-        RecipeError: it is neither.
+        RecipeError: it is no prompt, or turns are among prompts.
     """
-    if isinstance(messages, str):
-        return False
-    turns = [isinstance(each, (Message, Mapping)) for each in messages]
+    if isinstance(messages, str | Message | Mapping):
+        return False, [messages]
+    each = _listed(messages, "the prompt")
+    turns = [isinstance(one, Message | Mapping) for one in each]
     if any(turns) and not all(turns):
         raise RecipeError(
             "the list holds turns and prompts", remedy="Give one conversation, or a list of texts and conversations."
         )
-    return not any(turns)
+    return not any(turns), [each] if any(turns) else each
+
+
+def _listed(given: Any, source: str) -> list[Any]:
+    """The items of what is no text and no turn. Raises RecipeError if it has none that could be turns or prompts."""
+    if not isinstance(given, Iterable) or isinstance(given, bytes) or type(given).__name__ == "DataFrame":
+        kind = "" if given is None or isinstance(given, int | float) else f" of the type {type(given).__name__}"
+        raise RecipeError(
+            f"found {'a value' + kind if kind else given}, which is no prompt",
+            where=source,
+            remedy='Give a text, a conversation such as [{"role": "user", "content": "..."}], or a list of those.',
+        )
+    return list(given)
 
 
 def _turns(prompt: Prompt, source: str) -> tuple[Message, ...]:
-    """The turns of a text or a conversation. Raises DataError for a turn that is none."""
+    """The turns of a text or a conversation. Raises RecipeError if it is neither, and DataError for a wrong turn."""
     if isinstance(prompt, str):
         return (Message("user", prompt),)
+    turns = [prompt] if isinstance(prompt, Message | Mapping) else _listed(prompt, source)
     try:
         return tuple(
             turn if isinstance(turn, Message) else openai_message(turn, f"messages[{number}]")
-            for number, turn in enumerate(prompt)
+            for number, turn in enumerate(turns)
         )
     except RowError as error:
         raise DataError(f"{error.field}: found {error.found}, expected {error.expected}", where=source) from None

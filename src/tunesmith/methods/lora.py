@@ -6,7 +6,7 @@ import copy
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -396,15 +396,20 @@ def _put_weights(adapted: PeftModel, weights: dict[str, Tensor]) -> None:
         raise ValueError(f"missing: {missing[:5]}, not known: {unknown[:5]}")
 
 
+def rows_for_tokens(indices: Mapping[str, Sequence[int]] | Sequence[int] | None) -> int:
+    """The rows that an embedding must have for PEFT's ``trainable_token_indices``."""
+    each = indices.values() if isinstance(indices, Mapping) else [indices or []]
+    return 1 + max((max(ids, default=-1) for ids in each), default=-1)
+
+
 def _grow_embeddings(model: PreTrainedModel, weights: dict[str, Tensor], config: PeftConfig) -> None:
     """Resizes the embedding to that of an adapter made elsewhere, which may have added tokens."""
     embedding = model.get_input_embeddings()
     assert isinstance(embedding.weight, Tensor)
     name = next(key for key, module in model.named_modules() if module is embedding)
-    rows = getattr(config, "trainable_token_indices", None) or []
-    last = max((max(ids, default=-1) for ids in (rows.values() if isinstance(rows, dict) else [rows])), default=-1)
-    if last >= len(embedding.weight):
-        grow_to(model, last + 1)
+    needed = rows_for_tokens(getattr(config, "trainable_token_indices", None))
+    if needed > len(embedding.weight):
+        grow_to(model, needed)
     for part in ("weight", "base_layer.weight", "token_adapter.base_layer.weight"):
         key = f"base_model.model.{name}.{part}"
         if key in weights and len(weights[key]) > len(embedding.weight):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
 
 from tunesmith.errors import RecipeError
 
 DEFAULT_NEW_TOKENS = 256
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +82,37 @@ class GenerationSettings:
         if self.max_length is not None:
             return self.max_length - prompt_length
         return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
+
+
+def settings_by_name(values: Mapping[str, Any]) -> GenerationSettings:
+    """Settings that a program gives by name. None stands for a default that is None.
+
+    Raises:
+        RecipeError: a name is unknown, or a value is of another type, out of bounds or contradicts another.
+    """
+    kinds = get_type_hints(GenerationSettings)
+    found: dict[str, Any] = {}
+    for name, given in values.items():
+        value = given.item() if type(given).__module__ == "numpy" else given
+        optional = type(None) in get_args(kinds.get(name))
+        found[name] = None if value is None and optional else checked_setting(name, value, shown=repr(value))
+    return GenerationSettings(**found)
+
+
+def checked_setting(name: str, value: Any, *, shown: str, where: str | None = None) -> Any:
+    """The value of one setting, in the type that it has. ``shown`` is the value in errors.
+
+    Raises:
+        RecipeError: there is no such setting, or its value is of another type.
+    """
+    kinds = get_type_hints(GenerationSettings)
+    if name not in kinds:
+        close = difflib.get_close_matches(name, kinds, n=1, cutoff=0.6)
+        remedy = f"Did you mean `{close[0]}`?" if close else f"The settings are {', '.join(kinds)}."
+        raise RecipeError(f"`{name}` is not a generation setting", where=where, remedy=remedy)
+    kind = next(kind for kind in _KINDS if kind in (kinds[name], *get_args(kinds[name])))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise RecipeError(f"`{name}` must be {_KINDS[kind]}, found {shown}", where=where)
+    return value

@@ -28,7 +28,7 @@ from tunesmith.evaluation.held_out_recipe import read_like_training
 from tunesmith.model.generate import check_prompts, generate
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.recipe.file import read_recipe
-from tunesmith.recipe.generation import GenerationSettings
+from tunesmith.recipe.generation import GenerationSettings, settings_by_name
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.paths import shown as path_shown
 from tunesmith.recipe.row_shape import READING
@@ -143,7 +143,7 @@ def answer_rows(
         ExportError: the file cannot be written, exists already, or an earlier call asked otherwise.
     """
     listener, to = listener or Silent(), Path(local(out))
-    asked = GenerationSettings(**(settings or {}))
+    asked = settings_by_name(settings or {})
     _check_out(to, data, overwrite=overwrite)
     found = find_target(str(target))
     prompt = run_prompt(found.trained, where=str(target), raw=raw, instruction=instruction)
