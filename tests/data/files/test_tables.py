@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tunesmith.cli.options import in_flags
 from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.files.reader import Reader, open_source
 from tunesmith.data.files.rows import BadRow, Row
@@ -140,6 +141,45 @@ def test_a_first_line_that_is_a_row_is_refused_with_the_key_and_the_columns(
     assert (proposal.columns, proposal.keys) == (columns, ("data.header=false",))
     reader = opened(tmp_path / "t.csv", text, header=False, columns=columns)
     assert len(fields_of(reader)) == text.count("\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What do you ask?,What do we say?\n" + "Where is it?,In Lyon.\nWhen is it?,At nine.\n" * 5,
+        "frage,2023\nWhere is it?,In Lyon.\n",
+        "Tell us in a few words what you think,note\nfine,good\n",
+        "foo,bar\nyes,no\nfoo,bar\nmaybe,so\nfoo,bar\n",
+        "foo,bar\nfoo,no\nmaybe,so\n",
+    ],
+    ids=["questions", "year", "long", "joined files", "one value"],
+)
+def test_of_a_first_line_that_may_be_names_nothing_is_proposed_and_both_keys_lead_on(tmp_path: Path, text: str):
+    with pytest.raises(ColumnsUnclear, match="the first line may be a row or the names") as caught:
+        opened(tmp_path / "t.csv", text)
+    assert caught.value.proposal is None
+    assert str(in_flags(caught.value, "tunesmith init t.csv").remedy) == (
+        "if it is a row, run `tunesmith init t.csv data.header=false`, and if they are the names of the columns, run "
+        "`tunesmith init t.csv data.header=true`"
+    )
+    with pytest.raises(ColumnsUnclear, match="the columns have no names") as caught:
+        opened(tmp_path / "t.csv", text, header=False)
+    proposal = caught.value.proposal
+    assert proposal is not None
+    kept = opened(tmp_path / "t.csv", text, header=False, columns=proposal.columns)
+    assert len(fields_of(kept)) == text.count("\n")
+    with pytest.raises(ColumnsUnclear, match="the shape of the rows is not known"):
+        opened(tmp_path / "t.csv", text, header=True)
+    names = dict(zip(("prompt", "completion"), text.partition("\n")[0].split(","), strict=True))
+    assert len(fields_of(opened(tmp_path / "t.csv", text, header=True, columns=names))) == text.count("\n") - 1
+
+
+def test_names_that_are_known_are_no_row_where_values_are_the_same(tmp_path: Path):
+    with pytest.raises(ColumnsUnclear) as caught:
+        opened(tmp_path / "t.csv", "Question,Answer\nQuestion,yes\nQuestion,no\nWhy?,so\n")
+    proposal = caught.value.proposal
+    assert proposal is not None
+    assert (proposal.columns, proposal.keys) == ({"prompt": "Question", "completion": "Answer"}, ())
 
 
 def test_three_columns_without_names_are_shown_and_none_is_proposed(tmp_path: Path):

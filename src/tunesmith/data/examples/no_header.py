@@ -4,29 +4,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.data.examples.column_names import ColumnsUnclear, Proposal, samples_of
 
 LONGEST_NAME, MOST_WORDS = 40, 4
-VALUE = re.compile(r"[?!.。？！]$|\n|^[+-]?\d+([.,]\d+)?$|^__label__")
-KEY = "data.header=false"
+MARK = re.compile(r"[?!.。？！]$")  # that ends a sentence
+VALUE = re.compile(rf"{MARK.pattern}|\n|^[+-]?\d+([.,]\d+)?$|^__label__")
+KEY, OTHER_KEY = "data.header=false", "data.header: true"
+First = Literal["names", "perhaps a row", "a row"]
 
 
-def first_line_is_a_row(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether what should be the names of the columns looks like values."""
+def what_the_first_line_is(rows: Sequence[Mapping[str, Any]]) -> First:
+    """What the line is that should be the names of the columns.
+
+    A label of fastText is a value, and so is what stands below itself twice, where the line as a whole does not (files
+    that were joined). What only looks like a value, such as a question or a year, may be a name all the same, unless
+    all of the line are sentences as those below them.
+    """
     names = list(rows[0]) if rows else []
-    return any(
-        VALUE.search(name.strip())
-        or len(name) > LONGEST_NAME
-        or len(name.split()) > MOST_WORDS
-        or (name.strip() and any(row.get(name) == name for row in rows))
-        for name in names
-    )
+    below = max((sum(row.get(name) == name for row in rows) for name in names if name.strip()), default=0)
+    again = any(all(row.get(name) == name for name in names) for row in rows)
+    if any(name.startswith("__label__") for name in names) or (below > 1 and not again):
+        return "a row"
+    if not below and not any(map(_looks_like_a_value, names)):
+        return "names"
+    return "a row" if all(_ends_as_those_below(name, rows) for name in names) else "perhaps a row"
+
+
+def _looks_like_a_value(name: str) -> bool:
+    return bool(VALUE.search(name.strip())) or len(name) > LONGEST_NAME or len(name.split()) > MOST_WORDS
+
+
+def _ends_as_those_below(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the name is a sentence with the mark that most values of its column end with."""
+    mark = MARK.search(name.strip())
+    return mark is not None and 2 * sum(str(row.get(name)).strip().endswith(mark[0]) for row in rows) > len(rows)
 
 
 def without_names(
-    rows: Sequence[Mapping[str, Any]], fields: tuple[str, str], *, read_so: bool, where: str
+    rows: Sequence[Mapping[str, Any]], fields: tuple[str, str], *, read_so: bool, sure: bool, where: str
 ) -> ColumnsUnclear:
     """The error that columns have no names, with the pair if there are two columns.
 
@@ -34,6 +51,7 @@ def without_names(
         rows: the first rows.
         fields: the names of the question's and the answer's field.
         read_so: the recipe says that there is no header; else the first line has been read as one.
+        sure: it is a row. Else nothing is proposed.
         where: the file.
     """
     names = [f"column{number}" for number in range(1, len(rows[0]) + 1)]
@@ -46,16 +64,21 @@ def without_names(
     mapping = f"{{{fields[0]}: {question}, {fields[1]}: {answer}}}" if len(names) > 1 else f"{{text: {names[0]}}}"
     shown = ", ".join(f"{name}: {value!r:.60}" for name, value in numbered[0].items())
     reason = f"{question} and {answer} are the columns of a table without a header"
+    if read_so:
+        what, remedy = "the columns have no names", f"say which column is what, such as data.columns: {mapping}"
+    elif sure:
+        what = "the first line is a row, and not the names of the columns"
+        remedy = f"set data.header: false, and if they are the names of the columns, set {OTHER_KEY}"
+    else:
+        what = "the first line may be a row or the names of the columns"
+        remedy = f"if it is a row, set data.header: false, and if they are the names of the columns, set {OTHER_KEY}"
+    proposal = Proposal({fields[0]: question, fields[1]: answer}, reason, samples, () if read_so else (KEY,))
     return ColumnsUnclear(
-        "the columns have no names" if read_so else "the first line is a row, and not the names of the columns",
+        what,
         where=where,
         why=f"it holds {shown}",
-        remedy=f"say which column is what, such as data.columns: {mapping}"
-        if read_so
-        else "set data.header: false, or write a line with the names of the columns above the rows",
-        proposal=Proposal({fields[0]: question, fields[1]: answer}, reason, samples, () if read_so else (KEY,))
-        if pair
-        else None,
+        remedy=remedy,
+        proposal=proposal if pair and (read_so or sure) else None,
     )
 
 

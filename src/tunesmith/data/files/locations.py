@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 
 QUERY = re.compile(r"""\?[\w%.~-]+=[^\s'"<>)]*""")  # of a URL in the words of a driver
+HTTP = re.compile(r"(^|::)https?://")
 BATCH_MARK_WITHIN = 4096  # bytes from a file's start
 EVERY_ROLE = ""  # the split of files that are named for none
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -369,8 +370,7 @@ class _Location:
         except kinds as error:
             remedy = "check the address and the access to it"
             if isinstance(error, ImportError):
-                http = name.startswith(("http://", "https://"))
-                remedy = pip_install("http") if http else "install what the message above names"
+                remedy = pip_install("http") if HTTP.search(name) else "install what the message above names"
             elif isinstance(error, PermissionError):
                 remedy = "check that you may read it"
             why = QUERY.sub(f"?{HIDDEN}", f"{type(error).__name__}: {error}")

@@ -27,7 +27,7 @@ from tunesmith.data.examples.example import Example, to_example
 from tunesmith.data.examples.exports import EXPORTS_BY_NAME, Export, LeftOutRow, SeveralValues, export_of
 from tunesmith.data.examples.labels import ANSWER, labels_in_words
 from tunesmith.data.examples.message import RowError, describe
-from tunesmith.data.examples.no_header import first_line_is_a_row, without_names
+from tunesmith.data.examples.no_header import First, what_the_first_line_is, without_names
 from tunesmith.data.examples.row_shapes import (
     FIELDS,
     check_columns,
@@ -277,9 +277,11 @@ def _shape(
             shape, reason = source.format, f"data.format: {source.format}"
         ask(lambda rows: check_columns(rows, shape=shape, columns=source.columns, instruction=source.instruction))
     except ColumnsUnclear as error:
-        if _has_no_names(source, parts, first):
+        line = _first_line(source, parts, first)
+        if line != "names" and (source.header is False or error.proposal is None):  # else the names are known
             fields = ("prompt", "completion") if source.instruction is None else ("input", "output")
-            raise without_names(first, fields, read_so=source.header is False, where=source.path) from None
+            read_so = source.header is False
+            raise without_names(first, fields, read_so=read_so, sure=line == "a row", where=source.path) from None
         raise ColumnsUnclear(
             error.what,
             where=error.where or source.path,
@@ -295,16 +297,19 @@ def _shape(
     return shape, reason + unused_masks(first, shape, source.columns)
 
 
-def _has_no_names(source: SourceSettings, parts: Sequence[SourcePart], first: Sequence[Columns]) -> bool:
-    """Whether the columns of tables have no names, or the first line looks like a row."""
+def _first_line(source: SourceSettings, parts: Sequence[SourcePart], first: Sequence[Columns]) -> First:
+    """What the first line of tables is; where there are none, or the columns are said, a header."""
     if source.columns or not first or not all(is_table(part.name) for part in parts):
-        return False
-    return source.header is False or begins_with_row(source, parts, first)
+        return "names"
+    if source.header is False:
+        return "a row"
+    return what_the_first_line_is(first) if begins_with_row(source, parts, first) else "names"
 
 
 def begins_with_row(source: SourceSettings, parts: Sequence[SourcePart], first: Sequence[Columns]) -> bool:
     """Whether the first line of tables looks like a row, and nobody says that it is none."""
-    return source.header is None and all(is_table(part.name) for part in parts) and first_line_is_a_row(first)
+    tables = source.header is None and all(is_table(part.name) for part in parts)
+    return tables and what_the_first_line_is(first) != "names"
 
 
 def _all_columns(source: SourceSettings, parts: Sequence[SourcePart]) -> Columns:
