@@ -370,3 +370,11 @@ def test_the_command_that_a_refusal_of_check_names_leads_out(command: Command, t
     assert "run `tunesmith check t.csv 'data.delimiter=;'`" in refused.err
     followed = command("check", "t.csv", "data.delimiter=;", "--columns", "prompt=prompt,completion=x|completion")
     assert "3 rows can be used" in followed.out
+
+
+def test_a_remedy_of_init_keeps_what_was_given(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps({name: [{"prompt": "a", "completion": "b"}] * 20 for name in "xy"}))
+    outcome = command("init", "rows.json", "--model", "m", "--out", "mine.yaml")
+    assert "run `tunesmith init rows.json --model m --out mine.yaml data.key=x`" in " ".join(outcome.err.split())
+    assert command("init", "rows.json", "--model", "m", "--out", "mine.yaml", "data.key=x").code == 0
+    assert (tmp_path / "mine.yaml").is_file()

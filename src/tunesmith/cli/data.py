@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tunesmith.workflows.first_recipe import Starter
 
 
+RECIPE = "recipe.yaml"  # that init writes
 BAD_ROWS_SHOWN, PLACES_SHOWN, SAMPLES_SHOWN, MIX_SHOWN, RAREST_SHOWN = 20, 5, 2, 6, 5
 _SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
@@ -70,7 +71,7 @@ def init(
             show_default="lora, or qlora if lora does not fit",
         ),
     ] = None,
-    out: Annotated[str, typer.Option("--out", metavar="FILE", help="The recipe to write.")] = "recipe.yaml",
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="The recipe to write.")] = RECIPE,
     columns: ColumnsOption = None,
     instruction: InstructionOption = None,
     format: FormatOption = "auto",
@@ -91,8 +92,15 @@ def init(
             )
         from tunesmith.workflows.first_recipe import starter_recipe
 
+        def again(*keys: str, **flags: str | None) -> str:
+            """The command as it was given, with more."""
+            given = {"model": model, "method": method, "instruction": instruction, **flags}
+            said = (part for name, value in given.items() if value is not None for part in (f"--{name}", value))
+            words = ["tunesmith", "init", data, *(overrides or ()), *keys, *said]
+            return shlex.join([*words, *(["--out", out] if out != RECIPE else []), *["--overwrite"] * overwrite])
+
         def start(mapped: dict[str, str], keys: tuple[str, ...] = ()) -> Starter:
-            with remedies_in_flags(data, command="tunesmith init"):
+            with remedies_in_flags(data, command=again()):
                 return starter_recipe(
                     data,
                     model=model,
@@ -108,18 +116,10 @@ def init(
         except ColumnsUnclear as error:
             if error.proposal is None:
                 raise
-            flags = {"--model": model, "--method": method, "--instruction": instruction}
-            given = [
-                data,
-                *(overrides or ()),
-                *error.proposal.keys,
-                *(part for flag in flags.items() if flag[1] is not None for part in flag),
-            ]
-            given += ["--columns", written_columns(error.proposal.columns)]
-            given += ["--out", out, *(["--overwrite"] if overwrite else [])]
             accept = yes or (not as_json and _confirmed(error.proposal, terminal))
             if not accept:
-                raise _refusal(error, error.proposal, f"tunesmith init {shlex.join(given)}") from None
+                whole = again(*error.proposal.keys, columns=written_columns(error.proposal.columns))
+                raise _refusal(error, error.proposal, whole) from None
             starter = start(dict(error.proposal.columns), error.proposal.keys)
             terminal.write(escaped(f"Columns: {error.proposal.reason}."))
             for sample in error.proposal.samples if yes else ():
@@ -219,7 +219,7 @@ def check(
     with session(as_json) as terminal:
         from tunesmith.workflows.check import inspect
 
-        with remedies_in_flags(data, command="tunesmith check"):
+        with remedies_in_flags(data, command=f"tunesmith check {shlex.quote(data)}"):
             found = inspect(
                 data,
                 settings=settings or [],

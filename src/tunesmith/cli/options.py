@@ -164,13 +164,16 @@ def in_flags(error: DataError, command: str = "") -> DataError:
 
 @contextmanager
 def remedies_in_flags(data: str, command: str = "") -> Iterator[None]:
-    """Makes errors about rows name flags, unless ``data`` is a recipe, whose errors name its keys."""
+    """Makes errors about rows name flags, unless ``data`` is a recipe, whose errors name its keys.
+
+    ``command``: the whole command as it was given, to which a remedy adds an argument.
+    """
     try:
         yield
     except DataError as error:
         if data.endswith((".yaml", ".yml")):
             raise
-        raise in_flags(error, command and f"{command} {shlex.quote(data)}") from None
+        raise in_flags(error, command) from None
 
 
 def _as_argument(key: str, value: str) -> str:
