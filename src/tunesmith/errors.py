@@ -6,7 +6,9 @@ import re
 
 HIDDEN = "..."
 _QUERY = re.compile(r"""(\w[\w+.-]*://[^\s?'"`<>]+)\?[^\s'"`<>]+""")
-_USER = re.compile(r"""\b((?:https?|ftp|sftp|ssh|smb|webdav)://)[^/@\s'"`]+@""")
+_USER = re.compile(  # of these schemes every user, and of any other one with a password
+    r"""\b((?:https?|ftp|sftp|ssh|smb|webdav)://(?=[^/@\s'"`]+@)|\w[\w+.-]*://(?=[^/@:\s'"`]*:[^/@\s'"`]*@))[^/@\s'"`]+@"""
+)
 
 
 def without_secrets(text: str) -> str:

@@ -72,3 +72,16 @@ def test_the_home_folder_is_meant_by_a_tilde_unless_a_file_has_that_name(
     assert local("~nobody-of-this-name/x") == "~nobody-of-this-name/x"
     (tmp_path / "~x").touch()
     assert local("~x") == "~x"
+
+
+@pytest.mark.parametrize(
+    ("path", "seen"),
+    [
+        ("webdavs://bob:PASSWD@host/t.csv", "webdavs://...@host/t.csv"),
+        ("adl+x://bob:PASSWD@host/t.csv?sig=SECRET", "adl+x://...@host/t.csv?..."),
+        ("gs://project@bucket/t.csv", "gs://project@bucket/t.csv"),
+        ("s3://bucket/a:b@c.csv", "s3://bucket/a:b@c.csv"),
+    ],
+)
+def test_a_password_is_hidden_whatever_the_scheme(path: str, seen: str) -> None:
+    assert shown(path) == seen and is_shortened(seen) == (path != seen)

@@ -15,6 +15,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from tunesmith.errors import ModelError
+from tunesmith.recipe.paths import local
 from tunesmith.runs.whole_files import whole_folder
 
 Say = Callable[[str], None]
@@ -35,7 +36,7 @@ def to_stderr(text: str) -> None:
 def cache_dir() -> Path:
     """``TUNESMITH_CACHE``, or the platform's cache folder for ``tunesmith``. It need not exist yet."""
     chosen = os.environ.get("TUNESMITH_CACHE")
-    return Path(chosen).expanduser().resolve() if chosen else Path(platformdirs.user_cache_dir("tunesmith", False))
+    return Path(local(chosen)).resolve() if chosen else Path(platformdirs.user_cache_dir("tunesmith", False))
 
 
 def sha256_of(path: Path) -> str:
