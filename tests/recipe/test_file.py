@@ -468,3 +468,16 @@ def test_a_date_that_no_calendar_has_is_refused(tmp_path: Path, line: str) -> No
 def test_a_folder_in_place_of_a_recipe_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="add --resume"):
         read_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["{subject}: {body}", "{subject}", "{subject} {body}"])
+def test_a_template_without_quotes_is_told_to_be_quoted_and_quoted_it_is_one(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("model: m\ndata: {train: a.csv}\noutput_dir: o\n")
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(file, [f"data.columns.input={value}"])
+    assert "ordereddict" not in caught.value.render()
+    assert "quotes" in str(caught.value.remedy)
+    assert 'data.columns.input="{subject}' in str(caught.value.remedy)
+    read = read_recipe(file, [f'data.columns.input="{value}"'])
+    assert read.recipe.data.columns == {"input": value}

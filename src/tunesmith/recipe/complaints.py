@@ -23,6 +23,12 @@ VARIANTS: Mapping[str, tuple[Mapping[str, type[Settings]], str]] = {
 }
 
 
+_QUOTES = (
+    'Put the value into quotes, such as "{subject}: {body}"; in a command with other quotes around the argument: '
+    "'data.columns.input=\"{subject}: {body}\"'."
+)
+
+
 def dotted(path: Path_) -> str:
     """``data.train[0].path``."""
     text = ""
@@ -130,6 +136,8 @@ def _sentence(item: Any, path: Path_, rest: Path_, raw: Any) -> tuple[str, str |
     text = _expectation(item)
     if item["type"] == "value_error":  # for one value, or for a section, whose message names its keys
         return (text if isinstance(item["input"], (Mapping, BaseModel)) else f"`{key}`: {text}"), None
+    if item["type"] == "string_type" and isinstance(item["input"], Mapping):  # `{subject}` without quotes is YAML's
+        return f"`{key}`: expected a text, and braces without quotes are no text", _QUOTES
     return f"`{key}`: {text}, found {item['input']!r}", None
 
 

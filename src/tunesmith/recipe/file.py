@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -369,7 +370,13 @@ def parse_override(override: str, *, example: str = "training.seed=1") -> tuple[
     try:
         value = _plain(_yaml().load(text)) if text.strip() else None
     except YAMLError as error:
-        raise RecipeError("The value of this argument is not YAML", where=override, why=str(error)) from None
+        remedy = None
+        if text.lstrip().startswith("{"):
+            quoted = text.strip().replace("\\", "\\\\").replace('"', '\\"')
+            remedy = "If it is a text, put quotes into it: " + shlex.quote(f'{key.strip()}="{quoted}"')
+        raise RecipeError(
+            "The value of this argument is not YAML", where=override, why=str(error), remedy=remedy
+        ) from None
     return tuple(key.strip().split(".")), value
 
 
