@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.runs.whole_files import put_in_place, recover_folder, whole_file, whole_folder, write_whole
+from tunesmith.errors import ExportError
+from tunesmith.runs.whole_files import place_for, put_in_place, recover_folder, whole_file, whole_folder, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -104,3 +105,13 @@ def test_files_and_folders_are_flushed_before_they_get_their_name(
         (beside / "inner").mkdir()
         (beside / "inner" / "file").touch()
     assert done == ["inner", "file", ".made.tmp", "-> made", tmp_path.name]
+
+
+def test_a_name_that_is_too_long_is_refused_with_its_length(tmp_path: Path) -> None:
+    assert place_for(tmp_path / "recipe.yaml") == tmp_path / "recipe.yaml"
+    assert place_for(".") == Path() == place_for(""), "the folder you are in"
+    for name in ("x" * 260, "x" * 253, f"{'x' * 260}/recipe.yaml"):  # also the file beside it, that is written first
+        with pytest.raises(ExportError, match="it cannot be written") as failed:
+            place_for(str(tmp_path / name))
+        assert failed.value.why == f"The name {'x' * 20}... has {len(name.split('/')[0])} bytes, which is too long."
+        assert failed.value.remedy == "Choose a shorter name."

@@ -30,7 +30,7 @@ from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.paths import local, shown
 from tunesmith.runs.plain_text import escaped
-from tunesmith.runs.whole_files import why_not
+from tunesmith.runs.whole_files import place_for, why_not
 
 if TYPE_CHECKING:
     from tunesmith.data.examples.column_names import Proposal
@@ -85,7 +85,7 @@ def init(
     """
     mapping = parse_columns(columns)
     with session(as_json) as terminal:
-        file = Path(local(out))
+        file = place_for(out)
         if file.exists() and not overwrite:
             raise RecipeError(
                 "This recipe already exists", where=out, remedy="Name another file with --out, or add --overwrite."

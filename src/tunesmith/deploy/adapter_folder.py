@@ -17,8 +17,8 @@ from tunesmith.deploy.tuned import base_folder, find_target, with_base
 from tunesmith.errors import ExportError
 from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE, read_config_file
 from tunesmith.methods.lora import rows_for_tokens
-from tunesmith.recipe.paths import local
 from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.whole_files import place_for
 from tunesmith.training.checkpoint import OPTIMIZER, STATE
 
 BASE = "base"  # the folder of the base, in the adapter's
@@ -75,7 +75,7 @@ def hand_over(
         ExportError: there is no adapter, or the folder is taken.
         ModelError: the base cannot be found.
     """
-    listener, to = listener or Silent(), Path(local(out))
+    listener, to = listener or Silent(), place_for(out)
     found = with_base(find_target(str(target)), model)
     if found.checkpoint is None or not (found.checkpoint / WEIGHTS_FILE).is_file():
         raise ExportError(

@@ -39,10 +39,10 @@ from tunesmith.model.weights.config_file import read_config
 from tunesmith.model.weights.resolve import kind
 from tunesmith.model.weights.text_side import save_text_side
 from tunesmith.planning import budget, memory
-from tunesmith.recipe.paths import local
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.notebook import paragraph
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.whole_files import place_for
 
 _ROWS, _ROW_TOKENS = 16, 512  # compared at most
 _REFERENCE_BYTES = 1 << 28  # of float32 logits that are kept to compare with
@@ -125,7 +125,7 @@ def merge(
         ExportError: nothing was tuned, the folder is taken, or the weights do not answer as the tuned model does.
         TunesmithError: the target or the rows cannot be read.
     """
-    listener, to = heard_by(listener, progress), Path(local(out))
+    listener, to = heard_by(listener, progress), place_for(out)
     wanted = _dtype(dtype)
     _check_shard_size(max_shard_size)
     found = _find_tuned(str(target))

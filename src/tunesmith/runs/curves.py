@@ -14,14 +14,13 @@ from statistics import fmean
 from typing import Any
 
 from tunesmith.errors import ExportError, RunError
-from tunesmith.recipe.paths import local
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.runs.drawing import COLOURS, Axis, Picture, Points, labelled, powers, thinned, ticks, widened
 from tunesmith.runs.folder import Run
 from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.rate_curve import RateCurve
 from tunesmith.runs.symptoms import Symptom, norms_of, symptoms
-from tunesmith.runs.whole_files import why_not, write_whole
+from tunesmith.runs.whole_files import place_for, why_not, write_whole
 
 PANELS = (
     ("loss", "training loss"),
@@ -65,7 +64,7 @@ def draw(runs: Sequence[str | Path], out: str | Path, *, overwrite: bool = False
         RunError: one of them is no run, or has no metrics yet.
         ExportError: another kind of file, one that is there already, or a PNG without matplotlib.
     """
-    file = Path(local(out))
+    file = place_for(out)
     writers: dict[str, Callable[[list[RunCurves]], str | bytes]] = {
         ".svg": lambda found: picture(found).svg(),
         ".html": page,

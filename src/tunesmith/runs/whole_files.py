@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from tunesmith.errors import ExportError
+from tunesmith.recipe.paths import local
+
 
 def why_not(path: Path, error: OSError) -> str:
     """Why a file or folder cannot be written, in words."""
@@ -36,9 +39,21 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def place_for(out: str | os.PathLike[str]) -> Path:
+    """Where a file or folder is to be written, as the user names it. Raises ExportError for a name that is too long."""
+    path = Path(local(out))
+    try:
+        refuse_long_name(path)
+    except OSError as error:
+        raise ExportError(
+            "it cannot be written", where=os.fspath(out), why=why_not(path, error), remedy="Choose a shorter name."
+        ) from None
+    return path
+
+
 def refuse_long_name(path: Path) -> None:
     """Raises OSError where the file, or the one beside it that is written first, has too long a name."""
-    for each in (path, _beside(path), _set_aside(path)):
+    for each in (path, _beside(path), _set_aside(path)) if path.name else ():  # the folder you are in has no name
         try:
             each.lstat()
         except OSError as error:

@@ -9,14 +9,13 @@ from typing import Any
 
 from tunesmith.data.files.given_rows import is_rows, store_rows
 from tunesmith.errors import RecipeError
-from tunesmith.recipe.paths import local
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.notebook import html_table
 from tunesmith.runs.overview import Details, Summary, details, summaries
 from tunesmith.runs.progress import Listener
-from tunesmith.runs.whole_files import write_whole
+from tunesmith.runs.whole_files import place_for, write_whole
 from tunesmith.workflows.check import Inspection, inspect
 from tunesmith.workflows.first_recipe import Starter, starter_recipe
 from tunesmith.workflows.given_data import file_of, with_files
@@ -52,7 +51,7 @@ def init(
     Raises:
         TunesmithError: the data cannot be read, or the file is there already.
     """
-    file = None if out is None else Path(local(out))
+    file = None if out is None else place_for(out)
     if file is not None and file.exists() and not overwrite:
         raise RecipeError("The file exists already", where=str(file), remedy="Name another one, or set overwrite=True.")
     if file is not None and is_rows(data):

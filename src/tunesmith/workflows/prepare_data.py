@@ -29,12 +29,12 @@ from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.model.weights.text_side import text_side
 from tunesmith.recipe.file import dump_section
-from tunesmith.recipe.paths import local, shown
+from tunesmith.recipe.paths import shown
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.notebook import html_table, paragraph
 from tunesmith.runs.progress import Listener, Silent
-from tunesmith.runs.whole_files import whole_folder, why_not
+from tunesmith.runs.whole_files import place_for, whole_folder, why_not
 from tunesmith.workflows.check import settings_of
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def prepare_data(
         RecipeError: the settings contradict each other.
     """
     listener, named = listener or Silent(), data if isinstance(data, str) else "the recipe"
-    folder = Path(local(out))
+    folder = place_for(out)
     _check_free(folder, overwrite=overwrite)
     section, source, seed, method = settings_of(
         data, model, settings, format=format, columns=columns, instruction=instruction
