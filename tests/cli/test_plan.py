@@ -120,3 +120,9 @@ def test_what_cannot_be_planned_is_refused(
     outcome = command("plan", *flags)
     assert outcome.code == code
     assert said in outcome.err
+
+
+@pytest.mark.parametrize("name", ["plan", "train", "check"])
+def test_an_argument_longer_than_a_file_name_may_be_is_one_message(command: Command, name: str) -> None:
+    outcome = command(name, f"data.columns={{prompt: {'x' * 300}}}")
+    assert outcome.code == 1 and outcome.err.startswith("error: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,7 +98,7 @@ def _asked(recipe: str | None, overrides: list[str], model: str | None, terminal
     """The recipe, or one made from --model. A first argument of the form KEY=VALUE is an override, not a recipe."""
     from tunesmith.recipe.file import read_recipe
 
-    if recipe is not None and "=" in recipe and not Path(local(recipe)).exists():
+    if recipe is not None and "=" in recipe and not os.path.exists(local(recipe)):
         recipe, overrides = None, [recipe, *overrides]
     if recipe is not None:
         loaded = read_recipe(recipe, [*overrides, *([f"model.path={model}"] if model else [])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,7 +74,9 @@ def train(
     )
     with session(as_json) as terminal:
         place = Path(local(recipe))
-        of_run = place.is_dir() or (resume and not place.is_file() and place.suffix.lower() not in (".yaml", ".yml"))
+        of_run = os.path.isdir(place) or (
+            resume and not os.path.isfile(place) and place.suffix.lower() not in (".yaml", ".yml")
+        )
         if not of_run:
             from tunesmith.recipe.file import read_recipe
 
