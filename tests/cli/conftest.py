@@ -98,7 +98,15 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """A library that trains nothing and is done at once."""
     calls = Calls()
 
-    def train(recipe: Any, overrides: Any = (), *, resume: bool = False, overwrite: bool = False, listener: Any) -> Any:
+    def train(
+        recipe: Any,
+        overrides: Any = (),
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: bool = True,
+        listener: Any,
+    ) -> Any:
         calls.asked.append({"recipe": recipe, "overrides": overrides, "resume": resume, "overwrite": overwrite})
         listener.say("the story")
         listener.warn("few rows")
@@ -124,7 +132,9 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
             ("training.learning_rate", 2e-4, "auto"),
         ]
 
-    def evaluate(target: Any, *, data: Any = None, settings: Any = (), listener: Any, model: Any = None) -> Any:
+    def evaluate(
+        target: Any, *, data: Any = None, settings: Any = (), progress: bool = True, listener: Any, model: Any = None
+    ) -> Any:
         calls.asked.append({"target": target, "data": data, "settings": settings})
         calls.act()
         return VERDICT

@@ -8,7 +8,7 @@ of fewer rows. The reference: transformers' own forward pass with PEFT's own lay
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,6 +80,7 @@ class Inputs:
     folder: Path
     added: AddedTokens = NO_TOKENS
     start: Path | None = None
+    started_in: Path = field(default_factory=Path.cwd)
     rows: Any = tuple(ROWS)
 
     def rows_of_steps(self) -> Any:

@@ -488,7 +488,7 @@ def test_a_run_that_was_moved_is_continued_where_it_is_from_any_folder(
     assert list(elsewhere.iterdir()) == [], "nothing is made anew at the old name"
     assert evaluate(moved)["rows"] == expected.verdict["rows"], "its held-out rows are found again"
     data.unlink()
-    with pytest.raises(DataError, match=rf"{data.name}: there is no such file"):
+    with pytest.raises(RunError, match=rf"data.train: the rows {data.name} of this run cannot be found"):
         evaluate(moved)
 
 
