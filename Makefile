@@ -5,6 +5,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.11 python3.12 python3.13; do \
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 PYTEST_ARGS ?=
+FAULTS_ARGS ?=
 # The build of PyTorch: cpu on Linux where no NVIDIA GPU is seen, since the other one brings gigabytes of CUDA.
 TORCH ?= $(shell if [ "$$(uname -s)" = Linux ] && ! nvidia-smi -L 2>/dev/null | grep -q GPU && ! [ -e /dev/nvidia0 ]; \
 	then echo cpu; else echo default; fi)
@@ -18,7 +19,7 @@ TORCH_cpu = $(PIP) --no-deps $(TORCH_PIN)+cpu 2>/dev/null \
 	|| { echo 'The CPU build of PyTorch cannot be fetched; the default build is taken.' >&2; $(TORCH_default); }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench screenshots format clean
+.PHONY: help setup demo test faults check bench screenshots format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ demo: .venv/.default ## a fine-tuned model in a few minutes, judged on held-out 
 
 test: .venv/.setup-test ## every test; PYTEST_ARGS="-k name" chooses some
 	$(PYTEST) $(PYTEST_ARGS)
+
+faults: .venv/.setup-test ## what kills, signals, full disks and damage lose, as a table; FAULTS_ARGS="kill" chooses rows
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(FAULTS_ARGS)
 
 check: .venv/.setup-dev ## lint, format, types, import contracts and the fast tests
 	$(BIN)/ruff check
