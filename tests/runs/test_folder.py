@@ -186,10 +186,10 @@ def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path: Pat
         with pytest.raises(RunError) as caught, run.lock():
             pass
         assert caught.value.what == "Another process works in this run folder"
-        assert caught.value.why == f"It is held by process {process.pid}."
+        assert caught.value.why == f"It is held by process {process.pid} on {os.uname().nodename}."
         process.communicate("")
     with run.lock():
-        assert (run.folder / ".lock").read_text() == f"{os.getpid()}\n"
+        assert (run.folder / ".lock").read_text() == f"{os.getpid()} on {os.uname().nodename}\n"
 
 
 def test_a_killed_process_leaves_the_folder_free(tmp_path: Path) -> None:
@@ -231,8 +231,22 @@ def test_who_only_looks_keeps_no_run_from_beginning(tmp_path: Path) -> None:
     fcntl.flock(looking, fcntl.LOCK_SH)
     threading.Timer(0.02, looking.close).start()
     with run.lock():
-        assert run.is_held() and run.holder() == str(os.getpid())
+        assert run.is_held() and run.holder() == f"{os.getpid()} on {os.uname().nodename}"
     assert not run.is_held()
+
+
+def test_a_folder_that_was_made_for_a_lock_goes_again_unless_something_is_in_it(tmp_path: Path) -> None:
+    for written in (False, True):
+        run = Run(tmp_path / "runs" / "new")
+        with pytest.raises(KeyError), run.lock():
+            if written:
+                run.write_text("recipe.yaml", "x")
+            raise KeyError
+        assert run.folder.exists() == written
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(KeyError), Run(tmp_path / "mine").lock():
+        raise KeyError
+    assert (tmp_path / "mine").is_dir(), "it was there before"
 
 
 def test_a_lock_ends_with_its_block_also_by_an_error(tmp_path: Path) -> None:

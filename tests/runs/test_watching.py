@@ -185,7 +185,9 @@ def test_a_run_that_a_process_prepares_is_waited_for(run: Run) -> None:
         work.enter_context(run.lock())
         found, said = waiting(run.folder, lambda: None, lambda: run.set_status("running", step=0))
     assert found is not None and found.folder == run.folder
-    assert said == [f"{run.folder}: process {os.getpid()} is reading data or loading the model"]
+    assert said == [
+        f"{run.folder}: process {os.getpid()} on {os.uname().nodename} is reading data or loading the model"
+    ]
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped", "failed"])

@@ -73,23 +73,23 @@ def train(
         own={"--lr-min": lr_min, "--lr-max": lr_max, "--lr-steps": lr_steps},
     )
     with session(as_json) as terminal:
-        place = Path(local(recipe))
-        of_run = os.path.isdir(place) or (
-            resume and not os.path.isfile(place) and place.suffix.lower() not in (".yaml", ".yml")
-        )
-        if not of_run:
+        if dry_run or lr_range:
             from tunesmith.recipe.file import read_recipe
 
-            read_recipe(recipe, overrides or [])  # reports an error before torch is imported
+            if not os.path.isdir(local(recipe)):
+                read_recipe(recipe, overrides or [])  # reports an error before torch is imported
         if dry_run:
             _show_settings(recipe, overrides or [], terminal, defaults=show_all)
             return
         if lr_range:
             _show_range(recipe, overrides or [], terminal, lr_min=lr_min, lr_max=lr_max, steps=lr_steps)
             return
-        from tunesmith.workflows import finetune
+        from tunesmith.workflows.starting import started
 
-        result = finetune.train(recipe, overrides or [], resume=resume, overwrite=overwrite, listener=terminal)
+        with started(recipe, overrides or [], resume=resume, overwrite=overwrite) as start:
+            from tunesmith.workflows import finetune  # imports torch
+
+            result = finetune.train_in(start, terminal)
         terminal.write(verdict_line(result.verdict))
         for line in metrics_table(result.metrics, width=terminal.columns) if result.metrics else []:
             terminal.write(line)

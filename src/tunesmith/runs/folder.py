@@ -13,21 +13,21 @@ checkpoints/step-NNNNNN/
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.errors import RunError
 from tunesmith.recipe.paths import local
+from tunesmith.runs.locks import holder, is_locked, locked, stand_in
 from tunesmith.runs.whole_files import why_not, write_whole
 
-TRIES, BETWEEN_TRIES = 5, 0.05  # to take the lock; seconds
+LOCK = ".lock"
+_OF_LOCK = (LOCK, stand_in(Path(LOCK)).name)
 EVALUATIONS = "evaluations.jsonl"
 State = Literal["starting", "running", "finished", "failed", "stopped"]
 
@@ -94,56 +94,50 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Reserves the folder for this process. Raises RunError if another process works in it or it takes no files.
+        """Reserves the folder for this process. A folder that was made for it goes again if nothing was written to it.
 
-        A forked worker closes its copy of the lock at once, so an orphan never keeps the folder locked.
+        Raises RunError if another process works in it or it takes no files.
         """
-        with _access(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            _take(descriptor)
-        except BlockingIOError:
-            os.close(descriptor)
-            holder = self.holder()
-            raise RunError(
-                "Another process works in this run folder",
-                where=str(self.folder),
-                why=f"It is held by process {holder}.",
-                remedy="Wait for it, stop it, or name another output_dir.",
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        owner = [descriptor]
-        os.register_at_fork(after_in_child=lambda: os.close(owner.pop()) if owner else None)
-        try:
-            yield
-        finally:
-            if owner:  # else this is a forked child, which has closed its copy already
-                os.close(owner.pop())
+        existed, lock = self.folder.exists(), self.folder / LOCK
+        with ExitStack() as held:
+            with _access(self.folder):
+                try:
+                    held.enter_context(locked(lock))
+                except BlockingIOError:
+                    raise self._held() from None
+            try:
+                yield
+            except BaseException:
+                if not existed:
+                    with suppress(OSError):  # it holds more, or is not there any more
+                        if _is_empty(self.folder):
+                            lock.unlink()  # while it is held: whoever waits for it looks whether it is still there
+                            self.folder.rmdir()
+                raise
+
+    def _held(self) -> RunError:
+        ended = stand_in(self.folder / LOCK)
+        return RunError(
+            "Another process works in this run folder",
+            where=str(self.folder),
+            why=f"It is held by process {self.holder()}.",
+            remedy="Wait for it, stop it, or name another output_dir."
+            + (f" If that process has ended, remove {ended}." if ended.exists() else ""),
+        )
 
     def is_held(self) -> bool:
         """Whether a process works in the folder. It keeps the lock until it ends, in whatever way."""
-        try:
-            with (self.folder / ".lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_locked(self.folder / LOCK)
 
     def holder(self) -> str:
-        """The id of the process that works in the folder, as it wrote it there, or `unknown`."""
-        with suppress(OSError):
-            return (self.folder / ".lock").read_text(errors="replace").strip() or "unknown"
-        return "unknown"
+        """The process that works in the folder, such as `123 on host`, or `unknown`."""
+        return holder(self.folder / LOCK)
 
     def clear(self) -> None:
         """Removes what a run has written. After a kill in the middle, the folder still counts as Tunesmith's."""
         self.write_json("status.json", {"status": "starting"})
         for entry in self.folder.iterdir():
-            if entry.name in (".lock", "status.json"):
+            if entry.name in (*_OF_LOCK, "status.json"):
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -251,16 +245,6 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def _take(descriptor: int) -> None:
-    """Locks a file. It tries several times, because checking the lock takes it briefly."""
-    for _ in range(TRIES - 1):
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(BETWEEN_TRIES)
-    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 @contextmanager
 def _access(folder: Path) -> Iterator[None]:
     """An OSError becomes a RunError that names the run folder."""
@@ -276,7 +260,7 @@ def _access(folder: Path) -> Iterator[None]:
 
 
 def _is_empty(folder: Path) -> bool:
-    return all(entry.name == ".lock" for entry in folder.iterdir())
+    return all(entry.name in _OF_LOCK for entry in folder.iterdir())
 
 
 def find_runs(folder: str | Path) -> list[Run]:

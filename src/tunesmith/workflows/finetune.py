@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 
@@ -24,8 +24,7 @@ from tunesmith.evaluation.task import Task, task_batches
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
 from tunesmith.model.weights.device import tf32
 from tunesmith.recipe.complaints import dotted
-from tunesmith.recipe.file import LoadedRecipe, dump, leaves, portable, read_recipe
-from tunesmith.recipe.paths import local
+from tunesmith.recipe.file import dump, leaves, portable, read_recipe
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
@@ -45,6 +44,7 @@ from tunesmith.training.step_rows import Steps
 from tunesmith.training.trainer import Trained, Trainer
 from tunesmith.workflows.given_data import with_files
 from tunesmith.workflows.places import check_places
+from tunesmith.workflows.starting import Start, started
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,57 +119,54 @@ def train(
         KeyboardInterrupt: Ctrl-C; while it trains, after the running step and its checkpoint.
     """
     listener = heard_by(listener, progress)
-    loaded = _asked_recipe(recipe, overrides, resume=resume)
-    asked = loaded.recipe
-    for note in [*loaded.notes.values(), *_remarks(asked)]:
+    with started(recipe, overrides, resume=resume, overwrite=overwrite) as start:
+        return train_in(start, listener)
+
+
+def train_in(start: Start, listener: Listener) -> TrainResult:
+    """The rest of ``train``, once the run's folder is reserved."""
+    for note in [*start.loaded.notes.values(), *_remarks(start.asked)]:
         listener.say(note)
-    check_names(asked.evaluation.metrics)
-    # A run folder that was moved or renamed is continued where it is.
-    run = Run(recipe if resume and _is_run(recipe) else asked.output_dir)
+    check_names(start.asked.evaluation.metrics)
     with sigterm_ends_process():
-        if resume and run.exists():
-            return _continue(run, asked, listener)
-        return _begin(run, asked, listener, overwrite=overwrite)
+        return (_continue if start.continues else _begin)(start.run, start.asked, listener)
 
 
-def _begin(run: Run, asked: Recipe, listener: Listener, *, overwrite: bool) -> TrainResult:
+def _begin(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
     """A new run. The run folder is written once a step was measured and fits into memory."""
-    run.check_free(overwrite=overwrite)
-    with _no_empty_folder(run), run.lock():
-        began = time.perf_counter()
-        prepared = prepare_training(asked, listener)
-        _check_start_stays(run, prepared)
-        loaded = _load(prepared, None, listener)
-        tokens, heaviest_batch = _first_epoch(loaded.steps)
-        model, objective, where = loaded.ready.model, loaded.steps.objective, loaded.ready.recipe.model.path
-        rehearsal = rehearse(model, [heaviest_batch], objective=objective, plan=prepared.plan, where=where)
-        listener.say(str(rehearsal))
-        run.clear()
-        prepared = _keep_start(run, prepared)
-        _write_facts(run, asked, loaded.ready.recipe, prepared, tokens)
-        run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
-        _say_tokens(prepared, loaded.steps, tokens, listener)
-        return _finish(run, prepared, loaded, began, listener)
+    began = time.perf_counter()
+    prepared = prepare_training(asked, listener)
+    _check_start_stays(run, prepared)
+    loaded = _load(prepared, None, listener)
+    tokens, heaviest_batch = _first_epoch(loaded.steps)
+    model, objective, where = loaded.ready.model, loaded.steps.objective, loaded.ready.recipe.model.path
+    rehearsal = rehearse(model, [heaviest_batch], objective=objective, plan=prepared.plan, where=where)
+    listener.say(str(rehearsal))
+    run.clear()
+    prepared = _keep_start(run, prepared)
+    _write_facts(run, asked, loaded.ready.recipe, prepared, tokens)
+    run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
+    _say_tokens(prepared, loaded.steps, tokens, listener)
+    return _finish(run, prepared, loaded, began, listener)
 
 
 def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
     """A run that has begun, from its last checkpoint on, with the recipe that was resolved when it began."""
-    with run.lock():
-        _check_same_recipe(run, asked)
-        if run.status()["status"] == "finished":
-            listener.say(f"{run.folder} is finished already")
-            return stored_result(run)
-        began = time.perf_counter()
-        started_in = Path(run.status().get("started_in") or Path.cwd())
-        recipe = _recipe_to_continue(run, asked)
-        start = kept_start(run.folder, recipe.method)
-        prepared = prepare_training(recipe, listener, start=start, started_in=started_in)
-        check_same_data(run, prepared.survey)
-        remove_unfinished(run.folder / "checkpoints")
-        loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)
-        tokens, _ = _first_epoch(loaded.steps)
-        _say_tokens(prepared, loaded.steps, tokens, listener)
-        return _finish(run, prepared, loaded, began, listener)
+    _check_same_recipe(run, asked)
+    if run.status()["status"] == "finished":
+        listener.say(f"{run.folder} is finished already")
+        return stored_result(run)
+    began = time.perf_counter()
+    started_in = Path(run.status().get("started_in") or Path.cwd())
+    recipe = _recipe_to_continue(run, asked)
+    start = kept_start(run.folder, recipe.method)
+    prepared = prepare_training(recipe, listener, start=start, started_in=started_in)
+    check_same_data(run, prepared.survey)
+    remove_unfinished(run.folder / "checkpoints")
+    loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)
+    tokens, _ = _first_epoch(loaded.steps)
+    _say_tokens(prepared, loaded.steps, tokens, listener)
+    return _finish(run, prepared, loaded, began, listener)
 
 
 def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listener: Listener) -> TrainResult:
@@ -219,23 +216,6 @@ def stored_result(run: Run) -> TrainResult:
     return TrainResult(
         run.folder, run.read_json("verdict.json"), status["seconds"], status["tokens"], already_finished=True
     )
-
-
-def _asked_recipe(
-    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], *, resume: bool
-) -> LoadedRecipe:
-    """The recipe that was asked for. A run folder stands for the recipe that it was started with."""
-    if resume and isinstance(recipe, str | Path) and _means_a_run(Path(local(recipe))):
-        return read_recipe(Run.open(recipe).status()["asked"], overrides)
-    return read_recipe(with_files(recipe), overrides)
-
-
-def _means_a_run(path: Path) -> bool:
-    return not path.is_file() and path.suffix.lower() not in (".yaml", ".yml")
-
-
-def _is_run(recipe: str | Path | Mapping[str, Any] | Recipe) -> TypeGuard[str | Path]:
-    return isinstance(recipe, str | Path) and Run(recipe).exists()
 
 
 def _remarks(recipe: Recipe) -> list[str]:
@@ -435,19 +415,6 @@ def _verdict(
             "stopped_early": found.stopped_at is not None,
         }
     return verdict, samples
-
-
-@contextmanager
-def _no_empty_folder(run: Run) -> Iterator[None]:
-    """Removes the folder again if the run is refused before it begins."""
-    existed = run.folder.exists()
-    try:
-        yield
-    except BaseException:
-        if not existed and run.folder.is_dir() and {entry.name for entry in run.folder.iterdir()} <= {".lock"}:
-            (run.folder / ".lock").unlink(missing_ok=True)
-            run.folder.rmdir()
-        raise
 
 
 @contextmanager

@@ -1,0 +1,140 @@
+"""Locks on a file that end with their process, in whatever way it ends, and that name who holds them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+TRIES, BETWEEN_TRIES = 5, 0.05  # to take a lock, because checking it takes it briefly; seconds
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
+"""What a file system answers that has no locks, such as some network and user-space ones."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, no other process holds this file, which is made with its folders and names the holder.
+
+    A forked worker closes its copy of the lock at once, so an orphan never keeps it. On a file system without locks, a
+    file beside it stands for the lock. If its process has died on this host, it counts no more.
+
+    Raises:
+        BlockingIOError: another process holds it; ``holder`` says which.
+        OSError: the file cannot be written.
+    """
+    lock = [_taken(path)]
+    os.register_at_fork(after_in_child=lambda: os.close(lock.pop().descriptor) if lock else None)
+    try:
+        yield
+    finally:
+        if lock:  # else this is a forked child, which has closed its copy already
+            lock.pop().end()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the file."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return stand_in(path).exists() and not _has_died(stand_in(path))
+    return False
+
+
+def holder(path: Path) -> str:
+    """Who holds the file, as ``123 on host``, or ``unknown``."""
+    for file in (stand_in(path), path):
+        with suppress(OSError):
+            return file.read_text(errors="replace").strip() or "unknown"
+    return "unknown"
+
+
+def stand_in(path: Path) -> Path:
+    """The file that stands for the lock where the file system has none."""
+    return path.with_name(f"{path.name}.held")
+
+
+@dataclass(frozen=True, slots=True)
+class _Lock:
+    descriptor: int
+    stand_in: Path | None = None
+
+    def end(self) -> None:
+        if self.stand_in is not None:
+            self.stand_in.unlink(missing_ok=True)
+        os.close(self.descriptor)
+
+
+def _me() -> bytes:
+    return f"{os.getpid()} on {os.uname().nodename}\n".encode()
+
+
+def _taken(path: Path) -> _Lock:
+    for left in reversed(range(TRIES)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = _Lock(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            try:
+                lock = _locked(lock, path)
+                if os.path.samestat(os.fstat(lock.descriptor), path.stat()):
+                    written = os.pwrite(lock.descriptor, _me(), 0)  # not emptied before: somebody may be reading it
+                    os.ftruncate(lock.descriptor, written)
+                    return lock
+            except BaseException:
+                lock.end()
+                raise
+            lock.end()  # its last holder has removed the file meanwhile
+        except (BlockingIOError, FileNotFoundError):  # not found: the folder was removed meanwhile
+            if not left:
+                raise
+            time.sleep(BETWEEN_TRIES)
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
+
+
+def _locked(lock: _Lock, path: Path) -> _Lock:
+    try:
+        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return _Lock(lock.descriptor, _made_alone(stand_in(path)))
+    return lock
+
+
+def _made_alone(file: Path) -> Path:
+    """Makes a file that was not there. One whose process has died is removed first."""
+    if file.exists() and _has_died(file):
+        file.unlink(missing_ok=True)
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(file)) from None
+    os.write(descriptor, _me())
+    os.close(descriptor)
+    return file
+
+
+def _has_died(file: Path) -> bool:
+    """Whether the process that a stand-in names ran on this host and runs no more."""
+    with suppress(OSError, ValueError):
+        process, _, host = file.read_text(errors="replace").strip().partition(" on ")
+        if host != os.uname().nodename:
+            return False
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return True
+    return False

@@ -1,0 +1,71 @@
+"""The beginning of `train`, before torch is imported: reads the recipe, finds the run's folder and reserves it.
+
+A second start in the same folder is refused here, at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from tunesmith.recipe.file import LoadedRecipe, read_recipe
+from tunesmith.recipe.paths import local
+from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.folder import Run
+from tunesmith.workflows.given_data import with_files
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A run whose folder is reserved. ``continues``: it has begun before and goes on."""
+
+    run: Run
+    loaded: LoadedRecipe
+    continues: bool
+
+    @property
+    def asked(self) -> Recipe:
+        """The recipe as the user gave it."""
+        return self.loaded.recipe
+
+
+@contextmanager
+def started(
+    recipe: str | Path | Mapping[str, object] | Recipe, overrides: Sequence[str], *, resume: bool, overwrite: bool
+) -> Iterator[Start]:
+    """Inside, the run's folder is reserved for this process. See ``finetune.train`` for the arguments.
+
+    Raises:
+        RecipeError: the recipe has an error.
+        RunError: another process works in the folder, it takes no files, or it holds what is not to be replaced.
+    """
+    loaded = _asked_recipe(recipe, overrides, resume=resume)
+    # A run folder that was moved or renamed is continued where it is.
+    run = Run(recipe if resume and _is_run(recipe) else loaded.recipe.output_dir)
+    if not (resume and run.exists()):
+        run.check_free(overwrite=overwrite)
+    with run.lock():
+        continues = resume and run.exists()
+        if not continues:  # again: a run that was in the folder may just have ended
+            run.check_free(overwrite=overwrite)
+        yield Start(run, loaded, continues)
+
+
+def _asked_recipe(
+    recipe: str | Path | Mapping[str, object] | Recipe, overrides: Sequence[str], *, resume: bool
+) -> LoadedRecipe:
+    """The recipe that was asked for. A run folder stands for the recipe that it was started with."""
+    if resume and isinstance(recipe, str | Path) and _means_a_run(Path(local(recipe))):
+        return read_recipe(Run.open(recipe).status()["asked"], overrides)
+    return read_recipe(with_files(recipe), overrides)
+
+
+def _means_a_run(path: Path) -> bool:
+    return not path.is_file() and path.suffix.lower() not in (".yaml", ".yml")
+
+
+def _is_run(recipe: str | Path | Mapping[str, object] | Recipe) -> TypeGuard[str | Path]:
+    return isinstance(recipe, str | Path) and Run(recipe).exists()
