@@ -19,7 +19,7 @@ TORCH_cpu = $(PIP) --no-deps $(TORCH_PIN)+cpu 2>/dev/null \
 	|| { echo 'The CPU build of PyTorch cannot be fetched; the default build is taken.' >&2; $(TORCH_default); }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check bench screenshots format clean
+.PHONY: help setup demo test faults check bench audit fuzz screenshots format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,13 @@ check: .venv/.setup-dev ## lint, format, types, import contracts and the fast te
 bench: .venv/.setup-dev ## Tunesmith beside other trainers; QUICK=1 takes under 12 minutes, BENCH_ARGS is passed on
 	$(BIN)/python bench/peers.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
+audit: .venv/.setup-dev .venv-audit/.ready ## known holes of the pinned versions, and the licences; exit code 4: nobody answered
+	$(BIN)/python docs/audit.py
+
+fuzz: .venv/.setup-test ## ten minutes of torn inputs for each reader; SECONDS=60 is shorter, a crash is kept as a seed of the tests
+	$(PIP) atheris || echo 'atheris has no build for this Python and system: hypothesis works alone.'
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600)
+
 screenshots: .venv/.setup ## the pictures of docs/watching.md, from a run of examples/lora.yaml
 	$(BIN)/python docs/screenshots.py
 
@@ -54,7 +61,13 @@ format: .venv/.setup-dev ## rewrite the code as `make check` wants it
 	$(BIN)/ruff format
 
 clean: ## remove .venv and the caches, never a run
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-audit .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# The auditor has an environment of its own, so that it adds nothing to what it audits.
+.venv-audit/.ready: .venv/.python
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --disable-pip-version-check -qq 'pip-audit>=2.9'
+	@touch $@
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

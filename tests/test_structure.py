@@ -12,8 +12,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "tunesmith"
 MODULES = sorted(SOURCE.rglob("*.py"))
 LONGEST = 500  # lines of a module
 TOP = {
-    "__init__.py", "__main__.py", "py.typed", "errors.py", "recipe", "runs", "data", "model", "methods", "planning",
-    "evaluation", "training", "deploy", "workflows", "cli",
+    "__init__.py", "__main__.py", "py.typed", "safe_text.py", "errors.py", "recipe", "runs", "data", "model", "methods",
+    "planning", "evaluation", "training", "deploy", "workflows", "cli",
 }  # fmt: skip
 
 

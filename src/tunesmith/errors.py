@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-HIDDEN = "..."
-_QUERY = re.compile(r"""(\w[\w+.-]*://[^\s?'"`<>]+)\?[^\s'"`<>]+""")
-_USER = re.compile(  # of these schemes every user, and of any other one with a password
-    r"""\b((?:https?|ftp|sftp|ssh|smb|webdav)://(?=[^/@\s'"`]+@)|\w[\w+.-]*://(?=[^/@:\s'"`]*:[^/@\s'"`]*@))[^/@\s'"`]+@"""
-)
-
-
-def without_secrets(text: str) -> str:
-    """A text whose URLs have no query and no user: both may hold a password, a signature or a token."""
-    return _USER.sub(rf"\1{HIDDEN}@", _QUERY.sub(rf"\1?{HIDDEN}", text)) if "://" in text else text
+from tunesmith.safe_text import without_known_secrets
 
 
 def pip_install(extra: str) -> str:
@@ -25,7 +14,7 @@ class TunesmithError(Exception):
     """A message in four parts: what happened, where, why, and what to do.
 
     Args:
-        what: what happened, in one sentence. Secrets of URLs are left out of all four parts.
+        what: what happened, in one sentence. Secrets are left out of all four parts.
         where: ``file:line``, a recipe key or a folder.
         why: what was found and what was expected.
         remedy: what the user can do now.
@@ -36,8 +25,8 @@ class TunesmithError(Exception):
     def __init__(
         self, what: str, *, where: str | None = None, why: str | None = None, remedy: str | None = None
     ) -> None:
-        self.what = without_secrets(what)
-        self.where, self.why, self.remedy = (part and without_secrets(part) for part in (where, why, remedy))
+        self.what = without_known_secrets(what)
+        self.where, self.why, self.remedy = (part and without_known_secrets(part) for part in (where, why, remedy))
         super().__init__(self.render())
 
     def render(self) -> str:

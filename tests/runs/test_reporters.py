@@ -79,6 +79,7 @@ def test_wandb_is_offline_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.
     reporter.close()
     (_, _, opened), logged, closed = tool.calls
     assert (opened["mode"], opened["name"], opened["dir"]) == ("offline", "tickets", str(run.folder))
+    assert opened["settings"]["disable_git"] and opened["settings"]["x_disable_meta"]  # a command may hold a password
     assert logged == ("log", (VALUES,), {"step": 3})
     assert closed[0] == "finish"
 

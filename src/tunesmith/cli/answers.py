@@ -24,7 +24,7 @@ from tunesmith.cli.options import (
     in_arguments,
     reading_arguments,
 )
-from tunesmith.cli.terminal.console import Terminal
+from tunesmith.cli.terminal.console import Styled, Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, verdict_line
 from tunesmith.errors import DataError
@@ -113,10 +113,10 @@ def generate(
         found: dict[str, Any] = {"target": target, "model": loaded.describe, "prompt": message, "instruction": used}
         found["base"] = None
         if base:
-            terminal.write(terminal.styled("base:", bold=True))
+            terminal.write(Styled("base:", bold=True))
             with loaded.base() as untuned:
                 found["base"] = _answer(untuned, messages, wanted, terminal)
-            terminal.write(terminal.styled("tuned:", bold=True))
+            terminal.write(Styled("tuned:", bold=True))
         found["answers"] = _answer(loaded, messages, wanted, terminal)
         terminal.result(found)
 
@@ -173,7 +173,7 @@ def _answer(
     answers = model.generate(messages, **settings)
     for number, answer in enumerate(answers, start=1):
         if len(answers) > 1:
-            terminal.write(terminal.styled(f"{number}:", bold=True))
+            terminal.write(Styled(f"{number}:", bold=True))
         terminal.answer(answer.text)
     return [{"text": each.text, "tokens": len(each.tokens), "stopped": each.stopped} for each in answers]
 

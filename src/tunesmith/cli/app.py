@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Annotated, NoReturn
 
 import typer
 
 import tunesmith
 from tunesmith.cli import answers, chat, data, demo, merge, plan, runs, train
+from tunesmith.safe_text import safe
 
 app = typer.Typer(
     name="tunesmith",
@@ -57,8 +60,16 @@ def _front(
     pass
 
 
+def _write_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(safe("".join(traceback.format_exception(kind, error, trace))))
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs one command line and ends the process. Characters that a stream cannot encode are written as ``\\xNN``."""
+    """Runs one command line and ends the process. Characters that a stream cannot encode are written as ``\\xNN``.
+
+    The traceback of a bug is written without secrets and without control characters.
+    """
+    sys.excepthook = _write_traceback
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -21,7 +21,7 @@ from tunesmith.cli.options import (
     remedies_in_flags,
     written_columns,
 )
-from tunesmith.cli.terminal.console import Terminal
+from tunesmith.cli.terminal.console import Styled, Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import bars, table
 from tunesmith.data.examples.column_names import ColumnsUnclear
@@ -29,8 +29,8 @@ from tunesmith.data.files.rows import by_reason
 from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.paths import local, shown
-from tunesmith.runs.plain_text import escaped
 from tunesmith.runs.whole_files import place_for, why_not
+from tunesmith.safe_text import one_line
 
 if TYPE_CHECKING:
     from tunesmith.data.examples.column_names import Proposal
@@ -121,9 +121,9 @@ def init(
                 whole = again(*error.proposal.keys, columns=written_columns(error.proposal.columns))
                 raise _refusal(error, error.proposal, whole) from None
             starter = start(dict(error.proposal.columns), error.proposal.keys)
-            terminal.write(escaped(f"Columns: {error.proposal.reason}."))
+            terminal.write(f"Columns: {error.proposal.reason}.")
             for sample in error.proposal.samples if yes else ():
-                terminal.write(f"  {escaped(sample)}")
+                terminal.write(f"  {sample}")
         _write(file, starter.text)
         terminal.write(f"{starter.rows:,} rows: {starter.reason}")
         if starter.bad:
@@ -152,9 +152,9 @@ def _confirmed(proposal: Proposal, terminal: Terminal) -> bool:
     """Shows the proposed columns and asks; in a pipe nobody answers, so the answer is no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    terminal.write(escaped(f"{proposal.reason[0].upper()}{proposal.reason[1:]}:"))
+    terminal.write(f"{proposal.reason[0].upper()}{proposal.reason[1:]}:")
     for sample in proposal.samples:
-        terminal.write(f"  {escaped(sample)}")
+        terminal.write(f"  {sample}")
     return typer.confirm("Train the model to answer the first with the second?", err=True)
 
 
@@ -301,20 +301,20 @@ def _report(found: Inspection, terminal: Terminal) -> None:
 
         show(found.shown, found.tokenizer, console=terminal.rich_console())
         terminal.write("")
-    terminal.write(escaped(found.judgement))
+    terminal.write(found.judgement)
     for note in found.notes:
-        terminal.write(escaped(note))
+        terminal.write(note)
     _report_ledger(found, terminal)
     at = found.lengths["quantiles"]
     terminal.write(
         f"{found.lengths['unit']} of a row: {at['min']:,} to {at['max']:,}, half below {at['p50']:,}, "
-        f"95% below {at['p95']:,}; the longest is {escaped(found.lengths['longest'])}"
+        f"95% below {at['p95']:,}; the longest is {found.lengths['longest']}"
     )
     for line in bars(found.lengths["histogram"]):
         terminal.write(f"  {line}")
     if found.labels is not None:
         counts = found.labels["counts"]
-        named = [f"{escaped(each['label'])} ({each['rows']:,})" for each in counts]
+        named = [f"{one_line(each['label'])} ({each['rows']:,})" for each in counts]
         rarest = f"; the rarest: {', '.join(named[1:][-RAREST_SHOWN:][::-1])}" if len(named) > 1 else ""
         terminal.write(f"labels: {found.labels['distinct']:,} different answers; the most frequent: {named[0]}{rarest}")
     terminal.write("scripts: " + _mix(found.scripts))
@@ -324,7 +324,7 @@ def _report(found: Inspection, terminal: Terminal) -> None:
     reasons = by_reason(found.bad)
     for rows, said in reasons[:BAD_ROWS_SHOWN]:
         title = "bad row" if rows == 1 else f"{rows:,} bad rows:"
-        terminal.write(f"{terminal.styled(title, fg='red')} {escaped(said)}")
+        terminal.write(Styled(title, "red"), f" {said}")
     if len(reasons) > BAD_ROWS_SHOWN:
         terminal.write(f"and {len(reasons) - BAD_ROWS_SHOWN:,} more reasons (--json lists all bad rows)")
     for finding in found.findings:
@@ -364,8 +364,8 @@ def _report_finding(finding: Finding, terminal: Terminal) -> None:
     places = finding.rows[:PLACES_SHOWN]
     more = ", ..." if finding.count > PLACES_SHOWN else ""
     where = f" ({', '.join(places)}{more})" if places else ""
-    severity = terminal.styled(finding.severity, fg=_SEVERITY_COLOURS[finding.severity])
-    terminal.write(f"{severity} {finding.id}: {escaped(finding.message + where)}")
+    severity = Styled(finding.severity, _SEVERITY_COLOURS[finding.severity])
+    terminal.write(severity, f" {finding.id}: {finding.message}{where}")
     for sample in finding.samples[:SAMPLES_SHOWN]:
-        terminal.write(f"  {escaped(f'{sample.row}: {sample.text}')}")
-    terminal.write(f"  {escaped(finding.remedy)}")
+        terminal.write(f"  {sample.row}: {sample.text}")
+    terminal.write(f"  {finding.remedy}")

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunesmith.cli.options import AsJson, Overwrite
-from tunesmith.cli.terminal.console import Terminal
+from tunesmith.cli.terminal.console import Styled, Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import curve, metrics_table, table, verdict_line
 from tunesmith.cli.terminal.text import as_text
-from tunesmith.runs.plain_text import duration, escaped
+from tunesmith.runs.plain_text import duration
 from tunesmith.runs.progress import Advance
+from tunesmith.safe_text import one_line
 
 if TYPE_CHECKING:
     from tunesmith.runs.overview import Details, Summary
@@ -82,7 +83,7 @@ def event_line(event: Event) -> str:
 
 
 def _written(terminal: Terminal) -> Callable[[Event], None]:
-    return lambda event: terminal.write(escaped(event_line(event)))
+    return lambda event: terminal.write(one_line(event_line(event)))
 
 
 def _drawn(terminal: Terminal, stack: ExitStack) -> Callable[[Event], None]:
@@ -101,7 +102,7 @@ def _drawn(terminal: Terminal, stack: ExitStack) -> Callable[[Event], None]:
             if event.kind in ("restarted", "judging", "end"):
                 stack.close()
                 bars.clear()
-            terminal.say(event_line(event))
+            terminal.say(one_line(event_line(event)))
 
     return show
 
@@ -150,9 +151,9 @@ def _report(found: Details, terminal: Terminal) -> None:
     facts = [("run", run.run), ("status", f"{run.status}{step}, {run.updated}"), *found.facts]
     margin = max(len(name) for name, _ in facts)
     for name, value in facts:
-        terminal.write(f"{terminal.styled(name.ljust(margin), bold=True)}  {escaped(value)}")
+        terminal.write(Styled(one_line(name).ljust(margin), bold=True), f"  {one_line(value)}")
     if found.error is not None:
-        terminal.write(f"{terminal.styled('error', fg='red')}: {escaped(str(found.error.get('what')))}")
+        terminal.write(Styled("error", "red"), f": {one_line(str(found.error.get('what')))}")
     _report_verdict(found, terminal)
     for evaluation in found.evaluations[-EVALUATIONS_SHOWN:]:
         _report_evaluation(evaluation, terminal)
@@ -168,14 +169,14 @@ def _report(found: Details, terminal: Terminal) -> None:
             verdict = found.verdict or {}
             if "selection" in verdict and path.name.endswith(f"-{verdict['step']:06d}"):
                 mark += "  judged"
-            terminal.write(f"{path}{mark}")
+            terminal.write(one_line(f"{path}{mark}"))
 
 
 def _report_evaluation(evaluation: dict[str, Any], terminal: Terminal) -> None:
     asked = [evaluation["data"] or "its held-out rows", *evaluation["settings"]]
     terminal.write("")
-    terminal.write(escaped(f"eval {evaluation['target']} at {evaluation['time']}, on {', '.join(asked)}:"))
-    terminal.write(verdict_line(evaluation))
+    terminal.write(one_line(f"eval {evaluation['target']} at {evaluation['time']}, on {', '.join(asked)}:"))
+    terminal.write(one_line(verdict_line(evaluation)))
     for line in metrics_table(evaluation["metrics"], width=terminal.columns):
         terminal.write(line)
 
@@ -188,8 +189,8 @@ def _report_verdict(found: Details, terminal: Terminal) -> None:
     if found.verdict.get("metrics"):
         from tunesmith.evaluation.compare import sentence
 
-        terminal.write(terminal.styled(sentence(found.verdict), fg=_VERDICT_COLOURS.get(verdict)))  # type: ignore[arg-type]
+        terminal.write(Styled(one_line(sentence(found.verdict)), _VERDICT_COLOURS.get(verdict)))  # type: ignore[arg-type]
         for line in metrics_table(found.verdict["metrics"], width=terminal.columns):
             terminal.write(line)
     else:
-        terminal.write(f"{verdict}: {found.verdict.get('reason')}")
+        terminal.write(one_line(f"{verdict}: {found.verdict.get('reason')}"))

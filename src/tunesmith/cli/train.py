@@ -14,7 +14,6 @@ from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, settings_table, table, verdict_line
 from tunesmith.recipe.paths import local
-from tunesmith.runs.plain_text import escaped
 
 RATES_SHOWN = 12
 
@@ -108,7 +107,7 @@ def _show_samples(folder: Path, terminal: Terminal) -> None:
     samples = Run(folder).read_lines(SAMPLES)
     worst = worst_labels(samples)
     for line in [*([worst] if worst else []), *side_by_side(samples)]:
-        terminal.write(escaped(line))
+        terminal.write(line)
 
 
 def _show_settings(recipe: str, overrides: list[str], terminal: Terminal, *, defaults: bool) -> None:

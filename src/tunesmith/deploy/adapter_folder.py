@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,25 +20,26 @@ from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE, read_
 from tunesmith.methods.lora import rows_for_tokens
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import place_for
+from tunesmith.safe_text import markdown_text, one_line
 from tunesmith.training.checkpoint import OPTIMIZER, STATE
 
 BASE = "base"  # the folder of the base, in the adapter's
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
-_README = """# {name}
+_README = """# {title}
 
 An adapter, and in `base` the model that it belongs to.
 
 ```
-tunesmith generate {name} --prompt TEXT
+tunesmith generate {shell} --prompt TEXT
 ```
 
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained("{name}/base")
-{resize}model = PeftModel.from_pretrained(base, "{name}")
-tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")
+base = AutoModelForCausalLM.from_pretrained({base})
+{resize}model = PeftModel.from_pretrained(base, {name})
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 ```
 """
 
@@ -118,7 +120,10 @@ def _readme(name: str, folder: Path) -> str:
             f"    base.resize_token_embeddings({needed})\n"
         )
     tokenizer = name if (folder / "tokenizer_config.json").is_file() else f"{name}/{BASE}"
-    return _README.format(name=name, resize=resize, tokenizer=tokenizer)
+    quoted = {"name": name, "base": f"{name}/{BASE}", "tokenizer": tokenizer}
+    quoted = {key: json.dumps(text, ensure_ascii=False) for key, text in quoted.items()}
+    title, shell = markdown_text(name), one_line(shlex.quote(name))
+    return _README.format(title=title, shell=shell, resize=resize, **quoted)
 
 
 def _own_rows(weights: Path) -> int | None:

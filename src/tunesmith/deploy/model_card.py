@@ -6,11 +6,13 @@ The block at its head is what model hubs read (https://huggingface.co/docs/hub/m
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, cast
 
 from tunesmith.evaluation.compare import sentence
+from tunesmith.safe_text import fenced, markdown_code, markdown_text
 
 ONTO = {
     "base": "the weights that it was trained over",
@@ -29,7 +31,7 @@ def model_card(merged: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """
     parts = [
         _head(facts),
-        f"# {PurePath(merged['folder']).name}\n",
+        f"# {markdown_text(PurePath(merged['folder']).name)}\n",
         _origin(merged, facts),
         _use(merged),
         *([_training(facts)] if "training" in facts else []),
@@ -40,29 +42,37 @@ def model_card(merged: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def _head(facts: Mapping[str, Any]) -> str:
-    base = [f"base_model: {facts['hub']}"] if facts.get("hub") else []
+    base = [f"base_model: {_in_yaml(facts['hub'])}"] if facts.get("hub") else []
     lines = ["library_name: transformers", "pipeline_tag: text-generation", *base]
     return "\n".join(["---", *lines, f"tags: [tunesmith, {facts['method']['name']}]", "---", ""])
 
 
+def _in_yaml(hub: str) -> str:
+    """A hub id as it is, and any other text in quotes that YAML reads."""
+    return hub if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", hub, re.ASCII) else json.dumps(hub)
+
+
 def _origin(merged: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     base = facts.get("hub") or PurePath(merged["base"]).name
-    revision = f" at revision {merged['revision']}" if merged["revision"] else ""
-    run = f", from `{PurePath(merged['checkpoint']).name}` of the run `{facts['run']}`" if facts.get("run") else ""
+    revision = f" at revision {markdown_text(merged['revision'])}" if merged["revision"] else ""
+    checkpoint = markdown_code(PurePath(merged["checkpoint"]).name) if facts.get("run") else ""
+    run = f", from {checkpoint} of the run {markdown_code(facts['run'])}" if facts.get("run") else ""
     return (
-        f"`{base}`{revision}, fine-tuned with {facts['method']['name']}{run}. The update has been added into "
-        f"{ONTO[merged['onto']]}, so these are plain weights in {merged['dtype']}: no adapter and no extra package.\n"
+        f"{markdown_code(base)}{revision}, fine-tuned with {facts['method']['name']}{run}. The update has been added "
+        f"into {ONTO[merged['onto']]}, so these are plain weights in {merged['dtype']}: no adapter and no extra "
+        "package.\n"
     )
 
 
 def _use(merged: Mapping[str, Any]) -> str:
-    return f"""```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{PurePath(merged["folder"]).name}", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("{PurePath(merged["folder"]).name}")  # has the chat template of the training
-```
-"""
+    name = json.dumps(PurePath(merged["folder"]).name, ensure_ascii=False)
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained({name}, dtype="auto")',
+        f"tokenizer = AutoTokenizer.from_pretrained({name})  # has the chat template of the training",
+    ]
+    return "\n".join([*fenced(lines, "python"), ""])
 
 
 def _training(facts: Mapping[str, Any]) -> str:
@@ -70,8 +80,8 @@ def _training(facts: Mapping[str, Any]) -> str:
     training = recipe.training
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.num_train_epochs:g} epochs"
     rows = [
-        ("data", ", ".join(PurePath(source.path).name for source in recipe.data.train)),
-        ("method", json.dumps(facts["method"])),
+        ("data", markdown_text(", ".join(PurePath(source.path).name for source in recipe.data.train))),
+        ("method", markdown_text(json.dumps(facts["method"]))),
         ("length", f"{length}, {status.get('total_steps', '?')} optimizer steps in all"),
         ("batch size", training.batch_size),
         ("learning rate", f"{recipe.learning_rate:g}, {training.lr_scheduler_type}"),
@@ -85,15 +95,15 @@ def _judged(facts: Mapping[str, Any]) -> str:
     if verdict is None:
         return "## Verdict\n\nNone: these weights were not judged against their base.\n"
     if not verdict["metrics"]:
-        return f"## Verdict\n\n{verdict['verdict']}: {verdict.get('reason')}\n"
-    lines = ["## Verdict\n", sentence(cast(Any, verdict)) + "\n"]
+        return "\n".join(["## Verdict\n", markdown_text(f"{verdict['verdict']}: {verdict.get('reason')}"), ""])
+    lines = ["## Verdict\n", markdown_text(sentence(cast(Any, verdict))) + "\n"]
     if not facts.get("verdict_is_of_this"):
         lines.append(f"It is of step {verdict.get('step')} of the run, not of the checkpoint that was merged.\n")
     lines += ["| metric | base | tuned | difference | interval |", "|---|---|---|---|---|"]
     for name, found in verdict["metrics"].items():
         low, high = found["interval"]
         figures = f"{found['base']:.4g} | {found['tuned']:.4g} | {found['difference']:+.3g} | {low:+.3g} to {high:+.3g}"
-        lines.append(f"| {name} | {figures} |")
+        lines.append(f"| {markdown_text(name)} | {figures} |")
     return "\n".join([*lines, ""])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tunesmith.errors import HIDDEN, without_secrets
+from tunesmith.safe_text import HIDDEN, MASK, without_secrets
 
 
 def local(path: str | os.PathLike[str]) -> str:
@@ -14,7 +14,8 @@ def local(path: str | os.PathLike[str]) -> str:
 
 
 def shown(path: str) -> str:
-    """A path as it is shown and stored: a URL has ``...`` in place of its query and of a user with a password."""
+    """A path as it is shown and stored: a URL has ``...`` in place of its query and of a user with a password, and
+    ``***`` in place of a key in its path."""
     if "://" not in path:
         return path
     head, query, _ = path.partition("?")
@@ -23,4 +24,4 @@ def shown(path: str) -> str:
 
 def is_shortened(path: str) -> bool:
     """Whether a URL was stored without its secrets, so that it cannot be read."""
-    return "://" in path and (path.endswith(f"?{HIDDEN}") or f"://{HIDDEN}@" in path)
+    return "://" in path and (path.endswith(f"?{HIDDEN}") or f"://{HIDDEN}@" in path or MASK in path)

@@ -5,7 +5,6 @@ An SVG or HTML file holds all that it needs. No torch.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.rate_curve import RateCurve
 from tunesmith.runs.symptoms import Symptom, norms_of, symptoms
 from tunesmith.runs.whole_files import place_for, why_not, write_whole
+from tunesmith.safe_text import html_text, one_line
 
 PANELS = (
     ("loss", "training loss"),
@@ -107,7 +107,7 @@ def read(runs: Sequence[str | Path]) -> list[RunCurves]:
                 remedy="Draw it later, or leave it out.",
             )
         series = {key: _points(lines, key) for key, _ in PANELS}
-        found.append(RunCurves(_printable(name), summary(run), series, symptoms(lines)))
+        found.append(RunCurves(one_line(name), summary(run), series, symptoms(lines)))
     return found
 
 
@@ -203,7 +203,7 @@ def page(runs: Sequence[RunCurves]) -> str:
     header = ("run", "status", "step", "last loss", "lowest validation loss", "verdict")
     rows = [_row(run) for run in runs]
     noticed = [
-        f"<li><b>{html.escape(run.name)}</b>, step {found.step}: {html.escape(found.text)}</li>"
+        f"<li><b>{html_text(run.name)}</b>, step {found.step}: {html_text(found.text)}</li>"
         for run in runs
         for found in run.symptoms
     ]
@@ -212,14 +212,14 @@ def page(runs: Sequence[RunCurves]) -> str:
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Curves of {html.escape(', '.join(run.name for run in runs))}</title>",
+            f"<title>Curves of {html_text(', '.join(run.name for run in runs))}</title>",
             "<style>body{font-family:system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#1c1f23}"
             "svg{width:100%;height:auto}table{border-collapse:collapse;margin:1em 0}"
             "th,td{padding:.3em .8em .3em 0;text-align:left;border-bottom:1px solid #ddd}</style></head><body>",
             "<h1>Training curves</h1>",
             picture(runs).svg(),
             "<table><tr>" + "".join(f"<th>{name}</th>" for name in header) + "</tr>",
-            *("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows),
+            *("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows),
             "</table>",
             *(["<h2>What looks wrong</h2><ul>", *noticed, "</ul>"] if noticed else []),
             "</body></html>\n",
@@ -239,11 +239,6 @@ def _row(run: RunCurves) -> list[str]:
         "–" if best is None else f"{best[1]:.4g} at step {best[0]}",
         of.verdict or "–",
     ]
-
-
-def _printable(name: str) -> str:
-    """XML has no control characters, and UTF-8 nothing for a name that is not text."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
 
 
 def _is_number(value: Any) -> bool:

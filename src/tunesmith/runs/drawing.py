@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from tunesmith.errors import ExportError, pip_install
+from tunesmith.safe_text import html_text
 
 Points = list[tuple[int, float]]  # (step, value)
 Marks = Sequence[tuple[str, float]]  # (label, value) on an axis
@@ -53,12 +53,12 @@ class _Shape:
 
     def svg(self) -> str:
         written = {
-            name.rstrip("_").replace("_", "-"): f"{value:.1f}" if isinstance(value, float) else html.escape(str(value))
+            name.rstrip("_").replace("_", "-"): f"{value:.1f}" if isinstance(value, float) else html_text(str(value))
             for name, value in self.attributes.items()
         }
         begin = " ".join([self.tag, *(f'{name}="{value}"' for name, value in written.items())])
-        inside = f"<title>{html.escape(self.title)}</title>" if self.title else ""
-        inside += html.escape(self.text)
+        inside = f"<title>{html_text(self.title)}</title>" if self.title else ""
+        inside += html_text(self.text)
         return f"<{begin}>{inside}</{self.tag}>" if inside else f"<{begin}/>"
 
 
@@ -107,12 +107,12 @@ class Picture:
         size = f'viewBox="0 0 {self.width} {self.height}" width="{self.width}" height="{self.height}"'
         root = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="system-ui, sans-serif" font-size="{FONT}"'
         ground = '<rect width="100%" height="100%" fill="white"/>'
-        title = f"<title>{html.escape(self.title)}</title>"
+        title = f"<title>{html_text(self.title)}</title>"
         return "\n".join([f'{root} role="img">', title, ground, *self._inside(), "</svg>\n"])
 
     def inline_svg(self) -> str:
         """An element of a page, whose style sheet may change the colours."""
-        root = f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{html.escape(self.title)}">'
+        root = f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{html_text(self.title)}">'
         return "\n".join([root, *self._inside(), "</svg>"])
 
     def _inside(self) -> list[str]:

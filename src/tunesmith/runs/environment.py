@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import without_secrets
+from tunesmith.safe_text import without_secret_arguments
 
 RECORDED_PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors", "numpy",
@@ -33,7 +33,7 @@ def environment(threads: int) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "threads": threads,
-        "command": [without_secrets(argument) for argument in sys.argv],
+        "command": without_secret_arguments(sys.argv),
         "git": git_state(Path.cwd()),
     }
 

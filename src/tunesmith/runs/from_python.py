@@ -1,4 +1,4 @@
-"""What a call from Python shows: its progress, and no warnings of libraries."""
+"""What a call from Python shows: its progress, no warnings of libraries, and no secret in a traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tunesmith.errors import TunesmithError
 from tunesmith.runs.progress import Listener, Silent
+from tunesmith.safe_text import hide_causes
 
 LIBRARIES = r"(accelerate|bitsandbytes|datasets|huggingface_hub|peft|tensorboard|torch|tqdm|transformers)(\.|$)"
 
@@ -31,6 +33,8 @@ def quiet_libraries() -> Iterator[None]:
 
     Outside, nothing changes. Warnings of a user's own metric function stay. bitsandbytes logs, when PEFT imports it,
     that an optional package is missing on some CPUs. Functions may be decorated with it.
+
+    A TunesmithError whose cause says a secret, as drivers of stores do with whole URLs, leaves it without that cause.
     """
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     level = logger.level
@@ -41,5 +45,8 @@ def quiet_libraries() -> Iterator[None]:
             logger.setLevel(logging.ERROR)
         try:
             yield
+        except TunesmithError as error:
+            hide_causes(error)
+            raise
         finally:
             logger.setLevel(level)

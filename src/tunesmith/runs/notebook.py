@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
+
+from tunesmith.safe_text import html_text
 
 
 def paragraph(text: str) -> str:
     """One line of text."""
-    return f"<p>{escape(text)}</p>"
+    return f"<p>{html_text(text)}</p>"
 
 
 def preformatted(text: str) -> str:
     """Text as it is, with its line ends."""
-    return f"<pre>{escape(text)}</pre>"
+    return f"<pre>{html_text(text)}</pre>"
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table. None is an empty cell, and floats have four digits."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    head = "".join(f"<th>{html_text(name)}</th>" for name in header)
     body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -61,7 +62,7 @@ def picture_html(svg: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else escape(_text(value))
+    return "" if value is None else html_text(_text(value))
 
 
 def _text(value: Any) -> str:

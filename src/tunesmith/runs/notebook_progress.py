@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from html import escape
 from importlib import import_module
 from typing import Any
 
 from tunesmith.runs.plain_text import duration
 from tunesmith.runs.progress import Advance
 from tunesmith.runs.progress_lines import GAP, fact_texts
+from tunesmith.safe_text import html_text, safe
 
 BETWEEN = 0.25  # seconds between two updates of a bar
 
@@ -41,8 +41,8 @@ class _Bar:
     def html(self, now: float) -> str:
         size = "" if self.total is None else f' value="{self.done}" max="{max(self.total, 1)}"'
         bar = f'<progress{size} style="width: 15em; vertical-align: middle"></progress> '
-        facts = "".join(f"<br>{escape(GAP.join(fact_texts(self.facts)))}" if self.facts else "")
-        return f"<div>{'' if self.ended and self.total is None else bar}{escape(self._head(now))}{facts}</div>"
+        facts = "".join(f"<br>{html_text(GAP.join(fact_texts(self.facts)))}" if self.facts else "")
+        return f"<div>{'' if self.ended and self.total is None else bar}{html_text(self._head(now))}{facts}</div>"
 
     def text(self, now: float) -> str:
         return GAP.join([self._head(now), *fact_texts(self.facts)])
@@ -90,11 +90,13 @@ class InNotebook:
 
     def say(self, text: str) -> None:
         """A line about what is done."""
-        self._add(escape(text), text)
+        text = safe(text)
+        self._add(html_text(text), text)
 
     def warn(self, text: str) -> None:
         """A line that begins with ``warning:``."""
-        self._add(f"<b>warning:</b> {escape(text)}", f"warning: {text}")
+        text = safe(text)
+        self._add(f"<b>warning:</b> {html_text(text)}", f"warning: {text}")
 
     @contextmanager
     def task(self, title: str, total: int | None) -> Iterator[Advance]:

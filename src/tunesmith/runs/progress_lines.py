@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from tunesmith.runs.plain_text import duration, escaped
+from tunesmith.runs.plain_text import duration
 from tunesmith.runs.progress import Advance
+from tunesmith.safe_text import safe
 
 GAP = "  "
 TENTH = 10  # percent between two plain lines
@@ -21,7 +22,7 @@ class Lines:
     def say(self, text: str) -> None:
         """A line about what is done. If its reader has gone the line is lost, and the work continues."""
         with suppress(BrokenPipeError):
-            print(escaped(text), file=sys.stderr, flush=True)
+            print(safe(text), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """A line that begins with ``warning:``."""

@@ -76,14 +76,19 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Weights & Biases, offline: files in the run folder, for ``wandb sync``."""
+    """Weights & Biases, offline: files in the run folder, for ``wandb sync``.
+
+    The command line, the remote of git and facts of the machine stay out of them: they may hold secrets, and a run that
+    is synchronized is seen by others. environment.json has what may be known.
+    """
 
     def __init__(self, run: Run, step: int) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
         name = run.folder.resolve().name
         mode: Any = os.environ.get("WANDB_MODE", "offline")
-        settings = wandb.Settings(silent=True, console="off")
+        apart = {"disable_git": True, "disable_code": True, "save_code": False, "x_disable_meta": True}
+        settings = wandb.Settings(silent=True, console="off", **apart, x_disable_machine_info=True)
         self._run = wandb.init(project=_PROJECT, name=name, dir=str(run.folder), mode=mode, settings=settings)
         self.close = self._run.finish
 

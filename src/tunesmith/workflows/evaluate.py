@@ -22,6 +22,7 @@ from tunesmith.runs.folder import EVALUATIONS, Run
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.notebook import metrics_html, metrics_text
 from tunesmith.runs.progress import Listener
+from tunesmith.safe_text import without_secrets
 from tunesmith.training.rehearsal import memory_faults
 from tunesmith.training.tasks import make_tasks
 from tunesmith.workflows.finetune import check_same_data
@@ -93,7 +94,11 @@ def evaluate(
     judged = JudgedAgain({**verdict, "base_model": name})
     if tuned.target.run is not None:
         read = None if data is None else shown(data)
-        _keep(tuned.target.run, {"target": str(target), "data": read, "settings": list(settings), **judged}, listener)
+        _keep(
+            tuned.target.run,
+            {"target": str(target), "data": read, "settings": [without_secrets(each) for each in settings], **judged},
+            listener,
+        )
     return judged
 
 

@@ -38,6 +38,7 @@ from tunesmith.recipe.row_shape import READING, RowShape
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.notebook import paragraph, preformatted
+from tunesmith.safe_text import one_line
 from tunesmith.workflows.first_rows import (
     Evaluation,
     HeldOut,
@@ -165,7 +166,7 @@ def starter_recipe(
     about = f"{source.path}: {rows_in_words(rows)}, {reason}"
     if bad:
         about += f"; {rows_in_words(bad)} cannot be used (`tunesmith check` says why)"
-    recipe = CommentedRecipe(_printable(about), f"Machine: {device.described}")
+    recipe = CommentedRecipe(one_line(" ".join(about.split())), f"Machine: {device.described}")
     recipe.add("model", path, _about_model(model is None, device, start.size))
     _add_data(recipe, source, found.scan, held_out, length)
     if start.memory:
@@ -424,8 +425,3 @@ def _add_evaluation(recipe: CommentedRecipe, evaluation: Evaluation, held_out: H
     if device.kind == "cpu" and held_out.rows > ROWS_JUDGED_ON_A_CPU and evaluation.metrics:
         why = "answers take their time on a CPU; more rows: a narrower interval"
         recipe.add("evaluation.max_rows", ROWS_JUDGED_ON_A_CPU, why)
-
-
-def _printable(text: str) -> str:
-    """A text that cannot end the comment that it is in."""
-    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))

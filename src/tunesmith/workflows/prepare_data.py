@@ -35,6 +35,7 @@ from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.notebook import html_table, paragraph
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import place_for, whole_folder, why_not
+from tunesmith.safe_text import fenced, markdown_text
 from tunesmith.workflows.check import settings_of
 
 if TYPE_CHECKING:
@@ -318,7 +319,7 @@ def _card(data: str, survey: Survey, ledger: Ledger, splits: Mapping[str, int]) 
         "configs:",
         "- config_name: default",
         "---",
-        f"# Rows of {data}",
+        f"# Rows of {markdown_text(data)}",
         "",
         "Written by `tunesmith prepare`. Read it with `datasets.load_from_disk`, or name the folder in a recipe.",
         "",
@@ -328,20 +329,18 @@ def _card(data: str, survey: Survey, ledger: Ledger, splits: Mapping[str, int]) 
         "",
         "## Where every row went",
         "",
-        *(f"- {line}" for line in ledger.in_words()),
+        *(f"- {markdown_text(line)}" for line in ledger.in_words()),
         f"- what is in no split is named in `{REJECTED}`",
         "",
         "## Sources",
         "",
         "| file | sha256 |",
         "|---|---|",
-        *(f"| {file['path']} | {file['sha256']} |" for file in files),
+        *(f"| {markdown_text(file['path'])} | {file['sha256']} |" for file in files),
         "",
         "## Settings",
         "",
-        "```yaml",
-        dump_section("data", survey.settings).rstrip(),
-        "```",
+        *fenced([dump_section("data", survey.settings).rstrip()], "yaml"),
         "",
     ]
     return "\n".join(lines)

@@ -14,13 +14,14 @@ import pytest
 from tunesmith.cli.terminal.console import Terminal, to_json
 from tunesmith.cli.terminal.tables import flowed
 from tunesmith.errors import DataError
-from tunesmith.runs.plain_text import duration, escaped
+from tunesmith.runs.plain_text import duration
 from tunesmith.runs.progress_lines import plain_lines
+from tunesmith.safe_text import escaped
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 STORY = """
 import time
-from tunesmith.cli.terminal.console import Terminal
+from tunesmith.cli.terminal.console import Styled, Terminal
 from tunesmith.errors import DataError
 terminal = Terminal()
 with terminal.task("training [b]", 20) as advance:
@@ -33,7 +34,7 @@ with terminal.task("training [b]", 20) as advance:
     time.sleep(0.2)
 terminal.warn("careful")
 terminal.error(DataError("wrong"))
-terminal.write(terminal.styled("done", bold=True))
+terminal.write(Styled("done", bold=True))
 """
 
 
@@ -118,7 +119,7 @@ def test_without_json_the_result_is_not_printed(capsys: pytest.CaptureFixture[st
 
 FACTS = ["loss 0.1234", "lr 5.00e-04", "grad norm 0.512", "tokens/s 345", "saved 41%"]
 FACTS_STORY = f"""
-from tunesmith.cli.terminal.console import Terminal
+from tunesmith.cli.terminal.console import Styled, Terminal
 terminal = Terminal()
 with terminal.task("training", 36) as advance:
     for step in range(1, 37):

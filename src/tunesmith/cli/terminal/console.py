@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,8 +16,8 @@ import typer
 
 from tunesmith.cli.terminal.text import UNLIMITED, folded
 from tunesmith.errors import TunesmithError
-from tunesmith.runs.plain_text import escaped
 from tunesmith.runs.progress import Advance
+from tunesmith.safe_text import escaped, escaped_json, safe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +27,19 @@ if TYPE_CHECKING:
 
 class ReaderGone(Exception):
     """The reader of our output has closed it, as `head` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Styled:
+    """A part of a line in a style, where the stream has colours."""
+
+    text: str
+    colour: str | None = None
+    bold: bool = False
+
+    def on(self, stream: TextIO) -> str:
+        """The text as a stream gets it."""
+        return style(escaped(self.text), stream, fg=self.colour, bold=self.bold or None)
 
 
 class Terminal:
@@ -61,13 +75,13 @@ class Terminal:
     def say(self, text: str) -> None:
         """A line about what is done. If the reader has gone the line is lost, and the work continues."""
         if self._bars is not None and self._out.isatty():
-            self._bars.print_above(_fitted(escaped(text), self._out))
+            self._bars.print_above(_fitted(safe(text), self._out))
         else:
-            _write(self._out, _fitted(escaped(text), self._out) + "\n")
+            _write(self._out, _fitted(safe(text), self._out) + "\n")
 
     def warn(self, text: str) -> None:
         """A line that begins with ``warning:``, on standard error."""
-        line = _fitted(f"{style('warning:', self._err, fg='yellow', bold=True)} {escaped(text)}", self._err)
+        line = _fitted(f"{style('warning:', self._err, fg='yellow', bold=True)} {safe(text)}", self._err)
         if self._bars is not None:
             self._bars.print_above(line)
         else:
@@ -75,7 +89,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """A line on standard error that is not part of a result."""
-        _write(self._err, _fitted(escaped(text), self._err) + "\n")
+        _write(self._err, _fitted(safe(text), self._err) + "\n")
 
     @contextmanager
     def task(self, title: str, total: int | None, *, timed: bool = True) -> Iterator[Advance]:
@@ -88,21 +102,25 @@ class Terminal:
         from tunesmith.runs.progress_lines import plain_lines
 
         if not _can_draw(self._err):
-            yield plain_lines(title, total, write=self.note)
+            yield plain_lines(safe(title), total, write=self.note)
             return
         if self._bars is not None:  # a task inside another one
-            with self._bars.bar(title, total, timed=timed) as advance:
+            with self._bars.bar(safe(title), total, timed=timed) as advance:
                 yield advance
             return
         self._bars = Bars(self._err, colours=has_colours(self._err))
         try:
-            with self._bars, self._bars.bar(title, total, timed=timed) as advance:
+            with self._bars, self._bars.bar(safe(title), total, timed=timed) as advance:
                 yield advance
         finally:
             self._bars = None
 
-    def write(self, text: str, end: str = "\n") -> None:
-        """Writes a part of the result at once. Raises ReaderGone if the reader has gone."""
+    def write(self, *parts: str | Styled, end: str = "\n") -> None:
+        """Writes a part of the result at once: a line of parts. Raises ReaderGone if the reader has gone.
+
+        Control characters are escaped. A style is a part of its own, so no text can bring one.
+        """
+        text = "".join(escaped(part) if isinstance(part, str) else part.on(self._out) for part in parts)
         self._put(_fitted(text, self._out) + end)
 
     def answer(self, text: str, end: str = "\n") -> None:
@@ -127,11 +145,7 @@ class Terminal:
 
     def _write_json(self, value: Mapping[str, Any]) -> bool:
         utf8 = (self._stdout.encoding or "").lower().replace("-", "") == "utf8"
-        return _write(self._stdout, to_json(value, ascii_only=not utf8) + "\n")
-
-    def styled(self, text: str, **how: Any) -> str:
-        """The text in a style (``bold=True``, ``fg="red"``) if results may be coloured."""
-        return style(text, self._out, **how)
+        return _write(self._stdout, escaped_json(to_json(value, ascii_only=not utf8)) + "\n")
 
     def rich_console(self) -> Console:
         """A rich console that writes where results go."""

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Any, cast
 
 from tunesmith.cli.terminal.text import UNLIMITED, as_text, cells, folded, words
-from tunesmith.runs.plain_text import escaped
+from tunesmith.safe_text import one_line
 
 GAP = "  "
 MOST_BARS = 12
@@ -72,7 +72,7 @@ def table(
 
 
 def _cell(value: Any) -> str:
-    return " ".join(escaped(as_text(value)).split())
+    return one_line(" ".join(as_text(value).split()))
 
 
 def _columns(rows: Sequence[Sequence[str]], right: Sequence[int], width: int) -> list[str] | None:

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from tunesmith.data.chat.template import Encoded
+from tunesmith.safe_text import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 OPENING, CLOSING = "[[", "]]"
 LEARNED_STYLE, CONTEXT_STYLE = "bold green", "dim"
-_VISIBLE = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
 
 
 def spans(row: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
@@ -48,7 +48,7 @@ def show(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, *, console
     """Prints each row under its heading: in colour if the console has colour, otherwise with marks."""
     coloured = console.color_system is not None and not console.no_color
     for row in rows:
-        console.print(heading(row), markup=False, highlight=False, style="bold", soft_wrap=True)
+        console.print(escaped(heading(row)), markup=False, highlight=False, style="bold", soft_wrap=True)
         text = coloured_text(row, tokenizer) if coloured else plain_text(row, tokenizer)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         console.print()
@@ -58,4 +58,4 @@ def show(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, *, console
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return str(text).translate(_VISIBLE)
+    return escaped(str(text))

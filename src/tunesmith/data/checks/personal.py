@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from tunesmith.data.checks.scripts import TextSpan
+from tunesmith.safe_text import secret_places
 
 KINDS = ("email", "phone", "iban", "card", "secret")
 
@@ -33,7 +34,7 @@ def personal_data(text: str, kinds: Collection[str] = KINDS) -> list[Found]:
     What looks like two kinds at once, such as a password with an ``@``, is of the first kind in this order: secret,
     email, iban, card, phone. Phone numbers are looked for if ``finds_phones``.
     """
-    finders = {"secret": _secrets}
+    finders = {"secret": secret_places}
     if "@" in text:
         finders["email"] = _emails
     if _has_long_number(text):
@@ -191,81 +192,3 @@ def _is_phone(number: str, region: str | None) -> bool:
         return phonenumbers.is_valid_number(phonenumbers.parse(number, region))
     except phonenumbers.NumberParseException:
         return False
-
-
-# Keys, tokens and passwords -------------------------------------------------------------------------------------------
-
-_B64 = r"[A-Za-z0-9+/=]"
-_GAP = r"(?:\s|\\[nr])"
-# What must stand in the text as it is, and the pattern that is then worth its time.
-_TOKENS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (hint, re.compile(pattern))
-    for hint, pattern in (
-        ("AKIA", r"(?<![A-Za-z0-9])AKIA[A-Z0-9]{16}(?![A-Za-z0-9])"),
-        ("ASIA", r"(?<![A-Za-z0-9])ASIA[A-Z0-9]{16}(?![A-Za-z0-9])"),
-        *((f"gh{kind}_", rf"(?<![A-Za-z0-9])gh{kind}_[A-Za-z0-9]{{36,255}}") for kind in "pousr"),
-        ("github_pat_", r"(?<![A-Za-z0-9])github_pat_[A-Za-z0-9_]{50,255}"),
-        ("glpat-", r"(?<![A-Za-z0-9])glpat-[A-Za-z0-9_-]{20,}"),
-        ("sk-", r"(?<![A-Za-z0-9_-])sk-(?:(?:ant|proj|svcacct|admin|or)-[A-Za-z0-9_-]{20,}|[A-Za-z0-9]{32,})"),
-        ("k_live_", r"(?<![A-Za-z0-9])[sr]k_live_[A-Za-z0-9]{16,}"),
-        ("xox", r"(?<![A-Za-z0-9])xox[abeoprs]-[A-Za-z0-9-]{10,}"),
-        ("hooks.slack.com/services/", r"hooks\.slack\.com/services/T\w{6,}/B\w{6,}/\w{16,}"),
-        ("AIza", r"(?<![A-Za-z0-9])AIza[A-Za-z0-9_-]{35}"),
-        ("hf_", r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{30,}"),
-        ("eyJ", r"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{10,}"),
-        ("earer ", r"(?<=[Bb]earer )(?=[A-Za-z._~+/-]{0,200}\d)[A-Za-z0-9._~+/-]{20,}=*"),
-        ("://", r"(?<=://)[^\s/:@\"'<>]{1,64}:(?!//)[^\s/:@\"'<>\[\]]{3,64}(?=@[A-Za-z0-9\[])"),
-        (
-            "-----BEGIN",
-            r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
-            rf"{_GAP}*+(?:[A-Za-z-]+: [^\n\\]*+{_GAP}+)*{_B64}{{32,}}+(?:{_GAP}++{_B64}{{16,}}+)*+"
-            rf"(?:{_GAP}*+{_B64}*+{_GAP}*+-----END [A-Z0-9 ]{{3,40}}-----)?",
-        ),
-    )
-)
-# Of each hint the character that is rarest in prose: a single one is looked for many times as fast as a word.
-_MARKS = "_-/JAx "
-_MARKED_TOKENS = tuple((next(mark for mark in _MARKS if mark in hint), hint, pattern) for hint, pattern in _TOKENS)
-_ASSIGNED = re.compile(r"[:=]>?[ \t]{0,4}[\"'`]?(?P<value>[A-Za-z0-9!@#%^&*_+/.~?=$-]{6,256})(?![\w(\[<{])")
-_NAME = re.compile(
-    r"(?:passwor[dt]|passwd|passphrase|pwd"
-    r"|(?P<key>(?:api|access|secret|private|auth)[ _-]?(?:access[_-]?)?(?:key|token)|client[_-]?secret|secret|token))"
-    r"[\"']?[ \t]{0,4}:?$",
-    re.IGNORECASE,
-)
-_LONGEST_NAME = 32
-_NOT_A_SECRET = re.compile(
-    r"[$*%#.<-]|sha-?\d|md5|base64|utf-?\d|aes|rsa|bcrypt|argon|oauth|pbkdf|https?:|\d+[-.]|[\d.,]+\w?$"
-    r"|.*(?:your|example|placeholder|changeme|xxx|\*\*\*|\.\.\.|environ|getenv|config)",
-    re.IGNORECASE,
-)
-_PLAIN_PASSWORDS = frozenset({"password", "passwd", "pass", "pwd", "secret", "xxx", "xxxx"})
-
-
-def _secrets(text: str) -> Iterator[TextSpan]:
-    marks = {mark for mark in _MARKS if mark in text}
-    for mark, hint, pattern in _MARKED_TOKENS:
-        if mark in marks and hint in text:
-            for match in pattern.finditer(text):
-                # Manuals write user:password@host, and sk-xxxxxxxx.
-                if hint == "://":
-                    real = match[0].rpartition(":")[2].lower() not in _PLAIN_PASSWORDS
-                else:
-                    real = len(set(match[0])) >= 8
-                if real:
-                    yield match.span()
-    if ":" in text or "=" in text:
-        yield from _assigned(text)
-
-
-def _assigned(text: str) -> Iterator[TextSpan]:
-    """The values of ``password: ...`` and the like, in prose, code and settings."""
-    for match in _ASSIGNED.finditer(text):
-        value = match["value"].rstrip(".!?")
-        if value.isalpha() or value.isdigit() or _NOT_A_SECRET.match(value):
-            continue
-        name = _NAME.search(text, max(0, match.start() - _LONGEST_NAME), match.start())
-        mixed = any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
-        # A key or a token has no words in it, so only a long one counts; a password may be a word with a digit.
-        if name and mixed and len(value) >= (16 if name["key"] else 6):
-            yield match.start("value"), match.start("value") + len(value)

@@ -16,6 +16,7 @@ from tunesmith.data.checks.personal import abbreviated, personal_data
 from tunesmith.data.checks.scripts import TextSpan, mixed_word, wrongly_decoded
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
+from tunesmith.safe_text import one_line
 
 SAMPLE_CHARACTERS = 120
 _BEFORE, _SHOWN, _AFTER = 24, 60, 24  # characters of a sample: around the place, and at most of the place itself
@@ -436,8 +437,8 @@ def _sample(row: _Row, place: TextSpan) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text on one line, with escapes for what a terminal would act on or not show."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """The text on one line, with escapes for what a terminal would act on or not show, cut to a length."""
+    shown = one_line(text)
     return shown if len(shown) <= SAMPLE_CHARACTERS else f"{shown[: SAMPLE_CHARACTERS - 1]}…"
 
 

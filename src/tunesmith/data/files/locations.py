@@ -35,8 +35,9 @@ from tunesmith.data.files.rows import Block, Row, RowStream
 from tunesmith.data.files.source_part import SourcePart
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
-from tunesmith.errors import HIDDEN, DataError, TunesmithError, pip_install
+from tunesmith.errors import DataError, TunesmithError, pip_install
 from tunesmith.recipe.paths import is_shortened, local, shown
+from tunesmith.safe_text import remember_secrets
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from tunesmith.recipe.data import DataSettings, SourceSettings
 
 
-QUERY = re.compile(r"""\?[\w%.~-]+=[^\s'"<>)]*""")  # of a URL in the words of a driver
 HTTP = re.compile(r"(^|::)https?://")
 BATCH_MARK_WITHIN = 4096  # bytes from a file's start
 EVERY_ROLE = ""  # the split of files that are named for none
@@ -306,6 +306,8 @@ class _Location:
                 remedy="name the recipe that has the whole URL: `tunesmith train RECIPE --resume`; or give rows with "
                 "--data",
             )
+        if self.remote:
+            remember_secrets(address)
         with self._reading(path):
             self.system, self.root = (
                 fsspec.core.url_to_fs(address) if self.remote else (fsspec.filesystem("file"), str(path))
@@ -373,7 +375,7 @@ class _Location:
                 remedy = pip_install("http") if HTTP.search(name) else "install what the message above names"
             elif isinstance(error, PermissionError):
                 remedy = "check that you may read it"
-            why = QUERY.sub(f"?{HIDDEN}", f"{type(error).__name__}: {error}")
+            why = f"{type(error).__name__}: {error}"
             raise DataError("it cannot be read", where=name, why=why, remedy=remedy) from error
 
 

@@ -6,7 +6,6 @@ lists cut to a length, and the geometry of the histogram.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from tunesmith.runs.drawing import Axis, Picture, powers, round_step, spread, ticks
+from tunesmith.safe_text import visible
 
 TEXT_LIMIT = 2_000
 ROWS_NAMED = 200
@@ -43,16 +43,6 @@ _OUTCOMES = (
 MEASURES = (("rows", "rows"), ("tokens", "tokens"), ("supervised", "supervised tokens"))
 _QUANTILES = ("min", "p5", "p25", "p50", "p75", "p95", "p99", "max")
 _SEVERITIES = ("error", "warning", "info")
-
-# Characters that no reader sees, or that change the order or the encoding of what stands around them: control
-# characters, bidirectional and other format characters (the joiners that scripts and emoji need are kept), fillers,
-# separators, lone surrogates, tags and noncharacters.
-_NONCHARACTERS = "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
-_UNSEEN = re.compile(
-    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\xad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180e\\u200b\\u200e\\u200f"
-    "\\u2028-\\u202e\\u2060-\\u206f\\u3164\\ufeff\\uffa0\\ufff0-\\ufffb\\ud800-\\udfff\\ufdd0-\\ufdef"
-    f"\\U000e0000-\\U000e0fff{_NONCHARACTERS}]"
-)
 
 
 def data_report(found: Mapping[str, Any], *, title: str) -> str:
@@ -84,11 +74,6 @@ def data_report(found: Mapping[str, Any], *, title: str) -> str:
         sections={key: {"title": name, "content": content} for key, (name, content) in sections.items() if content},
     )
     return visible(page)
-
-
-def visible(text: str) -> str:
-    """The text with what cannot be seen written out: ␀ for NUL, \\u202E for a right-to-left override."""
-    return _UNSEEN.sub(lambda match: _escape(ord(match[0])), text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +154,6 @@ def _written(value: Any) -> Any:
     if isinstance(value, str) and len(value) > TEXT_LIMIT:
         return f"{value[:TEXT_LIMIT]} […{len(value) - TEXT_LIMIT:,} more characters]"
     return value
-
-
-def _escape(code: int) -> str:
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return f"\\u{code:04X}" if code <= 0xFFFF else f"\\U{code:08X}"
 
 
 def _head(items: Sequence[Any], limit: int) -> Head | None:
