@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import os
+import sys
+
+# Python puts the working folder on its path for `python -m`, and where PYTHONPATH has an empty entry. The command line
+# imports nothing from there: the folder may be somebody else's. A program that imports Tunesmith keeps its own path.
+_AS_MODULE = sys.argv[:1] == ["-m"] and any(
+    argument.removeprefix("-m").partition(".")[0] == "tunesmith" for argument in sys.orig_argv
+)
+if _AS_MODULE or os.path.basename((sys.argv or [""])[0]) == "tunesmith":
+    sys.path[:] = [entry for entry in sys.path if entry and not (os.path.isdir(entry) and os.path.samefile(entry, "."))]
+
+from importlib import import_module  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from tunesmith.deploy.merge import merge

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import RunError
-from tunesmith.runs.environment import RECORDED_PACKAGES, environment, git_state
+from tunesmith.runs.environment import RECORDED_PACKAGES, environment
 from tunesmith.runs.folder import Run, find_runs
+from tunesmith.runs.git import git_state
 
 HOLDER = """
 import os, sys

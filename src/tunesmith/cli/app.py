@@ -13,6 +13,7 @@ import typer
 
 import tunesmith
 from tunesmith.cli import answers, chat, data, demo, merge, plan, runs, train
+from tunesmith.runs.child_processes import clean_process
 from tunesmith.safe_text import safe
 
 app = typer.Typer(
@@ -74,5 +75,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     command = typer.main.get_command(app)
-    command.main(args=argv, prog_name="tunesmith")
+    with clean_process():  # also for what libraries start
+        command.main(args=argv, prog_name="tunesmith")
     raise AssertionError("a command always ends with an exit code")

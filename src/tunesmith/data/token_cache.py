@@ -31,6 +31,7 @@ from tunesmith.data.examples.example import Example
 from tunesmith.data.finding import Finding
 from tunesmith.errors import DataError, TunesmithError
 from tunesmith.runs.cache import only_process
+from tunesmith.runs.child_processes import worker_pool
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import put_in_place
 
@@ -300,10 +301,9 @@ def _until_failure(blocks: Iterable[NumberedExamples], failures: list[TunesmithE
 
 def _by_workers(blocks: Iterable[NumberedExamples], record: _TemplateRecord, workers: int) -> Iterator[_EncodedBlock]:
     """The blocks encoded by other processes, a few blocks ahead of what is taken."""
-    from loky import ProcessPoolExecutor
+    executor = worker_pool(workers, initializer=_begin, arguments=[os.getpid(), record])
     from loky.process_executor import BrokenProcessPool
 
-    executor = ProcessPoolExecutor(workers, initializer=_begin, initargs=(os.getpid(), record))
     waiting: deque[Any] = deque()
     try:
         for block in blocks:

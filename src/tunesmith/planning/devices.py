@@ -12,12 +12,12 @@ import math
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 
 from tunesmith.errors import RecipeError
 from tunesmith.model.weights.device import resolve_device
 from tunesmith.planning.memory import GIB, total_memory
+from tunesmith.runs.child_processes import clean_environment, python_command
 
 GB = 10**9
 TERA = 10**12
@@ -164,8 +164,8 @@ def device_like(told: str) -> Device | None:
 def sgemm(threads: int) -> float:
     """FLOP/s of a product of two square fp32 matrices: the median over a fifth of a second."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-    settings = {**os.environ, **dict.fromkeys(names, str(threads))}
-    done = subprocess.run([sys.executable, "-c", SGEMM], env=settings, capture_output=True, text=True, check=True)
+    settings = clean_environment(**dict.fromkeys(names, str(threads)))
+    done = subprocess.run(python_command("-c", SGEMM), env=settings, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout))
 
 

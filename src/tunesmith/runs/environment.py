@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tunesmith.runs.git import git_state
 from tunesmith.safe_text import without_secret_arguments
 
 RECORDED_PACKAGES = (
@@ -44,18 +44,4 @@ def _processor() -> str:
         for line in cpuinfo.read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit, and whether the work tree differs from it. None outside a repository or without git."""
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        changes = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "dirty": bool(changes.strip())}
+    return platform.machine()  # platform.processor() would start a program

@@ -8,7 +8,6 @@ nothing: the learning rate is 0, and nothing is saved.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from tunesmith.planning.step_time import step_seconds
 from tunesmith.recipe.file import portable, read_recipe
 from tunesmith.recipe.methods import AdapterSettings, method_label
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.child_processes import clean_environment, python_command
 from tunesmith.runs.progress import Silent, StepResult
 from tunesmith.training.attach import ModelInputs, load_for_training, optimizer_of
 from tunesmith.training.loop import Hooks, Step, train_steps
@@ -144,12 +144,11 @@ def run_trial(recipe: Recipe, *, length: int | None = None, limit: float = 600.0
         job, result, said = (Path(folder) / name for name in ("job.json", "result.json", "output.txt"))
         asked = {"recipe": {**portable(recipe), "output_dir": str(Path(folder) / "run")}, "length": length}
         job.write_text(json.dumps(asked), encoding="utf-8")
-        threads = {"OMP_NUM_THREADS": str(recipe.training.threads)}
         with said.open("wb") as output:
             try:
                 done = subprocess.run(
-                    [sys.executable, "-m", "tunesmith.workflows.trial", str(job), str(result)],
-                    env={**os.environ, **threads},
+                    python_command("-m", "tunesmith.workflows.trial", str(job), str(result)),
+                    env=clean_environment(OMP_NUM_THREADS=str(recipe.training.threads)),
                     stdout=output,
                     stderr=output,
                     stdin=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from tunesmith.data.checks.facts import BlockFacts, Reading
 from tunesmith.data.files.rows import Block
 from tunesmith.errors import DataError, pip_install
+from tunesmith.runs.child_processes import clean_process, elsewhere, worker_pool
 
 INLINE_BLOCKS = 4  # looked at in this process before others are started: small data needs none
 IN_FLIGHT = 3  # blocks a process
@@ -69,10 +70,8 @@ class Processes:
             yield self._done(*flying.popleft())
 
     def _submit(self, *call: Any) -> Any:
-        from loky import ProcessPoolExecutor
-
         if self._executor is None:
-            self._executor = ProcessPoolExecutor(self.workers, initializer=end_with, initargs=(os.getpid(),))
+            self._executor = worker_pool(self.workers, initializer=end_with, arguments=[os.getpid()])
         return self._executor.submit(*call)
 
     def _done(self, block: Block, future: Any) -> tuple[str, BlockFacts]:
@@ -112,7 +111,8 @@ class RayPool:
 
     def __enter__(self) -> RayPool:
         try:
-            import ray  # pyright: ignore[reportMissingImports]
+            with clean_process():
+                import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise DataError(
                 "Ray is not installed", where="--ray", remedy=f"{pip_install('ray')}, or leave --ray out"
@@ -121,7 +121,8 @@ class RayPool:
         if self._started:
             logging.getLogger("ray").setLevel(logging.WARNING)
             logging.getLogger("ray.data").setLevel(logging.ERROR)
-            ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+            with clean_process(), elsewhere():  # Ray puts the folder of its start on the path of every worker
+                ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False

