@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+
 from tunesmith.safe_text import without_known_secrets
+
+_NO_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")  # of torch, CUDA, its libraries and C++
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error means that memory ran out. torch's errors are told by name and text, so torch is not needed."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    text = str(error)
+    return bool(kinds & {"RuntimeError", "SafetensorError"}) and any(part in text for part in _NO_MEMORY)
 
 
 def pip_install(extra: str) -> str:
@@ -63,9 +78,15 @@ class RunError(TunesmithError):
 
 
 class TrainError(TunesmithError):
-    """Training started and cannot continue: a loss is not finite, or memory or disk is full."""
+    """Training started and cannot continue: memory or disk is full, or a value is not finite."""
 
     exit_code = 3
+
+
+class NotFiniteError(TrainError):
+    """A loss, a gradient, a weight or the optimizer's state became infinite or not a number, and the run stopped."""
+
+    exit_code = 4
 
 
 class ExportError(TunesmithError):

@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(model: Any) -> None
     recorder = Recorder(save_at={1})
     with pytest.raises(TrainError, match="not finite") as caught:
         run(model, [Step(1, 1.0, micro_batches(make_rows(2), budget=100, layout="tree"))], recorder)
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == 4
     assert recorder.calls == []
     for name, value in model.state_dict().items():
         assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name

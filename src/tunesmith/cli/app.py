@@ -19,7 +19,8 @@ from tunesmith.safe_text import safe
 app = typer.Typer(
     name="tunesmith",
     help="Fine-tune an open language model on your data and find out whether it got better.",
-    epilog="Every command has --help. Exit codes: 0 done, 1 an error that you can fix, 2 usage, 3 training failed.",
+    epilog="Every command has --help. Exit codes: 0 done, 1 an error that you can fix, 2 usage, 3 training failed, "
+    "4 a value that is not finite.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -18,6 +18,7 @@ from tunesmith.errors import ModelError
 from tunesmith.methods.base import Method, Origin, exchanged, on_cpu
 from tunesmith.model.modes import kept_modes, seeded
 from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens, grow
+from tunesmith.model.weights.finite import ANOTHER, refuse_not_finite
 from tunesmith.model.weights.load import quiet_transformers
 from tunesmith.recipe.methods import FreezeSettings, FullSettings
 
@@ -96,7 +97,7 @@ def read_weights(
         added: tokens that the model gets rows for once it is read.
 
     Raises:
-        ModelError: the folder cannot be read, or lacks weights.
+        ModelError: the folder cannot be read, lacks weights, or has some that are not finite.
     """
     try:
         with seeded(0), quiet_transformers():
@@ -109,6 +110,7 @@ def read_weights(
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError("weights are missing", where=folder, why=_some(missing), remedy="fetch or save it again")
+    refuse_not_finite(dict(fresh.named_parameters()), where=folder, remedy=ANOTHER)
     grow(fresh, added)
     return fresh.state_dict()
 

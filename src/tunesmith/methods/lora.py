@@ -45,6 +45,7 @@ from tunesmith.methods.lora_config import (
 from tunesmith.methods.token_rows import fuse_token_rows, token_rows
 from tunesmith.model.modes import kept_modes, seeded
 from tunesmith.model.weights.added_tokens import grow_to
+from tunesmith.model.weights.finite import ANOTHER, refuse_not_finite
 from tunesmith.recipe.methods import AdapterSettings
 
 _ROWS = ".token_adapter.trainable_tokens_delta"  # the end of its names of rows that train alone
@@ -358,6 +359,7 @@ def _read_adapter(path: Path) -> dict[str, Tensor]:
         weights = load_file(path / WEIGHTS_FILE, device="cpu")
     except SafetensorError as error:
         raise ModelError("the adapter cannot be read", where=str(path / WEIGHTS_FILE), why=str(error)) from error
+    refuse_not_finite(weights, where=path / WEIGHTS_FILE, remedy=ANOTHER)
     # If the embedding was resized, PEFT writes a module that trains whole twice, and reads it by its plain name.
     return {key: own for key, own in weights.items() if key.replace(_WHOLE, ".") not in weights or _WHOLE not in key}
 

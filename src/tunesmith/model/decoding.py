@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, ran_out
 from tunesmith.model.compute.agreement import agree
 from tunesmith.model.compute.layers import adds_prompt_tokens, inner_model
 from tunesmith.model.modes import evaluation_mode
@@ -89,7 +89,9 @@ def decode(
                 logits_processor=LogitsProcessorList([_RefuseNonFinite(), *processors]),
                 stopping_criteria=StoppingCriteriaList([stopping] if stopping else []),
             )
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
         raise ModelError(
             f"Out of memory while {len(jobs)} answers were decoded at a time",
             why=f"The longest prompt has {width} tokens, and up to {steps} follow. {error}",

@@ -42,6 +42,16 @@ def group_limits(proc: Path = PROC, root: Path = CGROUPS) -> Iterator[int]:
             yield from (int(value) for value in _lines(group / name) if value.isdecimal())  # "max": no limit
 
 
+def limits(device: str) -> str:
+    """The memory that this process may use, in words: of the device, and what the system allows below that."""
+    found = [f"{total_memory(device) / GIB:.1f} GB of {device}"]
+    if not _is_cuda(device):
+        for name, kind in (("ulimit -v", resource.RLIMIT_AS), ("ulimit -d", resource.RLIMIT_DATA)):
+            soft = resource.getrlimit(kind)[0]
+            found += [] if soft == resource.RLIM_INFINITY else [f"{soft / GIB:.1f} GB of addresses ({name})"]
+    return ", and ".join(found)
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()

@@ -31,6 +31,7 @@ METRICS_OF_LOGITS: dict[str, tuple[str, ...]] = {  # by objective
     "kto": ("loss",),
 }
 ReporterName = Literal["tensorboard", "trackio", "mlflow", "wandb"]
+LARGEST = 3.4e38  # nearly that of float32
 LOWER_IS_BETTER = ("loss", "perplexity")
 HIGHER_IS_BETTER = ("token_accuracy", *PREFERENCE_METRICS)
 # What `learning_rate: auto` means: the rates for 1B to 30B parameters. `init` knows the size, see planning/advice.py.
@@ -102,6 +103,20 @@ class TrainingSettings(Settings):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, ge=0, description="clip gradients to this norm; 0: do not clip")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a step whose loss or gradient is infinite or not a number: stop the run (exit code 4), or skip "
+        "the step and go on with unchanged weights",
+    )
+    spike_sigma_factor: float | None = Field(
+        default=None,
+        gt=0,
+        description="skip a step whose loss or gradient norm is so many standard deviations above the mean of the last "
+        "128 steps (6 is usual); default: skip none",
+    )
+    max_skipped_steps: int = Field(
+        default=5, ge=1, description="steps in a row that may be skipped; one more stops the run (exit code 4)"
+    )
     logging_strategy: Literal["steps", "epoch", "no"] = Field(
         default="steps", description="when a line of metrics is written; no: only after the last step"
     )
@@ -166,6 +181,8 @@ class TrainingSettings(Settings):
     def _positive(cls, value: Any) -> Any:
         if value != "auto" and value <= 0:
             raise ValueError(f"must be above 0, found {value:g}")
+        if value != "auto" and value > LARGEST:
+            raise ValueError(f"must be below {LARGEST:g}, found {value:g}")
         return value
 
     @model_validator(mode="before")
@@ -216,6 +233,8 @@ class TrainingSettings(Settings):
         for name in unread:
             if self.differs(name):
                 raise ValueError(f"{name} has no meaning under optim: {self.optim}")
+        if self.differs("max_skipped_steps") and self.on_nonfinite == "stop" and self.spike_sigma_factor is None:
+            raise ValueError("max_skipped_steps needs on_nonfinite: skip or spike_sigma_factor")
         if not self.selects:
             for name in ("metric_for_best_model", "greater_is_better", "early_stopping_threshold"):
                 if self.differs(name):

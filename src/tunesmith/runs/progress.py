@@ -53,6 +53,7 @@ class StepResult:
 
     ``denominator`` counts what the loss is a mean over: labels, or the examples of a preference objective.
     ``learning_rate`` is the step's; a group of parameters may have a multiple of it. ``seconds`` are wall time.
+    ``skipped`` says why the step did not change the weights; its loss and gradient norm may then be not finite.
     """
 
     step: int
@@ -66,3 +67,4 @@ class StepResult:
     supervised_tokens: int
     micro_batches: int
     seconds: float
+    skipped: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,7 +28,9 @@ class Totals:
     best_step: int | None = None
     best_loss: float | None = None
     last_loss: float | None = None  # of the last validation
-    norms: list[float] = field(default_factory=list)  # gradient norms of the steps since the last line
+    # Gradient norms of the steps since the last line, None for a step that was skipped.
+    norms: list[float | None] = field(default_factory=list)
+    skipped: int = 0
 
 
 class Recorder:
@@ -56,7 +59,7 @@ class Recorder:
         self.totals = Totals(**totals)
         self._watch = Watch(run.read_lines("metrics.jsonl"))
         for at, norm in enumerate(self.totals.norms, start=step - len(self.totals.norms) + 1):
-            self._watch.see_norm(at, norm)
+            self._watch.see_norm(at, math.nan if norm is None else norm)
         self._timed, self._seconds = 0, 0.0  # tokens and seconds of this window in this process
         self._unwritten: StepResult | None = None
         self._reporters = open_reporters(report_to, run, step)
@@ -70,8 +73,12 @@ class Recorder:
     def on_step(self, result: StepResult) -> dict[str, str]:
         """Adds a step, and writes a line of means if one is due. Returns the facts of the progress line."""
         totals = self.totals
-        totals.loss_sum += result.loss * result.denominator
-        totals.denominator += result.denominator
+        if result.skipped is None:
+            totals.loss_sum += result.loss * result.denominator
+            totals.denominator += result.denominator
+        else:
+            totals.skipped += 1
+            self.warn(f"step {result.step} is skipped, the weights stay as they are: {result.skipped}")
         totals.supervised += result.supervised_tokens
         totals.tokens += result.tokens
         totals.computed += result.computed_tokens
@@ -81,8 +88,10 @@ class Recorder:
         self._timed += result.tokens
         self._seconds += result.seconds
         facts = self._facts(result)
-        totals.norms.append(float(f"{result.gradient_norm:.6g}"))
-        self._warn_of(self._watch.see_norm(result.step, totals.norms[-1]))
+        norm = float(f"{result.gradient_norm:.6g}")
+        totals.norms.append(None if result.skipped else norm)
+        if not result.skipped:
+            self._warn_of(self._watch.see_norm(result.step, norm))
         self._unwritten = result
         if self.line_due(result):
             self._write_line(result)
@@ -101,14 +110,18 @@ class Recorder:
 
     def _write_line(self, result: StepResult) -> None:
         totals = self.totals
+        # Without a step that was taken there is no loss; a step that was skipped has no norm that is worth a point.
+        mean = {"loss": totals.loss_sum / totals.denominator} if totals.denominator else {}
+        own = {} if result.skipped else {"grad_norm": result.gradient_norm}
         self._record(
             {
                 "step": result.step,
                 "epoch": round(result.epoch, 4),
-                "loss": totals.loss_sum / totals.denominator,
+                **mean,
                 "learning_rate": result.learning_rate,
-                "grad_norm": result.gradient_norm,
+                **own,
                 "grad_norms": totals.norms,
+                **({"skipped_steps": totals.skipped} if totals.skipped else {}),
                 "tokens": totals.tokens,
                 "computed_tokens": totals.computed,
                 "supervised_tokens": totals.supervised,
@@ -117,7 +130,7 @@ class Recorder:
         )
         totals.loss_sum, totals.denominator = 0.0, 0.0
         totals.supervised, totals.tokens, totals.computed = 0, 0, 0
-        totals.norms = []
+        totals.norms, totals.skipped = [], 0
         self._unwritten = None
         self._timed, self._seconds = 0, 0.0
 

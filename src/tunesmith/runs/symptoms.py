@@ -132,9 +132,10 @@ class Watch:
 
 
 def norms_of(line: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """(step, gradient norm) of every step of a line of metrics. An old line has only the last step's."""
+    """(step, gradient norm) of every step of a line of metrics that was not skipped. An old line has only the last."""
     norms = line.get("grad_norms") or ([line["grad_norm"]] if "grad_norm" in line else [])
-    return list(enumerate(norms, start=line["step"] - len(norms) + 1))
+    first = line["step"] - len(norms) + 1
+    return [(step, norm) for step, norm in enumerate(norms, start=first) if norm is not None]
 
 
 def symptoms(lines: Iterable[Mapping[str, Any]]) -> list[Symptom]:

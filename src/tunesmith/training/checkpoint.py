@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tunesmith.errors import TrainError
 from tunesmith.runs.folder import checkpoint_name
 from tunesmith.runs.whole_files import recover_folder, whole_folder
+from tunesmith.training.guard import refuse_to_save
 from tunesmith.training.optim import load_optimizer_state, optimizer_state
 
 OPTIMIZER = "optimizer.safetensors"
@@ -32,13 +33,19 @@ def save(
     """Writes ``folder/step-NNNNNN``: the model by ``write_model``, the optimizer, and ``state`` as JSON.
 
     A killed process leaves no incomplete checkpoint. A folder of the same step is replaced: it is of a run that was
-    stopped before it could record the step. Raises TrainError if the checkpoint cannot be written.
+    stopped before it could record the step.
+
+    Raises:
+        TrainError: the checkpoint cannot be written.
+        NotFiniteError: it would hold infinite values or NaN.
     """
     target = folder / checkpoint_name(step)
+    moments = optimizer_state(optimizer)
+    refuse_to_save(moments, step=step, what="optimizer's state")
     try:
         with whole_folder(target) as beside:
             write_model(beside)
-            save_file(optimizer_state(optimizer), beside / OPTIMIZER)
+            save_file(moments, beside / OPTIMIZER)
             (beside / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         raise TrainError(

@@ -16,6 +16,7 @@ from torch import nn
 
 from tunesmith.data.batches.layout import micro_batches
 from tunesmith.data.chat.template import Encoded
+from tunesmith.errors import TrainError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.tokens import row_losses
 from tunesmith.recipe.settings import Recipe
@@ -51,7 +52,14 @@ class References:
         if len(self.ends):
             end = int(self.ends[step - 1])
             own = np.column_stack([own, self.mismatched[end - len(examples) : end]])
-        assert np.isfinite(own).all(), "a row that was not measured"
+        if not np.isfinite(own).all():
+            raise TrainError(
+                f"{FILE} lacks rows of step {step}",
+                where=FILE,
+                why="The untuned model's log-probability of a row is missing, infinite or not a number: the file is "
+                "damaged.",
+                remedy=f"Remove {FILE} from the run's folder and continue with --resume: it is then measured again.",
+            )
         return own.ravel()
 
     def save(self, path: Path) -> None:

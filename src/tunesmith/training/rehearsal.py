@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from tunesmith.data.batches.layout import Batch
-from tunesmith.errors import TrainError
+from tunesmith.errors import TrainError, ran_out
 from tunesmith.model.modes import kept_modes, random_state_kept
 from tunesmith.planning import memory
 from tunesmith.planning.budget import CONTEXT, MEASURED_SHARE, Plan, does_not_fit, gigabytes
@@ -89,12 +89,6 @@ def measured_peak(model: nn.Module, batch: Batch, objective: Objective) -> tuple
                 parameter.grad = None
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether an error means that memory ran out."""
-    kinds: tuple[Any, ...] = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
-
-
 @contextmanager
 def _out_of_memory_refuses(plan: Plan, where: str) -> Iterator[None]:
     try:
@@ -108,16 +102,28 @@ def _out_of_memory_refuses(plan: Plan, where: str) -> Iterator[None]:
 
 
 @contextmanager
-def memory_faults() -> Iterator[None]:
-    """Turns an error that means that memory ran out into one with a remedy."""
+def memory_faults(plan: Plan | None = None) -> Iterator[None]:
+    """Turns an error that means that memory ran out into one with the estimate, the limit and a remedy."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
         if not ran_out(error):
             raise
+        device = plan.shape.device if plan else "cpu"
+        parts = [*str(error).splitlines()[:1]]
+        if plan is not None:
+            way = "with" if plan.checkpointing else "without"
+            peak = plan.peak()
+            parts.append(
+                f"A micro-batch of {plan.tokens:,} tokens {way} gradient checkpointing was predicted to need "
+                f"{gigabytes(peak.training)} ({peak})."
+            )
+        parts.append(f"The process held {gigabytes(memory.peak(device))} at most, of {memory.limits(device)}.")
         raise TrainError(
             "Memory ran out",
-            why=str(error).splitlines()[0] if str(error) else None,
-            remedy="Lower training.micro_batch_tokens, set training.gradient_checkpointing: true, or use method qlora. "
-            "Checkpoints that were written are complete: continue with --resume.",
+            where=device,
+            why="\n".join(parts),
+            remedy="Lower training.micro_batch_tokens, set training.gradient_checkpointing: true, or use method qlora; "
+            "then start over with --overwrite. With more memory, continue with --resume: written checkpoints are "
+            "complete.",
         ) from error

@@ -40,6 +40,8 @@ class Steps:
         self.recipe, self.corpus, self.references = recipe, corpus, references
         self.order = order_of(recipe, corpus)
         self.preference = preference_objective(recipe)
+        # Where memory ran out: the first step of a smaller budget of a micro-batch, and the budget.
+        self.smaller: dict[int, int] = {}
 
     @property
     def objective(self) -> Objective:
@@ -50,6 +52,29 @@ class Steps:
         """Every step after this one."""
         for window in self.order.windows(after=step):
             yield Step(window.step, window.epoch, self.lay_out(window.rows, step=window.step))
+
+    def budget(self, step: int | None = None) -> int:
+        """Tokens of a micro-batch in a step: the recipe's number, or fewer if memory ran out in a step up to it."""
+        lowered = [tokens for since, tokens in self.smaller.items() if step is not None and since <= step]
+        return min([int(self.recipe.training.micro_batch_tokens), *lowered])
+
+    def halved(self, step: Step) -> list[Batch] | None:
+        """The same rows with half the budget or less, so that the largest micro-batch shrinks; kept for later steps.
+
+        None if it cannot shrink, because it is one row or one group that stays together.
+        """
+        window = next(self.order.windows(after=step.number - 1))
+        largest = max(batch.computed for batch in step.batches)
+        before = dict(self.smaller)
+        budget = min(self.budget(step.number), largest) // 2
+        while budget >= 1:
+            self.smaller[step.number] = budget
+            batches = self.lay_out(window.rows, step=step.number)
+            if max(batch.computed for batch in batches) < largest:
+                return batches
+            budget //= 2
+        self.smaller = before
+        return None
 
     def first_epoch(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step of one pass over the rows, even if the run is shorter than that."""
@@ -69,7 +94,7 @@ class Steps:
         return lay_out_step(
             encoded,
             preference,
-            budget=int(settings.micro_batch_tokens),
+            budget=self.budget(step),
             layout=settings.layout,
             reference=reference,
             desirable=desirable,

@@ -8,23 +8,27 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.batches.layout import Batch
 from tunesmith.data.chat.template import ChatTemplate
-from tunesmith.errors import ModelError, TrainError
+from tunesmith.errors import ModelError, NotFiniteError, TrainError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.model.weights.text_side import save_text_side
+from tunesmith.planning import memory
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, StepResult, sample_line
 from tunesmith.runs.recorder import Recorder
 from tunesmith.runs.stopping import Stop
 from tunesmith.training import checkpoint
 from tunesmith.training.attach import Ready, optimizer_of
+from tunesmith.training.guard import Guard, refuse_to_save
 from tunesmith.training.loop import Hooks, Step, train_steps
 from tunesmith.training.selection import Selection, selection
 from tunesmith.training.step_rows import Steps, rate_of
 from tunesmith.training.validation import Validation, validate
 
 METRICS, SAMPLES = "metrics.jsonl", "samples_during.jsonl"
+SMALLER = "smaller_micro_batches"  # [[first step, tokens]], in status.json and in checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,14 @@ class Trainer:
         self.stop, self._saved_to_stop = Stop(listener.say), False
         # The epoch of the checkpoint's step if a stop came before its validation, which is then still due.
         self._validation_due: float | None = state.get("validation_due")
+        self.guard = Guard(
+            on_nonfinite=self.settings.on_nonfinite,
+            spike_sigma_factor=self.settings.spike_sigma_factor,
+            max_skipped_steps=self.settings.max_skipped_steps,
+            state=state.get("guard"),
+        )
+        recorded = [*state.get(SMALLER, []), *run.status().get(SMALLER, [])]
+        steps.smaller.update({int(since): int(tokens) for since, tokens in recorded})
         totals = dict(state.get("totals", {}))
         self.selection = selection(self.settings, totals.pop("selection", {}))
         for name in (METRICS, SAMPLES):
@@ -122,7 +134,7 @@ class Trainer:
         if self.first:
             listener.say(f"continuing after step {self.first} of {self.total_steps}")
         with self.stop.listening(), listener.task("training", self.total_steps) as advance:
-            self.run.set_status("running", step=self.first, total_steps=self.total_steps)
+            self._set_running(self.first)
 
             def on_step(result: StepResult) -> None:
                 advance(result.step, self.recorder.on_step(result))
@@ -136,7 +148,8 @@ class Trainer:
                 rate=self.rate(),
                 max_grad_norm=settings.max_grad_norm,
                 seed=settings.seed,
-                hooks=Hooks(on_step, self.on_eval, self.eval_due, self.save, self.save_due),
+                hooks=Hooks(on_step, self.on_eval, self.eval_due, self.save, self.save_due, self.smaller),
+                guard=self.guard,
             )
         self.stop.end()
         self.recorder.close()
@@ -200,11 +213,12 @@ class Trainer:
             selected_by = self.selection.metric if self.selection else None
             found = validate(self.validation, self.ready.model, selected_by=selected_by)
         except ModelError as error:
-            raise TrainError(
+            raise NotFiniteError(
                 f"The validation loss of step {step.number} is not finite",
                 where=f"step {step.number}",
                 why=f"The learning rate of this step was {self.rate()(step.number):g}.",
-                remedy="Lower training.learning_rate or add warm-up (training.warmup_steps: 0.1).",
+                remedy="Lower training.learning_rate or add warm-up (training.warmup_steps: 0.1), and start over with "
+                "--overwrite.",
             ) from error
         self.recorder.on_eval(step.number, step.epoch, found.loss, found.seconds, found.by_source, found.metrics)
         self._select(step.number, found)
@@ -239,10 +253,12 @@ class Trainer:
         checkpoint.save(
             self.checkpoints,
             step.number,
-            write_model=self._write_model,
+            write_model=lambda beside: self._write_model(beside, step.number),
             optimizer=self.optimizer,
             state={
                 "totals": totals,
+                "guard": self.guard.state(),
+                **self._smaller_so_far(),
                 **({} if stops or self._save_planned(step) else {"only_as_best": True}),
                 **({} if self._validation_due is None else {"validation_due": self._validation_due}),
             },
@@ -250,16 +266,42 @@ class Trainer:
         self._saved_to_stop = stops
         if settings.save_optimizer == "newest":
             checkpoint.remove_older_optimizers(self.checkpoints, newest=step.number)
-        self.run.set_status("running", step=step.number, total_steps=self.total_steps, **self._best())
+        self._set_running(step.number, **self._best())
         best = self.selection.best_step if self.selection else self.recorder.totals.best_step
         if settings.load_best_model_at_end:
             checkpoint.remove_former_best(self.checkpoints, best=best)
         if settings.save_total_limit is not None:
             checkpoint.prune(self.checkpoints, keep=settings.save_total_limit, best=best)
 
-    def _write_model(self, folder: Path) -> None:
+    def smaller(self, step: Step, error: BaseException) -> list[Batch] | None:
+        """The rows of a step in which memory ran out, in micro-batches of half the tokens; None if they cannot shrink.
+
+        The gradient stays the same. Later steps keep the budget, and so does a run that continues, from this step on.
+        """
+        before = self.steps.budget(step.number)
+        batches = self.steps.halved(step)
+        if batches is not None:
+            now, reason = self.steps.budget(step.number), str(error).splitlines()
+            self.listener.warn(
+                f"step {step.number}: memory ran out{f' ({reason[0]})' if reason else ''}. From this step on a "
+                f"micro-batch has at most {now:,} tokens instead of {before:,}; the gradient is the same"
+            )
+            self.run.set_status("running", **self._smaller_so_far())
+        return batches
+
+    def _smaller_so_far(self) -> dict[str, Any]:
+        return {SMALLER: [list(each) for each in self.steps.smaller.items()]} if self.steps.smaller else {}
+
+    def _set_running(self, step: int, **facts: Any) -> None:
+        """Records the step, and the most memory so far: if the process is killed, nothing else can tell."""
+        held = memory.peak(str(self.ready.recipe.model.device))
+        self.run.set_status("running", step=step, total_steps=self.total_steps, held_memory=held, **facts)
+
+    def _write_model(self, folder: Path, step: int) -> None:
         """The method's files, and the tokenizer with the template that was trained on, for other libraries to load."""
-        self.ready.method.save(self.ready.method.state(self.ready.model), folder)
+        state = self.ready.method.state(self.ready.model)
+        refuse_to_save(state, step=step, what="weights")
+        self.ready.method.save(state, folder)
         save_text_side(self.template, folder)
 
     def _best(self) -> dict[str, Any]:

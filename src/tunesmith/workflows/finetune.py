@@ -42,6 +42,7 @@ from tunesmith.training.rehearsal import heaviest, memory_faults, rehearse
 from tunesmith.training.setup import Prepared, prepare_training
 from tunesmith.training.step_rows import Steps
 from tunesmith.training.trainer import Trained, Trainer
+from tunesmith.workflows.continuing import MAY_CHANGE, tell_of_kill, with_rules_of
 from tunesmith.workflows.given_data import with_files
 from tunesmith.workflows.places import check_places
 from tunesmith.workflows.starting import Start, started
@@ -128,7 +129,7 @@ def train_in(start: Start, listener: Listener) -> TrainResult:
     for note in [*start.loaded.notes.values(), *_remarks(start.asked)]:
         listener.say(note)
     check_names(start.asked.evaluation.metrics)
-    with sigterm_ends_process():
+    with sigterm_ends_process(), memory_faults():
         return (_continue if start.continues else _begin)(start.run, start.asked, listener)
 
 
@@ -159,6 +160,7 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
     began = time.perf_counter()
     started_in = Path(run.status().get("started_in") or Path.cwd())
     recipe = _recipe_to_continue(run, asked)
+    tell_of_kill(run, recipe.model.device, listener)
     start = kept_start(run.folder, recipe.method)
     prepared = prepare_training(recipe, listener, start=start, started_in=started_in)
     check_same_data(run, prepared.survey)
@@ -172,7 +174,7 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
 def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listener: Listener) -> TrainResult:
     """The common end: trains to the last step and judges. However this ends, status.json says how."""
     ready = loaded.ready
-    with _recorded_status(run, listener), tf32(ready.recipe.training.tf32), memory_faults():
+    with _recorded_status(run, listener), tf32(ready.recipe.training.tf32), memory_faults(prepared.plan):
         run.set_status("running")
         steps, validation, judging = with_references(
             run.folder, ready, loaded.steps, loaded.validation, loaded.judging, listener
@@ -239,7 +241,7 @@ def _check_same_recipe(run: Run, asked: Recipe) -> None:
     before, now = _all_values(stored), _all_values(asked)
     # Where the run is now is known: its folder may have another name than when it began.
     paths = [path for path in {**before, **now} if path != ("output_dir",)]
-    changed = [path for path in paths if before.get(path) != now.get(path)]
+    changed = [path for path in paths if before.get(path) != now.get(path) and path not in MAY_CHANGE]
     if changed:
         resolved = _all_values(read_recipe(run.folder / "recipe.yaml").recipe)
         changed = [path for path in changed if path not in now or now[path] != resolved.get(path)]
@@ -259,7 +261,7 @@ def _recipe_to_continue(run: Run, asked: Recipe) -> Recipe:
     Raises:
         RunError: the model or the rows are not where they were.
     """
-    recipe = stored_recipe(run, asked)
+    recipe = with_rules_of(run, stored_recipe(run, asked), asked)
     check_places(run, recipe)
     if recipe.data.chat_template is None or not (run.folder / "template.json").is_file():
         return recipe
@@ -320,7 +322,8 @@ def _keep_start(run: Run, prepared: Prepared) -> Prepared:
 def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _Loaded:
     """Loads the model, and lays out the held-out rows for it."""
     torch.set_num_threads(int(prepared.recipe.training.threads))
-    ready = load_for_training(prepared, checkpoint, listener)
+    with memory_faults(prepared.plan):
+        ready = load_for_training(prepared, checkpoint, listener)
     recipe = ready.recipe
     # Held-out rows share their prefixes also where training rows must not.
     layout = "padded" if recipe.training.layout == "padded" else "tree"

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.errors import RecipeError, RunError, TrainError
+from tunesmith.errors import NotFiniteError, RecipeError, RunError
 from tunesmith.model.weights.device import tf32
 from tunesmith.planning import advice
 from tunesmith.recipe.file import read_recipe
@@ -215,7 +215,9 @@ def _grow(ready: Ready, steps: Steps, low: float, high: float, listener: Listene
                 seed=settings.seed,
                 hooks=Hooks(on_step),
             )
-        except TrainError:  # the loop refuses what is not finite before it reaches the weights: here it is a finding
+        except (
+            NotFiniteError
+        ):  # the loop refuses what is not finite before it reaches the weights: here it is a finding
             if not results:  # no rate was used yet, so the model or the rows are at fault
                 raise
             ended = "not finite"

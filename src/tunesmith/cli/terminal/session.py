@@ -10,7 +10,8 @@ from contextlib import contextmanager, redirect_stdout
 import typer
 
 from tunesmith.cli.terminal.console import ReaderGone, Terminal
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import TunesmithError, ran_out
+from tunesmith.planning import memory
 from tunesmith.runs.from_python import quiet_libraries
 from tunesmith.runs.stopping import Terminated, terminate
 
@@ -32,6 +33,11 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
         except TunesmithError as error:
             terminal.error(error)
             code = error.exit_code
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not ran_out(error):
+                raise
+            terminal.error(_no_memory(error))
+            code = TunesmithError.exit_code
         except Terminated:
             terminal.note("Stopped by a termination signal.")
             code = TERMINATED
@@ -42,6 +48,14 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
             code = READER_GONE
     if code:
         raise typer.Exit(code)
+
+
+def _no_memory(error: BaseException) -> TunesmithError:
+    return TunesmithError(
+        "Memory ran out",
+        why="\n".join([*str(error).splitlines()[:1], f"The limit is {memory.limits('cpu')}."]),
+        remedy="Use fewer or shorter rows or a smaller model, or end other programs.",
+    )
 
 
 @contextmanager

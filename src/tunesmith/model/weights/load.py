@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tunesmith.errors import ModelError, pip_install
+from tunesmith.errors import ModelError, pip_install, ran_out
 
 if TYPE_CHECKING:
     import torch
@@ -180,6 +180,7 @@ def load_model(
         if "device_map" not in options:
             model.to(device)  # pyright: ignore[reportArgumentType]
     _check_report(report, folder)
+    _check_finite(model, folder, quantized="quantization_config" in options)
     if "quantization_config" in options:
         _own_memory(model)
     text = model.config.get_text_config()
@@ -231,24 +232,30 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def _load_errors(folder: Path, device: str) -> Iterator[None]:
-    import torch
     from safetensors import SafetensorError
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"the model does not fit into the memory of {device}",
-            where=str(folder),
-            why=str(error).splitlines()[0],
-            remedy="use a smaller model, or method qlora.",
-        ) from error
     except (OSError, ValueError, KeyError, ImportError, AttributeError, SafetensorError) as error:
+        if ran_out(error):
+            raise _too_large(folder, device, error) from error
         raise _not_loaded(folder, "the model cannot be loaded", error) from error
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if ran_out(error):
+            raise _too_large(folder, device, error) from error
         if "mismatch" not in str(error):
             raise
         raise _not_loaded(folder, "the weights do not fit config.json", error) from error
+
+
+def _too_large(folder: Path, device: str, error: BaseException) -> ModelError:
+    files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return ModelError(
+        f"the model does not fit into the memory of {device}",
+        where=str(folder),
+        why=f"Its weights are {files / 2**30:.1f} GB on the disk. {''.join(str(error).splitlines()[:1])}".strip(),
+        remedy="use a smaller model, or method qlora.",
+    )
 
 
 def _check_report(report: Mapping[str, Any], folder: Path) -> None:
@@ -261,6 +268,27 @@ def _check_report(report: Mapping[str, Any], folder: Path) -> None:
             remedy="fetch the model again; a model made for another task (classification, embedding) has no "
             "language-model head and cannot be used.",
         )
+
+
+def _check_finite(model: PreTrainedModel, folder: Path, *, quantized: bool) -> None:
+    """Refuses weights with infinite values or NaN. Of a model that is quantized now, the files are read: codes hide it.
+
+    Raises:
+        ModelError: it names the tensors.
+    """
+    import torch
+    from safetensors import safe_open
+
+    from tunesmith.model.weights.finite import refuse_not_finite
+
+    half = any(own.dtype is torch.float16 for own in model.parameters())
+    wider = "; float16 has no room above 65504, so use model.dtype: float32 or bfloat16" if half else ""
+    remedy = f"fetch the model again{wider}."
+    refuse_not_finite(dict(model.named_parameters()), where=folder, remedy=remedy)
+    for file in sorted(folder.glob("*.safetensors")) if quantized else ():
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                refuse_not_finite({name: stored.get_tensor(name)}, where=file, remedy=remedy)
 
 
 def _not_loaded(folder: Path, what: str, error: Exception) -> ModelError:
