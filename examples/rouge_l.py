@@ -1,4 +1,4 @@
-"""ROUGE-L as a metric, from this folder's parent: `evaluation: {metrics: ["examples.rouge_l:rouge_l"]}`."""
+"""ROUGE-L as a metric, from the folder above: `evaluation: {metrics: ["examples/rouge_l.py:rouge_l"]}`."""
 
 import re
 

@@ -16,6 +16,7 @@ import pytest
 
 from tunesmith.cli.app import main
 from tunesmith.deploy.run_prompt import RunPrompt
+from tunesmith.workflows import starting
 
 VERDICT = {
     "verdict": "better",
@@ -98,16 +99,17 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """A library that trains nothing and is done at once."""
     calls = Calls()
 
-    def train(
-        recipe: Any,
-        overrides: Any = (),
-        *,
-        resume: bool = False,
-        overwrite: bool = False,
-        progress: bool = True,
-        listener: Any,
-    ) -> Any:
-        calls.asked.append({"recipe": recipe, "overrides": overrides, "resume": resume, "overwrite": overwrite})
+    begin = starting.started
+    given: list[dict[str, Any]] = []
+
+    @contextmanager
+    def started(recipe: Any, overrides: Any, *, resume: bool, overwrite: bool, **more: Any) -> Iterator[Any]:
+        given.append({"recipe": recipe, "overrides": overrides, "resume": resume, "overwrite": overwrite})
+        with begin(recipe, overrides, resume=resume, overwrite=overwrite, **more) as start:
+            yield start
+
+    def train_in(start: Any, listener: Any) -> Any:
+        calls.asked.append(given.pop())
         listener.say("the story")
         listener.warn("few rows")
         with listener.task("training", 4) as advance:
@@ -125,7 +127,7 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
             run=Path("runs/rows"), verdict=VERDICT, metrics=VERDICT["metrics"], to_json=lambda: facts
         )
 
-    def dry_run(recipe: Any, overrides: Any = (), *, listener: Any) -> Any:
+    def dry_run(recipe: Any, overrides: Any = (), *, consent: Any, listener: Any) -> Any:
         return [
             ("training.seed", 0, "default"),
             ("model.path", "m", f"{recipe}:1"),
@@ -133,13 +135,14 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
         ]
 
     def evaluate(
-        target: Any, *, data: Any = None, settings: Any = (), progress: bool = True, listener: Any, model: Any = None
+        target: Any, *, data: Any = None, settings: Any = (), progress: bool = True, listener: Any, **more: Any
     ) -> Any:
         calls.asked.append({"target": target, "data": data, "settings": settings})
         calls.act()
         return VERDICT
 
-    replace_module(monkeypatch, "workflows.finetune", SimpleNamespace(train=train, dry_run=dry_run))
+    replace_module(monkeypatch, "workflows.finetune", SimpleNamespace(train_in=train_in, dry_run=dry_run))
+    monkeypatch.setattr(starting, "started", started)
     replace_module(monkeypatch, "workflows.evaluate", SimpleNamespace(evaluate=evaluate))
     return calls
 
@@ -178,7 +181,7 @@ def tuned(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """A model that is loaded at once."""
     calls = Calls()
     replace_module(
-        monkeypatch, "deploy.tuned", SimpleNamespace(load=lambda target, *, listener, model=None: FakeModel(calls))
+        monkeypatch, "deploy.tuned", SimpleNamespace(load=lambda target, *, listener, **more: FakeModel(calls))
     )
     return calls
 

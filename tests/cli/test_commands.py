@@ -280,7 +280,7 @@ def test_demo_runs_the_story_in_runs_demo(command: Command, monkeypatch: pytest.
 
 SLEEPER = """
 import sys, time, types, tunesmith
-def train(recipe, overrides, *, resume, overwrite, listener):
+def train_in(start, listener):
     try:
         listener.say("begun")
         time.sleep(60)
@@ -288,7 +288,7 @@ def train(recipe, overrides, *, resume, overwrite, listener):
         print("recorded", isinstance(error, KeyboardInterrupt), file=sys.stderr)
         raise
 import tunesmith.workflows
-fake = types.SimpleNamespace(train=train)
+fake = types.SimpleNamespace(train_in=train_in)
 sys.modules["tunesmith.workflows.finetune"] = tunesmith.workflows.finetune = fake
 from tunesmith.cli.app import main
 main(["train", "recipe.yaml", *sys.argv[1:]])

@@ -81,7 +81,7 @@ def test_instruction_tuning(followed: Callable[[str], dict[str, Any]], tmp_path:
     found = followed("instruction-tuning")
     assert len(found) == 8
     verdict = Run(tmp_path / "runs" / "mixed").read_json("verdict.json")
-    assert list(verdict["metrics"]) == ["loss", "examples.rouge_l:rouge_l"]
+    assert list(verdict["metrics"]) == ["loss", "examples/rouge_l.py:rouge_l"]
     assert set(verdict["by_source"]) == {"examples/tasks.jsonl", "examples/tickets.jsonl"}
     (judged,) = [outcome for line, outcome in found.items() if line.startswith("tunesmith eval")]
     assert "rouge_l" in judged.out

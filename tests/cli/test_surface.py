@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.cli.docs import JSON_KEYS, commands, reference_page
 
-MOST_FLAGS = 10
+MOST_FLAGS = 11
 SURFACE = {
     "init": (
         ["DATA", "KEY=VALUE"],
@@ -25,22 +25,45 @@ SURFACE = {
             "--format",
             "--columns",
             "--instruction",
+            "--trust-remote-code",
             "--json",
         ],
     ),
     "prepare": (
         ["DATA|RECIPE", "KEY=VALUE"],
-        ["--out", "--model", "--format", "--columns", "--instruction", "--ray", "--overwrite", "--json"],
+        [
+            "--out",
+            "--model",
+            "--format",
+            "--columns",
+            "--instruction",
+            "--ray",
+            "--overwrite",
+            "--trust-remote-code",
+            "--json",
+        ],
     ),
     "plan": (
         ["RECIPE", "KEY=VALUE"],
-        ["--model", "--device", "--rows", "--length", "--exact", "--measure", "--json"],
+        ["--model", "--device", "--rows", "--length", "--exact", "--measure", "--trust-remote-code", "--json"],
     ),
     "train": (
         ["RECIPE", "KEY=VALUE"],
-        ["--resume", "--overwrite", "--dry-run", "--all", "--lr-range", "--lr-min", "--lr-max", "--lr-steps", "--json"],
+        [
+            "--resume",
+            "--overwrite",
+            "--dry-run",
+            "--all",
+            "--lr-range",
+            "--lr-min",
+            "--lr-max",
+            "--lr-steps",
+            "--trust-remote-code",
+            "--allow-functions",
+            "--json",
+        ],
     ),
-    "eval": (["TARGET", "KEY=VALUE"], ["--data", "--model", "--json"]),
+    "eval": (["TARGET", "KEY=VALUE"], ["--data", "--model", "--trust-remote-code", "--allow-functions", "--json"]),
     "generate": (
         ["TARGET", "KEY=VALUE"],
         [
@@ -52,14 +75,25 @@ SURFACE = {
             "--raw",
             "--base",
             "--model",
+            "--trust-remote-code",
             "--overwrite",
             "--json",
         ],
     ),
-    "chat": (["TARGET", "KEY=VALUE"], ["--system", "--instruction", "--raw", "--model"]),
+    "chat": (["TARGET", "KEY=VALUE"], ["--system", "--instruction", "--raw", "--model", "--trust-remote-code"]),
     "merge": (
         ["TARGET"],
-        ["--out", "--dtype", "--data", "--max-shard-size", "--model", "--keep-adapter", "--overwrite", "--json"],
+        [
+            "--out",
+            "--dtype",
+            "--data",
+            "--max-shard-size",
+            "--model",
+            "--trust-remote-code",
+            "--keep-adapter",
+            "--overwrite",
+            "--json",
+        ],
     ),
     "demo": ([], ["--overwrite", "--json"]),
     "runs list": (["FOLDER"], ["--json"]),

@@ -140,6 +140,40 @@ def test_pip_is_the_installed_one(work: Path, tmp_path: Path, canary: Canary, mo
     assert canary.heard == []
 
 
+@pytest.mark.slow
+def test_ray_takes_nothing_from_the_folder(tmp_path: Path, work: Path, canary: Canary) -> None:
+    pytest.importorskip("ray")
+    done = run([*ways(tmp_path)["script"], "prepare", "rows", "--ray", "--out", "made"], work)
+    assert (canary.heard, done.returncode) == ([], 0), done.stderr
+
+
+@pytest.mark.slow
+def test_workers_that_make_tokens_take_nothing_from_the_folder(
+    tmp_path: Path, work: Path, canary: Canary, tiny_model_dir: Path
+) -> None:
+    lines = [json.dumps({"prompt": f"question {number}", "completion": "yes"}) for number in range(2500)]
+    (work / "rows" / "more.jsonl").write_text("\n".join(lines) + "\n")
+    command = [*ways(tmp_path)["script"], "check", "rows", "--no-near", "--model", str(tiny_model_dir)]
+    done = run(command, work, TUNESMITH_CACHE=str(tmp_path / "cache"))
+    assert (canary.heard, done.returncode) == ([], 0), done.stderr
+
+
+@pytest.mark.slow
+def test_a_process_that_measures_takes_nothing_from_the_folder(
+    tmp_path: Path, work: Path, canary: Canary, tiny_model_dir: Path
+) -> None:
+    recipe = {
+        "model": {"path": str(tiny_model_dir), "device": "cpu"},
+        "data": {"train": str(work / "rows")},
+        "method": "lora",
+        "evaluation": {"metrics": ["own.py:score"]},
+        "output_dir": "run",
+    }
+    (work / "recipe.yaml").write_text(json.dumps(recipe))
+    done = run([*ways(tmp_path)["script"], "plan", "recipe.yaml", "--measure"], work)
+    assert (canary.heard, done.returncode) == ([], 0), done.stderr
+
+
 def test_an_environment_keeps_absolute_paths_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {
         "PATH": f".::bin:{tmp_path}",
@@ -168,3 +202,24 @@ def test_a_program_is_looked_for_in_absolute_folders_only(tmp_path: Path, monkey
         assert find_program("own") is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_program("own") == str(tmp_path / "own")
+
+
+def test_settings_of_matplotlib_in_the_folder_are_not_read(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    program = (
+        "import sys; from tunesmith.runs.drawing import Picture\n"
+        "picture = Picture(40, 20); picture.add('text', 'x', x=5, y=15)\n"
+        "sys.stdout.buffer.write(picture.png())"
+    )
+    plain, work = tmp_path / "plain", tmp_path / "work"
+    for folder in (plain, work):
+        folder.mkdir()
+    (work / "matplotlibrc").write_text("savefig.facecolor: red\ntext.usetex: true\nbackend: module://own\n")
+    command = [sys.executable, "-P", "-c", program]
+    made = []
+    for folder in (plain, work):
+        done = subprocess.run(
+            command, cwd=folder, env=clean_environment(PYTHONPATH=SOURCE), capture_output=True, check=True
+        )
+        made.append(done.stdout)
+    assert made[0].startswith(b"\x89PNG") and made[0] == made[1]

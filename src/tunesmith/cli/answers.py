@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from tunesmith.cli.options import (
+    AllowFunctions,
     AsJson,
     BaseModel,
     EvaluationKeys,
@@ -20,6 +21,7 @@ from tunesmith.cli.options import (
     RawOption,
     SystemOption,
     TargetArgument,
+    TrustRemoteCode,
     generation_settings,
     in_arguments,
     reading_arguments,
@@ -43,6 +45,8 @@ def evaluate(
         typer.Option("--data", metavar="DATA", help="Rows to evaluate on.", show_default="the run's held-out rows"),
     ] = None,
     model: BaseModel = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_functions: AllowFunctions = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run again, or measure a model.
@@ -52,7 +56,15 @@ def evaluate(
     with session(as_json) as terminal:
         from tunesmith.workflows.evaluate import evaluate
 
-        verdict = evaluate(target, data=data, settings=settings or [], listener=terminal, model=model)
+        verdict = evaluate(
+            target,
+            data=data,
+            settings=settings or [],
+            listener=terminal,
+            model=model,
+            trust_remote_code=trust_remote_code,
+            allow_functions=allow_functions,
+        )
         if verdict["verdict"] is not None:
             terminal.write(verdict_line(verdict))
         for line in metrics_table(verdict["metrics"], width=terminal.columns):
@@ -85,6 +97,7 @@ def generate(
     raw: RawOption = False,
     base: Annotated[bool, typer.Option("--base", help="Also show the answer of the untuned base.")] = False,
     model: BaseModel = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -99,6 +112,7 @@ def generate(
         wanted = generation_settings(of_generation)
         if data is not None and out is not None:
             how = {"system": system, "instruction": instruction, "raw": raw, "overwrite": overwrite, "model": model}
+            how["trust_remote_code"] = trust_remote_code
             _answer_rows(target, data, out, {"keys": reading, "settings": wanted, **how}, terminal)
             return
         assert prompt is not None
@@ -107,7 +121,7 @@ def generate(
         from tunesmith.deploy import tuned
 
         messages = [*([Message("system", system)] if system else []), Message("user", message)]
-        loaded = tuned.load(target, listener=terminal, model=model)
+        loaded = tuned.load(target, listener=terminal, model=model, trust_remote_code=trust_remote_code)
         wanted |= {"raw": raw, "instruction": instruction}
         used = say_prompt(loaded, wanted, terminal, system=system)
         found: dict[str, Any] = {"target": target, "model": loaded.describe, "prompt": message, "instruction": used}

@@ -14,6 +14,7 @@ from tunesmith.cli.options import (
     RawOption,
     SystemOption,
     TargetArgument,
+    TrustRemoteCode,
     generation_settings,
 )
 from tunesmith.cli.terminal.console import Terminal
@@ -41,6 +42,7 @@ def chat(
     instruction: OtherInstruction = None,
     raw: RawOption = False,
     model: BaseModel = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk with a model.
 
@@ -53,7 +55,7 @@ def chat(
             raise RecipeError("A chat has one answer to each message", remedy="Leave num_return_sequences out.")
         from tunesmith.deploy import tuned
 
-        loaded = tuned.load(target, listener=terminal, model=model)
+        loaded = tuned.load(target, listener=terminal, model=model, trust_remote_code=trust_remote_code)
         wanted |= {"raw": raw, "instruction": instruction}
         say_prompt(loaded, wanted, terminal, system=system)
         _Chat(loaded, wanted, system=system, terminal=terminal).run()

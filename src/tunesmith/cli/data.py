@@ -17,6 +17,7 @@ from tunesmith.cli.options import (
     InstructionOption,
     Overwrite,
     ReadingKeys,
+    TrustRemoteCode,
     parse_columns,
     remedies_in_flags,
     written_columns,
@@ -207,6 +208,7 @@ def check(
     format: FormatOption = "auto",
     columns: ColumnsOption = None,
     instruction: InstructionOption = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Check every row for problems.
@@ -230,6 +232,7 @@ def check(
                 against=against,
                 near=not no_near,
                 show=show,
+                trust_remote_code=trust_remote_code,
                 listener=terminal,
             )
         _report(found, terminal)
@@ -265,6 +268,7 @@ def prepare(
     instruction: InstructionOption = None,
     ray: Annotated[bool, typer.Option("--ray", help="Check the rows on a Ray cluster.")] = False,
     overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Clean rows, split them, and write them as a `datasets` folder.
@@ -286,6 +290,7 @@ def prepare(
                 instruction=instruction,
                 ray=ray,
                 overwrite=overwrite,
+                trust_remote_code=trust_remote_code,
                 listener=terminal,
             )
         for line in made.ledger.in_words():

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tunesmith.cli.options import AsJson, BaseModel, Overwrite, TargetArgument
+from tunesmith.cli.options import AsJson, BaseModel, Overwrite, TargetArgument, TrustRemoteCode
 from tunesmith.cli.terminal.session import session
 
 SIZE = "5GB"  # of one file of weights
@@ -34,6 +34,7 @@ def merge(
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest size of one file of weights.")
     ] = SIZE,
     model: BaseModel = None,
+    trust_remote_code: TrustRemoteCode = False,
     keep_adapter: Annotated[
         bool,
         typer.Option("--keep-adapter", help="Do not merge: write the adapter, and a copy of its base in FOLDER/base."),
@@ -63,7 +64,14 @@ def merge(
         if keep_adapter:
             from tunesmith.deploy.adapter_folder import hand_over
 
-            both = hand_over(target, out, model=model, overwrite=overwrite, listener=terminal)
+            both = hand_over(
+                target,
+                out,
+                model=model,
+                overwrite=overwrite,
+                trust_remote_code=trust_remote_code,
+                listener=terminal,
+            )
             terminal.write(
                 f"{both.folder}: the adapter, and its base in {both.base}, {both.bytes / 1e9:.2f} GB. "
                 f"Next: tunesmith generate {both.folder} --prompt TEXT"
@@ -79,6 +87,7 @@ def merge(
             overwrite=overwrite,
             listener=terminal,
             model=model,
+            trust_remote_code=trust_remote_code,
         )
         written = found.written
         terminal.write(

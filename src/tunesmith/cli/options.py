@@ -53,6 +53,12 @@ BaseModel = Annotated[
         show_default="as the run or adapter says",
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
+AllowFunctions = Annotated[
+    bool, typer.Option("--allow-functions", help="Run the functions that the recipe of a stored run names.")
+]
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="End standard output with one JSON object; everything else goes to standard error."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.options import AsJson, Overrides
+from tunesmith.cli.options import AsJson, Overrides, TrustRemoteCode
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import table
@@ -20,6 +20,7 @@ from tunesmith.recipe.paths import local
 if TYPE_CHECKING:
     from tunesmith.planning.method_table import Line, Planned
     from tunesmith.recipe.settings import Recipe
+    from tunesmith.runs.consent import Consent
     from tunesmith.workflows.trial import Comparison
 
 
@@ -67,6 +68,7 @@ def plan(
         bool,
         typer.Option("--measure", help="Run real steps of each method that fits, and compare with the prediction."),
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what full fine-tuning, LoRA and QLoRA would need, and which one to begin with.
@@ -79,9 +81,11 @@ def plan(
     if exact and rows is not None:
         raise typer.BadParameter("--exact counts the recipe's rows, which --rows replaces", param_hint="--exact")
     with session(as_json) as terminal:
+        from tunesmith.runs.consent import Consent
         from tunesmith.workflows.plan import plan_recipe
 
-        asked = _asked(recipe, overrides or [], model, terminal, made=rows is not None)
+        consent = Consent(trust_remote_code)
+        asked = _asked(recipe, overrides or [], model, terminal, made=rows is not None, consent=consent)
         made = plan_recipe(asked, device=device, rows=rows, length=length, exact=exact or measure, listener=terminal)
         planned = made.planned
         _show(planned, terminal, named=recipe is not None)
@@ -94,9 +98,12 @@ def plan(
         terminal.result(_as_json(planned, found))
 
 
-def _asked(recipe: str | None, overrides: list[str], model: str | None, terminal: Terminal, *, made: bool) -> Recipe:
+def _asked(
+    recipe: str | None, overrides: list[str], model: str | None, terminal: Terminal, *, made: bool, consent: Consent
+) -> Recipe:
     """The recipe, or one made from --model. A first argument of the form KEY=VALUE is an override, not a recipe."""
     from tunesmith.recipe.file import read_recipe
+    from tunesmith.runs.consent import stored_in
 
     if recipe is not None and "=" in recipe and not os.path.exists(local(recipe)):
         recipe, overrides = None, [recipe, *overrides]
@@ -104,14 +111,14 @@ def _asked(recipe: str | None, overrides: list[str], model: str | None, terminal
         loaded = read_recipe(recipe, [*overrides, *([f"model.path={model}"] if model else [])])
         for note in loaded.notes.values():
             terminal.say(note)
-        return loaded.recipe
+        return consent.given(loaded, stored_in(recipe))
     if model is None or not made:
         raise RecipeError(
             "There is nothing to plan",
             remedy="Name a recipe, or give --model with --rows and --length.",
         )
     plain: dict[str, Any] = {"model": {"path": model}, "data": {"train": "rows"}, "output_dir": "plan"}
-    return read_recipe(plain, overrides).recipe
+    return consent.given(read_recipe(plain, overrides), None)
 
 
 def _measured(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.options import AsJson, Overrides, Overwrite
+from tunesmith.cli.options import AllowFunctions, AsJson, Overrides, Overwrite, TrustRemoteCode
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, settings_table, table, verdict_line
 from tunesmith.recipe.paths import local
+
+if TYPE_CHECKING:
+    from tunesmith.runs.consent import Consent
 
 RATES_SHOWN = 12
 
@@ -56,6 +59,8 @@ def train(
         int | None,
         typer.Option("--lr-steps", metavar="N", help="Steps of --lr-range.", show_default="60; 20 to 60 on few rows"),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_functions: AllowFunctions = False,
     as_json: AsJson = False,
 ) -> None:
     """Train from a recipe and evaluate against the base model.
@@ -72,20 +77,25 @@ def train(
         own={"--lr-min": lr_min, "--lr-max": lr_max, "--lr-steps": lr_steps},
     )
     with session(as_json) as terminal:
+        from tunesmith.runs.consent import Consent
+
+        consent = Consent(trust_remote_code, allow_functions)
         if dry_run or lr_range:
             from tunesmith.recipe.file import read_recipe
 
             if not os.path.isdir(local(recipe)):
                 read_recipe(recipe, overrides or [])  # reports an error before torch is imported
         if dry_run:
-            _show_settings(recipe, overrides or [], terminal, defaults=show_all)
+            _show_settings(recipe, overrides or [], terminal, defaults=show_all, consent=consent)
             return
         if lr_range:
-            _show_range(recipe, overrides or [], terminal, lr_min=lr_min, lr_max=lr_max, steps=lr_steps)
+            code = {"trust_remote_code": trust_remote_code, "allow_functions": allow_functions}
+            bounds = {"lr_min": lr_min, "lr_max": lr_max, "steps": lr_steps}
+            _show_range(recipe, overrides or [], terminal, **bounds, **code)
             return
         from tunesmith.workflows.starting import started
 
-        with started(recipe, overrides or [], resume=resume, overwrite=overwrite) as start:
+        with started(recipe, overrides or [], resume=resume, overwrite=overwrite, consent=consent) as start:
             from tunesmith.workflows import finetune  # imports torch
 
             result = finetune.train_in(start, terminal)
@@ -110,11 +120,11 @@ def _show_samples(folder: Path, terminal: Terminal) -> None:
         terminal.write(line)
 
 
-def _show_settings(recipe: str, overrides: list[str], terminal: Terminal, *, defaults: bool) -> None:
+def _show_settings(recipe: str, overrides: list[str], terminal: Terminal, *, defaults: bool, consent: Consent) -> None:
     """What was set comes first, then what follows from the data, the model and the machine, then the defaults."""
     from tunesmith.workflows import finetune
 
-    settings = finetune.dry_run(recipe, overrides, listener=terminal)
+    settings = finetune.dry_run(recipe, overrides, consent=consent, listener=terminal)
     of_default = [setting for setting in settings if setting[2] == "default"]
     resolved = [setting for setting in settings if setting[2] == "auto"]
     given = [setting for setting in settings if setting not in of_default and setting not in resolved]
@@ -136,10 +146,10 @@ def _check_range(asked: bool, *, others: Mapping[str, bool], own: Mapping[str, A
             raise typer.BadParameter("this flag needs --lr-range", param_hint=flag)
 
 
-def _show_range(recipe: str, overrides: list[str], terminal: Terminal, **bounds: Any) -> None:
+def _show_range(recipe: str, overrides: list[str], terminal: Terminal, **options: Any) -> None:
     from tunesmith.workflows import lr_range as range_test
 
-    found = range_test.lr_range(recipe, overrides, **bounds, listener=terminal)
+    found = range_test.lr_range(recipe, overrides, **options, listener=terminal)
     points, smoothed = found.curve.points, found.curve.smoothed
     shown = range(0, len(points), -(-len(points) // RATES_SHOWN))
     rows = [(f"{points[at].learning_rate:.1e}", points[at].loss, smoothed[at], points[at].grad_norm) for at in shown]

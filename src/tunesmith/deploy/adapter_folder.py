@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import safe_open
 
 from tunesmith.deploy import plain_weights
-from tunesmith.deploy.tuned import base_folder, find_target, with_base
+from tunesmith.deploy.tuned import base_folder, check_code, find_target, with_base
 from tunesmith.errors import ExportError
 from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE, read_config_file
 from tunesmith.methods.lora import rows_for_tokens
@@ -63,6 +63,7 @@ def hand_over(
     *,
     model: str | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     listener: Listener | None = None,
 ) -> HandedOver:
     """Copies an adapter, its tokenizer and its base into one folder. What only training needs is left out.
@@ -72,6 +73,7 @@ def hand_over(
         out: a new or empty folder.
         model: the base, where it is not at the place that the run or adapter names.
         overwrite: replace a folder that `merge` wrote.
+        trust_remote_code: also fetch the code that comes with the base. It is not run.
 
     Raises:
         ExportError: there is no adapter, or the folder is taken.
@@ -87,8 +89,8 @@ def hand_over(
             remedy="Leave --keep-adapter out." if found.checkpoint else "Name a run or an adapter folder.",
         )
     plain_weights.check_free(to, overwrite=overwrite)
-    own_code = found.recipe is not None and found.recipe.model.trust_remote_code
-    base = base_folder(found, trust_remote_code=own_code, listener=listener)
+    check_code(found, trust_remote_code=trust_remote_code)
+    base = base_folder(found, trust_remote_code=trust_remote_code, listener=listener)
     files = [file for file in found.checkpoint.iterdir() if file.is_file() and file.name not in (OPTIMIZER, STATE)]
     of_base = [file for file in base.iterdir() if file.is_file()]
     size = sum(os.path.getsize(file) for file in [*files, *of_base])

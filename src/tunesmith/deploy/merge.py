@@ -107,6 +107,7 @@ def merge(
     progress: bool = True,
     listener: Listener | None = None,
     model: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Merged:
     """Writes a run, a checkpoint or an adapter folder as a model folder of plain weights.
 
@@ -120,6 +121,7 @@ def merge(
         progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
         listener: hears the progress in place of it.
         model: the base, where it is not at the place that the run or adapter names.
+        trust_remote_code: run code that comes with the model. What a run's own recipe says does not count.
 
     Raises:
         ExportError: nothing was tuned, the folder is taken, or the weights do not answer as the tuned model does.
@@ -130,7 +132,7 @@ def merge(
     _check_shard_size(max_shard_size)
     found = _find_tuned(str(target))
     plain_weights.check_free(to, overwrite=overwrite)
-    tuned = load(target, listener=listener, model=model)
+    tuned = load(target, listener=listener, model=model, trust_remote_code=trust_remote_code)
     run_dtype = _held_in(tuned.model)
     wanted = wanted or _stored_dtype(tuned.folder) or run_dtype
     plain_weights.check_room(to, plain_weights.size_of(tuned.model, wanted))

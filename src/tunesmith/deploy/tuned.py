@@ -34,6 +34,7 @@ from tunesmith.recipe.generation import settings_by_name
 from tunesmith.recipe.methods import LoraSettings, MethodSettings
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import ModelSettings, Recipe
+from tunesmith.runs.consent import Consent
 from tunesmith.runs.folder import Run, way_to_checkpoint
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.progress import Listener
@@ -276,7 +277,7 @@ def load(
         target: the run, checkpoint, adapter or model.
         device: cpu or cuda; that of the run by default.
         dtype: of the weights; that of the run by default.
-        trust_remote_code: run code that comes with the model.
+        trust_remote_code: run code that comes with the model. What a run's own recipe says does not count.
         progress: show what is done, such as a download.
         listener: hears it in place of that.
         model: the base, where it is not at the place that the run or adapter names.
@@ -289,7 +290,7 @@ def load(
     found = with_base(find_target(str(target)), model)
     if found.recipe is not None:
         dtype = found.recipe.model.dtype if dtype == "auto" else dtype
-        trust_remote_code = trust_remote_code or found.recipe.model.trust_remote_code
+        check_code(found, trust_remote_code=trust_remote_code)
     folder = base_folder(found, trust_remote_code=trust_remote_code, listener=listener)
     device = _device(found.recipe, device, listener)
     tokenizer, added = _tokenizer(found, folder, trust_remote_code=trust_remote_code)
@@ -342,6 +343,12 @@ def with_base(found: ModelTarget, model: str | None) -> ModelTarget:
             remedy=f"Leave --model out, or load {model} itself.",
         )
     return replace(found, base=model, revision=None, base_given=True)
+
+
+def check_code(found: ModelTarget, *, trust_remote_code: bool) -> None:
+    """Raises RunError if the target's own recipe asks to run the code of its base, and the user did not."""
+    if found.run is not None and found.recipe is not None and not found.base_given:
+        Consent(trust_remote_code).check_model(found.recipe, found.run.folder)
 
 
 def base_folder(found: ModelTarget, *, trust_remote_code: bool, listener: Listener) -> Path:

@@ -77,6 +77,12 @@ def no_rows_to_judge(target: str, why: str) -> RunError:
     return RunError("There are no rows to judge on", where=target, why=why, remedy="Name a file with --data.")
 
 
+def typed_names(settings: Sequence[str]) -> set[str]:
+    """The keys of the evaluation section that the user has typed."""
+    names = [setting.partition("=")[0].strip().removeprefix("evaluation.") for setting in settings]
+    return {name.partition(".")[0].partition("[")[0] for name in names}
+
+
 def _prefixed(settings: Sequence[str]) -> list[str]:
     sections = tuple(f"{name}." for name in Recipe.model_fields if name != "evaluation")
     for setting in settings:

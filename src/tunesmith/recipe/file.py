@@ -41,12 +41,13 @@ class LoadedRecipe:
     """A recipe and the sources of its values.
 
     ``origins`` maps the path of a key to ``file:line`` or ``flag``. ``notes`` has a note for each setting that has
-    another name in the file.
+    another name in the file. ``folder`` is that of the file; the current one if there is no file.
     """
 
     recipe: Recipe
     origins: Mapping[Path_, str]
     notes: Mapping[Path_, str]
+    folder: Path
 
     def origin(self, path: Path_) -> str:
         """The source of a value: ``file:line``, ``flag`` or ``default``, with the note on its other name, if any."""
@@ -78,6 +79,7 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
             contradictory.
     """
     notes: dict[Path_, str] = {}
+    folder = Path.cwd()
     if isinstance(source, Recipe):
         raw: dict[str, Any] = source.model_dump(exclude_unset=True, context={"addresses": True})
         raw.setdefault("method", {})["name"] = source.method.name
@@ -87,6 +89,7 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     else:
         place = str(source)
         raw, origins = _read_yaml(Path(local(source)))
+        folder = Path(local(source)).parent.absolute()
     _rename(raw, origins, notes, place)
     asked = _parsed(overrides, notes)
     _drop_replaced(raw, asked, origins, notes, place)
@@ -100,7 +103,7 @@ def read_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
         origins[path] = "flag"
         origins.update(dict.fromkeys(_below(value, path), "flag"))
     try:
-        return LoadedRecipe(Recipe.model_validate(raw), origins, notes)
+        return LoadedRecipe(Recipe.model_validate(raw), origins, notes, folder)
     except ValidationError as error:
         raise explain(error, raw, origins, place) from None
 

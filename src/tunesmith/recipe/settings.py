@@ -280,7 +280,7 @@ class EvaluationSettings(Settings):
 
     metrics: Names = Field(default_factory=list, description="the first decides the verdict; default: loss")
     compute_metrics: str | None = Field(
-        default=None, description="my_module:function, called with (logits, labels) as by transformers' Trainer"
+        default=None, description="file.py:function, called with (logits, labels) as by transformers' Trainer"
     )
     max_new_tokens: int = Field(default=256, ge=1, description="limit on the tokens of an answer")
     max_rows: int | None = Field(default=None, ge=1, description="limit on the rows to evaluate, drawn by seed")

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from tunesmith.errors import ExportError, pip_install
+from tunesmith.runs.child_processes import elsewhere
 from tunesmith.safe_text import html_text
 
 Points = list[tuple[int, float]]  # (step, value)
@@ -128,8 +129,9 @@ class Picture:
             ExportError: matplotlib is not installed.
         """
         try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyright: ignore[reportMissingImports]
-            from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+            with elsewhere():  # matplotlib reads a file of the working folder, which may name programs
+                from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyright: ignore[reportMissingImports]
+                from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ExportError(
                 "a PNG needs matplotlib",

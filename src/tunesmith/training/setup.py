@@ -16,7 +16,8 @@ from tunesmith.data.corpus import Corpus, encode_corpus
 from tunesmith.data.files.locations import refuse_missing
 from tunesmith.data.finding import Finding
 from tunesmith.data.survey import Survey, check_metrics, survey_rows
-from tunesmith.evaluation.metrics.computed import COMPUTE_METRICS_KEY, check_size
+from tunesmith.evaluation.metrics.base import COMPUTE_METRICS_KEY
+from tunesmith.evaluation.metrics.computed import check_size
 from tunesmith.evaluation.metrics.user_functions import import_function
 from tunesmith.evaluation.task import Task
 from tunesmith.methods.continued_adapter import (

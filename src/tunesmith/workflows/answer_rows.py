@@ -119,6 +119,7 @@ def answer_rows(
     overwrite: bool = False,
     listener: Listener | None = None,
     model: str | None = None,
+    trust_remote_code: bool = False,
 ) -> AnsweredRows:
     """Answers every row, and writes the rows with their answers to a new file.
 
@@ -137,6 +138,7 @@ def answer_rows(
         overwrite: replace the file, and forget answers of an earlier call.
         listener: hears the progress; nobody by default.
         model: the base, where it is not at the place that the run or adapter names.
+        trust_remote_code: run code that comes with the model. What a run's own recipe says does not count.
 
     Raises:
         DataError: the data cannot be read, or rows have no prompt (unless ``data.on_error`` is ``skip``).
@@ -155,7 +157,7 @@ def answer_rows(
     listener.say(f"{path_shown(data)}: {rows.said}")
     if rows.own_instruction:
         prompt = _with_own_instructions(prompt, data, instruction, listener)
-    tuned = load(target, listener=listener, model=model)
+    tuned = load(target, listener=listener, model=model, trust_remote_code=trust_remote_code)
     note = prompt.note(system=system)
     if note is not None:
         listener.say(note)

@@ -25,12 +25,14 @@ from tunesmith.data.report import summary
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError, pip_install
 from tunesmith.evaluation.metrics.answers import check_names
+from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.model.weights.text_side import text_side
 from tunesmith.recipe.data import DataSettings, SourceSettings
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import ModelSettings, Recipe
+from tunesmith.runs.consent import Consent, stored_in
 from tunesmith.runs.notebook import html_table, paragraph
 from tunesmith.runs.progress import Listener, Silent
 
@@ -149,6 +151,7 @@ def inspect(
     against: str | None = None,
     near: bool = True,
     show: int = 0,
+    trust_remote_code: bool = False,
     listener: Listener | None = None,
 ) -> Inspection:
     """Looks at the rows of a data source, or of a recipe (``.yaml``), whose model then makes the tokens.
@@ -163,6 +166,7 @@ def inspect(
         against: rows, read as the data is, that should not be in it.
         near: look for near duplicates.
         show: training rows to hand back as tokens; needs a model.
+        trust_remote_code: run code that comes with the model, also where a stored recipe asks for it.
         listener: hears what goes on; nobody by default.
 
     Raises:
@@ -172,7 +176,13 @@ def inspect(
     """
     listener = listener or Silent()
     section, source, seed, method = settings_of(
-        data, model, settings, format=format, columns=columns, instruction=instruction
+        data,
+        model,
+        settings,
+        format=format,
+        columns=columns,
+        instruction=instruction,
+        consent=Consent(trust_remote_code),
     )
     other = None if against is None else SourceSettings.model_validate(
         {**section.sources("train")[0].model_dump(exclude_unset=True), "path": against, "split": None, "name": None}
@@ -223,21 +233,26 @@ def settings_of(
     format: RowShape = "auto",
     columns: Mapping[str, str] | None = None,
     instruction: str | None = None,
+    consent: Consent,
 ) -> tuple[DataSettings, ModelSettings | None, int, str | None]:
     """Data section, model, seed and method of a recipe, or of plain data with what was said of it.
 
     Args:
         overrides: ``key=value`` over the data section.
+        consent: what the user lets a stored recipe run. Its functions are not run here.
     """
     given = {"format": format, "columns": dict(columns or {}), "instruction": instruction}
     given = {name: value for name, value in given.items() if value not in ("auto", {}, None)}
-    named = None if model is None else ModelSettings.model_validate({"path": model})
+    named = None if model is None else ModelSettings(path=model, trust_remote_code=consent.trust_remote_code)
     overrides = [override if override.startswith("data.") else f"data.{override}" for override in overrides]
     if isinstance(data, str) and not data.endswith(RECIPE_ENDINGS):
         raw = {"model": "unused", "data": _plain_section(data, given), "output_dir": "unused"}
         return read_recipe(raw, overrides).recipe.data, named, 0, None
-    recipe = read_recipe(data, overrides).recipe
-    check_names(recipe.evaluation.metrics)
+    loaded, stored = read_recipe(data, overrides), stored_in(data)
+    recipe = loaded.recipe if named else consent.given(loaded, stored)
+    if stored is None:
+        with functions_allowed(consent.of_recipe(loaded, None)):
+            check_names(recipe.evaluation.metrics)
     refuse_missing(recipe.data)
     if recipe.data.format == "auto" and recipe.objective.name in OBJECTIVE_SHAPES:
         given = {"format": OBJECTIVE_SHAPES[recipe.objective.name], **given}

@@ -12,12 +12,14 @@ from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.survey import check_metrics, only_held_out, survey_rows
 from tunesmith.deploy.tuned import Tuned, find_target
 from tunesmith.deploy.tuned import load as load_tuned
-from tunesmith.evaluation.held_out_recipe import evaluation_recipe, no_rows_to_judge
+from tunesmith.evaluation.held_out_recipe import evaluation_recipe, no_rows_to_judge, typed_names
 from tunesmith.evaluation.judge import Judge
-from tunesmith.evaluation.metrics.answers import check_names
+from tunesmith.evaluation.metrics.answers import check_functions
+from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.task import task_batches
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.paths import shown
+from tunesmith.runs.consent import Consent
 from tunesmith.runs.folder import EVALUATIONS, Run
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.notebook import metrics_html, metrics_text
@@ -49,6 +51,8 @@ def evaluate(
     progress: bool = True,
     listener: Listener | None = None,
     model: str | None = None,
+    trust_remote_code: bool = False,
+    allow_functions: bool = False,
 ) -> dict[str, Any]:
     """Compares base and tuned model on held-out rows. The result has the form of verdict.json.
 
@@ -62,35 +66,41 @@ def evaluate(
         progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
         listener: hears the progress in place of it.
         model: the base, where it is not at the place that the run or adapter names.
+        trust_remote_code: run code that comes with the model. What a run's own recipe says does not count.
+        allow_functions: run the functions that the run's own recipe names.
     """
     listener = heard_by(listener, progress)
     data = None if data is None else file_of(data)
     found = find_target(str(target))
     recipe = evaluation_recipe(found.recipe, str(target), data, settings)
-    check_names(recipe.evaluation.metrics)
-    if data is None and (run := found.run) is not None:
-        check_rows(run, recipe, otherwise="; or judge on other rows with --data FILE")
-    tuned = load_tuned(target, listener=listener, model=model)
-    survey = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name)
-    if data is not None:
-        survey = only_held_out(survey)
-    elif tuned.target.run is not None:
-        check_same_data(tuned.target.run, survey)
-    check_metrics(recipe.evaluation.metrics, survey)
-    corpus = encode_corpus(survey, tuned.template, listener=listener)
-    task, _ = make_tasks(survey, corpus, recipe, tokenizer=tuned.tokenizer, stops=tuned.stop_ids)
-    if task is None:
-        raise no_rows_to_judge(str(target), "The run held no rows out (data.eval is 0).")
-    budget = micro_batch_tokens(tuned.device, max(len(row.ids) for row in task.rows))
-    # Prefixes are shared only if training has probed that: not for a plain model or an adapter made elsewhere.
-    probed = recipe.training.layout in ("tree", "packed")
-    batches = task_batches(task, budget=budget, layout="tree" if probed else "padded")
-    judge = Judge(task, batches, tuned.tokenizer, tuned.stop_ids, recipe.evaluation)
-    judge.check_questions(tuned.model)
-    base, name = tuned.reference()
-    with memory_faults():
-        judge = _with_reference(tuned, judge, listener)
-        verdict, _ = judge.verdict(tuned.model, base, listener=listener)
+    consent = Consent(trust_remote_code, allow_functions)
+    run_folder = None if found.run is None else found.run.folder
+    functions = consent.functions(recipe.evaluation, typed=typed_names(settings), own=Path.cwd(), run=run_folder)
+    with functions_allowed(functions):
+        check_functions(recipe.evaluation)
+        if data is None and (run := found.run) is not None:
+            check_rows(run, recipe, otherwise="; or judge on other rows with --data FILE")
+        tuned = load_tuned(target, listener=listener, model=model, trust_remote_code=trust_remote_code)
+        survey = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name)
+        if data is not None:
+            survey = only_held_out(survey)
+        elif tuned.target.run is not None:
+            check_same_data(tuned.target.run, survey)
+        check_metrics(recipe.evaluation.metrics, survey)
+        corpus = encode_corpus(survey, tuned.template, listener=listener)
+        task, _ = make_tasks(survey, corpus, recipe, tokenizer=tuned.tokenizer, stops=tuned.stop_ids)
+        if task is None:
+            raise no_rows_to_judge(str(target), "The run held no rows out (data.eval is 0).")
+        budget = micro_batch_tokens(tuned.device, max(len(row.ids) for row in task.rows))
+        # Prefixes are shared only if training has probed that: not for a plain model or an adapter made elsewhere.
+        probed = recipe.training.layout in ("tree", "packed")
+        batches = task_batches(task, budget=budget, layout="tree" if probed else "padded")
+        judge = Judge(task, batches, tuned.tokenizer, tuned.stop_ids, recipe.evaluation)
+        judge.check_questions(tuned.model)
+        base, name = tuned.reference()
+        with memory_faults():
+            judge = _with_reference(tuned, judge, listener)
+            verdict, _ = judge.verdict(tuned.model, base, listener=listener)
     judged = JudgedAgain({**verdict, "base_model": name})
     if tuned.target.run is not None:
         read = None if data is None else shown(data)

@@ -19,13 +19,15 @@ from tunesmith.data.ledger import EpochTokens
 from tunesmith.data.survey import Survey
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.evaluation.judge import Judge
-from tunesmith.evaluation.metrics.answers import check_names
+from tunesmith.evaluation.metrics.answers import check_functions
+from tunesmith.evaluation.metrics.user_functions import function_files, functions_allowed
 from tunesmith.evaluation.task import Task, task_batches
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
 from tunesmith.model.weights.device import tf32
 from tunesmith.recipe.complaints import dotted
 from tunesmith.recipe.file import dump, leaves, portable, read_recipe
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.consent import FUNCTIONS, Consent, flags_of, stored_in
 from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by, quiet_libraries
@@ -101,6 +103,8 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
+    allow_functions: bool = False,
     progress: bool = True,
     listener: Listener | None = None,
 ) -> TrainResult:
@@ -112,6 +116,8 @@ def train(
         overrides: ``section.key=value``, applied after the recipe.
         resume: start, continue from the last checkpoint, or return the stored result of a finished run.
         overwrite: replace a run that is in the folder.
+        trust_remote_code: run code that comes with the model, also where a stored recipe asks for it.
+        allow_functions: run the functions that a stored recipe names.
         progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
         listener: hears the progress in place of it.
 
@@ -120,7 +126,8 @@ def train(
         KeyboardInterrupt: Ctrl-C; while it trains, after the running step and its checkpoint.
     """
     listener = heard_by(listener, progress)
-    with started(recipe, overrides, resume=resume, overwrite=overwrite) as start:
+    consent = Consent(trust_remote_code, allow_functions)
+    with started(recipe, overrides, resume=resume, overwrite=overwrite, consent=consent) as start:
         return train_in(start, listener)
 
 
@@ -128,8 +135,9 @@ def train_in(start: Start, listener: Listener) -> TrainResult:
     """The rest of ``train``, once the run's folder is reserved."""
     for note in [*start.loaded.notes.values(), *_remarks(start.asked)]:
         listener.say(note)
-    check_names(start.asked.evaluation.metrics)
-    with sigterm_ends_process(), memory_faults():
+    with functions_allowed(start.functions), sigterm_ends_process(), memory_faults():
+        if not start.finished:
+            check_functions(start.asked.evaluation)
         return (_continue if start.continues else _begin)(start.run, start.asked, listener)
 
 
@@ -145,6 +153,7 @@ def _begin(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
     listener.say(str(rehearsal))
     run.clear()
     prepared = _keep_start(run, prepared)
+    _keep_functions(run)
     _write_facts(run, asked, loaded.ready.recipe, prepared, tokens)
     run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
     _say_tokens(prepared, loaded.steps, tokens, listener)
@@ -160,6 +169,7 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
     began = time.perf_counter()
     started_in = Path(run.status().get("started_in") or Path.cwd())
     recipe = _recipe_to_continue(run, asked)
+    Consent(asked.model.trust_remote_code).check_model(recipe, run.folder)
     tell_of_kill(run, recipe.model.device, listener)
     start = kept_start(run.folder, recipe.method)
     prepared = prepare_training(recipe, listener, start=start, started_in=started_in)
@@ -174,7 +184,7 @@ def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
 def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listener: Listener) -> TrainResult:
     """The common end: trains to the last step and judges. However this ends, status.json says how."""
     ready = loaded.ready
-    with _recorded_status(run, listener), tf32(ready.recipe.training.tf32), memory_faults(prepared.plan):
+    with _recorded_status(run, ready.recipe, listener), tf32(ready.recipe.training.tf32), memory_faults(prepared.plan):
         run.set_status("running")
         steps, validation, judging = with_references(
             run.folder, ready, loaded.steps, loaded.validation, loaded.judging, listener
@@ -193,7 +203,11 @@ def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listene
 
 
 def dry_run(
-    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = (), *, listener: Listener | None = None
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    consent: Consent | None = None,
+    listener: Listener | None = None,
 ) -> list[tuple[str, Any, str]]:
     """Every setting as (dotted key, resolved value, origin). Data and tokenizer are read, but no weights.
 
@@ -201,8 +215,11 @@ def dry_run(
     """
     listener = listener or Silent()
     loaded = read_recipe(with_files(recipe), overrides)
-    check_names(loaded.recipe.evaluation.metrics)
-    prepared = prepare_training(loaded.recipe, listener)
+    stored, consent = stored_in(recipe), consent or Consent()
+    asked = consent.given(loaded, stored)
+    with functions_allowed(consent.of_recipe(loaded, stored)):
+        check_functions(asked.evaluation)
+        prepared = prepare_training(asked, listener)
     listener.say(str(prepared.plan))
     given = dict(leaves(loaded.recipe.model_dump()))
     lines = []
@@ -319,6 +336,14 @@ def _keep_start(run: Run, prepared: Prepared) -> Prepared:
     return replace(prepared, start=kept)
 
 
+def _keep_functions(run: Run) -> None:
+    """Copies the files of the recipe's functions into the run, so that the run can be judged again."""
+    for name, file in function_files().items():
+        kept = run.folder / FUNCTIONS / name
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, kept)
+
+
 def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _Loaded:
     """Loads the model, and lays out the held-out rows for it."""
     torch.set_num_threads(int(prepared.recipe.training.threads))
@@ -421,7 +446,7 @@ def _verdict(
 
 
 @contextmanager
-def _recorded_status(run: Run, listener: Listener) -> Iterator[None]:
+def _recorded_status(run: Run, recipe: Recipe, listener: Listener) -> Iterator[None]:
     """Records in status.json how the work inside ends if it fails, and says how to continue after a stop."""
     try:
         yield
@@ -429,7 +454,8 @@ def _recorded_status(run: Run, listener: Listener) -> Iterator[None]:
         run.set_status("stopped")
         saved = run.checkpoints
         kept = f"the checkpoint {saved[-1].name} is saved" if saved else "there is no checkpoint yet"
-        listener.say(f"stopped: {kept}. To continue: tunesmith train {shlex.quote(str(run.folder))} --resume")
+        again = f"tunesmith train {shlex.quote(str(run.folder))} --resume{flags_of(recipe)}"
+        listener.say(f"stopped: {kept}. To continue: {again}")
         raise
     except TunesmithError as error:
         run.set_status("failed", error=error.to_json())

@@ -79,6 +79,7 @@ def check(
     against: Any = None,
     near: bool = True,
     show: int = 0,
+    trust_remote_code: bool = False,
     progress: bool = True,
     listener: Listener | None = None,
 ) -> Inspection:
@@ -95,6 +96,7 @@ def check(
         against: rows that should not be among them.
         near: look for near duplicates.
         show: training rows to hand back as tokens; needs a model.
+        trust_remote_code: run code that comes with the model, also where a stored recipe asks for it.
         progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
         listener: hears the progress in place of it.
 
@@ -111,6 +113,7 @@ def check(
         against=None if against is None else file_of(against),
         near=near,
         show=show,
+        trust_remote_code=trust_remote_code,
         listener=heard_by(listener, progress),
     )
 
@@ -126,6 +129,7 @@ def prepare(
     columns: Mapping[str, str] | None = None,
     instruction: str | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     progress: bool = True,
     listener: Listener | None = None,
 ) -> PreparedData:
@@ -141,6 +145,7 @@ def prepare(
         columns: field to column.
         instruction: one instruction for all rows.
         overwrite: replace a dataset that is in the folder.
+        trust_remote_code: run code that comes with the model, also where a stored recipe asks for it.
         progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
         listener: hears the progress in place of it.
 
@@ -156,6 +161,7 @@ def prepare(
         columns=columns,
         instruction=instruction,
         overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
         listener=heard_by(listener, progress),
     )
 

@@ -18,12 +18,15 @@ from typing import Any
 import torch
 
 from tunesmith.errors import NotFiniteError, RecipeError, RunError
+from tunesmith.evaluation.metrics.answers import check_functions
+from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.model.weights.device import tf32
 from tunesmith.planning import advice
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs import curves
+from tunesmith.runs.consent import Consent, stored_in
 from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.notebook import paragraph, picture_html
@@ -88,6 +91,8 @@ def lr_range(
     lr_min: float | None = None,
     lr_max: float | None = None,
     steps: int | None = None,
+    trust_remote_code: bool = False,
+    allow_functions: bool = False,
     progress: bool = True,
     listener: Listener | None = None,
 ) -> RangeResult:
@@ -98,6 +103,8 @@ def lr_range(
         overrides: ``section.key=value`` on top of it.
         lr_min, lr_max: the first and the last rate; by default five powers of ten around the method's usual rate.
         steps: by default 60, and fewer (at least 20) if these are more than three passes over the rows.
+        trust_remote_code: run code that comes with the model, also where a stored recipe asks for it.
+        allow_functions: run the functions that a stored recipe names.
         progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
         listener: hears the progress in place of it.
 
@@ -108,12 +115,15 @@ def lr_range(
     loaded = read_recipe(with_files(recipe), overrides)
     for note in loaded.notes.values():
         listener.say(note)
-    asked = loaded.recipe
+    consent, stored = Consent(trust_remote_code, allow_functions), stored_in(recipe)
+    asked = consent.given(loaded, stored)
     low, high = _bounds(asked, lr_min, lr_max)
     if steps is not None and steps < FEWEST:
         raise RecipeError(f"A range test has {FEWEST} steps at least", where="lr_steps", why=f"Found {steps}.")
     begin = time.perf_counter()
-    prepared = replace(prepare_training(asked, listener), task=None, selecting=None)
+    with functions_allowed(consent.of_recipe(loaded, stored)):
+        check_functions(asked.evaluation)
+        prepared = replace(prepare_training(asked, listener), task=None, selecting=None)
     torch.set_num_threads(int(prepared.recipe.training.threads))
     count = steps or _steps(prepared)
     folder = result_folder(asked)

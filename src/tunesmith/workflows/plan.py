@@ -15,6 +15,7 @@ from tunesmith.planning.devices import device_called
 from tunesmith.planning.method_table import Planned, plan_methods
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.consent import Consent, stored_in
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.workflows.given_data import with_files
@@ -71,6 +72,7 @@ def plan(
     rows: int | None = None,
     length: int | None = None,
     exact: bool = False,
+    trust_remote_code: bool = False,
     progress: bool = True,
     listener: Listener | None = None,
 ) -> Planned:
@@ -83,6 +85,7 @@ def plan(
         rows: of an epoch, with ``length`` tokens in each, instead of the recipe's data.
         length: see ``rows``.
         exact: counts tokens and shared prefixes with the model's tokenizer.
+        trust_remote_code: run code that comes with the model, also where a stored recipe asks for it.
         progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
         listener: hears the progress in place of it.
 
@@ -91,7 +94,7 @@ def plan(
     """
     if (rows is None) != (length is None):
         raise RecipeError("rows and length go together", where="plan", remedy="Give both, or leave both out.")
-    asked = read_recipe(with_files(recipe), overrides).recipe
+    asked = Consent(trust_remote_code).given(read_recipe(with_files(recipe), overrides), stored_in(recipe))
     return plan_recipe(
         asked, device=device, rows=rows, length=length, exact=exact, listener=heard_by(listener, progress)
     ).planned

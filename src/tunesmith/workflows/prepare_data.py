@@ -32,6 +32,7 @@ from tunesmith.recipe.file import dump_section
 from tunesmith.recipe.paths import shown
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import ModelSettings, Recipe
+from tunesmith.runs.consent import Consent
 from tunesmith.runs.notebook import html_table, paragraph
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import place_for, whole_folder, why_not
@@ -85,6 +86,7 @@ def prepare_data(
     instruction: str | None = None,
     ray: bool = False,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     listener: Listener | None = None,
 ) -> PreparedData:
     """Writes a ``datasets`` folder with a card, and every row that is not in it to ``rejected.jsonl``.
@@ -99,6 +101,7 @@ def prepare_data(
         instruction: one instruction for all rows.
         ray: look at the rows on a Ray cluster; the result is the same.
         overwrite: replace a dataset that is in the folder.
+        trust_remote_code: run code that comes with the model, also where a stored recipe asks for it.
         listener: hears what goes on; nobody by default.
 
     Raises:
@@ -109,7 +112,13 @@ def prepare_data(
     folder = place_for(out)
     _check_free(folder, overwrite=overwrite)
     section, source, seed, method = settings_of(
-        data, model, settings, format=format, columns=columns, instruction=instruction
+        data,
+        model,
+        settings,
+        format=format,
+        columns=columns,
+        instruction=instruction,
+        consent=Consent(trust_remote_code),
     )
     counted = {"max_length", "too_long"} & section.model_fields_set
     if source is None and (section.clean.max_length or counted):

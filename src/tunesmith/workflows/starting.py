@@ -14,44 +14,56 @@ from typing import TypeGuard
 from tunesmith.recipe.file import LoadedRecipe, read_recipe
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.consent import Consent, stored_in
 from tunesmith.runs.folder import Run
 from tunesmith.workflows.given_data import with_files
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A run whose folder is reserved. ``continues``: it has begun before and goes on."""
+    """A run whose folder is reserved. ``continues``: it has begun before and goes on.
+
+    ``asked`` is the recipe as the user gave it. ``functions`` are those of the recipe that may run, with the folder
+    that each comes from. ``finished``: nothing is left to do, so none of them is needed.
+    """
 
     run: Run
     loaded: LoadedRecipe
+    asked: Recipe
+    functions: Mapping[str, Path]
     continues: bool
-
-    @property
-    def asked(self) -> Recipe:
-        """The recipe as the user gave it."""
-        return self.loaded.recipe
+    finished: bool
 
 
 @contextmanager
 def started(
-    recipe: str | Path | Mapping[str, object] | Recipe, overrides: Sequence[str], *, resume: bool, overwrite: bool
+    recipe: str | Path | Mapping[str, object] | Recipe,
+    overrides: Sequence[str],
+    *,
+    resume: bool,
+    overwrite: bool,
+    consent: Consent,
 ) -> Iterator[Start]:
     """Inside, the run's folder is reserved for this process. See ``finetune.train`` for the arguments.
 
     Raises:
         RecipeError: the recipe has an error.
-        RunError: another process works in the folder, it takes no files, or it holds what is not to be replaced.
+        RunError: another process works in the folder, it takes no files, or it holds what is not to be replaced; or a
+            stored recipe runs code, and the user did not consent.
     """
     loaded = _asked_recipe(recipe, overrides, resume=resume)
     # A run folder that was moved or renamed is continued where it is.
     run = Run(recipe if resume and _is_run(recipe) else loaded.recipe.output_dir)
+    stored = run.folder if resume and _is_run(recipe) else stored_in(recipe)
+    finished = resume and run.exists() and run.status().get("status") == "finished"
+    asked = loaded.recipe if finished else consent.given(loaded, stored)
     if not (resume and run.exists()):
         run.check_free(overwrite=overwrite)
     with run.lock():
         continues = resume and run.exists()
         if not continues:  # again: a run that was in the folder may just have ended
             run.check_free(overwrite=overwrite)
-        yield Start(run, loaded, continues)
+        yield Start(run, loaded, asked, consent.of_recipe(loaded, stored), continues, continues and finished)
 
 
 def _asked_recipe(

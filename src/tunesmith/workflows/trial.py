@@ -35,7 +35,7 @@ from tunesmith.planning.shape_from_model import ModelCounter, recipe_config
 from tunesmith.planning.step_time import step_seconds
 from tunesmith.recipe.file import portable, read_recipe
 from tunesmith.recipe.methods import AdapterSettings, method_label
-from tunesmith.recipe.settings import Recipe
+from tunesmith.recipe.settings import SELECTING, Recipe
 from tunesmith.runs.child_processes import clean_environment, python_command
 from tunesmith.runs.progress import Silent, StepResult
 from tunesmith.training.attach import ModelInputs, load_for_training, optimizer_of
@@ -142,7 +142,7 @@ def run_trial(recipe: Recipe, *, length: int | None = None, limit: float = 600.0
     """
     with tempfile.TemporaryDirectory() as folder:
         job, result, said = (Path(folder) / name for name in ("job.json", "result.json", "output.txt"))
-        asked = {"recipe": {**portable(recipe), "output_dir": str(Path(folder) / "run")}, "length": length}
+        asked = {"recipe": {**_steps_only(recipe), "output_dir": str(Path(folder) / "run")}, "length": length}
         job.write_text(json.dumps(asked), encoding="utf-8")
         with said.open("wb") as output:
             try:
@@ -164,6 +164,13 @@ def run_trial(recipe: Recipe, *, length: int | None = None, limit: float = 600.0
             lines = [line for line in said.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
             raise _failed(recipe, lines[-1] if lines else f"The process ended with {done.returncode} (out of memory?).")
         return Trial(**found)
+
+
+def _steps_only(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without metrics, which are of no use to the steps: a function would need consent to be run."""
+    values = portable(recipe)
+    values["training"] = {name: value for name, value in values["training"].items() if name not in SELECTING}
+    return {**values, "evaluation": {}}
 
 
 def _failed(recipe: Recipe, why: str) -> ModelError:

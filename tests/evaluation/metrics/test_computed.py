@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,15 @@ from tests.tiny import config_for, make_rows, tiny
 
 from tunesmith.data.batches.layout import LayoutName, micro_batches
 from tunesmith.errors import RecipeError
+from tunesmith.evaluation.metrics.base import COMPUTE_METRICS_KEY
 from tunesmith.evaluation.metrics.computed import (
-    COMPUTE_METRICS_KEY,
     MOST_LOGIT_BYTES,
     check_size,
     computed_metrics,
     predictions,
 )
 from tunesmith.evaluation.metrics.tokens import row_losses
-from tunesmith.evaluation.metrics.user_functions import import_function
+from tunesmith.evaluation.metrics.user_functions import functions_allowed, import_function
 
 MODULE = """
 import numpy as np
@@ -45,11 +47,12 @@ def fails(eval_pred):
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def module(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "guide_metrics.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "guide_metrics", raising=False)
-    return "guide_metrics"
+    names = re.findall(r"def (\w+)", MODULE)
+    allowed = [f"guide_metrics:{name}" for name in [*names, "computemetrics"]]
+    with functions_allowed({name: tmp_path for name in [*allowed, "compute_metrics"]}):
+        yield "guide_metrics"
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])

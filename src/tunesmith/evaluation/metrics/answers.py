@@ -1,4 +1,4 @@
-"""Metrics over answers: exact_match, json_valid, json_exact, json_fields, or a Python function `my_module:score`.
+"""Metrics over answers: exact_match, json_valid, json_exact, json_fields, or a Python function `score.py:score`.
 
 To add one, copy a class below and add it to METRICS. Names and reference answers are checked before training, so this
 module does not import torch.
@@ -13,9 +13,9 @@ from typing import Any
 
 from tunesmith.data.files.json_rows import parse_json
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.evaluation.metrics.base import METRICS_KEY, RowScores, TextMetric, row_scores
-from tunesmith.evaluation.metrics.user_functions import function_metric
-from tunesmith.recipe.settings import PREFERENCE_METRICS, TOKEN_METRICS
+from tunesmith.evaluation.metrics.base import COMPUTE_METRICS_KEY, METRICS_KEY, RowScores, TextMetric, row_scores
+from tunesmith.evaluation.metrics.user_functions import function_metric, import_function
+from tunesmith.recipe.settings import PREFERENCE_METRICS, TOKEN_METRICS, EvaluationSettings
 
 
 class ExactMatch:
@@ -95,6 +95,13 @@ METRICS: dict[str, TextMetric] = {
 def check_names(names: Sequence[str]) -> None:
     """Raises RecipeError if a metric does not exist. Functions are imported and their parameters are checked."""
     text_metrics(names)
+
+
+def check_functions(evaluation: EvaluationSettings) -> None:
+    """The same of everything that a recipe names, `compute_metrics` included."""
+    check_names(evaluation.metrics)
+    if evaluation.compute_metrics is not None:
+        import_function(evaluation.compute_metrics, where=COMPUTE_METRICS_KEY)
 
 
 def text_metrics(names: Sequence[str]) -> list[TextMetric]:
@@ -182,5 +189,5 @@ def _resolve(name: str) -> TextMetric:
         f"There is no metric {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
         where=METRICS_KEY,
         why=f"Metrics are {', '.join(known)}.",
-        remedy="Use one of them, or name a Python function as my_module:my_function.",
+        remedy="Use one of them, or name a Python function as score.py:my_function.",
     )

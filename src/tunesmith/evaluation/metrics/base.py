@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 METRICS_KEY = "evaluation.metrics"  # the recipe key that names metrics
+COMPUTE_METRICS_KEY = "evaluation.compute_metrics"
 
 
 class TextMetric(Protocol):

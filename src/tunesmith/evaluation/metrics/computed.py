@@ -12,11 +12,11 @@ from transformers import EvalPrediction
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.errors import RecipeError
+from tunesmith.evaluation.metrics.base import COMPUTE_METRICS_KEY
 from tunesmith.evaluation.metrics.user_functions import import_function
 from tunesmith.model.compute.logprobs import target_logits
 from tunesmith.model.modes import evaluation_mode, random_state_kept
 
-COMPUTE_METRICS_KEY = "evaluation.compute_metrics"
 MOST_LOGIT_BYTES = 2**31  # held at a time, in fp32
 
 

@@ -1,26 +1,58 @@
-"""Metrics by a user's Python function: `my_module:score` in the recipe, imported before training starts.
+"""Metrics by a user's Python function: `score.py:score` in the recipe, imported before training starts.
 
-This module does not import torch.
+Only a function that was allowed is imported (``functions_allowed``): the recipe's own, or after consent those of a
+stored run. It comes from a named file below a folder, and never from Python's own modules. This module does not import
+torch.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
-import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.metrics.base import METRICS_KEY
+from tunesmith.evaluation.metrics.function_files import FunctionFolder
 
 _ARGUMENTS = ("answer", "truth", "prompt")
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_allowed: ContextVar[Mapping[str, FunctionFolder]] = ContextVar("allowed_functions", default={})  # noqa: B039
+
+
+@contextmanager
+def functions_allowed(names: Mapping[str, Path]) -> Iterator[None]:
+    """Inside, these functions may be imported, each from its folder. Others are refused."""
+    folders = {folder: FunctionFolder(folder) for folder in {*names.values()}}
+    token = _allowed.set({name: folders[folder] for name, folder in names.items()})
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def function_files() -> dict[str, Path]:
+    """The files that were imported for the allowed functions, by their path below the functions' folder.
+
+    Raises:
+        RecipeError: two folders have different files of one name.
+    """
+    found: dict[str, Path] = {}
+    for folder in {id(each): each for each in _allowed.get().values()}.values():
+        for name, file in folder.files().items():
+            if name in found and found[name].read_bytes() != file.read_bytes():
+                raise RecipeError(
+                    f"two files of functions are called {name}",
+                    where=METRICS_KEY,
+                    why=f"They are {found[name]} and {file}.",
+                    remedy="Rename one of them, because the run keeps a copy of both.",
+                )
+            found[name] = file
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +90,7 @@ class FunctionMetric:
 
 
 def function_metric(name: str) -> FunctionMetric:
-    """Imports `my_module:score` from the current folder or Python's module path.
+    """Imports `score.py:score`, which must be allowed.
 
     The function takes answer, truth and prompt, or fewer of them. Parameters with these names can be in any order.
     Parameters with other names take them by position. It returns a number, higher for a better answer.
@@ -70,65 +102,24 @@ def function_metric(name: str) -> FunctionMetric:
 
 
 def import_function(name: str, *, where: str = METRICS_KEY) -> Callable[..., Any]:
-    """Imports `my_module:function` from the current folder or Python's module path.
+    """Imports the function `file.py:function`, which must be allowed.
 
     Args:
         name: as the recipe gives it.
         where: the setting that names it, for messages.
 
     Raises:
-        RecipeError: there is no such function, or importing it fails.
+        RecipeError: it is not allowed, there is no such function, or importing it fails.
     """
-    if not _FUNCTION.fullmatch(name):
+    folder = _allowed.get().get(name)
+    if folder is None:
         raise RecipeError(
-            f"{name!r} does not name a Python function", where=where, remedy="Write it as my_module:my_function."
-        )
-    module_name, _, attribute = name.partition(":")
-    try:
-        with _current_folder_first():
-            module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _import_fault(name, error, where) from error
-        raise RecipeError(
-            f"There is no Python module {error.name!r} for the metric {name}",
+            f"The function {name} is not run, because nobody allowed it",
             where=where,
-            why=f"Python looked in {Path.cwd()} and in its module path.",
-            remedy=f"Run from the folder that holds {module_name.replace('.', '/')}.py, or correct the name.",
-        ) from None
-    except Exception as error:
-        raise _import_fault(name, error, where) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        functions = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        what = f"The module {module_name} has no function {attribute!r}"
-        raise RecipeError(
-            what if function is None else f"{name} is not a function but {type(function).__name__}",
-            where=where,
-            why=f"{module_name} has: {', '.join(functions) or 'no function'}.",
-            remedy="Correct the name after the colon.",
+            why="It is named by the recipe of a stored run, which may be somebody else's.",
+            remedy="Read its file; if you trust it, add --allow-functions (in Python: allow_functions=True).",
         )
-    return function
-
-
-def _import_fault(name: str, error: Exception, where: str) -> RecipeError:
-    return RecipeError(
-        f"The module of the metric {name} cannot be imported",
-        where=where,
-        why=f"It raised {type(error).__name__}: {error}",
-        remedy="Correct the module; `python -c 'import ...'` shows where it fails.",
-    )
-
-
-@contextmanager
-def _current_folder_first() -> Iterator[None]:
-    folder = str(Path.cwd())
-    importlib.invalidate_caches()
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
+    return folder.function(name, where=where)
 
 
 def _caller(name: str, function: Callable[..., Any]) -> Callable[[str, str, str], Any]:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 _NO_TOKENIZER = "the tokenizer cannot be loaded"
-_CODE_REMEDY = "read that code; if you trust it, set model.trust_remote_code: true in the recipe."
+_CODE_REMEDY = (
+    "read that code; if you trust it, add --trust-remote-code, or set model.trust_remote_code: true in your recipe."
+)
 _OTHER_TASK = re.compile(r"MaskedLM|Classification|QuestionAnswering|MultipleChoice|PreTraining|Reward")
 
 

@@ -1,0 +1,108 @@
+"""What a stored recipe says about code is asked for again, because the run may be somebody else's.
+
+A recipe that the user names is the user's own word. The recipe in a run folder is not: the sender of the folder wrote
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import RunError
+from tunesmith.recipe.file import LoadedRecipe
+from tunesmith.recipe.paths import local
+from tunesmith.recipe.settings import EvaluationSettings, Recipe
+
+FUNCTIONS = "functions"  # the folder of a run with a copy of the files that its functions come from
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What the user lets a stored recipe run: the model's own code, and functions of the recipe."""
+
+    trust_remote_code: bool = False
+    allow_functions: bool = False
+
+    def given(self, loaded: LoadedRecipe, run: Path | None) -> Recipe:
+        """The recipe with the user's consent.
+
+        Args:
+            loaded: the recipe.
+            run: the run's folder, if that is where the recipe is stored.
+
+        Raises:
+            RunError: a stored recipe runs the model's code, and the user did not say so.
+        """
+        recipe, typed = loaded.recipe, typed_keys(loaded, "model")
+        if run is not None and "trust_remote_code" not in typed:
+            if "path" in typed:  # the user's choice of a model, and not the run's
+                return recipe.with_values(model={"trust_remote_code": self.trust_remote_code})
+            self.check_model(recipe, run)
+        elif self.trust_remote_code and not recipe.model.trust_remote_code:
+            return recipe.with_values(model={"trust_remote_code": True})
+        return recipe
+
+    def check_model(self, recipe: Recipe, run: Path) -> None:
+        """Raises RunError if the stored recipe of a run asks for the model's code, and the user did not."""
+        if recipe.model.trust_remote_code and not self.trust_remote_code:
+            raise RunError(
+                "This run asks to run Python code that comes with its model",
+                where=f"{run / 'recipe.yaml'}: model.trust_remote_code",
+                why=f"The model is {recipe.model.path}. A run of somebody else could name any code.",
+                remedy="Read the Python files of the model; if you trust them, add --trust-remote-code (in Python: "
+                "trust_remote_code=True).",
+            )
+
+    def functions(
+        self, evaluation: EvaluationSettings, *, typed: Collection[str], own: Path, run: Path | None
+    ) -> dict[str, Path]:
+        """The functions of a recipe that may run, with the folder that each comes from.
+
+        Args:
+            evaluation: the settings that name them.
+            typed: the keys that the user has typed; their functions come from the current folder.
+            own: the folder of the recipe.
+            run: the run's folder, if that is where the recipe is stored.
+        """
+        stored = None
+        if run is not None and self.allow_functions:
+            stored = run / FUNCTIONS if (run / FUNCTIONS).is_dir() else run
+        found = {}
+        for key, names in (("metrics", evaluation.metrics), ("compute_metrics", [evaluation.compute_metrics])):
+            folder = Path.cwd() if key in typed else own if run is None else stored
+            found |= {name: folder for name in names if folder is not None and name is not None and ":" in name}
+        return found
+
+    def of_recipe(self, loaded: LoadedRecipe, run: Path | None) -> dict[str, Path]:
+        """The same of a recipe that was read."""
+        evaluation = loaded.recipe.evaluation
+        return self.functions(evaluation, typed=typed_keys(loaded, "evaluation"), own=loaded.folder, run=run)
+
+
+def typed_keys(loaded: LoadedRecipe, section: str) -> set[str]:
+    """The keys of a section that were given as ``section.key=value``."""
+    return {
+        str(path[1])
+        for path, origin in loaded.origins.items()
+        if len(path) > 1 and path[0] == section and origin == "flag"
+    }
+
+
+def flags_of(recipe: Recipe) -> str:
+    """The flags that a command on a run with this recipe needs, each after a space."""
+    evaluation = recipe.evaluation
+    functions = any(":" in name for name in (*evaluation.metrics, evaluation.compute_metrics or ""))
+    flags = {" --trust-remote-code": recipe.model.trust_remote_code, " --allow-functions": functions}
+    return "".join(flag for flag, needed in flags.items() if needed)
+
+
+def stored_in(recipe: Any) -> Path | None:
+    """The run's folder, if this is the name of a recipe that is stored in one."""
+    if not isinstance(recipe, str | Path):
+        return None
+    file = Path(local(recipe))
+    folders = [file.resolve().parent, file.parent]
+    return next((folder for folder in folders if (folder / "status.json").exists()), None)
