@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from memory import peak_bytes
+from process import step_done
 from transformers import TrainerCallback, trainer_pt_utils
 
 
@@ -24,7 +25,8 @@ def group_few_rows() -> None:
 class Clock(TrainerCallback):
     """Seconds of each optimizer step, from its first forward pass to its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job = job
         self.seconds: list[float] = []
         self.begin = 0.0
 
@@ -33,6 +35,7 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, *given: Any, **named: Any) -> None:
         self.seconds.append(_now() - self.begin)
+        step_done(self.job, self.seconds[-1])
 
 
 class Counting:

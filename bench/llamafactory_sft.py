@@ -31,8 +31,8 @@ class Watch(Clock):
     """The clock; before the first step it also takes the loss."""
 
     def __init__(self, job: dict[str, Any], collators: list[Counting]) -> None:
-        super().__init__()
-        self.job, self.collators = job, collators
+        super().__init__(job)
+        self.collators = collators
         self.loss: dict[str, float] = {}
 
     def on_train_begin(self, *given: Any, model: Any, **named: Any) -> None:

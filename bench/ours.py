@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import tunesmith  # noqa: F401  it says how OpenMP waits, which torch reads at its import
+
+# isort: split
 import numpy as np
 import torch
 from memory import peak_bytes
+from process import step_done
 
 from tunesmith.data.batches.layout import micro_batches
 from tunesmith.data.batches.order import Order
@@ -51,7 +56,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     optimizer = build_optimizer(
         method.parameter_groups(model), learning_rate=job["rate"], weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8
     )
-    timed = _train(model, steps, optimizer, job["rate"])[1:]
+    timed = _train(model, steps, optimizer, job["rate"], lambda result: step_done(job, result.seconds))[1:]
     peak = peak_bytes(device)
     outside = _outside_operators(model, steps[-1], optimizer, job["rate"]) if device == "cpu" else None
     mean = sum(step.seconds for step in timed) / len(timed)
@@ -96,12 +101,19 @@ def _loss(model: Any, step: Step, device: str) -> float:
     return sum(sums) / sum(objective.denominator(batch) for batch in step.batches)
 
 
-def _train(model: Any, steps: list[Step], optimizer: Any, rate: float) -> list[StepResult]:
+def _train(
+    model: Any, steps: list[Step], optimizer: Any, rate: float, told: Callable[[StepResult], None] = lambda _: None
+) -> list[StepResult]:
     results: list[StepResult] = []
     nothing: Any = lambda *_: False  # noqa: E731
+
+    def step_ended(result: StepResult) -> None:
+        results.append(result)
+        told(result)
+
     train_steps(
         model, steps, objective=CrossEntropy(), optimizer=optimizer, rate=lambda _: rate, max_grad_norm=1.0, seed=0,
-        hooks=Hooks(results.append, nothing, nothing, nothing, nothing),
+        hooks=Hooks(step_ended, nothing, nothing, nothing, nothing),
     )  # fmt: skip
     return results
 

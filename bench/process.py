@@ -49,6 +49,13 @@ def run(python: Path, script: Path, job: dict[str, Any], *, limit: float) -> dic
         return json.loads(answered.read_text(encoding="utf-8"))
 
 
+def step_done(job: dict[str, Any], seconds: float) -> None:
+    """Adds a step's seconds to the file that the job names for those who watch the run, if it names one."""
+    if "progress" in job:
+        with Path(job["progress"]).open("a", encoding="utf-8") as file:
+            file.write(f"{seconds!r}\n")
+
+
 def _end(started: subprocess.Popen[bytes]) -> None:
     """The process and what it started, also after Ctrl-C."""
     if started.poll() is None:

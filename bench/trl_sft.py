@@ -33,7 +33,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         dataset_kwargs={"skip_prepare_dataset": True}, **tuned,
     )  # fmt: skip
     adapter = LoraConfig(r=job["r"], lora_alpha=2 * job["r"], target_modules="all-linear", task_type="CAUSAL_LM")
-    clock = Clock()
+    clock = Clock(job)
     trainer = SFTTrainer(
         model=_model(job), args=config, train_dataset=Dataset.from_list(job["rows"]), callbacks=[clock],
         processing_class=AutoTokenizer.from_pretrained(job["model"]),
