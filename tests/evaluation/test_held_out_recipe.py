@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunesmith.data.files.reader import open_source
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.evaluation.held_out_recipe import evaluation_recipe, read_like_training
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.recipe.file import read_recipe
@@ -46,3 +46,29 @@ def test_a_table_without_the_header_of_training_is_told_of_its_first_line(tmp_pa
     )
     file.write_text(f"asked,said\n{file.read_text()}")
     assert open_source(SourceSettings(path=str(file), columns=columns)).shape == "prompt_completion"
+
+
+def test_keys_say_how_rows_to_judge_are_read(stored: Recipe, tmp_path: Path) -> None:
+    file = tmp_path / "new.csv"
+    file.write_text("asked,said\nred hat,red\n")
+    keys = ["data.columns={prompt: asked, completion: said}", "data.header=true", "max_rows=5"]
+    judged = evaluation_recipe(stored, "run", str(file), keys)
+    [source] = judged.data.sources("train")
+    assert (source.columns, source.header) == ({"prompt": "asked", "completion": "said"}, True)
+    assert judged.evaluation.max_rows == 5
+    with pytest.raises(RecipeError, match=r"data\.eval does not change how new rows are read"):
+        evaluation_recipe(stored, "run", str(file), ["data.eval=3"])
+    with pytest.raises(RecipeError, match="no other rows are named"):
+        evaluation_recipe(stored, "run", None, ["data.header=true"])
+
+
+def test_sources_that_were_read_differently_need_keys_that_say_how_new_rows_are_read(tmp_path: Path) -> None:
+    one = {"path": "a.jsonl", "columns": {"prompt": "q", "completion": "a"}, "instruction": "Say it."}
+    two = {"path": "b.jsonl", "columns": {"prompt": "x", "completion": "y"}}
+    stored = read_recipe({"model": "m", "data": {"train": [one, two]}, "output_dir": "run"}).recipe
+    with pytest.raises(RunError) as refused:
+        evaluation_recipe(stored, "run", "new.jsonl", [])
+    assert "data.columns=" in str(refused.value.remedy) and "data.instruction=VALUE" in str(refused.value.remedy)
+    keys = ["data.columns={prompt: q, completion: a}", "data.instruction=Say it."]
+    [source] = evaluation_recipe(stored, "run", "new.jsonl", keys).data.sources("train")
+    assert (source.columns, source.instruction) == ({"prompt": "q", "completion": "a"}, "Say it.")

@@ -334,7 +334,7 @@ def test_other_columns_are_named_by_a_key(run: Path, tmp_path: Path) -> None:
     assert str(failed.value.remedy).endswith("data.columns={input: what}")
     found = answer_rows(run, str(data), out, settings=SHORT, keys=["data.columns={input: what}"])
     assert found.columns == ["model_answer"], "the rows have an answer of their own"
-    with pytest.raises(RecipeError, match=r"data\.eval does not change how rows are read"):
+    with pytest.raises(RecipeError, match=r"data\.eval does not change how new rows are read"):
         answer_rows(run, str(data), out, keys=["data.eval=0.5"], overwrite=True)
 
 

@@ -42,7 +42,11 @@ ReadingKeys = Annotated[
 ]
 EvaluationKeys = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe's evaluation section, such as max_rows=50."),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Keys of the recipe's evaluation section, such as max_rows=50. With --data also data.KEY=VALUE: how its "
+        "rows are read, such as data.columns.prompt=question.",
+    ),
 ]
 BaseModel = Annotated[
     str | None,

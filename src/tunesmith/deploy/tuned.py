@@ -30,7 +30,7 @@ from tunesmith.model.weights.load import CONFIG, read_json_object, stop_ids
 from tunesmith.model.weights.resolve import kind, resolve
 from tunesmith.model.weights.text_side import make_template, refuse_unknown_tokens, tokenizer_of
 from tunesmith.recipe.data import DataSettings, SourceSettings
-from tunesmith.recipe.generation import settings_by_name
+from tunesmith.recipe.generation import GenerationSettings, settings_by_name
 from tunesmith.recipe.methods import LoraSettings, MethodSettings
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import ModelSettings, Recipe
@@ -61,6 +61,13 @@ class ModelTarget:
     recipe: Recipe | None = None
     trained: TrainedPrompt | None = None
     base_given: bool = False
+
+    def decoding(self, settings: Mapping[str, Any]) -> GenerationSettings:
+        """The settings by name. Without a limit of tokens, that of the run's own evaluation holds."""
+        found = settings_by_name(settings)
+        if self.recipe is None or found.max_new_tokens is not None or found.max_length is not None:
+            return found
+        return replace(found, max_new_tokens=self.recipe.evaluation.max_new_tokens)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -139,7 +146,7 @@ class Tuned:
             raw: leave the run's instruction and system turn out.
             instruction: one to use in place of the run's.
             batch_size: sequences decoded at a time.
-            settings: those of GenerationSettings.
+            settings: those of GenerationSettings; without a limit of tokens, that of the run's evaluation.
 
         Raises:
             RecipeError: these are no prompts, or a setting is unknown or out of bounds.
@@ -147,7 +154,7 @@ class Tuned:
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise RecipeError(f"batch_size must be a whole number of at least 1, found {batch_size!r}")
-        asked = settings_by_name(settings)
+        asked = self.target.decoding(settings)
         many, prompts = _prompts(messages)
         ids = [
             self.prompt_ids(each, tools=tools, raw=raw, instruction=instruction, source=f"prompt {number}")
@@ -168,7 +175,7 @@ class Tuned:
         **settings: Any,
     ) -> Iterator[str]:
         """One answer in pieces, as they are decoded. Arguments are those of ``generate``."""
-        asked = settings_by_name(settings)
+        asked = self.target.decoding(settings)
         prompt = self.prompt_ids(messages, tools=tools, raw=raw, instruction=instruction)
         return stream(self.model, self.tokenizer, prompt, settings=asked, stop_ids=self.stop_ids)
 

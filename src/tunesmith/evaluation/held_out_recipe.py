@@ -13,6 +13,8 @@ from tunesmith.recipe.paths import local
 from tunesmith.recipe.row_shape import READING
 from tunesmith.recipe.settings import SELECTING, Recipe
 
+KEYS = ("format", "columns", "name", "split", "sample_by", "on_error", *READING)  # of the data section, for new rows
+
 
 def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, settings: Sequence[str]) -> Recipe:
     """The run's recipe, or a plain one, with the given rows and evaluation settings.
@@ -21,16 +23,26 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
         stored: the run's recipe, if the target has one.
         target: what is evaluated, for messages.
         data: the rows to judge on; None: the run's own held-out rows.
-        settings: ``key=value`` of the evaluation section.
+        settings: ``key=value`` of the evaluation section, and ``data.key=value`` that say how ``data`` is read.
     """
+    reading = [setting for setting in settings if setting.startswith("data.")]
+    settings = [setting for setting in settings if setting not in reading]
+    given = names_of_reading(reading, names=(*KEYS, "instruction"))
+    if given and data is None:
+        raise RecipeError(
+            "keys of the data section say how other rows are read, and no other rows are named",
+            where=reading[0],
+            remedy="Name them with --data FILE, or leave the key out.",
+        )
     if stored is None and data is None:
         found = "this is not a run" if Path(local(target)).exists() else f"there is no folder {target} here"
         raise no_rows_to_judge(target, f"Only a run has held-out rows of its own, and {found}.")
     plain: dict[str, Any] = {"model": target, "data": {"train": data}, "output_dir": "unused"}
     raw = plain if stored is None else portable(stored)
     if data is not None:
-        section = {key: value for key, value in raw["data"].items() if key not in READING}  # other files than the run's
-        raw["data"] = {**section, "train": [read_like_training(stored, target, data)], "eval": 0.0}
+        section = {key: value for key, value in raw["data"].items() if key not in {*READING, *given}}  # other files
+        like = {"path": data} if stored is None else read_like_training(stored, target, data, given=given)
+        raw["data"] = {**section, "train": [like], "eval": 0.0}
         masked = raw["data"].get("clean", {}).get("mask_pii", False)
         raw["data"] |= {"split": None, "name": None, "test": None, "group": None, "stratify": False, "max_lost": None}
         raw["data"] |= {"sample_by": "auto"}  # the source names its own, if it is text
@@ -41,7 +53,7 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
         raw["training"] = {name: value for name, value in raw.get("training", {}).items() if name not in of_steps}
     metrics = raw.pop("evaluation", {})
     function = metrics.get("compute_metrics")  # the step may be selected by it
-    recipe = read_recipe({**raw, "evaluation": {"compute_metrics": function}}).recipe
+    recipe = read_recipe({**raw, "evaluation": {"compute_metrics": function}}, reading).recipe
     plain |= {"data": {"train": "unused"}, "objective": raw.get("objective", "sft"), "evaluation": metrics}
     judged = read_recipe(plain, _prefixed(settings)).recipe
     return recipe.model_copy(update={"evaluation": judged.evaluation})
@@ -65,11 +77,24 @@ def read_like_training(stored: Recipe | None, target: str, data: str, *, given: 
             "The run's training sources were read in different ways, so new rows could be read in any of them",
             where=target,
             why=f"They differ in {', '.join(apart)}.",
-            remedy=f"Say how to read these: add {keys}."
-            if given
-            else "Train from one source and give rows of the form {messages}, or judge the run's own rows.",
+            remedy=f"Say how to read these: add {keys}.",
         )
     return {"path": data, **ways[0]}
+
+
+def names_of_reading(keys: Sequence[str], *, names: Sequence[str] = KEYS) -> set[str]:
+    """The names in ``data.name=value`` or ``data.name.column=value``. Raises RecipeError for one that reads nothing."""
+    given = set()
+    for key in keys:
+        name = key.partition("=")[0].strip().removeprefix("data.").partition(".")[0]
+        if name not in names:
+            raise RecipeError(
+                f"data.{name} does not change how new rows are read",
+                where=key,
+                remedy=f"The keys are {', '.join(f'data.{each}' for each in names)}.",
+            )
+        given.add(name)
+    return given
 
 
 def no_rows_to_judge(target: str, why: str) -> RunError:

@@ -18,7 +18,8 @@ class GenerationSettings:
     """How answers are decoded; names and meaning are those of transformers' GenerationConfig.
 
     Args:
-        max_new_tokens: limit on the tokens of an answer; 256 if neither this nor ``max_length`` is given.
+        max_new_tokens: limit on the tokens of an answer; if neither this nor ``max_length`` is given, that of the run's
+            evaluation, and 256 for a model without a run.
         max_length: limit on the tokens of prompt and answer together, instead of ``max_new_tokens``.
         do_sample: draw each token at random; by default the likeliest token is taken (greedy decoding).
         temperature: divides the logits before drawing.

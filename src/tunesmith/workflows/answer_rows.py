@@ -24,14 +24,13 @@ from tunesmith.data.files.written_rows import check_ending, write_rows
 from tunesmith.deploy.run_prompt import RunPrompt, run_prompt
 from tunesmith.deploy.tuned import ModelTarget, Tuned, find_target, load
 from tunesmith.errors import DataError, ExportError, ModelError, RecipeError
-from tunesmith.evaluation.held_out_recipe import read_like_training
+from tunesmith.evaluation.held_out_recipe import names_of_reading, read_like_training
 from tunesmith.model.generate import check_prompts, generate
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.generation import GenerationSettings, settings_by_name
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.paths import shown as path_shown
-from tunesmith.recipe.row_shape import READING
 from tunesmith.runs.cache import sha256_of
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import refuse_long_name, whole_file, why_not
@@ -41,7 +40,6 @@ from tunesmith.workflows.answers_so_far import AnswersSoFar, answers_so_far, pla
 BATCH = 16
 CHUNK = 4 * BATCH  # rows that are answered, kept and lost together
 COLUMN = "answer"
-KEYS = ("format", "columns", "name", "split", "sample_by", "on_error", *READING)  # of the data section, for new rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +143,10 @@ def answer_rows(
         ExportError: the file cannot be written, exists already, or an earlier call asked otherwise.
     """
     listener, to = listener or Silent(), Path(local(out))
-    asked = settings_by_name(settings or {})
+    settings_by_name(settings or {})  # raises, before any work
     _check_out(to, data, overwrite=overwrite)
     found = find_target(str(target))
+    asked = found.decoding(settings or {})
     prompt = run_prompt(found.trained, where=str(target), raw=raw, instruction=instruction)
     if prompt.raw_text and system:
         prompt.document([Message("system", system)])  # raises, before any work
@@ -185,9 +184,11 @@ def answer_rows(
             write_rows(file, lambda: _beside(rows, survey, made, columns), names, to.suffix.lower(), str(to))
         made.remove()
     if made.cut:
-        listener.warn(
-            f"{made.cut:,} answers were cut off at their limit of tokens; raise it with max_new_tokens=NUMBER"
+        name, limit = (
+            ("max_new_tokens", asked.new_tokens(0)) if asked.max_length is None else ("max_length", asked.max_length)
         )
+        answers = "1 answer was" if made.cut == 1 else f"{made.cut:,} answers were"
+        listener.warn(f"{answers} cut off at {name}={limit}; a larger number lets them end")
     return AnsweredRows(str(to), columns, survey.count, resumed, made.cut, [*survey.bad.values()], prompt.instruction)
 
 
@@ -245,16 +246,7 @@ def _with_own_instructions(prompt: RunPrompt, data: str, instruction: str | None
 
 def _source(found: ModelTarget, target: str, data: str, keys: Sequence[str]) -> tuple[SourceSettings, bool]:
     """How the rows are read, and whether bad ones stop the work."""
-    given = set()
-    for key in keys:
-        name = key.partition("=")[0].strip().removeprefix("data.").partition(".")[0]
-        if name not in KEYS:
-            raise RecipeError(
-                f"data.{name} does not change how rows are read to be answered",
-                where=key,
-                remedy=f"The keys are {', '.join(f'data.{each}' for each in KEYS)}.",
-            )
-        given.add(name)
+    given = names_of_reading(keys)
     section = read_like_training(found.recipe, target, data, given={*given, "instruction"})
     section = {"train": section.pop("path"), **section}
     if found.recipe is not None and "on_error" not in given:
