@@ -151,6 +151,7 @@ class FakeModel:
     """Answers with its name and the number of messages that it was sent."""
 
     describe = "model fake"
+    changes = ()
 
     def __init__(self, calls: Calls, name: str = "tuned") -> None:
         self.calls, self.name = calls, name

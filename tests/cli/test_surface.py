@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.cli.docs import JSON_KEYS, commands, reference_page
 
-MOST_FLAGS = 11
+MOST_FLAGS = 12
 SURFACE = {
     "init": (
         ["DATA", "KEY=VALUE"],
@@ -52,6 +52,7 @@ SURFACE = {
         [
             "--resume",
             "--overwrite",
+            "--allow-changes",
             "--dry-run",
             "--all",
             "--lr-range",
@@ -63,7 +64,10 @@ SURFACE = {
             "--json",
         ],
     ),
-    "eval": (["TARGET", "KEY=VALUE"], ["--data", "--model", "--trust-remote-code", "--allow-functions", "--json"]),
+    "eval": (
+        ["TARGET", "KEY=VALUE"],
+        ["--data", "--model", "--allow-changes", "--trust-remote-code", "--allow-functions", "--json"],
+    ),
     "generate": (
         ["TARGET", "KEY=VALUE"],
         [
@@ -76,11 +80,15 @@ SURFACE = {
             "--base",
             "--model",
             "--trust-remote-code",
+            "--allow-changes",
             "--overwrite",
             "--json",
         ],
     ),
-    "chat": (["TARGET", "KEY=VALUE"], ["--system", "--instruction", "--raw", "--model", "--trust-remote-code"]),
+    "chat": (
+        ["TARGET", "KEY=VALUE"],
+        ["--system", "--instruction", "--raw", "--model", "--allow-changes", "--trust-remote-code"],
+    ),
     "merge": (
         ["TARGET"],
         [
@@ -90,6 +98,7 @@ SURFACE = {
             "--max-shard-size",
             "--model",
             "--trust-remote-code",
+            "--allow-changes",
             "--keep-adapter",
             "--overwrite",
             "--json",

@@ -451,7 +451,7 @@ def test_an_existing_run_is_refused_then_continued_or_replaced(values: dict[str,
     assert "--resume" in str(caught.value)
     with pytest.raises(RunError, match="another recipe") as caught:
         train(with_values(values, training={"learning_rate": 3e-3}), resume=True)
-    assert "training.learning_rate: 0.01 then, 0.003 now" in str(caught.value)
+    assert "training.learning_rate: was 0.01, is 0.003" in str(caught.value)
     before = final_bytes(first.run)
     replaced = train(with_values(values, training={"seed": 5}), overwrite=True)
     assert final_bytes(replaced.run) != before

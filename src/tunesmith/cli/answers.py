@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from tunesmith.cli.options import (
+    AllowChanges,
     AllowFunctions,
     AsJson,
     BaseModel,
@@ -47,6 +48,7 @@ def evaluate(
     model: BaseModel = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_functions: AllowFunctions = False,
+    allow_changes: AllowChanges = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run again, or measure a model.
@@ -62,6 +64,7 @@ def evaluate(
             settings=settings or [],
             listener=terminal,
             model=model,
+            allow_changes=allow_changes or (),
             trust_remote_code=trust_remote_code,
             allow_functions=allow_functions,
         )
@@ -98,6 +101,7 @@ def generate(
     base: Annotated[bool, typer.Option("--base", help="Also show the answer of the untuned base.")] = False,
     model: BaseModel = None,
     trust_remote_code: TrustRemoteCode = False,
+    allow_changes: AllowChanges = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -113,6 +117,7 @@ def generate(
         if data is not None and out is not None:
             how = {"system": system, "instruction": instruction, "raw": raw, "overwrite": overwrite, "model": model}
             how["trust_remote_code"] = trust_remote_code
+            how["allow_changes"] = allow_changes or ()
             _answer_rows(target, data, out, {"keys": reading, "settings": wanted, **how}, terminal)
             return
         assert prompt is not None
@@ -121,7 +126,13 @@ def generate(
         from tunesmith.deploy import tuned
 
         messages = [*([Message("system", system)] if system else []), Message("user", message)]
-        loaded = tuned.load(target, listener=terminal, model=model, trust_remote_code=trust_remote_code)
+        loaded = tuned.load(
+            target,
+            listener=terminal,
+            model=model,
+            trust_remote_code=trust_remote_code,
+            allow_changes=allow_changes or (),
+        )
         wanted |= {"raw": raw, "instruction": instruction}
         used = say_prompt(loaded, wanted, terminal, system=system)
         found: dict[str, Any] = {"target": target, "model": loaded.describe, "prompt": message, "instruction": used}
@@ -132,6 +143,7 @@ def generate(
                 found["base"] = _answer(untuned, messages, wanted, terminal)
             terminal.write(Styled("tuned:", bold=True))
         found["answers"] = _answer(loaded, messages, wanted, terminal)
+        found["changes"] = [change.to_json() for change in loaded.changes]
         terminal.result(found)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.answers import say_prompt, stream_answer
 from tunesmith.cli.options import (
+    AllowChanges,
     BaseModel,
     GenerationKeys,
     OtherInstruction,
@@ -43,6 +44,7 @@ def chat(
     raw: RawOption = False,
     model: BaseModel = None,
     trust_remote_code: TrustRemoteCode = False,
+    allow_changes: AllowChanges = None,
 ) -> None:
     """Talk with a model.
 
@@ -55,7 +57,13 @@ def chat(
             raise RecipeError("A chat has one answer to each message", remedy="Leave num_return_sequences out.")
         from tunesmith.deploy import tuned
 
-        loaded = tuned.load(target, listener=terminal, model=model, trust_remote_code=trust_remote_code)
+        loaded = tuned.load(
+            target,
+            listener=terminal,
+            model=model,
+            trust_remote_code=trust_remote_code,
+            allow_changes=allow_changes or (),
+        )
         wanted |= {"raw": raw, "instruction": instruction}
         say_prompt(loaded, wanted, terminal, system=system)
         _Chat(loaded, wanted, system=system, terminal=terminal).run()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tunesmith.cli.options import AsJson, BaseModel, Overwrite, TargetArgument, TrustRemoteCode
+from tunesmith.cli.options import AllowChanges, AsJson, BaseModel, Overwrite, TargetArgument, TrustRemoteCode
 from tunesmith.cli.terminal.session import session
 
 SIZE = "5GB"  # of one file of weights
@@ -35,6 +35,7 @@ def merge(
     ] = SIZE,
     model: BaseModel = None,
     trust_remote_code: TrustRemoteCode = False,
+    allow_changes: AllowChanges = None,
     keep_adapter: Annotated[
         bool,
         typer.Option("--keep-adapter", help="Do not merge: write the adapter, and a copy of its base in FOLDER/base."),
@@ -70,6 +71,7 @@ def merge(
                 model=model,
                 overwrite=overwrite,
                 trust_remote_code=trust_remote_code,
+                allow_changes=allow_changes or (),
                 listener=terminal,
             )
             terminal.write(
@@ -88,6 +90,7 @@ def merge(
             listener=terminal,
             model=model,
             trust_remote_code=trust_remote_code,
+            allow_changes=allow_changes or (),
         )
         written = found.written
         terminal.write(

@@ -16,6 +16,7 @@ from tunesmith.data.examples.column_values import is_template
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.generation import GenerationSettings, checked_setting
 from tunesmith.recipe.row_shape import READING, RowShape
+from tunesmith.runs.drift import KINDS
 
 TargetArgument = Annotated[
     str,
@@ -62,6 +63,15 @@ TrustRemoteCode = Annotated[
 ]
 AllowFunctions = Annotated[
     bool, typer.Option("--allow-functions", help="Run the functions that the recipe of a stored run names.")
+]
+AllowChanges = Annotated[
+    str | None,
+    typer.Option(
+        "--allow-changes",
+        metavar="KIND,...",
+        help=f"Go on although these have changed since the run began: {', '.join(KINDS)}, or all. It is recorded.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[
     bool,

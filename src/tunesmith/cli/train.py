@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.options import AllowFunctions, AsJson, Overrides, Overwrite, TrustRemoteCode
+from tunesmith.cli.options import AllowChanges, AllowFunctions, AsJson, Overrides, Overwrite, TrustRemoteCode
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, settings_table, table, verdict_line
 from tunesmith.recipe.paths import local
+from tunesmith.runs.drift import FLAG
 
 if TYPE_CHECKING:
     from tunesmith.runs.consent import Consent
@@ -33,6 +34,7 @@ def train(
         bool, typer.Option("--resume", help="Start, continue after the last checkpoint, or do nothing if finished.")
     ] = False,
     overwrite: Overwrite = False,
+    allow_changes: AllowChanges = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the settings with their sources, and train nothing.")
     ] = False,
@@ -69,11 +71,13 @@ def train(
     """
     if resume and overwrite:
         raise typer.BadParameter("--resume continues the run that --overwrite would remove: give one of them")
+    if allow_changes is not None and not resume:
+        raise typer.BadParameter("this flag needs --resume", param_hint=FLAG)
     if show_all and not dry_run:
         raise typer.BadParameter("this flag needs --dry-run", param_hint="--all")
     _check_range(
         lr_range,
-        others={"--resume": resume, "--overwrite": overwrite, "--dry-run": dry_run},
+        others={"--resume": resume, "--overwrite": overwrite, "--dry-run": dry_run, FLAG: allow_changes is not None},
         own={"--lr-min": lr_min, "--lr-max": lr_max, "--lr-steps": lr_steps},
     )
     with session(as_json) as terminal:
@@ -95,7 +99,8 @@ def train(
             return
         from tunesmith.workflows.starting import started
 
-        with started(recipe, overrides or [], resume=resume, overwrite=overwrite, consent=consent) as start:
+        allowed, keys = allow_changes or (), overrides or []
+        with started(recipe, keys, resume=resume, overwrite=overwrite, consent=consent, allow_changes=allowed) as start:
             from tunesmith.workflows import finetune  # imports torch
 
             result = finetune.train_in(start, terminal)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any
 from safetensors import safe_open
 
 from tunesmith.deploy import plain_weights
+from tunesmith.deploy.same_base import check_base
 from tunesmith.deploy.tuned import base_folder, check_code, find_target, with_base
 from tunesmith.errors import ExportError
 from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE, read_config_file
 from tunesmith.methods.lora import rows_for_tokens
+from tunesmith.runs.drift import allowed_kinds
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import place_for
 from tunesmith.safe_text import markdown_text, one_line
@@ -46,11 +49,12 @@ tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """An adapter's folder with its base: their folders, and the bytes of both."""
+    """An adapter's folder with its base: their folders, the bytes of both, and allowed changes of the base."""
 
     folder: str
     base: str
     bytes: int
+    changes: list[dict[str, str]]
 
     def to_json(self) -> dict[str, Any]:
         """Every field."""
@@ -64,6 +68,7 @@ def hand_over(
     model: str | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    allow_changes: str | Sequence[str] = (),
     listener: Listener | None = None,
 ) -> HandedOver:
     """Copies an adapter, its tokenizer and its base into one folder. What only training needs is left out.
@@ -74,11 +79,14 @@ def hand_over(
         model: the base, where it is not at the place that the run or adapter names.
         overwrite: replace a folder that `merge` wrote.
         trust_remote_code: also fetch the code that comes with the base. It is not run.
+        allow_changes: kinds of changes of the base since the training with which it is copied.
 
     Raises:
         ExportError: there is no adapter, or the folder is taken.
         ModelError: the base cannot be found.
+        RunError: it has changed since the training.
     """
+    allowed = allowed_kinds(allow_changes)
     listener, to = listener or Silent(), place_for(out)
     found = with_base(find_target(str(target)), model)
     if found.checkpoint is None or not (found.checkpoint / WEIGHTS_FILE).is_file():
@@ -91,6 +99,7 @@ def hand_over(
     plain_weights.check_free(to, overwrite=overwrite)
     check_code(found, trust_remote_code=trust_remote_code)
     base = base_folder(found, trust_remote_code=trust_remote_code, listener=listener)
+    changes = [change.to_json() for change in check_base(found.run, found.recipe, base, allowed, listener)]
     files = [file for file in found.checkpoint.iterdir() if file.is_file() and file.name not in (OPTIMIZER, STATE)]
     of_base = [file for file in base.iterdir() if file.is_file()]
     size = sum(os.path.getsize(file) for file in [*files, *of_base])
@@ -105,9 +114,10 @@ def hand_over(
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
         record: dict[str, Any] = {"tunesmith": version("tunesmith"), "base": BASE, "checkpoint": found.checkpoint.name}
         record |= {} if found.trained is None else {"prompt": found.trained.to_json()}
+        record |= {"changes": changes} if changes else {}
         (folder / plain_weights.MARK).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_readme(to.name, folder), encoding="utf-8")
-    return HandedOver(str(to), str(to / BASE), size)
+    return HandedOver(str(to), str(to / BASE), size, changes)
 
 
 def _readme(name: str, folder: Path) -> str:

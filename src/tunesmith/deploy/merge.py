@@ -64,6 +64,7 @@ class Merged:
         written: the folder as it is read back.
         tolerance: the largest ``written.relative`` that is accepted.
         rows: which rows were compared.
+        changes: of the base since the training, which were allowed.
     """
 
     folder: str
@@ -79,6 +80,7 @@ class Merged:
     dtype: str
     files: int
     bytes: int
+    changes: list[dict[str, str]]
 
     def __str__(self) -> str:
         return (
@@ -108,6 +110,7 @@ def merge(
     listener: Listener | None = None,
     model: str | None = None,
     trust_remote_code: bool = False,
+    allow_changes: str | Sequence[str] = (),
 ) -> Merged:
     """Writes a run, a checkpoint or an adapter folder as a model folder of plain weights.
 
@@ -122,6 +125,7 @@ def merge(
         listener: hears the progress in place of it.
         model: the base, where it is not at the place that the run or adapter names.
         trust_remote_code: run code that comes with the model. What a run's own recipe says does not count.
+        allow_changes: kinds of changes of the base since the training with which it is merged, such as ``["weights"]``.
 
     Raises:
         ExportError: nothing was tuned, the folder is taken, or the weights do not answer as the tuned model does.
@@ -132,7 +136,10 @@ def merge(
     _check_shard_size(max_shard_size)
     found = _find_tuned(str(target))
     plain_weights.check_free(to, overwrite=overwrite)
-    tuned = load(target, listener=listener, model=model, trust_remote_code=trust_remote_code)
+    tuned = load(
+        target, listener=listener, model=model, trust_remote_code=trust_remote_code, allow_changes=allow_changes
+    )
+    changes = [change.to_json() for change in tuned.changes]
     run_dtype = _held_in(tuned.model)
     wanted = wanted or _stored_dtype(tuned.folder) or run_dtype
     plain_weights.check_room(to, plain_weights.size_of(tuned.model, wanted))
@@ -168,6 +175,7 @@ def merge(
             dtype=_name(wanted),
             files=files,
             bytes=size,
+            changes=changes,
         )
         _describe(folder, result, facts)
     return result

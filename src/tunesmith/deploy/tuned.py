@@ -17,6 +17,7 @@ from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.data.examples.message import Message, RowError, openai_message
 from tunesmith.deploy.plain_weights import MARK
 from tunesmith.deploy.run_prompt import RunPrompt, TrainedPrompt, run_prompt
+from tunesmith.deploy.same_base import check_base
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.methods.base import Method
 from tunesmith.methods.continued_adapter import CONFIG_FILE, kept_start, read_config_file
@@ -35,6 +36,7 @@ from tunesmith.recipe.methods import LoraSettings, MethodSettings
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.consent import Consent
+from tunesmith.runs.drift import Change, allowed_kinds
 from tunesmith.runs.folder import Run, way_to_checkpoint
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.progress import Listener
@@ -76,6 +78,7 @@ class Tuned:
 
     ``folder`` is the base's. ``stop_ids`` end an answer, ``added`` are the tokens that its recipe added, and
     ``load_plain`` loads the base without quantization; arguments of ``load_base_model`` may replace its own.
+    ``changes`` are those of the base since the training, which the user allowed.
     """
 
     target: ModelTarget
@@ -87,6 +90,7 @@ class Tuned:
     stop_ids: tuple[int, ...]
     load_plain: Callable[..., PreTrainedModel]
     added: AddedTokens
+    changes: tuple[Change, ...] = ()
 
     def __repr__(self) -> str:
         return f"<tunesmith: {self.describe}>"
@@ -277,6 +281,7 @@ def load(
     progress: bool = True,
     listener: Listener | None = None,
     model: str | None = None,
+    allow_changes: str | Sequence[str] = (),
 ) -> Tuned:
     """Loads a run (its judged or last checkpoint), a checkpoint, an adapter folder, or a model by folder, file or name.
 
@@ -288,17 +293,19 @@ def load(
         progress: show what is done, such as a download.
         listener: hears it in place of that.
         model: the base, where it is not at the place that the run or adapter names.
+        allow_changes: kinds of changes of the base since the training with which it is loaded, such as ``["weights"]``.
 
     Raises:
         ModelError: there is no such thing, or it cannot be loaded.
-        RunError: the run has no checkpoint yet.
+        RunError: the run has no checkpoint yet, or its base has changed since the training.
     """
-    listener = heard_by(listener, progress)
+    listener, allowed = heard_by(listener, progress), allowed_kinds(allow_changes)
     found = with_base(find_target(str(target)), model)
     if found.recipe is not None:
         dtype = found.recipe.model.dtype if dtype == "auto" else dtype
         check_code(found, trust_remote_code=trust_remote_code)
     folder = base_folder(found, trust_remote_code=trust_remote_code, listener=listener)
+    changes = check_base(found.run, found.recipe, folder, allowed, listener)
     device = _device(found.recipe, device, listener)
     tokenizer, added = _tokenizer(found, folder, trust_remote_code=trust_remote_code)
     template = _template(found, tokenizer, stop_ids(folder, tokenizer), listener)
@@ -329,6 +336,7 @@ def load(
         stop_ids=_stops(found, template),
         load_plain=load_weights,
         added=added,
+        changes=changes,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.recipe.paths import local
+from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.folder import EVALUATIONS, Run, find_runs
 from tunesmith.runs.notebook import html_table, metrics_html, metrics_text
 
@@ -118,6 +119,7 @@ def details(folder: str | Path) -> Details:
     recipe = recipe_of(run)
     training = recipe.training
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.num_train_epochs:g} epochs"
+    changed = allowed_changes(run)
     facts = [
         ("model", recipe.model.path),
         ("method", recipe.method.name),
@@ -125,6 +127,7 @@ def details(folder: str | Path) -> Details:
         ("data", ", ".join(source.path for source in recipe.data.train)),
         ("training", f"{length}, batch size {training.batch_size}, learning rate {recipe.learning_rate:g}"),
         *_counts(run, status),
+        *([("changed", "; then ".join(changed))] if changed else []),
     ]
     return Details(
         summary=summary(run),

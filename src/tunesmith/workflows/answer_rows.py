@@ -54,6 +54,7 @@ class AnsweredRows:
         cut: answers that reached their limit of tokens.
         bad: rows that have no prompt; they are not in the file.
         instruction: what went before each prompt.
+        changes: of the base since the training, which were allowed.
     """
 
     out: str
@@ -63,6 +64,7 @@ class AnsweredRows:
     cut: int
     bad: list[BadRow]
     instruction: str | None
+    changes: list[dict[str, str]]
 
     def to_json(self) -> dict[str, Any]:
         """Every field as plain values."""
@@ -118,6 +120,7 @@ def answer_rows(
     listener: Listener | None = None,
     model: str | None = None,
     trust_remote_code: bool = False,
+    allow_changes: str | Sequence[str] = (),
 ) -> AnsweredRows:
     """Answers every row, and writes the rows with their answers to a new file.
 
@@ -137,6 +140,7 @@ def answer_rows(
         listener: hears the progress; nobody by default.
         model: the base, where it is not at the place that the run or adapter names.
         trust_remote_code: run code that comes with the model. What a run's own recipe says does not count.
+        allow_changes: kinds of changes of the base since the training with which rows are answered.
 
     Raises:
         DataError: the data cannot be read, or rows have no prompt (unless ``data.on_error`` is ``skip``).
@@ -156,7 +160,9 @@ def answer_rows(
     listener.say(f"{path_shown(data)}: {rows.said}")
     if rows.own_instruction:
         prompt = _with_own_instructions(prompt, data, instruction, listener)
-    tuned = load(target, listener=listener, model=model, trust_remote_code=trust_remote_code)
+    tuned = load(
+        target, listener=listener, model=model, trust_remote_code=trust_remote_code, allow_changes=allow_changes
+    )
     note = prompt.note(system=system)
     if note is not None:
         listener.say(note)
@@ -189,7 +195,8 @@ def answer_rows(
         )
         answers = "1 answer was" if made.cut == 1 else f"{made.cut:,} answers were"
         listener.warn(f"{answers} cut off at {name}={limit}; a larger number lets them end")
-    return AnsweredRows(str(to), columns, survey.count, resumed, made.cut, [*survey.bad.values()], prompt.instruction)
+    bad, changes = [*survey.bad.values()], [change.to_json() for change in tuned.changes]
+    return AnsweredRows(str(to), columns, survey.count, resumed, made.cut, bad, prompt.instruction, changes)
 
 
 def _check_out(to: Path, data: str, *, overwrite: bool) -> None:

@@ -20,6 +20,7 @@ from tunesmith.evaluation.task import task_batches
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.paths import shown
 from tunesmith.runs.consent import Consent
+from tunesmith.runs.drift import allowed_kinds, settle
 from tunesmith.runs.folder import EVALUATIONS, Run
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.notebook import metrics_html, metrics_text
@@ -27,9 +28,9 @@ from tunesmith.runs.progress import Listener
 from tunesmith.safe_text import without_secrets
 from tunesmith.training.rehearsal import memory_faults
 from tunesmith.training.tasks import make_tasks
-from tunesmith.workflows.finetune import check_same_data
 from tunesmith.workflows.given_data import file_of
 from tunesmith.workflows.places import check_rows
+from tunesmith.workflows.same_run import data_changes
 
 
 class JudgedAgain(dict[str, Any]):
@@ -53,6 +54,7 @@ def evaluate(
     model: str | None = None,
     trust_remote_code: bool = False,
     allow_functions: bool = False,
+    allow_changes: str | Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compares base and tuned model on held-out rows. The result has the form of verdict.json.
 
@@ -68,8 +70,10 @@ def evaluate(
         model: the base, where it is not at the place that the run or adapter names.
         trust_remote_code: run code that comes with the model. What a run's own recipe says does not count.
         allow_functions: run the functions that the run's own recipe names.
+        allow_changes: kinds of changes since the training with which it is judged, such as ``["weights", "data"]``. The
+            result names them.
     """
-    listener = heard_by(listener, progress)
+    listener, allowed = heard_by(listener, progress), allowed_kinds(allow_changes)
     data = None if data is None else file_of(data)
     found = find_target(str(target))
     recipe = evaluation_recipe(found.recipe, str(target), data, settings)
@@ -80,12 +84,18 @@ def evaluate(
         check_functions(recipe.evaluation)
         if data is None and (run := found.run) is not None:
             check_rows(run, recipe, otherwise="; or judge on other rows with --data FILE")
-        tuned = load_tuned(target, listener=listener, model=model, trust_remote_code=trust_remote_code)
+        tuned = load_tuned(
+            target, listener=listener, model=model, trust_remote_code=trust_remote_code, allow_changes=allow_changes
+        )
+        changes = [*tuned.changes]
         survey = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name)
         if data is not None:
             survey = only_held_out(survey)
         elif tuned.target.run is not None:
-            check_same_data(tuned.target.run, survey)
+            run = tuned.target.run
+            otherwise = "; or judge on other rows with --data FILE"
+            found_changes = data_changes(run, survey)
+            changes += settle(found_changes, allowed, where=str(run.folder), listener=listener, otherwise=otherwise)
         check_metrics(recipe.evaluation.metrics, survey)
         corpus = encode_corpus(survey, tuned.template, listener=listener)
         task, _ = make_tasks(survey, corpus, recipe, tokenizer=tuned.tokenizer, stops=tuned.stop_ids)
@@ -101,7 +111,7 @@ def evaluate(
         with memory_faults():
             judge = _with_reference(tuned, judge, listener)
             verdict, _ = judge.verdict(tuned.model, base, listener=listener)
-    judged = JudgedAgain({**verdict, "base_model": name})
+    judged = JudgedAgain({**verdict, "base_model": name, "changes": [change.to_json() for change in changes]})
     if tuned.target.run is not None:
         read = None if data is None else shown(data)
         _keep(

@@ -14,9 +14,7 @@ from typing import Any
 import torch
 
 from tunesmith.data.batches.layout import Batch
-from tunesmith.data.chat.template import is_jinja
 from tunesmith.data.ledger import EpochTokens
-from tunesmith.data.survey import Survey
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_functions
@@ -33,8 +31,6 @@ from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.notebook import metrics_html, metrics_text, paragraph
 from tunesmith.runs.progress import Listener, Silent
-from tunesmith.runs.reporters import chosen_reporters
-from tunesmith.runs.start_folder import stored_recipe
 from tunesmith.runs.stopping import sigterm_ends_process
 from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.attach import Ready, load_base, load_for_training, untuned
@@ -44,9 +40,9 @@ from tunesmith.training.rehearsal import heaviest, memory_faults, rehearse
 from tunesmith.training.setup import Prepared, prepare_training
 from tunesmith.training.step_rows import Steps
 from tunesmith.training.trainer import Trained, Trainer
-from tunesmith.workflows.continuing import MAY_CHANGE, tell_of_kill, with_rules_of
+from tunesmith.workflows.continuing import tell_of_kill
 from tunesmith.workflows.given_data import with_files
-from tunesmith.workflows.places import check_places
+from tunesmith.workflows.same_run import Continuation, fingerprint, write_facts_of_rows
 from tunesmith.workflows.starting import Start, started
 
 
@@ -105,6 +101,7 @@ def train(
     overwrite: bool = False,
     trust_remote_code: bool = False,
     allow_functions: bool = False,
+    allow_changes: str | Sequence[str] = (),
     progress: bool = True,
     listener: Listener | None = None,
 ) -> TrainResult:
@@ -118,6 +115,8 @@ def train(
         overwrite: replace a run that is in the folder.
         trust_remote_code: run code that comes with the model, also where a stored recipe asks for it.
         allow_functions: run the functions that a stored recipe names.
+        allow_changes: kinds of changes since the run began with which it may go on, such as ``["packages"]``. They are
+            recorded in the run. Every other change is refused.
         progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
         listener: hears the progress in place of it.
 
@@ -127,7 +126,9 @@ def train(
     """
     listener = heard_by(listener, progress)
     consent = Consent(trust_remote_code, allow_functions)
-    with started(recipe, overrides, resume=resume, overwrite=overwrite, consent=consent) as start:
+    with started(
+        recipe, overrides, resume=resume, overwrite=overwrite, consent=consent, allow_changes=allow_changes
+    ) as start:
         return train_in(start, listener)
 
 
@@ -138,12 +139,12 @@ def train_in(start: Start, listener: Listener) -> TrainResult:
     with functions_allowed(start.functions), sigterm_ends_process(), memory_faults():
         if not start.finished:
             check_functions(start.asked.evaluation)
-        return (_continue if start.continues else _begin)(start.run, start.asked, listener)
+        return (_continue if start.continues else _begin)(start, listener)
 
 
-def _begin(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
+def _begin(start: Start, listener: Listener) -> TrainResult:
     """A new run. The run folder is written once a step was measured and fits into memory."""
-    began = time.perf_counter()
+    run, asked, began = start.run, start.asked, time.perf_counter()
     prepared = prepare_training(asked, listener)
     _check_start_stays(run, prepared)
     loaded = _load(prepared, None, listener)
@@ -154,30 +155,35 @@ def _begin(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
     run.clear()
     prepared = _keep_start(run, prepared)
     _keep_functions(run)
-    _write_facts(run, asked, loaded.ready.recipe, prepared, tokens)
+    _write_facts(run, asked, loaded.ready.recipe, prepared, tokens, listener)
     run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
     _say_tokens(prepared, loaded.steps, tokens, listener)
     return _finish(run, prepared, loaded, began, listener)
 
 
-def _continue(run: Run, asked: Recipe, listener: Listener) -> TrainResult:
+def _continue(start: Start, listener: Listener) -> TrainResult:
     """A run that has begun, from its last checkpoint on, with the recipe that was resolved when it began."""
-    _check_same_recipe(run, asked)
+    run = start.run
+    continuation = Continuation(run, start.asked, start.allowed, listener)
+    continuation.check_recipe()
     if run.status()["status"] == "finished":
         listener.say(f"{run.folder} is finished already")
         return stored_result(run)
     began = time.perf_counter()
     started_in = Path(run.status().get("started_in") or Path.cwd())
-    recipe = _recipe_to_continue(run, asked)
-    Consent(asked.model.trust_remote_code).check_model(recipe, run.folder)
+    recipe = continuation.recipe()
+    Consent(start.asked.model.trust_remote_code).check_model(recipe, run.folder)
     tell_of_kill(run, recipe.model.device, listener)
-    start = kept_start(run.folder, recipe.method)
-    prepared = prepare_training(recipe, listener, start=start, started_in=started_in)
-    check_same_data(run, prepared.survey)
+    continuation.check_surroundings(recipe)
+    adapter = kept_start(run.folder, recipe.method)
+    prepared = prepare_training(recipe, listener, start=adapter, started_in=started_in)
+    continuation.check_data(prepared.survey)
     remove_unfinished(run.folder / "checkpoints")
-    loaded = _load(prepared, run.checkpoints[-1] if run.checkpoints else None, listener)
+    checkpoint = run.checkpoints[-1] if run.checkpoints else None
+    loaded = _load(prepared, checkpoint, listener)
     tokens, _ = _first_epoch(loaded.steps)
     _say_tokens(prepared, loaded.steps, tokens, listener)
+    continuation.record(prepared, loaded.steps, tokens, checkpoint)
     return _finish(run, prepared, loaded, began, listener)
 
 
@@ -248,72 +254,6 @@ def _remarks(recipe: Recipe) -> list[str]:
     ]
 
 
-def _check_same_recipe(run: Run, asked: Recipe) -> None:
-    """Raises RunError if the run was started with other settings.
-
-    A value may be the one that was asked for, such as `auto`, or the one that it was resolved to, as in the run's own
-    recipe.yaml.
-    """
-    stored = read_recipe(run.status()["asked"]).recipe  # a setting that is newer than the run has its default
-    before, now = _all_values(stored), _all_values(asked)
-    # Where the run is now is known: its folder may have another name than when it began.
-    paths = [path for path in {**before, **now} if path != ("output_dir",)]
-    changed = [path for path in paths if before.get(path) != now.get(path) and path not in MAY_CHANGE]
-    if changed:
-        resolved = _all_values(read_recipe(run.folder / "recipe.yaml").recipe)
-        changed = [path for path in changed if path not in now or now[path] != resolved.get(path)]
-    if changed:
-        lines = [f"{dotted(path)}: {before.get(path)!r} then, {now.get(path)!r} now" for path in changed[:10]]
-        raise RunError(
-            "The run in this folder was started with another recipe",
-            where=str(run.folder),
-            why="\n".join(lines),
-            remedy="Change the recipe back to continue, name another output_dir, or start over with --overwrite.",
-        )
-
-
-def _recipe_to_continue(run: Run, asked: Recipe) -> Recipe:
-    """The run's own recipe, with the text of its chat template, so that the template's file is not needed.
-
-    Raises:
-        RunError: the model or the rows are not where they were.
-    """
-    recipe = with_rules_of(run, stored_recipe(run, asked), asked)
-    check_places(run, recipe)
-    if recipe.data.chat_template is None or not (run.folder / "template.json").is_file():
-        return recipe
-    text = run.read_json("template.json")["templates"]["default"]
-    return recipe.with_values(data={"chat_template": text}) if is_jinja(text) else recipe
-
-
-def _all_values(recipe: Recipe) -> dict[Any, Any]:
-    """Every value by its path. Each source has the values that it takes from the data section."""
-    values = portable(recipe)
-    values["training"]["report_to"] = chosen_reporters(recipe.training.report_to)
-    for split in ("train", "eval", "test"):
-        if sources := recipe.data.sources(split):
-            values["data"][split] = [source.model_dump(mode="json") for source in sources]
-    return dict(leaves(values))
-
-
-def check_same_data(run: Run, survey: Survey) -> None:
-    """Raises RunError if a data file has other content than when the run was started."""
-
-    def digests(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-        # The name alone: the path to a file differs with the folder that a command is given in.
-        return [(Path(file["path"]).name, file["sha256"]) for source in sources for file in source["files"]]
-
-    before, now = digests(run.read_json("data.json")), digests(survey.sources)
-    if [digest for _, digest in before] != [digest for _, digest in now]:  # a file may have another name
-        changed = sorted({name for name, _ in set(before) ^ set(now)}) or ["the order of the files"]
-        raise RunError(
-            "The data has changed since this run was started",
-            where=str(run.folder),
-            why=f"Other content: {', '.join(changed[:5])}.",
-            remedy="Put the data back, or start over with --overwrite.",
-        )
-
-
 def _check_start_stays(run: Run, prepared: Prepared) -> None:
     """Raises RunError if writing the run would remove the adapter that it continues from."""
     if prepared.start is not None and run.folder.resolve() in prepared.start.parents:
@@ -381,18 +321,14 @@ def _first_epoch(steps: Steps) -> tuple[EpochTokens, Batch]:
     return tokens, heaviest(counted())
 
 
-def _write_facts(run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared, tokens: EpochTokens) -> None:
+def _write_facts(
+    run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared, tokens: EpochTokens, listener: Listener
+) -> None:
     """Writes the recipe, the data, the versions and the ledger. The status is last, because it makes this a run."""
     run.write_text("recipe.yaml", dump(recipe))
     run.write_json("environment.json", environment(int(recipe.training.threads)))
-    run.write_json("data.json", prepared.survey.sources)
-    findings = [*prepared.survey.findings, *prepared.corpus.findings]
-    run.write_json("findings.json", [finding.to_json() for finding in findings])
-    run.write_json("template.json", prepared.text.template.describe())
-    rejected = [*prepared.survey.rejected, *(row.bad_row() for row in prepared.corpus.refused)]
-    if rejected:
-        run.write_lines("rejected.jsonl", [asdict(row) for row in rejected])
-    run.write_json("ledger.json", replace(prepared.corpus.ledger, epoch=tokens).to_json())
+    write_facts_of_rows(run, prepared, tokens)
+    fingerprint(recipe, prepared.folder, listener).write(run)
     run.set_status("running", asked=portable(asked), started_in=str(Path.cwd()), step=0)
 
 

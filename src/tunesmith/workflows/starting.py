@@ -15,6 +15,7 @@ from tunesmith.recipe.file import LoadedRecipe, read_recipe
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.consent import Consent, stored_in
+from tunesmith.runs.drift import allowed_kinds
 from tunesmith.runs.folder import Run
 from tunesmith.workflows.given_data import with_files
 
@@ -25,6 +26,7 @@ class Start:
 
     ``asked`` is the recipe as the user gave it. ``functions`` are those of the recipe that may run, with the folder
     that each comes from. ``finished``: nothing is left to do, so none of them is needed.
+    ``allowed`` are the kinds of changes since then with which it may go on.
     """
 
     run: Run
@@ -33,6 +35,7 @@ class Start:
     functions: Mapping[str, Path]
     continues: bool
     finished: bool
+    allowed: frozenset[str]
 
 
 @contextmanager
@@ -43,6 +46,7 @@ def started(
     resume: bool,
     overwrite: bool,
     consent: Consent,
+    allow_changes: str | Sequence[str] = (),
 ) -> Iterator[Start]:
     """Inside, the run's folder is reserved for this process. See ``finetune.train`` for the arguments.
 
@@ -51,6 +55,7 @@ def started(
         RunError: another process works in the folder, it takes no files, or it holds what is not to be replaced; or a
             stored recipe runs code, and the user did not consent.
     """
+    allowed = allowed_kinds(allow_changes)
     loaded = _asked_recipe(recipe, overrides, resume=resume)
     # A run folder that was moved or renamed is continued where it is.
     run = Run(recipe if resume and _is_run(recipe) else loaded.recipe.output_dir)
@@ -63,7 +68,8 @@ def started(
         continues = resume and run.exists()
         if not continues:  # again: a run that was in the folder may just have ended
             run.check_free(overwrite=overwrite)
-        yield Start(run, loaded, asked, consent.of_recipe(loaded, stored), continues, continues and finished)
+        functions = consent.of_recipe(loaded, stored)
+        yield Start(run, loaded, asked, functions, continues, continues and finished, allowed)
 
 
 def _asked_recipe(

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tunesmith.errors import ModelError
 from tunesmith.model.weights.load import quiet_transformers, save_tokenizer
-from tunesmith.runs.cache import Say, build_once, cache_dir, sha256_of, to_stderr
+from tunesmith.runs.cache import Say, build_once, cache_dir, to_stderr
+from tunesmith.runs.file_hashes import known_sha256
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -143,7 +144,7 @@ def from_gguf(path: Path, *, say: Say = to_stderr) -> Path:
         ModelError: the file is damaged, of an unknown architecture, or would lose weights in the conversion.
     """
     check_magic(path)
-    digest = sha256_of(path)
+    digest = known_sha256(path, say=say)
     folder = converted_folder(path.stem, digest)
 
     def build(to: Path) -> dict[str, object]:
