@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -295,7 +296,7 @@ main(["train", "recipe.yaml", *sys.argv[1:]])
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_to_the_process_stops_it_with_its_code(number: int, code: int, recipe: str, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", SLEEPER], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -308,6 +309,24 @@ def test_a_signal_to_the_process_stops_it_with_its_code(number: int, code: int, 
     assert err.startswith("recorded True\n") and "Traceback" not in err
 
 
+def test_a_terminal_that_closes_stops_the_work_as_a_termination_signal_does(recipe: str, tmp_path: Path) -> None:
+    program = SLEEPER.replace("    except BaseException as error:", "    except KeyboardInterrupt:") + "\n"
+    program = program.replace(
+        'print("recorded", isinstance(error, KeyboardInterrupt), file=sys.stderr)', SAYS_AND_NOTES
+    )
+    pid, screen = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, "-u", "-c", program])
+    heard = b""
+    while b"begun" not in heard:
+        heard += os.read(screen, 1000)
+    os.close(screen)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    assert (tmp_path / "noted").read_text() == "stopped"
+
+
+SAYS_AND_NOTES = 'listener.say("stopped"); listener.warn("stopped"); open("noted", "w").write("stopped")'
 LISTING = "from tunesmith.cli.app import main; main(['runs', 'list', 'runs'])"
 
 

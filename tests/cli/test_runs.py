@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,28 @@ def test_a_run_that_has_just_begun_can_be_shown(command: Command, tmp_path: Path
     run.set_status("running")
     assert command("runs", "show", "new").code == 0
     assert command("runs", "list", ".").out.splitlines()[1].split()[:3] == ["new", "interrupted", "–"]
+
+
+BROKEN = {
+    "status.json": ["", "[]", "null", '"finished"', '{"status": []}', '{"step": "3"}', "[" * 100_000, "\udcff"],
+    "verdict.json": ["[]", "3", '{"metrics": []}', '{"metrics": {"loss": 3}}'],
+    "metrics.jsonl": ["3\n", "[]\n", "\udcff\n", '{"a": \n'],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [pytest.param(name, text, id=f"{name} {n}") for name, texts in BROKEN.items() for n, text in enumerate(texts)],
+)
+def test_a_run_is_listed_as_damaged_whatever_its_files_hold(
+    name: str, text: str, command: Command, finished: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.folder, tmp_path / "runs" / "other")
+    (tmp_path / "runs" / "other" / name).write_bytes(text.encode(errors="surrogateescape"))
+    found = command("runs", "list", "--json").json["runs"]
+    assert [(run["name"], run["status"]) for run in found] == [("other", "damaged"), ("rows", "finished")]
+    shown = command("runs", "show", "runs/other")
+    assert shown.code == 1 and f"{name} is damaged" in shown.err
 
 
 def test_what_is_no_run_is_refused(command: Command, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def run_row(fault: Fault, *, whole: bool) -> Row:
         row.tries += 1
         row.lost.append(f"the row itself failed: {traceback.format_exc()}")
     if row.lost and os.environ.get("FAULTS_KEEP"):
-        row.lost.append(f"kept: {folder}")
+        print(f"{fault.name}: {folder} is kept", file=sys.stderr)
     else:
         shutil.rmtree(folder, ignore_errors=True)
     row.seconds = round(time.monotonic() - began, 1)
@@ -90,20 +90,22 @@ def run_row(fault: Fault, *, whole: bool) -> Row:
 def run_rows(faults: Sequence[Fault], *, whole: bool, jobs: int, done: Callable[[Row], None]) -> list[Row]:
     """Runs rows, each in a fork of this process, ``jobs`` at a time. The result has their order."""
     waiting, running, rows = list(enumerate(faults)), {}, {}
-    with tempfile.TemporaryDirectory(prefix="faults-") as results:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                number, fault = waiting.pop(0)
-                running[_fork(fault, Path(results, str(number)), whole=whole)] = number
-            pid = next((pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]), None)
-            if pid is None:
-                time.sleep(0.02)
-                continue
-            number = running.pop(pid)
-            file = Path(results, str(number))
-            ended = {"name": faults[number].name, "tries": 1, "lost": ["the process of the row was ended"]}
-            rows[number] = Row(**(json.loads(file.read_text()) if file.exists() else ended))
-            done(rows[number])
+    # Not a TemporaryDirectory, which would be removed by each fork that ends as a Python process ends.
+    results = Path(tempfile.mkdtemp(prefix="faults-"))
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            number, fault = waiting.pop(0)
+            running[_fork(fault, results / str(number), whole=whole)] = number
+        pid = next((pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]), None)
+        if pid is None:
+            time.sleep(0.02)
+            continue
+        number = running.pop(pid)
+        file = results / str(number)
+        ended = {"name": faults[number].name, "tries": 1, "lost": ["the process of the row was ended"]}
+        rows[number] = Row(**(json.loads(file.read_text()) if file.exists() else ended))
+        done(rows[number])
+    shutil.rmtree(results)
     return [rows[number] for number in sorted(rows)]
 
 
@@ -117,7 +119,10 @@ def _fork(fault: Fault, result: Path, *, whole: bool) -> int:
             text = json.dumps(asdict(run_row(fault, whole=whole)))
             result.with_suffix(".tmp").write_text(text)
             result.with_suffix(".tmp").rename(result)
+        except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(0)
     return pid
 

@@ -142,6 +142,47 @@ def test_a_run_is_overwritten_only_when_asked(tmp_path: Path) -> None:
     run.check_free(overwrite=True)
 
 
+def test_a_process_that_was_killed_in_its_first_write_does_not_block_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / ".status.json.tmp").write_text('{"sta')
+    run = Run(folder)
+    assert not run.exists()
+    run.check_free(overwrite=False)
+    with run.lock():
+        assert [entry.name for entry in folder.iterdir()] == [".lock"]
+    (folder / ".notes.tmp").touch()  # of the user
+    assert refusal(run).what == "The output folder holds files that are not a run"
+
+
+DAMAGED = {"half": '{"status": "runn', "empty": "", "a list": "[]", "null": "null", "deep": "[" * 100_000}
+DAMAGED |= {"other types": '{"status": 3}', "no UTF-8": b"\xff\xfe{}", "a step": '{"status": "running", "step": "x"}'}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_status_is_overwritten_as_its_message_says(text: str | bytes, tmp_path: Path) -> None:
+    run = started(tmp_path / "out")
+    run.write_text("recipe.yaml", "model: m\n")
+    (run.folder / "status.json").write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(RunError) as caught:
+        run.status()
+    assert caught.value.what == "status.json is damaged"
+    assert "start over with `tunesmith train RECIPE --overwrite`" in str(caught.value.remedy)
+    error = refusal(run)
+    assert error.what == "The output folder already holds a run" and "status.json is damaged" in str(error.why)
+    assert str(error.remedy) == "Add --overwrite to replace it, or name another output_dir."
+    run.check_free(overwrite=True)
+    with run.lock():
+        run.clear()
+    assert run.status() == {"status": "starting"}
+
+
+def test_a_damaged_status_among_files_of_others_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text("of something else")
+    assert refusal(Run(tmp_path), overwrite=True).remedy == "Name another output_dir."
+
+
 def test_a_run_killed_while_it_was_set_up_can_be_started_again(tmp_path: Path) -> None:
     run = started(tmp_path / "out")
     with run.lock():
@@ -316,6 +357,15 @@ def test_lines_are_appended_and_a_last_one_that_was_cut_off_is_left_out(tmp_path
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     assert run.read_lines("metrics.jsonl") == [{"step": step, "text": "é\u2028\n"} for step in (1, 2)]
+
+
+def test_a_line_goes_after_the_last_whole_one(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for rest in ('{"step": 1}\n', '{"step": 1}\n{"st', '{"st', "", '{"step": 1}\n{"step": 2}'):
+        (tmp_path / "lines.jsonl").write_text(rest)
+        run.append("lines.jsonl", {"step": 7})
+        kept = [{"step": 1}] if rest.startswith('{"step": 1}') else []
+        assert run.read_lines("lines.jsonl") == [*kept, {"step": 7}], rest
 
 
 def test_a_damaged_line_is_told_with_its_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tunesmith.runs import stopping
-from tunesmith.runs.stopping import Stop, Terminated, terminate
+from tunesmith.runs.stopping import ENDING, Stop, Terminated, terminate
 
 
 def test_ctrl_c_waits_until_the_work_is_saved() -> None:
@@ -39,7 +39,7 @@ def test_without_a_signal_nothing_ends() -> None:
 @pytest.fixture(autouse=True)
 def _usual_handlers() -> Iterator[None]:
     """Those of a new process: libraries that other tests use leave their own."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(ENDING, signal.SIG_DFL)}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
     for number, handler in before.items():
@@ -57,18 +57,31 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, terminate])
-def test_a_termination_signal_waits_too_and_ends_as_that(handler: signal._HANDLER) -> None:
-    before = signal.signal(signal.SIGTERM, handler)
+def test_a_termination_signal_waits_too_and_ends_as_that(handler: signal._HANDLER, number: int) -> None:
+    before = signal.signal(number, handler)
     stop = Stop(lambda text: None)
     try:
         with stop.listening():
-            signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Terminated):
+            signal.raise_signal(number)
+        with pytest.raises(Terminated) as caught:
             stop.end()
-        assert signal.getsignal(signal.SIGTERM) is (signal.SIG_IGN if handler is terminate else signal.SIG_DFL)
+        assert caught.value.number == number
+        assert signal.getsignal(number) is (signal.SIG_IGN if handler is terminate else signal.SIG_DFL)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+
+
+def test_after_nohup_a_closed_terminal_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = Stop(print)
+    try:
+        with stop.listening():
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_line_that_is_being_written_does_not_lose_the_signal() -> None:
@@ -105,9 +118,9 @@ def test_handlers_of_the_callers_own_stay_and_a_thread_hears_none() -> None:
 def test_a_program_without_a_handler_dies_of_the_signal_after_its_work_is_recorded() -> None:
     program = (
         "import signal\n"
-        "from tunesmith.runs.stopping import Stop, sigterm_ends_process\n"
+        "from tunesmith.runs.stopping import Stop, signal_ends_process\n"
         "stop = Stop(lambda text: None)\n"
-        "with sigterm_ends_process():\n"
+        "with signal_ends_process():\n"
         "    with stop.listening():\n"
         "        signal.raise_signal(signal.SIGTERM)\n"
         "        print('saved')\n"

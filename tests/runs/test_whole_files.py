@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import ExportError
-from tunesmith.runs.whole_files import place_for, put_in_place, recover_folder, whole_file, whole_folder, write_whole
+from tunesmith.runs.whole_files import (
+    is_half_replaced,
+    place_for,
+    put_in_place,
+    recover_folder,
+    remove_folder,
+    whole_file,
+    whole_folder,
+    write_whole,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -80,6 +89,46 @@ def test_the_old_folder_comes_back_if_a_process_was_killed_between_two_renames(
     assert not (tmp_path / "made").exists()
     recover_folder(tmp_path / "made")
     assert names(tmp_path / "made") == ["made"]
+
+
+def test_a_folder_gets_another_name_before_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: Path) -> None:
+        assert names(path) == ["file"], "it is still whole"
+        raise KeyboardInterrupt
+
+    for _ in range(2):  # what the first one left is in the way of nothing
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "file").touch()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("tunesmith.runs.whole_files.shutil.rmtree", killed)
+            remove_folder(tmp_path / "made")
+        assert not (tmp_path / "made").exists()
+        recover_folder(tmp_path / "made")
+        assert names(tmp_path) == []
+
+
+def test_two_processes_do_not_fill_one_folder(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "made") as beside:
+        (beside / "file").touch()
+        with pytest.raises(BlockingIOError, match="another process is writing it"), whole_folder(tmp_path / "made"):
+            pass
+    assert names(tmp_path / "made") == ["file"] and names(tmp_path) == ["made"]
+
+
+def test_a_folder_whose_entries_were_being_replaced_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+
+    def killed(self: Path, to: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), whole_folder(made, last="done") as beside:
+        (beside / "done").touch()
+        patch.setattr(Path, "replace", killed)
+    assert is_half_replaced(made)
+    with whole_folder(made, last="done") as beside:
+        (beside / "done").touch()
+    assert not is_half_replaced(made) and names(made) == ["done"]
 
 
 def test_files_and_folders_are_flushed_before_they_get_their_name(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -75,7 +76,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    command = typer.main.get_command(app)
-    with clean_process():  # also for what libraries start
-        command.main(args=argv, prog_name="tunesmith")
+    try:
+        command = typer.main.get_command(app)
+        with clean_process():  # also for what libraries start
+            command.main(args=argv, prog_name="tunesmith")
+    except KeyboardInterrupt:  # Ctrl-C before or after a command's work
+        raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit as end:
+        if isinstance(end.__context__, typer.Abort):  # the same, heard by typer
+            raise SystemExit(128 + signal.SIGINT) from None
+        raise
     raise AssertionError("a command always ends with an exit code")

@@ -20,8 +20,9 @@ EXIT_CODES = {
     "3": "training failed: the run folder says how far it came, and `train RECIPE --resume` continues",
     "4": "training stopped because a loss, a gradient, a weight or the optimizer's state was infinite or not a number, "
     "or too many steps in a row were skipped: no checkpoint holds such a value",
-    "130, 143": "stopped by Ctrl-C, or by a termination signal. While a run trains, the running step ends and a "
-    "checkpoint is saved first, and the command that continues is printed; a second Ctrl-C stops at once",
+    "130, 143, 129": "stopped by Ctrl-C, by a termination signal, or because the terminal was closed. While a run "
+    "trains, the running step ends and a checkpoint is saved first, and the command that continues is printed; a "
+    "second Ctrl-C stops at once",
     "141": "the reader of standard output has gone, as `head` does",
 }
 INTRODUCTION = """# The command line

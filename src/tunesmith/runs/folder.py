@@ -19,17 +19,26 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from tunesmith.errors import RunError
 from tunesmith.recipe.paths import local
 from tunesmith.runs.locks import holder, is_locked, locked, stand_in
-from tunesmith.runs.whole_files import why_not, write_whole
+from tunesmith.runs.whole_files import is_half_written, remove_half_written, why_not, write_whole
 
 LOCK = ".lock"
 _OF_LOCK = (LOCK, stand_in(Path(LOCK)).name)
 EVALUATIONS = "evaluations.jsonl"
+STATUS = "status.json"
+WRITTEN_WHOLE = (
+    "recipe.yaml", "environment.json", "data.json", "findings.json", "template.json", "memory.json", "rejected.jsonl",
+    "ledger.json", "metrics.jsonl", "samples.jsonl", "samples_during.jsonl", "verdict.json", STATUS,
+)  # fmt: skip
 State = Literal["starting", "running", "finished", "failed", "stopped"]
+_FACTS: dict[str, type | tuple[type, ...]] = {  # of status.json, where they are known
+    "status": str, "updated": str, "asked": dict, "started_in": str, "step": int, "total_steps": int,
+    "judged_step": int, "seconds": (int, float), "tokens": dict, "best": dict, "selection": dict, "error": dict,
+}  # fmt: skip
 
 
 class Run:
@@ -77,7 +86,20 @@ class Run:
                 return
         if not self.folder.is_dir():
             raise RunError("The output folder is a file", where=str(self.folder), remedy="Name another output_dir.")
-        if not self.status():
+        try:
+            ours = bool(self.status())
+        except RunError as error:
+            if overwrite and (self.folder / "recipe.yaml").is_file():
+                return
+            raise RunError(
+                "The output folder already holds a run",
+                where=str(self.folder),
+                why=f"{error.what}: {error.why}",
+                remedy="Add --overwrite to replace it, or name another output_dir."
+                if (self.folder / "recipe.yaml").is_file()
+                else "Name another output_dir.",
+            ) from None
+        if not ours:
             raise RunError(
                 "The output folder holds files that are not a run",
                 where=str(self.folder),
@@ -105,6 +127,7 @@ class Run:
                     held.enter_context(locked(lock))
                 except BlockingIOError:
                     raise self._held() from None
+                remove_half_written(self.folder, WRITTEN_WHOLE)
             try:
                 yield
             except BaseException:
@@ -135,9 +158,9 @@ class Run:
 
     def clear(self) -> None:
         """Removes what a run has written. After a kill in the middle, the folder still counts as Tunesmith's."""
-        self.write_json("status.json", {"status": "starting"})
+        self.write_json(STATUS, {"status": "starting"})
         for entry in self.folder.iterdir():
-            if entry.name in (*_OF_LOCK, "status.json"):
+            if entry.name in (*_OF_LOCK, STATUS):
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -161,22 +184,37 @@ class Run:
             raise RunError(
                 f"This run has no {name}",
                 where=str(self.folder),
-                why=f"Its status is: {self.status().get('status', 'unknown')}." if name != "status.json" else None,
+                why=f"Its status is: {self.status().get('status', 'unknown')}." if name != STATUS else None,
                 remedy=f"Put {name} back, or train again with `tunesmith train RECIPE --overwrite`."
                 if self.status().get("status") == "finished"
                 else "Finish the run with `tunesmith train RECIPE --resume`.",
             ) from None
-        except ValueError as error:
-            raise RunError(f"{name} is damaged", where=str(path), why=str(error), remedy="Train again.") from None
+        except (ValueError, RecursionError) as error:
+            raise self.damaged(name, str(error)) from None
+
+    def damaged(self, name: str, why: str) -> RunError:
+        """That a file of this run cannot be used, and what to do about it."""
+        return RunError(
+            f"{name} is damaged",
+            where=str(self.folder / name),
+            why=why,
+            remedy=f"Put a good copy of {name} back, or start over with `tunesmith train RECIPE --overwrite`. "
+            "Checkpoints are not affected: copy this folder first to keep them.",
+        )
 
     def write_lines(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Replaces a file of JSON lines as a whole."""
         self.write_text(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """Adds one JSON line."""
-        with (self.folder / name).open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        """Adds one JSON line. An unfinished last line, as a kill or a full disk leaves it, goes first."""
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        with (self.folder / name).open("ab+") as file:
+            end = file.seek(0, 2)
+            file.seek(max(end - 1, 0))
+            if file.read() not in (b"", b"\n"):
+                file.truncate(_end_of_lines(file, end))
+            file.write(line)
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
         """The JSON lines of a file, without an unfinished last line. It is empty if there is no such file.
@@ -186,11 +224,14 @@ class Run:
         path = self.folder / name
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # text after the last newline is an unfinished line
         try:
-            return [json.loads(line) for line in lines if line]
-        except ValueError as error:
-            raise RunError(f"{name} is damaged", where=str(path), why=str(error), remedy="Train again.") from None
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # after the last newline: an unfinished line
+            records = [json.loads(line) for line in lines if line]
+        except (ValueError, RecursionError) as error:
+            raise self.damaged(name, str(error)) from None
+        if not all(isinstance(record, dict) for record in records):
+            raise self.damaged(name, "Some line is not a JSON object.")
+        return records
 
     def drop_after(self, name: str, step: int, *, validated: bool = True) -> None:
         """Keeps the JSON lines up to a step. A run that continues computes the later ones again.
@@ -206,14 +247,29 @@ class Run:
         self.write_lines(name, filter(stays, self.read_lines(name)))
 
     def status(self) -> dict[str, Any]:
-        """The content of status.json. It is empty before the run has begun."""
-        return self.read_json("status.json") if (self.folder / "status.json").is_file() else {}
+        """The content of status.json. It is empty before the run has begun. Raises RunError if it is damaged."""
+        if not (self.folder / STATUS).is_file():
+            return {}
+        status = self.read_json(STATUS)
+        if not isinstance(status, dict):
+            raise self.damaged(STATUS, "It is not a JSON object.")
+        for name, kind in _FACTS.items():
+            if status.get(name) is not None and not isinstance(status[name], kind):
+                raise self.damaged(STATUS, f"{name} is {json.dumps(status[name])[:60]}.")
+        return status
+
+    def fact(self, name: str) -> Any:
+        """A fact that status.json of such a run must have. Raises RunError if it is not there."""
+        value = self.status().get(name)
+        if value is None:
+            raise self.damaged(STATUS, f"It lacks {name}.")
+        return value
 
     def set_status(self, status: State, **facts: Any) -> None:
         """Records the state of the run. Earlier facts stay, except the error of an earlier attempt."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         known = {name: value for name, value in self.status().items() if name != "error"}
-        self.write_json("status.json", {**known, "status": status, "updated": now, **facts})
+        self.write_json(STATUS, {**known, "status": status, "updated": now, **facts})
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a step's checkpoint, whether it is there or not."""
@@ -259,8 +315,15 @@ def _access(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _end_of_lines(file: BinaryIO, end: int) -> int:
+    """Where the last whole line ends."""
+    file.seek(0)
+    return file.read(end).rfind(b"\n") + 1
+
+
 def _is_empty(folder: Path) -> bool:
-    return all(entry.name in _OF_LOCK for entry in folder.iterdir())
+    """Whether nothing is in the folder but what a process left that was killed before its first file was whole."""
+    return all(entry.name in _OF_LOCK or is_half_written(entry, [STATUS]) for entry in folder.iterdir())
 
 
 def find_runs(folder: str | Path) -> list[Run]:

@@ -12,6 +12,8 @@ from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.folder import EVALUATIONS, Run, find_runs
 from tunesmith.runs.notebook import html_table, metrics_html, metrics_text
 
+VERDICT = "verdict.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -99,7 +101,7 @@ def summary(run: Run) -> Summary:
         name=name,
         run=str(run.folder),
         status="interrupted" if state == "running" and not run.is_held() else state,
-        step=max((at for at in (status.get("step"), lines[-1]["step"] if lines else None) if at), default=None),
+        step=max((at for at in (status.get("step"), lines[-1].get("step") if lines else None) if at), default=None),
         total_steps=status.get("total_steps"),
         verdict=verdict.get("verdict") if verdict else None,
         metric=metric,
@@ -158,4 +160,10 @@ def _counts(run: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _verdict(run: Run) -> dict[str, Any] | None:
-    return run.read_json("verdict.json") if (run.folder / "verdict.json").is_file() else None
+    if not (run.folder / VERDICT).is_file():
+        return None
+    verdict = run.read_json(VERDICT)
+    metrics = verdict.get("metrics", {}) if isinstance(verdict, dict) else None
+    if not isinstance(metrics, dict) or not all(isinstance(values, dict) for values in metrics.values()):
+        raise run.damaged(VERDICT, "It is not a verdict.")
+    return verdict

@@ -165,10 +165,14 @@ class Recorder:
         """What a checkpoint needs, for ``totals``."""
         return asdict(self.totals)
 
-    def close(self) -> None:
-        """Writes the line of the steps since the last one, if there are any, and closes the reporters."""
+    def write_rest(self) -> None:
+        """Writes the line of the steps since the last one, if there are any."""
         if self._unwritten is not None:
             self._write_line(self._unwritten)
+
+    def close(self) -> None:
+        """Writes the line of the steps since the last one, if there are any, and closes the reporters."""
+        self.write_rest()
         for reporter in self._reporters:
             reporter.close()
 

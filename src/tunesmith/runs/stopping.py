@@ -1,8 +1,10 @@
-"""Stops a run between two steps: Ctrl-C and SIGTERM wait for the end of the running step and its checkpoint."""
+"""Stops a run between two steps: Ctrl-C, SIGTERM and SIGHUP wait for the end of the running step and its checkpoint."""
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -14,23 +16,45 @@ from typing import Never
 ONE_PRESS = 0.3  # seconds; `timeout` and some shells send one Ctrl-C twice
 
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # a supervisor ends the process; its terminal closes
+
+
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. It unwinds the stack as Ctrl-C does, so a run records that it was stopped."""
+    """SIGTERM or SIGHUP arrived. It unwinds the stack as Ctrl-C does, so a run records that it was stopped."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 def terminate(number: int, frame: FrameType | None) -> Never:
-    """A handler of SIGTERM that raises Terminated, once.
+    """A handler of SIGTERM and SIGHUP that raises Terminated, once.
 
     `timeout` and some supervisors send the signal twice; the second one must not interrupt the work of the first.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
+    for each in ENDING:
+        if signal.getsignal(each) is terminate:
+            signal.signal(each, signal.SIG_IGN)
+    let_go_of_terminal(number)
+    raise Terminated(number)
+
+
+def let_go_of_terminal(number: int) -> None:
+    """After SIGHUP the terminal is gone: what is written to it is lost, and no longer an error."""
+    if number != signal.SIGHUP:
+        return
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 class Stop:
     """Whether a signal has asked to stop. ``say`` hears at once that it was received.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. A second SIGTERM is ignored.
+    A second Ctrl-C raises KeyboardInterrupt at once. A second SIGTERM or SIGHUP is ignored.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -48,8 +72,8 @@ class Stop:
         """Inside, signals wait. Handlers of the caller's own stay, and only the main thread can hear signals."""
         before = {}
         if threading.current_thread() is threading.main_thread():
-            usual = {signal.SIGINT: (signal.default_int_handler,), signal.SIGTERM: (signal.SIG_DFL, terminate)}
-            for number, handlers in usual.items():
+            usual = {signal.SIGINT: (signal.default_int_handler,), **dict.fromkeys(ENDING, (signal.SIG_DFL, terminate))}
+            for number, handlers in usual.items():  # after `nohup`, SIGHUP stays ignored
                 if signal.getsignal(number) in handlers:
                     before[number] = signal.signal(number, self._hear)
         try:
@@ -62,15 +86,16 @@ class Stop:
         """Raises KeyboardInterrupt or Terminated if a signal has asked to stop. Call it once the work is saved."""
         if self._number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._number == signal.SIGTERM:
-            if signal.getsignal(signal.SIGTERM) is terminate:
-                terminate(signal.SIGTERM, None)
-            raise Terminated
+        if self._number is not None:
+            if signal.getsignal(self._number) is terminate:
+                terminate(self._number, None)
+            raise Terminated(self._number)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._number is None:
             self._number, self._at = number, now
+            let_go_of_terminal(number)
             with suppress(RuntimeError):  # the signal came while a line was being written
                 self.say("stopping: this step ends and a checkpoint is saved; Ctrl-C again stops at once")
         elif number == signal.SIGINT and now - self._at > ONE_PRESS:
@@ -78,13 +103,13 @@ class Stop:
 
 
 @contextmanager
-def sigterm_ends_process() -> Iterator[None]:
-    """Ends the process as SIGTERM does without a handler, once the work inside has recorded that it was stopped."""
+def signal_ends_process() -> Iterator[None]:
+    """Ends the process as the signal does without a handler, once the work inside has recorded that it was stopped."""
     try:
         yield
-    except Terminated:
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    except Terminated as stopped:
+        if signal.getsignal(stopped.number) is signal.SIG_DFL:
             sys.stdout.flush()
             sys.stderr.flush()
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(stopped.number)
         raise

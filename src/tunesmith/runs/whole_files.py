@@ -1,21 +1,25 @@
 """Files and folders that are written whole or not at all.
 
 All of them are made the same way: written under another name beside their place, flushed to the disk, then renamed. A
-process that is killed leaves the old one or the new one, never a half.
+process that is killed leaves the old one or the new one, never a half. A folder is removed the other way round: it gets
+another name first. What a killed process left under such names is removed by the next one that works there.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from tunesmith.errors import ExportError
 from tunesmith.recipe.paths import local
+
+_REPLACING = ".replacing"  # in a folder whose entries are being replaced
 
 
 def why_not(path: Path, error: OSError) -> str:
@@ -78,21 +82,50 @@ def whole_folder(path: Path, *, beside: Path | None = None, last: str | None = N
     """Inside, an empty folder to fill. It takes the place of ``path`` if nothing is raised.
 
     Args:
-        beside: the folder to fill; by default a hidden one next to ``path``.
+        beside: the folder to fill; by default a hidden one next to ``path``. One process at a time fills it.
         last: the file that marks a folder as complete. With it, a folder that exists at ``path`` stays the same folder,
-            because a shell may stand in it: its entries are replaced, this file after all others.
+            because a shell may stand in it: its entries are replaced, this file after all others. Meanwhile the folder
+            ``is_half_replaced``.
     """
-    beside = beside or path.with_name(f".{path.name}.tmp")
+    beside = beside or _beside(path)
+    with _reserved(beside):
+        try:
+            yield beside
+            if last is not None and path.exists():
+                _replace_entries(beside, path, last)
+            else:
+                put_in_place(beside, path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def _reserved(folder: Path) -> Iterator[None]:
+    """Makes an empty folder that no other process takes meanwhile; what a killed one left in it is removed."""
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        if last is not None and path.exists():
-            _replace_entries(beside, path, last)
-        else:
-            put_in_place(beside, path)
+        with _locked(folder):
+            shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    folder.mkdir(parents=True)
+    with _locked(folder):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raises BlockingIOError if another process is writing to the folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, "another process is writing it", str(folder)) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        os.close(descriptor)
 
 
 def put_in_place(beside: Path, path: Path) -> None:
@@ -108,9 +141,43 @@ def put_in_place(beside: Path, path: Path) -> None:
 
 
 def recover_folder(path: Path) -> None:
-    """Puts the old folder back if a process was killed between the two renames of ``put_in_place``."""
+    """Clears up after a process that was killed while it wrote or removed this folder, which no process does now.
+
+    The old folder comes back if it was killed between the two renames of ``put_in_place``.
+    """
     if not path.exists() and _set_aside(path).exists():
         _set_aside(path).rename(path)
+    for left in (_set_aside(path), _gone(path)):
+        if left.is_dir():
+            shutil.rmtree(left)
+    if _beside(path).is_dir():
+        with suppress(BlockingIOError), _locked(_beside(path)):  # else another process is filling it
+            shutil.rmtree(_beside(path))
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder. A process that is killed leaves all of it, or nothing under its name."""
+    gone = _gone(path)
+    if gone.exists():
+        shutil.rmtree(gone)
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def remove_half_written(folder: Path, names: Iterable[str]) -> None:
+    """Removes what a killed process left of files with these names. Call it while no other process writes them."""
+    for name in names:
+        _beside(folder / name).unlink(missing_ok=True)
+
+
+def is_half_written(path: Path, names: Iterable[str]) -> bool:
+    """Whether this is what a killed process left of a file with one of these names."""
+    return any(path.name == _beside(path.with_name(name)).name for name in names)
+
+
+def is_half_replaced(path: Path) -> bool:
+    """Whether a process was killed while it replaced the entries of this folder."""
+    return (path / _REPLACING).is_file()
 
 
 def _beside(path: Path) -> Path:
@@ -121,15 +188,23 @@ def _set_aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
+def _gone(path: Path) -> Path:
+    return path.with_name(f".{path.name}.del")
+
+
 def _replace_entries(made: Path, path: Path, last: str) -> None:
     _flush(made)
+    (path / _REPLACING).touch()
     for entry in path.iterdir():
+        if entry.name == _REPLACING:
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
     for entry in sorted(made.iterdir(), key=lambda entry: entry.name == last):
         entry.replace(path / entry.name)
+    (path / _REPLACING).unlink()
     _flush_names(path)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import TrainError
 from tunesmith.runs.folder import checkpoint_name
-from tunesmith.runs.whole_files import recover_folder, whole_folder
+from tunesmith.runs.whole_files import recover_folder, remove_folder, whole_folder
 from tunesmith.training.guard import refuse_to_save
 from tunesmith.training.optim import load_optimizer_state, optimizer_state
 
@@ -100,14 +100,21 @@ def prune(folder: Path, *, keep: int, best: int | None) -> None:
     steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
     removable = [step for step in steps[:-1] if step != best]
     for step in removable[: max(0, len(steps) - keep)]:
-        shutil.rmtree(folder / checkpoint_name(step))
+        remove_folder(folder / checkpoint_name(step))
 
 
 def remove_former_best(folder: Path, *, best: int | None) -> None:
     """Removes checkpoints that were saved only because their step was the best, except the best and the newest one."""
     for path in sorted(folder.glob("step-*"))[:-1]:
-        if path.name != checkpoint_name(best or 0) and _read_state(path).get("only_as_best"):
-            shutil.rmtree(path)
+        if path.name != checkpoint_name(best or 0) and _was_only_best(path):
+            remove_folder(path)
+
+
+def _was_only_best(checkpoint: Path) -> bool:
+    try:
+        return bool(_read_state(checkpoint).get("only_as_best"))
+    except (OSError, ValueError, AttributeError):  # an earlier version was killed while it removed this one
+        return False
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -127,6 +127,8 @@ class Trainer:
             step=self.first,
             warn=listener.warn,
         )
+        if saved:
+            self._tidy(self.first)  # a process may have been killed between its checkpoint and this
 
     def run_steps(self) -> Trained:
         """Trains to the last step. Ctrl-C and SIGTERM stop it after a step, with a checkpoint; see ``Stop``."""
@@ -248,7 +250,9 @@ class Trainer:
 
     def save(self, step: Step) -> None:
         """Writes a checkpoint and the run's status, and removes the checkpoints that are no longer needed."""
-        settings, stops = self.settings, self.stop.asked
+        stops = self.stop.asked
+        if step.number == self.stopped_at:
+            self.recorder.write_rest()  # a kill after this checkpoint would lose these steps' line
         totals = {**self.recorder.state(), "selection": self.selection.state() if self.selection else {}}
         checkpoint.save(
             self.checkpoints,
@@ -264,9 +268,14 @@ class Trainer:
             },
         )
         self._saved_to_stop = stops
-        if settings.save_optimizer == "newest":
-            checkpoint.remove_older_optimizers(self.checkpoints, newest=step.number)
         self._set_running(step.number, **self._best())
+        self._tidy(step.number)
+
+    def _tidy(self, newest: int) -> None:
+        """Removes what is no longer needed once the newest checkpoint is whole."""
+        settings = self.settings
+        if settings.save_optimizer == "newest":
+            checkpoint.remove_older_optimizers(self.checkpoints, newest=newest)
         best = self.selection.best_step if self.selection else self.recorder.totals.best_step
         if settings.load_best_model_at_end:
             checkpoint.remove_former_best(self.checkpoints, best=best)

@@ -31,7 +31,7 @@ from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by, quiet_libraries
 from tunesmith.runs.notebook import metrics_html, metrics_text, paragraph
 from tunesmith.runs.progress import Listener, Silent
-from tunesmith.runs.stopping import sigterm_ends_process
+from tunesmith.runs.stopping import signal_ends_process
 from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.attach import Ready, load_base, load_for_training, untuned
 from tunesmith.training.checkpoint import remove_unfinished
@@ -136,7 +136,7 @@ def train_in(start: Start, listener: Listener) -> TrainResult:
     """The rest of ``train``, once the run's folder is reserved."""
     for note in [*start.loaded.notes.values(), *_remarks(start.asked)]:
         listener.say(note)
-    with functions_allowed(start.functions), sigterm_ends_process(), memory_faults():
+    with functions_allowed(start.functions), signal_ends_process(), memory_faults():
         if not start.finished:
             check_functions(start.asked.evaluation)
         return (_continue if start.continues else _begin)(start, listener)
@@ -155,8 +155,8 @@ def _begin(start: Start, listener: Listener) -> TrainResult:
     run.clear()
     prepared = _keep_start(run, prepared)
     _keep_functions(run)
-    _write_facts(run, asked, loaded.ready.recipe, prepared, tokens, listener)
     run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
+    _write_facts(run, asked, loaded.ready.recipe, prepared, tokens, listener)
     _say_tokens(prepared, loaded.steps, tokens, listener)
     return _finish(run, prepared, loaded, began, listener)
 
@@ -237,9 +237,8 @@ def dry_run(
 
 def stored_result(run: Run) -> TrainResult:
     """The result of a finished run, from its folder. Raises RunError if it has none."""
-    status = run.status()
     return TrainResult(
-        run.folder, run.read_json("verdict.json"), status["seconds"], status["tokens"], already_finished=True
+        run.folder, run.read_json("verdict.json"), run.fact("seconds"), run.fact("tokens"), already_finished=True
     )
 
 

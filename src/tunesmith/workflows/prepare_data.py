@@ -7,7 +7,6 @@ section would train on. Rows are streamed, so a large file needs no more memory 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,7 +34,7 @@ from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.notebook import html_table, paragraph
 from tunesmith.runs.progress import Listener, Silent
-from tunesmith.runs.whole_files import place_for, whole_folder, why_not
+from tunesmith.runs.whole_files import is_half_replaced, place_for, recover_folder, whole_folder, why_not
 from tunesmith.safe_text import fenced, markdown_text
 from tunesmith.workflows.check import settings_of
 
@@ -162,7 +161,8 @@ def _with_tokens(
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    recover_folder(folder.absolute())
+    if not folder.exists() or (folder.is_dir() and (not any(folder.iterdir()) or is_half_replaced(folder))):
         return
     ours = (folder / REJECTED).is_file() and (folder / "dataset_dict.json").is_file()
     if not (overwrite and ours):
@@ -178,9 +178,8 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
 def _dataset_folder(folder: Path) -> Iterator[Path]:
     """Inside, an empty folder that becomes ``folder``."""
     to = folder.absolute()
-    beside = to.with_name(f".{to.name}.{os.getpid()}.unfinished")
     try:
-        with whole_folder(to, beside=beside, last="dataset_dict.json") as making:
+        with whole_folder(to, last="dataset_dict.json") as making:
             yield making
     except OSError as error:
         raise DataError(

@@ -64,7 +64,7 @@ class Continuation:
         A value may be the one that was asked for, such as `auto`, or the one that it was resolved to, as in the run's
         own recipe.yaml.
         """
-        stored = read_recipe(self.run.status()["asked"]).recipe  # a setting that is newer than the run has its default
+        stored = read_recipe(self.run.fact("asked")).recipe  # a setting that is newer than the run has its default
         before, now = _all_values(stored), _all_values(self.asked)
         # Where the run is now is known: its folder may have another name than when it began.
         paths = [path for path in {**before, **now} if path != ("output_dir",)]

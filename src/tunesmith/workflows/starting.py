@@ -77,7 +77,7 @@ def _asked_recipe(
 ) -> LoadedRecipe:
     """The recipe that was asked for. A run folder stands for the recipe that it was started with."""
     if resume and isinstance(recipe, str | Path) and _means_a_run(Path(local(recipe))):
-        return read_recipe(Run.open(recipe).status()["asked"], overrides)
+        return read_recipe(Run.open(recipe).fact("asked"), overrides)
     return read_recipe(with_files(recipe), overrides)
 
 

@@ -13,9 +13,9 @@ from tunesmith.cli.terminal.console import ReaderGone, Terminal
 from tunesmith.errors import TunesmithError, ran_out
 from tunesmith.planning import memory
 from tunesmith.runs.from_python import quiet_libraries
-from tunesmith.runs.stopping import Terminated, terminate
+from tunesmith.runs.stopping import ENDING, Terminated, terminate
 
-INTERRUPTED, TERMINATED, READER_GONE = (128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE))
+INTERRUPTED, READER_GONE = (128 + number for number in (signal.SIGINT, signal.SIGPIPE))
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
     """
     terminal = Terminal(as_json=as_json)
     code = 0
-    with _sigterm_unwinds(), quiet_libraries(), redirect_stdout(sys.stderr if as_json else sys.stdout):
+    with _signals_unwind(), quiet_libraries(), redirect_stdout(sys.stderr if as_json else sys.stdout):
         try:
             yield terminal
             terminal.flush()
@@ -38,12 +38,13 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
                 raise
             terminal.error(_no_memory(error))
             code = TunesmithError.exit_code
-        except Terminated:
+        except Terminated as stopped:
+            code = 128 + stopped.number
             terminal.note("Stopped by a termination signal.")
-            code = TERMINATED
         except KeyboardInterrupt:
-            terminal.note("Stopped.")
             code = INTERRUPTED
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is saved: the next one ends the process at once
+            terminal.note("Stopped.")
         except ReaderGone:
             code = READER_GONE
     if code:
@@ -59,13 +60,16 @@ def _no_memory(error: BaseException) -> TunesmithError:
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Makes SIGTERM raise Terminated. A handler that was set before stays."""
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, terminate)
+def _signals_unwind() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP raise Terminated. A handler that was set before stays, such as that of `nohup`."""
+    ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    before = signal.getsignal(signal.SIGINT)
+    for number in ours:
+        signal.signal(number, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
