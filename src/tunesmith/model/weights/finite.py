@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tunesmith.errors import ModelError
@@ -28,6 +30,21 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     # The norm of large finite values may overflow, so each tensor is looked at: the extremes are exact.
     extremes = {name: torch.stack(torch.aminmax(own)) for name, own in floats.items()}
     return [name for name, ends in extremes.items() if not ends.isfinite().all()]
+
+
+def not_finite_files(folder: Path) -> dict[str, str]:
+    """The files of weights and of an optimizer's state in a checkpoint that are not finite, and which tensors of them.
+
+    Earlier versions wrote such checkpoints. A file that cannot be read is left to whoever reads it.
+    """
+    found: dict[str, str] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with suppress(OSError, SafetensorError), safe_open(file, framework="pt") as stored:
+            keys = stored.keys()
+            names = [name for key in keys for name in not_finite({key: stored.get_tensor(key)})]
+            if names:
+                found[file.name] = f"is not finite ({some(names)})"
+    return found
 
 
 def some(names: Iterable[str]) -> str:
