@@ -101,14 +101,14 @@ def _training(name: str, folder: Path, whole: bool) -> Iterator[Try]:
     points, ended = _points_of(new("counted"), TRAIN)
     yield Try("a run whose points are counted", apart(content(folder / "counted"), wanted))
     draw = random.Random(name)
-    moments = [draw.uniform(0, ended.seconds) for _ in range(MOMENTS if whole else 2)]
+    moments = [draw.uniform(0, ended.seconds) for _ in range(MOMENTS if whole else 1)]
     for moment in moments:
         at = new(f"moment {moment:.3f}")
         _killed_at_moment(TRAIN, at, moment)
         yield Try(f"killed after {moment:.3f} s", _continued(at, wanted))
         shutil.rmtree(at)
     chosen = range(1, len(points) + 1) if whole and name == "lora with dropout" else _of_a_save(points)
-    for number in chosen if whole else _spread(chosen, 4):
+    for number in chosen if whole else _spread(chosen, 3):
         at = new(f"point {number}")
         done = _killed_at_point(TRAIN, at, number)
         yield Try(f"killed at point {number}, {done}", _continued(at, wanted))
@@ -130,7 +130,7 @@ def _resuming(folder: Path, whole: bool) -> Iterator[Try]:
     run(TRAIN, folder / "killed", points=points)
     lines, ended = _points_of(copy_of(folder / "killed", folder / "continued"), TRAIN)
     yield Try("a resume whose points are counted", apart(content(folder / "continued"), wanted))
-    for number in _spread(range(1, len(lines) + 1), len(lines) if whole else 4):
+    for number in _spread(range(1, len(lines) + 1), len(lines) if whole else 3):
         at = copy_of(folder / "killed", folder / f"point {number}")
         done = _killed_at_point(TRAIN, at, number)
         yield Try(f"a resume killed at point {number}, {done}", _continued(at, wanted))
@@ -178,7 +178,7 @@ def _command(argv: Sequence[str], prepare: Prepare, refusal: str, folder: Path, 
             return f"exit {ended.code}: {ended.said[-1500:]}"
         return apart(_files_of(at), wanted) or (f"left: {ended.left}" if ended.left else None)
 
-    for number in _spread(range(1, len(points) + 1), len(points) if whole else 4):
+    for number in _spread(range(1, len(points) + 1), len(points) if whole else 3):
         at = copy_of(folder / "before", folder / f"point {number}")
         done = _killed_at_point(argv, at, number)
         yield Try(f"killed at point {number}, {done}", again(at))
@@ -233,8 +233,9 @@ COMMANDS: dict[str, tuple[list[str], Prepare, str]] = {
     "eval": (["eval", "run", "--data", "rows.jsonl"], _finished_run, ""),
 }
 
+SHORT = ("best of all, one kept", "prepare, into an empty folder", "merge")
 FAULTS = [
-    *(Fault(f"kill -9, {name}", partial(_training, name)) for name in METHODS),
-    Fault("kill -9, a resume", _resuming),
-    *(Fault(f"kill -9, {name}", partial(_command, *given)) for name, given in COMMANDS.items()),
+    *(Fault(f"kill -9, {name}", partial(_training, name), name in SHORT) for name in METHODS),
+    Fault("kill -9, a resume", _resuming, short=False),
+    *(Fault(f"kill -9, {name}", partial(_command, *given), name in SHORT) for name, given in COMMANDS.items()),
 ]

@@ -89,7 +89,7 @@ def _training(folder: Path, whole: bool) -> Iterator[Try]:
         ended = run(TRAIN, at)
         return f"exit {ended.code}: {ended.said[-1500:]}" if ended.code else apart(content(at), wanted)
 
-    yield from _tries(TRAIN, new, ended.seconds, again, MOMENTS if whole else 2, seed="train")
+    yield from _tries(TRAIN, new, ended.seconds, again, MOMENTS if whole else 1, seed="train")
 
 
 def _at_points(folder: Path, whole: bool) -> Iterator[Try]:
@@ -164,10 +164,10 @@ def _new_interpreters(folder: Path, whole: bool) -> Iterator[Try]:
 
 FAULTS = [
     Fault("signals, train", _training),
-    Fault("signals, train, at every write", _at_points),
-    Fault("signals, train, in a new interpreter", _new_interpreters),
+    Fault("signals, train, at every write", _at_points, short=False),
+    Fault("signals, train, in a new interpreter", _new_interpreters, short=False),
     *(
-        Fault(f"signals, {name}", partial(_command, *COMMANDS[name]))
+        Fault(f"signals, {name}", partial(_command, *COMMANDS[name]), name == "prepare")
         for name in ("prepare", "merge", "generate --data", "eval")
     ),
 ]

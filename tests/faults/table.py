@@ -12,7 +12,8 @@ anywhere else:
 
 ``make faults`` runs the whole form of every row, several rows at a time, and prints the table; it exits with 1 if
 anything was lost. ``make faults FAULTS_ARGS="kill --short"`` chooses rows by a part of their name, and the short form.
-``make test`` runs the short forms, through test_faults.py: keep yours to a few seconds, and the whole one to minutes.
+``make test`` runs the short forms, through test_faults.py, a module at a time: keep yours to a few seconds, and the
+whole one to minutes. A row with ``short=False`` is in the whole form only.
 A row starts in a process of its own whose torch, transformers and tunesmith are imported already, and nothing is
 computed yet. ``tests.faults.processes`` runs commands in forks of it.
 """
@@ -44,10 +45,14 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A row of the table. ``tries`` gets an empty folder, and whether to try everything or a few things."""
+    """A row of the table. ``tries`` gets an empty folder, and whether to try everything or a few things.
+
+    Without ``short``, it is tried in the whole form only.
+    """
 
     name: str
     tries: Callable[[Path, bool], Iterator[Try]]
+    short: bool = True
 
 
 @dataclass(slots=True)
@@ -60,11 +65,11 @@ class Row:
     seconds: float = 0.0
 
 
-def all_faults() -> list[Fault]:
-    """The faults of every module of this folder, by the name of the module."""
+def faults_by_module() -> dict[str, list[Fault]]:
+    """The faults of every module of this folder that has some."""
     names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith(("_", "test_")))
-    modules = [importlib.import_module(f"tests.faults.{name}") for name in names if name != "table"]
-    return [fault for module in modules for fault in getattr(module, "FAULTS", [])]
+    modules = {name: importlib.import_module(f"tests.faults.{name}") for name in names if name != "table"}
+    return {name: module.FAULTS for name, module in modules.items() if hasattr(module, "FAULTS")}
 
 
 def run_row(fault: Fault, *, whole: bool) -> Row:
