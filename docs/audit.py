@@ -61,10 +61,10 @@ def licence_of(name: str) -> str | None:
         said = metadata.metadata(name)
     except metadata.PackageNotFoundError:
         return None
-    if expression := said.get("License-Expression"):
-        return expression
+    if expression := said.get_all("License-Expression"):
+        return str(expression[0])
     names = [line.rpartition(" :: ")[2] for line in said.get_all("Classifier") or [] if line.startswith("License ::")]
-    names = [each for each in names if each != "OSI Approved"] or [(said.get("License") or "").split("\n")[0]]
+    names = [each for each in names if each != "OSI Approved"] or [str(said.get_all("License", [""])[0]).split("\n")[0]]
     return " AND ".join(WORDS.get(each, each) for each in names) or None
 
 

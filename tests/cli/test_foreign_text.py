@@ -10,38 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.foreign import ACTS, ATTACK, OURS, foreign_run
 from tests.cli.terminal.test_console import on_a_screen
 
-from tunesmith.runs.folder import Run
 from tunesmith.runs.overview import details
 
 Command = Callable[..., Any]
-# A title, a colour, a cleared screen, CSI in one byte, a link, a reversed line, an isolate, a new line, markup.
-ATTACK = "\x1b]0;OWNED\x07\x1b[35m\x1b[2J\x9b35m\x1b]8;;http://x\x1b\\link\u202efdp\u2066a\r\nerror: x\x7f\b<script>"
-ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-OURS = re.compile(r"\x1b\[(?:0|1|2|3|[39][0-7]|1;3[0-7])?m")  # styles
-
-
-def foreign_run(folder: Path, verdict: dict[str, Any]) -> Run:
-    """A run whose every text is the attack."""
-    run = Run(folder)
-    run.folder.mkdir(parents=True)
-    recipe = {"model": f"m{ATTACK}", "data": {"train": f"rows{ATTACK}.jsonl"}, "output_dir": "x"}
-    run.write_text("recipe.yaml", json.dumps(recipe))
-    facts = {"base": 0.0, "tuned": 1.0, "difference": 1.0, "interval": [0.5, 1.0], "verdict": ATTACK, "reason": ATTACK}
-    found = {**verdict, "decided_by": ATTACK, "reason": ATTACK, "metrics": {ATTACK: facts}, "base_model": ATTACK}
-    run.write_json("verdict.json", found)
-    asked = {"time": ATTACK, "target": ATTACK, "data": ATTACK, "settings": [ATTACK]}
-    run.write_lines("evaluations.jsonl", [{**found, **asked}])
-    run.write_json("ledger.json", {"rows": {"read": 3, "held_out": 1, "trained": 2, ATTACK: 1}})
-    steps = [{"step": step, "loss": 1.0 / step, "learning_rate": 0.1} for step in (1, 2)]
-    run.write_lines("metrics.jsonl", [*steps, {"step": 2, "eval_loss": 1.0, "eval_loss_by_source": {ATTACK: 1.0}}])
-    sample = {"step": 2, "source": ATTACK, "prompt": ATTACK, "truth": ATTACK, "answer": ATTACK, "stopped": True}
-    run.write_lines("samples_during.jsonl", [sample])
-    run.set_status("failed", step=2, total_steps=2, seconds=1.0, error={"what": ATTACK})  # and a time of its own
-    run.write_json("status.json", {**run.status(), "updated": ATTACK})
-    (run.folder / "checkpoints" / f"step-{ATTACK.replace('/', '')}").mkdir(parents=True)
-    return run
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def _code_page(data: bytes, name: str) -> Encoding:
 
 
 def _undecided(data: bytes, encodings: list[str], name: str) -> DataError:
-    line = next(line for line in data.splitlines() if not line.isascii())
+    line = next((line for line in data.splitlines() if not line.isascii()), b"")
     shown = [f"{encoding}: {line.decode(encoding, 'replace')[:80]!r}" for encoding in encodings[:4]]
     return DataError(
         "the file is not UTF-8, and several encodings fit it",
@@ -146,7 +146,7 @@ def _example(data: bytes, encoding: str) -> str:
     for line in data.splitlines():
         if not line.isascii():
             text = line.decode(encoding, "replace")
-            begin = next(index for index, char in enumerate(text) if char > "\x7f")
+            begin = next((index for index, char in enumerate(text) if char > "\x7f"), 0)  # EBCDIC has ASCII letters
             return text[max(text.rfind(" ", 0, begin) + 1, begin - 20) : begin + 20].split(" ")[0].strip('";,\t')
     return ""
 
