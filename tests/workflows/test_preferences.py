@@ -359,7 +359,7 @@ def test_a_function_of_ones_own_may_select_pairs_and_is_there_when_the_run_is_ju
     seen = {line["step"]: line["eval_reach"] for line in lines}
     assert result.verdict["step"] == max(seen, key=lambda step: (seen[step], -step))
     assert all("eval_reward_margin" in line for line in lines)
-    both = evaluate(result.run)["compute_metrics"]["reach"]
+    both = evaluate(result.run, allow_functions=True)["compute_metrics"]["reach"]
     assert both["tuned"] == pytest.approx(result.verdict["compute_metrics"]["reach"]["tuned"], rel=1e-5)
 
 

@@ -59,7 +59,11 @@ def worker_pool(workers: int, *, initializer: Callable[..., None], arguments: Se
         # loky starts a process anew where one was ended, later than this.
         later = {name: os.environ.get(name, "") for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
         pool = ProcessPoolExecutor(workers, initializer=initializer, initargs=tuple(arguments), env=later)
-        pool.submit(int)  # the first call starts every process
+        try:
+            pool.submit(int)  # the first call starts every process
+        except BaseException:
+            pool.shutdown(kill_workers=True)
+            raise
     return pool
 
 

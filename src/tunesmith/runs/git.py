@@ -31,12 +31,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if program is None:
         return None
     try:
-        places = _ask(program, folder, "rev-parse", "--path-format=absolute", "--show-toplevel", "--git-dir", "HEAD")
-        common = _ask(program, folder, "rev-parse", "--path-format=absolute", "--git-common-dir")
-        root, own, commit = places.rstrip("\n").split("\n")
+        asked = ("--show-toplevel", "--absolute-git-dir", "--git-common-dir", "HEAD")
+        root, own, common, commit = _ask(program, folder, "rev-parse", *asked).rstrip("\n").split("\n")
         settings = _settings(_ask(program, folder, "config", "--list", "-z"))
         with tempfile.TemporaryDirectory(prefix="tunesmith-git-") as scratch:
-            changes = _changes(program, Path(root), Path(own), Path(common.rstrip("\n")), commit, settings, scratch)
+            lender = Path(os.path.abspath(folder), common)  # which may be relative to the folder
+            changes = _changes(program, Path(root), Path(own), lender, commit, settings, scratch)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "dirty": bool(changes.strip())}

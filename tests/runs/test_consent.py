@@ -1,0 +1,106 @@
+"""What counts as the user's own word about code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.errors import RunError
+from tunesmith.recipe.file import LoadedRecipe, read_recipe
+from tunesmith.runs.consent import Consent, flags_of, stored_in
+
+TRUSTING = "model: {path: m, trust_remote_code: true}\ndata: {train: rows.jsonl}\noutput_dir: out\n"
+FUNCTIONS = {"metrics": ["loss", "score.py:score"], "compute_metrics": "own.py:all"}
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A run folder with a recipe that runs code."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(TRUSTING)
+    (run / "status.json").write_text("{}")
+    return run
+
+
+def read(run: Path, *overrides: str) -> LoadedRecipe:
+    return read_recipe(run / "recipe.yaml", overrides)
+
+
+def test_a_recipe_is_stored_if_a_run_is_beside_it(stored: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(TRUSTING)
+    (tmp_path / "link.yaml").symlink_to(stored / "recipe.yaml")
+    (tmp_path / "linked").symlink_to(stored)
+    assert stored_in(tmp_path / "mine.yaml") is None
+    assert stored_in({"model": "m"}) is None
+    for name in ("run/recipe.yaml", "link.yaml", "linked/recipe.yaml", "run/../run/recipe.yaml", "run/another.yaml"):
+        assert stored_in(tmp_path / name) == stored_in(str(tmp_path / name)) == stored.resolve()
+
+
+@pytest.mark.parametrize(
+    ("consent", "overrides", "trusts"),
+    [
+        (Consent(), [], None),
+        (Consent(allow_functions=True), [], None),
+        (Consent(trust_remote_code=True), [], True),
+        (Consent(), ["model.trust_remote_code=true"], True),
+        (Consent(), ["model.trust_remote_code=false"], False),
+        (Consent(), ["model.path=other"], False),  # the user's model, to which the run's word does not go over
+        (Consent(trust_remote_code=True), ["model.path=other"], True),
+        (Consent(), ["training.seed=1"], None),
+    ],
+)
+def test_a_stored_recipe_trusts_what_the_user_says(
+    stored: Path, consent: Consent, overrides: list[str], trusts: bool | None
+) -> None:
+    loaded = read(stored, *overrides)
+    if trusts is None:
+        with pytest.raises(RunError, match=r"(?s)add --trust-remote-code \(in Python: trust_remote_code=True\)"):
+            consent.given(loaded, stored)
+    else:
+        assert consent.given(loaded, stored).model.trust_remote_code == trusts
+
+
+def test_a_recipe_of_the_users_own_is_taken_at_its_word(stored: Path) -> None:
+    loaded = read(stored)
+    assert Consent().given(loaded, None) is loaded.recipe
+    plain = read_recipe({"model": "m", "data": {"train": "x"}, "output_dir": "out"})
+    assert not Consent().given(plain, None).model.trust_remote_code
+    assert Consent(trust_remote_code=True).given(plain, None).model.trust_remote_code
+
+
+def test_functions_come_from_the_recipes_folder_the_run_or_the_users_folder(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluation = read_recipe(
+        {"model": "m", "data": {"train": "x"}, "evaluation": FUNCTIONS, "output_dir": "out"}
+    ).recipe.evaluation
+    own, here = tmp_path / "recipes", tmp_path
+
+    def found(consent: Consent, *typed: str, run: Path | None = None) -> dict[str, Any]:
+        return consent.functions(evaluation, typed=typed, own=own, run=run)
+
+    both = ("score.py:score", "own.py:all")
+    allowing = Consent(allow_functions=True)
+    assert found(Consent()) == dict.fromkeys(both, own)
+    assert found(Consent(), "metrics") == {"score.py:score": here, "own.py:all": own}
+    assert found(Consent(trust_remote_code=True), run=stored) == {}
+    assert found(Consent(), "compute_metrics", run=stored) == {"own.py:all": here}
+    assert found(allowing, run=stored) == dict.fromkeys(both, stored)
+    (stored / "functions").mkdir()
+    assert found(allowing, run=stored) == dict.fromkeys(both, stored / "functions")
+    assert found(allowing, "metrics", run=stored) == {"score.py:score": here, "own.py:all": stored / "functions"}
+
+
+def test_the_flags_that_a_run_needs_are_named(stored: Path) -> None:
+    recipe = read(stored).recipe
+    assert flags_of(recipe) == " --trust-remote-code"
+    plain = recipe.with_values(model={"trust_remote_code": False})
+    assert flags_of(plain) == ""
+    assert flags_of(plain.with_values(evaluation={"metrics": ["score.py:f"]})) == " --allow-functions"
+    assert (
+        flags_of(recipe.with_values(evaluation={"compute_metrics": "a:b"})) == " --trust-remote-code --allow-functions"
+    )
