@@ -87,8 +87,13 @@ def test_functions_come_from_the_recipes_folder_the_run_or_the_users_folder(
     allowing = Consent(allow_functions=True)
     assert found(Consent()) == dict.fromkeys(both, own)
     assert found(Consent(), "metrics") == {"score.py:score": here, "own.py:all": own}
-    assert found(Consent(trust_remote_code=True), run=stored) == {}
-    assert found(Consent(), "compute_metrics", run=stored) == {"own.py:all": here}
+    with pytest.raises(
+        RunError, match=r"(?s)run/recipe\.yaml: evaluation\.metrics.*score\.py:score.*--allow-functions"
+    ):
+        found(Consent(trust_remote_code=True), run=stored)
+    with pytest.raises(RunError, match=r"(?s)evaluation\.compute_metrics.*own\.py:all.*allow_functions=True"):
+        found(Consent(), "metrics", run=stored)
+    assert found(Consent(), "metrics", "compute_metrics", run=stored) == dict.fromkeys(both, here)
     assert found(allowing, run=stored) == dict.fromkeys(both, stored)
     (stored / "functions").mkdir()
     assert found(allowing, run=stored) == dict.fromkeys(both, stored / "functions")

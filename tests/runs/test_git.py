@@ -31,9 +31,12 @@ def git(folder: Path, *arguments: str, check: bool = True) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
+    return new_repository(tmp_path / "repository")
+
+
+def new_repository(folder: Path) -> Path:
     """A repository with two files and one commit."""
-    folder = tmp_path / "repository"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     git(folder, "init", "-q")
     (folder / "rows.jsonl").write_text("{}\n")
     (folder / "note.txt").write_text("note\n")

@@ -66,14 +66,24 @@ class Consent:
             typed: the keys that the user has typed; their functions come from the current folder.
             own: the folder of the recipe.
             run: the run's folder, if that is where the recipe is stored.
+
+        Raises:
+            RunError: a stored recipe names a function, and the user did not allow it.
         """
-        stored = None
-        if run is not None and self.allow_functions:
-            stored = run / FUNCTIONS if (run / FUNCTIONS).is_dir() else run
-        found = {}
-        for key, names in (("metrics", evaluation.metrics), ("compute_metrics", [evaluation.compute_metrics])):
-            folder = Path.cwd() if key in typed else own if run is None else stored
-            found |= {name: folder for name in names if folder is not None and name is not None and ":" in name}
+        if run is not None:
+            own = run / FUNCTIONS if (run / FUNCTIONS).is_dir() else run
+        found: dict[str, Path] = {}
+        for key, names in (("metrics", evaluation.metrics), ("compute_metrics", [evaluation.compute_metrics or ""])):
+            functions = [name for name in names if ":" in name]
+            if functions and run is not None and key not in typed and not self.allow_functions:
+                raise RunError(
+                    f"This run asks to run Python functions that its recipe names: {', '.join(functions)}",
+                    where=f"{run / 'recipe.yaml'}: evaluation.{key}",
+                    why="A run of somebody else could name any code.",
+                    remedy=f"Read the Python files below {own}; if you trust them, add --allow-functions (in Python: "
+                    "allow_functions=True).",
+                )
+            found |= dict.fromkeys(functions, Path.cwd() if key in typed else own)
         return found
 
     def of_recipe(self, loaded: LoadedRecipe, run: Path | None) -> dict[str, Path]:

@@ -62,13 +62,13 @@ def started(
     stored = run.folder if resume and _is_run(recipe) else stored_in(recipe)
     finished = resume and run.exists() and run.status().get("status") == "finished"
     asked = loaded.recipe if finished else consent.given(loaded, stored)
+    functions = {} if finished else consent.of_recipe(loaded, stored)
     if not (resume and run.exists()):
         run.check_free(overwrite=overwrite)
     with run.lock():
         continues = resume and run.exists()
         if not continues:  # again: a run that was in the folder may just have ended
             run.check_free(overwrite=overwrite)
-        functions = consent.of_recipe(loaded, stored)
         yield Start(run, loaded, asked, functions, continues, continues and finished, allowed)
 
 
