@@ -16,6 +16,7 @@ import pytest
 
 from tunesmith.cli.app import main
 from tunesmith.deploy.run_prompt import RunPrompt
+from tunesmith.recipe.file import read_recipe
 from tunesmith.workflows import starting
 
 VERDICT = {
@@ -99,14 +100,14 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """A library that trains nothing and is done at once."""
     calls = Calls()
 
-    begin = starting.started
     given: list[dict[str, Any]] = []
 
     @contextmanager
     def started(recipe: Any, overrides: Any, *, resume: bool, overwrite: bool, **more: Any) -> Iterator[Any]:
+        if not Path(recipe).is_dir():
+            read_recipe(recipe, overrides)  # reports an error
         given.append({"recipe": recipe, "overrides": overrides, "resume": resume, "overwrite": overwrite})
-        with begin(recipe, overrides, resume=resume, overwrite=overwrite, **more) as start:
-            yield start
+        yield SimpleNamespace()
 
     def train_in(start: Any, listener: Any) -> Any:
         calls.asked.append(given.pop())
@@ -127,7 +128,7 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
             run=Path("runs/rows"), verdict=VERDICT, metrics=VERDICT["metrics"], to_json=lambda: facts
         )
 
-    def dry_run(recipe: Any, overrides: Any = (), *, consent: Any, listener: Any) -> Any:
+    def dry_run(recipe: Any, overrides: Any = (), *, consent: Any = None, listener: Any = None) -> Any:
         return [
             ("training.seed", 0, "default"),
             ("model.path", "m", f"{recipe}:1"),
@@ -135,7 +136,16 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
         ]
 
     def evaluate(
-        target: Any, *, data: Any = None, settings: Any = (), progress: bool = True, listener: Any, **more: Any
+        target: Any,
+        *,
+        data: Any = None,
+        settings: Any = None,
+        progress: Any = None,
+        listener: Any = None,
+        model: Any = None,
+        trust_remote_code: Any = None,
+        allow_functions: Any = None,
+        allow_changes: Any = None,
     ) -> Any:
         calls.asked.append({"target": target, "data": data, "settings": settings})
         calls.act()

@@ -15,7 +15,7 @@ import tunesmith
 from tunesmith.errors import ModelError
 from tunesmith.model.weights.bundled import bundled_model
 from tunesmith.planning.devices import sgemm
-from tunesmith.runs.child_processes import clean_environment, find_program, worker_pool
+from tunesmith.runs.child_processes import clean_environment, find_program, python_command, worker_pool
 
 SOURCE = str(Path(tunesmith.__file__).parents[1])
 NAMES = module_names()
@@ -159,19 +159,13 @@ def test_workers_that_make_tokens_take_nothing_from_the_folder(
 
 
 @pytest.mark.slow
-def test_a_process_that_measures_takes_nothing_from_the_folder(
-    tmp_path: Path, work: Path, canary: Canary, tiny_model_dir: Path
-) -> None:
-    recipe = {
-        "model": {"path": str(tiny_model_dir), "device": "cpu"},
-        "data": {"train": str(work / "rows")},
-        "method": "lora",
-        "evaluation": {"metrics": ["own.py:score"]},
-        "output_dir": "run",
-    }
-    (work / "recipe.yaml").write_text(json.dumps(recipe))
-    done = run([*ways(tmp_path)["script"], "plan", "recipe.yaml", "--measure"], work)
-    assert (canary.heard, done.returncode) == ([], 0), done.stderr
+def test_a_process_that_measures_takes_nothing_from_the_folder(work: Path, canary: Canary) -> None:
+    command = python_command("-m", "tunesmith.workflows.trial", "no-job.json", "result.json")
+    done = subprocess.run(
+        command, cwd=work, env=clean_environment(PYTHONPATH=SOURCE), capture_output=True, text=True, check=False
+    )
+    assert canary.heard == []
+    assert "no-job.json" in done.stderr, "it has imported everything, and then looks for its job"
 
 
 def test_an_environment_keeps_absolute_paths_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
