@@ -325,7 +325,8 @@ def _report(found: Inspection, terminal: Terminal) -> None:
     terminal.write("scripts: " + _mix(found.scripts))
     if found.languages is not None:
         sampled = found.languages["sampled"]
-        terminal.write(f"languages in a sample of {sampled:,} rows: " + _mix(found.languages["counts"]))
+        rows = "row" if sampled == 1 else "rows"
+        terminal.write(f"languages in a sample of {sampled:,} {rows}: " + _mix(found.languages["counts"]))
     reasons = by_reason(found.bad)
     for rows, said in reasons[:BAD_ROWS_SHOWN]:
         title = "bad row" if rows == 1 else f"{rows:,} bad rows:"

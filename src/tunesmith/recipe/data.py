@@ -167,7 +167,7 @@ class DataSettings(Settings):
         default="error", description="control tokens in the text of a message"
     )
     chat_template: str | None = Field(
-        default=None, description="Jinja text, or a file, instead of the model's template"
+        default=None, description="Jinja text, a file or chatml_tools, instead of the model's template"
     )
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="such as enable_thinking: false")
     date: str | None = Field(default=None, pattern=r"^\d{4}-\d\d-\d\d$", description="the date that a template prints")

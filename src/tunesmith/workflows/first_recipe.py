@@ -48,6 +48,7 @@ from tunesmith.workflows.first_rows import (
     length_of,
     needed_keys,
     preferred_objective,
+    template_for_calls,
     texts_of,
 )
 from tunesmith.workflows.first_rows import held_out as rows_held_out
@@ -148,6 +149,7 @@ def starter_recipe(
     size, texts = model_size(path), texts_of(found.scan)
     held_out, evaluation = rows_held_out(found), evaluation_of(found.scan, texts)
     length = length_of(found.scan, texts, size.config, size.folder)
+    template, no_template = template_for_calls(texts, size.folder)
     reader = found.scan.sources[0].reader
     rows, bad = counts(found.scan, found.scan.sources[0].rows)
     objectives = [name for name, shape in OBJECTIVE_SHAPES.items() if shape == reader.shape]
@@ -168,7 +170,7 @@ def starter_recipe(
         about += f"; {rows_in_words(bad)} cannot be used (`tunesmith check` says why)"
     recipe = CommentedRecipe(one_line(" ".join(about.split())), f"Machine: {device.described}")
     recipe.add("model", path, _about_model(model is None, device, start.size))
-    _add_data(recipe, source, found.scan, held_out, length)
+    _add_data(recipe, source, found.scan, held_out, length, template)
     if start.memory:
         recipe.comment("method", start.memory)
     _add_choices(recipe, start, "method")
@@ -191,7 +193,7 @@ def starter_recipe(
         method=start.choices["method.name"].value,
         parameters=start.size.parameters,
         choices=start.choices,
-        warnings=(*start.warnings, *([length.warning] if length.warning else []), *_secrets(source)),
+        warnings=(*start.warnings, *filter(None, (length.warning, no_template)), *_secrets(source)),
     )
 
 
@@ -383,7 +385,14 @@ def _about_model(bundled: bool, device: Device, size: ModelSize) -> str:
     return f"the smallest; this GPU has room for about {billions:.0f}B parameters under lora (a hub id or folder)"
 
 
-def _add_data(recipe: CommentedRecipe, source: SourceSettings, scan: Scan, held_out: HeldOut, length: Length) -> None:
+def _add_data(
+    recipe: CommentedRecipe,
+    source: SourceSettings,
+    scan: Scan,
+    held_out: HeldOut,
+    length: Length,
+    template: str | None,
+) -> None:
     recipe.add("data.train", source.address)
     if held_out.share is None:
         recipe.comment("data", held_out.reason)
@@ -398,7 +407,7 @@ def _add_data(recipe: CommentedRecipe, source: SourceSettings, scan: Scan, held_
     for key in KEYS:
         if getattr(source, key) != type(source).model_fields[key].default:
             recipe.add(f"data.{key}", getattr(source, key))
-    for key, (value, why) in needed_keys(scan).items():
+    for key, (value, why) in needed_keys(scan, template).items():
         recipe.add(f"data.{key}", value, why)
     recipe.add("data.max_length", length.tokens, length.reason)
     if length.warning:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.data.chat.packaged import CHATML_TOOLS, knows_chatml, writes_tool_calls
 from tunesmith.data.checks.facts import RULE_NUMBERS
 from tunesmith.data.checks.scan import Scan
 from tunesmith.data.examples.column_names import is_label_name
@@ -52,11 +53,12 @@ class HeldOut:
 @dataclass(frozen=True, slots=True)
 class Texts:
     """What a pass over the examples has shown: bytes of the longest answer, whether all are JSON objects or numbers,
-    and the longest conversations."""
+    whether a turn calls a tool, and the longest conversations."""
 
     answer_bytes: int
     json_objects: bool
     numbers: bool
+    calls: bool
     longest: tuple[str, ...]
 
 
@@ -140,7 +142,7 @@ def counts(scan: Scan, rows: slice) -> tuple[int, int]:
 
 def texts_of(scan: Scan) -> Texts:
     """One pass over the conversations."""
-    answer_bytes, json_objects, numbers = 0, True, True
+    answer_bytes, json_objects, numbers, calls = 0, True, True, False
     longest: list[tuple[int, int, str]] = []
     for block in scan.examples():
         for number, example in block:
@@ -150,10 +152,11 @@ def texts_of(scan: Scan) -> Texts:
             answer_bytes = max(answer_bytes, len(answer.encode(errors="replace")))
             json_objects = json_objects and JsonFields().fault_of(answer) is None
             numbers = numbers and _is_number(answer)
+            calls = calls or any(turn.tool_calls for turn in example.messages)
             text = _whole(example)
             entry = (len(text.encode(errors="replace")), -number, text)
             (heapq.heappush if len(longest) < LONGEST_COUNTED else heapq.heappushpop)(longest, entry)
-    return Texts(answer_bytes, json_objects, numbers, tuple(text for *_, text in longest))
+    return Texts(answer_bytes, json_objects, numbers, calls, tuple(text for *_, text in longest))
 
 
 def _whole(example: Example) -> str:
@@ -273,9 +276,29 @@ def _counted(texts: Iterable[str], folder: Path | None) -> int | None:
     return max(len(tokenizer.encode(text).ids) for text in texts)
 
 
-def needed_keys(scan: Scan) -> dict[str, tuple[str, str]]:
-    """Keys of the data section without which a run would refuse these rows, each with its value and the reason."""
+def template_for_calls(texts: Texts, folder: Path | None) -> tuple[str | None, str | None]:
+    """The chat template that writes the rows' tool calls where the model's own does not, or a warning if none does.
+
+    ``folder``: the model's, if it is at hand.
+    """
+    if not texts.calls or folder is None or writes_tool_calls(folder):
+        return None, None
+    if knows_chatml(folder):
+        return CHATML_TOOLS, None
+    return None, (
+        "The model's chat template does not write tool calls, so `train` refuses the rows that have some. Name another "
+        "model with --model, or give a template in data.chat_template."
+    )
+
+
+def needed_keys(scan: Scan, template: str | None) -> dict[str, tuple[str, str]]:
+    """Keys of the data section without which a run would refuse these rows, each with its value and the reason.
+
+    ``template``: the name of a chat template, if the model's own does not do.
+    """
     found = {}
+    if template is not None:
+        found["chat_template"] = template, "the model's own template does not write the tool calls of the rows"
     bad = sum(not isinstance(row, LeftOut) for row in scan.bad)
     if bad:
         said = f"{rows_in_words(bad)} cannot be used (`tunesmith check` says why) and {'is' if bad == 1 else 'are'}"

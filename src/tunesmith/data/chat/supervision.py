@@ -295,7 +295,8 @@ class Supervisor:
                     "the chat template does not write tool calls",
                     where=conversation.source,
                     why=f"the call of {call['function']['name']} would be lost",
-                    remedy="write it into the content, or give a template that knows tool calls in data.chat_template.",
+                    remedy="write it into the content, or give a template that knows tool calls in data.chat_template "
+                    "(chatml_tools is one, for a model that knows ChatML).",
                 )
         if thinks_nothing(prompt, answer):
             self._notes.note(EMPTY_THINKING, conversation.source)

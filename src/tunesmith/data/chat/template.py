@@ -16,6 +16,7 @@ import numpy as np
 
 from tunesmith.data.chat.encoding import ControlTokens, TextEncoder, control_texts
 from tunesmith.data.chat.notes import CONTROL_IN_RAW_TEXT, Notes
+from tunesmith.data.chat.packaged import PACKAGED
 from tunesmith.data.chat.rendering import Dialect, Renderer, RenderError, TemplatedConversation
 from tunesmith.data.chat.supervision import Supervisor, check_row
 from tunesmith.data.examples.example import Example
@@ -56,7 +57,7 @@ def choose_templates(
     """The templates by name ("default" always, "tool_use" if the model has one), and where they come from.
 
     Args:
-        setting: ``data.chat_template``: Jinja text, a file, or the name of one of the tokenizer's templates.
+        setting: ``data.chat_template``: Jinja text, a file, or the name of one of the tokenizer's templates or of ours.
 
     Raises:
         RecipeError: the setting names no file.
@@ -65,7 +66,7 @@ def choose_templates(
     own = tokenizer.chat_template
     named: dict[str, str] = dict(own) if isinstance(own, dict) else {}
     if setting is not None:
-        return {"default": named[setting] if setting in named else _read(setting)}, "recipe"
+        return {"default": named.get(setting) or PACKAGED.get(setting) or _read(setting)}, "recipe"
     if named and "default" not in named:
         names = ", ".join(sorted(named))
         raise ModelError(
