@@ -18,6 +18,7 @@ import pytest
 import tunesmith
 from tunesmith.cli.docs import ERROR_KEYS, JSON_KEYS
 from tunesmith.errors import ModelError, TrainError
+from tunesmith.runs.folder import Run
 
 Command = Callable[..., Any]
 HEAVY = {"torch", "transformers", "numpy", "datasets", "peft", "ruamel", "rich"}
@@ -106,7 +107,10 @@ def test_train_under_json_prints_one_line_and_the_rest_on_standard_error(
 
 
 def test_a_run_folder_can_be_resumed(command: Command, finetune: Any, tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
+    run = Run(tmp_path / "runs")
+    run.folder.mkdir()
+    run.write_text("recipe.yaml", "model: m\n")
+    run.set_status("stopped", asked={"model": "m", "data": {"train": "rows.jsonl"}, "output_dir": "runs"})
     assert command("train", "runs", "--resume").code == 0
     assert finetune.asked[0]["recipe"] == "runs"
 

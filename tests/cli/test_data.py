@@ -40,10 +40,13 @@ def test_init_writes_a_recipe_that_can_be_read(command: Command, rows: str, tmp_
 
 def test_init_overwrites_only_when_told_to(command: Command, rows: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("precious")
-    outcome = command("init", rows, "--out", "mine.yaml")
-    assert outcome.code == 1
-    assert (tmp_path / "mine.yaml").read_text() == "precious"
-    found = command("init", rows, "--out", "mine.yaml", "--overwrite", "--model", "other", "--json").json
+    for flags in ([], ["--overwrite"]):
+        assert command("init", rows, "--out", "mine.yaml", *flags).code == 1
+        assert (tmp_path / "mine.yaml").read_text() == "precious", "Tunesmith did not write it"
+    assert command("init", rows, "--out", "made.yaml").code == 0
+    outcome = command("init", rows, "--out", "made.yaml")
+    assert outcome.code == 1 and "Add --overwrite, or name another --out." in outcome.err
+    found = command("init", rows, "--out", "made.yaml", "--overwrite", "--model", "other", "--json").json
     assert list(found) == list(JSON_KEYS["init"])
     assert (found["model"], found["rows"], found["bad"], found["metrics"]) == ("other", 40, 1, ["exact_match"])
 
@@ -81,7 +84,7 @@ def test_init_makes_the_recipes_folder(command: Command, rows: str, tmp_path: Pa
     (tmp_path / "file").write_text("")
     outcome = command("init", rows, "--out", "file/a.yaml")
     assert outcome.code == 1
-    assert "The recipe cannot be written" in outcome.err
+    assert "The output cannot be written" in outcome.err
 
 
 def test_check_names_bad_rows_and_exits_with_1(command: Command, rows: str) -> None:
@@ -247,7 +250,7 @@ def test_check_writes_its_report_as_a_page(command: Command, good: str, tmp_path
     assert good in page
     found = command("check", good, "--html", f"{good}/page.html", "--json")
     assert (found.code, found.json["error"], found.json["where"]) == (1, "RecipeError", f"{good}/page.html")
-    assert found.json["what"] == "The report cannot be written"
+    assert found.json["what"] == "The output cannot be written"
 
 
 def test_a_page_is_written_of_data_that_is_not_good_too(command: Command, rows: str, tmp_path: Path) -> None:

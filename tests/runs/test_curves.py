@@ -164,7 +164,9 @@ def test_each_kind_of_file_is_written_and_never_over_another(tmp_path: Path) -> 
         assert (tmp_path / name).read_text().startswith(begin)
     with pytest.raises(ExportError, match="exists already"):
         draw([folder], tmp_path / "a.svg")
-    (tmp_path / "a.svg").write_text("old")
+    (tmp_path / "own.svg").write_text("old")
+    with pytest.raises(ExportError, match="did not write it"):
+        draw([folder], tmp_path / "own.svg", overwrite=True)
     assert draw([folder], tmp_path / "a.svg", overwrite=True)[0].to_json()["training"][0] == (10, 3.9)
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
     with pytest.raises(ExportError, match=r"cannot be written as \.gif"):

@@ -131,6 +131,28 @@ def test_a_folder_whose_entries_were_being_replaced_says_so(tmp_path: Path, monk
     assert not is_half_replaced(made) and names(made) == ["done"]
 
 
+def test_a_rename_that_was_done_and_is_said_to_have_failed_counts_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, done = Path.replace, [True]
+
+    def says_it_failed(self: Path, to: Path) -> Path:
+        if done[0]:
+            replace(self, to)
+        raise FileNotFoundError(2, "No such file or directory", str(self))
+
+    write_whole(tmp_path / "file", "old")
+    monkeypatch.setattr(Path, "replace", says_it_failed)
+    write_whole(tmp_path / "file", "new")
+    with whole_folder(tmp_path / "made") as beside:
+        (beside / "a").touch()
+    assert (tmp_path / "file").read_text() == "new" and names(tmp_path) == ["file", "made"]
+    done[0] = False
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "file", "newer")
+    assert (tmp_path / "file").read_text() == "new" and names(tmp_path) == ["file", "made"]
+
+
 def test_files_and_folders_are_flushed_before_they_get_their_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

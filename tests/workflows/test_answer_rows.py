@@ -297,7 +297,7 @@ def test_rows_without_a_header_name_the_key_that_reads_them(tiny_model_dir: Path
 def test_a_file_that_is_there_stays_unless_asked(run: Path, tmp_path: Path) -> None:
     data, out = str(things(tmp_path)), tmp_path / "out.csv"
     out.write_text("mine")
-    with pytest.raises(ExportError, match="there is such a file already"):
+    with pytest.raises(ExportError, match="The file exists already"):
         answer_rows(run, data, out, settings=SHORT)
     assert out.read_text() == "mine"
     answer_rows(run, data, out, settings=SHORT, overwrite=True)

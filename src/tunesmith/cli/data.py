@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +30,8 @@ from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.files.rows import by_reason
 from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.recipe.paths import local, shown
+from tunesmith.recipe.paths import shown
+from tunesmith.runs.outputs import check_file, write_output
 from tunesmith.runs.whole_files import place_for, why_not
 from tunesmith.safe_text import one_line
 
@@ -87,10 +89,7 @@ def init(
     mapping = parse_columns(columns)
     with session(as_json) as terminal:
         file = place_for(out)
-        if file.exists() and not overwrite:
-            raise RecipeError(
-                "This recipe already exists", where=out, remedy="Name another file with --out, or add --overwrite."
-            )
+        check_file(file, inputs=[data, model], overwrite=overwrite, kind=RecipeError)
         from tunesmith.workflows.first_recipe import starter_recipe
 
         def again(*keys: str, **flags: str | None) -> str:
@@ -125,7 +124,7 @@ def init(
             terminal.write(f"Columns: {error.proposal.reason}.")
             for sample in error.proposal.samples if yes else ():
                 terminal.write(f"  {sample}")
-        _write(file, starter.text)
+        _write(file, starter.text, inputs=[data])
         terminal.write(f"{starter.rows:,} rows: {starter.reason}")
         if starter.bad:
             rows, them = ("row", "it") if starter.bad == 1 else ("rows", "them")
@@ -169,16 +168,18 @@ def _refusal(error: ColumnsUnclear, proposal: Proposal, command: str) -> DataErr
     )
 
 
-def _write(file: Path, content: str, *, what: str = "recipe") -> None:
+def _write(file: Path, content: str, *, what: str = "recipe", inputs: Sequence[object] = ()) -> None:
+    """Replaces a file that Tunesmith wrote, or makes a new one. A report that is made again replaces the last one."""
+    flag = "--out" if what == "recipe" else "--html"
+    check_file(file, inputs=inputs, overwrite=True, kind=RecipeError, flag=flag)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content, encoding="utf-8")
+        write_output(file, content)
     except OSError as error:
         raise RecipeError(
             f"The {what} cannot be written",
             where=str(file),
             why=why_not(file, error),
-            remedy=f"Name another file with {'--out' if what == 'recipe' else '--html'}.",
+            remedy=f"Name another file with {flag}.",
         ) from None
 
 
@@ -219,6 +220,9 @@ def check(
     if show and model is None and not data.endswith((".yaml", ".yml")):
         raise typer.BadParameter("rows are shown as tokens, which needs a model: add --model", param_hint="--show")
     with session(as_json) as terminal:
+        page = None if html is None else place_for(html)
+        if page is not None:
+            check_file(page, inputs=[data, against, model], overwrite=True, kind=RecipeError, flag="--html")
         from tunesmith.workflows.check import inspect
 
         with remedies_in_flags(data, command=f"tunesmith check {shlex.quote(data)}"):
@@ -236,11 +240,12 @@ def check(
                 listener=terminal,
             )
         _report(found, terminal)
-        report = found.to_json() if as_json or html else {}
-        if html:
+        report = found.to_json() if as_json or page is not None else {}
+        if page is not None:
             from tunesmith.data.report.page import data_report
 
-            _write(Path(local(html)), data_report(report, title=shown(data)), what="report")
+            read = [file["path"] for source in found.sources for file in source["files"]]
+            _write(page, data_report(report, title=shown(data)), what="report", inputs=[data, against, *read])
             terminal.write(f"Wrote {html}")
         terminal.result(report)
         if not found.is_good:

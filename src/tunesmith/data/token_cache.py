@@ -30,8 +30,9 @@ from tunesmith.data.encoded_rows import TOKEN_SCHEMA, EncodedRows, RefusedRow, T
 from tunesmith.data.examples.example import Example
 from tunesmith.data.finding import Finding
 from tunesmith.errors import DataError, TunesmithError
-from tunesmith.runs.cache import only_process
+from tunesmith.runs.cache import only_process, writable
 from tunesmith.runs.child_processes import worker_pool
+from tunesmith.runs.disk import is_full, why_full
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import put_in_place
 
@@ -83,6 +84,7 @@ def encode_rows(
     path = cache / "tokens" / f"{whole_key}.arrow"
     file = _cached(path, whole_key, listener)
     if file is None:
+        path = writable(cache, listener.warn) / "tokens" / path.name
         with ExitStack() as locked:
             with _cache_errors(path.parent):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +246,7 @@ def _cache_errors(folder: Path) -> Iterator[None]:
         raise DataError(
             "the cache of encoded rows cannot be written",
             where=str(folder),
-            why=str(error),
+            why=why_full(folder, error) if is_full(error) else str(error),
             remedy="free some space there, or set TUNESMITH_CACHE to a folder with room that you may write to.",
         ) from error
 

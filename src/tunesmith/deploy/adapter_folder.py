@@ -96,7 +96,7 @@ def hand_over(
             why="Its weights themselves were trained, or it is a plain model.",
             remedy="Leave --keep-adapter out." if found.checkpoint else "Name a run or an adapter folder.",
         )
-    plain_weights.check_free(to, overwrite=overwrite)
+    plain_weights.check_free(to, overwrite=overwrite, inputs=[target, model, found.checkpoint])
     check_code(found, trust_remote_code=trust_remote_code)
     base = base_folder(found, trust_remote_code=trust_remote_code, listener=listener)
     changes = [change.to_json() for change in check_base(found.run, found.recipe, base, allowed, listener)]
@@ -104,7 +104,7 @@ def hand_over(
     of_base = [file for file in base.iterdir() if file.is_file()]
     size = sum(os.path.getsize(file) for file in [*files, *of_base])
     plain_weights.check_room(to, size)
-    with plain_weights.merged_folder(to) as folder:
+    with plain_weights.merged_folder(to, size) as folder:
         (folder / BASE).mkdir()
         for file in files:
             shutil.copyfile(file, folder / file.name)

@@ -39,9 +39,10 @@ from tunesmith.model.weights.config_file import read_config
 from tunesmith.model.weights.resolve import kind
 from tunesmith.model.weights.text_side import save_text_side
 from tunesmith.planning import budget, memory
-from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import paragraph
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import place_for
 
 _ROWS, _ROW_TOKENS = 16, 512  # compared at most
@@ -97,7 +98,7 @@ class Merged:
         return asdict(self)
 
 
-@quiet_libraries()
+@library_call()
 def merge(
     target: str | Path,
     out: str | Path,
@@ -135,14 +136,15 @@ def merge(
     wanted = _dtype(dtype)
     _check_shard_size(max_shard_size)
     found = _find_tuned(str(target))
-    plain_weights.check_free(to, overwrite=overwrite)
+    plain_weights.check_free(to, overwrite=overwrite, inputs=[target, model, data, found.checkpoint])
     tuned = load(
         target, listener=listener, model=model, trust_remote_code=trust_remote_code, allow_changes=allow_changes
     )
     changes = [change.to_json() for change in tuned.changes]
     run_dtype = _held_in(tuned.model)
     wanted = wanted or _stored_dtype(tuned.folder) or run_dtype
-    plain_weights.check_room(to, plain_weights.size_of(tuned.model, wanted))
+    needed = plain_weights.size_of(tuned.model, wanted)
+    plain_weights.check_room(to, needed)
     rows, said = _rows(tuned, data, listener)
     listener.say(f"comparing logits on {said}")
     reference = list(plain_weights.logits_of(tuned.model, rows))
@@ -152,7 +154,7 @@ def merge(
     facts, template, load_weights = _facts(tuned), tuned.template, tuned.load_plain
     del tuned  # its memory is for the weights that are read back
     gc.collect()
-    with plain_weights.merged_folder(to) as folder:
+    with plain_weights.merged_folder(to, needed) as folder:
         plain_weights.write_weights(plain, folder, dtype=wanted, max_shard_size=max_shard_size)
         del plain
         save_text_side(template, folder)

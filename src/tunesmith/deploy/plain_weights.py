@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,15 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ExportError
 from tunesmith.model.modes import evaluation_mode
 from tunesmith.model.weights.load import quiet_transformers
+from tunesmith.runs.disk import WRITE_ERRORS, is_full, no_room, why_full
+from tunesmith.runs.outputs import refuse_inputs, refuse_strangers
 from tunesmith.runs.whole_files import recover_folder, whole_folder
 
 MARK = "tunesmith_merge.json"  # a folder with it is ours, and may be replaced
+WRITTEN = (
+    MARK, "README.md", "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
+    "adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
+    "chat_template*", "additional_chat_templates", "*.model", "*.tiktoken", "*.jinja", "*processor_config.json", "*.py",
+    "manifest.json", "base",
+)  # fmt: skip
+"""What `merge` writes into its folder."""
 # Root mean square of what logits differ by, as a share of their own spread. float32: the same sums in another order.
 # The others: each weight is rounded once, by 2^-9 (bfloat16) or 2^-12 (float16) of itself at most, through all layers.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -86,7 +95,7 @@ def refuse_far(found: Closeness, tolerance: float, *, what: str) -> None:
     )
 
 
-def check_free(to: Path, *, overwrite: bool) -> None:
+def check_free(to: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> None:
     """Raises ExportError if ``to`` cannot be replaced.
 
     Reasons: it holds other files or a merged model that is to stay, you are in it, or nothing can be written there.
@@ -98,6 +107,7 @@ def check_free(to: Path, *, overwrite: bool) -> None:
             why="A merged model is written beside its folder and then takes the place of it.",
             remedy="Name a new folder, such as --out merged.",
         )
+    refuse_inputs(to, inputs)
     _check_parent(to)
     recover_folder(to)
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
@@ -113,6 +123,7 @@ def check_free(to: Path, *, overwrite: bool) -> None:
         raise ExportError(
             "there is a merged model already", where=str(to), remedy="Add --overwrite, or name another --out."
         )
+    refuse_strangers(to, WRITTEN)
 
 
 def _check_parent(to: Path) -> None:
@@ -129,25 +140,32 @@ def _check_parent(to: Path) -> None:
 def check_room(to: Path, needed: int) -> None:
     """Raises ExportError where the disk has less room than the weights take."""
     parent = next(folder for folder in to.absolute().parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < needed:
+    why = no_room(parent, needed)
+    if why is not None:
         raise ExportError(
             "the disk has no room for the merged model",
             where=str(to),
-            why=f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free.",
+            why=why,
             remedy="Make room, name another --out, or use a smaller --dtype.",
         )
 
 
 @contextmanager
-def merged_folder(to: Path) -> Iterator[Path]:
-    """Inside, an empty folder to write to, which becomes ``to`` if nothing is raised. OSError becomes ExportError."""
+def merged_folder(to: Path, needed: int) -> Iterator[Path]:
+    """Inside, an empty folder to write to, which becomes ``to`` if nothing is raised. OSError becomes ExportError.
+
+    Args:
+        needed: bytes, for the message of a full disk.
+    """
     try:
         with whole_folder(to) as beside:
             yield beside
-    except OSError as error:
+    except WRITE_ERRORS as error:
+        if isinstance(error, SafetensorError) and not is_full(error):
+            raise
+        why = why_full(to, error, needed) if is_full(error) else str(error)
         raise ExportError(
-            "the merged model cannot be written", where=str(to), why=str(error), remedy="Make room, or another --out."
+            "the merged model cannot be written", where=str(to), why=why, remedy="Make room, or another --out."
         ) from error
 
 

@@ -38,9 +38,10 @@ from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import Change, allowed_kinds
 from tunesmith.runs.folder import Run, way_to_checkpoint
-from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.start_folder import stored_recipe
+from tunesmith.runs.surroundings import library_call
 from tunesmith.training.attach import untuned
 
 Turn = Message | Mapping[str, Any]  # a mapping is {role, content}, as OpenAI has it
@@ -129,7 +130,7 @@ class Tuned:
         batch_size: int = 16,
         **settings: Any,
     ) -> list[list[Generation]]: ...
-    @quiet_libraries()
+    @library_call()
     def generate(
         self,
         messages: Prompt | Sequence[Prompt],
@@ -271,7 +272,7 @@ def _turns(prompt: Prompt, source: str) -> tuple[Message, ...]:
         raise DataError(f"{error.field}: found {error.found}, expected {error.expected}", where=source) from None
 
 
-@quiet_libraries()
+@library_call()
 def load(
     target: str | Path,
     *,

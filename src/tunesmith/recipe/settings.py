@@ -131,6 +131,7 @@ class TrainingSettings(Settings):
     save_optimizer: Literal["newest", "all"] = Field(
         default="newest", description="checkpoints that keep the optimizer's state, from which a run continues exactly"
     )
+    check_disk: bool = Field(default=True, description="refuse a run whose checkpoints do not fit on the disk")
     load_best_model_at_end: bool = Field(
         default=False,
         description="end with the weights of the best step; the rows that select it do not judge",

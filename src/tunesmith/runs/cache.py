@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from tunesmith.errors import ModelError
 from tunesmith.recipe.paths import local
+from tunesmith.runs.disk import WRITE_ERRORS, is_full, number_of, why_full
 from tunesmith.runs.whole_files import whole_folder
 
 Say = Callable[[str], None]
@@ -24,7 +28,6 @@ PROVENANCE = "provenance.json"
 """Written last: names the source of a folder and the size and sha256 of each file in it."""
 
 WAIT_BEFORE_SAYING_S = 3.0
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 
 
@@ -37,6 +40,21 @@ def cache_dir() -> Path:
     """``TUNESMITH_CACHE``, or the platform's cache folder for ``tunesmith``. It need not exist yet."""
     chosen = os.environ.get("TUNESMITH_CACHE")
     return Path(local(chosen)).resolve() if chosen else Path(platformdirs.user_cache_dir("tunesmith", False))
+
+
+def writable(cache: Path, say: Say = to_stderr) -> Path:
+    """The cache folder, or one that goes with this process where the cache takes no files."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return cache
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+    instead = Path(tempfile.mkdtemp(prefix="tunesmith-"))
+    atexit.register(shutil.rmtree, instead, ignore_errors=True)
+    say(f"the cache {cache} cannot be written; what it would keep is in {instead} until this ends")
+    return instead
 
 
 def sha256_of(path: Path) -> str:
@@ -107,16 +125,16 @@ def only_process(lock_file: Path, waiting: str, *, say: Say) -> Iterator[None]:
 def _cache_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except WRITE_ERRORS as error:
+        if is_full(error):
             what = f"the disk is full while preparing {folder.name}"
-        elif error.errno in _FORBIDDEN:
+        elif number_of(error) in _FORBIDDEN:
             what = "the model cache cannot be written"
         else:
             raise
         raise ModelError(
             what,
             where=str(folder.parent),
-            why=str(error),
+            why=why_full(folder, error) if is_full(error) else str(error),
             remedy="free some space there, or set TUNESMITH_CACHE to a folder with room that you may write to.",
         ) from error

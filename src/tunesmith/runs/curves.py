@@ -16,10 +16,11 @@ from tunesmith.errors import ExportError, RunError
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.runs.drawing import COLOURS, Axis, Picture, Points, labelled, powers, thinned, ticks, widened
 from tunesmith.runs.folder import Run
+from tunesmith.runs.outputs import check_file, write_output
 from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.rate_curve import RateCurve
 from tunesmith.runs.symptoms import Symptom, norms_of, symptoms
-from tunesmith.runs.whole_files import place_for, why_not, write_whole
+from tunesmith.runs.whole_files import place_for, why_not
 from tunesmith.safe_text import html_text, one_line
 
 PANELS = (
@@ -76,13 +77,11 @@ def draw(runs: Sequence[str | Path], out: str | Path, *, overwrite: bool = False
             where=str(out),
             remedy=f"Name a file that ends in {', '.join(writers)}.",
         )
-    if file.is_dir() or (file.exists() and not overwrite):
-        raise ExportError("the file exists already", where=str(out), remedy="Add --overwrite, or name another file.")
+    check_file(file, inputs=runs, overwrite=overwrite)
     found = read(runs)
     content = writers[file.suffix.lower()](found)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, content)
+        write_output(file, content)
     except OSError as error:
         raise ExportError(
             "the picture cannot be written", where=str(file), why=why_not(file, error), remedy="Name another --out."

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from tunesmith.errors import RunError
-from tunesmith.recipe.paths import local
+from tunesmith.recipe.paths import expanded
 from tunesmith.runs.locks import holder, is_locked, locked, stand_in
 from tunesmith.runs.whole_files import is_half_written, remove_half_written, why_not, write_whole
 
@@ -45,7 +45,7 @@ class Run:
     """One run folder. Files are replaced as a whole or appended to line by line, so no reader sees half a file."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(local(folder))
+        self.folder = Path(expanded(folder))
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -328,6 +328,6 @@ def _is_empty(folder: Path) -> bool:
 
 def find_runs(folder: str | Path) -> list[Run]:
     """Runs in a folder and one level below it, by name."""
-    root = Path(local(folder))
+    root = Path(expanded(folder))
     candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
     return [run for run in map(Run, candidates) if run.exists()]

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from tunesmith.errors import ExportError
 from tunesmith.recipe.paths import local
+from tunesmith.runs.disk import is_full, why_full
 
 _REPLACING = ".replacing"  # in a folder whose entries are being replaced
 
@@ -29,6 +30,8 @@ def why_not(path: Path, error: OSError) -> str:
         return f"The name {longest[:20]}... has {len(os.fsencode(longest)):,} bytes, which is too long."
     if path.is_symlink() and not path.exists():
         return f"{path} is a link to {os.readlink(path)}, which is not there."
+    if is_full(error):
+        return why_full(path, error)
     there = next(folder for folder in path.absolute().parents if folder.exists())
     return (
         f"{error.filename or path}: {error.strerror or error}."
@@ -135,9 +138,19 @@ def put_in_place(beside: Path, path: Path) -> None:
     if path.is_dir():  # a folder cannot be renamed onto another one
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
-    beside.replace(path)
+    _rename(beside, path)
     _flush_names(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Renames. A network file system may have done it and say that it failed, because its first answer was lost."""
+    made = source.stat()
+    try:
+        source.replace(target)
+    except OSError:
+        if source.exists() or not target.exists() or not os.path.samestat(made, target.stat()):
+            raise
 
 
 def recover_folder(path: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import TrainError
+from tunesmith.runs.disk import is_full, why_full
 from tunesmith.runs.folder import checkpoint_name
 from tunesmith.runs.whole_files import recover_folder, remove_folder, whole_folder
 from tunesmith.training.guard import refuse_to_save
@@ -29,6 +30,7 @@ def save(
     write_model: Callable[[Path], None],
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    needed: Callable[[], int] | None = None,
 ) -> Path:
     """Writes ``folder/step-NNNNNN``: the model by ``write_model``, the optimizer, and ``state`` as JSON.
 
@@ -36,7 +38,7 @@ def save(
     stopped before it could record the step.
 
     Raises:
-        TrainError: the checkpoint cannot be written.
+        TrainError: the checkpoint cannot be written; ``needed`` gives the bytes for its message.
         NotFiniteError: it would hold infinite values or NaN.
     """
     target = folder / checkpoint_name(step)
@@ -51,7 +53,7 @@ def save(
         raise TrainError(
             "The checkpoint cannot be written",
             where=str(target),
-            why=str(error),
+            why=why_full(folder, error, needed and needed()) if is_full(error) else str(error),
             remedy="Make room or choose another output_dir; earlier checkpoints are whole. Then train with --resume.",
         ) from error
     return target

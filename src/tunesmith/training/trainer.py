@@ -15,6 +15,7 @@ from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.model.weights.text_side import save_text_side
 from tunesmith.planning import memory
+from tunesmith.planning.disk_space import WHOLE
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener, StepResult, sample_line
 from tunesmith.runs.recorder import Recorder
@@ -266,6 +267,7 @@ class Trainer:
                 **({} if stops or self._save_planned(step) else {"only_as_best": True}),
                 **({} if self._validation_due is None else {"validation_due": self._validation_due}),
             },
+            needed=self._checkpoint_bytes,
         )
         self._saved_to_stop = stops
         self._set_running(step.number, **self._best())
@@ -305,6 +307,13 @@ class Trainer:
         """Records the step, and the most memory so far: if the process is killed, nothing else can tell."""
         held = memory.peak(str(self.ready.recipe.model.device))
         self.run.set_status("running", step=step, total_steps=self.total_steps, held_memory=held, **facts)
+
+    def _checkpoint_bytes(self) -> int:
+        """The bytes of a checkpoint's weights and optimizer."""
+        whole = self.ready.recipe.method.name in WHOLE
+        weights = [own for own in self.ready.model.parameters() if whole or own.requires_grad]
+        state = checkpoint.optimizer_state(self.optimizer).values()
+        return sum(tensor.nbytes for tensor in (*weights, *state))
 
     def _write_model(self, folder: Path, step: int) -> None:
         """The method's files, and the tokenizer with the template that was trained on, for other libraries to load."""

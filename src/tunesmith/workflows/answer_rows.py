@@ -32,8 +32,10 @@ from tunesmith.recipe.generation import GenerationSettings, settings_by_name
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.paths import shown as path_shown
 from tunesmith.runs.cache import sha256_of
+from tunesmith.runs.disk import disk_errors
+from tunesmith.runs.outputs import check_file, output_file, refuse_inputs
 from tunesmith.runs.progress import Listener, Silent
-from tunesmith.runs.whole_files import refuse_long_name, whole_file, why_not
+from tunesmith.runs.whole_files import refuse_long_name, why_not
 from tunesmith.training.checkpoint import OPTIMIZER
 from tunesmith.workflows.answers_so_far import AnswersSoFar, answers_so_far, place_of, was_written
 
@@ -148,7 +150,7 @@ def answer_rows(
     """
     listener, to = listener or Silent(), Path(local(out))
     settings_by_name(settings or {})  # raises, before any work
-    _check_out(to, data, overwrite=overwrite)
+    _check_out(to, data, overwrite=overwrite, inputs=[target, model])
     found = find_target(str(target))
     asked = found.decoding(settings or {})
     prompt = run_prompt(found.trained, where=str(target), raw=raw, instruction=instruction)
@@ -178,14 +180,14 @@ def answer_rows(
         "rows": survey.count,
         "prompts": survey.prompts,
     }
-    with answers_so_far(to, asking, anew=overwrite) as made:
+    with disk_errors(to, ExportError), answers_so_far(to, asking, anew=overwrite) as made:
         resumed = made.rows
         if resumed:
             listener.say(f"{resumed:,} of {survey.count:,} rows are answered already; going on with the rest")
         _answer(rows, survey, asker, made, listener)
         columns = _columns(survey.columns, asked.num_return_sequences)
         made.finish(to)
-        with whole_file(to) as file:
+        with output_file(to) as file:
             names = [*survey.columns, *columns]
             write_rows(file, lambda: _beside(rows, survey, made, columns), names, to.suffix.lower(), str(to))
         made.remove()
@@ -199,7 +201,7 @@ def answer_rows(
     return AnsweredRows(str(to), columns, survey.count, resumed, made.cut, bad, prompt.instruction, changes)
 
 
-def _check_out(to: Path, data: str, *, overwrite: bool) -> None:
+def _check_out(to: Path, data: str, *, overwrite: bool, inputs: Sequence[object]) -> None:
     """Refuses a file that cannot be written or is to stay, before any work."""
     check_ending(to.suffix.lower(), str(to))
     rows = Path(local(data)).resolve()
@@ -222,10 +224,9 @@ def _check_out(to: Path, data: str, *, overwrite: bool) -> None:
         raise ExportError(
             "the answers cannot be written", where=str(to), why=why_not(to, error), remedy="Name another --out."
         ) from error
-    if to.exists() and not overwrite and not was_written(to):
-        raise ExportError(
-            "there is such a file already", where=str(to), remedy="Add --overwrite, or name another --out."
-        )
+    refuse_inputs(to, inputs)
+    if not was_written(to):
+        check_file(to, overwrite=overwrite)
 
 
 def _replaces_data(to: Path) -> ExportError:

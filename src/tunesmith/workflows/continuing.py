@@ -13,7 +13,7 @@ from tunesmith.runs.progress import Listener
 from tunesmith.runs.start_folder import recipe_of
 
 # Keys that may differ when a run continues: a step that stops the run has changed nothing, so nothing is computed anew.
-MAY_CHANGE = (("training", "on_nonfinite"), ("training", "max_skipped_steps"))
+MAY_CHANGE = (("training", "on_nonfinite"), ("training", "max_skipped_steps"), ("training", "check_disk"))
 
 
 def with_rules_of(run: Run, recipe: Recipe, asked: Recipe) -> Recipe:

@@ -22,9 +22,10 @@ from tunesmith.recipe.paths import shown
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import allowed_kinds, settle
 from tunesmith.runs.folder import EVALUATIONS, Run
-from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import metrics_html, metrics_text
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
 from tunesmith.training.rehearsal import memory_faults
 from tunesmith.training.tasks import make_tasks
@@ -43,7 +44,7 @@ class JudgedAgain(dict[str, Any]):
         return metrics_html(self)
 
 
-@quiet_libraries()
+@library_call()
 def evaluate(
     target: str | Path,
     *,

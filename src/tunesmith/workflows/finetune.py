@@ -6,7 +6,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.data.ledger import EpochTokens
-from tunesmith.errors import RunError, TunesmithError
+from tunesmith.errors import RunError, TrainError, TunesmithError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import function_files, functions_allowed
@@ -26,15 +26,18 @@ from tunesmith.recipe.complaints import dotted
 from tunesmith.recipe.file import dump, leaves, portable, read_recipe
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.consent import FUNCTIONS, Consent, flags_of, stored_in
+from tunesmith.runs.disk import bytes_in, disk_errors
 from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
-from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import metrics_html, metrics_text, paragraph
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.stopping import signal_ends_process
+from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.attach import Ready, load_base, load_for_training, untuned
 from tunesmith.training.checkpoint import remove_unfinished
+from tunesmith.training.disk_room import refuse_full_disk
 from tunesmith.training.references import with_references
 from tunesmith.training.rehearsal import heaviest, memory_faults, rehearse
 from tunesmith.training.setup import Prepared, prepare_training
@@ -92,7 +95,7 @@ class TrainResult:
         }
 
 
-@quiet_libraries()
+@library_call()
 def train(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     overrides: Sequence[str] = (),
@@ -136,7 +139,12 @@ def train_in(start: Start, listener: Listener) -> TrainResult:
     """The rest of ``train``, once the run's folder is reserved."""
     for note in [*start.loaded.notes.values(), *_remarks(start.asked)]:
         listener.say(note)
-    with functions_allowed(start.functions), signal_ends_process(), memory_faults():
+    with (
+        functions_allowed(start.functions),
+        signal_ends_process(),
+        memory_faults(),
+        disk_errors(start.run.folder, TrainError),
+    ):
         if not start.finished:
             check_functions(start.asked.evaluation)
         return (_continue if start.continues else _begin)(start, listener)
@@ -147,6 +155,8 @@ def _begin(start: Start, listener: Listener) -> TrainResult:
     run, asked, began = start.run, start.asked, time.perf_counter()
     prepared = prepare_training(asked, listener)
     _check_start_stays(run, prepared)
+    if asked.training.check_disk:
+        refuse_full_disk(run.folder, prepared, there=bytes_in(run.folder))
     loaded = _load(prepared, None, listener)
     tokens, heaviest_batch = _first_epoch(loaded.steps)
     model, objective, where = loaded.ready.model, loaded.steps.objective, loaded.ready.recipe.model.path
@@ -179,6 +189,8 @@ def _continue(start: Start, listener: Listener) -> TrainResult:
     prepared = prepare_training(recipe, listener, start=adapter, started_in=started_in)
     continuation.check_data(prepared.survey)
     remove_unfinished(run.folder / "checkpoints")
+    if start.asked.training.check_disk:
+        refuse_full_disk(run.folder, prepared, there=bytes_in(run.folder / "checkpoints"))
     checkpoint = run.checkpoints[-1] if run.checkpoints else None
     loaded = _load(prepared, checkpoint, listener)
     tokens, _ = _first_epoch(loaded.steps)
@@ -190,7 +202,12 @@ def _continue(start: Start, listener: Listener) -> TrainResult:
 def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listener: Listener) -> TrainResult:
     """The common end: trains to the last step and judges. However this ends, status.json says how."""
     ready = loaded.ready
-    with _recorded_status(run, ready.recipe, listener), tf32(ready.recipe.training.tf32), memory_faults(prepared.plan):
+    with (
+        _recorded_status(run, ready.recipe, listener),
+        tf32(ready.recipe.training.tf32),
+        memory_faults(prepared.plan),
+        disk_errors(run.folder, TrainError),
+    ):
         run.set_status("running")
         steps, validation, judging = with_references(
             run.folder, ready, loaded.steps, loaded.validation, loaded.judging, listener
@@ -393,8 +410,10 @@ def _recorded_status(run: Run, recipe: Recipe, listener: Listener) -> Iterator[N
         listener.say(f"stopped: {kept}. To continue: {again}")
         raise
     except TunesmithError as error:
-        run.set_status("failed", error=error.to_json())
+        with suppress(OSError):  # the disk is full
+            run.set_status("failed", error=error.to_json())
         raise
     except BaseException as error:
-        run.set_status("failed", error={"error": type(error).__name__, "what": str(error)})
+        with suppress(OSError):
+            run.set_status("failed", error={"error": type(error).__name__, "what": str(error)})
         raise

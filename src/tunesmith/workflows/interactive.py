@@ -11,18 +11,20 @@ from tunesmith.data.files.given_rows import is_rows, store_rows
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import Recipe
-from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import html_table
+from tunesmith.runs.outputs import check_file, write_output
 from tunesmith.runs.overview import Details, Summary, details, summaries
 from tunesmith.runs.progress import Listener
-from tunesmith.runs.whole_files import place_for, write_whole
+from tunesmith.runs.surroundings import library_call
+from tunesmith.runs.whole_files import place_for
 from tunesmith.workflows.check import Inspection, inspect
 from tunesmith.workflows.first_recipe import Starter, starter_recipe
 from tunesmith.workflows.given_data import file_of, with_files
 from tunesmith.workflows.prepare_data import PreparedData, prepare_data
 
 
-@quiet_libraries()
+@library_call()
 def init(
     data: Any,
     out: str | Path | None = None,
@@ -52,8 +54,9 @@ def init(
         TunesmithError: the data cannot be read, or the file is there already.
     """
     file = None if out is None else place_for(out)
-    if file is not None and file.exists() and not overwrite:
-        raise RecipeError("The file exists already", where=str(file), remedy="Name another one, or set overwrite=True.")
+    if file is not None:
+        again = "Set overwrite=True, or name another"
+        check_file(file, inputs=[data, model], overwrite=overwrite, kind=RecipeError, flag="out", others=again)
     if file is not None and is_rows(data):
         path = str(store_rows(data, file.with_suffix(".rows"), file.stem))
     else:
@@ -62,12 +65,11 @@ def init(
         path, model=model, method=method, format=format, columns=columns, instruction=instruction, overrides=overrides
     )
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, made.text)
+        write_output(file, made.text)
     return made
 
 
-@quiet_libraries()
+@library_call()
 def check(
     data: Any,
     settings: Sequence[str] = (),
@@ -118,7 +120,7 @@ def check(
     )
 
 
-@quiet_libraries()
+@library_call()
 def prepare(
     data: Any,
     out: str | Path,

@@ -28,10 +28,12 @@ from tunesmith.recipe.settings import Recipe
 from tunesmith.runs import curves
 from tunesmith.runs.consent import Consent, stored_in
 from tunesmith.runs.folder import Run
-from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import paragraph, picture_html
+from tunesmith.runs.outputs import refuse_strangers
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.rate_curve import Ended, Point, RateCurve, growing_rate, has_diverged, rate_curve
+from tunesmith.runs.surroundings import library_call
 from tunesmith.training.attach import Ready, load_for_training, optimizer_of
 from tunesmith.training.loop import Hooks, StepResult, train_steps
 from tunesmith.training.references import with_references
@@ -83,7 +85,7 @@ class RangeResult:
         return {"schema": SCHEMA_VERSION, **settings, **self.curve.to_json(), "seconds": self.seconds}
 
 
-@quiet_libraries()
+@library_call()
 def lr_range(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     overrides: Sequence[str] = (),
@@ -190,6 +192,8 @@ def _steps_that_fit(prepared: Prepared, ready: Ready, count: int, listener: List
 
 
 def _make(folder: Path) -> None:
+    if not (folder / JSON).is_file():  # else it is the result of an earlier test
+        refuse_strangers(folder, (), kind=RunError, flag="output_dir; the test writes beside it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

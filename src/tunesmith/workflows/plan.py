@@ -16,8 +16,9 @@ from tunesmith.planning.method_table import Planned, plan_methods
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.consent import Consent, stored_in
-from tunesmith.runs.from_python import heard_by, quiet_libraries
+from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.surroundings import library_call
 from tunesmith.workflows.given_data import with_files
 
 
@@ -63,7 +64,7 @@ def plan_recipe(
     return PlannedRecipe(plan_methods(asked, config, work, target, folder=folder), asked, config, folder)
 
 
-@quiet_libraries()
+@library_call()
 def plan(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     overrides: Sequence[str] = (),

@@ -33,6 +33,7 @@ from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import ModelSettings, Recipe
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.notebook import html_table, paragraph
+from tunesmith.runs.outputs import refuse_inputs, refuse_shut, refuse_strangers
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import is_half_replaced, place_for, recover_folder, whole_folder, why_not
 from tunesmith.safe_text import fenced, markdown_text
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
 
 SPLITS = {"trained": "train", "held_out": "validation", "test": "test"}
 REJECTED = "rejected.jsonl"
+WRITTEN = (
+    REJECTED, "dataset_dict.json", "README.md",
+    *(f"{split}/{name}" for split in SPLITS.values() for name in ("*.arrow", "state.json", "dataset_info.json")),
+)  # fmt: skip
+"""What is in the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,8 @@ def prepare_data(
     """
     listener, named = listener or Silent(), data if isinstance(data, str) else "the recipe"
     folder = place_for(out)
+    refuse_inputs(folder, [data, model], kind=DataError)
+    refuse_shut(folder, kind=DataError)
     _check_free(folder, overwrite=overwrite)
     section, source, seed, method = settings_of(
         data,
@@ -172,6 +180,7 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
             why=f"It {'holds a' if ours else 'does not hold a'} dataset that `tunesmith prepare` wrote.",
             remedy="name another folder" + (", or add --overwrite" if ours else ""),
         )
+    refuse_strangers(folder, WRITTEN, kind=DataError)
 
 
 @contextmanager

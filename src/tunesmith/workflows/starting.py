@@ -5,19 +5,32 @@ A second start in the same folder is refused here, at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
+from tunesmith.errors import RunError
+from tunesmith.planning.disk_space import does_not_fit, least_bytes
 from tunesmith.recipe.file import LoadedRecipe, read_recipe
-from tunesmith.recipe.paths import local
+from tunesmith.recipe.paths import local, refuse_odd_name
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.consent import Consent, stored_in
+from tunesmith.runs.disk import bytes_in, no_room
 from tunesmith.runs.drift import allowed_kinds
 from tunesmith.runs.folder import Run
+from tunesmith.runs.outputs import refuse_inputs, refuse_strangers
 from tunesmith.workflows.given_data import with_files
+
+WRITTEN = (
+    ".*", "recipe.yaml", "environment.json", "data.json", "findings.json", "template.json", "memory.json",
+    "status.json", "ledger.json", "verdict.json", "fingerprint.json", "manifest.json", "rejected.jsonl",
+    "metrics.jsonl", "samples.jsonl", "samples_during.jsonl", "evaluations.jsonl", "reference.npz", "start",
+    "tensorboard", "wandb", "mlflow", "mlflow.db*", "checkpoints/step-*", "checkpoints/.*", "checkpoints/manifest.json",
+)  # fmt: skip
+"""What a run writes into its folder; starting over removes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +76,32 @@ def started(
     finished = resume and run.exists() and run.status().get("status") == "finished"
     asked = loaded.recipe if finished else consent.given(loaded, stored)
     functions = {} if finished else consent.of_recipe(loaded, stored)
+    for name in (str(run.folder), os.getcwd()):
+        refuse_odd_name(name)
     if not (resume and run.exists()):
         run.check_free(overwrite=overwrite)
     with run.lock():
         continues = resume and run.exists()
         if not continues:  # again: a run that was in the folder may just have ended
             run.check_free(overwrite=overwrite)
+            _refuse_losses(run.folder, recipe, loaded.recipe)
+        _refuse_small_disk(run.folder, loaded.recipe)
         yield Start(run, loaded, asked, functions, continues, continues and finished, allowed)
+
+
+def _refuse_small_disk(folder: Path, recipe: Recipe) -> None:
+    """Raises TrainError if not even one checkpoint fits, as far as that is known before torch is imported."""
+    least = least_bytes(recipe) if recipe.training.check_disk else 0
+    why = no_room(folder, least - bytes_in(folder)) if least else None
+    if why is not None:
+        raise does_not_fit(folder, why, recipe.training, each=least, most=least)
+
+
+def _refuse_losses(folder: Path, named: object, recipe: Recipe) -> None:
+    """Raises RunError where starting over would remove what the run reads, or files that are not the run's."""
+    sources = [source.path for split in ("train", "eval", "test") for source in recipe.data.sources(split)]
+    refuse_inputs(folder, [named, recipe.model.path, *sources], kind=RunError, flag="output_dir")
+    refuse_strangers(folder, WRITTEN, kind=RunError, flag="output_dir")
 
 
 def _asked_recipe(

@@ -12,8 +12,10 @@ import typer
 from tunesmith.cli.terminal.console import ReaderGone, Terminal
 from tunesmith.errors import TunesmithError, ran_out
 from tunesmith.planning import memory
+from tunesmith.runs.disk import disk_errors
 from tunesmith.runs.from_python import quiet_libraries
 from tunesmith.runs.stopping import ENDING, Terminated, terminate
+from tunesmith.runs.surroundings import refuse_lost_folder
 
 INTERRUPTED, READER_GONE = (128 + number for number in (signal.SIGINT, signal.SIGPIPE))
 
@@ -28,7 +30,9 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
     code = 0
     with _signals_unwind(), quiet_libraries(), redirect_stdout(sys.stderr if as_json else sys.stdout):
         try:
-            yield terminal
+            with disk_errors():
+                refuse_lost_folder()
+                yield terminal
             terminal.flush()
         except TunesmithError as error:
             terminal.error(error)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -44,7 +45,7 @@ def store_rows(rows: Any, folder: Path, name: str) -> Path:
         DataError: these are no rows, or a value has no form in JSON.
     """
     digest = hashlib.sha256()
-    partial = folder / f".{name}-{os.getpid()}.partial"
+    partial = folder / f".{name}-{os.getpid()}-{secrets.token_hex(4)}.partial"  # processes of two hosts share ids
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:

@@ -36,7 +36,7 @@ from tunesmith.data.files.source_part import SourcePart
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
 from tunesmith.errors import DataError, TunesmithError, pip_install
-from tunesmith.recipe.paths import is_shortened, local, shown
+from tunesmith.recipe.paths import is_shortened, local, refuse_odd_name, shown
 from tunesmith.safe_text import remember_secrets
 
 if TYPE_CHECKING:
@@ -394,6 +394,7 @@ def _data_files(folder: _Location) -> tuple[dict[str, list[str]], list[str]]:
     data, ignored = choose_files(folder.path, folder.entries)
     splits: dict[str, list[str]] = {}
     for name in data:
+        refuse_odd_name(name)
         first, _, within = name.partition("/")
         named = (split_of_file(first) if not within or split_of_file(first) == first.lower() else None) or EVERY_ROLE
         splits.setdefault(named, []).append(name)
