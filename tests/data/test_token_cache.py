@@ -21,6 +21,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.data.made_rows import REWRITES, STOP, example, examples, in_blocks, same
+from tests.faults.damage import damages
 from transformers import AutoTokenizer
 
 from tunesmith.data import token_cache
@@ -262,16 +263,33 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.parametrize("of_earlier_version", [False, True])  # which has no sha256
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_made_again_with_a_word(run, damage):
+def test_a_damaged_file_is_made_again_with_a_word(run, damage, of_earlier_version):
     rows, _ = run(in_blocks(examples(6), 4))
     whole = rows.path.read_bytes()
+    if of_earlier_version:
+        rows.path.with_suffix(".sha256").unlink()
     DAMAGE[damage](rows.path)
     heard = Heard()
     again, _ = run(in_blocks(examples(6), 4), listener=heard)
     assert len(heard.warnings) == 1
     assert "the cached tokens are damaged" in heard.warnings[0]
     assert again.path.read_bytes() == whole
+
+
+def test_every_damage_to_kept_rows_or_to_their_sha256_is_noticed(run):
+    rows, _ = run(in_blocks(examples(6), 4))
+    for path in (rows.path, rows.path.with_suffix(".sha256")):
+        whole = path.read_bytes()
+        for what, damaged in damages(whole):
+            if damaged is None:
+                continue
+            path.write_bytes(damaged)
+            heard = Heard()
+            run(in_blocks(examples(6), 4), listener=heard)
+            assert len(heard.warnings) == 1, what
+            assert path.read_bytes() == whole, what
 
 
 def test_what_a_killed_run_left_is_not_taken_for_whole(run, tmp_path):

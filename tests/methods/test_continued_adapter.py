@@ -20,7 +20,7 @@ from tunesmith.methods.continued_adapter import check_tokens, find_start, other_
 from tunesmith.methods.quantized_base import multiply_dequantized, packed_layers
 from tunesmith.methods.table import build
 from tunesmith.recipe.methods import METHOD_SETTINGS, LoraSettings
-from tunesmith.runs.cache import sha256_of
+from tunesmith.runs.manifest import sha256_of
 
 CASES: list[dict[str, Any]] = [
     {"name": "lora", "r": 4, "lora_dropout": 0.1},

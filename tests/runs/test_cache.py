@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import ModelError
-from tunesmith.runs.cache import PROVENANCE, build_once, cache_dir, is_complete
+from tunesmith.runs.cache import PROVENANCE, build_once, cache_dir, damage_to
+from tunesmith.runs.manifest import MANIFEST
 
 RACER = """
 import sys, time
@@ -103,12 +104,34 @@ def test_provenance_names_every_file_with_its_size_and_sha256(tmp_path: Path) ->
     }
 
 
-def test_a_folder_with_a_file_cut_short_is_built_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [b"123", b"12344", b"", None])
+@pytest.mark.parametrize("name", ["weights", PROVENANCE, MANIFEST])
+def test_a_folder_with_a_damaged_file_is_built_again_and_that_is_said(
+    tmp_path: Path, name: str, damaged: bytes | None
+) -> None:
+    said: list[str] = []
+    folder = build_once(tmp_path / "model", write_one, say=said.append)
+    assert (said, damage_to(folder)) == ([], None)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / name).unlink()
+    if damaged is not None:
+        (folder / name).write_bytes(damaged)
+    elif name == MANIFEST:
+        assert damage_to(folder) is None, "provenance.json has the same hashes, as in caches of earlier versions"
+        return
+    why = damage_to(folder)
+    assert why is not None
+    assert why.startswith(f"{name} ")
+    build_once(folder, write_one, say=said.append)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert said == [f"{folder} is damaged and is made again: {why}."]
+
+
+def test_a_cache_of_an_earlier_version_is_used_and_verified(tmp_path: Path) -> None:
     folder = build_once(tmp_path / "model", write_one)
-    (folder / "weights").write_bytes(b"123")
-    assert not is_complete(folder)
-    build_once(folder, write_one)
-    assert (folder / "weights").read_bytes() == b"12345"
+    (folder / MANIFEST).unlink()
+    (folder / "weights").write_bytes(b"12344")
+    assert damage_to(folder) == "weights has other content than was written"
 
 
 def test_a_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:

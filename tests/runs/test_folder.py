@@ -307,7 +307,7 @@ def test_a_json_file_is_replaced_whole(tmp_path: Path) -> None:
     run.write_json("verdict.json", {"c": 1})
     assert run.read_json("verdict.json") == {"c": 1}
     assert (tmp_path / "verdict.json").read_bytes() == b'{\n  "c": 1\n}\n'
-    assert [entry.name for entry in tmp_path.iterdir()] == ["verdict.json"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["manifest.json", "verdict.json"]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from tunesmith.errors import TrainError
 from tunesmith.runs.folder import checkpoint_name
+from tunesmith.runs.manifest import damage
 from tunesmith.training import checkpoint
 from tunesmith.training.optim import build_optimizer, optimizer_state
 
@@ -55,7 +56,7 @@ def test_a_checkpoint_holds_model_optimizer_and_state(tmp_path: Path) -> None:
     folder = save(tmp_path / "checkpoints", 7, optimizer=saved, state={"totals": {"loss_sum": 0.1}})
     assert folder == tmp_path / "checkpoints" / "step-000007"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "model.safetensors", "optimizer.safetensors", "training_state.json",
+        "config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "training_state.json",
     ]  # fmt: skip
     assert load_file(folder / "model.safetensors")["weight"].tolist() == [0, 1, 2, 3]
     fresh = make_optimizer(stepped=False)
@@ -117,6 +118,7 @@ def test_only_the_newest_checkpoint_keeps_the_state_of_the_optimizer(tmp_path: P
     checkpoint.remove_older_optimizers(tmp_path, newest=12)
     kept = {path.name: checkpoint.has_optimizer(path) for path in sorted(tmp_path.iterdir())}
     assert kept == {"step-000001": False, "step-000002": False, "step-000012": True}
+    assert all(damage(path) == {} for path in tmp_path.iterdir()), "what is removed on purpose is no damage"
     assert checkpoint.restore(tmp_path / "step-000002", make_optimizer(stepped=False)) == {"step": 2}
     assert load_file(tmp_path / "step-000002" / "model.safetensors")["weight"].tolist() == [0, 1, 2, 3]
 
@@ -141,7 +143,7 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert modes == dict.fromkeys(modes, 0o640)
-    assert len(modes) == 4
+    assert len(modes) == 5
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 

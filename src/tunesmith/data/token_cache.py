@@ -1,7 +1,8 @@
 """Examples to token rows, by several processes, streamed into a file that is kept for the next run.
 
 The rows and the bytes of the file are the same whatever the number of processes. A file is found again by a key that
-holds everything that tokens depend on, and it takes its name only when it is whole.
+holds everything that tokens depend on, and it takes its name only when it is whole. Its sha256 stands in a file
+beside it.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from tunesmith.errors import DataError, TunesmithError
 from tunesmith.runs.cache import only_process, writable
 from tunesmith.runs.child_processes import worker_pool
 from tunesmith.runs.disk import is_full, why_full
+from tunesmith.runs.manifest import sha256_of
 from tunesmith.runs.progress import Listener, Silent
-from tunesmith.runs.whole_files import put_in_place
+from tunesmith.runs.whole_files import put_in_place, write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,6 +146,7 @@ def trim(folder: Path, limit: int, *, keep: Path) -> None:
     for path in sorted(stats, key=lambda path: stats[path].st_mtime_ns):
         if total > limit and path != keep:
             path.unlink(missing_ok=True)
+            _sum_of(path).unlink(missing_ok=True)
             total -= stats[path].st_size
 
 
@@ -153,8 +156,7 @@ def _file_hashes(folder: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(paths):
         if path.is_file() and path.suffix not in _WEIGHTS:
-            with path.open("rb") as file:
-                hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes[path.relative_to(folder).as_posix()] = sha256_of(path)
     return hashes
 
 
@@ -163,6 +165,10 @@ def _cached(path: Path, key: str, listener: Listener) -> TokenFile | None:
     if not path.exists():
         return None
     try:
+        if not _sum_of(path).exists():
+            listener.say(f"{path} has no sha256 beside it, as files of earlier versions: it cannot be verified")
+        elif _sum_of(path).read_bytes() != _sum_line(path, sha256_of(path)):
+            raise ValueError("their sha256 is another one than when they were written")
         file = TokenFile(path)
         if file.key != key:
             raise ValueError("it has another key")
@@ -170,6 +176,16 @@ def _cached(path: Path, key: str, listener: Listener) -> TokenFile | None:
         listener.warn(f"{path}: the cached tokens are damaged ({error}); the rows are encoded again")
         return None
     return file
+
+
+def _sum_of(path: Path) -> Path:
+    """The file beside one with rows that holds its sha256."""
+    return path.with_suffix(".sha256")
+
+
+def _sum_line(path: Path, digest: str) -> bytes:
+    """As ``sha256sum`` writes and checks it."""
+    return f"{digest}  {path.name}\n".encode()
 
 
 def refusal(refused: Sequence[RefusedRow], *, others: bool) -> DataError:
@@ -226,6 +242,8 @@ def _write(
                 writer.write_batch(record_batch([]), custom_metadata=end)
                 writer.close()
         with _cache_errors(path.parent):
+            path.unlink(missing_ok=True)  # a damaged one must not have the new one's sha256 beside it
+            write_whole(_sum_of(path), _sum_line(path, sha256_of(partial)))
             put_in_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)

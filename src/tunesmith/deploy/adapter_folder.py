@@ -21,10 +21,11 @@ from tunesmith.errors import ExportError
 from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE, read_config_file
 from tunesmith.methods.lora import rows_for_tokens
 from tunesmith.runs.drift import allowed_kinds
+from tunesmith.runs.manifest import MANIFEST
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import place_for
 from tunesmith.safe_text import markdown_text, one_line
-from tunesmith.training.checkpoint import OPTIMIZER, STATE
+from tunesmith.training.checkpoint import OPTIMIZER, STATE, verified
 
 BASE = "base"  # the folder of the base, in the adapter's
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
@@ -97,10 +98,13 @@ def hand_over(
             remedy="Leave --keep-adapter out." if found.checkpoint else "Name a run or an adapter folder.",
         )
     plain_weights.check_free(to, overwrite=overwrite, inputs=[target, model, found.checkpoint])
+    for note in verified(found.checkpoint, found.run):
+        listener.warn(note)
     check_code(found, trust_remote_code=trust_remote_code)
     base = base_folder(found, trust_remote_code=trust_remote_code, listener=listener)
     changes = [change.to_json() for change in check_base(found.run, found.recipe, base, allowed, listener)]
-    files = [file for file in found.checkpoint.iterdir() if file.is_file() and file.name not in (OPTIMIZER, STATE)]
+    left_out = (OPTIMIZER, STATE, MANIFEST)
+    files = [file for file in found.checkpoint.iterdir() if file.is_file() and file.name not in left_out]
     of_base = [file for file in base.iterdir() if file.is_file()]
     size = sum(os.path.getsize(file) for file in [*files, *of_base])
     plain_weights.check_room(to, size)

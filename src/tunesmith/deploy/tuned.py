@@ -39,10 +39,12 @@ from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import Change, allowed_kinds
 from tunesmith.runs.folder import Run, way_to_checkpoint
 from tunesmith.runs.from_python import heard_by
+from tunesmith.runs.manifest import MANIFEST, has_manifest, refuse_damaged
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.start_folder import stored_recipe
 from tunesmith.runs.surroundings import library_call
 from tunesmith.training.attach import untuned
+from tunesmith.training.checkpoint import verified
 
 Turn = Message | Mapping[str, Any]  # a mapping is {role, content}, as OpenAI has it
 Prompt = str | Turn | Sequence[Turn]  # the user's text, a turn, or a conversation
@@ -298,10 +300,12 @@ def load(
 
     Raises:
         ModelError: there is no such thing, or it cannot be loaded.
-        RunError: the run has no checkpoint yet, or its base has changed since the training.
+        RunError: the run has no checkpoint yet, it is damaged, or its base has changed since the training.
     """
     listener, allowed = heard_by(listener, progress), allowed_kinds(allow_changes)
     found = with_base(find_target(str(target)), model)
+    for note in verified(found.checkpoint, found.run):
+        listener.warn(note)
     if found.recipe is not None:
         dtype = found.recipe.model.dtype if dtype == "auto" else dtype
         check_code(found, trust_remote_code=trust_remote_code)
@@ -377,14 +381,15 @@ def base_folder(found: ModelTarget, *, trust_remote_code: bool, listener: Listen
         if found.base_given:
             raise ModelError(error.what, where="--model", why=error.why, remedy=error.remedy) from error
         file, key = (found.checkpoint / CONFIG_FILE, "base_model_name_or_path")
+        manifest = f", and remove {MANIFEST} beside it" if has_manifest(found.checkpoint) else ""
         if found.run is not None:
-            file, key = found.run.folder / "recipe.yaml", "model.path"
+            file, key, manifest = found.run.folder / "recipe.yaml", "model.path", ""
         raise ModelError(
             f"the model that was tuned cannot be found: {found.base}",
             where=f"{file}: {key}",
             why=f"{error.what[0].upper()}{error.what[1:]}. {error.why or ''}".strip(),
             remedy=f"Add --model MODEL (in Python, model=...) with the place of that model here, or correct {key} in "
-            "that file.",
+            f"that file{manifest}.",
         ) from error
 
 
@@ -411,7 +416,12 @@ def _device(recipe: Recipe | None, asked: str, listener: Listener) -> str:
 
 def find_target(target: str) -> ModelTarget:
     """Says what a path names. Raises ModelError if there is nothing there, RunError for a run without checkpoint."""
-    what = kind(target, where="TARGET")
+    try:
+        what = kind(target, where="TARGET")
+    except ModelError:
+        if has_manifest(Path(local(target))):  # a folder that has lost a file
+            refuse_damaged(Path(local(target)))
+        raise
     if what == "run":
         run = Run.open(target)
         if run.result is None:

@@ -19,8 +19,8 @@ from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.weights.resolve import kind
 from tunesmith.recipe.methods import AdapterSettings, MethodSettings
 from tunesmith.recipe.paths import local
-from tunesmith.runs.cache import sha256_of
 from tunesmith.runs.folder import Run, way_to_checkpoint
+from tunesmith.runs.manifest import refuse_damaged, sha256_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 START_FOLDER = "start"  # in a run's folder: a copy of the adapter that the run continues
@@ -77,6 +77,7 @@ def find_start(name: str) -> Path:
             why=f"{folder} has no {WEIGHTS_FILE}; pickled weights (.bin) are not read",
             remedy="put the file back, name another checkpoint, or save the adapter again with PEFT's save_pretrained",
         )
+    refuse_damaged(folder)
     return folder
 
 
@@ -94,6 +95,7 @@ def kept_start(run: Path, method: MethodSettings | None) -> Path | None:
             f"{method.adapter_name_or_path}.",
             remedy=f"copy {CONFIG_FILE} and {WEIGHTS_FILE} from there into this folder",
         )
+    refuse_damaged(folder)
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -20,12 +19,14 @@ from filelock import FileLock, Timeout
 from tunesmith.errors import ModelError
 from tunesmith.recipe.paths import local
 from tunesmith.runs.disk import WRITE_ERRORS, is_full, number_of, why_full
+from tunesmith.runs.manifest import damage, difference, has_manifest, in_words, listing, write_manifest
+from tunesmith.runs.manifest import sha256_of as sha256_of
 from tunesmith.runs.whole_files import whole_folder
 
 Say = Callable[[str], None]
 
 PROVENANCE = "provenance.json"
-"""Written last: names the source of a folder and the size and sha256 of each file in it."""
+"""Names the source of a folder and the size and sha256 of each file in it. Its own is in the folder's manifest."""
 
 WAIT_BEFORE_SAYING_S = 3.0
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
@@ -57,23 +58,21 @@ def writable(cache: Path, say: Say = to_stderr) -> Path:
     return instead
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether ``folder`` was built to its end and every file still has the size it had then."""
-    try:
-        files = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["files"]
-        return all((folder / name).stat().st_size == facts["bytes"] for name, facts in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def damage_to(folder: Path) -> str | None:
+    """In words, what of a folder that was built is damaged; None if every file is as it was then."""
+    if has_manifest(folder):
+        found = damage(folder)
+    else:  # as built by earlier versions
+        try:
+            files = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["files"]
+            found = {name: why for name, facts in files.items() if (why := difference(folder / name, facts))}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            found = {PROVENANCE: f"cannot be read ({type(error).__name__}: {error})"}
+    return in_words(found) or None
 
 
 def build_once(folder: Path, build: Callable[[Path], Mapping[str, object]], *, say: Say = to_stderr) -> Path:
-    """Return ``folder``, building it first if it is not there whole.
+    """Return ``folder``, building it first if it is not there, or again if a file of it is damaged.
 
     ``build`` fills an empty folder beside it and returns the facts for ``provenance.json``; only a rename makes the
     result visible, so a process that dies leaves nothing that looks finished. One process builds, the others wait.
@@ -81,13 +80,16 @@ def build_once(folder: Path, build: Callable[[Path], Mapping[str, object]], *, s
     Raises:
         ModelError: the cache cannot be written, or the disk is full.
     """
-    if is_complete(folder):
+    if folder.is_dir() and damage_to(folder) is None:
         return folder
     with _cache_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"Another process is preparing {folder.name}; waiting for it."
         with only_process(folder.with_name(f"{folder.name}.lock"), waiting, say=say):
-            if not is_complete(folder):
+            why = damage_to(folder) if folder.is_dir() else "is missing"
+            if why is not None:
+                if folder.is_dir():
+                    say(f"{folder} is damaged and is made again: {why}.")
                 _build(folder, build)
     return folder
 
@@ -98,12 +100,9 @@ def _build(folder: Path, build: Callable[[Path], Mapping[str, object]]) -> None:
 
 
 def _write_provenance(folder: Path, facts: Mapping[str, object]) -> None:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
-    }
-    text = json.dumps({**facts, "files": files}, indent=2, ensure_ascii=False)
+    text = json.dumps({**facts, "files": listing(folder)}, indent=2, ensure_ascii=False)
     (folder / PROVENANCE).write_text(text + "\n", encoding="utf-8")
+    write_manifest(folder)
 
 
 @contextmanager

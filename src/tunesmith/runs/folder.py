@@ -7,7 +7,9 @@ template.json      the chat template as used        verdict.json    better, no e
 memory.json        peak, predicted and measured     status.json     the state of the run
 samples_during.jsonl   an answer at each validation
 evaluations.jsonl      what `eval` measured later
-checkpoints/step-NNNNNN/
+manifest.json      size and sha256 of each of these files
+checkpoints/step-NNNNNN/   each with its own manifest.json
+set_aside/         damaged checkpoints, which are not used
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import difflib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -24,6 +26,7 @@ from typing import Any, BinaryIO, Literal
 from tunesmith.errors import RunError
 from tunesmith.recipe.paths import expanded
 from tunesmith.runs.locks import holder, is_locked, locked, stand_in
+from tunesmith.runs.manifest import MANIFEST, changes, expect, has_manifest, in_words, read_checked, seal
 from tunesmith.runs.whole_files import is_half_written, remove_half_written, why_not, write_whole
 
 LOCK = ".lock"
@@ -158,7 +161,7 @@ class Run:
 
     def clear(self) -> None:
         """Removes what a run has written. After a kill in the middle, the folder still counts as Tunesmith's."""
-        self.write_json(STATUS, {"status": "starting"})
+        write_whole(self.folder / STATUS, '{"status": "starting"}\n')  # the first file, so not in a manifest
         for entry in self.folder.iterdir():
             if entry.name in (*_OF_LOCK, STATUS):
                 continue
@@ -173,14 +176,57 @@ class Run:
 
     def write_text(self, name: str, text: str) -> None:
         """Replaces a text file whole."""
-        write_whole(self.folder / name, text)
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Replaces a file whole, and notes its sha256."""
+        expect(self.folder, name, content)
+        write_whole(self.folder / name, content)
+
+    def seal(self, *names: str) -> None:
+        """Notes the sha256 of files that lines are added to. Lines that are added later count from the next seal on."""
+        seal(self.folder, *names)
+
+    def check(self, name: str) -> bytes | None:
+        """The content of a file, None if there is none. Raises RunError if it is not as the run wrote it."""
+        content, why = read_checked(self.folder, name)
+        if why is not None:
+            raise self.damaged(name, f"It {why}.", own=True)
+        return content
+
+    def damaged(self, name: str, why: str, *, own: bool = False) -> RunError:
+        """That a file of this run cannot be used, and what to do about it. ``own``: the user may have changed it."""
+        changed = f" If you changed it yourself, remove {self.folder / MANIFEST}: the files are then used as they are."
+        return RunError(
+            f"{name} is damaged",
+            where=str(self.folder / name),
+            why=why,
+            remedy=f"Put a good copy of {name} back, or start over with `tunesmith train RECIPE --overwrite`. "
+            "Checkpoints are not affected: copy this folder first to keep them." + (changed if own else ""),
+        )
+
+    def notes(self, *, besides: Collection[str] = ()) -> list[str]:
+        """Files that are not as the run wrote them, in one sentence, if there are any; or that this is not known."""
+        if not has_manifest(self.folder):
+            return [f"{self.folder} has no {MANIFEST}, as runs of earlier versions: its files cannot be verified"]
+        found = {name: why for name, why in changes(self.folder).items() if name not in besides}
+        if not found:
+            return []
+        return [
+            f"{self.folder} has files that are not as the run wrote them: {in_words(found)}. If the change is yours, "
+            f"remove {self.folder / MANIFEST}"
+        ]
+
+    def notes_on(self, checkpoint: Path) -> list[str]:
+        """That a checkpoint of this run cannot be verified, if its run can."""
+        if has_manifest(checkpoint) or not has_manifest(self.folder):
+            return []
+        return [f"{checkpoint} has no {MANIFEST}, so its files cannot be verified"]
 
     def read_json(self, name: str) -> Any:
         """A JSON file of this run. Raises RunError if it is missing or damaged."""
-        path = self.folder / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        content, changed = read_checked(self.folder, name)
+        if content is None:
             raise RunError(
                 f"This run has no {name}",
                 where=str(self.folder),
@@ -188,19 +234,13 @@ class Run:
                 remedy=f"Put {name} back, or train again with `tunesmith train RECIPE --overwrite`."
                 if self.status().get("status") == "finished"
                 else "Finish the run with `tunesmith train RECIPE --resume`.",
-            ) from None
+            )
+        if changed is not None and name != STATUS:  # a status that can be read is used, and ``notes`` says so
+            raise self.damaged(name, f"It {changed}.", own=True)
+        try:
+            return json.loads(content)
         except (ValueError, RecursionError) as error:
             raise self.damaged(name, str(error)) from None
-
-    def damaged(self, name: str, why: str) -> RunError:
-        """That a file of this run cannot be used, and what to do about it."""
-        return RunError(
-            f"{name} is damaged",
-            where=str(self.folder / name),
-            why=why,
-            remedy=f"Put a good copy of {name} back, or start over with `tunesmith train RECIPE --overwrite`. "
-            "Checkpoints are not affected: copy this folder first to keep them.",
-        )
 
     def write_lines(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Replaces a file of JSON lines as a whole."""
@@ -221,11 +261,8 @@ class Run:
 
         Raises RunError if a line is damaged.
         """
-        path = self.folder / name
-        if not path.is_file():
-            return []
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # after the last newline: an unfinished line
+            lines = (self.check(name) or b"").split(b"\n")[:-1]  # after the last newline: an unfinished line
             records = [json.loads(line) for line in lines if line]
         except (ValueError, RecursionError) as error:
             raise self.damaged(name, str(error)) from None
@@ -244,7 +281,7 @@ class Run:
             of_validation = "eval_loss" in line or "answer" in line
             return line.get("step", 0) < step + (validated or not of_validation)
 
-        self.write_lines(name, filter(stays, self.read_lines(name)))
+        self.write_lines(name, filter(stays, self.read_lines(name)) if step else [])
 
     def status(self) -> dict[str, Any]:
         """The content of status.json. It is empty before the run has begun. Raises RunError if it is damaged."""

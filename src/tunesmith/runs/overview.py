@@ -10,6 +10,7 @@ from tunesmith.errors import RunError
 from tunesmith.recipe.paths import local
 from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.folder import EVALUATIONS, Run, find_runs
+from tunesmith.runs.manifest import changes, in_words
 from tunesmith.runs.notebook import html_table, metrics_html, metrics_text
 
 VERDICT = "verdict.json"
@@ -130,6 +131,7 @@ def details(folder: str | Path) -> Details:
         ("training", f"{length}, batch size {training.batch_size}, learning rate {recipe.learning_rate:g}"),
         *_counts(run, status),
         *([("changed", "; then ".join(changed))] if changed else []),
+        *([("damaged", in_words(changed))] if (changed := changes(run.folder)) else []),
     ]
     return Details(
         summary=summary(run),

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tunesmith.errors import RunError
+from tunesmith.errors import RunError, TunesmithError
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run
+from tunesmith.runs.manifest import read_checked
 
 
 def recipe_of(run: Run) -> Recipe:
-    """The recipe that was resolved when the run began, as it is stored. Raises RunError if it is missing."""
+    """The recipe that was resolved when the run began, as it is stored. The user may have edited it.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
     file = run.folder / "recipe.yaml"
     if not file.is_file():
         raise RunError(
@@ -22,7 +27,13 @@ def recipe_of(run: Run) -> Recipe:
             why="The file holds every setting of the run.",
             remedy="Put it back, or train again with `tunesmith train RECIPE --overwrite`.",
         )
-    return read_recipe(file).recipe
+    _, changed = read_checked(run.folder, file.name)
+    if changed is None:
+        return read_recipe(file).recipe
+    try:
+        return read_recipe(file).recipe
+    except TunesmithError as error:
+        raise run.damaged(file.name, f"It {changed}: {error.what}.") from error
 
 
 def stored_recipe(run: Run, asked: Recipe | None = None) -> Recipe:

@@ -28,6 +28,7 @@ from tunesmith.model.weights.resolve import portable_name
 from tunesmith.planning import budget, memory
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, MethodSettings, method_label
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.manifest import refuse_damaged
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.training.optim import build_optimizer
 
@@ -78,9 +79,12 @@ def load_for_training(inputs: ModelInputs, checkpoint: Path | None, listener: Li
 
     Raises:
         ModelError: the weights cannot be loaded, or the method does not fit them.
+        RunError: the checkpoint is damaged.
         RecipeError: the recipe asks for a layout that the model cannot use.
     """
     recipe = inputs.recipe
+    if checkpoint is not None:
+        refuse_damaged(checkpoint)
     method = _make_method(inputs)
     base = load_base(inputs, method.load_options())
     model = method.load(base, checkpoint) if checkpoint else method.attach(base, inputs.rows_of_steps())

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import TrainError
 from tunesmith.runs.disk import is_full, why_full
-from tunesmith.runs.folder import checkpoint_name
+from tunesmith.runs.folder import Run, checkpoint_name
+from tunesmith.runs.manifest import in_words, is_listed, refuse_damaged, take_off, write_manifest
 from tunesmith.runs.whole_files import recover_folder, remove_folder, whole_folder
 from tunesmith.training.guard import refuse_to_save
 from tunesmith.training.optim import load_optimizer_state, optimizer_state
@@ -32,7 +33,7 @@ def save(
     state: dict[str, Any],
     needed: Callable[[], int] | None = None,
 ) -> Path:
-    """Writes ``folder/step-NNNNNN``: the model by ``write_model``, the optimizer, and ``state`` as JSON.
+    """Writes ``folder/step-NNNNNN``: the model by ``write_model``, the optimizer, ``state`` as JSON, and the manifest.
 
     A killed process leaves no incomplete checkpoint. A folder of the same step is replaced: it is of a run that was
     stopped before it could record the step.
@@ -49,6 +50,7 @@ def save(
             write_model(beside)
             save_file(moments, beside / OPTIMIZER)
             (beside / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n", encoding="utf-8")
+            write_manifest(beside)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         raise TrainError(
             "The checkpoint cannot be written",
@@ -87,14 +89,27 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
 
 def has_optimizer(checkpoint: Path) -> bool:
     """Whether the optimizer's state is kept with this checkpoint."""
-    return (checkpoint / OPTIMIZER).is_file()
+    return (checkpoint / OPTIMIZER).is_file() and is_listed(checkpoint, OPTIMIZER)
+
+
+def verified(checkpoint: Path | None, run: Run | None) -> list[str]:
+    """Notes about files of a checkpoint and its run that are damaged and not needed, or that cannot be verified.
+
+    Call it before the checkpoint is read by something that does not train. Raises RunError if it is damaged, which
+    names another one.
+    """
+    if checkpoint is None:
+        return []
+    unneeded = refuse_damaged(checkpoint, unread=[OPTIMIZER])
+    notes = [f"{checkpoint}: {in_words(unneeded)}; only training needs that file"] if unneeded else []
+    return notes if run is None else [*notes, *run.notes_on(checkpoint), *run.notes()]
 
 
 def remove_older_optimizers(folder: Path, *, newest: int) -> None:
     """Removes the optimizer's state from all checkpoints before the newest one. Call it once that one is saved."""
     for path in folder.glob("step-*"):
-        if path.name < checkpoint_name(newest):
-            (path / OPTIMIZER).unlink(missing_ok=True)
+        if path.name < checkpoint_name(newest) and (path / OPTIMIZER).exists():
+            take_off(path, OPTIMIZER)
 
 
 def prune(folder: Path, *, keep: int, best: int | None) -> None:

@@ -5,6 +5,7 @@ The result stays in the run's folder, so a run that continues compares with the 
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from tunesmith.errors import TrainError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.tokens import row_losses
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.folder import Run
+from tunesmith.runs.manifest import read_checked
 from tunesmith.runs.progress import Listener
-from tunesmith.runs.whole_files import whole_file
 from tunesmith.training.attach import Ready
 from tunesmith.training.step_rows import Steps
 
@@ -63,9 +65,10 @@ class References:
         return own.ravel()
 
     def save(self, path: Path) -> None:
-        """Writes the file as a whole."""
-        with whole_file(path) as file:
-            np.savez(file, **{name: getattr(self, name) for name in self.__slots__})
+        """Writes the file as a whole, into a run's folder."""
+        file = io.BytesIO()
+        np.savez(file, **{name: getattr(self, name) for name in self.__slots__})
+        Run(path.parent).write_bytes(path.name, file.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> References:
@@ -98,7 +101,11 @@ def with_references(
 
 def stored(folder: Path, listener: Listener) -> References | None:
     """The values in a run's folder, or None if there are none or the file is damaged."""
-    if not (folder / FILE).is_file():
+    content, changed = read_checked(folder, FILE)
+    if changed is not None:
+        listener.warn(f"{folder / FILE} {changed}; the untuned model is measured again")
+        return None
+    if content is None:
         return None
     try:
         return References.load(folder / FILE)

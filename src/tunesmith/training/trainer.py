@@ -156,6 +156,7 @@ class Trainer:
             )
         self.stop.end()
         self.recorder.close()
+        self.run.seal(METRICS, SAMPLES)
         last = self.stopped_at or self.total_steps
         judged, found = last, self.selection
         if found is not None and settings.load_best_model_at_end:
@@ -271,6 +272,7 @@ class Trainer:
         )
         self._saved_to_stop = stops
         self._set_running(step.number, **self._best())
+        self.run.seal(METRICS, SAMPLES)
         self._tidy(step.number)
 
     def _tidy(self, newest: int) -> None:

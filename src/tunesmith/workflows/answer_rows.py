@@ -31,8 +31,8 @@ from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.generation import GenerationSettings, settings_by_name
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.paths import shown as path_shown
-from tunesmith.runs.cache import sha256_of
 from tunesmith.runs.disk import disk_errors
+from tunesmith.runs.manifest import sha256_of
 from tunesmith.runs.outputs import check_file, output_file, refuse_inputs
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import refuse_long_name, why_not

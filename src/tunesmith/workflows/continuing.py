@@ -9,6 +9,7 @@ from tunesmith.planning.budget import gigabytes
 from tunesmith.recipe.file import dump
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run
+from tunesmith.runs.manifest import changes
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.start_folder import recipe_of
 
@@ -39,7 +40,7 @@ def tell_of_kill(run: Run, device: str, listener: Listener) -> None:
     if status.get("status") != "running":
         return
     held, when = status.get("held_memory"), f"at step {status.get('step') or 0}"
-    if held is None and Path(run.folder / "memory.json").is_file():
+    if held is None and Path(run.folder / "memory.json").is_file() and "memory.json" not in changes(run.folder):
         held, when = run.read_json("memory.json").get("measured"), "in the measured step"
     memory_then = f" It held {gigabytes(held)} {when}, of {memory.limits(device)}." if held else ""
     listener.warn(

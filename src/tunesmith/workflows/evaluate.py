@@ -128,6 +128,7 @@ def _keep(run: Run, found: dict[str, Any], listener: Listener) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     try:
         run.append(EVALUATIONS, {"time": now, **found})
+        run.seal(EVALUATIONS)
     except OSError as error:
         listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
     else:

@@ -30,6 +30,7 @@ from tunesmith.runs.disk import bytes_in, disk_errors
 from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by
+from tunesmith.runs.manifest import write_manifest
 from tunesmith.runs.notebook import metrics_html, metrics_text, paragraph
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.stopping import signal_ends_process
@@ -38,15 +39,19 @@ from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.attach import Ready, load_base, load_for_training, untuned
 from tunesmith.training.checkpoint import remove_unfinished
 from tunesmith.training.disk_room import refuse_full_disk
+from tunesmith.training.references import FILE as REFERENCE
 from tunesmith.training.references import with_references
 from tunesmith.training.rehearsal import heaviest, memory_faults, rehearse
+from tunesmith.training.resume_point import RESULTS, has_whole_result, resume_point
 from tunesmith.training.setup import Prepared, prepare_training
 from tunesmith.training.step_rows import Steps
-from tunesmith.training.trainer import Trained, Trainer
+from tunesmith.training.trainer import METRICS, Trained, Trainer
 from tunesmith.workflows.continuing import tell_of_kill
 from tunesmith.workflows.given_data import with_files
 from tunesmith.workflows.same_run import Continuation, fingerprint, write_facts_of_rows
 from tunesmith.workflows.starting import Start, started
+
+NOTED_WHEN_READ = (*RESULTS, "data.json", METRICS, REFERENCE)  # made again where they are damaged, or refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,22 +181,27 @@ def _continue(start: Start, listener: Listener) -> TrainResult:
     run = start.run
     continuation = Continuation(run, start.asked, start.allowed, listener)
     continuation.check_recipe()
-    if run.status()["status"] == "finished":
+    if run.status()["status"] == "finished" and has_whole_result(run, listener):
         listener.say(f"{run.folder} is finished already")
         return stored_result(run)
+    if start.finished:  # and damaged, so that it is judged again
+        check_functions(start.asked.evaluation)
     began = time.perf_counter()
     started_in = Path(run.status().get("started_in") or Path.cwd())
     recipe = continuation.recipe()
     Consent(start.asked.model.trust_remote_code).check_model(recipe, run.folder)
     tell_of_kill(run, recipe.model.device, listener)
+    run.check("template.json")
+    for note in run.notes(besides=NOTED_WHEN_READ):
+        listener.warn(note)
     continuation.check_surroundings(recipe)
     adapter = kept_start(run.folder, recipe.method)
     prepared = prepare_training(recipe, listener, start=adapter, started_in=started_in)
     continuation.check_data(prepared.survey)
     remove_unfinished(run.folder / "checkpoints")
+    checkpoint = resume_point(run, listener, selects=recipe.training.load_best_model_at_end)
     if start.asked.training.check_disk:
         refuse_full_disk(run.folder, prepared, there=bytes_in(run.folder / "checkpoints"))
-    checkpoint = run.checkpoints[-1] if run.checkpoints else None
     loaded = _load(prepared, checkpoint, listener)
     tokens, _ = _first_epoch(loaded.steps)
     _say_tokens(prepared, loaded.steps, tokens, listener)
@@ -218,8 +228,8 @@ def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listene
         if trained.judged_step != trained.last_step:
             ready.reload(replace(prepared, recipe=ready.recipe), run.checkpoint(trained.judged_step))
         verdict, samples = _verdict(prepared, ready, trained, validation, judging, listener)
-        run.write_lines("samples.jsonl", samples)
-        run.write_json("verdict.json", verdict)
+        run.write_lines(RESULTS[0], samples)
+        run.write_json(RESULTS[1], verdict)
         seconds = round(time.perf_counter() - began, 1)
         run.set_status("finished", seconds=seconds, tokens=trained.tokens)
     return TrainResult(run.folder, verdict, seconds, trained.tokens)
@@ -289,6 +299,7 @@ def _keep_start(run: Run, prepared: Prepared) -> Prepared:
     with whole_folder(kept) as beside:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(prepared.start / name, beside / name)
+        write_manifest(beside)
     return replace(prepared, start=kept)
 
 

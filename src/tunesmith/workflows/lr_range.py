@@ -7,6 +7,7 @@ is not a run: it makes no checkpoint, no validation and no verdict, and it leave
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -27,13 +28,13 @@ from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs import curves
 from tunesmith.runs.consent import Consent, stored_in
-from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import paragraph, picture_html
 from tunesmith.runs.outputs import refuse_strangers
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.rate_curve import Ended, Point, RateCurve, growing_rate, has_diverged, rate_curve
 from tunesmith.runs.surroundings import library_call
+from tunesmith.runs.whole_files import write_whole
 from tunesmith.training.attach import Ready, load_for_training, optimizer_of
 from tunesmith.training.loop import Hooks, StepResult, train_steps
 from tunesmith.training.references import with_references
@@ -148,9 +149,8 @@ def lr_range(
         "steps": count,
     }
     result = RangeResult(folder, curve, settings, passes, round(time.perf_counter() - begin, 1))
-    written = Run(folder)
-    written.write_json(JSON, result.to_json())
-    written.write_text(PICTURE, curves.rate_svg(curve, title=f"{asked.method.name}, {training.optim}"))
+    write_whole(folder / JSON, json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / PICTURE, curves.rate_svg(curve, title=f"{asked.method.name}, {training.optim}"))
     return result
 
 

@@ -25,6 +25,7 @@ from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.drift import Change, Fingerprint, compared, record_of, settle
 from tunesmith.runs.environment import package_versions, processor, source_digest
 from tunesmith.runs.folder import Run
+from tunesmith.runs.manifest import changes, take_off
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.reporters import chosen_reporters
 from tunesmith.runs.start_folder import recipe_of, stored_recipe
@@ -149,7 +150,7 @@ class Continuation:
 
     def _compare_processor(self) -> None:
         """Says that another processor may compute other bytes: a run may go on elsewhere."""
-        if not (self.run.folder / "environment.json").is_file():
+        if not (self.run.folder / "environment.json").is_file() or "environment.json" in changes(self.run.folder):
             return
         began_on, here = self.run.read_json("environment.json").get("processor"), processor()
         if began_on not in (None, here):
@@ -192,7 +193,7 @@ class Continuation:
         if not self.changes:
             return
         if {change.kind for change in self.changes} - {"packages", "code"}:
-            (self.run.folder / references.FILE).unlink(missing_ok=True)  # the untuned model is measured again
+            take_off(self.run.folder, references.FILE)  # the untuned model is measured again
         self.run.write_text("recipe.yaml", dump(stored))
         write_facts_of_rows(self.run, prepared, tokens)
         if self.changed_settings:

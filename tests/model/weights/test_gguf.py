@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tunesmith.errors import ModelError
 from tunesmith.model.weights import gguf
 from tunesmith.planning.model_size import model_size
-from tunesmith.runs.cache import PROVENANCE, sha256_of
+from tunesmith.runs.cache import PROVENANCE
+from tunesmith.runs.manifest import sha256_of
 
 
 @pytest.fixture

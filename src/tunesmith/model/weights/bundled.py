@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tunesmith.errors import ModelError
 from tunesmith.model.weights import gguf
-from tunesmith.runs.cache import Say, build_once, cache_dir, sha256_of, to_stderr
+from tunesmith.runs.cache import Say, build_once, cache_dir, to_stderr
 from tunesmith.runs.child_processes import clean_environment, python_command
+from tunesmith.runs.manifest import sha256_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,311 @@
+"""Manifests: the sha256 of each file in a folder, by which a damaged file is noticed. The one owner of that rule.
+
+A folder that is written once, such as a checkpoint, lists all of its files. A run's folder lists its own files as they
+are written. While one is being replaced, its former content counts, too, so a kill at any moment is no damage; a file
+that grows line by line is listed as far as it was sealed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tunesmith.errors import RunError
+from tunesmith.runs.whole_files import write_whole
+
+MANIFEST = "manifest.json"
+GROWING = ("metrics.jsonl", "samples_during.jsonl", "evaluations.jsonl")
+
+_SETTLED_NS = 2 * 10**9  # a file that was written less than this ago could change again within one tick of its clock
+_TRIES = 3  # to read a file and the manifest while another process writes both
+
+Facts = dict[str, Any]  # {"bytes": int, "sha256": str}
+Files = dict[str, Facts]
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal. It is computed once in a process while the file stays the same."""
+    stat = path.stat()
+    if time.time_ns() - stat.st_mtime_ns < _SETTLED_NS:
+        return _sha256(path)
+    return _remembered(str(path), (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4096)
+def _remembered(path: str, _state: tuple[int, ...]) -> str:
+    return _sha256(Path(path))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def facts_of(content: bytes) -> Facts:
+    """The size and the sha256 of what a file holds."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def listing(folder: Path, *, besides: Collection[str] = ()) -> Files:
+    """Every file in a folder, at every depth, with its size and sha256."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for name, path in paths.items()
+        if name not in besides
+    }
+
+
+def difference(path: Path, facts: Mapping[str, Any], *, content: bool = True) -> str | None:
+    """In words, how a file differs from what was written; None if it does not.
+
+    Args:
+        content: whether to read it; otherwise only its size counts.
+    """
+    try:
+        if not path.is_file():
+            return "is missing"
+        size = path.stat().st_size
+        if size != facts["bytes"]:
+            return f"has {size:,} bytes, and {facts['bytes']:,} were written"
+        if content and sha256_of(path) != facts["sha256"]:
+            return "has other content than was written"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return None
+
+
+def write_manifest(folder: Path) -> None:
+    """Lists all files of a folder that is still being filled. Call it last."""
+    (folder / MANIFEST).write_text(_render(listing(folder, besides=[MANIFEST]), {}), encoding="utf-8")
+
+
+def take_off(folder: Path, name: str) -> None:
+    """Removes a file that is no longer needed, and first its entry."""
+    with _alone(folder), suppress(ValueError):  # a damaged manifest stays what it is
+        files, before = _parse((folder / MANIFEST).read_bytes()) if (folder / MANIFEST).is_file() else ({}, {})
+        if name in files:
+            write_whole(folder / MANIFEST, _render({key: files[key] for key in files if key != name}, before))
+    (folder / name).unlink(missing_ok=True)
+
+
+def is_listed(folder: Path, name: str) -> bool:
+    """Whether a file belongs to the folder. Without a readable manifest, all files do."""
+    try:
+        return name in _parse((folder / MANIFEST).read_bytes())[0]
+    except (OSError, ValueError):
+        return True
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether the folder's files can be verified. Earlier versions wrote no manifests."""
+    return (folder / MANIFEST).exists()
+
+
+def damage(folder: Path, *, unread: Collection[str] = ()) -> dict[str, str]:
+    """The damaged files of a folder by name, in words. It is empty for a whole folder and for one without a manifest.
+
+    Args:
+        unread: files of which only the size is compared, because the caller does not read them.
+    """
+    if not folder.is_dir():
+        return {".": "is missing"}
+    if not has_manifest(folder):
+        return {}
+    try:
+        files, _ = _parse((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        return {MANIFEST: f"cannot be read ({error})"}
+    found = {
+        name: read_checked(folder, name)[1]
+        if name in GROWING
+        else difference(folder / name, facts, content=name not in unread)
+        for name, facts in files.items()
+    }
+    return {name: why for name, why in found.items() if why is not None}
+
+
+def in_words(found: Mapping[str, str]) -> str:
+    """What is damaged, as the end of a sentence."""
+    named = [f"{name} {why}" if name != "." else f"the folder {why}" for name, why in found.items()]
+    return "; ".join([*named[:5], *([f"{len(named) - 5} more files differ"] if len(named) > 5 else [])])
+
+
+def refuse_damaged(folder: Path, *, unread: Collection[str] = ()) -> dict[str, str]:
+    """Raises RunError for a damaged checkpoint, which names another one if it can.
+
+    Returns the damage to files in ``unread``, which the caller does without.
+    """
+    found = damage(folder, unread=unread)
+    needed = {name: why for name, why in found.items() if name not in unread}
+    if not needed:
+        return found
+    raise RunError(
+        "The checkpoint is damaged" if folder.parent.name == "checkpoints" else "The files of this folder are damaged",
+        where=str(folder),
+        why=f"{in_words(needed)}.",
+        remedy=_way_out(folder, unread),
+    )
+
+
+def _way_out(folder: Path, unread: Collection[str]) -> str:
+    own = f"If you changed the files yourself, remove {folder / MANIFEST}: they are then used as they are."
+    if folder.parent.name != "checkpoints":
+        return f"Copy the folder again from where it came. {own}"
+    others = sorted((path for path in folder.parent.glob("step-*") if path != folder), reverse=True)
+    whole = next((path for path in others if has_manifest(path) and not damage(path, unread=unread)), None)
+    other = "" if whole is None else f"Name {whole}, which is whole. "
+    again = f"`tunesmith train {folder.parent.parent} --resume` makes a damaged checkpoint again."
+    return f"{other}{again} {own}"
+
+
+def expect(folder: Path, name: str, content: bytes) -> None:
+    """Notes in a run's manifest what one of its files is about to hold. Call it before the file is written."""
+    facts = facts_of(content)
+    with _alone(folder):
+        files, before = _known(folder)
+        if files.get(name) == facts and name not in before:
+            return
+        _update(folder, files, before, {name: facts})
+
+
+def seal(folder: Path, *names: str) -> None:
+    """Lists files that grow as far as they go now, where they exist. Earlier content that changes is damage."""
+    with _alone(folder):
+        files, before = _known(folder)
+        found = {}
+        for name in names:
+            with suppress(FileNotFoundError), (folder / name).open("rb") as file:
+                os.fsync(file.fileno())
+                found[name] = facts_of(file.read())
+        if any(files.get(name) != facts for name, facts in found.items()):
+            _update(folder, files, before, found)
+
+
+def change(folder: Path, name: str, content: bytes | None) -> str | None:
+    """In words, how a file of a run differs from what the run wrote; None if it does not or is not listed.
+
+    Args:
+        content: what was read; None: there is no such file.
+    """
+    try:
+        files, before = _parse((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if name not in files or any(_agrees(name, facts, content) for facts in _accepted(name, files, before)):
+        return None
+    written = files[name]["bytes"]
+    if content is None:
+        return "is missing"
+    if len(content) != written and (name not in GROWING or len(content) < written):
+        return f"has {len(content):,} bytes, and {written:,} were written"
+    return "has other content than the run wrote"
+
+
+def changes(folder: Path) -> dict[str, str]:
+    """Every file of a run that differs from what the run wrote, in words."""
+    if not has_manifest(folder):
+        return {}
+    try:
+        files, _ = _parse((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        return {MANIFEST: f"cannot be read ({error})"}
+    found = {name: read_checked(folder, name)[1] for name in files}
+    return {name: why for name, why in found.items() if why is not None}
+
+
+def read_checked(folder: Path, name: str) -> tuple[bytes | None, str | None]:
+    """The content of a run's file, and how it differs from what was written. A process may write both meanwhile.
+
+    Raises OSError if the file is there and cannot be read.
+    """
+    content, why = None, None
+    for _ in range(_TRIES):
+        try:
+            content = (folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            content = None
+        why = change(folder, name, content)
+        if why is None:
+            break
+    return content, why
+
+
+def _accepted(name: str, files: Files, before: Mapping[str, Facts | None]) -> list[Facts | None]:
+    return [files[name], *([before[name]] if name in before else [])]
+
+
+def _agrees(name: str, facts: Facts | None, content: bytes | None) -> bool:
+    if facts is None or content is None:
+        return facts is content
+    begin = content[: facts["bytes"]] if name in GROWING else content
+    return facts_of(begin) == facts
+
+
+def _update(folder: Path, files: Files, before: Mapping[str, Facts | None], new: Files) -> None:
+    """Writes the manifest anew. A file that is as listed by now has its former content no more."""
+    pending = {}
+    for name, facts in before.items():
+        with suppress(FileNotFoundError):
+            if _agrees(name, files[name], (folder / name).read_bytes()):
+                continue
+        pending[name] = facts
+    for name in new:
+        pending.setdefault(name, files.get(name))
+        if name in GROWING and (folder / name).is_file() and _agrees(name, new[name], (folder / name).read_bytes()):
+            del pending[name]
+    write_whole(folder / MANIFEST, _render({**files, **new}, pending))
+
+
+def _known(folder: Path) -> tuple[Files, dict[str, Facts | None]]:
+    try:
+        return _parse((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}, {}
+
+
+def _render(files: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """The text of a manifest. Its last entry is the sha256 of the others, so no byte of it changes unnoticed."""
+    body: dict[str, Any] = {"files": dict(sorted(files.items()))}
+    if before:
+        body["before"] = dict(sorted(before.items()))
+    own = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": own}, indent=2) + "\n"
+
+
+def _parse(text: bytes) -> tuple[Files, dict[str, Facts | None]]:
+    """The files of a manifest, and the former content of those that were being replaced. ValueError: it is damaged."""
+    try:
+        value = json.loads(text.decode())
+        files, before = value["files"], value.get("before", {})
+        same = _render(files, before).encode() == text
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("it is no whole JSON") from error
+    if not same:
+        raise ValueError("it differs from its own sha256")
+    for name, facts in [*files.items(), *((name, facts) for name, facts in before.items() if facts is not None)]:
+        if not isinstance(facts, dict) or not isinstance(facts.get("bytes"), int) or "sha256" not in facts:
+            raise ValueError(f"{name!r} has no size and sha256")
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{name!r} is outside of the folder")
+    return files, before
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process changes the folder's manifest, where the file system can promise that."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

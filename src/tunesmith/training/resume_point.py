@@ -1,0 +1,98 @@
+"""Where a run that began goes on: its newest checkpoint, or an earlier one if that is damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tunesmith.runs.folder import Run, checkpoint_name
+from tunesmith.runs.manifest import changes, damage, in_words
+from tunesmith.runs.progress import Listener
+from tunesmith.training.checkpoint import STATE, has_optimizer
+
+RESULTS = ("samples.jsonl", "verdict.json")
+SET_ASIDE = "set_aside"  # in a run's folder: checkpoints that are not used
+_OF_LATER_STEPS = ("step", "judged_step", "best", "selection", "seconds", "tokens")  # in status.json
+
+
+def resume_point(run: Run, listener: Listener, *, selects: bool) -> Path | None:
+    """The checkpoint to continue from; None: from the first step. Those after it are set aside, and that is said.
+
+    A damaged newest checkpoint is replaced by the newest one before it that is whole and holds its optimizer state, so
+    that the run ends with the same bytes as without the damage.
+
+    Args:
+        selects: whether the run ends with its best checkpoint, which must be whole, too.
+    """
+    saved = run.checkpoints
+    if not saved:
+        return None
+    found = faults(saved[-1], selects=selects)
+    if not found:
+        for note in run.notes_on(saved[-1]):
+            listener.warn(note)
+        return saved[-1]
+    usable = (path for path in reversed(saved[:-1]) if has_optimizer(path) and not faults(path, selects=selects))
+    point = next(usable, None)
+    damaged = saved[-1]
+    later = [path for path in saved if point is None or path.name > point.name]
+    aside = [_set_aside(run, path) for path in later]  # the damaged one last: a kill in between changes no decision
+    before = {name: value for name, value in run.status().items() if name not in _OF_LATER_STEPS}
+    run.write_json("status.json", before)
+    run.set_status("running", fell_back={"from": damaged.name, "to": None if point is None else point.name})
+    way = (
+        f"The run continues from {point.name}, which is whole"
+        if point is not None
+        else "No earlier checkpoint is whole and holds its optimizer state (by default only the newest keeps it; see "
+        "training.save_optimizer), so the run starts again from its first step"
+    )
+    listener.warn(
+        f"{damaged} is damaged: {in_words(found)}. {way}; the result is the same as without the damage. "
+        f"{'The folder is' if len(aside) == 1 else f'{len(aside)} folders are'} kept in {aside[-1].parent}"
+    )
+    return point
+
+
+def has_whole_result(run: Run, listener: Listener) -> bool:
+    """Whether the verdict of a finished run and the weights that it is about are whole. Other damage is only said."""
+    changed = changes(run.folder)
+    lost = {name: why for name, why in changed.items() if name in RESULTS}
+    if lost:
+        listener.warn(f"{run.folder}: {in_words(lost)}. The run is judged again")
+    if lost or (run.result is not None and damage(run.result)):
+        return False
+    notes = run.notes()
+    for path in dict.fromkeys([*([run.result] if run.result else []), *run.checkpoints[-1:]]):
+        found = damage(path)
+        notes += run.notes_on(path) + ([f"{path} is damaged: {in_words(found)}"] if found else [])
+    for note in notes:
+        listener.warn(note)
+    return True
+
+
+def faults(checkpoint: Path, *, selects: bool) -> dict[str, str]:
+    """What is damaged of a checkpoint, or of the best one so far if the run may end with that."""
+    found = damage(checkpoint)
+    if found or not selects:
+        return found
+    best = _best_step(checkpoint)
+    other = None if best is None else checkpoint.parent / checkpoint_name(best)
+    if other is None or other == checkpoint:
+        return {}
+    return {f"../{other.name}/{name}".removesuffix("/."): why for name, why in damage(other).items()}
+
+
+def _best_step(checkpoint: Path) -> int | None:
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        return state["totals"]["selection"].get("best_step")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None  # reading the state says what is wrong with it
+
+
+def _set_aside(run: Run, checkpoint: Path) -> Path:
+    folder = run.folder / SET_ASIDE
+    folder.mkdir(exist_ok=True)
+    names = (checkpoint.name, *(f"{checkpoint.name}.{number}" for number in range(2, 1000)))
+    place = next(folder / name for name in names if not (folder / name).exists())
+    return checkpoint.rename(place)
