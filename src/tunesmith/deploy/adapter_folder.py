@@ -25,7 +25,7 @@ from tunesmith.runs.manifest import MANIFEST
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import place_for
 from tunesmith.safe_text import markdown_text, one_line
-from tunesmith.training.checkpoint import OPTIMIZER, STATE, verified
+from tunesmith.training.checkpoint import OPTIMIZER, STATE, verify
 
 BASE = "base"  # the folder of the base, in the adapter's
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
@@ -98,8 +98,7 @@ def hand_over(
             remedy="Leave --keep-adapter out." if found.checkpoint else "Name a run or an adapter folder.",
         )
     plain_weights.check_free(to, overwrite=overwrite, inputs=[target, model, found.checkpoint])
-    for note in verified(found.checkpoint, found.run):
-        listener.warn(note)
+    verify(found.checkpoint, found.run, listener)
     check_code(found, trust_remote_code=trust_remote_code)
     base = base_folder(found, trust_remote_code=trust_remote_code, listener=listener)
     changes = [change.to_json() for change in check_base(found.run, found.recipe, base, allowed, listener)]

@@ -44,7 +44,7 @@ from tunesmith.runs.progress import Listener
 from tunesmith.runs.start_folder import stored_recipe
 from tunesmith.runs.surroundings import library_call
 from tunesmith.training.attach import untuned
-from tunesmith.training.checkpoint import verified
+from tunesmith.training.checkpoint import verify
 
 Turn = Message | Mapping[str, Any]  # a mapping is {role, content}, as OpenAI has it
 Prompt = str | Turn | Sequence[Turn]  # the user's text, a turn, or a conversation
@@ -304,8 +304,7 @@ def load(
     """
     listener, allowed = heard_by(listener, progress), allowed_kinds(allow_changes)
     found = with_base(find_target(str(target)), model)
-    for note in verified(found.checkpoint, found.run):
-        listener.warn(note)
+    verify(found.checkpoint, found.run, listener)
     if found.recipe is not None:
         dtype = found.recipe.model.dtype if dtype == "auto" else dtype
         check_code(found, trust_remote_code=trust_remote_code)
@@ -419,8 +418,7 @@ def find_target(target: str) -> ModelTarget:
     try:
         what = kind(target, where="TARGET")
     except ModelError:
-        if has_manifest(Path(local(target))):  # a folder that has lost a file
-            refuse_damaged(Path(local(target)))
+        refuse_damaged(Path(local(target)))  # it may have lost a file
         raise
     if what == "run":
         run = Run.open(target)

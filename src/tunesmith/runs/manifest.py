@@ -144,6 +144,8 @@ def refuse_damaged(folder: Path, *, unread: Collection[str] = ()) -> dict[str, s
 
     Returns the damage to files in ``unread``, which the caller does without.
     """
+    if not has_manifest(folder):
+        return {}
     found = damage(folder, unread=unread)
     needed = {name: why for name, why in found.items() if name not in unread}
     if not needed:

@@ -16,6 +16,7 @@ from tunesmith.errors import TrainError
 from tunesmith.runs.disk import is_full, why_full
 from tunesmith.runs.folder import Run, checkpoint_name
 from tunesmith.runs.manifest import in_words, is_listed, refuse_damaged, take_off, write_manifest
+from tunesmith.runs.progress import Listener
 from tunesmith.runs.whole_files import recover_folder, remove_folder, whole_folder
 from tunesmith.training.guard import refuse_to_save
 from tunesmith.training.optim import load_optimizer_state, optimizer_state
@@ -92,17 +93,18 @@ def has_optimizer(checkpoint: Path) -> bool:
     return (checkpoint / OPTIMIZER).is_file() and is_listed(checkpoint, OPTIMIZER)
 
 
-def verified(checkpoint: Path | None, run: Run | None) -> list[str]:
-    """Notes about files of a checkpoint and its run that are damaged and not needed, or that cannot be verified.
+def verify(checkpoint: Path | None, run: Run | None, listener: Listener) -> None:
+    """Warns of files of a checkpoint and its run that are damaged and not needed, or that cannot be verified.
 
     Call it before the checkpoint is read by something that does not train. Raises RunError if it is damaged, which
     names another one.
     """
     if checkpoint is None:
-        return []
+        return
     unneeded = refuse_damaged(checkpoint, unread=[OPTIMIZER])
     notes = [f"{checkpoint}: {in_words(unneeded)}; only training needs that file"] if unneeded else []
-    return notes if run is None else [*notes, *run.notes_on(checkpoint), *run.notes()]
+    for note in notes if run is None else [*notes, *run.notes_on(checkpoint), *run.notes()]:
+        listener.warn(note)
 
 
 def remove_older_optimizers(folder: Path, *, newest: int) -> None:
