@@ -334,5 +334,6 @@ FAULTS = [
     Fault("not finite: the run goes on", _goes_on),
     Fault("not finite: too many in a row", _too_many),
     Fault("not finite: weights on the disk", _weights),
+    Fault("not finite: checkpoints of earlier versions", _older_checkpoints),
     Fault("out of memory", _no_memory),
 ]

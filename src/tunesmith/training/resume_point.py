@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tunesmith.model.weights.finite import not_finite_files
 from tunesmith.runs.folder import Run, checkpoint_name
-from tunesmith.runs.manifest import changes, damage, in_words
+from tunesmith.runs.manifest import changes, damage, has_manifest, in_words
 from tunesmith.runs.progress import Listener
 from tunesmith.training.checkpoint import STATE, has_optimizer
 
@@ -71,8 +72,11 @@ def has_whole_result(run: Run, listener: Listener) -> bool:
 
 
 def faults(checkpoint: Path, *, selects: bool) -> dict[str, str]:
-    """What is damaged of a checkpoint, or of the best one so far if the run may end with that."""
-    found = damage(checkpoint)
+    """What is damaged of a checkpoint, or of the best one so far if the run may end with that.
+
+    Earlier versions, which wrote no manifests, also saved weights that are not finite.
+    """
+    found = damage(checkpoint) if has_manifest(checkpoint) else not_finite_files(checkpoint)
     if found or not selects:
         return found
     best = _best_step(checkpoint)
