@@ -15,7 +15,7 @@ from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.methods import METHOD_SETTINGS
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Silent
-from tunesmith.training import loop
+from tunesmith.training.guard import Guard
 from tunesmith.training.setup import prepare_training
 from tunesmith.workflows import lr_range as range_test
 from tunesmith.workflows.finetune import train
@@ -159,8 +159,8 @@ def test_a_loss_that_is_not_finite_is_a_finding_and_at_the_first_step_a_fault(
     found = lr_range(asked, lr_min=1e-2, lr_max=1e30, steps=20)
     assert found.curve.ended == "not finite"
     assert len(found.curve.points) < 20
-    check = loop.check_finite
-    monkeypatch.setattr(loop, "check_finite", lambda loss, norm, *, step: check(float("nan"), norm, step=step))
+    asks = Guard.reason_to_skip
+    monkeypatch.setattr(Guard, "reason_to_skip", lambda self, step, loss, *rest: asks(self, step, float("nan"), *rest))
     with pytest.raises(TrainError, match="loss of step 1 is not finite"):
         lr_range(asked, steps=10)
 
