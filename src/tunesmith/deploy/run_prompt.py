@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tunesmith.data.examples.example import user_text
 from tunesmith.data.examples.message import Message
-from tunesmith.errors import RecipeError, RunError
+from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.recipe.settings import Recipe
 
 
@@ -175,3 +177,19 @@ def run_prompt(
         systems_differ=len(systems) > 1,
         raw_text=raw_text,
     )
+
+
+def recorded_prompt(file: Path) -> TrainedPrompt | None:
+    """The run's prompt in the record that `merge` leaves; None if there is no such file, or in one of an earlier version."""
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return TrainedPrompt.from_json(record["prompt"]) if "prompt" in record else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            "the record of the merged model cannot be read",
+            where=str(file),
+            why=f"{type(error).__name__}: {error}.",
+            remedy="Merge the run again, or remove this file: then no instruction goes before a prompt.",
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.data.examples.message import Message, RowError, openai_message
 from tunesmith.deploy.plain_weights import MARK
-from tunesmith.deploy.run_prompt import RunPrompt, TrainedPrompt, run_prompt
+from tunesmith.deploy.run_prompt import RunPrompt, TrainedPrompt, recorded_prompt, run_prompt
 from tunesmith.deploy.same_base import check_base
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.methods.base import Method
@@ -436,25 +435,8 @@ def find_target(target: str) -> ModelTarget:
         return _of_run(run, folder)
     if what == "adapter":
         base, revision = _base_of_adapter(folder)
-        return ModelTarget(base, revision, folder, LoraSettings(), trained=_recorded(folder))
-    return ModelTarget(target, trained=_recorded(folder) if what == "model" else None)
-
-
-def _recorded(folder: Path) -> TrainedPrompt | None:
-    """What a folder of `merge` records of the run's prompt; nothing in others, and in those of earlier versions."""
-    file = folder / MARK
-    if not file.is_file():
-        return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        return TrainedPrompt.from_json(record["prompt"]) if "prompt" in record else None
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(
-            "the record of the merged model cannot be read",
-            where=str(file),
-            why=f"{type(error).__name__}: {error}.",
-            remedy="Merge the run again, or remove this file: then no instruction goes before a prompt.",
-        ) from error
+        return ModelTarget(base, revision, folder, LoraSettings(), trained=recorded_prompt(folder / MARK))
+    return ModelTarget(target, trained=recorded_prompt(folder / MARK) if what == "model" else None)
 
 
 def _of_run(run: Run, checkpoint: Path) -> ModelTarget:

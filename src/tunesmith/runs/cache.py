@@ -20,7 +20,6 @@ from tunesmith.errors import ModelError
 from tunesmith.recipe.paths import local
 from tunesmith.runs.disk import WRITE_ERRORS, is_full, number_of, why_full
 from tunesmith.runs.manifest import damage, difference, has_manifest, in_words, listing, write_manifest
-from tunesmith.runs.manifest import sha256_of as sha256_of
 from tunesmith.runs.whole_files import whole_folder
 
 Say = Callable[[str], None]

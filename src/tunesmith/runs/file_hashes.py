@@ -10,7 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tunesmith.runs.cache import Say, cache_dir, sha256_of
+from tunesmith.runs.cache import Say, cache_dir
+from tunesmith.runs.manifest import sha256_of
 
 SMALL = 1 << 20  # bytes; a smaller file is read each time
 LARGE = 2 << 30  # bytes; that such a file is read is said

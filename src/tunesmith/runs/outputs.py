@@ -15,7 +15,8 @@ from typing import BinaryIO
 
 from tunesmith.errors import ExportError, TunesmithError
 from tunesmith.recipe.paths import expanded
-from tunesmith.runs.cache import cache_dir, sha256_of
+from tunesmith.runs.cache import cache_dir
+from tunesmith.runs.manifest import sha256_of
 from tunesmith.runs.whole_files import whole_file
 
 _NAMED = 5  # files of the user that a message lists

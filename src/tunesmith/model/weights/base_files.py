@@ -13,9 +13,10 @@ from typing import Any
 
 from tunesmith.model.weights.load import CONFIG
 from tunesmith.recipe.settings import Recipe
-from tunesmith.runs.cache import Say, sha256_of
+from tunesmith.runs.cache import Say
 from tunesmith.runs.drift import OF_BASE, Change, Fingerprint, Kind, compared
 from tunesmith.runs.file_hashes import known_sha256
+from tunesmith.runs.manifest import sha256_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _CONFIGS = (CONFIG, "generation_config.json")
