@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.runs import file_hashes
-from tunesmith.runs.cache import sha256_of
 from tunesmith.runs.file_hashes import KEPT, SMALL, known_sha256
+from tunesmith.runs.manifest import sha256_of
 
 Reads = list[Path]
 

@@ -180,7 +180,7 @@ def run_prompt(
 
 
 def recorded_prompt(file: Path) -> TrainedPrompt | None:
-    """The run's prompt in the record that `merge` leaves; None if there is no such file, or in one of an earlier version."""
+    """The prompt that `merge` recorded in a file; None if there is none, as in folders of earlier versions."""
     if not file.is_file():
         return None
     try:
