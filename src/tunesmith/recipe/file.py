@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
@@ -25,7 +25,9 @@ from tunesmith.recipe.paths import local
 from tunesmith.recipe.precedence import replaced
 from tunesmith.recipe.section import Settings
 from tunesmith.recipe.settings import Recipe
+from tunesmith.recipe.yaml_limits import YamlRefused, refuse_bombs
 
+LONGEST_QUOTED = 1000  # characters of a value that a remedy repeats
 SHORT_FOR: Mapping[Path_, str] = {  # where a text can stand for a mapping, and the key that has the text
     ("model",): "path",
     ("method",): "name",
@@ -281,7 +283,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError("The recipe cannot be read", where=str(path), why=str(error)) from None
     try:
-        document = _yaml().load(text)
+        document = _load(text)
+    except YamlRefused as error:
+        raise RecipeError(error.what, where=f"{path}:{error.line}", remedy=error.remedy) from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         duplicate = type(error).__name__ == "DuplicateKeyError"
@@ -315,6 +319,11 @@ def _yaml() -> YAML:
     yaml = YAML(typ="rt", pure=True)
     yaml.Constructor = _Constructor
     return yaml
+
+
+def _load(text: str) -> Any:
+    refuse_bombs(text)
+    return _yaml().load(text)
 
 
 def _yaml_remedy(problem: str) -> str:
@@ -352,6 +361,8 @@ def _plain(node: Any) -> Any:
         return [_plain(value) for value in node]
     if isinstance(node, Enum):  # such as peft.TaskType.CAUSAL_LM
         return node.value
+    if isinstance(node, TaggedScalar):  # !!str no
+        return str(node.value)
     if isinstance(node, ScalarBoolean):  # one with an anchor; an int to Python
         return bool(node)
     for kind in (bool, int, float, str):
@@ -371,16 +382,24 @@ def parse_override(override: str, *, example: str = "training.seed=1") -> tuple[
         remedy = f"Write KEY=VALUE without spaces, such as {example}."
         raise RecipeError("This argument is not KEY=VALUE", where=override, remedy=remedy)
     try:
-        value = _plain(_yaml().load(text)) if text.strip() else None
+        value = _plain(_load(text)) if text.strip() else None
+    except YamlRefused as error:
+        remedy = _quoted(key, text) or error.remedy
+        raise RecipeError(error.what, where=override[:200], remedy=remedy) from None
     except YAMLError as error:
-        remedy = None
-        if text.lstrip().startswith("{"):
-            quoted = text.strip().replace("\\", "\\\\").replace('"', '\\"')
-            remedy = "If it is a text, put quotes into it: " + shlex.quote(f'{key.strip()}="{quoted}"')
+        remedy = _quoted(key, text)
         raise RecipeError(
             "The value of this argument is not YAML", where=override, why=str(error), remedy=remedy
         ) from None
     return tuple(key.strip().split(".")), value
+
+
+def _quoted(key: str, text: str) -> str | None:
+    """The remedy for a text that begins like a mapping; None for another, and for one that no template is."""
+    if not text.lstrip().startswith("{") or len(text) > LONGEST_QUOTED:
+        return None
+    quoted = text.strip().replace("\\", "\\\\").replace('"', '\\"')
+    return "If it is a text, put quotes into it: " + shlex.quote(f'{key.strip()}="{quoted}"')
 
 
 def _put(raw: dict[str, Any], path: Path_, value: Any, override: str) -> None:

@@ -1,4 +1,4 @@
-"""Renders chat templates to text as transformers does: in the same sandbox, but with the date of the run.
+"""Renders chat templates to text as transformers does: in the same sandbox with limits, and with the date of the run.
 
 The environment follows ``transformers.utils.chat_template_utils`` (5.23), where it is private. A test compares the
 texts of both for every template that TRL ships.
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
 import jinja2.exceptions
@@ -18,21 +19,26 @@ import jinja2.ext
 from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from tunesmith.data.chat.budget import MOST_SOURCE, SECONDS, SECONDS_A_TURN, TemplateLimitError
+from tunesmith.data.chat.limits import LimitedEnvironment
 from tunesmith.errors import DataError, ModelError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TemplatedConversation:
-    """Turns and the template that renders them. Its methods raise DataError if the template refuses the turns."""
+    """Turns and the template that renders them. Its methods raise DataError if the template refuses the turns.
+
+    They raise ModelError if the template uses up its time for all renderings of a conversation, or other limits.
+    """
 
     renderer: Renderer
     dialect: Dialect
     turns: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]]
     source: str
+    _used: float = 0.0  # seconds
 
     def prompt(self, count: int) -> str:
         """The first ``count`` turns with the generation prompt."""
@@ -50,10 +56,13 @@ class TemplatedConversation:
         self, turns: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool
     ) -> tuple[str, list[tuple[int, int]]]:
         seen = [self.dialect.view(turn) for turn in turns]
+        began, left = monotonic(), max(SECONDS, SECONDS_A_TURN * len(self.turns)) - self._used
         try:
             if add_generation_prompt:
-                return self.renderer.render(seen, self.tools, add_generation_prompt=True), []
-            return self.renderer.render_marked(seen, self.tools)
+                return self.renderer.render(seen, self.tools, add_generation_prompt=True, seconds=left), []
+            return self.renderer.render_marked(seen, self.tools, seconds=left)
+        except TemplateLimitError as error:
+            raise TemplateLimitError(error.what, where=self.source, why=error.why, remedy=error.remedy) from error
         except RenderError as error:
             raise DataError(
                 "the chat template refuses this conversation",
@@ -61,6 +70,8 @@ class TemplatedConversation:
                 why=f"the template says: {error}",
                 remedy=_remedy(str(error)),
             ) from error
+        finally:
+            self._used += monotonic() - began
 
 
 def _remedy(message: str) -> str:
@@ -77,8 +88,13 @@ def _remedy(message: str) -> str:
 GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _MARK = "\U000f0002generation\U000f0003"  # put before and after marked text while it is rendered
 _PROBE = "tunesmith probe"
-# What a template's own code can raise on a row that it was not written for.
-_TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+_LONGEST_FORM = 1000
+# What a template's own code can raise on a row that it was not written for. RuntimeError: it calls itself for ever.
+_TEMPLATE_FAULTS = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+    MemoryError, AssertionError, StopIteration,
+)  # fmt: skip
+_LOOPS = "its parts call each other without an end, or lie too deep in each other"
 
 
 class RenderError(ValueError):
@@ -98,6 +114,12 @@ class Renderer:
     """
 
     def __init__(self, source: str, *, variables: Mapping[str, Any], date: str) -> None:
+        if len(source) > MOST_SOURCE:
+            raise ModelError(
+                f"the chat template has more than {MOST_SOURCE:,} characters",
+                why=f"It has {len(source):,}. Templates of models have under 50,000.",
+                remedy="give another in data.chat_template.",
+            )
         self.source = source
         self.has_marks = GENERATION_TAG.search(source) is not None
         self._variables = {"documents": None, **variables}
@@ -110,41 +132,70 @@ class Renderer:
                 why=f"line {error.lineno}: {error.message}",
                 remedy="correct it, or give another in data.chat_template.",
             ) from error
+        except (SyntaxError, RecursionError, MemoryError, ValueError, TypeError) as error:  # of Python's own compiler
+            deep = isinstance(error, (RecursionError, MemoryError)) or "nested" in str(error) or "indent" in str(error)
+            raise ModelError(
+                "the chat template cannot be compiled",
+                why="Its blocks or brackets lie too deep in each other." if deep else f"It says: {error}",
+                remedy="give another in data.chat_template.",
+            ) from error
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = (), *, add_generation_prompt: bool
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] = (),
+        *,
+        add_generation_prompt: bool,
+        seconds: float = SECONDS,
     ) -> str:
         """The conversation as text.
 
+        Args:
+            seconds: of computing that the template may use.
+
         Raises:
             RenderError: the template raised.
+            TemplateLimitError: it takes more time or memory than it may.
         """
-        return self._render(self._template, messages, tools, add_generation_prompt)
+        return self._render(self._template, messages, tools, add_generation_prompt, seconds)
 
     def render_marked(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = (), *, seconds: float = SECONDS
     ) -> tuple[str, list[tuple[int, int]]]:
         """The conversation as text, and the character spans inside {% generation %} marks.
 
         Raises:
             RenderError: the template raised.
+            TemplateLimitError: it takes more time or memory than it may.
         """
         if self._marked is None:
-            return self.render(messages, tools, add_generation_prompt=False), []
-        parts = self._render(self._marked, messages, tools, False).split(_MARK)
+            return self.render(messages, tools, add_generation_prompt=False, seconds=seconds), []
+        parts = self._render(self._marked, messages, tools, False, seconds).split(_MARK)
         ends = [0]
         for part in parts:
             ends.append(ends[-1] + len(part))
         return "".join(parts), [(ends[i], ends[i + 1]) for i in range(1, len(parts), 2)]
 
     def _render(
-        self, template: jinja2.Template, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], prompt: bool
+        self,
+        template: jinja2.Template,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any],
+        prompt: bool,
+        seconds: float,
     ) -> str:
         given = {"messages": list(messages), "tools": list(tools) or None, "add_generation_prompt": prompt}
+        environment = template.environment
+        assert isinstance(environment, LimitedEnvironment)
+        environment.budget.begin(given, seconds)
         try:
-            return template.render({**self._variables, **given})
+            text = template.render({**self._variables, **given})
+            text.encode()  # a template can write half a character, which no tokenizer takes
+        except RecursionError as error:
+            raise RenderError(_LOOPS) from error
         except _TEMPLATE_FAULTS as error:
             raise RenderError(str(error) or type(error).__name__) from error
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +280,9 @@ class MarkedGenerationTag(GenerationTag):
         return f"{_MARK}{caller()}{_MARK}"
 
 
-def _environment(tag: type[GenerationTag], date: str) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[tag, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
+def _environment(tag: type[GenerationTag], date: str) -> LimitedEnvironment:
+    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[tag, jinja2.ext.loopcontrols])
+    environment.add_filter("tojson", _tojson)
     environment.globals.update(
         raise_exception=_raise_exception, strftime_now=_strftime(date), dict=_Dict(), namespace=_SafeNamespace
     )
@@ -257,7 +306,13 @@ def _tojson(
 
 def _strftime(date: str) -> Callable[[str], str]:
     day = datetime.fromisoformat(date)
-    return lambda form: day.strftime(form)  # no bound method: a template must not reach the object behind it
+    return lambda form: day.strftime(_short(form))  # no bound method: a template must not reach the object behind it
+
+
+def _short(form: str) -> str:
+    if len(form) > _LONGEST_FORM or re.search(r"\d{3}", form):
+        raise ValueError("strftime_now is asked for a text of an unusual length")
+    return form
 
 
 class _Dict:
@@ -271,7 +326,7 @@ class _Dict:
 
 
 class _SafeNamespace(Namespace):
-    """``namespace`` that refuses names beginning with an underscore."""
+    """``namespace`` that refuses names beginning with an underscore. It does not print what it holds."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # `self` is positional, so that namespace(self=...) works
         self, rest = args[0], args[1:]
@@ -279,6 +334,9 @@ class _SafeNamespace(Namespace):
         for name in attributes:
             _check_name(name)
         Namespace.__init__(self, attributes)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
 
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
