@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from safetensors import safe_open
 
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.model.weights.foreign_files import refuse_foreign_adapter
 from tunesmith.model.weights.resolve import kind
 from tunesmith.recipe.methods import AdapterSettings, MethodSettings
 from tunesmith.recipe.paths import local
@@ -100,14 +101,19 @@ def kept_start(run: Path, method: MethodSettings | None) -> Path | None:
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:
-    """What adapter_config.json says, whatever the adapter's type. Raises ModelError if it is no JSON object."""
+    """What adapter_config.json says, whatever the adapter's type.
+
+    Raises:
+        ModelError: it is no JSON object, or asks for more than weights.
+    """
     file = folder / CONFIG_FILE
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         why = str(error)
     else:
         if isinstance(config, dict):
+            refuse_foreign_adapter(config, file)
             return config
         why = f"It holds a JSON {'list' if isinstance(config, list) else 'value'}, not an object."
     raise ModelError(

@@ -33,7 +33,7 @@ from tunesmith.data.batches.layout import TokenRow
 from tunesmith.errors import ModelError
 from tunesmith.methods import init_eva
 from tunesmith.methods.base import SAME_RATE, Method, Origin, exchanged, on_cpu, parameter_groups
-from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE
+from tunesmith.methods.continued_adapter import CONFIG_FILE, WEIGHTS_FILE, read_config_file
 from tunesmith.methods.fused_lora import fuse_adapters
 from tunesmith.methods.init_residual import apart, as_plain, plain_config, rewrites_base, take_out
 from tunesmith.methods.lora_config import (
@@ -235,6 +235,7 @@ class Lora(Method):
 
     def _load(self, model: PreTrainedModel, path: Path) -> PeftModel:
         weights, begun = _read_adapter(path), None
+        read_config_file(path)  # which refuses what PEFT would do for it
         with _fitting(path):
             config = PeftConfig.from_pretrained(str(path))
             config.inference_mode = config.is_prompt_learning

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
+from tunesmith.model.weights.foreign_files import refuse_impossible_sizes
 from tunesmith.model.weights.load import CONFIG, read_json_object
 from tunesmith.recipe.paths import local
 from tunesmith.runs.cache import cache_dir
@@ -21,6 +22,12 @@ def read_config(path: str, *, revision: str | None = None, fetch: bool = True) -
     Raises:
         ModelError: there is no config, or it is not a JSON object.
     """
+    config, folder = _found(path, revision=revision, fetch=fetch)
+    refuse_impossible_sizes(config, Path(path) if folder is None else folder / CONFIG)
+    return config, folder
+
+
+def _found(path: str, *, revision: str | None, fetch: bool) -> tuple[dict[str, Any], Path | None]:
     location = Path(local(path))
     if location.is_file() and location.suffix == ".json":
         return read_json_object(location), None

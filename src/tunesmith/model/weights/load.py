@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tunesmith.errors import ModelError, pip_install, ran_out
+from tunesmith.model.weights.foreign_files import (
+    refuse_adapter_in,
+    refuse_code,
+    refuse_impossible_sizes,
+    refuse_pickles,
+    refuse_slow_tokenizer,
+    refuse_unfilled_sizes,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CONFIG = "config.json"
+MOST_SETTINGS = 2**26  # bytes of a JSON file with settings
 _NO_TOKENIZER = "the tokenizer cannot be loaded"
 _CODE_REMEDY = (
     "read that code; if you trust it, add --trust-remote-code, or set model.trust_remote_code: true in your recipe."
@@ -26,10 +35,14 @@ _OTHER_TASK = re.compile(r"MaskedLM|Classification|QuestionAnswering|MultipleCho
 def read_json_object(file: Path) -> dict[str, Any]:
     """A JSON file of a model folder. Raises ModelError if it cannot be read or is not an object."""
     try:
+        if file.stat().st_size > MOST_SETTINGS:
+            raise ModelError(
+                "the file is too large for settings", where=str(file), why=f"{MOST_SETTINGS:,} bytes are read"
+            )
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError("the file cannot be read", where=str(file), why=str(error)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError("the file is not valid JSON", where=str(file), why=str(error)) from error
     if not isinstance(found, dict):
         raise ModelError("the file is not a JSON object", where=str(file))
@@ -68,6 +81,8 @@ def check_config(folder: Path, *, trust_remote_code: bool = False) -> None:
     if not file.is_file():
         raise ModelError("there is no config.json, so this is no model folder", where=str(folder))
     config = read_json_object(file)
+    refuse_code(config, file, trust_remote_code=trust_remote_code)
+    refuse_impossible_sizes(config, file)
     model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         if not trust_remote_code:
@@ -108,6 +123,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
     from tunesmith.model.weights.tokenizer_files import unreadable_tokenizer
 
+    refuse_slow_tokenizer(folder, trust_remote_code=trust_remote_code)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -167,6 +183,9 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     check_config(folder, trust_remote_code=trust_remote_code)
+    refuse_pickles(folder)
+    refuse_adapter_in(folder)
+    refuse_unfilled_sizes(read_json_object(folder / CONFIG), folder)
     options: dict[str, Any] = {
         "dtype": dtype,
         "use_safetensors": True,

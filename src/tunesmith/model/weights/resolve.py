@@ -16,6 +16,7 @@ from typing import Literal
 from tunesmith.errors import ModelError
 from tunesmith.model.weights import gguf
 from tunesmith.model.weights.bundled import BUNDLED, bundled_model
+from tunesmith.model.weights.foreign_files import refuse_pickles
 from tunesmith.recipe.paths import local
 from tunesmith.runs.cache import Say, to_stderr
 
@@ -138,6 +139,7 @@ def _inside_or_beside(folder: Path, marks: tuple[str, ...]) -> str:
 
 
 def _with_safetensors(folder: Path) -> Path:
+    refuse_pickles(folder)
     if any(folder.glob("*.safetensors")):
         return folder
     pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _PICKLES)

@@ -1,0 +1,295 @@
+"""What the files of a model or adapter may not ask for: pickles, code, kernels, other folders, memory they do not fill.
+
+A model folder is data that may come from anybody. These checks read small files only and come before the libraries do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from re import _constants, _parser  # pyright: ignore[reportAttributeAccessIssue]
+from typing import Any
+
+from tunesmith.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+TRUST = "if you trust its maker, set model.trust_remote_code: true in the recipe, or give --trust-remote-code."
+ATTENTIONS = frozenset(
+    {"eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"}
+)
+WEIGHTS_A_BYTE = 8  # packed in one bit each, at the most
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_hidden_size", "head_dim")
+_COUNTS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "n_head",
+)
+_LARGEST = {  # of a config: far beyond any model
+    **dict.fromkeys(_LAYERS, 4096),
+    **dict.fromkeys(_WIDTHS, 2**22),
+    **dict.fromkeys(_COUNTS, 2**16),
+    "vocab_size": 2**27,
+}
+_AS_LIST = "write the names of the modules there, without a regular expression."
+_DEEPEST_REGEX = 50
+_FEW = 8  # repetitions
+_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Refuses an index of weights that names anything but safetensors of its own folder.
+
+    Raises:
+        ModelError: it does, or it cannot be read.
+    """
+    file = folder / INDEX
+    if not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        names = {str(name) for name in found["weight_map"].values()}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            "the index of the weights cannot be read",
+            where=str(file),
+            why=f"{type(error).__name__}: {error}",
+            remedy="fetch the model again.",
+        ) from error
+    odd = sorted(name for name in names if not name.endswith(".safetensors"))
+    if odd:
+        raise ModelError(
+            "the weights are a pickle, which is not loaded",
+            where=str(file),
+            why=f"The index names {odd[0][:80]!r}, which can run any program when it is opened.",
+            remedy="if you trust its maker, convert it once with transformers: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER), and the tokenizer likewise.",
+        )
+    outside = sorted(name for name in names if Path(name).name != name or name in ("", ".."))
+    if outside:
+        raise ModelError(
+            "the index of the weights names a file outside of the model's folder",
+            where=str(file),
+            why=f"It names {outside[0][:80]!r}.",
+            remedy="put all files of the model into one folder, and name them in the index without a path.",
+        )
+
+
+def refuse_adapter_in(folder: Path) -> None:
+    """Refuses a model folder with an adapter: transformers would load the base that the adapter names in its place."""
+    file = folder / "adapter_config.json"
+    if file.is_file():
+        raise ModelError(
+            "this folder holds a model and an adapter",
+            where=str(file),
+            why="The adapter names another base, whose weights would be loaded in place of those that are here.",
+            remedy="move adapter_config.json and the adapter's weights into a folder of their own.",
+        )
+
+
+def refuse_code(values: Mapping[str, Any], file: Path, *, trust_remote_code: bool) -> None:
+    """Refuses a config that asks for a kernel of the hub, or that says itself that its code may run.
+
+    Code that ``auto_map`` names is left where it is: it runs only if the user says so.
+    """
+    for path, key, value in _walk(values):
+        name = f"{path}{key}"
+        if key in ("_attn_implementation", "attn_implementation", "_attn_implementation_internal"):
+            asked = value.values() if isinstance(value, Mapping) else [value]
+            odd = [each for each in asked if each is not None and each not in ATTENTIONS]
+            if odd:
+                raise _asks_for_code(file, name, odd[0], "attention that is fetched as a program, or that nobody knows")
+        elif key.endswith(("experts_implementation", "experts_implementation_internal")):
+            if isinstance(value, str) and not re.fullmatch(r"\w+", value):
+                raise _asks_for_code(file, name, value, "experts that are fetched as a program")
+        elif key in ("kernel_config", "use_kernels") and value and not trust_remote_code:
+            raise _asks_for_code(file, name, value, "kernels that are fetched as programs")
+        elif key == "trust_remote_code" and value and not trust_remote_code:
+            raise _asks_for_code(file, name, value, "that its own code runs, which only you can say")
+
+
+def _asks_for_code(file: Path, key: str, value: Any, what: str) -> ModelError:
+    return ModelError(
+        f"the config asks for {what}",
+        where=f"{file}: {key}",
+        why=f"It is {str(value)[:80]!r}.",
+        remedy=f"read what it is; to use the model without it, take {key} out of {file.name}.",
+    )
+
+
+def _walk(values: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterator[tuple[str, str, Any]]:
+    """(path, key, value) of every key of a config and of the configs in it."""
+    for key, value in values.items():
+        yield path, str(key), value
+        if isinstance(value, Mapping) and depth < 8:
+            yield from _walk(value, f"{path}{key}.", depth + 1)
+
+
+def refuse_impossible_sizes(values: Mapping[str, Any], file: Path) -> None:
+    """Refuses numbers of a config that no model has, before anything is made of that size."""
+    for path, key, value in _walk(values):
+        most = _LARGEST.get(key)
+        if most is not None and isinstance(value, (int, float)) and not -1 <= value <= most:
+            raise ModelError(
+                f"the config has a size that no model has: {path}{key} is {value:,}",
+                where=str(file),
+                why=f"The largest that is read is {most:,}.",
+                remedy="fetch the model again, or correct the number.",
+            )
+
+
+def refuse_unfilled_sizes(values: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a config whose model would be larger than its files, before memory is taken for it.
+
+    Raises:
+        ModelError: the embedding or the number of layers cannot be in the files, or a file of weights is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return  # loading says that there are none
+    stored, tensors = sum(file.stat().st_size for file in files), 0
+    for file in files:
+        try:
+            with safe_open(file, framework="np") as weights:
+                tensors += len(weights.keys())
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                "the model cannot be loaded",
+                where=str(file),
+                why=f"Its {file.stat().st_size:,} bytes do not fit what its header says: {error}",
+                remedy="fetch the file again.",
+            ) from error
+    for found in [values, *(value for _, _, value in _walk(values) if isinstance(value, Mapping))]:
+        rows, width = found.get("vocab_size"), next((found[key] for key in _WIDTHS[:3] if key in found), None)
+        layers = next((found[key] for key in _LAYERS if key in found), None)
+        large = isinstance(rows, int) and isinstance(width, int) and rows * width > WEIGHTS_A_BYTE * stored
+        many = isinstance(layers, int) and layers > tensors and found is values
+        if large or many:
+            said = f"{layers:,} layers" if many else f"an embedding of {rows:,} by {width:,}"
+            raise ModelError(
+                "the config describes a larger model than its files hold",
+                where=str(folder / "config.json"),
+                why=f"It says {said}; the files have {tensors:,} tensors in {stored / 1e6:,.1f} MB.",
+                remedy="fetch the model again: config.json and the weights are not of one model.",
+            )
+
+
+def refuse_foreign_adapter(config: Mapping[str, Any], file: Path) -> None:
+    """Refuses an adapter's configuration that has PEFT import a module, open a pickle or load other adapters."""
+    mapping = config.get("auto_mapping")
+    library = str(mapping.get("parent_library")) if isinstance(mapping, Mapping) else ""
+    odd = {
+        "megatron_config": "imports the module that megatron_core names",
+        "prompt_tuning_init_state_dict_path": "opens a pickle",
+    }
+    found = {key: what for key, what in odd.items() if config.get(key)}
+    if library and library.split(".")[0] != "transformers":
+        found["auto_mapping"] = f"imports the module {library[:80]}"
+    if str(config.get("peft_type")).upper() == "XLORA":
+        found["peft_type"] = "XLORA loads adapters of other places"
+    if config.get("trust_remote_code"):
+        found["trust_remote_code"] = "says that code of the model runs, which only you can say"
+    if found:
+        key, what = next(iter(found.items()))
+        raise ModelError(
+            "the adapter asks for more than its weights",
+            where=f"{file}: {key}",
+            why=f"With this key PEFT {what}." if key in odd else f"It {what}.",
+            remedy=f"take {key} out of {file.name}, or have its maker merge the adapter into its base.",
+        )
+    for key in _PATTERNS:
+        if isinstance(config.get(key), str):
+            refuse_slow_regex(config[key], f"{file}: {key}", _AS_LIST)
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in config.get(key) or ():
+            refuse_slow_regex(str(pattern), f"{file}: {key}", _AS_LIST)
+
+
+def refuse_slow_tokenizer(folder: Path, *, trust_remote_code: bool) -> None:
+    """Refuses a tokenizer.json with a regular expression that may never end on some text."""
+    file = folder / "tokenizer.json"
+    if trust_remote_code or not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError, OSError):
+        return  # loading it says what is wrong
+    parts = ("normalizer", "pre_tokenizer", "decoder", "post_processor") if isinstance(found, dict) else ()
+    waiting = [found[key] for key in parts if isinstance(found.get(key), dict)]
+    while waiting:
+        part = waiting.pop()
+        for key, value in part.items():
+            if key == "Regex" and isinstance(value, str):
+                refuse_slow_regex(
+                    value, f"{file}: {value[:40]!r}", f"use the tokenizer of the original model; or, {TRUST}"
+                )
+            elif isinstance(value, dict):
+                waiting.append(value)
+            elif isinstance(value, list):
+                waiting += [each for each in value if isinstance(each, dict)]
+
+
+def refuse_slow_regex(pattern: str, where: str, remedy: str) -> None:
+    """Refuses a regular expression in which a repeated part is itself of no fixed form, such as ``(a+)+``."""
+    if len(pattern) > 20_000 or _is_slow(pattern):
+        raise ModelError(
+            "a regular expression of the model may never end",
+            where=where,
+            why=f"A part that is repeated has a repetition or a choice in it: {pattern[:120]!r}",
+            remedy=remedy,
+        )
+
+
+def _is_slow(pattern: str) -> bool:
+    simple = re.sub(r"\\[pP]\{[^}]*\}|\\[pPhHRXKGzZ]", "w", pattern)  # classes that Python's parser does not know
+    simple = re.sub(r"\[\[:\^?\w+:\]\]|\[:\^?\w+:\]", "w", simple).replace("(?i:", "(?:").replace("&&", "")
+    simple = re.sub(r"([*+?}])\+", r"\1", simple)
+    try:
+        parsed = _parser.parse(simple)
+    except (re.error, RecursionError, OverflowError, ValueError):
+        # One that cannot be taken apart: brackets with a repetition in them that are repeated themselves.
+        return re.search(r"[*+}][^()]*\)[*+{]", pattern) is not None
+    return _repeats(parsed, inside=False, depth=0)
+
+
+def _repeats(parsed: Any, *, inside: bool, depth: int) -> bool:
+    if depth > _DEEPEST_REGEX:
+        return True
+    for name, argument in parsed:
+        if name in (_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT):
+            least, most, body = argument
+            if inside and int(most) != int(least):
+                return True
+            if _repeats(body, inside=inside or int(most) > _FEW, depth=depth + 1):
+                return True
+        elif name is _constants.BRANCH:
+            if inside and not _told_apart(argument[1]):
+                return True
+            if any(_repeats(each, inside=inside, depth=depth + 1) for each in argument[1]):
+                return True
+        elif name is _constants.SUBPATTERN:
+            if _repeats(argument[-1], inside=inside, depth=depth + 1):
+                return True
+        elif name in (_constants.ASSERT, _constants.ASSERT_NOT):
+            if _repeats(argument[1], inside=inside, depth=depth + 1):
+                return True
+        elif name is _constants.ATOMIC_GROUP:
+            if _repeats(argument, inside=False, depth=depth + 1):
+                return True
+        elif name is _constants.GROUPREF and inside:
+            return True
+    return False
+
+
+def _told_apart(branches: Any) -> bool:
+    """Whether the choices begin with different characters, so that at each place one of them can fit."""
+    firsts = [each[0] for each in branches if len(each)]
+    letters = [argument for name, argument in firsts if name is _constants.LITERAL]
+    return len(letters) == len(branches) == len(set(letters))
