@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.door.spreadsheets import ods_sheet, xlsx_two_sheets
 
-from tunesmith.data.files import sheets
+from tunesmith.data.files import expansion
 from tunesmith.data.files.locations import parts_of
 from tunesmith.data.files.rows import BadRow
 from tunesmith.errors import DataError
@@ -102,7 +102,7 @@ def test_a_missing_library_names_its_extra(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_small_file_that_unpacks_to_very_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sheets, "MOST_UNPACKED", 2**20)
+    monkeypatch.setattr(expansion, "MOST_UNPACKED", 2**20)
     with zipfile.ZipFile(tmp_path / "a.ods", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("content.xml", " " * 2**22)
     assert "times its size" in refused(tmp_path / "a.ods").what

@@ -35,6 +35,7 @@ from tunesmith.data.files.rows import Block, Row, RowStream
 from tunesmith.data.files.source_part import SourcePart
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
+from tunesmith.data.files.web import HTTP, Redirects, most_downloaded, plain_http, refuse_schemes
 from tunesmith.errors import DataError, TunesmithError, pip_install
 from tunesmith.recipe.paths import is_shortened, local, refuse_odd_name, shown
 from tunesmith.safe_text import remember_secrets
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from tunesmith.recipe.data import DataSettings, SourceSettings
 
 
-HTTP = re.compile(r"(^|::)https?://")
+_OVER_HTTP = "read over http://: others on the network can change the rows; prefer https://"
 BATCH_MARK_WITHIN = 4096  # bytes from a file's start
 EVERY_ROLE = ""  # the split of files that are named for none
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -64,7 +65,8 @@ class _FilePart(SourcePart):
     @property
     def choices(self) -> tuple[str, ...]:
         """What was chosen about how it is read, in words for the user."""
-        return self._opened().said
+        said = self._opened().said
+        return (*said, _OVER_HTTP) if self.location.plain_http else said
 
     def blocks(self) -> Iterator[Block]:
         opening = self._opened()
@@ -308,12 +310,19 @@ class _Location:
             )
         if self.remote:
             remember_secrets(address)
+            refuse_schemes(address, without_query(path))
+        redirects = Redirects(without_query(path))
         with self._reading(path):
             self.system, self.root = (
-                fsspec.core.url_to_fs(address) if self.remote else (fsspec.filesystem("file"), str(path))
+                fsspec.core.url_to_fs(address, **redirects.options(address))
+                if self.remote
+                else (fsspec.filesystem("file"), str(path))
             )
             self.is_file: bool = self.system.isfile(self.root)
+            redirects.check()
             self.is_missing: bool = not self.is_file and not self.system.isdir(self.root)
+            redirects.check()
+        self.plain_http = self.remote and plain_http(address)
 
     @property
     def is_dataset(self) -> bool:
@@ -359,7 +368,8 @@ class _Location:
         with self._reading(name):
             file = self.system.open(root, "rb")
         with file:
-            yield HashedFile(file, partial(self._reading, name))
+            most = most_downloaded() if self.remote else None
+            yield HashedFile(file, partial(self._reading, name), name=name, most=most)
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:

@@ -17,14 +17,13 @@ from xml.sax.handler import ContentHandler
 
 from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import listed
+from tunesmith.data.files.expansion import Expansion
 from tunesmith.data.files.rows import BLOCK_BYTES, BadRow, Block, blocks_of_rows
 from tunesmith.data.files.streams import seekable
 from tunesmith.data.files.tables import NO_HEADER, numbered
 from tunesmith.errors import DataError, pip_install
 
 SHEETS = (".xlsx", ".ods")
-MOST_UNPACKED = 2**30  # bytes, of a file that is packed to less than 1 / MOST_TIMES of them
-MOST_TIMES = 50
 MOST_COLUMNS, MOST_ROWS = 16_384, 1_048_576  # of a sheet, in both programs
 MOST_TITLES = 5  # lines above the header
 ROWS_AT_ONCE = 1000
@@ -97,13 +96,15 @@ def sheet_blocks(file: BinaryIO, name: str, suffix: str, layout: Layout) -> Iter
     with _sheets(file, suffix, name) as sheets:
         sheet = next(sheet for sheet in sheets if sheet.title == layout.title)
         rows = ((number, cells) for number, cells in sheet.rows if number > layout.header)
-        yield from blocks_of_rows(
-            (
-                (number, _row(number, cells, name, layout), sum(len(text or "") for text in cells))
-                for number, cells in rows
-            ),
-            name,
-        )
+        yield from blocks_of_rows(_sized(rows, name, layout, _expansion(name, file.seek(0, 2))), name)
+
+
+def _sized(rows: Iterable[Cells], name: str, layout: Layout, expansion: Expansion) -> Iterator[tuple[int, Any, int]]:
+    """Rows with their sizes. A text can stand in the file once and in a million cells."""
+    for number, cells in rows:
+        size = sum(len(text or "") for text in cells)
+        expansion.add(size + len(cells))
+        yield number, _row(number, cells, name, layout), size
 
 
 def _row(number: int, cells: list[str | None], name: str, layout: Layout) -> tuple[int, dict[str, str | None]] | BadRow:
@@ -200,13 +201,11 @@ def _refuse_bomb(file: BinaryIO, suffix: str, name: str) -> None:
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(each.file_size for each in archive.infolist())
     file.seek(0)
-    if unpacked > MOST_UNPACKED and unpacked > MOST_TIMES * packed:
-        raise DataError(
-            f"the {suffix} file unpacks to {unpacked / 2**30:.1f} GB, {unpacked // max(packed, 1):,} times its size",
-            where=name,
-            why="a small file that unpacks to so much may be made to fill the memory",
-            remedy="save the sheet as .csv",
-        )
+    _expansion(name, packed).refuse_beyond(unpacked)
+
+
+def _expansion(name: str, packed: int) -> Expansion:
+    return Expansion(name, lambda: packed, "save the sheet as .csv")
 
 
 def _xlsx(file: BinaryIO) -> AbstractContextManager[list[Sheet]]:

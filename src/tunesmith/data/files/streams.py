@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Protocol, cast
 
+from tunesmith.data.files.expansion import Expansion
 from tunesmith.data.files.rows import BLOCK_BYTES
+from tunesmith.data.files.web import refuse_endless
 from tunesmith.errors import DataError
 
 BUFFER_BYTES = 2**18
@@ -23,11 +25,22 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 class HashedFile(io.RawIOBase):
-    """A store's file: what is read in order is hashed, and the driver's errors come as data errors."""
+    """A store's file: what is read in order is hashed, and the driver's errors come as data errors.
 
-    def __init__(self, file: BinaryIO, reading: Callable[[], AbstractContextManager[None]]) -> None:
+    ``most``: the bytes after which it has no end, for files of the network.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        reading: Callable[[], AbstractContextManager[None]],
+        *,
+        name: str = "",
+        most: int | None = None,
+    ) -> None:
         self.digest = hashlib.sha256()
         self.in_order = True
+        self._name, self._most, self._taken = name, most, 0
         self._file, self._reading = file, reading
 
     def readable(self) -> bool:
@@ -38,6 +51,9 @@ class HashedFile(io.RawIOBase):
         """Fills the buffer as far as the store gives; 0 at the end."""
         with self._reading():
             data = self._file.read(len(buffer))
+        self._taken += len(data)
+        if self._most is not None:
+            refuse_endless(self._taken, self._most, self._name)
         self.digest.update(data)
         buffer[: len(data)] = data
         return len(data)
@@ -63,11 +79,32 @@ class _Reads(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-class _Unpacked(io.RawIOBase):
-    """A packed file's contents; damage is a data error."""
+class _Counted(io.RawIOBase):
+    """A packed file, with the bytes that were read of it."""
 
-    def __init__(self, file: _Reads, suffix: str, name: str) -> None:
-        self._file, self._suffix, self._name = file, suffix, name
+    def __init__(self, file: io.BufferedReader) -> None:
+        self.taken = 0
+        self._file = file
+
+    def readable(self) -> bool:
+        """True: it is there to be read."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  (the base names no buffer's type)
+        """Fills the buffer as far as there is something; 0 at the end."""
+        found = self._file.readinto(buffer)
+        self.taken += found
+        return found
+
+
+class _Unpacked(io.RawIOBase):
+    """A packed file's contents; damage, and far more of them than a packed file has, is a data error."""
+
+    def __init__(self, file: io.BufferedReader, suffix: str, name: str) -> None:
+        counted = _Counted(file)
+        self._file = COMPRESSIONS[suffix](io.BufferedReader(counted, BUFFER_BYTES))
+        self._suffix, self._name = suffix, name
+        self._expansion = Expansion(name, lambda: counted.taken, "unpack it yourself and name the unpacked file")
 
     def readable(self) -> bool:
         """True: it is there to be read."""
@@ -79,6 +116,7 @@ class _Unpacked(io.RawIOBase):
             data = self._file.read(len(buffer))
         except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
             raise DataError(f"the {self._suffix} file is damaged", where=self._name, why=str(error)) from error
+        self._expansion.add(len(data))
         buffer[: len(data)] = data
         return len(data)
 
@@ -106,7 +144,7 @@ def unpacked(file: io.BufferedReader, compression: str | None, name: str) -> io.
     """What a file holds, by the ending that says how it is packed."""
     if compression is None:
         return file
-    return buffered(_Unpacked(COMPRESSIONS[compression](file), compression, name))
+    return buffered(_Unpacked(file, compression, name))
 
 
 def seekable(file: BinaryIO) -> BinaryIO:

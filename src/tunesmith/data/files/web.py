@@ -1,0 +1,145 @@
+"""Where a URL may lead: no redirect to this machine or its network, to a plainer scheme, or without an end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import re
+import socket
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import DataError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+HTTP = re.compile(r"(^|::)https?://")
+SCHEMES = re.compile(r"(?:^|::)(\w[\w+.-]*)(?=://|::)")
+REFUSED = frozenset({"reference", "dask", "generic", "async_wrapper", "jlab", "jupyter"})  # they read what files name
+VARIABLE = "TUNESMITH_MAX_DOWNLOAD_GB"
+MOST_DOWNLOADED = 64 * 2**30  # bytes of a file
+_LINK_LOCAL, _LOOPBACK, _PRIVATE, _PUBLIC = range(4)
+_PLACES = {_LINK_LOCAL: "a local address", _LOOPBACK: "this machine", _PRIVATE: "a private network"}
+
+
+def refuse_schemes(address: str, name: str) -> None:
+    """Raises DataError for a URL whose driver opens whatever the file at it names."""
+    found = next((scheme for scheme in SCHEMES.findall(address) if scheme.lower() in REFUSED), None)
+    if found is not None:
+        raise DataError(
+            f"{found}:// is not read",
+            where=name,
+            why="a file at such an address names other files, which would be opened too",
+            remedy="copy the data to a file, and name that",
+        )
+
+
+def most_downloaded() -> int:
+    """The bytes that are read of one file of a store.
+
+    Raises:
+        DataError: ``TUNESMITH_MAX_DOWNLOAD_GB`` is no number.
+    """
+    said = os.environ.get(VARIABLE)
+    if said is None:
+        return MOST_DOWNLOADED
+    try:
+        return int(float(said) * 2**30)
+    except (ValueError, OverflowError) as error:
+        raise DataError(
+            f"{VARIABLE} is no number of GB", why=f"found {said!r}", remedy="set it to 100, or unset it"
+        ) from error
+
+
+def refuse_endless(taken: int, most: int, name: str) -> None:
+    """Raises DataError after more bytes of a file than are read."""
+    if taken > most:
+        raise DataError(
+            f"the file is larger than {most / 2**30:,.1f} GB, or has no end",
+            where=name,
+            why="so much is read of one file of a store, and no more",
+            remedy=f"set {VARIABLE} to the GB that it may have, or download it yourself and name the file",
+        )
+
+
+def plain_http(address: str) -> bool:
+    """Whether a URL is read in a way that others on the network can change."""
+    found = re.search(r"(?:^|::)http://(?:[^/@]*@)?(\[[^\]]*\]|[^/:?#]*)", address)
+    return found is not None and found[1].lower() not in ("localhost", "127.0.0.1", "[::1]")
+
+
+class Redirects:
+    """Looks at each redirect of an HTTP address. fsspec swallows errors, so the refusal is kept in ``refused``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.refused: list[DataError] = []
+
+    def options(self, address: str) -> dict[str, Any]:
+        """What ``fsspec`` gets for an address, beside it; nothing for one without HTTP."""
+        schemes = {scheme.lower() for scheme in SCHEMES.findall(address)} & {"http", "https"}
+        return {scheme: {"get_client": self.client, "skip_instance_cache": True} for scheme in schemes}
+
+    async def client(self, **options: Any) -> aiohttp.ClientSession:
+        """The session of a file system."""
+        import aiohttp
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_redirect.append(self._look)
+        return aiohttp.ClientSession(trace_configs=[trace], **options)
+
+    def check(self) -> None:
+        """Raises the refusal, if there was one."""
+        if self.refused:
+            raise self.refused[0]
+
+    async def _look(self, session: Any, context: Any, found: aiohttp.TraceRequestRedirectParams) -> None:
+        from yarl import URL
+
+        said = found.response.headers.get("Location") or found.response.headers.get("URI") or ""
+        target = found.url.join(URL(said))
+        why = None
+        if target.scheme not in ("http", "https"):
+            why = f"a redirect leads to {target.scheme}://"
+        elif found.url.scheme == "https" and target.scheme == "http":
+            why = "a redirect leads from https:// to http://, where others on the network can change the data"
+        else:
+            before, after = await _place(found.url.host), await _place(target.host)
+            if after < before:
+                why = f"a redirect leads from {found.url.host} to {_PLACES[after]}, {target.host}"
+        if why is not None:
+            self.refused.append(
+                DataError(
+                    "the address leads elsewhere",
+                    where=self.name,
+                    why=why,
+                    remedy=f"if you trust it, name the address itself: {target.with_query(None)}",
+                )
+            )
+            raise self.refused[-1]
+
+
+async def _place(host: str | None) -> int:
+    """How far inside an address is; the innermost of those that a name stands for."""
+    if not host:
+        return _PUBLIC
+    try:
+        found = [ipaddress.ip_address(host)]
+    except ValueError:
+        try:
+            answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError:
+            return _PUBLIC  # it cannot be reached either
+        found = [ipaddress.ip_address(answer[4][0].partition("%")[0]) for answer in answers]
+    return min(map(_place_of, found), default=_PUBLIC)
+
+
+def _place_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_link_local:
+        return _LINK_LOCAL
+    if address.is_loopback or address.is_unspecified:
+        return _LOOPBACK
+    return _PUBLIC if address.is_global else _PRIVATE
