@@ -100,7 +100,7 @@ def _models(folder: Path, whole: bool) -> Iterator[Try]:
     from tests.model.weights import test_foreign_files as cases
 
     from tunesmith.methods.continued_adapter import read_config_file
-    from tunesmith.model.weights.foreign_files import refuse_slow_regex
+    from tunesmith.model.weights.slow_regex import refuse_slow_regex
 
     tiny = folder / "tiny"
     child = os.fork()  # computing in this process would keep later forks from computing
@@ -125,6 +125,9 @@ def _models(folder: Path, whole: bool) -> Iterator[Try]:
     for name, values in [*_some(cases.KERNELS, whole), *_some(cases.SIZES, whole)]:
         cases.change(fresh() / "config.json", **values)
         yield Try(f"a config with {name}", outcome(lambda: cases.load(model), folder))
+    for name, values in _some(cases.TOKENIZERS, whole):
+        cases.change(fresh() / "tokenizer.json", **values)
+        yield Try(f"a tokenizer with {name}", outcome(lambda: cases.load(model), folder))
     for name, content in _some(cases.LIES, whole):
         (fresh() / "model.safetensors").write_bytes(content)
         yield Try(f"weights with {name}", outcome(lambda: cases.load(model), folder))

@@ -250,3 +250,23 @@ def test_a_source_says_so_in_one_message(tmp_path: Path, monkeypatch: pytest.Mon
         for _ in open_source(SourceSettings(path=str(path)), "train").parts:
             passed(path)
     assert caught.value.where == str(path)
+
+
+def test_lists_of_texts_that_share_a_large_dictionary_are_read_in_order_and_whole(tmp_path: Path) -> None:
+    texts = [chr(97 + n) * 200_000 for n in range(4)]
+    rows = [
+        [{"role": "user", "content": texts[n % 4]}, {"role": "assistant", "content": None if n % 5 else f"say {n}"}]
+        for n in range(700)
+    ]
+    path = write(
+        pa.table({"messages": rows, "tags": [["a", "b"][: n % 3] for n in range(700)]}), tmp_path / "a.parquet"
+    )
+    assert path.stat().st_size < 100_000
+    (part,), _, _ = parts_of(SourceSettings(path=str(path)), "train")
+    read = list(part.rows())
+    assert [row.fields["messages"][0]["content"] for row in read] == [texts[n % 4] for n in range(700)]
+    assert [row.fields["messages"][1].get("content") for row in read] == [
+        None if n % 5 else f"say {n}" for n in range(700)
+    ]
+    assert [row.fields["tags"] for row in read] == [["a", "b"][: n % 3] for n in range(700)]
+    assert [row.source.rpartition(":")[2] for row in read] == [str(n + 1) for n in range(700)]

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from tunesmith.errors import ModelError
 from tunesmith.methods.continued_adapter import read_config_file
 from tunesmith.model.weights.config_file import read_config
-from tunesmith.model.weights.foreign_files import refuse_slow_regex
 from tunesmith.model.weights.load import load_config, load_model, load_tokenizer
 from tunesmith.model.weights.resolve import resolve
+from tunesmith.model.weights.slow_regex import refuse_slow_regex
 
 INDEX = "model.safetensors.index.json"
 
@@ -332,3 +332,37 @@ def test_a_tokenizer_with_such_a_pattern_is_refused_unless_its_maker_is_trusted(
         load_tokenizer(folder)
     assert "--trust-remote-code" in str(caught.value.remedy)
     assert load_tokenizer(folder, trust_remote_code=True).encode("Paris")
+
+
+ALWAYS = {"type": "Split", "behavior": "Isolated", "invert": False}
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+PAD = {"direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+NAMED = {"single": [{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]}
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "a pattern that never ends": {"pre_tokenizer": {**ALWAYS, "pattern": {"Regex": "(a+)+$"}}},
+    "the same in a normalizer": {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}},
+    "a pattern that is none": {"pre_tokenizer": {**ALWAYS, "pattern": {"Regex": "("}}},
+    "replacements that multiply": {"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 9}},
+    "a long beginning": {"normalizer": {"type": "Prepend", "prepend": "x" * 10_000_000}},
+    "rows of ten billion tokens": {"padding": {**PAD, "strategy": {"Fixed": 10**10}}},
+    "rows of a multiple": {"padding": {**PAD, "strategy": "BatchLongest", "pad_to_multiple_of": 10**10}},
+    "a map of 4 GB": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}},
+    "a map of nothing": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "a short map": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "CAAAAAAAAAAAAAAA"}},
+    "an unknown token in its frame": {
+        "post_processor": {"type": "TemplateProcessing", **NAMED, "pair": NAMED["single"], "special_tokens": {}}
+    },
+    "pieces of no length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "an empty model": {"model": {"type": "Unigram", "unk_id": 0, "vocab": []}},
+    "merges of nothing": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["x y"]}},
+}
+
+
+@pytest.mark.parametrize("values", TOKENIZERS.values(), ids=TOKENIZERS)
+def test_a_tokenizer_that_would_end_the_process_is_one_message(folder: Path, values: dict[str, Any]) -> None:
+    change(folder / "tokenizer.json", **values)
+    began = time.process_time()
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(folder)
+    assert caught.value.remedy
+    assert time.process_time() - began < 10

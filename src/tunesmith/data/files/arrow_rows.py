@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tunesmith.data.examples.labels import classes_in_words
 from tunesmith.data.files.expansion import Expansion
-from tunesmith.data.files.rows import (
-    BLOCK_BYTES,
-    LARGEST_ROW,
-    NOT_UTF8,
-    BadRow,
-    Block,
-    Row,
-    RowStream,
-    refuse_too_large,
-)
+from tunesmith.data.files.parquet_sizes import decoded_batches, joined_batches
+from tunesmith.data.files.rows import BLOCK_BYTES, NOT_UTF8, BadRow, Block, Row, RowStream
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,8 +17,6 @@ if TYPE_CHECKING:
 
 
 MOST_ROWS = 4096  # of a block, however small they are
-DECODED_BYTES = 2**26  # of the rows that are decoded at once
-WIDTHS = {"INT64": 8, "DOUBLE": 8, "INT96": 12, "BOOLEAN": 1}  # bytes of a number; others have four
 
 
 def parquet_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
@@ -43,95 +33,12 @@ def parquet_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
         expansion = Expansion(name, lambda: packed, "write it as .jsonl with the program that you trust")
         parquet = pq.ParquetFile(file, buffer_size=BLOCK_BYTES, pre_buffer=False)
         groups = [parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups)]
-        expansion.refuse_beyond(sum(map(_declared, groups)))
         size = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
         rows = min(max(BLOCK_BYTES // max(size, 1), 1), MOST_ROWS)
-        at_once = min(max(DECODED_BYTES // max(_largest_values(file, groups, name), 1), 1), rows)
-        batches = parquet.iter_batches(batch_size=at_once, use_threads=False)
-        yield from batch_blocks(_joined(_counted(batches, expansion, name), rows), name)
+        batches = decoded_batches(parquet, file, expansion, rows, name)
+        yield from batch_blocks(joined_batches(batches, rows), name)
     except (pa.ArrowException, OSError) as error:
         raise DataError("the parquet file cannot be read", where=name, why=str(error)) from error
-
-
-def _declared(group: Any) -> int:
-    """The bytes of a row group that its footer tells of: of its pages, and of each number in them."""
-    columns = [group.column(number) for number in range(group.num_columns)]
-    return sum(
-        max(each.total_uncompressed_size, each.num_values * WIDTHS.get(each.physical_type, 4)) for each in columns
-    )
-
-
-def _largest_values(file: BinaryIO, groups: Sequence[Any], name: str) -> int:
-    """The most bytes that one row can have by naming values of its columns' dictionaries.
-
-    A dictionary holds each value once, and a row names one by its number. Its page says how large it is.
-
-    Raises:
-        DataError: a page is larger than the footer says.
-    """
-    most = 0
-    for group in groups:
-        size = 0
-        for number in range(group.num_columns):
-            column = group.column(number)
-            if not column.has_dictionary_page or column.physical_type not in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
-                continue
-            file.seek(column.dictionary_page_offset)
-            found = _page_bytes(file.read(32))
-            if found > column.total_uncompressed_size:
-                raise DataError(
-                    "the parquet file cannot be read",
-                    where=name,
-                    why="a page in it is larger than its own footer says",
-                    remedy="write it again with the program that made it",
-                )
-            size += column.total_uncompressed_size if found < 0 else found
-        most = max(most, size)
-    return most
-
-
-def _page_bytes(header: bytes) -> int:
-    """The unpacked bytes of a page, the second number of its header in Thrift's compact form; -1 if it is none."""
-    at, found = 0, []
-    for _ in range(2):
-        if header[at : at + 1] != b"\x15":  # a 32-bit number in the next field
-            return -1
-        at, shift, value = at + 1, 0, 0
-        while at < len(header) and shift < 35:
-            value |= (header[at] & 0x7F) << shift
-            at, shift = at + 1, shift + 7
-            if not header[at - 1] & 0x80:
-                break
-        found.append((value >> 1) ^ -(value & 1))
-    return found[1]
-
-
-def _counted(batches: Iterable[pa.RecordBatch], expansion: Expansion, name: str) -> Iterator[pa.RecordBatch]:
-    """The batches, as far as they are not too large for the file, or for a row."""
-    start = 1
-    for batch in batches:
-        expansion.add(batch.nbytes)
-        if batch.nbytes > LARGEST_ROW:
-            for index in range(batch.num_rows):
-                refuse_too_large(batch.slice(index, 1).nbytes, name, start + index, "cut the row into several")
-        start += batch.num_rows
-        yield batch
-
-
-def _joined(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of about so many."""
-    import pyarrow as pa
-
-    waiting: list[pa.RecordBatch] = []
-    count = size = 0
-    for batch in batches:
-        if waiting and (count + batch.num_rows > rows or size + batch.nbytes > BLOCK_BYTES):
-            yield waiting[0] if len(waiting) == 1 else pa.concat_batches(waiting)
-            waiting, count, size = [], 0, 0
-        waiting.append(batch)
-        count, size = count + batch.num_rows, size + batch.nbytes
-    if waiting:
-        yield waiting[0] if len(waiting) == 1 else pa.concat_batches(waiting)
 
 
 def parquet_classes(file: BinaryIO) -> tuple[str, ...]:

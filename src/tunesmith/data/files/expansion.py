@@ -50,6 +50,10 @@ class Expansion:
         if self._made > self._most:
             self.refuse_beyond(self._made)
 
+    def refuse_with(self, more: int) -> None:
+        """Raises DataError if so many bytes more would be too many for the file."""
+        self.refuse_beyond(self._made + more)
+
     def refuse_beyond(self, made: int) -> None:
         """Raises DataError if so many bytes in all are too many for the file."""
         packed = max(self._packed(), 1)

@@ -9,13 +9,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from re import _constants, _parser  # pyright: ignore[reportAttributeAccessIssue]
 from typing import Any
 
 from tunesmith.errors import ModelError
+from tunesmith.model.weights.slow_regex import refuse_slow_regex
 
 INDEX = "model.safetensors.index.json"
-TRUST = "if you trust its maker, set model.trust_remote_code: true in the recipe, or give --trust-remote-code."
 ATTENTIONS = frozenset(
     {"eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"}
 )
@@ -37,8 +36,6 @@ _LARGEST = {  # of a config: far beyond any model
     "vocab_size": 2**27,
 }
 _AS_LIST = "write the names of the modules there, without a regular expression."
-_DEEPEST_REGEX = 50
-_FEW = 8  # repetitions
 _PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
 
 
@@ -210,86 +207,3 @@ def refuse_foreign_adapter(config: Mapping[str, Any], file: Path) -> None:
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in config.get(key) or ():
             refuse_slow_regex(str(pattern), f"{file}: {key}", _AS_LIST)
-
-
-def refuse_slow_tokenizer(folder: Path, *, trust_remote_code: bool) -> None:
-    """Refuses a tokenizer.json with a regular expression that may never end on some text."""
-    file = folder / "tokenizer.json"
-    if trust_remote_code or not file.is_file():
-        return
-    try:
-        found = json.loads(file.read_bytes())
-    except (ValueError, RecursionError, OSError):
-        return  # loading it says what is wrong
-    parts = ("normalizer", "pre_tokenizer", "decoder", "post_processor") if isinstance(found, dict) else ()
-    waiting = [found[key] for key in parts if isinstance(found.get(key), dict)]
-    while waiting:
-        part = waiting.pop()
-        for key, value in part.items():
-            if key == "Regex" and isinstance(value, str):
-                refuse_slow_regex(
-                    value, f"{file}: {value[:40]!r}", f"use the tokenizer of the original model; or, {TRUST}"
-                )
-            elif isinstance(value, dict):
-                waiting.append(value)
-            elif isinstance(value, list):
-                waiting += [each for each in value if isinstance(each, dict)]
-
-
-def refuse_slow_regex(pattern: str, where: str, remedy: str) -> None:
-    """Refuses a regular expression in which a repeated part is itself of no fixed form, such as ``(a+)+``."""
-    if len(pattern) > 20_000 or _is_slow(pattern):
-        raise ModelError(
-            "a regular expression of the model may never end",
-            where=where,
-            why=f"A part that is repeated has a repetition or a choice in it: {pattern[:120]!r}",
-            remedy=remedy,
-        )
-
-
-def _is_slow(pattern: str) -> bool:
-    simple = re.sub(r"\\[pP]\{[^}]*\}|\\[pPhHRXKGzZ]", "w", pattern)  # classes that Python's parser does not know
-    simple = re.sub(r"\[\[:\^?\w+:\]\]|\[:\^?\w+:\]", "w", simple).replace("(?i:", "(?:").replace("&&", "")
-    simple = re.sub(r"([*+?}])\+", r"\1", simple)
-    try:
-        parsed = _parser.parse(simple)
-    except (re.error, RecursionError, OverflowError, ValueError):
-        # One that cannot be taken apart: brackets with a repetition in them that are repeated themselves.
-        return re.search(r"[*+}][^()]*\)[*+{]", pattern) is not None
-    return _repeats(parsed, inside=False, depth=0)
-
-
-def _repeats(parsed: Any, *, inside: bool, depth: int) -> bool:
-    if depth > _DEEPEST_REGEX:
-        return True
-    for name, argument in parsed:
-        if name in (_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT):
-            least, most, body = argument
-            if inside and int(most) != int(least):
-                return True
-            if _repeats(body, inside=inside or int(most) > _FEW, depth=depth + 1):
-                return True
-        elif name is _constants.BRANCH:
-            if inside and not _told_apart(argument[1]):
-                return True
-            if any(_repeats(each, inside=inside, depth=depth + 1) for each in argument[1]):
-                return True
-        elif name is _constants.SUBPATTERN:
-            if _repeats(argument[-1], inside=inside, depth=depth + 1):
-                return True
-        elif name in (_constants.ASSERT, _constants.ASSERT_NOT):
-            if _repeats(argument[1], inside=inside, depth=depth + 1):
-                return True
-        elif name is _constants.ATOMIC_GROUP:
-            if _repeats(argument, inside=False, depth=depth + 1):
-                return True
-        elif name is _constants.GROUPREF and inside:
-            return True
-    return False
-
-
-def _told_apart(branches: Any) -> bool:
-    """Whether the choices begin with different characters, so that at each place one of them can fit."""
-    firsts = [each[0] for each in branches if len(each)]
-    letters = [argument for name, argument in firsts if name is _constants.LITERAL]
-    return len(letters) == len(branches) == len(set(letters))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,9 +15,9 @@ from tunesmith.model.weights.foreign_files import (
     refuse_code,
     refuse_impossible_sizes,
     refuse_pickles,
-    refuse_slow_tokenizer,
     refuse_unfilled_sizes,
 )
+from tunesmith.model.weights.foreign_tokenizer import refuse_odd_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 MOST_SETTINGS = 2**26  # bytes of a JSON file with settings
+_PROBE = "Hello, World 123! \u00e9\u00df \u6f22\u5b57 \U0001f600\n\tx"  # shows a damaged tokenizer at once
 _NO_TOKENIZER = "the tokenizer cannot be loaded"
 _CODE_REMEDY = (
     "read that code; if you trust it, add --trust-remote-code, or set model.trust_remote_code: true in your recipe."
@@ -123,14 +124,20 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
     from tunesmith.model.weights.tokenizer_files import unreadable_tokenizer
 
-    refuse_slow_tokenizer(folder, trust_remote_code=trust_remote_code)
+    refuse_odd_tokenizer(folder, trust_remote_code=trust_remote_code)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code, local_files_only=True, padding_side="left"
             )
+            with suppress(Exception):  # of a tokenizer that knows no such characters: their rows say so
+                tokenizer(_PROBE)
     except Exception as error:  # the tokenizers library raises a plain Exception for a file that it cannot read
         raise unreadable_tokenizer(folder, error) or _not_loaded(folder, _NO_TOKENIZER, error) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what Rust raises; it is no Exception
+            raise
+        raise _not_loaded(folder, _NO_TOKENIZER, RuntimeError(str(error))) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
