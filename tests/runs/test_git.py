@@ -271,6 +271,24 @@ def test_changes_are_those_that_git_reports(repository: Path) -> None:
     assert dirty() == bool(git(repository, "status", "--porcelain"))
 
 
+def test_a_value_of_a_setting_ends_where_it_ends(repository: Path, canary: Canary) -> None:
+    (repository / 'odd "name\\').write_text("rows.jsonl\n")
+    for path in (
+        'odd "name\\',
+        f'x"\n[core]\n\tfsmonitor = "{canary.shell()}',
+        f"x\n[core]\n\tfsmonitor = {canary.shell()}",
+    ):
+        git(repository, "config", "core.excludesFile", path)
+        touched(repository)
+        assert git_state(repository) is not None
+        assert canary.heard == []
+    git(repository, "rm", "-q", "--cached", "rows.jsonl")
+    git(repository, "commit", "-qm", "second")
+    git(repository, "config", "core.excludesFile", str(repository / 'odd "name\\'))
+    (repository / ".git" / "info" / "exclude").write_text("odd*\n")
+    assert git_state(repository) == {"commit": git(repository, "rev-parse", "HEAD"), "dirty": False}
+
+
 def test_a_linked_work_tree_and_another_kind_of_hash_are_read(tmp_path: Path, repository: Path) -> None:
     git(repository, "worktree", "add", "-q", str(tmp_path / "linked"), "-b", "linked")
     found = git_state(tmp_path / "linked")

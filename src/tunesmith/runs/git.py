@@ -69,6 +69,14 @@ def _settings(listed: str) -> dict[str, str]:
     return found
 
 
+def _as_setting(name: str, value: str) -> str:
+    """A setting as git's file of settings has it. Nothing in the value ends the value."""
+    section, _, key = name.partition(".")
+    for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\t", "\\t")):
+        value = value.replace(character, escaped)
+    return f'[{section}]\n\t{key} = "{value}"\n'
+
+
 def _changes(
     program: str, root: Path, own: Path, common: Path, commit: str, settings: dict[str, str], scratch: str
 ) -> str:
@@ -76,10 +84,10 @@ def _changes(
     made = Path(scratch)
     (made / "refs").mkdir()
     (made / "HEAD").write_text(f"{commit}\n", encoding="ascii")
-    version = 1 if "extensions.objectformat" in settings else 0
-    (made / "config").write_text(f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n", encoding="ascii")
-    for name, value in settings.items():
-        _ask(program, made, "config", "--file", str(made / "config"), name, value)
+    version = "1" if "extensions.objectformat" in settings else "0"
+    written = {"core.repositoryformatversion": version, "core.bare": "false", **settings}
+    text = "".join(map(_as_setting, written, written.values()))
+    (made / "config").write_text(text, encoding="utf-8", errors="surrogateescape")
     exclude = common / "info" / "exclude"
     if exclude.is_file() and exclude.stat().st_size <= LARGEST_EXCLUDE:
         (made / "info").mkdir()
