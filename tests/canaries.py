@@ -7,6 +7,15 @@ import sys
 import sysconfig
 from pathlib import Path
 
+ENTRY_POINTS = (
+    "torch.backends",
+    "fsspec.specs",
+    "huggingface_hub",
+    "transformers",
+    "datasets",
+    "opentelemetry_context",
+)
+
 
 class Canary:
     """A file that does not exist until some code writes its name into it."""
@@ -55,5 +64,9 @@ def module_names() -> list[str]:
 
 def fill_with_modules(folder: Path, canary: Canary, names: list[str]) -> None:
     """A file for each name that leaves its name and fails, so that a program that takes it is noticed at once."""
-    for name in names:
+    listed = folder / "own-1.0.dist-info"  # a package that says what other packages should import
+    listed.mkdir()
+    (listed / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
+    (listed / "entry_points.txt").write_text("".join(f"[{group}]\nown = entry_point:run\n" for group in ENTRY_POINTS))
+    for name in (*names, "entry_point"):
         (folder / f"{name}.py").write_text(canary.python(name, then=f"raise ImportError('the {name} of the folder')"))

@@ -10,7 +10,10 @@ import sys
 _AS_MODULE = sys.argv[:1] == ["-m"] and any(
     argument.removeprefix("-m").partition(".")[0] == "tunesmith" for argument in sys.orig_argv
 )
-if _AS_MODULE or os.path.basename((sys.argv or [""])[0]) == "tunesmith":
+_FROM_HERE = os.path.samefile(
+    os.path.join(os.path.dirname(__file__), os.pardir), "."
+)  # the folder is Tunesmith's source
+if (_AS_MODULE or os.path.basename((sys.argv or [""])[0]) == "tunesmith") and not _FROM_HERE:
     sys.path[:] = [entry for entry in sys.path if entry and not (os.path.isdir(entry) and os.path.samefile(entry, "."))]
 
 from importlib import import_module  # noqa: E402

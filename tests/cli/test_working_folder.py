@@ -188,6 +188,12 @@ def test_an_environment_keeps_absolute_paths_only(tmp_path: Path, monkeypatch: p
     assert (found["OMP_NUM_THREADS"], found["PYTHONSAFEPATH"]) == ("1", "1")
 
 
+def test_a_relative_path_that_tunesmith_is_imported_from_is_made_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(SOURCE).parent)
+    monkeypatch.setenv("PYTHONPATH", f"{Path(SOURCE).name}:other:.")
+    assert clean_environment()["PYTHONPATH"] == SOURCE
+
+
 def test_a_program_is_looked_for_in_absolute_folders_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Canary(tmp_path / "sang").script(tmp_path / "own")
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from typing import Any
 from tunesmith.errors import RunError
 
 PATH_LISTS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
+OWN = str(Path(__file__).resolve().parents[2])  # what Tunesmith is imported from
 RUNS_A_FILE = ("BASH_ENV", "ENV", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONBREAKPOINT")
 
 
@@ -27,8 +28,8 @@ def clean_environment(**changes: str) -> dict[str, str]:
     for name in RUNS_A_FILE:
         found.pop(name, None)
     for name in PATH_LISTS:
-        if name in found:
-            found[name] = _absolute(found[name])
+        if name in found or (name == "PYTHONPATH" and _is(OWN, ".")):
+            found[name] = _absolute(found.get(name, ""))
             if not found[name]:  # an empty list means the working folder, too
                 del found[name]
     return {**found, "PYTHONSAFEPATH": "1", **changes}
@@ -98,16 +99,20 @@ def elsewhere() -> Iterator[None]:
 def without_working_folder(path: Sequence[str]) -> list[str]:
     """A module path without the working folder, unless Tunesmith itself lies there."""
 
-    def is_here(entry: str | Path) -> bool:
-        return os.path.isdir(entry) and os.path.samefile(entry, ".")
-
-    if is_here(Path(__file__).parents[2]):
+    if _is(OWN, "."):
         return list(path)
-    return [entry for entry in path if os.path.isabs(entry) and not is_here(entry)]
+    return [entry for entry in path if os.path.isabs(entry) and not _is(entry, ".")]
 
 
 def _absolute(paths: str) -> str:
-    return os.pathsep.join(entry for entry in paths.split(os.pathsep) if os.path.isabs(entry))
+    """The absolute entries of a list of paths, and the one that Tunesmith itself was imported from."""
+    entries = paths.split(os.pathsep)
+    kept = (entry if os.path.isabs(entry) else OWN if _is(entry or ".", OWN) else "" for entry in entries)
+    return os.pathsep.join(filter(None, kept))
+
+
+def _is(entry: str, other: str) -> bool:
+    return os.path.isdir(entry) and os.path.samefile(entry, other)
 
 
 def _change_environment(wanted: dict[str, str]) -> None:
