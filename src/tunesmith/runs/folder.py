@@ -35,7 +35,7 @@ EVALUATIONS = "evaluations.jsonl"
 STATUS = "status.json"
 WRITTEN_WHOLE = (
     "recipe.yaml", "environment.json", "data.json", "findings.json", "template.json", "memory.json", "rejected.jsonl",
-    "ledger.json", "metrics.jsonl", "samples.jsonl", "samples_during.jsonl", "verdict.json", STATUS,
+    "ledger.json", "fingerprint.json", "metrics.jsonl", "samples.jsonl", "samples_during.jsonl", "verdict.json", STATUS,
 )  # fmt: skip
 State = Literal["starting", "running", "finished", "failed", "stopped"]
 _FACTS: dict[str, type | tuple[type, ...]] = {  # of status.json, where they are known
