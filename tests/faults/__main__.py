@@ -1,8 +1,9 @@
-"""``python -m tests.faults [PART OF A NAME ...] [--module NAME] [--short] [--jobs N]`` prints the table of faults."""
+"""``python -m tests.faults [PART OF A NAME ...]`` prints the table of faults; ``--help`` lists its flags."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="rows whose name has this in it; all by default")
     parser.add_argument("--module", help="rows of this module only")
     parser.add_argument("--short", action="store_true", help="the form that `make test` runs")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="a row begins no new try after so many")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="rows at a time")
     asked = parser.parse_args()
     modules = faults_by_module()
@@ -32,7 +34,7 @@ def main() -> None:
     def done(row: Row) -> None:
         print(f"{row.name}: {row.tries} tries, {len(row.lost)} lost, {row.seconds:g} s", file=sys.stderr, flush=True)
 
-    rows = run_rows(faults, whole=not asked.short, jobs=asked.jobs, done=done)
+    rows = run_rows(faults, whole=not asked.short, jobs=asked.jobs, done=done, at_most=asked.seconds)
     print(as_text(rows, time.monotonic() - began))
     sys.exit(any(row.lost for row in rows))
 

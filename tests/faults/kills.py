@@ -55,9 +55,9 @@ def _of_a_save(points: Sequence[str]) -> list[int]:
 
 
 def _spread(numbers: Sequence[int], count: int) -> list[int]:
-    """At most so many of the numbers, spread evenly, with the first and the last one."""
+    """At most so many of the numbers, spread evenly, with the first and the last one. All are in a drawn order."""
     if len(numbers) <= count:
-        return list(numbers)
+        return random.Random(0).sample(list(numbers), len(numbers))
     return [numbers[round(at * (len(numbers) - 1) / max(count - 1, 1))] for at in range(count)]
 
 
@@ -108,7 +108,7 @@ def _training(name: str, folder: Path, whole: bool) -> Iterator[Try]:
         yield Try(f"killed after {moment:.3f} s", _continued(at, wanted))
         shutil.rmtree(at)
     chosen = range(1, len(points) + 1) if whole and name == "lora with dropout" else _of_a_save(points)
-    for number in chosen if whole else _spread(chosen, 3):
+    for number in _spread(chosen, len(chosen) if whole else 3):
         at = new(f"point {number}")
         done = _killed_at_point(TRAIN, at, number)
         yield Try(f"killed at point {number}, {done}", _continued(at, wanted))

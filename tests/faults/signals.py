@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from tests.faults.kills import COMMANDS, Prepare, _files_of
+from tests.faults.kills import COMMANDS, Prepare, _files_of, _spread
 from tests.faults.points import Points
 from tests.faults.processes import Command, Ended, run
 from tests.faults.table import Fault, Try
@@ -61,8 +61,8 @@ def _tries(
     argv: Sequence[str], new: Callable[[str], Path], seconds: float, again: Again, moments: int, *, seed: str
 ) -> Iterator[Try]:
     draw = random.Random(seed)
-    for number in NUMBERS:
-        for count in range(moments):
+    for count in range(moments):
+        for number in NUMBERS:
             moment = draw.uniform(0, seconds)
             twice = draw.choice(SECOND_AFTER) if count % 3 == 1 else None
             name = signal.Signals(number).name
@@ -103,7 +103,7 @@ def _at_points(folder: Path, whole: bool) -> Iterator[Try]:
     counted = Points(folder / "points.log")
     run(TRAIN, new("whole"), points=counted)
     wanted, lines = content(folder / "whole"), counted.lines()
-    for number in range(1, len(lines) + 1, 1 if whole else len(lines) // 4):
+    for number in _spread(range(1, len(lines) + 1), len(lines) if whole else 4):
         kind = NUMBERS[number % 3]
         points = Points(folder / "points.log", kill_at=number, act=partial(signal.raise_signal, kind))
         at = new(f"point {number}")
@@ -149,8 +149,8 @@ def _new_interpreters(folder: Path, whole: bool) -> Iterator[Try]:
 
     took = run(TRAIN, new("whole"), anew=True).seconds
     wanted, draw = content(folder / "whole"), random.Random("new")
-    for number in NUMBERS if whole else NUMBERS[:1]:
-        for count in range(MOMENTS // 2 if whole else 1):
+    for count in range(MOMENTS // 2 if whole else 1):
+        for number in NUMBERS if whole else NUMBERS[:1]:
             moment, at = draw.uniform(0.5, took), new(f"{number} {count}")
             ended, seconds = _signalled(TRAIN, at, number, moment, twice=None, anew=True)
             lost = _ill_ended(ended, number, seconds, at)

@@ -30,6 +30,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 
 SHOWN = 5  # losses that are named below the table, for each row
@@ -72,8 +73,8 @@ def faults_by_module() -> dict[str, list[Fault]]:
     return {name: module.FAULTS for name, module in modules.items() if hasattr(module, "FAULTS")}
 
 
-def run_row(fault: Fault, *, whole: bool) -> Row:
-    """Tries everything of one row. An exception is a loss, too."""
+def run_row(fault: Fault, *, whole: bool, at_most: float = inf) -> Row:
+    """Tries everything of one row, or what can be begun in so many seconds. An exception is a loss, too."""
     row, began = Row(fault.name), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     try:
@@ -81,6 +82,9 @@ def run_row(fault: Fault, *, whole: bool) -> Row:
             row.tries += 1
             if each.lost is not None:
                 row.lost.append(f"{each.what}: {each.lost}")
+                print(f"lost in {row.name}: {row.lost[-1]}", file=sys.stderr, flush=True)
+            if time.monotonic() - began > at_most:
+                break
     except Exception:  # noqa: BLE001 - the other rows still run, and the table says it
         row.tries += 1
         row.lost.append(f"the row itself failed: {traceback.format_exc()}")
@@ -92,7 +96,9 @@ def run_row(fault: Fault, *, whole: bool) -> Row:
     return row
 
 
-def run_rows(faults: Sequence[Fault], *, whole: bool, jobs: int, done: Callable[[Row], None]) -> list[Row]:
+def run_rows(
+    faults: Sequence[Fault], *, whole: bool, jobs: int, done: Callable[[Row], None], at_most: float = inf
+) -> list[Row]:
     """Runs rows, each in a fork of this process, ``jobs`` at a time. The result has their order."""
     waiting, running, rows = list(enumerate(faults)), {}, {}
     # Not a TemporaryDirectory, which would be removed by each fork that ends as a Python process ends.
@@ -100,7 +106,7 @@ def run_rows(faults: Sequence[Fault], *, whole: bool, jobs: int, done: Callable[
     while waiting or running:
         while waiting and len(running) < jobs:
             number, fault = waiting.pop(0)
-            running[_fork(fault, results / str(number), whole=whole)] = number
+            running[_fork(fault, results / str(number), whole=whole, at_most=at_most)] = number
         pid = next((pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]), None)
         if pid is None:
             time.sleep(0.02)
@@ -114,14 +120,14 @@ def run_rows(faults: Sequence[Fault], *, whole: bool, jobs: int, done: Callable[
     return [rows[number] for number in sorted(rows)]
 
 
-def _fork(fault: Fault, result: Path, *, whole: bool) -> int:
+def _fork(fault: Fault, result: Path, *, whole: bool, at_most: float) -> int:
     """Starts a row in a fork, which leaves its result in a file. Returns the id of its process."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
         try:
-            text = json.dumps(asdict(run_row(fault, whole=whole)))
+            text = json.dumps(asdict(run_row(fault, whole=whole, at_most=at_most)))
             result.with_suffix(".tmp").write_text(text)
             result.with_suffix(".tmp").rename(result)
         except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
