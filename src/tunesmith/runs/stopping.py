@@ -16,6 +16,7 @@ from typing import Never
 ONE_PRESS = 0.3  # seconds; `timeout` and some shells send one Ctrl-C twice
 
 
+MOMENT = 0.05  # seconds
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # a supervisor ends the process; its terminal closes
 
 
@@ -49,6 +50,29 @@ def let_go_of_terminal(number: int) -> None:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
+
+
+@contextmanager
+def raised_where_it_can_be() -> Iterator[None]:
+    """Inside, an interrupt that comes where Python cannot raise it, such as in ``__del__``, soon comes again."""
+    before = sys.unraisablehook
+
+    def hear(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            before(lost)
+            return
+        number = lost.exc_value.number if isinstance(lost.exc_value, Terminated) else signal.SIGINT
+        if isinstance(lost.exc_value, Terminated):
+            signal.signal(number, terminate)
+        again = threading.Timer(MOMENT, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class Stop:

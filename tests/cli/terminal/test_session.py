@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import subprocess
 import sys
 import warnings
 
@@ -48,3 +50,26 @@ def test_bitsandbytes_is_quiet_inside_and_as_it_was_outside() -> None:
     with session():
         assert not logger.isEnabledFor(logging.WARNING)
     assert logger.level == before
+
+
+IN_DEL = """
+import os, signal, sys, time
+from tunesmith.cli.terminal.session import session
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(0)
+try:
+    with session():
+        held = Held()
+        del held
+        time.sleep(20)
+except BaseException as end:
+    sys.exit(getattr(end, "exit_code", 1))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_arrives_where_nothing_can_be_raised_still_stops_the_command(number: int) -> None:
+    done = subprocess.run([sys.executable, "-c", IN_DEL, str(number)], capture_output=True, text=True, timeout=15)
+    assert (done.returncode, "Traceback" in done.stderr) == (128 + number, False)

@@ -14,7 +14,7 @@ from tunesmith.errors import TunesmithError, ran_out
 from tunesmith.planning import memory
 from tunesmith.runs.disk import disk_errors
 from tunesmith.runs.from_python import quiet_libraries
-from tunesmith.runs.stopping import ENDING, Terminated, terminate
+from tunesmith.runs.stopping import ENDING, Terminated, raised_where_it_can_be, terminate
 from tunesmith.runs.surroundings import refuse_lost_folder
 
 INTERRUPTED, READER_GONE = (128 + number for number in (signal.SIGINT, signal.SIGPIPE))
@@ -71,7 +71,8 @@ def _signals_unwind() -> Iterator[None]:
     for number in ours:
         signal.signal(number, terminate)
     try:
-        yield
+        with raised_where_it_can_be():
+            yield
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
