@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from tests.faults.kills import COMMANDS, Prepare, _files_of, _spread
+from tests.faults.kills import COMMANDS, NEW, Prepare, _files_of, _spread
 from tests.faults.points import Points
 from tests.faults.processes import Command, Ended, run
 from tests.faults.table import Fault, Try
@@ -81,7 +81,7 @@ def _training(folder: Path, whole: bool) -> Iterator[Try]:
         write_recipe(world, folder / label, name)
         return folder / label
 
-    ended = run(TRAIN, new("whole"), anew=whole)
+    ended = run(TRAIN, new("whole"), anew=whole and NEW)
     wanted = content(folder / "whole")
     ended = run(TRAIN, new("warm"))
 

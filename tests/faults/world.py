@@ -78,7 +78,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "lora with dropout": {"method": {"name": "lora", "r": 4, "lora_dropout": 0.1}},
     "qlora": {"method": {"name": "qlora", "r": 4}},
-    "freeze": {"method": {"name": "freeze", "freeze_trainable_layers": 1}},
+    "freeze": {"method": {"name": "freeze", "trainable_layers": 1}},
     "dpo": {"method": {"name": "lora", "r": 4}, "objective": "dpo"},
     "accumulation": {
         "method": {"name": "lora", "r": 4, "lora_dropout": 0.1},
