@@ -86,7 +86,8 @@ def encode_rows(
     path = cache / "tokens" / f"{whole_key}.arrow"
     file = _cached(path, whole_key, listener)
     if file is None:
-        path = writable(cache, listener.warn) / "tokens" / path.name
+        with _cache_errors(cache):
+            path = writable(cache, listener.warn) / "tokens" / path.name
         with ExitStack() as locked:
             with _cache_errors(path.parent):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +221,7 @@ def _write(
     with _cache_errors(path.parent):
         sink = partial.open("wb")
     try:
-        with sink:
+        try:
             writer = pa.ipc.new_file(sink, schema)
             for block in blocks:
                 with _cache_errors(path.parent):
@@ -241,6 +242,10 @@ def _write(
             with _cache_errors(path.parent):
                 writer.write_batch(record_batch([]), custom_metadata=end)
                 writer.close()
+                sink.close()
+        finally:
+            with suppress(OSError):  # what failed to be written fails again
+                sink.close()
         with _cache_errors(path.parent):
             path.unlink(missing_ok=True)  # a damaged one must not have the new one's sha256 beside it
             write_whole(_sum_of(path), _sum_line(path, sha256_of(partial)))
