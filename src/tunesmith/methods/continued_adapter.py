@@ -184,7 +184,21 @@ def tokens_of_start(folder: Path, vocabulary: Collection[str]) -> tuple[list[str
 def _named_tokens(folder: Path) -> list[dict[str, Any]]:
     """The tokens beside the vocabulary in the tokenizer.json of an adapter's folder, if it has one."""
     file = folder / "tokenizer.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("added_tokens", []) if file.is_file() else []
+    if not file.is_file():
+        return []
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return [
+            {**token, "id": int(token["id"]), "content": str(token["content"])}
+            for token in found.get("added_tokens") or []
+        ]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            "the adapter's tokenizer cannot be read",
+            where=str(file),
+            why=f"{type(error).__name__}: {error}",
+            remedy="copy the file again from where the adapter was saved, or save the adapter again",
+        ) from error
 
 
 def _trained_rows(folder: Path) -> set[int]:

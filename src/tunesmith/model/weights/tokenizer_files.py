@@ -48,7 +48,7 @@ def _unreadable_json(path: Path) -> ModelError | None:
             return _pointer(path)
     try:
         json.loads(path.read_bytes())
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         remedy = "fetch the model again: the file is not whole."
         return ModelError(_WHAT, where=str(path), why=f"It is damaged: {fault}", remedy=remedy)
     try:
@@ -68,7 +68,7 @@ def _written_by(folder: Path) -> str:
     """The version of transformers that config.json names, in words."""
     try:
         named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_version")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
     here = version("transformers")
     return f" The model was saved with transformers {named}; here is {here}." if named and named != here else ""
