@@ -594,7 +594,7 @@ def test_a_mistyped_file_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("url", ["https://example.com/rows.csv", "simplecache::http://example.com/rows.csv"])
 def test_without_the_library_of_http_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, url: str):
-    def missing(_: str) -> None:
+    def missing(_: str, **options: object) -> None:
         raise ImportError('HTTPFileSystem requires "requests" and "aiohttp" to be installed')
 
     monkeypatch.setattr("fsspec.core.url_to_fs", missing)
