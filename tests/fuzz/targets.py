@@ -5,11 +5,12 @@ The first bytes may choose a format or a size, and the rest is the content.
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -115,8 +116,12 @@ def layout(data: bytes) -> None:
 
 def run(data: bytes) -> None:
     """A run folder of somebody else: the first byte chooses the file that holds the rest."""
+    from tunesmith.cli.runs import _report
+    from tunesmith.cli.terminal.console import Terminal
+    from tunesmith.runs.curves import draw
     from tunesmith.runs.folder import Run
     from tunesmith.runs.overview import details, summaries
+    from tunesmith.runs.watching import Watcher
 
     with tempfile.TemporaryDirectory() as folder:
         made = Run(Path(folder) / "run")
@@ -129,6 +134,12 @@ def run(data: bytes) -> None:
         with suppress(TunesmithError):
             found = details(made.folder)
             found._repr_html_(), str(found), json.dumps(found.to_json())
+            with redirect_stdout(io.StringIO()):
+                _report(found, Terminal())
+        with suppress(TunesmithError):
+            draw([made.folder], Path(folder) / "curves.html")
+        with suppress(TunesmithError):
+            list(Watcher(made.folder).look())
 
 
 FILES = {
@@ -141,8 +152,9 @@ FILES = {
     "metrics.jsonl": '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 2, "eval_loss": 1.5}\n',
     "ledger.json": json.dumps({"rows": {"read": 5, "trained": 4, "held_out": 1}}),
     "evaluations.jsonl": '{"time": "t", "target": "run", "data": null, "settings": [], "metrics": {}}\n',
+    "samples_during.jsonl": '{"step": 2, "source": "r", "prompt": "p", "truth": "t", "answer": "a"}\n',
     "recipe.yaml": "model: m\ndata: {train: rows.jsonl}\noutput_dir: x\n",
 }  # fmt: skip
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "reader": reader, "recipe": recipe, "layout": layout,
+    "reader": reader, "recipe": recipe, "layout": layout, "run": run,
 }  # fmt: skip

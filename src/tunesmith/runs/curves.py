@@ -19,6 +19,7 @@ from tunesmith.runs.folder import Run
 from tunesmith.runs.outputs import check_file, write_output
 from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.rate_curve import RateCurve
+from tunesmith.runs.stored_shapes import metric_lines
 from tunesmith.runs.symptoms import Symptom, norms_of, symptoms
 from tunesmith.runs.whole_files import place_for, why_not
 from tunesmith.safe_text import html_text, one_line
@@ -97,7 +98,7 @@ def read(runs: Sequence[str | Path]) -> list[RunCurves]:
         names = [str(run.folder) for run in opened]
     found = []
     for name, run in zip(names, opened, strict=True):
-        lines = run.read_lines("metrics.jsonl")
+        lines = metric_lines(run)
         if not lines:
             raise RunError(
                 "This run has no metrics yet",

@@ -9,11 +9,10 @@ from typing import Any
 from tunesmith.errors import RunError
 from tunesmith.recipe.paths import local
 from tunesmith.runs.drift import in_words as allowed_changes
-from tunesmith.runs.folder import EVALUATIONS, Run, find_runs
+from tunesmith.runs.folder import Run, find_runs
 from tunesmith.runs.manifest import changes, in_words
 from tunesmith.runs.notebook import html_table, metrics_html, metrics_text
-
-VERDICT = "verdict.json"
+from tunesmith.runs.stored_shapes import evaluation_lines, ledger_rows, metric_lines, status_of, verdict_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def summary(run: Run) -> Summary:
     """The run in one line."""
     name = run.folder.name or run.folder.resolve().name
     try:
-        status, verdict, lines = run.status(), _verdict(run), run.read_lines("metrics.jsonl")
+        status, verdict, lines = status_of(run), verdict_of(run), metric_lines(run)
     except RunError:
         return Summary(name, str(run.folder), "damaged")
     metric = next(iter((verdict or {}).get("metrics", {})), None)
@@ -117,8 +116,7 @@ def details(folder: str | Path) -> Details:
     from tunesmith.runs.start_folder import recipe_of
 
     run = Run.open(folder)
-    status = run.status()
-    lines = run.read_lines("metrics.jsonl")
+    status, lines = status_of(run), metric_lines(run)
     recipe = recipe_of(run)
     training = recipe.training
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.num_train_epochs:g} epochs"
@@ -136,20 +134,19 @@ def details(folder: str | Path) -> Details:
     return Details(
         summary=summary(run),
         facts=facts,
-        verdict=_verdict(run),
+        verdict=verdict_of(run),
         error=status.get("error") if status.get("status") == "failed" else None,
         training=[(line["step"], line["loss"]) for line in lines if "loss" in line],
         validation=[(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line],
         checkpoints=run.checkpoints,
         best=status.get("best"),
-        evaluations=run.read_lines(EVALUATIONS),
+        evaluations=evaluation_lines(run),
     )
 
 
 def _counts(run: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
-    if (run.folder / "ledger.json").is_file():
-        rows = run.read_json("ledger.json")["rows"]
+    if rows := ledger_rows(run):
         used = [f"{rows.pop('trained'):,} trained", f"{rows.pop('held_out'):,} held out"]
         others = [f"{count:,} {name.replace('_', ' ')}" for name, count in rows.items() if count and name != "read"]
         found.append(("rows", ", ".join([*used, *others])))
@@ -159,13 +156,3 @@ def _counts(run: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
     if status.get("seconds") is not None:
         found.append(("seconds", f"{status['seconds']:,.0f}"))
     return found
-
-
-def _verdict(run: Run) -> dict[str, Any] | None:
-    if not (run.folder / VERDICT).is_file():
-        return None
-    verdict = run.read_json(VERDICT)
-    metrics = verdict.get("metrics", {}) if isinstance(verdict, dict) else None
-    if not isinstance(metrics, dict) or not all(isinstance(values, dict) for values in metrics.values()):
-        raise run.damaged(VERDICT, "It is not a verdict.")
-    return verdict

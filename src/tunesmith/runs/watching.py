@@ -12,6 +12,7 @@ from tunesmith.errors import RunError
 from tunesmith.runs.folder import Run
 from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.progress import sample_line
+from tunesmith.runs.stored_shapes import metric_lines, sample_lines
 from tunesmith.runs.symptoms import Symptom, Watch
 
 POLL = 1.0  # seconds between two looks
@@ -84,7 +85,7 @@ class Watcher:
         self._last_evaluation: float | None = None
 
     def _lines(self) -> Iterator[Event]:
-        lines, total = self.run.read_lines("metrics.jsonl"), self.summary.total_steps
+        lines, total = metric_lines(self.run), self.summary.total_steps
         if lines[: len(self._seen)] != self._seen:  # the run continues after an earlier step
             same = next(n for n, line in enumerate([*self._seen, None]) if n >= len(lines) or line != lines[n])
             self._begin()
@@ -117,7 +118,7 @@ class Watcher:
         return facts
 
     def _new_samples(self) -> Iterator[Event]:
-        lines = self.run.read_lines("samples_during.jsonl")
+        lines = sample_lines(self.run)
         self._samples = min(self._samples, len(lines))
         for line in lines[self._samples :]:
             yield Event("sample", line["step"], self.summary.total_steps, text=sample_line(line))

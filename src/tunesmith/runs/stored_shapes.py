@@ -1,0 +1,164 @@
+"""What the files of a run folder must hold to be shown. A run may come from somebody else, or be damaged.
+
+Each ``..._fault`` gives what is wrong, as a sentence, or None. The readers raise RunError with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tunesmith.runs.folder import EVALUATIONS, Run
+
+METRICS, VERDICT, LEDGER, SAMPLES = "metrics.jsonl", "verdict.json", "ledger.json", "samples_during.jsonl"
+
+LARGEST = 2**63  # of a whole number that is shown
+OF_A_LINE = (
+    "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "computed_tokens", "supervised_tokens",
+    "tokens_per_second", "eval_seconds", "epoch",
+)  # fmt: skip
+VERDICTS = ("better", "no evidence", "worse")
+
+
+def metric_lines(run: Run) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl. Raises RunError if one cannot be shown."""
+    return _lines(run, METRICS, line_fault)
+
+
+def evaluation_lines(run: Run) -> list[dict[str, Any]]:
+    """What `eval` kept in the run. Raises RunError if a line cannot be shown."""
+    return _lines(run, EVALUATIONS, evaluation_fault)
+
+
+def sample_lines(run: Run) -> list[dict[str, Any]]:
+    """The answers at validations. Raises RunError if a line cannot be shown."""
+    return _lines(run, SAMPLES, sample_fault)
+
+
+def verdict_of(run: Run) -> dict[str, Any] | None:
+    """The verdict; None if there is none yet. Raises RunError if it cannot be shown."""
+    return _file(run, VERDICT, verdict_fault)
+
+
+def ledger_rows(run: Run) -> dict[str, int]:
+    """The counts of rows; none before they are known. Raises RunError if they cannot be shown."""
+    ledger = _file(run, LEDGER, ledger_fault)
+    return {} if ledger is None else dict(ledger["rows"])
+
+
+def status_of(run: Run) -> dict[str, Any]:
+    """The status. Raises RunError if a fact in it cannot be shown."""
+    status = run.status()
+    fault = status_fault(status)
+    if fault is not None:
+        raise run.damaged("status.json", fault)
+    return status
+
+
+def _lines(run: Run, name: str, fault_of: Callable[[Any], str | None]) -> list[dict[str, Any]]:
+    lines = run.read_lines(name)
+    fault = next(filter(None, map(fault_of, lines)), None)
+    if fault is not None:
+        raise run.damaged(name, fault)
+    return lines
+
+
+def _file(run: Run, name: str, fault_of: Callable[[Any], str | None]) -> Any:
+    if not (run.folder / name).is_file():
+        return None
+    found = run.read_json(name)
+    fault = fault_of(found)
+    if fault is not None:
+        raise run.damaged(name, fault)
+    return found
+
+
+def verdict_fault(found: Any) -> str | None:
+    """Of verdict.json, and of the same facts in a line of evaluations.jsonl."""
+    if not isinstance(found, Mapping) or not isinstance(found.get("metrics"), Mapping):
+        return "It is not a verdict: it has no metrics."
+    for name, values in found["metrics"].items():
+        if not isinstance(values, Mapping) or not _is_compared(values):
+            return f"metrics.{name} is not a comparison of two models."
+    if "selection" in found and not _is_count(found.get("step")):
+        return "step is not a number of a step."
+    if not found["metrics"]:
+        return None if isinstance(found.get("verdict"), str) else "It lacks the verdict."
+    if found.get("decided_by") not in found["metrics"] or found.get("verdict") not in VERDICTS:
+        return "It does not say which metric decides, or how."
+    if not (_is_number(found.get("confidence")) and _is_count(found.get("rows"))):
+        return "It lacks confidence or rows."
+    return None if found.get("reason") is None or isinstance(found["reason"], str) else "reason is not a text."
+
+
+def evaluation_fault(found: Any) -> str | None:
+    """Of a line of evaluations.jsonl."""
+    if not isinstance(found, Mapping) or not all(isinstance(found.get(name), str) for name in ("time", "target")):
+        return "It lacks time or target."
+    settings = found.get("settings")
+    if not isinstance(settings, list) or not all(isinstance(each, str) for each in settings):
+        return "settings is not a list of texts."
+    if found.get("data") is not None and not isinstance(found["data"], str):
+        return "data is not a text."
+    return verdict_fault(found)
+
+
+def line_fault(found: Any) -> str | None:
+    """Of a line of metrics.jsonl."""
+    if not isinstance(found, Mapping) or not _is_count(found.get("step")):
+        return "A line has no step."
+    wrong = [name for name in OF_A_LINE if found.get(name) is not None and not _is_number(found[name])]
+    norms = found.get("grad_norms") or []
+    if not isinstance(norms, list) or not all(norm is None or _is_number(norm) for norm in norms):
+        wrong.append("grad_norms")
+    return f"{wrong[0]} of step {found['step']} is not a number." if wrong else None
+
+
+def sample_fault(found: Any) -> str | None:
+    """Of a line of samples_during.jsonl."""
+    if not isinstance(found, Mapping) or not _is_count(found.get("step")):
+        return "A line has no step."
+    lacking = [name for name in ("source", "truth", "answer") if not isinstance(found.get(name), str)]
+    return f"{lacking[0]} of step {found['step']} is not a text." if lacking else None
+
+
+def ledger_fault(found: Any) -> str | None:
+    """Of ledger.json."""
+    rows = found.get("rows") if isinstance(found, Mapping) else None
+    if not isinstance(rows, Mapping) or not all(_is_count(count) for count in rows.values() if count is not None):
+        return "It has no counts of rows."
+    return (
+        None if _is_count(rows.get("trained")) and _is_count(rows.get("held_out")) else "It lacks trained or held_out."
+    )
+
+
+def status_fault(found: Mapping[str, Any]) -> str | None:
+    """Of the numbers in status.json."""
+    counts = [("step", found), ("total_steps", found), ("judged_step", found)]
+    for name in ("tokens", "best", "error"):
+        if found.get(name) is not None and not isinstance(found[name], Mapping):
+            return f"{name} is not an object."
+    counts += [(name, found["tokens"]) for name in ("computed", "supervised") if found.get("tokens")]
+    counts += [("step", found["best"])] if found.get("best") else []
+    for name, holder in counts:
+        required = holder is not found
+        if not _is_count(holder.get(name)) and (required or holder.get(name) is not None):
+            return f"{name} is not a whole number."
+    for name in ("status", "updated"):
+        if found.get(name) is not None and not isinstance(found[name], str):
+            return f"{name} is not a text."
+    return None if found.get("seconds") is None or _is_number(found["seconds"]) else "seconds is not a number."
+
+
+def _is_compared(values: Mapping[str, Any]) -> bool:
+    interval = values.get("interval")
+    ends = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
+    return ends and all(_is_number(values.get(name)) for name in ("base", "tuned", "difference"))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST)
