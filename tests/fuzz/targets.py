@@ -127,7 +127,7 @@ def run(data: bytes) -> None:
         made = Run(Path(folder) / "run")
         made.folder.mkdir()
         for name, value in FILES.items():
-            made.write_text(name, value)
+            (made.folder / name).write_text(value)  # past the manifest, which another would have made to match
         (made.folder / list(FILES)[(data[0] if data else 0) % len(FILES)]).write_bytes(data[1:])
         with suppress(TunesmithError):
             summaries(folder)
@@ -151,10 +151,10 @@ FILES = {
                                "tokens": {"rows": 9, "computed": 9, "supervised": 3}, "best": {"step": 2}}),
     "metrics.jsonl": '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 2, "eval_loss": 1.5}\n',
     "ledger.json": json.dumps({"rows": {"read": 5, "trained": 4, "held_out": 1}}),
-    "evaluations.jsonl": '{"time": "t", "target": "run", "data": null, "settings": [], "metrics": {}}\n',
+    "evaluations.jsonl": '{"time": "t", "target": "r", "data": null, "settings": [], "metrics": {}, "verdict": ""}\n',
     "samples_during.jsonl": '{"step": 2, "source": "r", "prompt": "p", "truth": "t", "answer": "a"}\n',
     "recipe.yaml": "model: m\ndata: {train: rows.jsonl}\noutput_dir: x\n",
 }  # fmt: skip
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "reader": reader, "recipe": recipe, "layout": layout, "run": run,
+    "reader": reader, "recipe": recipe, "template": template, "layout": layout, "run": run,
 }  # fmt: skip

@@ -98,7 +98,8 @@ def test_the_end_tells_how_it_ended(run: Run) -> None:
     run.set_status("failed", error={"what": "Memory ran out"})
     assert ending() == "the run failed: Memory ran out"
     figures = {"base": 0.05, "tuned": 0.85, "difference": 0.8, "interval": [0.6, 0.9]}
-    run.write_json("verdict.json", {"verdict": "better", "metrics": {"exact_match": figures}})
+    of_all = {"verdict": "better", "decided_by": "exact_match", "reason": None, "rows": 40, "confidence": 0.95}
+    run.write_json("verdict.json", {**of_all, "metrics": {"exact_match": figures}})
     run.set_status("finished")
     assert ending() == "the run is finished: better, exact_match 0.05 -> 0.85"
 

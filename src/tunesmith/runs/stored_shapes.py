@@ -88,7 +88,7 @@ def verdict_fault(found: Any) -> str | None:
         return "It does not say which metric decides, or how."
     if not (_is_number(found.get("confidence")) and _is_count(found.get("rows"))):
         return "It lacks confidence or rows."
-    return None if found.get("reason") is None or isinstance(found["reason"], str) else "reason is not a text."
+    return None if isinstance(found.get("reason", 0), str | None) else "It has no reason, not even null."
 
 
 def evaluation_fault(found: Any) -> str | None:

@@ -152,7 +152,7 @@ def verdict_line(verdict: Mapping[str, Any]) -> str:
     """The verdict in a sentence, or why there is none."""
     from tunesmith.evaluation.compare import sentence
 
-    return sentence(cast(Any, verdict)) if verdict["metrics"] else f"{verdict['verdict']}: {verdict['reason']}"
+    return sentence(cast(Any, verdict)) if verdict["metrics"] else f"{verdict['verdict']}: {verdict.get('reason')}"
 
 
 def settings_table(settings: Sequence[tuple[str, Any, str]], *, width: int = UNLIMITED) -> list[str]:
