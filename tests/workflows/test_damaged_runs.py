@@ -200,13 +200,11 @@ def test_a_lost_optimizer_state_is_only_said_where_it_is_not_needed(whole: Path,
 def test_files_that_decide_the_result_are_refused_and_others_are_named(
     whole: Path, copied: Callable[[Path], Run]
 ) -> None:
-    for name in ("data.json", "template.json", "metrics.jsonl", "recipe.yaml"):
+    for name in ("data.json", "template.json", "metrics.jsonl"):
         run = copied(whole)
         unfinish(run)
         text = (run.folder / name).read_text()
-        changed = text.replace("batch_size: 8", "batch_size: 9") if name == "recipe.yaml" else text.replace("1", "2", 1)
-        assert changed != text
-        (run.folder / name).write_text(changed)
+        (run.folder / name).write_text(text.replace("1", "2", 1))
         heard = Heard()
         with pytest.raises(RunError, match=f"{name} is damaged") as caught:
             train(run.folder, resume=True, listener=heard)
@@ -221,6 +219,24 @@ def test_files_that_decide_the_result_are_refused_and_others_are_named(
     (told,) = [line for line in heard.warned if "ledger.json" in line]
     assert "environment.json has other content than the run wrote; ledger.json is missing" in told
     assert content(run.folder) == content(whole)
+
+
+def test_a_recipe_that_is_not_as_the_run_wrote_it_is_noticed_by_what_continues_and_by_what_reads(
+    whole: Path, copied: Callable[[Path], Run]
+) -> None:
+    run, heard = copied(whole), Heard()
+    unfinish(run)
+    recipe = run.folder / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("batch_size: 8", "batch_size: 9"))
+    with pytest.raises(RunError, match=r"training\.batch_size"):
+        train(run.folder, resume=True, listener=heard)
+    load(run.folder, listener=heard)
+    assert "recipe.yaml has other content than the run wrote" in heard.warned[-1]
+    recipe.write_text(text.replace("method:", "metho:"))
+    for way in (lambda: train(run.folder, resume=True), lambda: load(run.folder)):
+        with pytest.raises(RunError, match=r"recipe\.yaml is damaged"):
+            way()
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_says_that_it_cannot_be_verified(
