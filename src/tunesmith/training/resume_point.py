@@ -7,11 +7,10 @@ from pathlib import Path
 
 from tunesmith.model.weights.finite import not_finite_files
 from tunesmith.runs.folder import Run, checkpoint_name
-from tunesmith.runs.manifest import changes, damage, has_manifest, in_words
+from tunesmith.runs.manifest import damage, has_manifest, in_words
 from tunesmith.runs.progress import Listener
 from tunesmith.training.checkpoint import STATE, has_optimizer
 
-RESULTS = ("samples.jsonl", "verdict.json")
 SET_ASIDE = "set_aside"  # in a run's folder: checkpoints that are not used
 _OF_LATER_STEPS = ("step", "judged_step", "best", "selection", "seconds", "tokens")  # in status.json
 
@@ -52,23 +51,6 @@ def resume_point(run: Run, listener: Listener, *, selects: bool) -> Path | None:
         f"{'The folder is' if len(aside) == 1 else f'{len(aside)} folders are'} kept in {aside[-1].parent}"
     )
     return point
-
-
-def has_whole_result(run: Run, listener: Listener) -> bool:
-    """Whether the verdict of a finished run and the weights that it is about are whole. Other damage is only said."""
-    changed = changes(run.folder)
-    lost = {name: why for name, why in changed.items() if name in RESULTS}
-    if lost:
-        listener.warn(f"{run.folder}: {in_words(lost)}. The run is judged again")
-    if lost or (run.result is not None and damage(run.result)):
-        return False
-    notes = run.notes()
-    for path in dict.fromkeys([*([run.result] if run.result else []), *run.checkpoints[-1:]]):
-        found = damage(path)
-        notes += run.notes_on(path) + ([f"{path} is damaged: {in_words(found)}"] if found else [])
-    for note in notes:
-        listener.warn(note)
-    return True
 
 
 def faults(checkpoint: Path, *, selects: bool) -> dict[str, str]:

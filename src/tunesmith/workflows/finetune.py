@@ -33,6 +33,7 @@ from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.manifest import write_manifest
 from tunesmith.runs.notebook import metrics_html, metrics_text, paragraph
 from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.results import RESULTS, tell_of_result
 from tunesmith.runs.stopping import signal_ends_process
 from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import whole_folder
@@ -42,7 +43,7 @@ from tunesmith.training.disk_room import refuse_full_disk
 from tunesmith.training.references import FILE as REFERENCE
 from tunesmith.training.references import with_references
 from tunesmith.training.rehearsal import heaviest, memory_faults, rehearse
-from tunesmith.training.resume_point import RESULTS, has_whole_result, resume_point
+from tunesmith.training.resume_point import resume_point
 from tunesmith.training.setup import Prepared, prepare_training
 from tunesmith.training.step_rows import Steps
 from tunesmith.training.trainer import METRICS, Trained, Trainer
@@ -181,11 +182,9 @@ def _continue(start: Start, listener: Listener) -> TrainResult:
     run = start.run
     continuation = Continuation(run, start.asked, start.allowed, listener)
     continuation.check_recipe()
-    if run.status()["status"] == "finished" and has_whole_result(run, listener):
+    if run.status()["status"] == "finished" and tell_of_result(run, listener):
         listener.say(f"{run.folder} is finished already")
         return stored_result(run)
-    if start.finished:  # and damaged, so that it is judged again
-        check_functions(start.asked.evaluation)
     began = time.perf_counter()
     started_in = Path(run.status().get("started_in") or Path.cwd())
     recipe = continuation.recipe()

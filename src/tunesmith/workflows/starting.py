@@ -22,6 +22,7 @@ from tunesmith.runs.disk import bytes_in, no_room
 from tunesmith.runs.drift import allowed_kinds
 from tunesmith.runs.folder import Run
 from tunesmith.runs.outputs import refuse_inputs, refuse_strangers
+from tunesmith.runs.results import has_whole_result
 from tunesmith.workflows.given_data import with_files
 
 WRITTEN = (
@@ -73,7 +74,7 @@ def started(
     # A run folder that was moved or renamed is continued where it is.
     run = Run(recipe if resume and _is_run(recipe) else loaded.recipe.output_dir)
     stored = run.folder if resume and _is_run(recipe) else stored_in(recipe)
-    finished = resume and run.exists() and run.status().get("status") == "finished"
+    finished = resume and run.exists() and run.status().get("status") == "finished" and has_whole_result(run)
     asked = loaded.recipe if finished else consent.given(loaded, stored)
     functions = {} if finished else consent.of_recipe(loaded, stored)
     for name in (str(run.folder), os.getcwd()):
