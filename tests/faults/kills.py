@@ -148,6 +148,25 @@ def _resuming(folder: Path, whole: bool) -> Iterator[Try]:
         shutil.rmtree(at)
 
 
+def _overwriting(folder: Path, whole: bool) -> Iterator[Try]:
+    """Killed while a finished run is replaced by a new one."""
+    argv = ["train", "recipe.yaml", "--overwrite"]
+    world = make_world(folder / "world")
+    write_recipe(world, folder / "before", "lora with dropout")
+    run(TRAIN, folder / "before")
+    wanted = content(folder / "before")
+    points, ended = _points_of(copy_of(folder / "before", folder / "counted"), argv)
+    yield Try("one whose points are counted", ended.said if ended.code else apart(content(folder / "counted"), wanted))
+    begins = next(number for number, line in enumerate(points, 1) if line.startswith("mkdir run/checkpoints"))
+    for number in _spread(range(1, begins + 1), begins if whole else 3):
+        at = copy_of(folder / "before", folder / f"point {number}")
+        done = _killed_at_point(argv, at, number)
+        ended = run(argv, at)
+        lost = f"exit {ended.code}: {ended.said[-1500:]}" if ended.code else apart(content(at), wanted)
+        yield Try(f"killed at point {number}, {done}", lost)
+        shutil.rmtree(at)
+
+
 Prepare = Callable[[Path, Path], None]
 
 
@@ -239,5 +258,6 @@ SHORT = ("best of all, one kept", "prepare, into an empty folder", "merge")
 FAULTS = [
     *(Fault(f"kill -9, {name}", partial(_training, name), name in SHORT) for name in METHODS),
     Fault("kill -9, a resume", _resuming, short=False),
+    Fault("kill -9, train --overwrite", _overwriting, short=False),
     *(Fault(f"kill -9, {name}", partial(_command, *given), name in SHORT) for name, given in COMMANDS.items()),
 ]

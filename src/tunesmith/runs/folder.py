@@ -36,6 +36,7 @@ STATUS = "status.json"
 WRITTEN_WHOLE = (
     "recipe.yaml", "environment.json", "data.json", "findings.json", "template.json", "memory.json", "rejected.jsonl",
     "ledger.json", "fingerprint.json", "metrics.jsonl", "samples.jsonl", "samples_during.jsonl", "verdict.json", STATUS,
+    MANIFEST,
 )  # fmt: skip
 State = Literal["starting", "running", "finished", "failed", "stopped"]
 _FACTS: dict[str, type | tuple[type, ...]] = {  # of status.json, where they are known
@@ -161,6 +162,7 @@ class Run:
 
     def clear(self) -> None:
         """Removes what a run has written. After a kill in the middle, the folder still counts as Tunesmith's."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)  # else it would call the new status damaged
         write_whole(self.folder / STATUS, '{"status": "starting"}\n')  # the first file, so not in a manifest
         for entry in self.folder.iterdir():
             if entry.name in (*_OF_LOCK, STATUS):
