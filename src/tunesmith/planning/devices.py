@@ -164,8 +164,13 @@ def device_like(told: str) -> Device | None:
 def sgemm(threads: int) -> float:
     """FLOP/s of a product of two square fp32 matrices: the median over a fifth of a second."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-    settings = clean_environment(**dict.fromkeys(names, str(threads)))
-    done = subprocess.run(python_command("-c", SGEMM), env=settings, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        python_command("-c", SGEMM),
+        env=clean_environment(**dict.fromkeys(names, str(threads))),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(json.loads(done.stdout))
 
 
