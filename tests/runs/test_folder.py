@@ -20,6 +20,7 @@ from tunesmith.errors import RunError
 from tunesmith.runs.environment import RECORDED_PACKAGES, environment
 from tunesmith.runs.folder import Run, find_runs
 from tunesmith.runs.git import git_state
+from tunesmith.training.checkpoint import prune
 
 HOLDER = """
 import os, sys
@@ -449,3 +450,23 @@ def test_git_tells_commit_and_whether_the_tree_differs(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": commit, "dirty": False}
     (tmp_path / "new").touch()
     assert git_state(tmp_path) == {"commit": commit, "dirty": True}
+
+
+def test_checkpoints_are_in_the_order_of_their_steps_and_copies_are_none(tmp_path: Path) -> None:
+    """A folder with another name is the user's own: a run must neither continue from it nor remove it."""
+    run = Run(tmp_path)
+    for name in (
+        "step-000002",
+        "step-1000000",
+        "step-999999",
+        "step-best",
+        "step-999999-copy",
+        "step-3",
+        ".step-000004",
+    ):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-000001").touch()
+    assert [path.name for path in run.checkpoints] == ["step-000002", "step-999999", "step-1000000"]
+    prune(tmp_path / "checkpoints", keep=1, best=None)
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
+    assert left == [".step-000004", "step-1000000", "step-3", "step-999999-copy", "step-best"]

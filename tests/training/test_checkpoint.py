@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tunesmith.errors import TrainError
-from tunesmith.runs.folder import checkpoint_name
+from tunesmith.runs.checkpoint_names import checkpoint_name
 from tunesmith.runs.manifest import damage
 from tunesmith.training import checkpoint
 from tunesmith.training.optim import build_optimizer, optimizer_state

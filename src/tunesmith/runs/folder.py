@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Literal
 
 from tunesmith.errors import RunError
 from tunesmith.recipe.paths import expanded
+from tunesmith.runs.checkpoint_names import checkpoint_name, checkpoints_in
 from tunesmith.runs.locks import holder, is_locked, locked, stand_in
 from tunesmith.runs.manifest import MANIFEST, changes, expect, has_manifest, in_words, read_checked, seal
 from tunesmith.runs.whole_files import is_half_written, remove_half_written, why_not, write_whole
@@ -317,7 +318,7 @@ class Run:
     @property
     def checkpoints(self) -> list[Path]:
         """Complete checkpoint folders, oldest first."""
-        return sorted(path for path in (self.folder / "checkpoints").glob("step-*") if path.is_dir())
+        return checkpoints_in(self.folder / "checkpoints")
 
     @property
     def result(self) -> Path | None:
@@ -333,11 +334,6 @@ def way_to_checkpoint(run: Run) -> str:
     if run.status().get("status") == "finished":
         return "Put its folder `checkpoints` back, or train again with `tunesmith train RECIPE --overwrite`."
     return "Let it train to its first save, or finish it with `tunesmith train RECIPE --resume`."
-
-
-def checkpoint_name(step: int) -> str:
-    """The name of a checkpoint's folder, such as ``step-000100``."""
-    return f"step-{step:06d}"
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tunesmith.errors import RunError
+from tunesmith.runs.checkpoint_names import checkpoints_in
 from tunesmith.runs.whole_files import write_whole
 
 MANIFEST = "manifest.json"
@@ -162,7 +163,7 @@ def _way_out(folder: Path, unread: Collection[str]) -> str:
     own = f"If you changed the files yourself, remove {folder / MANIFEST}: they are then used as they are."
     if folder.parent.name != "checkpoints":
         return f"Copy the folder again from where it came. {own}"
-    others = sorted((path for path in folder.parent.glob("step-*") if path != folder), reverse=True)
+    others = [path for path in reversed(checkpoints_in(folder.parent)) if path != folder]
     whole = next((path for path in others if has_manifest(path) and not damage(path, unread=unread)), None)
     other = "" if whole is None else f"Name {whole}, which is whole. "
     again = f"`tunesmith train {folder.parent.parent} --resume` makes a damaged checkpoint again."

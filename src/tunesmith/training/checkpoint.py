@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import TrainError
+from tunesmith.runs.checkpoint_names import checkpoint_name, checkpoints_in, step_of
 from tunesmith.runs.disk import is_full, why_full
-from tunesmith.runs.folder import Run, checkpoint_name
+from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import in_words, is_listed, refuse_damaged, take_off, write_manifest
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.whole_files import recover_folder, remove_folder, whole_folder
@@ -109,14 +110,14 @@ def verify(checkpoint: Path | None, run: Run | None, listener: Listener) -> None
 
 def remove_older_optimizers(folder: Path, *, newest: int) -> None:
     """Removes the optimizer's state from all checkpoints before the newest one. Call it once that one is saved."""
-    for path in folder.glob("step-*"):
-        if path.name < checkpoint_name(newest) and (path / OPTIMIZER).exists():
+    for path in checkpoints_in(folder):
+        if step_of(path) < newest and (path / OPTIMIZER).exists():
             take_off(path, OPTIMIZER)
 
 
 def prune(folder: Path, *, keep: int, best: int | None) -> None:
     """Removes the oldest checkpoints beyond ``keep``. The newest and the best step's stay."""
-    steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    steps = [step_of(path) for path in checkpoints_in(folder)]
     removable = [step for step in steps[:-1] if step != best]
     for step in removable[: max(0, len(steps) - keep)]:
         remove_folder(folder / checkpoint_name(step))
@@ -124,7 +125,7 @@ def prune(folder: Path, *, keep: int, best: int | None) -> None:
 
 def remove_former_best(folder: Path, *, best: int | None) -> None:
     """Removes checkpoints that were saved only because their step was the best, except the best and the newest one."""
-    for path in sorted(folder.glob("step-*"))[:-1]:
+    for path in checkpoints_in(folder)[:-1]:
         if path.name != checkpoint_name(best or 0) and _was_only_best(path):
             remove_folder(path)
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from tunesmith.model.weights.finite import not_finite_files
-from tunesmith.runs.folder import Run, checkpoint_name
+from tunesmith.runs.checkpoint_names import checkpoint_name
+from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import damage, has_manifest, in_words
 from tunesmith.runs.progress import Listener
 from tunesmith.training.checkpoint import STATE, has_optimizer

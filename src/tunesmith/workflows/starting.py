@@ -29,7 +29,8 @@ WRITTEN = (
     ".*", "recipe.yaml", "environment.json", "data.json", "findings.json", "template.json", "memory.json",
     "status.json", "ledger.json", "verdict.json", "fingerprint.json", "manifest.json", "rejected.jsonl",
     "metrics.jsonl", "samples.jsonl", "samples_during.jsonl", "evaluations.jsonl", "reference.npz", "start",
-    "tensorboard", "wandb", "mlflow", "mlflow.db*", "checkpoints/step-*", "checkpoints/.*", "checkpoints/manifest.json",
+    "tensorboard", "wandb", "mlflow", "mlflow.db*", "set_aside", "checkpoints/.*", "checkpoints/manifest.json",
+    *(f"checkpoints/step-{'[0-9]' * digits}" for digits in (6, 7)),
 )  # fmt: skip
 """What a run writes into its folder; starting over removes it."""
 
