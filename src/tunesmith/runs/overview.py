@@ -10,7 +10,7 @@ from tunesmith.errors import RunError
 from tunesmith.recipe.paths import local
 from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.folder import Run, find_runs
-from tunesmith.runs.manifest import changes, in_words
+from tunesmith.runs.manifest import MANIFEST, changes, has_manifest, in_words
 from tunesmith.runs.notebook import html_table, metrics_html, metrics_text
 from tunesmith.runs.stored_shapes import evaluation_lines, ledger_rows, metric_lines, status_of, verdict_of
 
@@ -129,7 +129,8 @@ def details(folder: str | Path) -> Details:
         ("training", f"{length}, batch size {training.batch_size}, learning rate {recipe.learning_rate:g}"),
         *_counts(run, status),
         *([("changed", "; then ".join(changed))] if changed else []),
-        *([("damaged", in_words(changed))] if (changed := changes(run.folder)) else []),
+        *([("damaged", in_words(damaged))] if (damaged := changes(run.folder)) else []),
+        *([] if has_manifest(run.folder) else [("not verified", f"the run has no {MANIFEST}")]),
     ]
     return Details(
         summary=summary(run),
