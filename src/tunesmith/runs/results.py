@@ -21,9 +21,11 @@ def tell_of_result(run: Run, listener: Listener) -> bool:
     if not has_whole_result(run):
         return False
     notes = run.notes()
-    for path in dict.fromkeys([*([run.result] if run.result else []), *run.checkpoints[-1:]]):
+    for path in run.checkpoints[-1:]:  # it may be another one than that of the result
         found = damage(path)
         notes += run.notes_on(path) + ([f"{path} is damaged: {in_words(found)}"] if found else [])
+    if run.result is not None and run.result not in run.checkpoints[-1:]:
+        notes += run.notes_on(run.result)
     for note in notes:
         listener.warn(note)
     return True
