@@ -54,8 +54,9 @@ def _result(folder: Path) -> Path:
     return found
 
 
-def _few(tried: list[tuple[str, bytes | None]], whole: bool) -> list[tuple[str, bytes | None]]:
-    return tried if whole else [tried[1], tried[len(tried) // 2], tried[-1]]
+def _few(tried: list[tuple[str, bytes | None]], whole: bool, number: int = 0) -> list[tuple[str, bytes | None]]:
+    """All, or one that differs with the number of the file: cut off, a bit flipped, deleted, ..."""
+    return tried if whole else [(tried[-1], tried[len(tried) // 2], tried[min(1, len(tried) - 1)])[number % 3]]
 
 
 def _reading_a_checkpoint(method: str, folder: Path, whole: bool) -> Iterator[Try]:
@@ -63,9 +64,9 @@ def _reading_a_checkpoint(method: str, folder: Path, whole: bool) -> Iterator[Tr
     world = make_world(folder / "world")
     at = _made(world, folder / "made", method)
     newest = _result(at)
-    for path in sorted(newest.iterdir()):
+    for number, path in enumerate(sorted(newest.iterdir())):
         before = path.read_bytes()
-        for what, damaged in _few(list(damages(before, seed=len(path.name))), whole):
+        for what, damaged in _few(list(damages(before, seed=len(path.name))), whole, number):
             _spoil(path, damaged)
             ended = run(GENERATE, at)
             lost = _said(ended, path.name, codes=(0,) if path.name == BY_TRAINING[0] or damaged is None else (1, 2))
@@ -85,9 +86,9 @@ def _continuing(method: str, folder: Path, whole: bool) -> Iterator[Try]:
     made = _made(world, folder / "made", method)
     wanted = content(made)
     names = sorted(path.name for path in _result(made).iterdir())
-    for name in names if whole else _weights(names):
+    for number, name in enumerate(names if whole else _weights(names), start=1):
         tried = list(damages((_result(made) / name).read_bytes(), seed=len(name)))
-        for what, damaged in tried if whole and name in _weights(names) else _few(tried, whole=False):
+        for what, damaged in tried if whole and name in _weights(names) else _few(tried, False, number):
             at = copy_of(made, folder / "at")
             newest = _result(at)
             _spoil(newest / name, damaged)
@@ -111,9 +112,9 @@ def _run_files(method: str, folder: Path, whole: bool) -> Iterator[Try]:
     at = _made(world, folder / "made", method)
     run(["eval", "run"], at)
     files = [path for path in sorted((at / "run").iterdir()) if path.is_file() and path.name != ".lock"]
-    for path in files:
+    for number, path in enumerate(files):
         before = path.read_bytes()
-        for what, damaged in _few(list(damages(before, seed=len(path.name))), whole):
+        for what, damaged in _few(list(damages(before, seed=len(path.name))), whole, number):
             _spoil(path, damaged)
             ended = run(SHOW, at)
             named = path.name if (path.name, damaged) != ("status.json", None) else "run"
@@ -132,9 +133,9 @@ def _cache(folder: Path, whole: bool) -> Iterator[Try]:
     if ended.code or len(wanted) != 2:
         yield Try("the cache that is not damaged", f"{wanted} {ended.said[-500:]}")
         return
-    for path in sorted(kept / name for name in wanted):
+    for number, path in enumerate(sorted(kept / name for name in wanted), start=1):
         before = path.read_bytes()
-        for what, damaged in _few(list(damages(before)), whole):
+        for what, damaged in _few(list(damages(before)), whole, number):
             _spoil(path, damaged)
             ended = run(check, folder / "at")
             gone = damaged is None and path.suffix == ".arrow"  # a cache may be cleared at any time
