@@ -160,7 +160,7 @@ def _packed(folder: Path, whole: bool) -> Iterator[Try]:
     for name in cases.PARQUET if whole else cases.PARQUET[:1]:
         path = cases.made_by_another_process(name, folder / "rows.parquet")
         yield Try(f"parquet: {name}", outcome(lambda path=path: cases.passed(path), folder))
-    for suffix in (".gz", ".zst", ".bz2", ".xz") if whole else ():
+    for suffix in (".gz", ".zst", ".xz") if whole else ():
         path = folder / f"rows.jsonl{suffix}"
         cases.packed(suffix, path)
         yield Try(f"2 GB of rows in {suffix}", outcome(lambda path=path: cases.passed(path), folder))
