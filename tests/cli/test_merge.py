@@ -46,7 +46,9 @@ def test_merge_tells_how_close_it_is_and_what_was_written(command: Command, aske
         "plain: 3.21 GB in 2 files, bfloat16. Next: `tunesmith generate plain --prompt TEXT`",
     ]
     defaults = {"dtype": "auto", "data": None, "max_shard_size": "5GB", "overwrite": False, "model": None}
-    assert asked == [{"target": "runs/rows", "out": "plain", "trust_remote_code": False, **defaults}]
+    assert asked == [
+        {"target": "runs/rows", "out": "plain", "trust_remote_code": False, "allow_changes": (), **defaults}
+    ]
 
 
 def test_every_flag_reaches_the_library(command: Command, asked: list[dict[str, Any]]) -> None:
@@ -61,12 +63,15 @@ def test_every_flag_reaches_the_library(command: Command, asked: list[dict[str, 
         "--model",
         "base",
         "--trust-remote-code",
+        "--allow-changes",
+        "weights,config",
         "--json",
     ]
     outcome = command("merge", "adapter", "--out", "plain", *flags)
     assert list(outcome.json) == list(JSON_KEYS["merge"]) and len(outcome.out.splitlines()) == 1
     expected = {"dtype": "float16", "data": "rows.jsonl", "max_shard_size": "500MB", "overwrite": True, "model": "base"}
-    assert asked == [{"target": "adapter", "out": "plain", "trust_remote_code": True, **expected}]
+    allowed = {"trust_remote_code": True, "allow_changes": "weights,config"}
+    assert asked == [{"target": "adapter", "out": "plain", **allowed, **expected}]
 
 
 @pytest.mark.parametrize(

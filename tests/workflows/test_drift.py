@@ -355,6 +355,25 @@ def test_every_command_that_loads_a_run_notices_another_base(
         assert json.loads(Path("merged", MARK).read_text())["changes"] == [found]
 
 
+def test_a_function_that_judges_is_code_that_may_change(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {**Run("whole").status()["asked"], "output_dir": "scored"}
+    recipe["evaluation"] = {**recipe["evaluation"], "metrics": ["score.py:score"]}
+    Path("scored.yaml").write_text(json.dumps(recipe))
+    Path("score.py").write_text("def score(answer): return len(answer)\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("tunesmith.training.trainer.Trainer.run_steps", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train("scored.yaml")
+    Path("score.py").write_text("def score(answer): return -len(answer)\n")
+    message = said(capsys, "train", "scored.yaml", "--resume", code=1)
+    assert "score.py: was sha256 " in message and "`--allow-changes code`" in message
+    said(capsys, "train", "scored.yaml", "--resume", "--allow-changes", "code", code=0)
+    assert [each["key"] for each in recorded("scored")[0]["changes"]] == ["score.py"]
+    assert "return -len" in Path("scored/functions/score.py").read_text()
+
+
 def test_the_right_base_at_another_place_is_taken_and_another_one_is_refused(here: Path, made: Path) -> None:
     other_weights(here)
     assert evaluate("whole", model=str(made / "base"))["changes"] == []

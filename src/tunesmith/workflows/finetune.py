@@ -18,14 +18,14 @@ from tunesmith.data.ledger import EpochTokens
 from tunesmith.errors import RunError, TrainError, TunesmithError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_functions
-from tunesmith.evaluation.metrics.user_functions import function_files, functions_allowed
+from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.task import Task, task_batches
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
 from tunesmith.model.weights.device import tf32
 from tunesmith.recipe.complaints import dotted
 from tunesmith.recipe.file import dump, leaves, portable, read_recipe
 from tunesmith.recipe.settings import Recipe
-from tunesmith.runs.consent import FUNCTIONS, Consent, flags_of, stored_in
+from tunesmith.runs.consent import Consent, flags_of, stored_in
 from tunesmith.runs.disk import bytes_in, disk_errors
 from tunesmith.runs.environment import environment
 from tunesmith.runs.folder import Run
@@ -49,7 +49,7 @@ from tunesmith.training.step_rows import Steps
 from tunesmith.training.trainer import METRICS, Trained, Trainer
 from tunesmith.workflows.continuing import tell_of_kill
 from tunesmith.workflows.given_data import with_files
-from tunesmith.workflows.same_run import Continuation, fingerprint, write_facts_of_rows
+from tunesmith.workflows.same_run import Continuation, fingerprint, keep_functions, write_facts_of_rows
 from tunesmith.workflows.starting import Start, started
 
 NOTED_WHEN_READ = (*RESULTS, "data.json", METRICS, REFERENCE)  # made again where they are damaged, or refused
@@ -170,7 +170,7 @@ def _begin(start: Start, listener: Listener) -> TrainResult:
     listener.say(str(rehearsal))
     run.clear()
     prepared = _keep_start(run, prepared)
-    _keep_functions(run)
+    keep_functions(run)
     run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})
     _write_facts(run, asked, loaded.ready.recipe, prepared, tokens, listener)
     _say_tokens(prepared, loaded.steps, tokens, listener)
@@ -300,14 +300,6 @@ def _keep_start(run: Run, prepared: Prepared) -> Prepared:
             shutil.copyfile(prepared.start / name, beside / name)
         write_manifest(beside)
     return replace(prepared, start=kept)
-
-
-def _keep_functions(run: Run) -> None:
-    """Copies the files of the recipe's functions into the run, so that the run can be judged again."""
-    for name, file in function_files().items():
-        kept = run.folder / FUNCTIONS / name
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, kept)
 
 
 def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _Loaded:

@@ -6,6 +6,7 @@ with what is there now, and keeps a record of it.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tunesmith.data.chat.template import is_jinja
 from tunesmith.data.ledger import EpochTokens
 from tunesmith.data.survey import Survey
 from tunesmith.errors import RunError
+from tunesmith.evaluation.metrics.user_functions import function_files
 from tunesmith.model.weights.base_files import base_changes, base_files
 from tunesmith.model.weights.resolve import resolve
 from tunesmith.recipe.complaints import Path_, dotted
@@ -22,6 +24,8 @@ from tunesmith.recipe.file import dump, leaves, portable, read_recipe
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, method_label
 from tunesmith.recipe.optimizers import BITSANDBYTES
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.cache import sha256_of
+from tunesmith.runs.consent import FUNCTIONS
 from tunesmith.runs.drift import Change, Fingerprint, compared, record_of, settle
 from tunesmith.runs.environment import package_versions, processor, source_digest
 from tunesmith.runs.folder import Run
@@ -146,7 +150,8 @@ class Continuation:
                 "known. It gets one now"
             )
             return
-        self._settle([*base_changes(self.before, self.now.base, recipe), *_code_changes(recipe, self.before, self.now)])
+        base = base_changes(self.before, self.now.base, recipe)
+        self._settle([*base, *_code_changes(recipe, self.before, self.now), *_changed_functions(self.run)])
 
     def _compare_processor(self) -> None:
         """Says that another processor may compute other bytes: a run may go on elsewhere."""
@@ -195,6 +200,7 @@ class Continuation:
         if {change.kind for change in self.changes} - {"packages", "code"}:
             take_off(self.run.folder, references.FILE)  # the untuned model is measured again
         self.run.write_text("recipe.yaml", dump(stored))
+        keep_functions(self.run)
         write_facts_of_rows(self.run, prepared, tokens)
         if self.changed_settings:
             self.run.set_status("running", asked=portable(self.asked))
@@ -251,6 +257,24 @@ def _numbered(files: Sequence[tuple[str, str]]) -> dict[str, str]:
         key = next(each for each in (name, *(f"{name} ({n})" for n in range(2, len(files) + 1))) if each not in found)
         found[key] = digest
     return found
+
+
+def keep_functions(run: Run) -> None:
+    """Copies the files of the recipe's functions into the run, so that the run can be judged again."""
+    for name, file in function_files().items():
+        kept = run.folder / FUNCTIONS / name
+        if kept.exists() and kept.samefile(file):
+            continue
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, kept)
+
+
+def _changed_functions(run: Run) -> list[Change]:
+    """The files of functions that are others than the run's copies: they may select a step, and they judge."""
+    now = {
+        name: sha256_of(file) for name, file in function_files().items() if (run.folder / FUNCTIONS / name).is_file()
+    }
+    return compared("code", {name: sha256_of(run.folder / FUNCTIONS / name) for name in now}, now)
 
 
 def write_facts_of_rows(run: Run, prepared: Prepared, tokens: EpochTokens) -> None:
