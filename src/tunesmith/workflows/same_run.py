@@ -24,12 +24,11 @@ from tunesmith.recipe.file import dump, leaves, portable, read_recipe
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, method_label
 from tunesmith.recipe.optimizers import BITSANDBYTES
 from tunesmith.recipe.settings import Recipe
-from tunesmith.runs.cache import sha256_of
 from tunesmith.runs.consent import FUNCTIONS
 from tunesmith.runs.drift import Change, Fingerprint, compared, record_of, settle
 from tunesmith.runs.environment import package_versions, processor, source_digest
 from tunesmith.runs.folder import Run
-from tunesmith.runs.manifest import changes, take_off
+from tunesmith.runs.manifest import changes, sha256_of, take_off
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.reporters import chosen_reporters
 from tunesmith.runs.start_folder import recipe_of, stored_recipe
