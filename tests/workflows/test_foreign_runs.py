@@ -51,7 +51,8 @@ def sent(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     for name in ("run/recipe.yaml", "run/status.json", "run/data.json", "recipe.yaml"):
         file = folder / name
         file.write_text(file.read_text().replace(str(trained), str(folder)))
-    (folder / "run" / "fingerprint.json").unlink(missing_ok=True)  # the sender's would be of what he sends
+    for name in ("fingerprint.json", "manifest.json"):  # the sender's would be of what he sends
+        (folder / "run" / name).unlink(missing_ok=True)
     rewrite(folder, lambda text: text.replace("score.py:score", "loss"), status="stopped")
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path / "mine")
