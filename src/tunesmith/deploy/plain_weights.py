@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ExportError
 from tunesmith.model.modes import evaluation_mode
+from tunesmith.model.weights.finite import not_finite, some
 from tunesmith.model.weights.load import quiet_transformers
 from tunesmith.runs.disk import WRITE_ERRORS, is_full, no_room, why_full
 from tunesmith.runs.outputs import refuse_inputs, refuse_strangers
@@ -172,13 +173,22 @@ def merged_folder(to: Path, needed: int) -> Iterator[Path]:
 def write_weights(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype, max_shard_size: str) -> None:
     """config.json, generation_config.json and safetensors; the model passed in is changed to ``dtype``.
 
-    A tensor whose dtype is not the model's own on purpose (such as a router's bias) keeps it.
+    A tensor whose dtype is not the model's own on purpose (such as a router's bias) keeps it. Raises ExportError if a
+    weight is too large for the dtype.
     """
     own = model.dtype
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             if tensor.dtype == own:
                 tensor.data = tensor.data.to(dtype)
+    too_large = not_finite(dict(model.named_parameters()))
+    if too_large:
+        name = str(dtype).removeprefix("torch.")
+        raise ExportError(
+            f"the model in {name} does not answer as the tuned model does, so it was not kept",
+            why=f"{len(too_large):,} of its tensors hold numbers that {name} has no room for: {some(too_large)}.",
+            remedy="Keep them with --dtype float32.",
+        )
     _say_whether_tied(model)
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size=max_shard_size)
