@@ -169,7 +169,7 @@ def test_a_damaged_status_is_overwritten_as_its_message_says(text: str | bytes, 
     with pytest.raises(RunError) as caught:
         run.status()
     assert caught.value.what == "status.json is damaged"
-    assert "start over with `tunesmith train RECIPE --overwrite`" in str(caught.value.remedy)
+    assert f"start over with `tunesmith train {run.folder} --overwrite`" in str(caught.value.remedy)
     error = refusal(run)
     assert error.what == "The output folder already holds a run" and "status.json is damaged" in str(error.why)
     assert str(error.remedy) == "Add --overwrite to replace it, or name another output_dir."

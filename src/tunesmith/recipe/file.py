@@ -278,7 +278,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
         raise RecipeError(
             "This is a folder, not a recipe",
             where=str(path),
-            remedy="Name a YAML file. To continue the run of a run folder, add --resume.",
+            remedy="Name a YAML file. To continue the run of a run folder, add --resume; --overwrite starts it over.",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError("The recipe cannot be read", where=str(path), why=str(error)) from None

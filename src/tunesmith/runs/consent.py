@@ -15,8 +15,7 @@ from tunesmith.errors import RunError
 from tunesmith.recipe.file import LoadedRecipe
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import EvaluationSettings, Recipe
-
-FUNCTIONS = "functions"  # the folder of a run with a copy of the files that its functions come from
+from tunesmith.runs.run_files import FUNCTIONS
 
 
 @dataclass(frozen=True, slots=True)

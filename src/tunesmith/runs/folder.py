@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -28,17 +29,9 @@ from tunesmith.recipe.paths import expanded
 from tunesmith.runs.checkpoint_names import checkpoint_name, checkpoints_in
 from tunesmith.runs.locks import holder, is_locked, locked, stand_in
 from tunesmith.runs.manifest import MANIFEST, changes, expect, has_manifest, in_words, read_checked, seal
+from tunesmith.runs.run_files import LOCK, OF_LOCK, RECIPE, STATUS, WRITTEN_WHOLE
 from tunesmith.runs.whole_files import is_half_written, remove_half_written, why_not, write_whole
 
-LOCK = ".lock"
-_OF_LOCK = (LOCK, stand_in(Path(LOCK)).name)
-EVALUATIONS = "evaluations.jsonl"
-STATUS = "status.json"
-WRITTEN_WHOLE = (
-    "recipe.yaml", "environment.json", "data.json", "findings.json", "template.json", "memory.json", "rejected.jsonl",
-    "ledger.json", "fingerprint.json", "metrics.jsonl", "samples.jsonl", "samples_during.jsonl", "verdict.json", STATUS,
-    MANIFEST,
-)  # fmt: skip
 State = Literal["starting", "running", "finished", "failed", "stopped"]
 _FACTS: dict[str, type | tuple[type, ...]] = {  # of status.json, where they are known
     "status": str, "updated": str, "asked": dict, "started_in": str, "step": int, "total_steps": int,
@@ -66,7 +59,7 @@ class Run:
         remedy = (
             "Name a folder that `tunesmith train` has written; `tunesmith runs list FOLDER` shows those in a folder."
         )
-        if not missing and (self.folder / "recipe.yaml").is_file():
+        if not missing and (self.folder / RECIPE).is_file():
             remedy = "If it was copied or moved, put the missing file into it, too."
         elif near:
             remedy = f"Did you mean {' or '.join(str(self.folder.parent / name) for name in near)}?"
@@ -94,14 +87,14 @@ class Run:
         try:
             ours = bool(self.status())
         except RunError as error:
-            if overwrite and (self.folder / "recipe.yaml").is_file():
+            if overwrite and (self.folder / RECIPE).is_file():
                 return
             raise RunError(
                 "The output folder already holds a run",
                 where=str(self.folder),
                 why=f"{error.what}: {error.why}",
                 remedy="Add --overwrite to replace it, or name another output_dir."
-                if (self.folder / "recipe.yaml").is_file()
+                if (self.folder / RECIPE).is_file()
                 else "Name another output_dir.",
             ) from None
         if not ours:
@@ -161,12 +154,12 @@ class Run:
         """The process that works in the folder, such as `123 on host`, or `unknown`."""
         return holder(self.folder / LOCK)
 
-    def clear(self) -> None:
+    def clear(self, *, keep: Collection[str] = ()) -> None:
         """Removes what a run has written. After a kill in the middle, the folder still counts as Tunesmith's."""
         (self.folder / MANIFEST).unlink(missing_ok=True)  # else it would call the new status damaged
         write_whole(self.folder / STATUS, '{"status": "starting"}\n')  # the first file, so not in a manifest
         for entry in self.folder.iterdir():
-            if entry.name in (*_OF_LOCK, STATUS):
+            if entry.name in (*OF_LOCK, STATUS, *keep):
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -197,6 +190,12 @@ class Run:
             raise self.damaged(name, f"It {why}.", own=True)
         return content
 
+    def way_to_start_over(self, *, lacks: str | None = None) -> str:
+        """The command that does it, which needs nothing but this folder if the recipe there is not what it lacks."""
+        kept = lacks != RECIPE and (self.folder / RECIPE).is_file()
+        named = shlex.quote(str(self.folder)) if kept else "RECIPE"
+        return f"`tunesmith train {named} --overwrite`"
+
     def damaged(self, name: str, why: str, *, own: bool = False) -> RunError:
         """That a file of this run cannot be used, and what to do about it. ``own``: the user may have changed it."""
         changed = f" If you changed it yourself, remove {self.folder / MANIFEST}: the files are then used as they are."
@@ -204,7 +203,7 @@ class Run:
             f"{name} is damaged",
             where=str(self.folder / name),
             why=why,
-            remedy=f"Put a good copy of {name} back, or start over with `tunesmith train RECIPE --overwrite`. "
+            remedy=f"Put a good copy of {name} back, or start over with {self.way_to_start_over(lacks=name)}. "
             "Checkpoints are not affected: copy this folder first to keep them." + (changed if own else ""),
         )
 
@@ -234,7 +233,7 @@ class Run:
                 f"This run has no {name}",
                 where=str(self.folder),
                 why=f"Its status is: {self.status().get('status', 'unknown')}." if name != STATUS else None,
-                remedy=f"Put {name} back, or train again with `tunesmith train RECIPE --overwrite`."
+                remedy=f"Put {name} back, or train again with {self.way_to_start_over(lacks=name)}."
                 if self.status().get("status") == "finished"
                 else "Finish the run with `tunesmith train RECIPE --resume`.",
             )
@@ -332,7 +331,7 @@ class Run:
 def way_to_checkpoint(run: Run) -> str:
     """What to do about a run without a checkpoint."""
     if run.status().get("status") == "finished":
-        return "Put its folder `checkpoints` back, or train again with `tunesmith train RECIPE --overwrite`."
+        return f"Put its folder `checkpoints` back, or train again with {run.way_to_start_over()}."
     return "Let it train to its first save, or finish it with `tunesmith train RECIPE --resume`."
 
 
@@ -358,7 +357,7 @@ def _end_of_lines(file: BinaryIO, end: int) -> int:
 
 def _is_empty(folder: Path) -> bool:
     """Whether nothing is in the folder but what a process left that was killed before its first file was whole."""
-    return all(entry.name in _OF_LOCK or is_half_written(entry, [STATUS]) for entry in folder.iterdir())
+    return all(entry.name in OF_LOCK or is_half_written(entry, [STATUS]) for entry in folder.iterdir())
 
 
 def find_runs(folder: str | Path) -> list[Run]:

@@ -102,7 +102,7 @@ def refuse_strangers(
     Args:
         folder: may be missing.
         known: patterns of the paths inside it that Tunesmith writes, such as ``checkpoints/step-*``. Everything below a
-            folder that matches is known.
+            folder that matches is known. ``functions/**/*.py`` is every such file below a folder, however deep.
     """
     own = strangers(folder, [*known])
     if own:
@@ -120,6 +120,7 @@ def strangers(folder: Path, known: list[str]) -> list[str]:
     if not folder.is_dir():
         return []
     found = []
+    known = [each for name in known for each in ((name[3:], f"*/{name}") if name.startswith("**/") else (name,))]
     for entry in sorted(folder.iterdir()):
         inner = [pattern.partition("/")[2] for pattern in known if fnmatch(entry.name, pattern.partition("/")[0])]
         if "" in inner or any(fnmatch(entry.name, pattern) for pattern in _LEFT_BY_SYSTEMS):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tunesmith.runs.folder import EVALUATIONS, Run
+from tunesmith.runs.folder import Run
+from tunesmith.runs.run_files import EVALUATIONS
 
 METRICS, VERDICT, LEDGER, SAMPLES = "metrics.jsonl", "verdict.json", "ledger.json", "samples_during.jsonl"
 

@@ -193,6 +193,11 @@ def is_half_replaced(path: Path) -> bool:
     return (path / _REPLACING).is_file()
 
 
+def names_beside(name: str) -> tuple[str, ...]:
+    """The names under which a file or folder of this name is written, set aside and removed."""
+    return tuple(made(Path(name)).name for made in (_beside, _set_aside, _gone))
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 

@@ -10,9 +10,9 @@ from tunesmith.runs.checkpoint_names import checkpoint_name
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import damage, has_manifest, in_words
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.run_files import SET_ASIDE
 from tunesmith.training.checkpoint import STATE, has_optimizer
 
-SET_ASIDE = "set_aside"  # in a run's folder: checkpoints that are not used
 _OF_LATER_STEPS = ("step", "judged_step", "best", "selection", "seconds", "tokens")  # in status.json
 
 

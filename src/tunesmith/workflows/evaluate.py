@@ -21,10 +21,11 @@ from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.paths import shown
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import allowed_kinds, settle
-from tunesmith.runs.folder import EVALUATIONS, Run
+from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import metrics_html, metrics_text
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.run_files import EVALUATIONS
 from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
 from tunesmith.training.rehearsal import memory_faults

@@ -168,7 +168,7 @@ def _begin(start: Start, listener: Listener) -> TrainResult:
     model, objective, where = loaded.ready.model, loaded.steps.objective, loaded.ready.recipe.model.path
     rehearsal = rehearse(model, [heaviest_batch], objective=objective, plan=prepared.plan, where=where)
     listener.say(str(rehearsal))
-    run.clear()
+    run.clear(keep=start.kept)
     prepared = _keep_start(run, prepared)
     keep_functions(run)
     run.write_json("memory.json", {**asdict(rehearsal), "parts": asdict(prepared.plan.peak())})

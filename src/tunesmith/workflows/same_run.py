@@ -24,13 +24,13 @@ from tunesmith.recipe.file import dump, leaves, portable, read_recipe
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, method_label
 from tunesmith.recipe.optimizers import BITSANDBYTES
 from tunesmith.recipe.settings import Recipe
-from tunesmith.runs.consent import FUNCTIONS
 from tunesmith.runs.drift import Change, Fingerprint, compared, record_of, settle
 from tunesmith.runs.environment import package_versions, processor, source_digest
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import changes, sha256_of, take_off
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.reporters import chosen_reporters
+from tunesmith.runs.run_files import FUNCTIONS
 from tunesmith.runs.start_folder import recipe_of, stored_recipe
 from tunesmith.training import references
 from tunesmith.training.setup import Prepared
@@ -38,7 +38,6 @@ from tunesmith.training.step_rows import Steps
 from tunesmith.workflows.continuing import MAY_CHANGE, with_rules_of
 from tunesmith.workflows.places import check_places
 
-_OTHERWISE = "; --overwrite starts over"
 _ALWAYS = ("torch", "transformers", "tokenizers", "numpy", "jinja2")
 _FIXED = (  # settings that a checkpoint fits only as they were
     "method", "objective", "output_dir", "model.path", "model.revision", "model.add_tokens", "model.add_special_tokens",
@@ -93,7 +92,8 @@ class Continuation:
                 "The run in this folder was started with another recipe",
                 where=str(self.run.folder),
                 why="\n".join(map(str, [*fixed, *(change for change in changes if change not in fixed)][:10])),
-                remedy="Change the recipe back to continue, name another output_dir, or start over with --overwrite.",
+                remedy="Change the recipe back to continue, name another output_dir, or start over with "
+                "--overwrite in place of --resume.",
             )
 
     def _edited(self) -> list[Change]:
@@ -169,7 +169,10 @@ class Continuation:
 
     def _settle(self, changes: Sequence[Change]) -> None:
         where = str(self.run.folder)
-        self.changes += settle(changes, self.allowed, where=where, listener=self.listener, otherwise=_OTHERWISE)
+        self.changes += settle(changes, self.allowed, where=where, listener=self.listener, otherwise=self._otherwise())
+
+    def _otherwise(self) -> str:
+        return f"; {self.run.way_to_start_over()} starts over"
 
     def record(self, prepared: Prepared, steps: Steps, tokens: EpochTokens, checkpoint: Path | None) -> None:
         """Writes down what the run goes on with from here, before it takes a step.
@@ -211,7 +214,7 @@ class Continuation:
                 where=str(self.run.folder),
                 why=f"Its checkpoint is of step {step}, and now it has {total_steps} steps.",
                 remedy="Put back what changed, give it more steps (training.max_steps, with --allow-changes recipe), "
-                "or start over with --overwrite.",
+                f"or start over with {self.run.way_to_start_over()}.",
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeGuard
 
@@ -23,16 +23,8 @@ from tunesmith.runs.drift import allowed_kinds
 from tunesmith.runs.folder import Run
 from tunesmith.runs.outputs import refuse_inputs, refuse_strangers
 from tunesmith.runs.results import has_whole_result
+from tunesmith.runs.run_files import FUNCTIONS, OWN, RECIPE
 from tunesmith.workflows.given_data import with_files
-
-WRITTEN = (
-    ".*", "recipe.yaml", "environment.json", "data.json", "findings.json", "template.json", "memory.json",
-    "status.json", "ledger.json", "verdict.json", "fingerprint.json", "manifest.json", "rejected.jsonl",
-    "metrics.jsonl", "samples.jsonl", "samples_during.jsonl", "evaluations.jsonl", "reference.npz", "start",
-    "tensorboard", "wandb", "mlflow", "mlflow.db*", "set_aside", "checkpoints/.*", "checkpoints/manifest.json",
-    *(f"checkpoints/step-{'[0-9]' * digits}" for digits in (6, 7)),
-)  # fmt: skip
-"""What a run writes into its folder; starting over removes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +33,8 @@ class Start:
 
     ``asked`` is the recipe as the user gave it. ``functions`` are those of the recipe that may run, with the folder
     that each comes from. ``finished``: nothing is left to do, so none of them is needed.
-    ``allowed`` are the kinds of changes since then with which it may go on.
+    ``allowed`` are the kinds of changes since then with which it may go on. ``kept`` are files of the run's folder that
+    starting over reads, and does not remove.
     """
 
     run: Run
@@ -51,6 +44,7 @@ class Start:
     continues: bool
     finished: bool
     allowed: frozenset[str]
+    kept: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -71,8 +65,12 @@ def started(
             stored recipe runs code, and the user did not consent.
     """
     allowed = allowed_kinds(allow_changes)
+    again = Path(local(recipe)) if overwrite and _has_recipe(recipe) else None
+    recipe = recipe if again is None else again / RECIPE
     loaded = _asked_recipe(recipe, overrides, resume=resume)
-    # A run folder that was moved or renamed is continued where it is.
+    if again is not None and loaded.origins.get(("output_dir",)) != "flag":
+        loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"output_dir": str(again)}))
+    # A run folder that was moved or renamed is continued, or starts over, where it is.
     run = Run(recipe if resume and _is_run(recipe) else loaded.recipe.output_dir)
     stored = run.folder if resume and _is_run(recipe) else stored_in(recipe)
     finished = resume and run.exists() and run.status().get("status") == "finished" and has_whole_result(run)
@@ -86,9 +84,10 @@ def started(
         continues = resume and run.exists()
         if not continues:  # again: a run that was in the folder may just have ended
             run.check_free(overwrite=overwrite)
-            _refuse_losses(run.folder, recipe, loaded.recipe)
+            _refuse_losses(run, recipe, loaded.recipe)
         _refuse_small_disk(run.folder, loaded.recipe)
-        yield Start(run, loaded, asked, functions, continues, continues and finished, allowed)
+        kept = (RECIPE, FUNCTIONS) if _is_of(run, recipe) else ()
+        yield Start(run, loaded, asked, functions, continues, continues and finished, allowed, kept)
 
 
 def _refuse_small_disk(folder: Path, recipe: Recipe) -> None:
@@ -99,11 +98,12 @@ def _refuse_small_disk(folder: Path, recipe: Recipe) -> None:
         raise does_not_fit(folder, why, recipe.training, each=least, most=least)
 
 
-def _refuse_losses(folder: Path, named: object, recipe: Recipe) -> None:
+def _refuse_losses(run: Run, named: object, recipe: Recipe) -> None:
     """Raises RunError where starting over would remove what the run reads, or files that are not the run's."""
     sources = [source.path for split in ("train", "eval", "test") for source in recipe.data.sources(split)]
-    refuse_inputs(folder, [named, recipe.model.path, *sources], kind=RunError, flag="output_dir")
-    refuse_strangers(folder, WRITTEN, kind=RunError, flag="output_dir")
+    named = None if _is_of(run, named) else named  # it stays until the new one takes its place
+    refuse_inputs(run.folder, [named, recipe.model.path, *sources], kind=RunError, flag="output_dir")
+    refuse_strangers(run.folder, OWN, kind=RunError, flag="output_dir")
 
 
 def _asked_recipe(
@@ -113,6 +113,17 @@ def _asked_recipe(
     if resume and isinstance(recipe, str | Path) and _means_a_run(Path(local(recipe))):
         return read_recipe(Run.open(recipe).fact("asked"), overrides)
     return read_recipe(with_files(recipe), overrides)
+
+
+def _has_recipe(recipe: object) -> TypeGuard[str | Path]:
+    """Whether this is a folder that a run has kept its recipe in."""
+    return isinstance(recipe, str | Path) and Path(local(recipe), RECIPE).is_file()
+
+
+def _is_of(run: Run, recipe: object) -> bool:
+    """Whether this is the recipe that a run keeps in its folder."""
+    kept = run.folder / RECIPE
+    return isinstance(recipe, str | Path) and kept.is_file() and os.path.realpath(local(recipe)) == str(kept.resolve())
 
 
 def _means_a_run(path: Path) -> bool:
