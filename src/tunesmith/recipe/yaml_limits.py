@@ -92,6 +92,7 @@ def _look_at_node(event: NodeEvent, inside: list[_Open], sizes: dict[str, int]) 
             raise YamlRefused(f"*{event.anchor} stands inside what it stands for", line, "Write the value out.")
         _add(inside[-1], sizes.get(str(event.anchor), 1), event.start_mark)
         return
+    assert isinstance(event, (ScalarEvent, CollectionStartEvent))
     tag = None if event.ctag is None else str(event.ctag)
     if tag is not None and tag not in _TAGGED:
         raise YamlRefused(f"The tag {tag[:80]} is not read", line, "Leave the tag out: a recipe has plain values only.")

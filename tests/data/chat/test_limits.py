@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import time
 
 import pytest
@@ -122,6 +123,29 @@ def test_a_machine_that_is_busy_stops_no_template(monkeypatch):
     clock = iter(range(0, 10**9, 5))
     monkeypatch.setattr("tunesmith.data.chat.budget.monotonic", lambda: float(next(clock)))
     assert rendered("{% for a in range(50) %}{{ a }}{% endfor %}").endswith("4849")
+
+
+def test_a_machine_that_stalls_between_or_in_renderings_fails_no_row(monkeypatch):
+    monkeypatch.setattr("tunesmith.data.chat.rendering.SECONDS", 0.5)
+    renderer = Renderer(
+        "{% for m in messages %}{{ m.content }}{{ stall() }}{% endfor %}", variables={}, date="2024-01-01"
+    )
+    stalled: list[int] = []
+
+    def stall(number: int, frame: object) -> None:
+        stalled.append(number)
+        time.sleep(0.8)
+
+    renderer._variables["stall"] = lambda: signal.raise_signal(signal.SIGUSR1) or ""
+    before = signal.signal(signal.SIGUSR1, stall)
+    try:
+        conversation = TemplatedConversation(renderer, Dialect(False, False, False), TALK, (), "rows.jsonl:7")
+        first = conversation.full(1)[0]
+        assert conversation.full(1)[0] == first == TALK[0]["content"]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(stalled) == 2
+    assert conversation._used < 0.5
 
 
 def test_limits_change_no_text():

@@ -123,6 +123,7 @@ def test_the_remedy_of_a_redirect_works(site: str, outside: None) -> None:
     with pytest.raises(DataError) as caught:
         rows_at(f"{site}/to/{target}?secret=1")
     assert "secret" not in str(caught.value)
+    assert "with its query, which is not shown" in str(caught.value.remedy)
     assert rows_at(str(caught.value.remedy).rpartition(": ")[2]) == 5
 
 

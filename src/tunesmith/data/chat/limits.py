@@ -272,7 +272,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def _method(self, owner: Any, name: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
         """Counts what a method of a text or number will make. Gives the arguments, a list in place of an iterator."""
-        first = args[0] if args else next(iter(named.values()), None)
+        first: Any = (*args, *named.values(), None)[0]
         if name in _SIZES:
             self._refuse_numbers([*args, *named.values()])
             if name == "expandtabs":

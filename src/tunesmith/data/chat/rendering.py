@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from time import monotonic
+from time import thread_time
 from typing import Any
 
 import jinja2.exceptions
@@ -38,7 +38,7 @@ class TemplatedConversation:
     turns: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]]
     source: str
-    _used: float = 0.0  # seconds
+    _used: float = 0.0  # seconds of computing
 
     def prompt(self, count: int) -> str:
         """The first ``count`` turns with the generation prompt."""
@@ -56,7 +56,7 @@ class TemplatedConversation:
         self, turns: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool
     ) -> tuple[str, list[tuple[int, int]]]:
         seen = [self.dialect.view(turn) for turn in turns]
-        began, left = monotonic(), max(SECONDS, SECONDS_A_TURN * len(self.turns)) - self._used
+        began, left = thread_time(), max(SECONDS, SECONDS_A_TURN * len(self.turns)) - self._used
         try:
             if add_generation_prompt:
                 return self.renderer.render(seen, self.tools, add_generation_prompt=True, seconds=left), []
@@ -71,7 +71,7 @@ class TemplatedConversation:
                 remedy=_remedy(str(error)),
             ) from error
         finally:
-            self._used += monotonic() - began
+            self._used += thread_time() - began
 
 
 def _remedy(message: str) -> str:

@@ -159,7 +159,8 @@ def _size(array: Any) -> int:
     if pa.types.is_dictionary(kind):
         if not (pa.types.is_string(kind.value_type) or pa.types.is_binary(kind.value_type)):
             return array.nbytes
-        return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
+        lengths: Any = pc.call_function("binary_length", [array.dictionary])
+        return pc.call_function("sum", [lengths.take(array.indices)]).as_py() or 0
     if pa.types.is_struct(kind):
         return sum(map(_size, array.flatten()))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):

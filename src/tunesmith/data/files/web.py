@@ -109,12 +109,13 @@ class Redirects:
             if after < before:
                 why = f"a redirect leads from {found.url.host} to {_PLACES[after]}, {target.host}"
         if why is not None:
+            add = "" if not target.query_string else ", with its query, which is not shown as it may hold a signature"
             self.refused.append(
                 DataError(
                     "the address leads elsewhere",
                     where=self.name,
                     why=why,
-                    remedy=f"if you trust it, name the address itself: {target.with_query(None)}",
+                    remedy=f"if you trust it, name the address itself{add}: {target.with_query(None)}",
                 )
             )
             raise self.refused[-1]
@@ -131,7 +132,7 @@ async def _place(host: str | None) -> int:
             answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError:
             return _PUBLIC  # it cannot be reached either
-        found = [ipaddress.ip_address(answer[4][0].partition("%")[0]) for answer in answers]
+        found = [ipaddress.ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]
     return min(map(_place_of, found), default=_PUBLIC)
 
 
