@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.chat.test_tokenizing import slow_tokenizer
 
 from tunesmith.cli.docs import JSON_KEYS
 from tunesmith.recipe.file import read_recipe
@@ -364,6 +365,19 @@ def test_rows_that_cannot_become_tokens_are_named_all_and_by_their_reason(
     found = [(each["severity"], each["rows"]) for each in outcome.json["findings"] if each["id"] == "no_tokens"]
     assert found == [("error", ["forged.jsonl:11", "forged.jsonl:12"]), ("error", ["forged.jsonl:13"])]
     assert outcome.json["ledger"]["rows"]["invalid"] == 3
+
+
+def test_a_row_that_the_tokenizer_gives_up_on_is_named_in_one_message(
+    command: Command, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    model = slow_tokenizer(tiny_model_dir, tmp_path / "model")
+    rows = [{"prompt": f"q {number}", "completion": "yes"} for number in range(3)]
+    rows.append({"prompt": "1" * 200, "completion": "x"})
+    (tmp_path / "digits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = command("check", "digits.jsonl", "--model", str(model), "--json")
+    assert outcome.code == 1
+    assert {finding["id"]: finding["rows"] for finding in outcome.json["findings"]}["no_tokens"] == ["digits.jsonl:4"]
+    assert "Traceback" not in outcome.err
 
 
 def test_the_command_that_a_refusal_of_check_names_leads_out(command: Command, tmp_path: Path) -> None:

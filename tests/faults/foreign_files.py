@@ -97,6 +97,7 @@ def _recipes(folder: Path, whole: bool) -> Iterator[Try]:
 
 
 def _models(folder: Path, whole: bool) -> Iterator[Try]:
+    from tests.data.chat.test_tokenizing import PATTERNS, made, slow_tokenizer
     from tests.model.weights import test_foreign_files as cases
 
     from tunesmith.methods.continued_adapter import read_config_file
@@ -128,6 +129,11 @@ def _models(folder: Path, whole: bool) -> Iterator[Try]:
     for name, values in _some(cases.TOKENIZERS, whole):
         cases.change(fresh() / "tokenizer.json", **values)
         yield Try(f"a tokenizer with {name}", outcome(lambda: cases.load(model), folder))
+    for pattern in PATTERNS if whole else PATTERNS[:1]:
+        shutil.rmtree(model, ignore_errors=True)
+        slow_tokenizer(tiny, model, pattern)
+        act = lambda: made(model).text_ids("1" * 200)  # noqa: E731
+        yield Try(f"a tokenizer with the pattern {pattern}", outcome(act, folder))
     for name, content in _some(cases.LIES, whole):
         (fresh() / "model.safetensors").write_bytes(content)
         yield Try(f"weights with {name}", outcome(lambda: cases.load(model), folder))

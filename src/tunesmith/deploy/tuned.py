@@ -204,7 +204,7 @@ class Tuned:
         if around.raw_text:
             if tools:
                 raise RecipeError("a model that was trained on raw text takes no tools", remedy="Leave tools out.")
-            return self.template.text_ids(around.document(framed))
+            return self.template.text_ids(around.document(framed), source=source)
         return self.template.prompt_ids(framed, tuple(tools), source=source)
 
     @property

@@ -23,6 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from tunesmith.data.chat.tokenizing import tokenizing
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.compute.layers import inner_model
 from tunesmith.model.decoding import Job, decode
@@ -192,7 +193,8 @@ def _finish(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Se
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """Tokens as text, without clean-up of spaces: it would change `a , b`, and text that a stream has shown already."""
-    text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    with tokenizing(len(tokens), where="an answer"):
+        text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return cast(str, text)
 
 

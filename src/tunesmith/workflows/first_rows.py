@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.chat.packaged import CHATML_TOOLS, knows_chatml, writes_tool_calls
+from tunesmith.data.chat.tokenizing import is_panic, tokenizing
 from tunesmith.data.checks.facts import RULE_NUMBERS
 from tunesmith.data.checks.scan import Scan
 from tunesmith.data.examples.column_names import is_label_name
@@ -28,6 +29,8 @@ from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN, labels_of
 from tunesmith.data.survey import Survey
 from tunesmith.errors import DataError
 from tunesmith.evaluation.metrics.answers import JsonFields
+from tunesmith.model.weights.foreign_tokenizer import refuse_odd_tokenizer
+from tunesmith.model.weights.tokenizer_files import unreadable_tokenizer
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
 
@@ -268,12 +271,23 @@ def _counted(texts: Iterable[str], folder: Path | None) -> int | None:
         return None
     from tokenizers import Tokenizer
 
+    file = str(folder / "tokenizer.json")
+    refuse_odd_tokenizer(folder)
     try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # noqa: BLE001  (the library raises no other class; the run itself says what is wrong)
-        return None
+        tokenizer = Tokenizer.from_file(file)
+    except BaseException as error:
+        if is_panic(error):
+            raise unreadable_tokenizer(folder, RuntimeError(str(error))) or error from error
+        if isinstance(error, Exception):
+            return None  # the library raises no other class; the run itself says what is wrong
+        raise
     tokenizer.no_truncation()
-    return max(len(tokenizer.encode(text).ids) for text in texts)
+    tokenizer.no_padding()
+    most = 0
+    for text in texts:
+        with tokenizing(len(text), where=file):
+            most = max(most, len(tokenizer.encode(text).ids))
+    return most
 
 
 def template_for_calls(texts: Texts, folder: Path | None) -> tuple[str | None, str | None]:

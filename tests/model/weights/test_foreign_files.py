@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.methods.continued_adapter import read_config_file
 from tunesmith.model.weights.config_file import read_config
 from tunesmith.model.weights.load import load_config, load_model, load_tokenizer
 from tunesmith.model.weights.resolve import resolve
 from tunesmith.model.weights.slow_regex import refuse_slow_regex
+from tunesmith.workflows.first_rows import _counted
 
 INDEX = "model.safetensors.index.json"
 
@@ -323,15 +324,12 @@ def test_a_pattern_that_may_never_end_is_refused(pattern: str) -> None:
         refuse_slow_regex(pattern, "x", "y")
 
 
-def test_a_tokenizer_with_such_a_pattern_is_refused_unless_its_maker_is_trusted(folder: Path) -> None:
+def test_a_tokenizer_with_such_a_pattern_is_loaded_as_it_gives_up_by_itself(folder: Path) -> None:
     whole = json.loads((folder / "tokenizer.json").read_text())
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     whole["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, whole["pre_tokenizer"]]}
     (folder / "tokenizer.json").write_text(json.dumps(whole))
-    with pytest.raises(ModelError, match="may never end") as caught:
-        load_tokenizer(folder)
-    assert "--trust-remote-code" in str(caught.value.remedy)
-    assert load_tokenizer(folder, trust_remote_code=True).encode("Paris")
+    assert load_tokenizer(folder).encode("Paris")
 
 
 ALWAYS = {"type": "Split", "behavior": "Isolated", "invert": False}
@@ -339,8 +337,6 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
 PAD = {"direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
 NAMED = {"single": [{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]}
 TOKENIZERS: dict[str, dict[str, Any]] = {
-    "a pattern that never ends": {"pre_tokenizer": {**ALWAYS, "pattern": {"Regex": "(a+)+$"}}},
-    "the same in a normalizer": {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}},
     "a pattern that is none": {"pre_tokenizer": {**ALWAYS, "pattern": {"Regex": "("}}},
     "replacements that multiply": {"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 9}},
     "a long beginning": {"normalizer": {"type": "Prepend", "prepend": "x" * 10_000_000}},
@@ -366,3 +362,25 @@ def test_a_tokenizer_that_would_end_the_process_is_one_message(folder: Path, val
         load_tokenizer(folder)
     assert caught.value.remedy
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if "unknown token" not in name])
+def test_init_counts_with_no_such_tokenizer_either(folder: Path, name: str) -> None:
+    change(folder / "tokenizer.json", **TOKENIZERS[name])
+    began = time.process_time()
+    try:
+        counted = _counted(["Paris", "two words"], folder)
+    except TunesmithError as error:
+        assert error.remedy
+    else:
+        assert counted is None or counted < 100
+    assert time.process_time() - began < 10
+
+
+def test_init_counts_without_padding_and_says_in_one_message_what_a_tokenizer_gives_up_on(folder: Path) -> None:
+    plain = _counted(["Paris"], folder)
+    change(folder / "tokenizer.json", padding={**PAD, "strategy": {"Fixed": 1000}})
+    assert _counted(["Paris"], folder) == plain
+    change(folder / "tokenizer.json", pre_tokenizer={**ALWAYS, "pattern": {"Regex": r"(?:\w|\d)+\s"}})
+    with pytest.raises(TunesmithError, match="gives up on this text"):
+        _counted(["1" * 200], folder)

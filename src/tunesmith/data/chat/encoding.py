@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from tunesmith.data.chat.tokenizing import tokenizing
 from tunesmith.errors import ModelError
 
 if TYPE_CHECKING:
@@ -218,14 +219,15 @@ class TextEncoder:
     def _call(self, text: str, *, split: bool = False, offsets: bool = False) -> Tokens:
         offsets = offsets and bool(self.tokenizer.is_fast)
         options: dict[str, Any] = {"return_offsets_mapping": True} if offsets else {}
-        out = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            split_special_tokens=split,
-            verbose=False,
-            **options,
-        )
+        with tokenizing(len(text)):
+            out = self.tokenizer(
+                text,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                split_special_tokens=split,
+                verbose=False,
+                **options,
+            )
         ids = list(cast(Sequence[int], out["input_ids"]))
         if not offsets:
             return Tokens(ids, None, None)

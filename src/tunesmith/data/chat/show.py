@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from tunesmith.data.chat.template import Encoded
+from tunesmith.data.chat.tokenizing import tokenizing
 from tunesmith.safe_text import escaped
 
 if TYPE_CHECKING:
@@ -57,5 +58,6 @@ def show(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, *, console
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    with tokenizing(len(ids)):
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return escaped(str(text))

@@ -29,6 +29,7 @@ from tunesmith.data.chat.notes import (
     Notes,
 )
 from tunesmith.data.chat.rendering import RenderError, TemplatedConversation
+from tunesmith.data.chat.tokenizing import tokenizing
 from tunesmith.errors import DataError
 
 _PROBE = "tunesmith-answer"
@@ -276,7 +277,8 @@ class Supervisor:
         key = tuple(tail)
         if not key or key in self._harmless_tails:
             return
-        text = str(self._encoder.tokenizer.decode(list(key), skip_special_tokens=True))
+        with tokenizing(len(key)):
+            text = str(self._encoder.tokenizer.decode(list(key), skip_special_tokens=True))
         if text.strip():
             raise DataError(
                 "the template writes part of the assistant's turn behind a token that generation stops on",

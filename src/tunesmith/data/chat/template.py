@@ -19,6 +19,7 @@ from tunesmith.data.chat.notes import CONTROL_IN_RAW_TEXT, Notes
 from tunesmith.data.chat.packaged import PACKAGED
 from tunesmith.data.chat.rendering import Dialect, Renderer, RenderError, TemplatedConversation
 from tunesmith.data.chat.supervision import Supervisor, check_row
+from tunesmith.data.chat.tokenizing import UnencodableError, tokenizing
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
 from tunesmith.data.finding import Finding
@@ -257,13 +258,20 @@ class ChatTemplate:
             number: number of the example, for ``Encoded.example``.
 
         Raises:
-            DataError: the example holds control tokens, the template refuses it, or a turn cannot be learned.
+            DataError: the example holds control tokens, the template refuses it, a turn cannot be learned, or the
+                tokenizer gives up on it.
         """
+        try:
+            return self._rows(example, number)
+        except UnencodableError as error:
+            raise error.at(example.source) from error
+
+    def _rows(self, example: Example, number: int) -> list[Encoded]:
         if example.text is not None:
             return [self._raw_text(example.text, example.source, number)]
         if example.rejected is not None:
             other = replace(example, messages=(*example.messages[:-1], example.rejected), rejected=None)
-            return [*self.encode(replace(example, rejected=None), number), *self.encode(other, number)]
+            return [*self._rows(replace(example, rejected=None), number), *self._rows(other, number)]
         conversation = self._conversation(example.messages, example.tools, example.source)
         try:
             rows = self._supervisor.rows(conversation, self._learned(example))
@@ -285,10 +293,13 @@ class ChatTemplate:
         """The ids that generation sends: the messages with the generation prompt.
 
         Raises:
-            DataError: the messages hold control tokens, or the template refuses them.
+            DataError: the messages hold control tokens, the template refuses them, or the tokenizer gives up on them.
         """
         conversation = self._conversation(messages, tools, source)
-        return self._encoder.tokens(conversation.prompt(len(messages))).ids
+        try:
+            return self._encoder.tokens(conversation.prompt(len(messages))).ids
+        except UnencodableError as error:
+            raise error.at(source) from error
 
     def reference(self, example: Example) -> tuple[Sequence[Message], str]:
         """For evaluation by generation: the messages before the last learned turn, and that turn's content.
@@ -348,9 +359,16 @@ class ChatTemplate:
                     remedy="remove it, or set data.control_tokens: text to encode it as plain text.",
                 )
 
-    def text_ids(self, text: str) -> list[int]:
-        """The ids that generation sends after training on raw text: the text with what the tokenizer puts before it."""
-        ids = self._text_ids(text)
+    def text_ids(self, text: str, *, source: str = "the prompt") -> list[int]:
+        """The ids that generation sends after training on raw text: the text with what the tokenizer puts before it.
+
+        Raises:
+            DataError: the tokenizer gives up on the text.
+        """
+        try:
+            ids = self._text_ids(text)
+        except UnencodableError as error:
+            raise error.at(source) from error
         _, after = _own_special_ids(self.tokenizer)
         return ids[: len(ids) - len(after)]
 
@@ -363,7 +381,8 @@ class ChatTemplate:
     def _text_ids(self, text: str) -> list[int]:
         """A raw text with the tokenizer's own special tokens."""
         if not self._as_text:
-            return list(cast(Sequence[int], self.tokenizer(text, verbose=False)["input_ids"]))
+            with tokenizing(len(text)):
+                return list(cast(Sequence[int], self.tokenizer(text, verbose=False)["input_ids"]))
         body = self._encoder.tokens(self._control.mark(text)).ids
         before, after = _own_special_ids(self.tokenizer)
         return [*before, *body, *after]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.data.chat.tokenizing import tokenizing
 from tunesmith.errors import ModelError
 from tunesmith.model.modes import random_state_kept
 from tunesmith.model.weights.load import quiet_transformers
@@ -79,7 +80,8 @@ def extend(tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> Added
     existing = set(vocabulary.values())
     ids = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in [*plain, *special]}  # type: ignore[arg-type]
     for text, number in ids.items():
-        made: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        with tokenizing(len(text), where=_SETTING):
+            made: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if number in existing or number not in made:
             raise ModelError(f"the tokenizer does not keep {text!r} as one token", where=_SETTING)
     return AddedTokens(

@@ -1,4 +1,4 @@
-"""What a tokenizer.json of somebody else may not hold: it would never end, fill the memory or end the process.
+"""What a tokenizer.json of somebody else may not hold: it would fill the memory or end the process.
 
 The tokenizers library reads the file in Rust, where neither can be stopped.
 """
@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
-from tunesmith.model.weights.slow_regex import refuse_slow_regex
 
-TRUST = "if you trust its maker, set model.trust_remote_code: true in your recipe, or give --trust-remote-code."
 _INSTEAD = "use the tokenizer of the original model"
 MOST_PADDING = 2**20  # tokens
 MOST_GROWTH = 1000  # times, of a text by replacements that follow each other
 _WHOLE_TRIE = 1024  # bytes: a smaller map of characters has no entry for some bytes
 
 
-def refuse_odd_tokenizer(folder: Path, *, trust_remote_code: bool) -> None:
-    """Refuses a tokenizer.json that would never end, fill the memory or end the process.
+def refuse_odd_tokenizer(folder: Path) -> None:
+    """Refuses a tokenizer.json that would fill the memory or end the process.
 
     Raises:
-        ModelError: it has a pattern that may never end, replacements that make a text very long, padding beyond any
-            row, or a damaged map of characters.
+        ModelError: it has replacements that make a text very long, padding beyond any row, or a damaged map of
+            characters. A regular expression may stay: what it gives up on is a message of ``data.chat.tokenizing``.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -45,11 +43,9 @@ def refuse_odd_tokenizer(folder: Path, *, trust_remote_code: bool) -> None:
             if isinstance(part.get("precompiled_charsmap"), str):
                 _refuse_damaged_map(part["precompiled_charsmap"], file)
             growth *= _growth(part)
-            pattern = part.get("Regex")
-            if isinstance(pattern, str) and not trust_remote_code:
-                refuse_slow_regex(pattern, f"{file}: {pattern[:40]!r}", f"{_INSTEAD}; or, {TRUST}")
-        if growth > MOST_GROWTH and not trust_remote_code:
-            raise _odd(file, f"Its {key} makes a text up to {growth:,.0f} times as long.", f"{_INSTEAD}; or, {TRUST}")
+        if growth > MOST_GROWTH:
+            remedy = f"{_INSTEAD}, or take what repeats the text out of {key} there."
+            raise _odd(file, f"Its {key} makes a text up to {growth:,.0f} times as long.", remedy)
 
 
 def _parts(value: Any) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from tunesmith.data.chat.tokenizing import is_panic
 from tunesmith.errors import ModelError, pip_install, ran_out
 from tunesmith.model.weights.foreign_files import (
     refuse_adapter_in,
@@ -124,7 +125,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
     from tunesmith.model.weights.tokenizer_files import unreadable_tokenizer
 
-    refuse_odd_tokenizer(folder, trust_remote_code=trust_remote_code)
+    refuse_odd_tokenizer(folder)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -135,7 +136,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     except Exception as error:  # the tokenizers library raises a plain Exception for a file that it cannot read
         raise unreadable_tokenizer(folder, error) or _not_loaded(folder, _NO_TOKENIZER, error) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # what Rust raises; it is no Exception
+        if not is_panic(error):
             raise
         raise _not_loaded(folder, _NO_TOKENIZER, RuntimeError(str(error))) from error
     if tokenizer.pad_token_id is None:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from tunesmith.data.chat.tokenizing import is_panic
 from tunesmith.errors import ModelError, pip_install
 
 _WHAT = "the tokenizer cannot be loaded"
@@ -53,7 +54,9 @@ def _unreadable_json(path: Path) -> ModelError | None:
         return ModelError(_WHAT, where=str(path), why=f"It is damaged: {fault}", remedy=remedy)
     try:
         Tokenizer.from_file(str(path))
-    except Exception as fault:  # noqa: BLE001 (the library raises no narrower class)
+    except BaseException as fault:
+        if not (isinstance(fault, Exception) or is_panic(fault)):  # the library raises no narrower class
+            raise
         return ModelError(
             _WHAT,
             where=str(path),
