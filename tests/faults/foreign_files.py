@@ -99,8 +99,10 @@ def _recipes(folder: Path, whole: bool) -> Iterator[Try]:
 def _models(folder: Path, whole: bool) -> Iterator[Try]:
     from tests.data.chat.test_tokenizing import PATTERNS, made, slow_tokenizer
     from tests.model.weights import test_foreign_files as cases
+    from tests.model.weights.test_gguf import LIES as GGUF_LIES
 
     from tunesmith.methods.continued_adapter import read_config_file
+    from tunesmith.model.weights.gguf import parameters_in
     from tunesmith.model.weights.slow_regex import refuse_slow_regex
 
     tiny = folder / "tiny"
@@ -137,6 +139,10 @@ def _models(folder: Path, whole: bool) -> Iterator[Try]:
     for name, content in _some(cases.LIES, whole):
         (fresh() / "model.safetensors").write_bytes(content)
         yield Try(f"weights with {name}", outcome(lambda: cases.load(model), folder))
+    for name, content in _some(GGUF_LIES, whole):
+        path = folder / "lying.gguf"
+        path.write_bytes(content)
+        yield Try(f"a GGUF file with {name}", outcome(lambda path=path: parameters_in(path), folder))
     for name, values in _some(cases.ADAPTERS, whole):
         adapter = {"peft_type": "LORA", "target_modules": ["q_proj"], **values}
         (folder / "adapter_config.json").write_text(json.dumps(adapter))

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -101,8 +102,33 @@ def _of_run() -> list[bytes]:
     return [bytes([number]) + content.encode() for number, content in enumerate(FILES.values())]
 
 
+def _of_gguf() -> list[bytes]:
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    with tempfile.TemporaryDirectory() as folder:
+        writer = GGUFWriter(Path(folder) / "model.gguf", "llama")
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(["a", "b", "ab", "<s>"])
+        writer.add_token_types([1, 1, 1, 3])
+        writer.add_token_merges(["a b"])
+        writer.add_bos_token_id(3)
+        writer.add_eos_token_id(3)
+        writer.add_add_bos_token(True)
+        writer.add_context_length(64)
+        writer.add_tensor("token_embd.weight", np.ones((4, 8), dtype=np.float32))
+        writer.add_tensor("output.weight", np.zeros((2, 34), dtype=np.uint8), raw_dtype=GGMLQuantizationType.Q8_0)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return [(Path(folder) / "model.gguf").read_bytes()]
+
+
 _GOOD: dict[str, Callable[[], list[bytes]]] = {
     "reader": _of_reader, "recipe": _of_recipe, "template": _of_template, "layout": _of_layout, "run": _of_run,
+    "gguf": _of_gguf,
 }  # fmt: skip
 
 

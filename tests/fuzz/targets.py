@@ -142,6 +142,18 @@ def run(data: bytes) -> None:
             list(Watcher(made.folder).look())
 
 
+def gguf(data: bytes) -> None:
+    """A GGUF file: its weights counted, and its tokenizer built."""
+    from tunesmith.model.weights.gguf import parameters_in, tokenizer_in
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        path.write_bytes(data)
+        for read in (parameters_in, tokenizer_in):
+            with suppress(TunesmithError):
+                read(path)
+
+
 FILES = {
     "verdict.json": json.dumps({
         "verdict": "better", "decided_by": "f1", "reason": None, "rows": 4, "confidence": 0.95,
@@ -156,5 +168,5 @@ FILES = {
     "recipe.yaml": "model: m\ndata: {train: rows.jsonl}\noutput_dir: x\n",
 }  # fmt: skip
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "reader": reader, "recipe": recipe, "template": template, "layout": layout, "run": run,
+    "reader": reader, "recipe": recipe, "template": template, "layout": layout, "run": run, "gguf": gguf,
 }  # fmt: skip

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.errors import ModelError
 from tunesmith.model.weights import gguf
+from tunesmith.model.weights.gguf_header import refuse_lying_header
 from tunesmith.planning.model_size import model_size
 from tunesmith.runs.cache import PROVENANCE
 from tunesmith.runs.manifest import sha256_of
@@ -162,3 +166,48 @@ def test_the_weights_of_a_file_are_counted_without_a_conversion(
     assert not cache.exists()
     path.write_bytes(b"no GGUF")
     assert model_size(str(path)).parameters is None
+
+
+def lying(*, fields: int = 1, tensors: int = 0, body: bytes = b"", key: bytes = b"k") -> bytes:
+    head = struct.pack("<4sIQQ", b"GGUF", 3, tensors, fields)
+    return head + struct.pack("<Q", len(key)) + key + body
+
+
+LIES = {
+    "a list of 2**40 values": lying(body=struct.pack("<IIQ", 9, 0, 2**40) + b"\0" * 24),
+    "a list of 2**40 texts": lying(body=struct.pack("<IIQ", 9, 8, 2**40) + b"\0" * 24),
+    "lists in lists": lying(body=struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 50_000),
+    "a long list of empty texts": lying(body=struct.pack("<IIQ", 9, 8, 5_000_000) + b"\0" * 40_000_000),
+    "a text of 2**60 characters": lying(body=struct.pack("<IQ", 8, 2**60)),
+    "2**60 keys": lying(fields=2**60),
+    "2**60 tensors": lying(fields=0, tensors=2**60),
+    "a name of 2**63 characters": struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, 2**63),
+    "a value of an unknown type": lying(body=struct.pack("<I", 77)),
+    "a tensor of 2**32 dimensions": lying(fields=0, tensors=1, body=struct.pack("<I", 2**32 - 1) + b"\0" * 40),
+    "a tensor of 2**62 weights": lying(fields=0, tensors=1, body=struct.pack("<IQIQ", 1, 2**62, 0, 0)),
+    "a tensor whose size overflows": lying(fields=0, tensors=1, body=struct.pack("<IQQIQ", 2, 2**33, 2**33, 0, 0)),
+    "a tensor far away": lying(fields=0, tensors=1, body=struct.pack("<IQIQ", 1, 1, 0, 2**60)),
+    "nothing behind the magic": b"GGUF",
+    "the other order of bytes": struct.pack(">4sIQQ", b"GGUF", 3, 2**40, 2**40),
+}
+
+
+@pytest.mark.parametrize("content", LIES.values(), ids=LIES)
+def test_a_header_that_lies_is_refused_at_once(tmp_path: Path, cache: Path, content: bytes) -> None:
+    path = tmp_path / "lying.gguf"
+    path.write_bytes(content)
+    for act in (lambda: gguf.parameters_in(path), lambda: gguf.from_gguf(path, say=silent)):
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        with pytest.raises(ModelError, match="cannot be read") as caught:
+            act()
+        assert caught.value.remedy == "fetch the file again."
+        assert time.process_time() - began < 3
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_a_header_of_a_real_file_is_passed_whole(write_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    refuse_lying_header(write_gguf(tmp_path / "tiny.gguf"))
+    path = tmp_path / "cut.gguf"
+    path.write_bytes((tmp_path / "tiny.gguf").read_bytes()[:-40])
+    with pytest.raises(ValueError, match="A tensor ends behind"):
+        refuse_lying_header(path)

@@ -11,7 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from tunesmith.data.chat.tokenizing import is_panic
 from tunesmith.errors import ModelError
+from tunesmith.model.weights.gguf_header import refuse_lying_header
 from tunesmith.model.weights.load import quiet_transformers, save_tokenizer
 from tunesmith.runs.cache import Say, build_once, cache_dir, to_stderr
 from tunesmith.runs.file_hashes import known_sha256
@@ -37,6 +39,10 @@ _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?
 _MARKS_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 _TEKKEN = rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_MARKS_SLASH}|{_SPACES}"
 _GPT4O = rf"{_CASED[0]}{_CONTRACTIONS}?|{_CASED[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_MARKS_SLASH}|{_SPACES}"
+
+_LISTS = {"tokenizer.ggml.tokens": str, "tokenizer.ggml.merges": str, "tokenizer.ggml.token_type": int}
+_TEXTS = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template")
+_IDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "eom", "unknown", "padding"))
 
 _GPT2_NAMES = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling")
 _DIGIT_NAMES = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
@@ -85,7 +91,10 @@ def _byte_level(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     rule = metadata.get("tokenizer.ggml.pre", "")
     merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges", [])]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule in _WHOLE_WORDS_FIRST)
+    try:
+        model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule in _WHOLE_WORDS_FIRST)
+    except Exception as error:  # the library raises no narrower class
+        raise _damaged_tokenizer(path, error) from error
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = _pre_tokenizer(rule, path)
     tokenizer.decoder = decoders.ByteLevel()
@@ -134,7 +143,18 @@ def _by_transformers(path: Path) -> Tokenizer:
     """The tokenizer of other vocabularies (sentencepiece), which transformers builds: their kind says how to split."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):  # the library raises no narrower class
+            raise
+        raise _damaged_tokenizer(path, error) from error
+
+
+def _damaged_tokenizer(path: Path, error: BaseException) -> ModelError:
+    return ModelError(
+        "the tokenizer of the GGUF file cannot be read", where=str(path), why=str(error), remedy=_ORIGINAL
+    )
 
 
 def from_gguf(path: Path, *, say: Say = to_stderr) -> Path:
@@ -199,6 +219,12 @@ def parameters_in(path: Path) -> int:
     return _held(reader)
 
 
+def tokenizer_in(path: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of the file. Raises ModelError as ``parameters_in`` does, or if there is none."""
+    check_magic(path)
+    return build_tokenizer(_read(path)[1], path)
+
+
 def _held(reader: GGUFReader) -> int:
     return sum(int(tensor.n_elements) for tensor in reader.tensors if not tensor.name.startswith("rope_freqs"))
 
@@ -207,15 +233,17 @@ def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
     from gguf import GGUFReader
 
     try:
+        refuse_lying_header(path)
         reader = GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
+        metadata = {"split.count": 1, **{name: field.contents() for name, field in reader.fields.items()}}
         if "general.architecture" not in metadata:
             raise ValueError("It names no architecture.")
+        _check_kinds(metadata)
     except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
         raise ModelError(
             "the GGUF file cannot be read", where=str(path), why=str(error), remedy="fetch the file again."
         ) from error
-    if metadata.get("split.count", 1) > 1:
+    if metadata["split.count"] > 1:
         raise ModelError(
             "the GGUF file is one part of several",
             where=str(path),
@@ -223,6 +251,30 @@ def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
             remedy="join them with llama.cpp's `gguf-split --merge` first.",
         )
     return reader, metadata
+
+
+def _check_kinds(metadata: Mapping[str, Any]) -> None:
+    """Raises ValueError if a key that is read here has a value of another kind than it should."""
+    for key in _TEXTS:
+        if not isinstance(metadata.get(key, ""), str):
+            raise ValueError(f"{key} is no text.")
+    for key, kind in _LISTS.items():
+        found = metadata.get(key, [])
+        if not isinstance(found, list) or not all(isinstance(each, kind) for each in found):
+            raise ValueError(f"{key} is not what it should be.")
+    if not all(" " in merge for merge in metadata.get("tokenizer.ggml.merges", [])):
+        raise ValueError("A merge joins one token only.")
+    tokens = len(metadata.get("tokenizer.ggml.tokens", []))
+    for key in _IDS:
+        number = metadata.get(key)
+        if number is not None and not (isinstance(number, int) and 0 <= number < tokens):
+            raise ValueError(f"{key} is {str(number)[:40]}, and there are {tokens:,} tokens.")
+    for name in ("bos", "eos"):
+        if metadata.get(f"tokenizer.ggml.add_{name}_token") and f"tokenizer.ggml.{name}_token_id" not in metadata:
+            raise ValueError(f"tokenizer.ggml.{name}_token_id is missing.")
+    for key in ("split.count", f"{metadata['general.architecture']}.context_length"):
+        if not isinstance(metadata.get(key, 1), int):
+            raise ValueError(f"{key} is no number.")
 
 
 def _load(path: Path) -> PreTrainedModel:
