@@ -52,6 +52,29 @@ def test_init_overwrites_only_when_told_to(command: Command, rows: str, tmp_path
     assert (found["model"], found["rows"], found["bad"], found["metrics"]) == ("other", 40, 1, ["exact_match"])
 
 
+def test_init_replaces_the_recipe_that_it_wrote_although_it_was_edited(command: Command, rows: str) -> None:
+    assert command("init", rows).code == 0
+    recipe = Path("recipe.yaml")
+    written = recipe.read_text()
+    recipe.write_text(written.replace("output_dir: runs/rows", "output_dir: runs/mine") + "# my notes\n")
+    assert recipe.read_text() != written
+    refused = command("init", rows)
+    assert refused.code == 1 and "Add --overwrite, or name another --out." in refused.err
+    assert command("check", rows, "--html", "recipe.yaml").code == 1, "nobody asked for that"
+    assert recipe.read_text().endswith("# my notes\n")
+    assert command("init", rows, "--overwrite").code == 0
+    assert recipe.read_text() == written
+
+
+def test_the_report_may_be_all_of_standard_output(rows: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tunesmith", "check", rows, "--html", "/dev/stdout"]
+    with (tmp_path / "page.html").open("w") as page:
+        ended = subprocess.run(command, cwd=tmp_path, stdout=page, stderr=subprocess.PIPE, text=True, check=False)
+    text = (tmp_path / "page.html").read_text()
+    assert text.startswith("<!DOCTYPE html>") and text.count("</html>") == 1 and "Wrote" not in text
+    assert "Wrote /dev/stdout" in ended.stderr
+
+
 def test_init_says_in_flags_what_the_data_lacks(command: Command, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,category\nhello,greeting\n")
     outcome = command("init", "rows.csv")

@@ -165,7 +165,7 @@ def test_each_kind_of_file_is_written_and_never_over_another(tmp_path: Path) -> 
     with pytest.raises(ExportError, match="exists already"):
         draw([folder], tmp_path / "a.svg")
     (tmp_path / "own.svg").write_text("old")
-    with pytest.raises(ExportError, match="did not write it"):
+    with pytest.raises(ExportError, match="not known to be written by Tunesmith"):
         draw([folder], tmp_path / "own.svg", overwrite=True)
     assert draw([folder], tmp_path / "a.svg", overwrite=True)[0].to_json()["training"][0] == (10, 3.9)
     assert (tmp_path / "a.svg").read_text().startswith("<svg")

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tunesmith.errors import ExportError, RunError
-from tunesmith.runs.outputs import check_file, output_file, refuse_inputs, refuse_strangers, write_output, wrote
+from tunesmith.runs.outputs import (
+    RECIPE_MARK,
+    check_file,
+    output_file,
+    refuse_inputs,
+    refuse_strangers,
+    write_output,
+    wrote,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +35,7 @@ def what(out: Path, **how) -> str | None:
     return None
 
 
-OF_OTHERS = "The file exists already, and Tunesmith did not write it"
+OF_OTHERS = "The file exists already, and is not known to be written by Tunesmith"
 INPUT = "The output would replace an input"
 
 
@@ -44,6 +54,34 @@ def test_what_tunesmith_wrote_is_replaced_when_asked_wherever_it_lies_now(tmp_pa
     assert what(out) == "The file exists already" and what(out, overwrite=True) is None
     out.rename(tmp_path / "moved.html")
     assert what(tmp_path / "moved.html", overwrite=True) is None
+
+
+def test_a_page_is_known_by_its_own_mark_once_the_cache_is_gone_unless_it_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, note = tmp_path / "report.html", tmp_path / "notes.txt"
+    write_output(page, "<!DOCTYPE html>\n<html><p>é</p></html>")
+    write_output(note, "text")
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "new"))
+    assert what(page, overwrite=True) is None and what(note, overwrite=True) == OF_OTHERS
+    for other in ("ê", "e"):
+        changed = page.read_text().replace("é", other)
+        (tmp_path / "changed.html").write_text(changed)
+        assert what(tmp_path / "changed.html", overwrite=True) == OF_OTHERS
+    (tmp_path / "more.html").write_text(page.read_text() + "mine")
+    assert what(tmp_path / "more.html", overwrite=True) == OF_OTHERS
+
+
+def test_a_marked_file_that_was_edited_is_replaced_only_where_its_mark_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    for end in ("\n", "\r\n"):
+        file.write_bytes((RECIPE_MARK + "model: mine\n").replace("\n", end).encode())
+        assert what(file, overwrite=True, mark=RECIPE_MARK) is None
+        assert what(file, mark=RECIPE_MARK) == "The file exists already"
+        assert what(file, overwrite=True) == OF_OTHERS
+        assert what(file, overwrite=True, mark=RECIPE_MARK, inputs=[file]) == INPUT
+    file.write_text("model: mine\n" + RECIPE_MARK)
+    assert what(file, overwrite=True, mark=RECIPE_MARK) == OF_OTHERS
 
 
 def test_a_file_that_was_changed_since_is_the_user_s_own(tmp_path: Path) -> None:
@@ -112,6 +150,17 @@ def test_a_device_is_written_to_and_stays_a_device() -> None:
     with output_file(Path("/dev/null")) as file:
         file.write(b"text")
     assert what(Path("/dev/null")) is None and not Path("/dev/null").is_file()
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_a_stream_of_the_shell_is_a_device_also_where_a_file_is_behind_it(tmp_path: Path, name: str) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tunesmith.runs.outputs import check_file, write_output\n"
+        "out = Path(sys.argv[1]); check_file(out); print('before'); write_output(out, 'page\\n'); print('after')"
+    )
+    with (tmp_path / "page.html").open("w") as file:
+        subprocess.run([sys.executable, "-c", code, name], stdout=file, check=True)
+    assert (tmp_path / "page.html").read_text() == "before\npage\nafter\n"
 
 
 def test_without_a_cache_the_file_is_written_and_not_replaced_later(

@@ -31,7 +31,7 @@ from tunesmith.data.files.rows import by_reason
 from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.paths import shown
-from tunesmith.runs.outputs import check_file, write_output
+from tunesmith.runs.outputs import RECIPE_MARK, check_file, is_standard_output, write_output
 from tunesmith.runs.whole_files import place_for, why_not
 from tunesmith.safe_text import one_line
 
@@ -89,7 +89,7 @@ def init(
     mapping = parse_columns(columns)
     with session(as_json) as terminal:
         file = place_for(out)
-        check_file(file, inputs=[data, model], overwrite=overwrite, kind=RecipeError)
+        check_file(file, inputs=[data, model], overwrite=overwrite, mark=RECIPE_MARK, kind=RecipeError)
         from tunesmith.workflows.first_recipe import starter_recipe
 
         def again(*keys: str, **flags: str | None) -> str:
@@ -124,7 +124,7 @@ def init(
             terminal.write(f"Columns: {error.proposal.reason}.")
             for sample in error.proposal.samples if yes else ():
                 terminal.write(f"  {sample}")
-        _write(file, starter.text, inputs=[data])
+        _write(file, RECIPE_MARK + starter.text, inputs=[data])
         terminal.write(f"{starter.rows:,} rows: {starter.reason}")
         if starter.bad:
             rows, them = ("row", "it") if starter.bad == 1 else ("rows", "them")
@@ -171,7 +171,8 @@ def _refusal(error: ColumnsUnclear, proposal: Proposal, command: str) -> DataErr
 def _write(file: Path, content: str, *, what: str = "recipe", inputs: Sequence[object] = ()) -> None:
     """Replaces a file that Tunesmith wrote, or makes a new one. A report that is made again replaces the last one."""
     flag = "--out" if what == "recipe" else "--html"
-    check_file(file, inputs=inputs, overwrite=True, kind=RecipeError, flag=flag)
+    mark = RECIPE_MARK if what == "recipe" else None
+    check_file(file, inputs=inputs, overwrite=True, mark=mark, kind=RecipeError, flag=flag)
     try:
         write_output(file, content)
     except OSError as error:
@@ -223,6 +224,8 @@ def check(
         page = None if html is None else place_for(html)
         if page is not None:
             check_file(page, inputs=[data, against, model], overwrite=True, kind=RecipeError, flag="--html")
+            if is_standard_output(page):
+                terminal.leave_standard_output()
         from tunesmith.workflows.check import inspect
 
         with remedies_in_flags(data, command=f"tunesmith check {shlex.quote(data)}"):

@@ -1,15 +1,19 @@
 """Where a command may write: never over an input, and never over a file that Tunesmith did not write.
 
-Each file that a user names as an output is noted in the cache by the sha256 of its content. A file that is there and
-whose content is not noted is the user's own: somebody else wrote it, or it was changed since. Flags do not change that.
+Each file that a user names as an output is noted in the cache by the sha256 of its content, and a page also holds its
+own. A file that is there and is not known by these is the user's own: somebody else wrote it, or it was changed since.
+Flags do not change that, except for a recipe that still begins with the line by which `init` marks it.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +23,9 @@ from tunesmith.runs.cache import cache_dir
 from tunesmith.runs.manifest import sha256_of
 from tunesmith.runs.whole_files import whole_file
 
+RECIPE_MARK = "# Written by `tunesmith init`, which replaces it with --overwrite.\n"
+_PAGE_MARK = re.compile(rb"<!-- Written by Tunesmith; sha256 of all above: ([0-9a-f]{64}) -->\n\Z")
+_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _NAMED = 5  # files of the user that a message lists
 _LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini", ".nfs*", ".ipynb_checkpoints", "__pycache__")
 
@@ -28,6 +35,7 @@ def check_file(
     *,
     inputs: Iterable[object] = (),
     overwrite: bool = False,
+    mark: str | None = None,
     kind: type[TunesmithError] = ExportError,
     flag: str = "--out",
     others: str = "Add --overwrite, or name another",
@@ -38,6 +46,7 @@ def check_file(
         out: the file.
         inputs: paths that the command reads; what is no path of this machine is ignored.
         overwrite: whether a file that Tunesmith wrote may be replaced.
+        mark: the first line of files that may be replaced although the user may have changed them.
         kind: of the error.
         flag: that names the file.
         others: how a remedy begins where Tunesmith wrote the file.
@@ -55,9 +64,9 @@ def check_file(
         raise kind("The output is a folder", where=str(out), remedy=f"Name a file in it with {flag}.")
     if not out.exists() or is_device(out):
         return
-    if not wrote(out):
+    if not (wrote(out) or (mark is not None and _begins_with(out, mark))):
         raise kind(
-            "The file exists already, and Tunesmith did not write it",
+            "The file exists already, and is not known to be written by Tunesmith",
             where=str(out),
             why="Its content is not one that Tunesmith has written here, or it was changed since.",
             remedy=f"Name another {flag}, or remove the file yourself.",
@@ -136,7 +145,7 @@ def strangers(folder: Path, known: list[str]) -> list[str]:
 def output_file(path: Path) -> Iterator[BinaryIO]:
     """Inside, a file to write. It takes the place of ``path`` if nothing is raised, and is noted as written."""
     if is_device(path):
-        with path.open("wb") as file:
+        with _opened(path) as file:
             yield file
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,19 +156,62 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_output(path: Path, content: str | bytes) -> None:
-    """Writes a file that a user named as an output. Text is written in UTF-8."""
+    """Writes a file that a user named as an output. Text is written in UTF-8, and a page gets its mark."""
+    written = content.encode() if isinstance(content, str) else content
+    if written[:15].lower() == b"<!doctype html>":
+        written = written.rstrip(b"\n") + b"\n"
+        written += f"<!-- Written by Tunesmith; sha256 of all above: {sha256(written).hexdigest()} -->\n".encode()
     with output_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(written)
 
 
 def wrote(path: Path) -> bool:
-    """Whether Tunesmith has written a file of this content on this machine."""
-    return _notes().joinpath(sha256_of(path)).exists()
+    """Whether Tunesmith has written a file of this content on this machine, or a page of it anywhere."""
+    return _notes().joinpath(sha256_of(path)).exists() or _is_marked_page(path)
 
 
 def is_device(path: Path) -> bool:
-    """Whether this is something to write into, and no file: a terminal, a pipe or /dev/null."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    """Whether this is something to write into: a terminal, a pipe, /dev/null, or a stream that the shell has opened."""
+    return _stream(path) is not None or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def is_standard_output(path: Path) -> bool:
+    """Whether this is where a command prints its results."""
+    return _stream(path) == 1
+
+
+def _stream(path: Path) -> int | None:
+    """The number of the open stream that a path such as /dev/stdout or /dev/fd/3 stands for."""
+    name = os.path.abspath(path)
+    folder, number = os.path.split(name)
+    if folder in ("/dev/fd", "/proc/self/fd") and number.isdecimal() and path.exists():
+        return int(number)
+    return _STREAMS.get(name)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Opens a device. A stream goes on where it is: opened by its name, a file behind it would be emptied."""
+    stream = _stream(path)
+    if stream is None:
+        return path.open("wb")
+    for each in (sys.stdout, sys.stderr):
+        each.flush()
+    return os.fdopen(os.dup(stream), "wb")
+
+
+def _begins_with(path: Path, mark: str) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark) + 2).replace(b"\r\n", b"\n").startswith(mark.encode())
+
+
+def _is_marked_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 200))
+        if _PAGE_MARK.search(file.read()) is None:
+            return False
+    content = path.read_bytes()
+    found = _PAGE_MARK.search(content)
+    return found is not None and sha256(content[: found.start()]).hexdigest() == found[1].decode()
 
 
 def _note(path: Path) -> None:

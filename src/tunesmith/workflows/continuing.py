@@ -8,13 +8,11 @@ from tunesmith.planning import memory
 from tunesmith.planning.budget import gigabytes
 from tunesmith.recipe.file import dump
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.edited_recipe import MAY_CHANGE
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import changes
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.start_folder import recipe_of
-
-# Keys that may differ when a run continues: a step that stops the run has changed nothing, so nothing is computed anew.
-MAY_CHANGE = (("training", "on_nonfinite"), ("training", "max_skipped_steps"), ("training", "check_disk"))
 
 
 def with_rules_of(run: Run, recipe: Recipe, asked: Recipe) -> Recipe:

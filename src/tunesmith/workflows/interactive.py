@@ -13,7 +13,7 @@ from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import html_table
-from tunesmith.runs.outputs import check_file, write_output
+from tunesmith.runs.outputs import RECIPE_MARK, check_file, write_output
 from tunesmith.runs.overview import Details, Summary, details, summaries
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.surroundings import library_call
@@ -56,7 +56,8 @@ def init(
     file = None if out is None else place_for(out)
     if file is not None:
         again = "Set overwrite=True, or name another"
-        check_file(file, inputs=[data, model], overwrite=overwrite, kind=RecipeError, flag="out", others=again)
+        names: dict[str, Any] = {"kind": RecipeError, "flag": "out", "others": again}
+        check_file(file, inputs=[data, model], overwrite=overwrite, mark=RECIPE_MARK, **names)
     if file is not None and is_rows(data):
         path = str(store_rows(data, file.with_suffix(".rows"), file.stem))
     else:
@@ -65,7 +66,7 @@ def init(
         path, model=model, method=method, format=format, columns=columns, instruction=instruction, overrides=overrides
     )
     if file is not None:
-        write_output(file, made.text)
+        write_output(file, RECIPE_MARK + made.text)
     return made
 
 

@@ -6,6 +6,7 @@ with what is there now, and keeps a record of it.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, method_label
 from tunesmith.recipe.optimizers import BITSANDBYTES
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.drift import Change, Fingerprint, compared, record_of, settle
+from tunesmith.runs.edited_recipe import MAY_CHANGE, is_place, of_rows
 from tunesmith.runs.environment import package_versions, processor, source_digest
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import changes, sha256_of, take_off
@@ -35,7 +37,7 @@ from tunesmith.runs.start_folder import recipe_of, stored_recipe
 from tunesmith.training import references
 from tunesmith.training.setup import Prepared
 from tunesmith.training.step_rows import Steps
-from tunesmith.workflows.continuing import MAY_CHANGE, with_rules_of
+from tunesmith.workflows.continuing import with_rules_of
 from tunesmith.workflows.places import check_places
 
 _ALWAYS = ("torch", "transformers", "tokenizers", "numpy", "jinja2")
@@ -44,6 +46,7 @@ _FIXED = (  # settings that a checkpoint fits only as they were
     "data.train", "data.eval", "data.test", "data.chat_template", "training.optim", "training.layout",
 )  # fmt: skip
 _SPLITS = ("train", "eval", "test")
+_BASE = ("model", "path")
 
 
 class Continuation:
@@ -60,6 +63,7 @@ class Continuation:
         self.before = Fingerprint.read(run)
         self.changes: list[Change] = []
         self.changed_settings: list[Path_] = []
+        self.moved: list[Path_] = []
 
     def check_recipe(self) -> None:
         """Raises RunError if the run was started with other settings, and nobody allowed that.
@@ -75,6 +79,12 @@ class Continuation:
         if changed:
             resolved = _all_values(recipe_of(self.run))
             changed = [path for path in changed if path not in now or now[path] != resolved.get(path)]
+        if self.before is not None and self.run.status().get("status") != "finished":  # the contents are compared
+            moved = [path for path in changed if path == _BASE or of_rows(path)]
+            self.moved = [
+                path for path in moved if all("://" not in str(each.get(path, "://")) for each in (before, now))
+            ]
+            changed = [path for path in changed if path not in self.moved]
         changes = [Change("recipe", dotted(path), repr(before.get(path)), repr(now.get(path))) for path in changed]
         self._refuse_fixed(changed, changes)
         self.changed_settings = changed
@@ -88,12 +98,15 @@ class Continuation:
             if any(dotted(path[:size]) in _FIXED for size in (1, 2))
         ]
         if fixed:
+            kept = self.run.folder / "recipe.yaml"
+            places = any(path == _BASE or of_rows(path) for path in paths)
             raise RunError(
                 "The run in this folder was started with another recipe",
                 where=str(self.run.folder),
                 why="\n".join(map(str, [*fixed, *(change for change in changes if change not in fixed)][:10])),
                 remedy="Change the recipe back to continue, name another output_dir, or start over with "
-                "--overwrite in place of --resume.",
+                "--overwrite in place of --resume."
+                + (f" If it only lies elsewhere now, write that into {kept}." if places else ""),
             )
 
     def _edited(self) -> list[Change]:
@@ -105,7 +118,7 @@ class Continuation:
         return [
             Change("recipe", f"recipe.yaml: {dotted(path)}", repr(began.get(path)), repr(now.get(path)))
             for path in {**began, **now}
-            if began.get(path) != now.get(path) and not _is_place(path) and path not in MAY_CHANGE
+            if began.get(path) != now.get(path) and not is_place(path) and path not in MAY_CHANGE
         ]
 
     def recipe(self) -> Recipe:
@@ -116,13 +129,26 @@ class Continuation:
         Raises:
             RunError: the model or the rows are not where they were.
         """
-        recipe = self._with_changes(stored_recipe(self.run, self.asked), self.asked)
+        recipe = self._with_changes(self._where_it_is(stored_recipe(self.run, self.asked)), self.asked)
         recipe = with_rules_of(self.run, recipe, self.asked)
         check_places(self.run, recipe)
         if recipe.data.chat_template is None or not (self.run.folder / "template.json").is_file():
             return recipe
         text = self.run.read_json("template.json")["templates"]["default"]
         return recipe.with_values(data={"chat_template": text}) if is_jinja(text) else recipe
+
+    def _where_it_is(self, recipe: Recipe, *, absolute: bool = False) -> Recipe:
+        """The recipe with the places of the base and of the rows that the user gives now."""
+        for path in self.moved:
+            if path == _BASE:
+                recipe = recipe.with_values(model={"path": _place(self.asked.model.path, absolute)})
+                continue
+            split, at = str(path[1]), int(path[2])
+            sources = [*getattr(recipe.data, split)]
+            there = _place(getattr(self.asked.data, split)[at].path, absolute)
+            sources[at] = sources[at].model_copy(update={"path": there})
+            recipe = recipe.with_values(data={split: sources})
+        return recipe
 
     def _with_changes(self, stored: Recipe, given: Recipe) -> Recipe:
         """The recipe with the values that another one has for the changed settings.
@@ -189,10 +215,11 @@ class Continuation:
             RunError: the changes leave fewer steps than the run has taken.
         """
         if self.before is not None and not self.changes:
+            self._keep_places()
             return
         step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
         self._refuse_nothing_left(step, steps.order.total_steps)
-        stored = self._with_changes(recipe_of(self.run), steps.recipe)
+        stored = self._with_changes(self._where_it_is(recipe_of(self.run), absolute=True), steps.recipe)
         began, earlier = (step, ()) if self.before is None else (self.before.step, self.before.changes)
         records = (record_of(self.changes, step=step),) if self.changes else ()
         now = replace(self.now, recipe=portable(stored), step=began, changes=(*earlier, *records))
@@ -204,7 +231,13 @@ class Continuation:
         self.run.write_text("recipe.yaml", dump(stored))
         keep_functions(self.run)
         write_facts_of_rows(self.run, prepared, tokens)
-        if self.changed_settings:
+        if self.changed_settings or self.moved:
+            self.run.set_status("running", asked=portable(self.asked))
+
+    def _keep_places(self) -> None:
+        """Writes down where the base and the rows are now, once their contents were found to be the same."""
+        if self.moved:
+            self.run.write_text("recipe.yaml", dump(self._where_it_is(recipe_of(self.run), absolute=True)))
             self.run.set_status("running", asked=portable(self.asked))
 
     def _refuse_nothing_left(self, step: int, total_steps: int) -> None:
@@ -291,11 +324,8 @@ def write_facts_of_rows(run: Run, prepared: Prepared, tokens: EpochTokens) -> No
     run.write_json("ledger.json", replace(prepared.corpus.ledger, epoch=tokens).to_json())
 
 
-def _is_place(path: Path_) -> bool:
-    """Whether a setting says where something is. The contents are compared instead."""
-    name = dotted(path)
-    of_rows = path[0] == "data" and len(path) > 1 and path[1] in _SPLITS and path[-1] == "path"
-    return of_rows or name in ("output_dir", "model.path", "data.chat_template", "method.adapter_name_or_path")
+def _place(path: str, absolute: bool) -> str:
+    return os.path.abspath(path) if absolute and os.path.exists(path) else path
 
 
 def _all_values(recipe: Recipe) -> dict[Path_, Any]:

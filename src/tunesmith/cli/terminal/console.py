@@ -73,6 +73,10 @@ class Terminal:
         """The width of results: that of the screen, or COLUMNS. A file or pipe has no limit."""
         return columns_of(self._out)
 
+    def leave_standard_output(self) -> None:
+        """From now on results are written to standard error, because a file takes all of standard output."""
+        self._out = self._err
+
     def say(self, text: str) -> None:
         """A line about what is done. If the reader has gone the line is lost, and the work continues."""
         if self._bars is not None and self._out.isatty():

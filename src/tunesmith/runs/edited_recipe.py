@@ -1,0 +1,36 @@
+"""What may differ in the recipe that a run keeps: places, which the user corrects there, and how it is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tunesmith.errors import TunesmithError
+from tunesmith.recipe.complaints import Path_, dotted
+from tunesmith.recipe.file import leaves, portable, read_recipe
+
+# Keys that may differ when a run continues: a step that stops the run has changed nothing, so nothing is computed anew.
+MAY_CHANGE = (("training", "on_nonfinite"), ("training", "max_skipped_steps"), ("training", "check_disk"))
+_SPLITS = ("train", "eval", "test")
+
+
+def is_place(path: Path_) -> bool:
+    """Whether a setting says where something is. The contents are compared instead."""
+    name = dotted(path)
+    return of_rows(path) or name in ("output_dir", "model.path", "data.chat_template", "method.adapter_name_or_path")
+
+
+def of_rows(path: Path_) -> bool:
+    """Whether a setting says where rows are."""
+    return path[0] == "data" and len(path) > 1 and path[1] in _SPLITS and path[-1] == "path"
+
+
+def says_the_same(recipe: Path, fingerprint: Path) -> bool:
+    """Whether a run's recipe.yaml has the values that the run began with, except places and what may change."""
+    try:
+        began = dict(leaves(portable(read_recipe(json.loads(fingerprint.read_bytes())["recipe"]).recipe)))
+        now = dict(leaves(portable(read_recipe(recipe).recipe)))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, TunesmithError):
+        return False  # whatever reads them says what is wrong with them
+    apart = [path for path in {**began, **now} if began.get(path) != now.get(path)]
+    return all(is_place(path) or path in MAY_CHANGE for path in apart)
