@@ -418,3 +418,26 @@ def test_a_remedy_of_init_keeps_what_was_given(command: Command, tmp_path: Path)
     assert "run `tunesmith init rows.json --model m --out mine.yaml data.key=x`" in " ".join(outcome.err.split())
     assert command("init", "rows.json", "--model", "m", "--out", "mine.yaml", "data.key=x").code == 0
     assert (tmp_path / "mine.yaml").is_file()
+
+
+def test_check_masks_the_secrets_in_what_it_counts(command: Command, tmp_path: Path) -> None:
+    key, address = "sk-proj-Zq81Tn5bXw0RkYp3VdLm7Hs", "jane.roe@mail.com"
+    answers = [f"key {key}", f"write to {address}", "none"]
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": f"token: {key}"},
+                {"role": "user", "content": f"{address if n % 2 else key} {n}"},
+                {"role": "assistant", "content": answers[n % 3]},
+            ]
+        }
+        for n in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = command("check", "rows.jsonl")
+    assert "key [secret]" in outcome.out and "write to [email]" in outcome.out
+    found = command("check", "rows.jsonl", "--html", "page.html", "--json")
+    assert found.json["labels"]["counts"][0]["rows"] == 20
+    assert [each["text"].split()[0] for each in found.json["diversity"]["most_frequent"]] == ["email", "secret"]
+    for text in (outcome.out, found.out, (tmp_path / "page.html").read_text()):
+        assert key.lower() not in text.lower() and address not in text and "jane roe" not in text

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.data.accounts import refuse_lost
-from tunesmith.data.checks.personal import finds_phones
+from tunesmith.data.checks.personal import finds_phones, masked
 from tunesmith.data.checks.scripts import knows_languages
 from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.files.locations import refuse_missing
@@ -201,7 +201,7 @@ def inspect(
     longest = int(rows[seen.characters[rows].argmax()])
     report = Inspection(
         notes=[*found.notes, *_not_looked_for()],
-        sources=found.sources,
+        sources=[_without_personal_data(source) for source in found.sources],
         ledger=found.ledger(),
         findings=found.findings,
         bad=[row for row in found.rejected if not isinstance(row, LeftOut)],
@@ -215,6 +215,11 @@ def inspect(
     if source is not None:
         _tokens(report, found, source, show=show, listener=listener)
     return report
+
+
+def _without_personal_data(source: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a source, with its system texts masked."""
+    return {**source, "systems": [text and masked(text) for text in source["systems"]]}
 
 
 def _not_looked_for() -> list[str]:

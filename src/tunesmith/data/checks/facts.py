@@ -33,6 +33,7 @@ TEXTS_KEPT = 2_000  # different labels, and openings, whose text is kept
 SAMPLES_KEPT = 5  # of a rule
 SYSTEMS_KEPT = 2  # they tell whether all rows have the same
 OPENING_WORDS = 3
+OPENING_LENGTH = 500  # characters in which personal data is looked for before the first words are kept
 LANGUAGE_SHARE = 50  # of one in so many rows the language is looked at, chosen by the row's fingerprint
 WORD = re.compile(r"\w+")
 RULE_NUMBERS = {name: number for number, name in enumerate(RULES)}
@@ -263,11 +264,14 @@ def prompt_text(example: Example) -> str:
 
 
 def _opening(prompt: str, openings: dict[int, str]) -> int:
-    text = " ".join(match[0] for match in islice(WORD.finditer(prompt), OPENING_WORDS)).casefold()
-    number = _short(text)
-    if len(openings) < TEXTS_KEPT:
-        openings[number] = text
+    number = _short(_first_words(prompt))
+    if len(openings) < TEXTS_KEPT and number not in openings:
+        openings[number] = _first_words(masked(prompt[:OPENING_LENGTH]))
     return number
+
+
+def _first_words(text: str) -> str:
+    return " ".join(match[0] for match in islice(WORD.finditer(text), OPENING_WORDS)).casefold()
 
 
 def _fingerprint(text: str) -> tuple[int, int]:

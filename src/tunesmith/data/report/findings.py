@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunesmith.data.checks.facts import LABEL_LENGTH, RULE_NUMBERS
+from tunesmith.data.checks.personal import masked
 from tunesmith.data.checks.rules import RULES
 from tunesmith.data.checks.scan import SOURCE_SIDES, Scan, first_of
 from tunesmith.data.checks.scripts import NO_SCRIPT
@@ -71,7 +72,7 @@ _FINDINGS: dict[str, tuple[Severity, str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """An answer that is given again and again, and how many good rows of all sources give it."""
+    """An answer that is given again and again, without personal data, and how many good rows of all sources give it."""
 
     text: str
     rows: int
@@ -121,7 +122,7 @@ def labels_of(scan: Scan) -> list[Label] | None:
     if len(numbers) > min(LABELS, rows.sum() / ROWS_A_LABEL):
         return None
     pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
-    made = [Label(scan.labels[number], count, number) for number, count in pairs]
+    made = [Label(masked(scan.labels[number]), count, number) for number, count in pairs]
     return sorted(made, key=lambda label: (-label.rows, label.text))
 
 
