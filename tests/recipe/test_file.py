@@ -105,6 +105,35 @@ def test_a_recipe_is_a_mapping(file: Path, text: str, what: str) -> None:
     assert complaint(written(file, text, "")).what == what
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'),
+        ("one.jsonl", b'{"prompt": "a", "completion": "b"}\n'),
+        ("rows.csv", b"prompt,completion\na,b\n"),
+        ("rows.parquet", b"PAR1\xff\x00"),
+    ],
+)
+def test_rows_in_the_place_of_a_recipe_are_known_as_rows(tmp_path: Path, name: str, content: bytes) -> None:
+    rows = tmp_path / name
+    rows.write_bytes(content)
+    error = complaint(rows)
+    assert (error.what, error.where) == ("This is not a recipe; it looks like a data file", str(rows))
+    assert error.remedy == f"`tunesmith init {rows}` writes a recipe for its rows."
+
+
+def test_a_recipe_may_be_json(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.json"
+    file.write_text('{"model": "m", "data": {"train": "rows.jsonl"}, "output_dir": "x"}')
+    assert read_recipe(file).recipe.model.path == "m"
+
+
+def test_a_key_in_the_place_of_the_recipe_is_told_that_a_recipe_comes_first() -> None:
+    error = complaint(Path("data.train=x.jsonl"))
+    assert (error.what, error.where) == ("A recipe comes first, and KEY=VALUE behind it", "data.train=x.jsonl")
+    assert "`tunesmith init x.jsonl` writes one" in str(error.remedy)
+
+
 def test_broken_yaml_names_the_line(file: Path) -> None:
     error = complaint(written(file, "training:\n  seed: [1\nmethod: lora\n"))
     assert error.what == "The recipe is not valid YAML"
@@ -331,6 +360,9 @@ def test_a_bad_override_is_named_as_the_flag_it_is(file: Path) -> None:
     assert (error.where, error.remedy) == ("flag training.sed", "Did you mean `seed`?")
     error = complaint(written(file), "training.num_train_epochs=2", "training.max_steps=5")
     assert error.where == "flag training.max_steps"
+    error = complaint(written(file), "trainig.max_steps=2")
+    assert (error.what, error.where) == ("`trainig` is not a setting", "flag trainig.max_steps")
+    assert error.remedy == "Did you mean `training`?"
 
 
 # Origins

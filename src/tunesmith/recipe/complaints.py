@@ -44,7 +44,11 @@ def explain(error: ValidationError, raw: Any, origins: Mapping[Path_, str], plac
         path, rest = _walk(raw, item["loc"])
         if item["type"] == "value_error":
             path = _named_key(item["msg"], path, origins)
-        where = line_of(path, origins) or place
+        if item["type"] == "extra_forbidden":
+            path_given = next((known for known in origins if known[: len(path)] == path), path)
+        else:
+            path_given = path
+        where = line_of(path_given, origins) or place
         first_where = first_where or where
         text, remedy = _sentence(item, path, rest, raw)
         lines.append(text if where == first_where else f"{text} ({where})")

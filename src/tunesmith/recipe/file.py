@@ -273,6 +273,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
+        if "=" in str(path):
+            raise _no_recipe_before(str(path)) from None
         raise RecipeError("This recipe does not exist", where=str(path), **_similar_files(path)) from None
     except IsADirectoryError:
         raise RecipeError(
@@ -280,13 +282,19 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
             where=str(path),
             remedy="Name a YAML file. To continue the run of a run folder, add --resume; --overwrite starts it over.",
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        if _has_other_ending(path):
+            raise _rows_for_a_recipe(path) from None
+        raise RecipeError("The recipe cannot be read", where=str(path), why=str(error)) from None
+    except OSError as error:
         raise RecipeError("The recipe cannot be read", where=str(path), why=str(error)) from None
     try:
         document = _load(text)
     except YamlRefused as error:
         raise RecipeError(error.what, where=f"{path}:{error.line}", remedy=error.remedy) from None
     except MarkedYAMLError as error:
+        if _has_other_ending(path):
+            raise _rows_for_a_recipe(path) from None
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         duplicate = type(error).__name__ == "DuplicateKeyError"
         raise RecipeError(
@@ -296,7 +304,11 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
             remedy="Keep one of the two." if duplicate else _yaml_remedy(str(error.problem)),
         ) from None
     except YAMLError as error:
+        if _has_other_ending(path):
+            raise _rows_for_a_recipe(path) from None
         raise RecipeError("The recipe is not valid YAML", where=str(path), why=str(error)) from None
+    if _has_other_ending(path) and not (isinstance(document, CommentedMap) and {*document} & {*Recipe.model_fields}):
+        raise _rows_for_a_recipe(path)
     if not isinstance(document, CommentedMap):
         raise RecipeError(
             "The recipe is empty" if document is None else "The recipe is not a mapping of keys",
@@ -306,6 +318,30 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
     origins: dict[Path_, str] = {}
     _collect_lines(document, (), path, origins)
     return _plain(document), origins
+
+
+def _has_other_ending(path: Path) -> bool:
+    """Whether a file is probably no recipe. It may be one all the same, such as in JSON."""
+    return path.suffix.lower() not in (".yaml", ".yml")
+
+
+def _rows_for_a_recipe(path: Path) -> RecipeError:
+    return RecipeError(
+        "This is not a recipe; it looks like a data file",
+        where=str(path),
+        remedy=f"`tunesmith init {shlex.quote(str(path))}` writes a recipe for its rows.",
+    )
+
+
+def _no_recipe_before(argument: str) -> RecipeError:
+    """The error for KEY=VALUE in the place of the recipe."""
+    key, _, value = argument.partition("=")
+    rows = shlex.quote(value) if key == "data.train" and value else "DATA"
+    return RecipeError(
+        "A recipe comes first, and KEY=VALUE behind it",
+        where=argument,
+        remedy=f"Name the recipe before this argument. `tunesmith init {rows}` writes one to start with.",
+    )
 
 
 class _Constructor(RoundTripConstructor):
