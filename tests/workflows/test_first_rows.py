@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.workflows.test_first_recipe import LAPTOP, WORKSTATION, llama, pairs, write, written
 
+from tunesmith.workflows.check import inspect
 from tunesmith.workflows.finetune import train
 from tunesmith.workflows.first_recipe import starter_recipe
 
@@ -145,3 +146,20 @@ def test_a_model_that_cannot_be_built_is_warned_of() -> None:
     Path("strange/config.json").write_text(json.dumps({"model_type": "of-no-library"}))
     starter = starter_recipe(write(pairs(["yes", "no"] * 12)), model="strange", device=LAPTOP)
     assert starter.warnings and "cannot be trained" in starter.warnings[0]
+
+
+def call(n: int) -> dict[str, Any]:
+    arguments = json.dumps({"minutes": n, "title": f"tea {n}"})
+    turn = {"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "function": {"name": "set_timer", "arguments": arguments}}]}  # fmt: skip
+    return {"messages": [{"role": "user", "content": f"wake me in {n} minutes"}, turn]}
+
+
+def test_answers_that_only_call_a_tool_are_counted_as_they_are_written_and_are_no_labels() -> None:
+    starter = starter_recipe(write([call(n) for n in range(90)]), device=LAPTOP)
+    recipe = written(starter)
+    assert recipe.evaluation.metrics == [] and "answers call tools" in starter.text
+    assert recipe.evaluation.max_new_tokens >= 64  # a call is some 85 characters long
+    assert "labels" not in starter.text and "about 0 tokens" not in starter.text
+    found = inspect("rows.jsonl")
+    assert found.labels is None and found.lengths["quantiles"]["min"] > 80

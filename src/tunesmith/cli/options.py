@@ -122,6 +122,7 @@ InstructionOption = Annotated[
 _READING_KEY = re.compile(rf'set data\.({"|".join(("sample_by", *READING))}): ("[^"]*"|[^\s,]+)')
 _COLUMNS = re.compile(r"data\.columns: \{((?:[^{}]|\{[^{}]*\})*)\}")
 _SET_COLUMNS = re.compile(f"set {_COLUMNS.pattern}")
+_SET_BOTH = re.compile(rf"set data\.(header): (true|false) and {_COLUMNS.pattern}")
 _KEY_AND_VALUE = re.compile(r'(data\.\w+)(?:: |=)(\{(?:[^{}]|\{[^{}]*\})*\}|"[^"]*"|[^\s,]+)')
 
 
@@ -169,12 +170,15 @@ def in_flags(error: DataError, command: str = "") -> DataError:
     if error.remedy is None:
         return error
     remedy = error.remedy
+    before = f"run `{command} " if command else "add `"
+    remedy = _SET_BOTH.sub(
+        lambda found: f"{before}{_as_argument(found[1], found[2])} --columns {_pairs(found[3])}`", remedy
+    )
     if command:
         remedy = _SET_COLUMNS.sub(lambda found: f"run `{command} --columns {_pairs(found[1])}`", remedy)
     remedy = _COLUMNS.sub(lambda found: f"--columns {_pairs(found[1])}", remedy)
     for key in ("format", "instruction"):
         remedy = re.sub(rf"data\.{key}(: ?)?", lambda found, key=key: f"--{key}{' ' if found[1] else ''}", remedy)
-    before = f"run `{command} " if command else "add `"
     remedy = _READING_KEY.sub(lambda found: f"{before}{_as_argument(found[1], found[2])}`", remedy)
     if isinstance(error, ColumnsUnclear):
         proposal = error.proposal

@@ -56,12 +56,13 @@ class HeldOut:
 @dataclass(frozen=True, slots=True)
 class Texts:
     """What a pass over the examples has shown: bytes of the longest answer, whether all are JSON objects or numbers,
-    whether a turn calls a tool, and the longest conversations."""
+    whether a turn calls a tool, whether an answer does, and the longest conversations."""
 
     answer_bytes: int
     json_objects: bool
     numbers: bool
     calls: bool
+    answer_calls: bool
     longest: tuple[str, ...]
 
 
@@ -145,21 +146,22 @@ def counts(scan: Scan, rows: slice) -> tuple[int, int]:
 
 def texts_of(scan: Scan) -> Texts:
     """One pass over the conversations."""
-    answer_bytes, json_objects, numbers, calls = 0, True, True, False
+    answer_bytes, json_objects, numbers, calls, answer_calls = 0, True, True, False, False
     longest: list[tuple[int, int, str]] = []
     for block in scan.examples():
         for number, example in block:
             if example.text is not None:
                 continue
-            answer = example.answer()
+            answer = example.written_answer()
             answer_bytes = max(answer_bytes, len(answer.encode(errors="replace")))
             json_objects = json_objects and JsonFields().fault_of(answer) is None
             numbers = numbers and _is_number(answer)
             calls = calls or any(turn.tool_calls for turn in example.messages)
+            answer_calls = answer_calls or example.answers_with_calls()
             text = _whole(example)
             entry = (len(text.encode(errors="replace")), -number, text)
             (heapq.heappush if len(longest) < LONGEST_COUNTED else heapq.heappushpop)(longest, entry)
-    return Texts(answer_bytes, json_objects, numbers, calls, tuple(text for *_, text in longest))
+    return Texts(answer_bytes, json_objects, numbers, calls, answer_calls, tuple(text for *_, text in longest))
 
 
 def _whole(example: Example) -> str:
@@ -194,6 +196,9 @@ def evaluation_of(scan: Scan, texts: Texts) -> Evaluation:
     if only_documents(scan):
         return Evaluation((), "raw text has no answers to compare, so the verdict is by loss", None)
     new_tokens = min(1024, 32 * math.ceil((texts.answer_bytes / 2 + 16) / 32))  # few tokenizers need one for two bytes
+    if texts.answer_calls:
+        reason = "answers call tools, whose JSON has many right spellings, so the verdict is by loss"
+        return Evaluation((), reason, new_tokens)
     if texts.json_objects:
         reason = "every answer is a JSON object: equal as a whole, and field by field"
         return Evaluation(("json_exact", "json_fields"), reason, new_tokens)
@@ -218,6 +223,8 @@ def _different_labels(scan: Scan) -> int | None:
     reader, rows = scan.sources[0].reader, scan.own & ~scan.raw_text
     field = ANSWER.get(reader.shape)
     if field is None or not is_label_name(reader.source.columns.get(field, field)):
+        return None
+    if scan.calls[rows].any():
         return None
     different = len(np.unique(scan.answer[rows]))
     short = scan.answer_characters[rows].max() <= SHORT_LABEL

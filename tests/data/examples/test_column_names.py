@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -24,14 +25,16 @@ def row(*names: str) -> list[dict[str, Any]]:
         (("TITLE", "Body"), "TITLE", "Body"),
         (("вопрос", "ответ"), "вопрос", "ответ"),
         (("问题", "答案", "序号"), "问题", "答案"),
+        (("id", "from", "subject", "body", "reply", "tags"), "{subject}\n\n{body}", "reply"),
+        (("Titel", "Inhalt", "Antwort"), "{Titel}\n\n{Inhalt}", "Antwort"),
     ],
 )
 def test_the_only_pair_of_known_names_is_proposed_with_rows(names: tuple[str, ...], question: str, answer: str) -> None:
     proposal = propose_columns(row(*names), FIELDS)
     assert proposal is not None
     assert proposal.columns == {"prompt": question, "completion": answer}
-    assert question in proposal.reason and answer in proposal.reason
-    assert proposal.samples == ("some words -> some words",) * 3
+    assert all(name in proposal.reason for name in (*re.findall(r"\w+", question), answer))
+    assert proposal.samples == (f"{'some words ' * question.count('{') or 'some words '}-> some words",) * 3
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,8 @@ def test_the_only_pair_of_known_names_is_proposed_with_rows(names: tuple[str, ..
         ("text", "label", "category"),
         ("subject", "body", "label", "category"),
         ("name", "price"),
+        ("subject", "body", "reply", "answer"),  # two answers
+        ("text", "label", "response"),
         ("text", "_task_hash", "answer", "label"),  # an annotator's decision, not the text's answer
         ("text", "annotations", "label"),
     ],

@@ -345,6 +345,11 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path):
     assert error.what == "there is no such file or folder"
     assert error.why == f"the folder {tmp_path} holds tickets.jsonl"
     assert error.remedy == "did you mean tickets.jsonl?"
+    for number in range(29):
+        write(tmp_path / f"other {number}.txt", "")
+    error = refused(tmp_path / "tikets.jsonl")
+    assert f"the folder {tmp_path} holds tickets.jsonl, " in str(error.why)
+    assert str(error.why).endswith(" and 24 others") and str(error.why).count("other ") == 5
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "gone.jsonl")
     assert refused(tmp_path / "link.jsonl").what == "this link leads nowhere"
     assert "is not there" in str(refused(tmp_path / "nowhere" / "tickets.jsonl").why)

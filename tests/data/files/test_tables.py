@@ -158,9 +158,10 @@ def test_of_a_first_line_that_may_be_names_nothing_is_proposed_and_both_keys_lea
     with pytest.raises(ColumnsUnclear, match="the first line may be a row or the names") as caught:
         opened(tmp_path / "t.csv", text)
     assert caught.value.proposal is None
-    assert str(in_flags(caught.value, "tunesmith init t.csv").remedy) == (
-        "if it is a row, run `tunesmith init t.csv data.header=false`, and if they are the names of the columns, run "
-        "`tunesmith init t.csv data.header=true`"
+    remedy = str(in_flags(caught.value, "tunesmith init t.csv").remedy)
+    assert remedy.startswith(
+        "if it is a row, run `tunesmith init t.csv data.header=false --columns prompt=column1,completion=column2`; if "
+        "they are the names of the columns, run `tunesmith init t.csv data.header=true --columns "
     )
     with pytest.raises(ColumnsUnclear, match="the columns have no names") as caught:
         opened(tmp_path / "t.csv", text, header=False)
@@ -172,6 +173,31 @@ def test_of_a_first_line_that_may_be_names_nothing_is_proposed_and_both_keys_lea
         opened(tmp_path / "t.csv", text, header=True)
     names = dict(zip(("prompt", "completion"), text.partition("\n")[0].split(","), strict=True))
     assert len(fields_of(opened(tmp_path / "t.csv", text, header=True, columns=names))) == text.count("\n") - 1
+
+
+FIGURES = "".join(
+    f"{n};{n % 28 + 1:02}.03.2024;Wo ist mein Paket {n}?;{('Versand', 'Rechnung')[n % 2]};{n + 100},50\n"
+    for n in range(1, 91)
+)
+
+
+def test_numbers_and_dates_under_a_line_of_words_make_it_the_names(tmp_path: Path):
+    with pytest.raises(ColumnsUnclear, match="the shape of the rows is not known"):
+        opened(tmp_path / "t.csv", f"Lfd. Nr.;Datum;Kundenfrage;Kategorie;Betrag\n{FIGURES}")
+    columns = {"prompt": "Kundenfrage", "completion": "Kategorie"}
+    reader = opened(tmp_path / "t.csv", f"Lfd. Nr.;Datum;Kundenfrage;Kategorie;Betrag\n{FIGURES}", columns=columns)
+    assert len(fields_of(reader)) == 90
+
+
+def test_of_a_table_without_names_one_remedy_says_the_header_and_the_columns(tmp_path: Path):
+    whole = FIGURES.replace(",50", "")
+    with pytest.raises(ColumnsUnclear) as caught:
+        opened(tmp_path / "t.csv", whole)
+    assert str(in_flags(caught.value, "tunesmith init t.csv").remedy).startswith(
+        "run `tunesmith init t.csv data.header=false --columns prompt=column3,completion=column4`; "
+    )
+    columns = {"prompt": "column3", "completion": "column4"}
+    assert len(fields_of(opened(tmp_path / "t.csv", whole, header=False, columns=columns))) == 90
 
 
 def test_names_that_are_known_are_no_row_where_values_are_the_same(tmp_path: Path):

@@ -53,13 +53,14 @@ _COLUMNS = np.dtype(
         ("marks", np.uint64),
         ("raw_text", np.bool_),
         ("label", np.bool_),
+        ("calls", np.bool_),
         ("script", np.uint8),
         ("plain", np.uint64),
         ("left_out", np.bool_),
     ]
 )
 COLUMNS = _COLUMNS.names or ()
-_BAD_ROW = (False, (0, 0), (0, 0), 0, 0, 0, 0, 0, 0, 0, False, False, 0, 0)  # behind its line
+_BAD_ROW = (False, (0, 0), (0, 0), 0, 0, 0, 0, 0, 0, 0, False, False, False, 0, 0)  # behind its line
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,10 @@ class RowFacts:
 
     ``content``, ``prompt``: fingerprints, uint64 [n, 2]. ``answer``, ``opening``, ``unit``: short ones, uint64; the
     unit is what a split keeps together, its draw is ``draw``. ``marks``: bit i is the i-th of RULES. ``script``: an
-    index of ``scripts``. ``label``: the row calls its answer desirable. ``plain``: of the prompt in one case and
-    without odd white space. ``samples``: by rule, at most SAMPLES_KEPT. ``labels``, ``openings``: text by fingerprint,
-    at most TEXTS_KEPT. ``systems``: different system texts, None for rows without one; at most SYSTEMS_KEPT.
+    index of ``scripts``. ``label``: the row calls its answer desirable. ``calls``: its answer calls tools. ``plain``:
+    of the prompt in one case and without odd white space. ``samples``: by rule, at most SAMPLES_KEPT. ``labels``,
+    ``openings``: text by fingerprint, at most TEXTS_KEPT. ``systems``: different system texts, None for rows
+    without one; at most SYSTEMS_KEPT.
     ``masked``: items of personal data that were masked, by kind.
     """
 
@@ -114,6 +116,7 @@ class RowFacts:
     marks: np.ndarray
     raw_text: np.ndarray
     label: np.ndarray
+    calls: np.ndarray
     script: np.ndarray
     plain: np.ndarray
     left_out: np.ndarray
@@ -251,8 +254,9 @@ def _note(facts: BlockFacts, example: Example, row: Row, reading: Reading) -> tu
         facts.texts.append(f"{own}\n{answer}")
     return (
         True, content, _fingerprint(prompt_key), short, _opening(own, facts.openings), unit, draw,
-        example.characters(), len(answer), marks, example.text is not None, bool(example.label),
-        facts.scripts.index(script), _short(near_duplicates.normalised(prompt)) if reading.near else 0, False,
+        example.characters(), len(example.written_answer()), marks, example.text is not None, bool(example.label),
+        example.answers_with_calls(), facts.scripts.index(script),
+        _short(near_duplicates.normalised(prompt)) if reading.near else 0, False,
     )  # fmt: skip
 
 

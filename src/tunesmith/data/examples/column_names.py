@@ -13,11 +13,11 @@ from tunesmith.data.examples.message import printable
 from tunesmith.errors import DataError
 
 SAMPLES, SAMPLE_CHARACTERS = 5, 60
-LABELLED, TITLED = "a text and its label", "a title and what stands under it"
+ANSWERED, LABELLED, TITLED = "a question and its answer", "a text and its label", "a title and what stands under it"
 # Kinds of pairs: what they are, the names of what is given, the names of what is to be written.
 PAIRS: tuple[tuple[str, str, str], ...] = (
     (
-        "a question and its answer",
+        ANSWERED,
         "question query problem prompt instruction user frage pregunta pergunta domanda vraag pytanie вопрос "
         "问题 問題 质问 質問",
         "answer response reply completion solution output assistant antwort réponse reponse respuesta resposta "
@@ -52,6 +52,7 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
         "summary highlights zusammenfassung résumé resumen resumo",
     ),
 )
+REPLIES = frozenset(next(answers for kind, _, answers in PAIRS if kind == ANSWERED).split())
 # Columns of annotation tools; beside them an answer, a score and a label are the annotator's, not the text's.
 ANNOTATIONS = frozenset(("_task_hash", "_input_hash", "annotations", "responses"))
 ANNOTATORS_OWN = frozenset(("answer", "score", "label"))
@@ -99,7 +100,7 @@ def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) 
     """The only pair of columns whose names are known for question and answer and whose values are texts.
 
     Columns are also looked for in objects, and are then named by their paths. A title that stands beside a text with
-    a label is a part of the text.
+    a label or an answer is a part of the text. No pair is proposed that passes over a column of answers.
     An answer may also be a number, where no column of texts is one.
 
     Args:
@@ -112,7 +113,8 @@ def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) 
     counted = [name for name in counted if not set(name) & set(",`\n\r") and name == name.strip()]
     texts = [name for name in counted if texts_of(rows, name)]
     found = _pairs(texts, texts) or _pairs(texts, [name for name in counted if _is_label(rows, name)])
-    chosen = _only(found)
+    replies = [name for name in texts if _plain(name) in REPLIES and not any(name in pair for pair in found)]
+    chosen = _replied(found, replies) if replies else _only(found)
     if chosen is None:
         return None
     question, answer, reason = chosen
@@ -152,6 +154,17 @@ def _only(found: Mapping[tuple[str, str], str]) -> tuple[str, str, str] | None:
         return text, label, f"the columns {printable(text)} and {printable(label)} look like {LABELLED}"
     reason = f"the columns {title} and {text} look like a text in two parts, and {printable(label)} like its label"
     return f"{{{title}}}\n\n{{{text}}}", label, reason
+
+
+def _replied(found: Mapping[tuple[str, str], str], replies: Sequence[str]) -> tuple[str, str, str] | None:
+    """Question, answer and reason, where one title and its text stand beside one answer to them."""
+    if len(found) != 1 or len(replies) != 1:
+        return None
+    ((title, text), kind), answer = next(iter(found.items())), replies[0]
+    if kind != TITLED or title.rpartition(".")[0] != text.rpartition(".")[0] or set(title + text) & set("{}"):
+        return None
+    reason = f"the columns {title} and {text} look like a text in two parts, and {printable(answer)} like its answer"
+    return f"{{{title}}}\n\n{{{text}}}", answer, reason
 
 
 def _plain(name: str) -> str:

@@ -75,6 +75,14 @@ class Example:
         """The text of the last assistant turn; none in a raw row."""
         return self.messages[self.last_answer()].content if self.text is None else ""
 
+    def written_answer(self) -> str:
+        """The last assistant turn with its tool calls, about as a template writes it; none in a raw row."""
+        return self.messages[self.last_answer()].written() if self.text is None else ""
+
+    def answers_with_calls(self) -> bool:
+        """Whether the last assistant turn calls tools."""
+        return self.text is None and bool(self.messages[self.last_answer()].tool_calls)
+
     def content_key(self) -> str:
         """The whole row as one stable text, with what is learned of it: equal for exact duplicates only."""
         return self.keys()[1]
@@ -92,11 +100,11 @@ class Example:
         return f"[[{prompt}],{tools}]", f"[[{content}],{tools}{judged}]{unlearned or ''}"
 
     def characters(self) -> int:
-        """Length in characters, without tools and template: a rough measure before there is a tokenizer."""
+        """Length in characters, tool calls included, without tools and template: a rough measure of its tokens."""
         if self.text is not None:
             return len(self.text)
         turns = self.messages if self.rejected is None else (*self.messages, self.rejected)
-        return sum(len(message.content) + len(message.reasoning_content or "") for message in turns)
+        return sum(len(message.written()) + len(message.reasoning_content or "") for message in turns)
 
 
 def to_example(

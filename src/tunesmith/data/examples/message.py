@@ -58,6 +58,7 @@ ROW_MASKS = TURN_MASKS | {
 }  # fmt: skip
 _TRUTHS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
 MAX_DEPTH = 64
+CALL_MARKS = "<tool_call>\n{}\n</tool_call>"  # those of the most common templates
 
 
 class RowError(ValueError):
@@ -90,6 +91,11 @@ class Message:
     name: str | None = None
     reasoning_content: str | None = None
     asked: bool = False
+
+    def written(self) -> str:
+        """The text of this turn with its tool calls, about as templates write them: each as JSON between marks."""
+        calls = (json.dumps(call["function"], ensure_ascii=False) for call in self.tool_calls)
+        return "\n".join([*filter(None, [self.content]), *(CALL_MARKS.format(call) for call in calls)])
 
     def to_template(self) -> dict[str, Any]:
         """What a chat template sees of this turn: role and content, and the other keys only where they are set."""

@@ -7,10 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from tunesmith.data.examples.column_names import ColumnsUnclear, Proposal, samples_of
+from tunesmith.data.examples.message import printable
 
 LONGEST_NAME, MOST_WORDS = 40, 4
 MARK = re.compile(r"[?!.。？！]$")  # that ends a sentence
 VALUE = re.compile(rf"{MARK.pattern}|\n|^[+-]?\d+([.,]\d+)?$|^__label__")
+# A number, with a sign, a unit or separators; a date or a time.
+FIGURE = re.compile(
+    r"^[+-]?\s?[$€£¥]?\s?\d[\d.,'’ \u00a0\u202f]*\s?([$€£¥%]|EUR|USD|CHF)?$"
+    r"|^\d{1,4}([-./])\d{1,2}\2\d{1,4}([ T]\d{1,2}:\d{2}(:\d{2})?.{0,9})?$|^\d{1,2}:\d{2}(:\d{2})?$"
+)
+NOTHING = ("n/a", "na", "nan", "null", "none", "unknown", "unbekannt")  # a row may have in place of a number
 KEY, OTHER_KEY = "data.header=false", "data.header: true"
 First = Literal["names", "perhaps a row", "a row"]
 
@@ -18,15 +25,18 @@ First = Literal["names", "perhaps a row", "a row"]
 def what_the_first_line_is(rows: Sequence[Mapping[str, Any]]) -> First:
     """What the line is that should be the names of the columns.
 
-    A label of fastText is a value, and so is what stands below itself twice, where the line as a whole does not (files
-    that were joined). What only looks like a value, such as a question or a year, may be a name all the same, unless
-    all of the line are sentences as those below them.
+    Numbers or dates below a name that is neither settle it: the line holds names. A label of fastText is a value, and
+    so is what stands below itself twice, where the line as a whole does not (files that were joined). What only
+    looks like a value, such as a question or a year, may be a name all the same, unless all of the line are
+    sentences as those below them.
     """
     names = list(rows[0]) if rows else []
     below = max((sum(row.get(name) == name for row in rows) for name in names if name.strip()), default=0)
     again = any(all(row.get(name) == name for name in names) for row in rows)
     if any(name.startswith("__label__") for name in names) or (below > 1 and not again):
         return "a row"
+    if any(_is_name_of_figures(name, rows) for name in names):
+        return "names"
     if not below and not any(map(_looks_like_a_value, names)):
         return "names"
     return "a row" if all(_ends_as_those_below(name, rows) for name in names) else "perhaps a row"
@@ -34,6 +44,18 @@ def what_the_first_line_is(rows: Sequence[Mapping[str, Any]]) -> First:
 
 def _looks_like_a_value(name: str) -> bool:
     return bool(VALUE.search(name.strip())) or len(name) > LONGEST_NAME or len(name.split()) > MOST_WORDS
+
+
+def _is_name_of_figures(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a word stands above values that are all numbers or dates, and several."""
+    if name.strip().casefold() in NOTHING:
+        return False
+    return any(map(str.isalpha, name)) and not FIGURE.match(name.strip()) and _are_figures(rows, name, least=2)
+
+
+def _are_figures(rows: Sequence[Mapping[str, Any]], name: str, least: int = 1) -> bool:
+    values = [text for row in rows if (text := str(row.get(name) or "").strip())]
+    return len(values) >= least and all(map(FIGURE.match, values))
 
 
 def _ends_as_those_below(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -57,21 +79,30 @@ def without_names(
     names = [f"column{number}" for number in range(1, len(rows[0]) + 1)]
     values = [list(row.values()) for row in rows]
     numbered = [dict(zip(names, row, strict=False)) for row in (values if read_so else [list(rows[0]), *values])]
-    answer = _answer(numbered, names)
-    question = next((name for name in names if name != answer), names[0])
+    question, answer = _pair(numbered, names)
     samples = samples_of(numbered, question, answer)
     pair = len(names) == 2
-    mapping = f"{{{fields[0]}: {question}, {fields[1]}: {answer}}}" if len(names) > 1 else f"{{text: {names[0]}}}"
+
+    def mapping(known: Sequence[str]) -> str:
+        if len(names) == 1:
+            return f"data.columns: {{text: {_to_map(known[0])}}}"
+        asked, said = (_to_map(known[names.index(name)]) for name in (question, answer))
+        return f"data.columns: {{{fields[0]}: {asked}, {fields[1]}: {said}}}"
+
     shown = ", ".join(f"{name}: {value!r:.60}" for name, value in numbered[0].items())
+    named = "" if read_so else mapping(list(rows[0]))
     reason = f"{question} and {answer} are the columns of a table without a header"
     if read_so:
-        what, remedy = "the columns have no names", f"say which column is what, such as data.columns: {mapping}"
+        what, remedy = "the columns have no names", f"say which column is what, such as {mapping(names)}"
     elif sure:
         what = "the first line is a row, and not the names of the columns"
-        remedy = f"set data.header: false, and if they are the names of the columns, set {OTHER_KEY}"
+        remedy = f"set data.header: false and {mapping(names)}; if it holds the names of the columns, set {OTHER_KEY}"
     else:
         what = "the first line may be a row or the names of the columns"
-        remedy = f"if it is a row, set data.header: false, and if they are the names of the columns, set {OTHER_KEY}"
+        remedy = (
+            f"if it is a row, set data.header: false and {mapping(names)}; if they are the names of the columns, set "
+            f"{OTHER_KEY} and {named}; or with other columns"
+        )
     proposal = Proposal({fields[0]: question, fields[1]: answer}, reason, samples, () if read_so else (KEY,))
     return ColumnsUnclear(
         what,
@@ -82,7 +113,20 @@ def without_names(
     )
 
 
-def _answer(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """The only column whose values repeat, as labels do; else the last."""
+def _to_map(name: str) -> str:
+    """The name as a mapping takes it, or a place for it."""
+    return (
+        "<column>"
+        if not 0 < len(name.strip()) <= LONGEST_NAME or set(name) & set(",:{}[]`\"'#\n\r")
+        else printable(name)
+    )
+
+
+def _pair(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[str, str]:
+    """The longest texts, and beside them the only column whose values repeat, as labels do, else the last."""
+    texts = [name for name in names if not _are_figures(rows, name)]
+    names = texts if len(texts) > 1 else names
     repeating = [name for name in names if 2 * len({str(row.get(name)) for row in rows}) <= len(rows)]
-    return repeating[0] if len(repeating) == 1 else names[-1]
+    answer = repeating[0] if len(repeating) == 1 else names[-1]
+    others = [name for name in names if name != answer]
+    return max(others, key=lambda name: sum(len(str(row.get(name))) for row in rows), default=names[0]), answer

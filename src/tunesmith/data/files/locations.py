@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 _OVER_HTTP = "read over http://: others on the network can change the rows; prefer https://"
 BATCH_MARK_WITHIN = 4096  # bytes from a file's start
+NAMES_SHOWN = 6  # of those beside a path that is not there
 EVERY_ROLE = ""  # the split of files that are named for none
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -457,6 +459,14 @@ def _dataset(source: SourceSettings, location: _Location, *, split: str | None) 
         ) from error
 
 
+def _closest(name: str, names: Sequence[str]) -> str:
+    """All names where they are few; else the closest to a mistyped one, and how many others there are."""
+    if len(names) <= NAMES_SHOWN:
+        return listed(sorted(names))
+    shown = difflib.get_close_matches(name, names, n=NAMES_SHOWN, cutoff=0.0)
+    return f"{listed(shown)} and {len(names) - len(shown)} others"
+
+
 def _missing(location: _Location) -> DataError:
     parent, _, name = location.path.rstrip("/").rpartition("/")
     where = f"the folder {parent}" if parent else "the folder you are in"
@@ -476,6 +486,6 @@ def _missing(location: _Location) -> DataError:
     return DataError(
         "there is no such file or folder",
         where=location.path,
-        why=f"{where} holds {listed(sorted(names))}" if names else f"{where} is empty, or is not there",
+        why=f"{where} holds {_closest(name, names)}" if names else f"{where} is empty, or is not there",
         remedy=location.nearest() or "check the path; a dataset of the hub is written user/name",
     )

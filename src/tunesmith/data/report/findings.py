@@ -114,9 +114,9 @@ def findings(
 
 
 def labels_of(scan: Scan) -> list[Label] | None:
-    """The answers, the most frequent first, where they are few, short and repeated; else None."""
+    """The answers, the most frequent first, where they are few, short and repeated and none calls a tool; else None."""
     rows = scan.own & ~scan.raw_text
-    if not rows.any() or scan.answer_characters[rows].max() > LABEL_LENGTH:
+    if not rows.any() or scan.calls[rows].any() or scan.answer_characters[rows].max() > LABEL_LENGTH:
         return None
     numbers, counts = np.unique(scan.answer[rows], return_counts=True)
     if len(numbers) > min(LABELS, rows.sum() / ROWS_A_LABEL):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.checks.scan import Scan
+from tunesmith.data.checks.scripts import UNKNOWN
 from tunesmith.data.report.findings import labels_of
 
 _QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
@@ -52,8 +53,8 @@ def scripts(scan: Scan) -> list[dict[str, Any]]:
 
 
 def languages(scan: Scan) -> dict[str, Any] | None:
-    """``{sampled, counts: [{name, rows}]}``; None where no row was sampled."""
-    if not scan.languages:
+    """``{sampled, counts: [{name, rows}]}``; None where no row was sampled, or no language was recognised."""
+    if set(scan.languages) <= {UNKNOWN}:
         return None
     counts = sorted(scan.languages.items(), key=lambda pair: (-pair[1], pair[0]))
     return {
