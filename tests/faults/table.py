@@ -12,8 +12,8 @@ anywhere else:
 
 ``make faults`` runs the whole form of every row, several rows at a time, and prints the table; it exits with 1 if
 anything was lost. ``make faults FAULTS_ARGS="kill --short"`` chooses rows by a part of their name, and the short form.
-``make test`` runs the short forms, through test_faults.py, a module at a time: keep yours to a few seconds, and the
-whole one to minutes. A row with ``short=False`` is in the whole form only.
+``make test`` runs the short forms of some modules, through test_faults.py: keep yours to a few seconds, and the whole
+one to minutes. A row with ``short=False`` is in the whole form only.
 A row starts in a process of its own whose torch, transformers and tunesmith are imported already, and nothing is
 computed yet. ``tests.faults.processes`` runs commands in forks of it.
 """
