@@ -257,6 +257,15 @@ def test_the_sentence_says_it_in_plain_words():
     assert sentence(compare({"loss": losses(1.0)}, {"loss": losses(3.0)})).startswith("Worse than the base: loss ")
 
 
+def test_the_sentence_says_of_which_rows_it_is_and_how_many_were_trained_on():
+    verdict = compare({"loss": losses(3.0)}, {"loss": losses(1.0)})
+    rows = verdict["rows"]
+    text = sentence({**verdict, "data": "rows.jsonl", "trained_on": 6})
+    assert f" on {rows} rows of rows.jsonl (difference" in text and "held-out" not in text
+    assert text.endswith("The run was trained on 6 rows of them.")
+    assert f"on {rows} held-out rows (" in sentence({**verdict, "data": None, "trained_on": None})
+
+
 def test_too_few_rows_are_said_to_be_too_few() -> None:
     verdict = compare({"loss": row_scores([2.0] * 3)}, {"loss": row_scores([1.0] * 3)}, resamples=200)
     assert verdict["verdict"] == "no evidence"

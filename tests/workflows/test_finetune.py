@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 import tunesmith
 from tunesmith.data.examples.message import Message
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError, TrainError
+from tunesmith.evaluation.compare import sentence
 from tunesmith.model.generate import generate
 from tunesmith.planning import budget, memory
 from tunesmith.recipe.file import read_recipe
@@ -393,6 +394,30 @@ def test_other_rows_and_metrics_can_be_judged(values: dict[str, Any], data: Path
     assert alone["metrics"]["loss"]["value"] == pytest.approx(found["metrics"]["loss"]["base"], rel=1e-5)
     with pytest.raises(RunError, match="no rows to judge"):
         evaluate(tiny_model_dir)
+
+
+def test_rows_that_were_trained_on_are_not_passed_off_as_held_out(
+    values: dict[str, Any], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(values).run
+    trained = Run(run).read_json("ledger.json")["rows"]["trained"]
+    assert 0 < trained < 44
+    again = evaluate(run, data=str(data))
+    assert (again["data"], again["trained_on"]) == (str(data), trained)
+    assert f"{trained} of 44 rows of {data} were trained on" in capsys.readouterr().err
+    assert f"The run was trained on {trained} rows of them." in sentence(cast(Any, again))
+    new = tmp_path / "new.jsonl"
+    new.write_text(data.read_text().replace("thing", "other thing"))
+    assert evaluate(run, data=str(new))["trained_on"] == 0
+    assert "trained on" not in capsys.readouterr().err
+    own = evaluate(run)
+    assert (own["data"], own["trained_on"]) == (None, None)
+    data.write_text(data.read_text() + data.read_text().splitlines()[0] + "\n")
+    assert evaluate(run, data=str(new))["trained_on"] is None
+    data.unlink()
+    assert evaluate(run, data=str(new))["trained_on"] is None
+    said = capsys.readouterr().err
+    assert said.count(f"whether the run was trained on rows of {new} is not known: ") == 2
 
 
 def test_other_rows_are_judged_whole_whatever_the_run_set_aside(values: dict[str, Any], data: Path) -> None:

@@ -37,7 +37,8 @@ class MetricVerdict(TypedDict):
 class Verdict(TypedDict):
     """The content of verdict.json. ``verdict``, ``reason`` and ``rows`` are those of the metric ``decided_by``.
 
-    ``base_model`` says what the tuned model was compared with.
+    ``base_model`` says what the tuned model was compared with. ``data`` names the rows where they are not the run's own
+    held-out rows, and ``trained_on`` says how many of them the run was trained on, if that is known.
     """
 
     verdict: Judgement
@@ -49,6 +50,8 @@ class Verdict(TypedDict):
     seed: int
     metrics: dict[str, MetricVerdict]
     base_model: NotRequired[str]
+    data: NotRequired[str | None]
+    trained_on: NotRequired[int | None]
 
 
 def compare(
@@ -139,12 +142,16 @@ def sentence(verdict: Verdict) -> str:
     }[verdict["verdict"]]
     low, high = found["interval"]
     direction = ", lower is better" if name in LOWER_IS_BETTER else ""
+    data = verdict.get("data")
+    plural = "s" * (rows != 1)
+    judged_on = f"{rows} held-out row{plural}" if data is None else f"{rows} row{plural} of {data}"
     text = (
-        f"{heading}: {name} {found['base']:.4g} -> {found['tuned']:.4g} on {rows} held-out row{'s' * (rows != 1)} "
+        f"{heading}: {name} {found['base']:.4g} -> {found['tuned']:.4g} on {judged_on} "
         f"(difference {found['difference']:+.3g}, {100 * verdict['confidence']:g}% interval {low:+.3g} to {high:+.3g}"
         f"{direction})."
     )
-    return f"{text} {verdict['reason']}" if verdict["reason"] else text
+    seen = f"The run was trained on {trained:,} rows of them." if (trained := verdict.get("trained_on")) else None
+    return " ".join(filter(None, [text, verdict["reason"], seen]))
 
 
 def _group_sums(base: RowScores, tuned: RowScores) -> np.ndarray:

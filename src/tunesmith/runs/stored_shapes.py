@@ -81,6 +81,8 @@ def verdict_fault(found: Any) -> str | None:
     for name, values in found["metrics"].items():
         if not isinstance(values, Mapping) or not _is_compared(values):
             return f"metrics.{name} is not a comparison of two models."
+    if found.get("trained_on") is not None and not _is_count(found["trained_on"]):
+        return "trained_on is not a number of rows."
     if "selection" in found and not _is_count(found.get("step")):
         return "step is not a number of a step."
     if not found["metrics"]:

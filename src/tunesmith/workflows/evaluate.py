@@ -33,6 +33,7 @@ from tunesmith.training.tasks import make_tasks
 from tunesmith.workflows.given_data import file_of
 from tunesmith.workflows.places import check_rows
 from tunesmith.workflows.same_run import data_changes
+from tunesmith.workflows.trained_rows import rows_trained_on
 
 
 class JudgedAgain(dict[str, Any]):
@@ -60,7 +61,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Compares base and tuned model on held-out rows. The result has the form of verdict.json.
 
-    Its ``verdict`` is None if the target is a model that was not tuned.
+    Its ``verdict`` is None if the target is a model that was not tuned. ``trained_on`` says how many rows of ``data``
+    have prompts that the run was trained on; None: not known, or no data was given.
 
     Args:
         target: a run (its last checkpoint), a checkpoint, an adapter folder or a model.
@@ -91,8 +93,16 @@ def evaluate(
         )
         changes = [*tuned.changes]
         survey = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name)
+        trained_on = None
         if data is not None:
             survey = only_held_out(survey)
+            (source,) = recipe.data.sources("train")
+            if tuned.target.run is not None and found.recipe is not None:
+                trained_on = rows_trained_on(tuned.target.run, found.recipe, source, listener)
+            elif tuned.target.checkpoint is not None:
+                listener.say(
+                    f"whether the adapter was trained on rows of {shown(data)} is not known: it has no run here"
+                )
         elif tuned.target.run is not None:
             run = tuned.target.run
             otherwise = "; or judge on other rows with --data FILE"
@@ -113,14 +123,12 @@ def evaluate(
         with memory_faults():
             judge = _with_reference(tuned, judge, listener)
             verdict, _ = judge.verdict(tuned.model, base, listener=listener)
-    judged = JudgedAgain({**verdict, "base_model": name, "changes": [change.to_json() for change in changes]})
+    read = None if data is None else shown(data)
+    facts = {"base_model": name, "data": read, "trained_on": trained_on}
+    judged = JudgedAgain({**verdict, **facts, "changes": [change.to_json() for change in changes]})
     if tuned.target.run is not None:
-        read = None if data is None else shown(data)
-        _keep(
-            tuned.target.run,
-            {"target": str(target), "data": read, "settings": [without_secrets(each) for each in settings], **judged},
-            listener,
-        )
+        typed = [without_secrets(each) for each in settings]
+        _keep(tuned.target.run, {"target": str(target), "settings": typed, **judged}, listener)
     return judged
 
 
