@@ -17,6 +17,7 @@ import pytest
 
 import tunesmith
 from tunesmith.cli.docs import ERROR_KEYS, JSON_KEYS
+from tunesmith.data.examples.row_shapes import check_mapping
 from tunesmith.errors import ModelError, TrainError
 from tunesmith.runs.folder import Run
 
@@ -214,6 +215,16 @@ def test_eval_hands_its_settings_on(command: Command, finetune: Any) -> None:
     assert finetune.asked == [{"target": "runs/x", "data": "new.jsonl", "settings": ["max_rows=5"]}]
     assert outcome.out.startswith("Better than the base: exact_match 0.05 -> 0.85 on 40 held-out rows")
     assert list(command("eval", "runs/x", "--json").json)[:2] == ["target", "verdict"]
+
+
+def test_eval_of_rows_with_other_columns_says_what_to_add(command: Command, finetune: Any) -> None:
+    def columns_are_missing() -> None:
+        check_mapping([{"frage": "a", "answer": "b"}], {"prompt": "question", "completion": "answer"})
+
+    finetune.act = columns_are_missing
+    outcome = command("eval", "runs/x", "--data", "other.csv")
+    assert outcome.code == 1
+    assert "say which column is what: 'data.columns={prompt: <column>, completion: answer}'" in outcome.err
 
 
 def test_generate_streams_one_answer_with_the_systems_message(command: Command, tuned: Any) -> None:

@@ -93,3 +93,19 @@ def test_the_folder_and_a_known_dtype_are_needed(command: Command, asked: list[d
     assert command("merge", "runs/rows").code == 2
     assert command("merge", "runs/rows", "--out", "plain", "--dtype", "int8").code == 2
     assert asked == []
+
+
+def test_a_recipe_in_the_place_of_its_run_names_the_run_before_torch_is_needed(
+    command: Command, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    replace_module(monkeypatch, "deploy.merge", SimpleNamespace())  # has nothing that could merge
+    (tmp_path / "r.yaml").write_text("model: m\ndata: {train: rows.jsonl}\noutput_dir: runs/rows\n")
+    outcome = command("merge", "r.yaml", "--out", "plain")
+    assert outcome.code == 1
+    assert "this is a recipe, and no run or model" in outcome.err
+    assert "`tunesmith train r.yaml` makes its run, runs/rows" in outcome.err
+    (tmp_path / "runs/rows").mkdir(parents=True)
+    (tmp_path / "runs/rows/status.json").write_text("{}")
+    for line in (["merge", "r.yaml", "--out", "plain"], ["eval", "r.yaml"], ["generate", "r.yaml", "--prompt", "x"]):
+        assert "did you mean its run, runs/rows?" in command(*line).err

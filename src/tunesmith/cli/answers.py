@@ -31,6 +31,7 @@ from tunesmith.cli.terminal.console import Styled, Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, verdict_line
 from tunesmith.errors import DataError
+from tunesmith.model.weights.recipes import refuse_recipe
 from tunesmith.recipe.paths import shown
 
 if TYPE_CHECKING:
@@ -56,18 +57,22 @@ def evaluate(
     A run is compared with its base on held-out rows. A model without a base gets the values of its metrics.
     """
     with session(as_json) as terminal:
+        refuse_recipe(target)
         from tunesmith.workflows.evaluate import evaluate
 
-        verdict = evaluate(
-            target,
-            data=data,
-            settings=settings or [],
-            listener=terminal,
-            model=model,
-            allow_changes=allow_changes or (),
-            trust_remote_code=trust_remote_code,
-            allow_functions=allow_functions,
-        )
+        try:
+            verdict = evaluate(
+                target,
+                data=data,
+                settings=settings or [],
+                listener=terminal,
+                model=model,
+                allow_changes=allow_changes or (),
+                trust_remote_code=trust_remote_code,
+                allow_functions=allow_functions,
+            )
+        except DataError as error:
+            raise error if data is None else in_arguments(error) from None
         if verdict["verdict"] is not None:
             terminal.write(verdict_line(verdict))
         for line in metrics_table(verdict["metrics"], width=terminal.columns):
@@ -113,6 +118,7 @@ def generate(
     reading, of_generation = reading_arguments(settings)
     _refuse_mixed(prompt, data, out, reading, base=base, overwrite=overwrite)
     with session(as_json) as terminal:
+        refuse_recipe(target)
         wanted = generation_settings(of_generation)
         if data is not None and out is not None:
             how = {"system": system, "instruction": instruction, "raw": raw, "overwrite": overwrite, "model": model}

@@ -8,6 +8,7 @@ import typer
 
 from tunesmith.cli.options import AllowChanges, AsJson, BaseModel, Overwrite, TargetArgument, TrustRemoteCode
 from tunesmith.cli.terminal.session import session
+from tunesmith.model.weights.recipes import refuse_recipe
 
 SIZE = "5GB"  # of one file of weights
 Dtype = Annotated[
@@ -60,6 +61,7 @@ def merge(
                 f"{flag} goes with a merge, and --keep-adapter merges nothing: leave one of them out"
             )
     with session(as_json) as terminal:
+        refuse_recipe(target)
         from tunesmith.deploy import merge as merging
 
         if keep_adapter:

@@ -183,6 +183,8 @@ def check_mapping(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
         near = did_you_mean(wrong, known)
         hint = f"did you mean {near}? " if near else ""
         remedy = f"{hint}data.columns is written {{field: column}}"
+        if field in FIELDS:
+            remedy = f"{hint}say which column is what: data.columns: {{{_corrected(rows, columns, present)}}}"
         if swapped:
             remedy = f"field and column are swapped: data.columns: {{{column}: {field}}}"
         raise DataError(
@@ -190,6 +192,16 @@ def check_mapping(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
             why=f"the columns are {listed(present)}; the fields are {', '.join(FIELDS)}",
             remedy=remedy,
         )
+
+
+def _corrected(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], present: Sequence[str]) -> str:
+    """The mapping with the nearest column, or a place to write one, for each that no row has."""
+    pairs = []
+    for field, column in columns.items():
+        lacking = not all(_is_there(rows, part) for part in names_in(column, rows))
+        kept = f'"{printable(column)}"' if "{" in column else printable(column)
+        pairs.append(f"{field}: {did_you_mean(column, present) or '<column>' if lacking else kept}")
+    return ", ".join(pairs)
 
 
 def unused_masks(rows: Sequence[Mapping[str, Any]], shape: str, columns: Mapping[str, str]) -> str:

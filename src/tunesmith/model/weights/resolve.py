@@ -17,6 +17,7 @@ from tunesmith.errors import ModelError
 from tunesmith.model.weights import gguf
 from tunesmith.model.weights.bundled import BUNDLED, bundled_model
 from tunesmith.model.weights.foreign_files import refuse_pickles
+from tunesmith.model.weights.recipes import refuse_recipe
 from tunesmith.recipe.paths import local
 from tunesmith.runs.cache import Say, to_stderr
 
@@ -81,6 +82,7 @@ def kind(path: str, *, where: str = "model") -> ModelKind:
     if location.is_file():
         if location.suffix.lower() == ".gguf":
             return "gguf"
+        refuse_recipe(path)
         raise ModelError("this file is no model", where=path, remedy="name a folder, a .gguf file or a hub id.")
     if path in _cached_ids() or (_HUB_ID.fullmatch(path) and not _among_runs(location)):
         return "hub"
