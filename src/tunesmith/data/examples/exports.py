@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.data.examples.comparisons import QUESTIONS, comparison_of, winner_of
 from tunesmith.data.examples.message import RowError, describe, printable
 
 Fields = Mapping[str, Any]
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
 LABEL_COLUMNS = ("label", "labels", "categories")  # of doccano's versions
+COMPARED = "\0compared"
 ANSWERS, HELD = "\0answers", "\0held"  # of a flat row: the names of its answers, and what its holder holds
 # Fields in place of which a user may name a column, by what an export fills in.
 IN_PLACE = {
@@ -96,7 +98,7 @@ class Export:
             for field in fields
             if not any(other in columns for other in IN_PLACE.get(field, (field,)))
         }
-        return {**{name: value for name, value in flat.items() if name not in (ANSWERS, HELD)}, **made}
+        return {**{name: value for name, value in flat.items() if name not in (ANSWERS, HELD, COMPARED)}, **made}
 
 
 def export_of(rows: Sequence[Fields]) -> Export | None:
@@ -254,7 +256,41 @@ def _is_dialogue(value: object) -> bool:
     return isinstance(value, str) and value.startswith("\n\nHuman:")
 
 
+def _is_comparison(row: Fields) -> bool:
+    found = comparison_of(row)
+    if found is None or row.keys() >= {"chosen", "rejected"}:
+        return False
+    try:
+        winner_of(row[found.winner], found)
+    except ValueError:
+        return False
+    return True
+
+
+def _compared(row: Fields) -> dict[str, Any]:
+    found = comparison_of(row)
+    if found is None:
+        raise RowError("winner", "no two answers and a winner", "two answers and a winner, as the first rows have")
+    try:
+        side = winner_of(row[found.winner], found)
+    except ValueError:
+        raise RowError(found.winner, describe(row[found.winner]), "the better answer: a, b or tie") from None
+    if side is None:
+        raise LeftOutRow("a tie")
+    better, worse = (row[found.answers[each]] for each in (side, 1 - side))
+    asked = [name for name in row if name.strip().casefold() in QUESTIONS]
+    return {COMPARED: {"prompt": row[asked[0]] if len(asked) == 1 else None, "chosen": better, "rejected": worse}}
+
+
 EXPORTS: tuple[Export, ...] = (
+    Export(
+        "a comparison",
+        "the answer that the winner's column names is chosen, the other rejected, and ties are left out",
+        "preference",
+        _is_comparison,
+        _compared,
+        {name: lambda flat, name=name: flat[COMPARED][name] for name in ("prompt", "chosen", "rejected")},
+    ),
     Export(
         "Label Studio",
         "the text in data is the prompt, the annotation its answer",

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.examples.column_names import SAMPLE_CHARACTERS, ColumnsUnclear
 from tunesmith.data.examples.column_values import MISSING, is_template, names_in, start_of, value_of
+from tunesmith.data.examples.comparisons import refuse_passing_over
 from tunesmith.data.examples.example import Example, to_example
 from tunesmith.data.examples.exports import EXPORTS_BY_NAME, Export, LeftOutRow, SeveralValues, export_of
 from tunesmith.data.examples.labels import ANSWER, labels_in_words
@@ -104,6 +105,8 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
     if source.format == "auto" and not source.columns:
         refuse_chats(first, source.path)
     ignored = [*ignored, *(part.name.removeprefix(f"{source.path.rstrip('/')}/") for part in empty)]
+    if source.format == "auto":
+        refuse_passing_over(first, source.columns, source.path)
     export = export_in(source, first)
     if export is not None:
         first = flat_rows(export, first, source, instruction=source.instruction)
