@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 import tunesmith
-from tunesmith.errors import RecipeError, RunError
+from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.runs.outputs import RECIPE_MARK
 
 ROWS = [{"prompt": f"item {n}?", "completion": "red" if n % 2 else "blue"} for n in range(40)]
 FAST = {"max_steps": 2, "batch_size": 4, "save_steps": 1, "report_to": "none", "threads": 1}
@@ -95,7 +97,7 @@ def test_init_writes_a_recipe_and_keeps_the_rows_beside_it(here: Path, tiny_mode
     starter = tunesmith.init(ROWS, "tickets.yaml", model=str(tiny_model_dir))
     (file,) = (here / "tickets.rows").iterdir()
     assert starter.recipe.data.train[0].path == f"tickets.rows/{file.name}"
-    assert (here / "tickets.yaml").read_text() == starter.text
+    assert (here / "tickets.yaml").read_text() == RECIPE_MARK + starter.text
     assert starter._repr_html_().startswith("<pre># tickets.rows/")
     assert starter.recipe == tunesmith.Recipe.model_validate(starter.recipe.model_dump(exclude_unset=True))
     with pytest.raises(RecipeError, match=r"exists already(?s:.*)overwrite=True"):
@@ -139,3 +141,51 @@ def test_a_program_needs_no_main_guard_and_may_run_in_an_event_loop(here: Path, 
     assert lines[0].startswith("600 rows can be used.")
     assert lines[1] in ("better", "worse", "no evidence") and lines[2] == "True"
     assert "threads: 1" in (here / "run" / "recipe.yaml").read_text()
+
+
+FOREIGN = [{"frage": f"Was kostet Nummer {n}?", "antwort": f"{n} Euro"} for n in range(30)]
+
+
+def test_columns_are_proposed_as_an_argument_and_nothing_is_left_behind(
+    here: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(here / "cache"))
+    for ask in (tunesmith.init, tunesmith.check, lambda rows: tunesmith.init(rows, "faq.yaml")):
+        with pytest.raises(DataError) as caught:
+            ask(FOREIGN)
+        assert (caught.value.where, "--" in str(caught.value), "data." in str(caught.value)) == (
+            "the rows",
+            False,
+            False,
+        )
+        assert 'set columns={"prompt": "frage", "completion": "antwort"}; otherwise' in str(caught.value.remedy)
+        assert "Was kostet Nummer 0? -> 0 Euro" in str(caught.value.why)
+        assert [path for path in here.rglob("*") if path.is_file()] == []
+    assert not (here / "faq.rows").exists()
+    columns = {"prompt": "frage", "completion": "antwort"}
+    assert tunesmith.check(FOREIGN, columns=columns).is_good
+    assert [path for path in here.rglob("*") if path.is_file()] == []
+    tunesmith.init(FOREIGN, columns=columns, model=str(tiny_model_dir))
+    (stored,) = (here / "cache" / "rows").iterdir()
+    assert stored.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(DataError):
+        tunesmith.init(FOREIGN)
+    assert stored.is_file()  # the recipe of the call before names it
+
+
+def test_a_run_that_is_there_is_refused_with_arguments(here: Path, tiny_model_dir: Path) -> None:
+    recipe = values(tiny_model_dir)
+    tunesmith.train(recipe)
+    with pytest.raises(RunError) as caught:
+        tunesmith.train(recipe)
+    assert str(caught.value.remedy).startswith("Add resume=True to continue or finish it, overwrite=True to replace it")
+
+
+def test_a_table_without_names_is_read_with_the_argument_that_is_named(here: Path) -> None:
+    (here / "t.csv").write_text("Where is it?,In Lyon.\nWhen is it?,At nine.\n" * 5)
+    with pytest.raises(DataError) as caught:
+        tunesmith.check("t.csv")
+    columns = {"prompt": "column1", "completion": "column2"}
+    said = f'columns={json.dumps(columns)} and settings=["header=false"]'
+    assert said in str(caught.value.remedy)
+    assert tunesmith.check("t.csv", columns=columns, settings=["header=false"]).ledger.total.rows.read == 10

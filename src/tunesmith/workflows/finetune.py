@@ -49,6 +49,7 @@ from tunesmith.training.step_rows import Steps
 from tunesmith.training.trainer import METRICS, Trained, Trainer
 from tunesmith.workflows.continuing import tell_of_kill
 from tunesmith.workflows.given_data import with_files
+from tunesmith.workflows.in_python import remedies_in_python
 from tunesmith.workflows.same_run import Continuation, fingerprint, keep_functions, write_facts_of_rows
 from tunesmith.workflows.starting import Start, started
 
@@ -102,6 +103,7 @@ class TrainResult:
 
 
 @library_call()
+@remedies_in_python()
 def train(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     overrides: Sequence[str] = (),

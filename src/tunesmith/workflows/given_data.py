@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tunesmith.data.files.given_rows import is_rows, store_rows
 from tunesmith.recipe.paths import local
-from tunesmith.runs.cache import cache_dir
+from tunesmith.runs.cache import cache_dir, writable
 
 Given = TypeVar("Given")
 
@@ -35,6 +37,37 @@ def with_files(recipe: Given) -> Given:
 def file_of(data: Any) -> str:
     """The path of data: as it is, or of the rows, which are then kept in the cache."""
     return str(store_rows(data, _of_nobody(), "rows")) if is_rows(data) else os.fspath(data)
+
+
+@contextmanager
+def given(data: Any) -> Iterator[tuple[str, Path | None]]:
+    """The path of data, and that of rows: a file that only the user may read, and which goes again."""
+    if not is_rows(data):
+        yield os.fspath(data), None
+        return
+    with tempfile.TemporaryDirectory(prefix="rows-", dir=writable(cache_dir())) as folder:
+        stored = store_rows(data, Path(folder), "rows")
+        yield str(stored), stored
+
+
+@contextmanager
+def kept(data: Any, folder: Path | None, name: str) -> Iterator[tuple[str, Path | None]]:
+    """The path of data, and that of rows, which stay in a folder, or the cache. A failure leaves nothing new there."""
+    if not is_rows(data):
+        yield os.fspath(data), None
+        return
+    folder = folder or _of_nobody()
+    before = set(folder.iterdir()) if folder.is_dir() else None
+    stored = store_rows(data, folder, name)
+    try:
+        yield str(stored), stored
+    except BaseException:
+        if stored not in (before or ()):
+            stored.unlink(missing_ok=True)
+        if before is None:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _of_nobody() -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.files.given_rows import is_rows, store_rows
+from tunesmith.data.files.given_rows import is_rows
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import Recipe
@@ -20,11 +21,13 @@ from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import place_for
 from tunesmith.workflows.check import Inspection, inspect
 from tunesmith.workflows.first_recipe import Starter, starter_recipe
-from tunesmith.workflows.given_data import file_of, with_files
+from tunesmith.workflows.given_data import given, kept, with_files
+from tunesmith.workflows.in_python import remedies_in_python
 from tunesmith.workflows.prepare_data import PreparedData, prepare_data
 
 
 @library_call()
+@remedies_in_python()
 def init(
     data: Any,
     out: str | Path | None = None,
@@ -58,15 +61,19 @@ def init(
         again = "Set overwrite=True, or name another"
         names: dict[str, Any] = {"kind": RecipeError, "flag": "out", "others": again}
         check_file(file, inputs=[data, model], overwrite=overwrite, mark=RECIPE_MARK, **names)
-    if file is not None and is_rows(data):
-        path = str(store_rows(data, file.with_suffix(".rows"), file.stem))
-    else:
-        path = file_of(data)
-    made = starter_recipe(
-        path, model=model, method=method, format=format, columns=columns, instruction=instruction, overrides=overrides
-    )
-    if file is not None:
-        write_output(file, RECIPE_MARK + made.text)
+    folder, name = (None, "rows") if file is None else (file.with_suffix(".rows"), file.stem)
+    with kept(data, folder, name) as (path, rows), remedies_in_python(of_rows=True, reading="overrides", stored=rows):
+        made = starter_recipe(
+            path,
+            model=model,
+            method=method,
+            format=format,
+            columns=columns,
+            instruction=instruction,
+            overrides=overrides,
+        )
+        if file is not None:
+            write_output(file, RECIPE_MARK + made.text)
     return made
 
 
@@ -106,19 +113,32 @@ def check(
     Raises:
         TunesmithError: the data cannot be read, or no row is good.
     """
-    return inspect(
-        with_files(data) if isinstance(data, Mapping | Recipe) else file_of(data),
-        settings=settings,
-        model=model,
-        format=format,
-        columns=columns,
-        instruction=instruction,
-        against=None if against is None else file_of(against),
-        near=near,
-        show=show,
-        trust_remote_code=trust_remote_code,
-        listener=heard_by(listener, progress),
-    )
+    with _named(data) as source, nullcontext((None, None)) if against is None else given(against) as (other, _):
+        found = inspect(
+            source,
+            settings=settings,
+            model=model,
+            format=format,
+            columns=columns,
+            instruction=instruction,
+            against=other,
+            near=near,
+            show=show,
+            trust_remote_code=trust_remote_code,
+            listener=heard_by(listener, progress),
+        )
+        if is_rows(data):  # a file that is gone when this ends
+            found.sources = _without(found.sources, f"{Path(str(source)).parent}{os.sep}")
+    return found
+
+
+def _without(value: Any, text: str) -> Any:
+    """The value of JSON without some text."""
+    if isinstance(value, Mapping):
+        return {key: _without(item, text) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without(item, text) for item in value]
+    return value.replace(text, "") if isinstance(value, str) else value
 
 
 @library_call()
@@ -155,18 +175,30 @@ def prepare(
     Raises:
         TunesmithError: the data cannot be read, or the folder cannot be written.
     """
-    return prepare_data(
-        with_files(data) if isinstance(data, Mapping | Recipe) else file_of(data),
-        os.fspath(out),
-        settings=settings,
-        model=model,
-        format=format,
-        columns=columns,
-        instruction=instruction,
-        overwrite=overwrite,
-        trust_remote_code=trust_remote_code,
-        listener=heard_by(listener, progress),
-    )
+    with _named(data) as source:
+        return prepare_data(
+            source,
+            os.fspath(out),
+            settings=settings,
+            model=model,
+            format=format,
+            columns=columns,
+            instruction=instruction,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            listener=heard_by(listener, progress),
+        )
+
+
+@contextmanager
+def _named(data: Any) -> Iterator[str | Mapping[str, Any] | Recipe]:
+    """What `check` and `prepare` read. Errors of rows or of a file of rows name the arguments of the function."""
+    if isinstance(data, Mapping | Recipe) and not is_rows(data):
+        with remedies_in_python():
+            yield with_files(data)
+        return
+    with given(data) as (path, rows), remedies_in_python(of_rows=not path.endswith((".yaml", ".yml")), stored=rows):
+        yield path
 
 
 class RunList(list[Summary]):

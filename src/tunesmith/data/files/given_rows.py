@@ -35,7 +35,9 @@ def is_rows(value: Any) -> bool:
 
 
 def store_rows(rows: Any, folder: Path, name: str) -> Path:
-    """Writes rows to ``folder/name-HASH.jsonl``. The same rows have the same file, so a run finds them again.
+    """Writes rows to ``folder/name-HASH.jsonl``, which its owner alone may read.
+
+    The same rows have the same file, so a run finds them again.
 
     Args:
         rows: mappings, a DataFrame of pandas or polars, or a datasets.Dataset, whose class labels become their names.
@@ -48,7 +50,7 @@ def store_rows(rows: Any, folder: Path, name: str) -> Path:
     partial = folder / f".{name}-{os.getpid()}-{secrets.token_hex(4)}.partial"  # processes of two hosts share ids
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # for its owner alone
             for line in _lines(rows):
                 digest.update(line)
                 file.write(line)

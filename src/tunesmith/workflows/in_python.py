@@ -1,0 +1,76 @@
+"""What a call from Python says in place of flags and keys of a recipe: the names of its own arguments."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tunesmith.data.examples.column_names import ColumnsUnclear
+from tunesmith.errors import DataError, TunesmithError
+
+ROWS = "the rows"  # what a message calls those that are no file of the user's
+_COLUMNS = re.compile(r"data\.columns: \{((?:[^{}]|\{[^{}]*\})*)\}")
+_READING = re.compile(r'data\.(header|delimiter|encoding|sheet|key|sample_by): ("[^"]*"|[^\s,;]+)')
+_FLAG = re.compile(r"(?<![\w`=-])--(resume|overwrite|trust-remote-code|allow-functions)\b")
+_VALUE_FLAG = re.compile(r"(?<![\w`=-])--(model|method|out)\b")
+
+
+@contextmanager
+def remedies_in_python(
+    *, of_rows: bool = False, reading: str = "settings", stored: Path | None = None
+) -> Iterator[None]:
+    """Makes errors name arguments of a function.
+
+    Args:
+        of_rows: whether the call takes ``columns``, ``format`` and ``instruction``. Else they are keys of a recipe.
+        reading: the argument that takes what is said of how a file is read.
+        stored: a file of rows that were handed over, which messages call the rows.
+    """
+    try:
+        yield
+    except TunesmithError as error:
+        raise _translated(error, of_rows=of_rows, reading=reading, stored=stored) from error.__cause__
+
+
+def _translated(error: TunesmithError, *, of_rows: bool, reading: str, stored: Path | None) -> TunesmithError:
+    where, why, remedy = error.where, error.why, error.remedy
+    if remedy and of_rows:
+        remedy = _COLUMNS.sub(lambda found: f"columns={_mapping(found[1])}", remedy)
+        remedy = _READING.sub(lambda found: f"{reading}=[{_setting(found[1], found[2], reading)}]", remedy)
+        remedy = re.sub(r"data\.format: (\w+)", r'format="\1"', remedy)
+        remedy = remedy.replace("one data.instruction for", "one instruction=... for")
+        remedy = re.sub(r"data\.(format|instruction)\b", r"\1", remedy)
+    if remedy and "in Python" not in remedy:
+        remedy = _FLAG.sub(lambda found: f"{found[1].replace('-', '_')}=True", remedy)
+        remedy = _VALUE_FLAG.sub(r"\1=", remedy)
+    if isinstance(error, ColumnsUnclear) and error.proposal is not None and of_rows:
+        proposal = error.proposal
+        given = f"columns={json.dumps(dict(proposal.columns), ensure_ascii=False)}"
+        keys = "".join(
+            f" and {reading}=[{_setting(*key.removeprefix('data.').split('='), reading)}]" for key in proposal.keys
+        )
+        why = "\n".join([f"{proposal.reason}:", *(f"  {sample}" for sample in proposal.samples)])
+        remedy = f"if that is right, set {given}{keys}; otherwise {remedy}"
+    if stored is not None:
+        where, why, remedy = (part and part.replace(str(stored), ROWS) for part in (where, why, remedy))
+        if where and where.startswith(f"{ROWS}:"):
+            where = where.replace(f"{ROWS}:", "row ", 1)
+    if (where, why, remedy) == (error.where, error.why, error.remedy):
+        return error
+    kind = DataError if isinstance(error, ColumnsUnclear) else type(error)
+    return kind(error.what, where=where, why=why, remedy=remedy)
+
+
+def _mapping(pairs: str) -> str:
+    """``prompt: a, completion: b`` as a dict is written."""
+    found = dict(part.strip().split(":", 1) for part in pairs.split(",") if ":" in part)
+    return json.dumps({field: column.strip() for field, column in found.items()}, ensure_ascii=False)
+
+
+def _setting(key: str, value: str, reading: str) -> str:
+    """``"data.header=false"``: `init` takes keys with their section, `check` and `prepare` those of the section."""
+    value = value.strip(chr(34))
+    return json.dumps(f"{'data.' if reading == 'overrides' else ''}{key}={value}", ensure_ascii=False)
