@@ -135,6 +135,24 @@ def test_a_run_falls_back_to_the_newest_checkpoint_that_is_whole_and_has_its_opt
     assert sorted(path.name for path in (run.folder / "set_aside").iterdir()) == ["step-000004", "step-000006"]
 
 
+def test_a_newest_checkpoint_that_was_removed_is_noticed_and_gives_the_same_bytes(
+    whole: Path, kept_all: Path, copied: Callable[[Path], Run]
+) -> None:
+    run, heard = copied(whole), Heard()
+    unfinish(run)
+    shutil.rmtree(run.checkpoint(6))
+    train(run.folder, resume=True, listener=heard)
+    assert content(run.folder) == content(whole)
+    (told,) = [line for line in heard.warned if "is not there, and this one has no optimizer state" in line]
+    assert "step-000004" in told and "the run starts again from its first step" in told
+    shutil.rmtree(run.folder)
+    run, heard = copied(kept_all), Heard()
+    unfinish(run)
+    shutil.rmtree(run.checkpoint(6))
+    train(run.folder, resume=True, listener=heard)
+    assert "continuing after step 4 of 6" in heard.said and content(run.folder) == content(kept_all)
+
+
 def test_a_finished_run_whose_weights_or_verdict_are_damaged_makes_them_again(
     whole: Path, copied: Callable[[Path], Run]
 ) -> None:

@@ -79,9 +79,8 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any
             "The checkpoint cannot be read",
             where=str(file),
             why=f"{type(error).__name__}: {error}",
-            remedy="Start over with --overwrite, which gives the same result as without the damage. Or remove this "
-            "checkpoint folder: --resume then continues from the one before it, without that one's optimizer state "
-            "unless training.save_optimizer was all.",
+            remedy="Remove this checkpoint folder: --resume then continues from the newest one that holds its "
+            "optimizer state (by default none does), or else from the first step, with the same result.",
         ) from error
 
 

@@ -20,7 +20,8 @@ def resume_point(run: Run, listener: Listener, *, selects: bool) -> Path | None:
     """The checkpoint to continue from; None: from the first step. Those after it are set aside, and that is said.
 
     A damaged newest checkpoint is replaced by the newest one before it that is whole and holds its optimizer state, so
-    that the run ends with the same bytes as without the damage.
+    that the run ends with the same bytes as without the damage. So is one without that state: it was taken off when a
+    newer one was saved, which is not there any more.
 
     Args:
         selects: whether the run ends with its best checkpoint, which must be whole, too.
@@ -28,8 +29,8 @@ def resume_point(run: Run, listener: Listener, *, selects: bool) -> Path | None:
     saved = run.checkpoints
     if not saved:
         return None
-    found = faults(saved[-1], selects=selects)
-    if not found:
+    found, lost = faults(saved[-1], selects=selects), not has_optimizer(saved[-1])
+    if not found and not lost:
         for note in run.notes_on(saved[-1]):
             listener.warn(note)
         return saved[-1]
@@ -47,8 +48,13 @@ def resume_point(run: Run, listener: Listener, *, selects: bool) -> Path | None:
         else "No earlier checkpoint is whole and holds its optimizer state (by default only the newest keeps it; see "
         "training.save_optimizer), so the run starts again from its first step"
     )
+    fault = (
+        f"{damaged} is damaged: {in_words(found)}"
+        if found
+        else f"a newer checkpoint than {damaged} was saved and is not there, and this one has no optimizer state"
+    )
     listener.warn(
-        f"{damaged} is damaged: {in_words(found)}. {way}; the result is the same as without the damage. "
+        f"{fault}. {way}; the result is the same as without the damage. "
         f"{'The folder is' if len(aside) == 1 else f'{len(aside)} folders are'} kept in {aside[-1].parent}"
     )
     return point

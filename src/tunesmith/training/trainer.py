@@ -96,13 +96,6 @@ class Trainer:
         saved = run.checkpoints
         state: dict[str, Any] = checkpoint.restore(saved[-1], self.optimizer) if saved else {"step": 0}
         self.first = int(state["step"])
-        if saved and not checkpoint.has_optimizer(saved[-1]):
-            listener.warn(
-                f"{saved[-1]} has no optimizer state: the optimizer starts anew after step {self.first}, so the result "
-                "will differ from that of a run without a break. Only the newest checkpoint keeps this state unless "
-                "training.save_optimizer is all. --overwrite trains from the first step instead"
-            )
-            run.set_status("running", optimizer_restarted_after=self.first)
         self.stop, self._saved_to_stop = Stop(listener.say), False
         # The epoch of the checkpoint's step if a stop came before its validation, which is then still due.
         self._validation_due: float | None = state.get("validation_due")
