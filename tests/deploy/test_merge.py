@@ -405,9 +405,15 @@ def test_only_a_merged_model_is_overwritten_and_only_when_asked(
         merge(run, place, overwrite=True)
     assert (place / "model.safetensors").read_bytes() == before, "the old one stays until the new one is whole"
     monkeypatch.undo()
-    (place / "stale.safetensors").write_bytes(b"")
+    for name in ("notes.py", "vocabulary.txt", "base/mine.txt", "more.safetensors"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("mine")
+        with pytest.raises(ExportError, match=f"did not write(?s:.*){name.partition('/')[0]}"):
+            merge(run, place, overwrite=True)
+        (place / name).unlink()
     assert merge(run, place, overwrite=True, dtype="bfloat16").dtype == "bfloat16"
-    assert not (place / "stale.safetensors").exists()
+    mark = json.loads((place / plain_weights.MARK).read_text())
+    assert {*mark["files"]} == {path.name for path in place.iterdir()}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "plain"]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tunesmith.model.modes import evaluation_mode
 from tunesmith.model.weights.finite import not_finite, some
 from tunesmith.model.weights.load import quiet_transformers
 from tunesmith.runs.disk import WRITE_ERRORS, is_full, no_room, why_full
-from tunesmith.runs.outputs import refuse_inputs, refuse_strangers
+from tunesmith.runs.outputs import refuse_inputs, refuse_shut, refuse_strangers
 from tunesmith.runs.whole_files import recover_folder, whole_folder
 
 MARK = "tunesmith_merge.json"  # a folder with it is ours, and may be replaced
@@ -30,7 +32,7 @@ WRITTEN = (
     "chat_template*", "additional_chat_templates", "*.model", "*.tiktoken", "*.jinja", "*processor_config.json", "*.py",
     "manifest.json", "base",
 )  # fmt: skip
-"""What `merge` writes into its folder."""
+"""What `merge` of an earlier version wrote into its folder. Since then the mark lists every file."""
 # Root mean square of what logits differ by, as a share of their own spread. float32: the same sums in another order.
 # The others: each weight is rounded once, by 2^-9 (bfloat16) or 2^-12 (float16) of itself at most, through all layers.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -109,7 +111,7 @@ def check_free(to: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> N
             remedy="Name a new folder, such as --out merged.",
         )
     refuse_inputs(to, inputs)
-    _check_parent(to)
+    refuse_shut(to)
     recover_folder(to)
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return
@@ -124,18 +126,24 @@ def check_free(to: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> N
         raise ExportError(
             "there is a merged model already", where=str(to), remedy="Add --overwrite, or name another --out."
         )
-    refuse_strangers(to, WRITTEN)
+    refuse_strangers(to, _written(to))
 
 
-def _check_parent(to: Path) -> None:
-    parent = next(folder for folder in to.resolve().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ExportError(
-            "the merged model cannot be written",
-            where=str(to),
-            why=f"{parent} {'takes no new files from you' if parent.is_dir() else 'is a file'}.",
-            remedy="Name another --out.",
-        )
+def _written(to: Path) -> list[str]:
+    """Patterns of what `merge` has written into this folder."""
+    try:
+        files = json.loads((to / MARK).read_bytes())["files"]
+        return [*map(escape, files), MARK]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return [*WRITTEN]
+
+
+def _list_files(folder: Path) -> None:
+    """Adds the names of all files to the mark, by which the folder's own files are known later."""
+    mark = folder / MARK
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    record = {**json.loads(mark.read_bytes()), "files": files}
+    mark.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_room(to: Path, needed: int) -> None:
@@ -161,6 +169,8 @@ def merged_folder(to: Path, needed: int) -> Iterator[Path]:
     try:
         with whole_folder(to) as beside:
             yield beside
+            if (beside / MARK).is_file():
+                _list_files(beside)
     except WRITE_ERRORS as error:
         if isinstance(error, SafetensorError) and not is_full(error):
             raise

@@ -1,6 +1,7 @@
 """What a model folder is by the contents of its files: weights, config, tokenizer and chat template, as plain values.
 
-JSON files are compared by what they say, so that a line end or the version that saved them is no difference.
+config.json, generation_config.json and tokenizer_config.json are compared by what they say, so that a line end or the
+version that saved them is no difference. Every byte counts of weights and of the other files of a tokenizer.
 """
 
 from __future__ import annotations
