@@ -280,6 +280,22 @@ def test_an_allowed_function_comes_from_the_run_and_not_from_the_working_folder(
     assert canary.heard == []
 
 
+@pytest.mark.parametrize("when", ["imported", "called"])
+def test_a_file_that_a_function_reads_is_put_beside_the_run_s_copy_as_the_message_says(
+    when: str, sent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(sent, naming("score.py:score", "metrics"))
+    reads = "float((Path(__file__).parent / 'limit.txt').read_text())"
+    code = {"imported": f"L = {reads}\ndef score(answer): return L", "called": f"def score(answer): return {reads}"}
+    kept = sent / "run" / "functions"
+    (kept / "score.py").write_text(f"from pathlib import Path\n{code[when]}\n")
+    assert run(*filled("eval", sent), ASK_FUNCTIONS) == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"Put {kept / 'limit.txt'} there. A run keeps only the Python files of its functions" in message
+    (kept / "limit.txt").write_text("2.5")
+    assert run(*filled("eval", sent), ASK_FUNCTIONS) == 0
+
+
 def test_a_run_keeps_the_files_of_its_functions(trained: Path) -> None:
     kept = trained / "run" / "functions"
     assert {file.name: file.read_text() for file in kept.iterdir()} == {

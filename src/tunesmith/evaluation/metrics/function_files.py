@@ -132,10 +132,20 @@ class FunctionFolder:
                 f"The module of the function {name} cannot be imported",
                 where=where,
                 why=f"It raised {type(error).__name__}: {error}",
-                remedy=f"Correct {file}; `python {file}` shows where it fails.",
+                remedy=lacks_file(error, file) or f"Correct {file}; `python {file}` shows where it fails.",
             ) from error
         finally:
             sys.meta_path.remove(finder)
+
+
+def lacks_file(error: Exception, file: str | Path) -> str | None:
+    """What to do where a function reads a file that is not there: a run keeps a copy of Python files alone."""
+    if not isinstance(error, FileNotFoundError):
+        return None
+    return (
+        f"Put {error.filename or 'that file'} there. A run keeps only the Python files of its functions: a file that "
+        f"they read from beside themselves is put beside {file}."
+    )
 
 
 class _Source(SourceFileLoader):

@@ -18,7 +18,7 @@ from typing import Any
 
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.metrics.base import METRICS_KEY
-from tunesmith.evaluation.metrics.function_files import FunctionFolder
+from tunesmith.evaluation.metrics.function_files import FunctionFolder, lacks_file
 
 _ARGUMENTS = ("answer", "truth", "prompt")
 _allowed: ContextVar[Mapping[str, FunctionFolder]] = ContextVar("allowed_functions", default={})  # noqa: B039
@@ -67,7 +67,9 @@ class FunctionMetric:
         try:
             result = self.call(answer, truth, prompt)
         except Exception as error:
-            raise self._refuse(f"raised {type(error).__name__}: {error}", answer) from error
+            raise self._refuse(
+                f"raised {type(error).__name__}: {error}", answer, lacks_file(error, self.name)
+            ) from error
         try:
             number = math.nan if isinstance(result, (str, bytes)) else float(result)
         except (TypeError, ValueError):
@@ -80,12 +82,13 @@ class FunctionMetric:
         """None: only the function knows which truths it can score."""
         return None
 
-    def _refuse(self, fault: str, answer: str) -> RecipeError:
+    def _refuse(self, fault: str, answer: str, remedy: str | None = None) -> RecipeError:
         return RecipeError(
             f"The metric {self.name} {fault}",
             where=METRICS_KEY,
             why=f"The answer was {answer[:200]!r}.",
-            remedy="It must return a finite number, higher for a better answer, for any text that a model may write.",
+            remedy=remedy
+            or "It must return a finite number, higher for a better answer, for any text that a model may write.",
         )
 
 
