@@ -13,6 +13,7 @@ from transformers import EvalPrediction
 from tunesmith.data.batches.layout import Batch
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.metrics.base import COMPUTE_METRICS_KEY
+from tunesmith.evaluation.metrics.function_files import lacks_file
 from tunesmith.evaluation.metrics.user_functions import import_function
 from tunesmith.model.compute.logprobs import target_logits
 from tunesmith.model.modes import evaluation_mode, random_state_kept
@@ -46,7 +47,7 @@ def computed_metrics(
     try:
         found = function(prediction)
     except Exception as error:
-        raise _refusal(name, f"raised {type(error).__name__}: {error}") from error
+        raise _refusal(name, f"raised {type(error).__name__}: {error}", lacks_file(error, name)) from error
     try:
         numbers = {key.removeprefix("eval_"): float(value) for key, value in found.items()}
     except (AttributeError, TypeError, ValueError):
@@ -81,10 +82,10 @@ def predictions(model: nn.Module, batches: Sequence[Batch], *, device: torch.dev
     return EvalPrediction(predictions=logits, label_ids=labels)
 
 
-def _refusal(name: str, fault: str) -> RecipeError:
+def _refusal(name: str, fault: str, remedy: str | None = None) -> RecipeError:
     return RecipeError(
         f"The function {name} {fault}",
         where=COMPUTE_METRICS_KEY,
         why="Its argument was (logits [labels, vocabulary], labels [labels]).",
-        remedy='It must return a dict such as {"accuracy": 0.9}.',
+        remedy=remedy or 'It must return a dict such as {"accuracy": 0.9}.',
     )
