@@ -215,11 +215,7 @@ def test_resuming_without_an_optimizer_state_starts_again_and_gives_the_same_byt
     with pytest.raises(KeyboardInterrupt):
         train(stopped, listener=Signals(7))
     run = Run(stopped["output_dir"])
-    (run.checkpoints[-1] / "optimizer.safetensors").write_bytes(b"damaged")
-    with pytest.raises(TrainError) as damaged:
-        train(run.folder, resume=True)
-    assert "Remove this checkpoint folder: --resume then continues from the newest" in str(damaged.value.remedy)
-    shutil.rmtree(run.checkpoints[-1])  # as the message says
+    shutil.rmtree(run.checkpoints[-1])
     listener = Signals()
     train(run.folder, resume=True, listener=listener)
     (warned,) = [line for line in listener.lines if "has no optimizer state" in line]
