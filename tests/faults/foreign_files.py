@@ -52,6 +52,7 @@ def _said_by_child(act: Callable[[], object], write: int) -> None:
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        signal.alarm(4 * SECONDS)  # for what waits and computes nothing
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             act()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import shlex
 import shutil
 import time
@@ -28,7 +29,8 @@ from tunesmith.errors import RunError
 from tunesmith.recipe.paths import expanded
 from tunesmith.runs.checkpoint_names import checkpoint_name, checkpoints_in
 from tunesmith.runs.locks import holder, is_locked, locked, stand_in
-from tunesmith.runs.manifest import MANIFEST, changes, expect, has_manifest, in_words, read_checked, seal
+from tunesmith.runs.manifest import GROWING, MANIFEST, changes, expect, has_manifest, in_words, read_checked, seal
+from tunesmith.runs.plain_files import FOLDERS, refuse_links
 from tunesmith.runs.run_files import LOCK, OF_LOCK, RECIPE, STATUS, WRITTEN_WHOLE
 from tunesmith.runs.whole_files import is_half_written, remove_half_written, why_not, write_whole
 
@@ -116,11 +118,12 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Reserves the folder for this process. A folder that was made for it goes again if nothing was written to it.
 
-        Raises RunError if another process works in it or it takes no files.
+        Raises RunError if another process works in it, it takes no files, or what is written there is a link.
         """
         existed, lock = self.folder.exists(), self.folder / LOCK
         with ExitStack() as held:
             with _access(self.folder):
+                refuse_links(self.folder, (*OF_LOCK, *GROWING), FOLDERS)
                 try:
                     held.enter_context(locked(lock))
                 except BlockingIOError:
@@ -251,7 +254,9 @@ class Run:
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Adds one JSON line. An unfinished last line, as a kill or a full disk leaves it, goes first."""
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-        with (self.folder / name).open("ab+") as file:
+        refuse_links(self.folder, [name])
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(self.folder / name, flags, 0o666), "ab+") as file:
             end = file.seek(0, 2)
             file.seek(max(end - 1, 0))
             if file.read() not in (b"", b"\n"):

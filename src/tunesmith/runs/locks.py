@@ -11,6 +11,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.runs.plain_files import read_plain
+
+_AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a link is not followed, and a pipe is not waited for
 TRIES, BETWEEN_TRIES = 5, 0.05  # to take a lock, because checking it takes it briefly; seconds
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 """What a file system answers that has no locks, such as some network and user-space ones."""
@@ -39,16 +42,21 @@ def locked(path: Path) -> Iterator[None]:
 def is_locked(path: Path) -> bool:
     """Whether a process holds the file."""
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+        descriptor = os.open(path, os.O_RDONLY | _AS_IT_IS)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):  # nothing, a link, or a socket
+            return False
+        raise
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         return stand_in(path).exists() and not _has_died(stand_in(path))
+    finally:
+        os.close(descriptor)
     return False
 
 
@@ -56,7 +64,7 @@ def holder(path: Path) -> str:
     """Who holds the file, as ``123 on host``, or ``unknown``."""
     for file in (stand_in(path), path):
         with suppress(OSError):
-            return file.read_text(errors="replace").strip() or "unknown"
+            return read_plain(file).decode(errors="replace").strip() or "unknown"
     return "unknown"
 
 
@@ -84,7 +92,7 @@ def _taken(path: Path) -> _Lock:
     for left in reversed(range(TRIES)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = _Lock(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            lock = _Lock(os.open(path, os.O_RDWR | os.O_CREAT | _AS_IT_IS, 0o644))
             try:
                 lock = _locked(lock, path)
                 if os.path.samestat(os.fstat(lock.descriptor), path.stat()):
@@ -130,7 +138,7 @@ def _made_alone(file: Path) -> Path:
 def _has_died(file: Path) -> bool:
     """Whether the process that a stand-in names ran on this host and runs no more."""
     with suppress(OSError, ValueError):
-        process, _, host = file.read_text(errors="replace").strip().partition(" on ")
+        process, _, host = read_plain(file).decode(errors="replace").strip().partition(" on ")
         if host != os.uname().nodename:
             return False
         try:

@@ -7,6 +7,7 @@ that grows line by line is listed as far as it was sealed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -20,6 +21,7 @@ from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.runs.checkpoint_names import checkpoints_in
+from tunesmith.runs.plain_files import read_plain
 from tunesmith.runs.whole_files import write_whole
 
 MANIFEST = "manifest.json"
@@ -93,7 +95,7 @@ def write_manifest(folder: Path) -> None:
 def take_off(folder: Path, name: str) -> None:
     """Removes a file that is no longer needed, and first its entry."""
     with _alone(folder), suppress(ValueError):  # a damaged manifest stays what it is
-        files, before = _parse((folder / MANIFEST).read_bytes()) if (folder / MANIFEST).is_file() else ({}, {})
+        files, before = _read(folder) if (folder / MANIFEST).is_file() else ({}, {})
         if name in files:
             write_whole(folder / MANIFEST, _render({key: files[key] for key in files if key != name}, before))
     (folder / name).unlink(missing_ok=True)
@@ -102,7 +104,7 @@ def take_off(folder: Path, name: str) -> None:
 def is_listed(folder: Path, name: str) -> bool:
     """Whether a file belongs to the folder. Without a readable manifest, all files do."""
     try:
-        return name in _parse((folder / MANIFEST).read_bytes())[0]
+        return name in _read(folder)[0]
     except (OSError, ValueError):
         return True
 
@@ -123,7 +125,7 @@ def damage(folder: Path, *, unread: Collection[str] = ()) -> dict[str, str]:
     if not has_manifest(folder):
         return {}
     try:
-        files, _ = _parse((folder / MANIFEST).read_bytes())
+        files, _ = _read(folder)
     except (OSError, ValueError) as error:
         return {MANIFEST: f"cannot be read ({error})"}
     found = {
@@ -187,9 +189,10 @@ def seal(folder: Path, *names: str) -> None:
         files, before = _known(folder)
         found = {}
         for name in names:
-            with suppress(FileNotFoundError), (folder / name).open("rb") as file:
-                os.fsync(file.fileno())
-                found[name] = facts_of(file.read())
+            if (folder / name).is_file():
+                with (folder / name).open("rb") as file:
+                    os.fsync(file.fileno())
+                    found[name] = facts_of(file.read())
         if any(files.get(name) != facts for name, facts in found.items()):
             _update(folder, files, before, found)
 
@@ -201,7 +204,7 @@ def change(folder: Path, name: str, content: bytes | None) -> str | None:
         content: what was read; None: there is no such file.
     """
     try:
-        files, before = _parse((folder / MANIFEST).read_bytes())
+        files, before = _read(folder)
     except (OSError, ValueError):
         return None
     if name not in files or any(_agrees(name, facts, content) for facts in _accepted(name, files, before)):
@@ -221,7 +224,7 @@ def changes(folder: Path) -> dict[str, str]:
     if not has_manifest(folder):
         return {}
     try:
-        files, _ = _parse((folder / MANIFEST).read_bytes())
+        files, _ = _read(folder)
     except (OSError, ValueError) as error:
         return {MANIFEST: f"cannot be read ({error})"}
     found = {name: read_checked(folder, name)[1] for name in files}
@@ -236,9 +239,13 @@ def read_checked(folder: Path, name: str) -> tuple[bytes | None, str | None]:
     content, why = None, None
     for _ in range(_TRIES):
         try:
-            content = (folder / name).read_bytes()
+            content = read_plain(folder / name)
         except (FileNotFoundError, NotADirectoryError):
             content = None
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENXIO):
+                raise
+            return None, "is no plain file"
         why = change(folder, name, content)
         if why is None:
             break
@@ -268,8 +275,8 @@ def _update(folder: Path, files: Files, before: Mapping[str, Facts | None], new:
     """Writes the manifest anew. A file that is as listed by now has its former content no more."""
     pending = {}
     for name, facts in before.items():
-        with suppress(FileNotFoundError):
-            if _agrees(name, files[name], (folder / name).read_bytes()):
+        with suppress(OSError):
+            if _agrees(name, files[name], read_plain(folder / name)):
                 continue
         pending[name] = facts
     for name in new:
@@ -281,7 +288,7 @@ def _update(folder: Path, files: Files, before: Mapping[str, Facts | None], new:
 
 def _known(folder: Path) -> tuple[Files, dict[str, Facts | None]]:
     try:
-        return _parse((folder / MANIFEST).read_bytes())
+        return _read(folder)
     except (FileNotFoundError, ValueError):
         return {}, {}
 
@@ -293,6 +300,14 @@ def _render(files: Mapping[str, Any], before: Mapping[str, Any]) -> str:
         body["before"] = dict(sorted(before.items()))
     own = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({**body, "sha256": own}, indent=2) + "\n"
+
+
+def _read(folder: Path) -> tuple[Files, dict[str, Facts | None]]:
+    """A folder's manifest. Raises FileNotFoundError, OSError or ValueError, as ``_parse`` does."""
+    file = folder / MANIFEST
+    if file.exists() and not file.is_file():
+        raise ValueError("it is no plain file")
+    return _parse(read_plain(file))
 
 
 def _parse(text: bytes) -> tuple[Files, dict[str, Facts | None]]:
@@ -308,8 +323,14 @@ def _parse(text: bytes) -> tuple[Files, dict[str, Facts | None]]:
     for name, facts in [*files.items(), *((name, facts) for name, facts in before.items() if facts is not None)]:
         if not isinstance(facts, dict) or not isinstance(facts.get("bytes"), int) or "sha256" not in facts:
             raise ValueError(f"{name!r} has no size and sha256")
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+    if before.keys() - files.keys():
+        raise ValueError("it lists a former file that it does not list now")
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"{name!r} is outside of the folder")
+        if str(path) != name or name == "." or not name.isprintable():
+            raise ValueError(f"{name!r} is no plain name of a file")
     return files, before
 
 

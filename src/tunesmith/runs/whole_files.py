@@ -21,6 +21,7 @@ from tunesmith.recipe.paths import local
 from tunesmith.runs.disk import is_full, why_full
 
 _REPLACING = ".replacing"  # in a folder whose entries are being replaced
+_TRIES = 5  # to make a file that another process makes, too
 
 
 def why_not(path: Path, error: OSError) -> str:
@@ -73,11 +74,23 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Inside, an open file to write to. It takes the place of ``path`` if nothing is raised."""
     beside = _beside(path)
     try:
-        with beside.open("wb") as file:
+        with _new_file(beside) as file:
             yield file
         put_in_place(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """A file that was not there. What has its name goes first, so a link there is not followed."""
+    for left in reversed(range(_TRIES)):
+        path.unlink(missing_ok=True)
+        try:
+            return path.open("xb")
+        except FileExistsError:  # another process makes it at the same moment
+            if not left:
+                raise
+    raise AssertionError
 
 
 @contextmanager
@@ -105,6 +118,8 @@ def whole_folder(path: Path, *, beside: Path | None = None, last: str | None = N
 @contextmanager
 def _reserved(folder: Path) -> Iterator[None]:
     """Makes an empty folder that no other process takes meanwhile; what a killed one left in it is removed."""
+    if folder.is_symlink():
+        folder.unlink()
     try:
         with _locked(folder):
             shutil.rmtree(folder)

@@ -17,6 +17,7 @@ from tunesmith.runs.checkpoint_names import checkpoint_name, checkpoints_in, ste
 from tunesmith.runs.disk import is_full, why_full
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import in_words, is_listed, refuse_damaged, take_off, write_manifest
+from tunesmith.runs.plain_files import read_plain
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.whole_files import recover_folder, remove_folder, whole_folder
 from tunesmith.training.guard import refuse_to_save
@@ -85,7 +86,7 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return json.loads(read_plain(checkpoint / STATE))
 
 
 def has_optimizer(checkpoint: Path) -> bool:

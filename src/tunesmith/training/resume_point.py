@@ -9,6 +9,7 @@ from tunesmith.model.weights.finite import not_finite_files
 from tunesmith.runs.checkpoint_names import checkpoint_name
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import damage, has_manifest, in_words
+from tunesmith.runs.plain_files import read_plain
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.run_files import SET_ASIDE
 from tunesmith.training.checkpoint import STATE, has_optimizer
@@ -77,7 +78,7 @@ def faults(checkpoint: Path, *, selects: bool) -> dict[str, str]:
 
 def _best_step(checkpoint: Path) -> int | None:
     try:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        state = json.loads(read_plain(checkpoint / STATE))
         return state["totals"]["selection"].get("best_step")
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None  # reading the state says what is wrong with it

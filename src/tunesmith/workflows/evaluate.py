@@ -24,6 +24,7 @@ from tunesmith.runs.drift import allowed_kinds, settle
 from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import metrics_html, metrics_text
+from tunesmith.runs.plain_files import refuse_links
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.run_files import EVALUATIONS
 from tunesmith.runs.surroundings import library_call
@@ -83,6 +84,8 @@ def evaluate(
     recipe = evaluation_recipe(found.recipe, str(target), data, settings)
     consent = Consent(trust_remote_code, allow_functions)
     run_folder = None if found.run is None else found.run.folder
+    if run_folder is not None:
+        refuse_links(run_folder, [EVALUATIONS])  # else a long computation would be lost
     functions = consent.functions(recipe.evaluation, typed=typed_names(settings), own=Path.cwd(), run=run_folder)
     with functions_allowed(functions):
         check_functions(recipe.evaluation)
