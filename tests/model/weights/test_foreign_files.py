@@ -109,6 +109,42 @@ def test_an_index_that_is_none_is_one_message(folder: Path, text: str) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize("name", ["x.safetensors.index.json", "../x.safetensors.index.json", "model.safetensors", ""])
+def test_a_config_that_names_its_weights_is_refused_and_the_remedy_works(folder: Path, canary: Path, name: str) -> None:
+    as_pickle(folder, "weights.bin", canary)
+    (folder / INDEX).rename(folder / "x.safetensors.index.json")
+    change(folder / "config.json", transformers_weights=name)
+    for act in (lambda: load_config(folder), lambda: load_model(folder, dtype=torch.float32, device="cpu")):
+        with pytest.raises(ModelError, match="names the files of weights itself") as caught:
+            act()
+        assert "take transformers_weights out of config.json" in str(caught.value.remedy)
+    change(folder / "config.json", transformers_weights=None)
+    with pytest.raises(ModelError, match="the weights are a pickle"):
+        load(folder)
+    assert not canary.exists()
+
+
+def test_weights_of_another_name_load_by_their_usual_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "x.safetensors")
+    change(folder / "config.json", transformers_weights="x.safetensors")
+    with pytest.raises(ModelError, match="names the files of weights itself"):
+        load(folder)
+    (folder / "x.safetensors").rename(folder / "model.safetensors")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({key: values[key] for key in values if key != "transformers_weights"})
+    )
+    assert load(folder) is not None
+
+
+@pytest.mark.parametrize("name", ["../model2.safetensors", "weights.bin"])
+def test_an_index_of_any_name_is_checked(folder: Path, name: str) -> None:
+    index = {"metadata": {}, "weight_map": {"a": name}}
+    (folder / "x.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"outside of the model's folder|are a pickle"):
+        load(folder)
+
+
 KERNELS = {
     "attention of a hub": {"_attn_implementation": "evil/kernel"},
     "the same without the underscore": {"attn_implementation": "evil/kernel@main:run"},
@@ -192,6 +228,15 @@ ADAPTERS = {
     "its own trust": {"trust_remote_code": True},
     "names without an end": {"target_modules": "(a+)+$"},
     "ranks without an end": {"rank_pattern": {"(.*x)*y": 3}},
+    "a rank that its file has not": {"r": 20_000_000},
+    "the same for a module": {"rank_pattern": {"q_proj": 20_000_000}},
+    "a rank that is a text": {"r": "8"},
+    "a rank that is a number with a point": {"r": 2e7},
+    "ranks that are a list": {"rank_pattern": [3]},
+    "the mask of a rank that its file has not": {"peft_type": "ADALORA", "rank_pattern": {"q_proj": [True] * 2000}},
+    "more prompts than its file has": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 10**9},
+    "more layers than its file has": {"layer_replication": [[0, 10**9]]},
+    "layers that are none": {"layer_replication": [["a"]]},
 }
 
 
@@ -202,6 +247,31 @@ def test_an_adapter_that_asks_for_more_than_weights_is_refused(tmp_path: Path, v
     with pytest.raises(ModelError) as caught:
         read_config_file(tmp_path)
     assert caught.value.remedy
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert read_config_file(tmp_path) == config
+
+
+@pytest.mark.parametrize("shape", [[8, 64], [20_000_000, 1], [20_000_000, 0]])
+def test_the_ranks_of_an_adapter_are_those_of_its_weights(tmp_path: Path, shape: list[int]) -> None:
+    weights = {
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(shape, dtype=torch.int8),
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.zeros(64, 8),
+    }
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    config: dict[str, Any] = {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 20_000_000}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="does not fit its weights") as caught:
+        read_config_file(tmp_path)
+    assert "the adapter's file, whose largest rank is 8" in str(caught.value.why)
+    for fits in ({"r": 8}, {"r": 16, "rank_pattern": {"q_proj": 8}}, {"r": 8, "layer_replication": [[0, 4], [2, 6]]}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | fits))
+        assert read_config_file(tmp_path) == config | fits
+
+
+def test_a_large_rank_that_the_weights_have_is_read(tmp_path: Path) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file({name: torch.zeros(2000, 3000, dtype=torch.int8)}, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 2000}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     assert read_config_file(tmp_path) == config
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.model.weights.foreign_files import INDEX
 from tunesmith.model.weights.load import CONFIG
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.cache import Say
@@ -19,7 +20,7 @@ from tunesmith.runs.drift import OF_BASE, Change, Fingerprint, Kind, compared
 from tunesmith.runs.file_hashes import known_sha256
 from tunesmith.runs.manifest import sha256_of
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 _CONFIGS = (CONFIG, "generation_config.json")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")

@@ -6,6 +6,7 @@ A model folder is data that may come from anybody. These checks read small files
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 from tunesmith.errors import ModelError
 from tunesmith.model.weights.slow_regex import refuse_slow_regex
 
-INDEX = "model.safetensors.index.json"
+_ANY_INDEX = ".safetensors.index.json"
+INDEX = f"model{_ANY_INDEX}"
 ATTENTIONS = frozenset(
     {"eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"}
 )
@@ -35,19 +37,24 @@ _LARGEST = {  # of a config: far beyond any model
     **dict.fromkeys(_COUNTS, 2**16),
     "vocab_size": 2**27,
 }
+_ANY_RANK = 1024  # needs little memory, whatever the file holds: an adapter may name a rank that it does not use
+_RANKS = ("r", "init_r", "target_r", "num_virtual_tokens", "num_vectors")
 _AS_LIST = "write the names of the modules there, without a regular expression."
 _PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Refuses an index of weights that names anything but safetensors of its own folder.
+    """Refuses an index of weights that names anything but safetensors of its own folder, whatever the index is called.
 
     Raises:
         ModelError: it does, or it cannot be read.
     """
-    file = folder / INDEX
-    if not file.is_file():
-        return
+    for file in sorted({folder / INDEX, *folder.glob(f"*{_ANY_INDEX}")}):
+        if file.is_file():
+            _refuse_in_index(file)
+
+
+def _refuse_in_index(file: Path) -> None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         names = {str(name) for name in found["weight_map"].values()}
@@ -106,8 +113,20 @@ def refuse_code(values: Mapping[str, Any], file: Path, *, trust_remote_code: boo
                 raise _asks_for_code(file, name, value, "experts that are fetched as a program")
         elif key in ("kernel_config", "use_kernels") and value and not trust_remote_code:
             raise _asks_for_code(file, name, value, "kernels that are fetched as programs")
+        elif key == "transformers_weights" and value is not None:
+            raise _names_weights(file, name, value)
         elif key == "trust_remote_code" and value and not trust_remote_code:
             raise _asks_for_code(file, name, value, "that its own code runs, which only you can say")
+
+
+def _names_weights(file: Path, key: str, value: Any) -> ModelError:
+    return ModelError(
+        "the config names the files of weights itself",
+        where=f"{file}: {key}",
+        why=f"It is {str(value)[:80]!r}. Such a name leads around the checks of the weights.",
+        remedy=f"take {key} out of {file.name}, and give the weights their usual name: model.safetensors, or {INDEX} "
+        "for an index of several files.",
+    )
 
 
 def _asks_for_code(file: Path, key: str, value: Any, what: str) -> ModelError:
@@ -201,9 +220,64 @@ def refuse_foreign_adapter(config: Mapping[str, Any], file: Path) -> None:
             why=f"With this key PEFT {what}." if key in odd else f"It {what}.",
             remedy=f"take {key} out of {file.name}, or have its maker merge the adapter into its base.",
         )
+    _refuse_large_ranks(config, file)
     for key in _PATTERNS:
         if isinstance(config.get(key), str):
             refuse_slow_regex(config[key], f"{file}: {key}", _AS_LIST)
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in config.get(key) or ():
             refuse_slow_regex(str(pattern), f"{file}: {key}", _AS_LIST)
+
+
+def _refuse_large_ranks(config: Mapping[str, Any], file: Path) -> None:
+    """Refuses an adapter's configuration whose matrices would be larger than its file, before memory is taken."""
+    pattern = config.get("rank_pattern") or {}
+    if not isinstance(pattern, Mapping):
+        raise _odd_shape(file, "rank_pattern", pattern, "no object of names and ranks")
+    asked = {key: config[key] for key in _RANKS if config.get(key) is not None}
+    if str(config.get("peft_type")).upper() == "LOKR":
+        asked.pop("r", None)  # one that is too large means a whole matrix there
+    kept = {
+        name: len(rank) if isinstance(rank, list) else rank for name, rank in pattern.items()
+    }  # AdaLoRA's are masks
+    asked |= {f"rank_pattern.{str(name)[:80]}": rank for name, rank in kept.items()}
+    largest, tensors = _adapter_sizes(file.parent / "adapter_model.safetensors")
+    for key, rank in asked.items():
+        if not isinstance(rank, int) or isinstance(rank, bool):
+            raise _odd_shape(file, key, rank, "no whole number")
+        if rank > max(largest, _ANY_RANK):
+            raise _odd_shape(file, key, f"{rank:,}", f"larger than the adapter's file, whose largest rank is {largest}")
+    ranges = config.get("layer_replication") or []
+    try:
+        layers = sum(int(end) - int(start) for start, end in ranges)
+    except (TypeError, ValueError):
+        raise _odd_shape(file, "layer_replication", ranges, "no list of pairs of numbers") from None
+    if layers > max(tensors, _ANY_RANK):
+        raise _odd_shape(file, "layer_replication", ranges, f"{layers:,} layers, and the file has {tensors:,} tensors")
+
+
+def _adapter_sizes(weights: Path) -> tuple[int, int]:
+    """The largest rank that the header of an adapter's weights has, and the number of tensors; 0 without weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="np") as stored:
+            shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return 0, 0  # reading the weights says what is wrong with them
+    matrices = [shape for name, shape in shapes.items() if ".lora_" in name and len(shape) > 1]
+    if matrices:
+        return max(map(min, matrices)), len(shapes)  # the longer side is the model's
+    # A side counts only if others are behind it: an empty or thin tensor could claim any size in a small file.
+    sides = (side for shape in shapes.values() for side in shape if math.prod(shape) >= 8 * side)
+    return max(sides, default=0), len(shapes)
+
+
+def _odd_shape(file: Path, key: str, value: Any, what: str) -> ModelError:
+    return ModelError(
+        "the adapter's configuration does not fit its weights",
+        where=f"{file}: {key}",
+        why=f"It is {str(value)[:80]}, which is {what}.",
+        remedy="copy adapter_config.json and adapter_model.safetensors again from where the adapter was saved: they "
+        "are not of one adapter.",
+    )
