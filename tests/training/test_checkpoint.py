@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tunesmith.errors import TrainError
+from tunesmith.errors import RunError, TrainError
 from tunesmith.runs.checkpoint_names import checkpoint_name
+from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import damage
+from tunesmith.runs.recorder import Totals
 from tunesmith.training import checkpoint
+from tunesmith.training.guard import Seen
 from tunesmith.training.optim import build_optimizer, optimizer_state
+from tunesmith.training.selection import Selection
 
 
 def make_optimizer(names: tuple[str, ...] = ("weight",), *, stepped: bool = True) -> torch.optim.Optimizer:
@@ -181,6 +186,58 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, name: str, dam
     with pytest.raises(TrainError) as caught:
         checkpoint.restore(folder, make_optimizer())
     assert (caught.value.what, caught.value.where) == ("The checkpoint cannot be read", str(path))
+
+
+ODD: dict[str, tuple[object, str]] = {
+    "a guard with another field": ({"guard": {"bogus": 1}}, "guard: 'bogus' is unknown"),
+    "a guard that is a list": ({"guard": [1]}, "guard: It is '[1]', not an object"),
+    "a guard of texts": ({"guard": {"losses": ["a"]}}, "guard: losses"),
+    "totals with another field": ({"totals": {"bogus": 1}}, "totals: 'bogus' is unknown"),
+    "totals of texts": ({"totals": {"tokens": "1"}}, "totals: tokens"),
+    "totals that are a list": ({"totals": []}, "totals is '[]'"),
+    "norms of texts": ({"totals": {"norms": [None, "a"]}}, "totals: norms"),
+    "a selection without its metric": ({"totals": {"selection": {"best_step": 1}}}, "metric is missing"),
+    "a selection with another field": ({"totals": {"selection": {"metric": "loss", "x": 1}}}, "'x' is unknown"),
+    "a step that is a text": ({"step": "3"}, "step is '3'"),
+    "a step before the first": ({"step": -3}, "step is -3"),
+    "a validation that is a text": ({"validation_due": "soon"}, "validation_due is 'soon'"),
+    "micro-batches that are no pairs": ({"smaller_micro_batches": [[1, 2, 3]]}, "smaller_micro_batches is"),
+}
+
+
+@pytest.mark.parametrize(("values", "why"), ODD.values(), ids=ODD)
+def test_a_state_of_another_form_is_an_error_that_names_it(tmp_path: Path, values: dict[str, Any], why: str) -> None:
+    file = save(tmp_path, 3) / checkpoint.STATE
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    with pytest.raises(TrainError, match="The checkpoint cannot be read") as caught:
+        checkpoint.restore(file.parent, make_optimizer())
+    assert why in str(caught.value.why)
+    assert caught.value.where == str(file)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"a"', "{}", "[" * 100_000], ids=lambda text: text[:4])
+def test_a_state_that_is_no_object_is_an_error(tmp_path: Path, text: str) -> None:
+    file = save(tmp_path, 3) / checkpoint.STATE
+    file.write_text(text)
+    with pytest.raises(TrainError, match="The checkpoint cannot be read"):
+        checkpoint.restore(file.parent, make_optimizer())
+
+
+def test_a_state_of_a_run_and_one_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    totals = {**asdict(Totals(loss_sum=float("nan"), norms=[0.5, None])), "selection": asdict(Selection("loss"))}
+    whole = {"totals": totals, "guard": asdict(Seen(losses=[1.0])), "smaller_micro_batches": [[3, 64]]}
+    for state in (whole, {"totals": {"loss_sum": 0, "selection": {}}}, {"totals": {}}, {}):
+        folder = save(tmp_path / str(len(state)), 3, state=state)
+        assert checkpoint.restore(folder, make_optimizer()).keys() == {"step", *state}
+
+
+def test_micro_batches_of_the_status_have_their_form(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.set_status("running", smaller_micro_batches=[[1, 64]])
+    assert checkpoint.smaller_in_status(run) == [[1, 64]]
+    run.set_status("running", smaller_micro_batches=[1])
+    with pytest.raises(RunError, match=r"status\.json is damaged"):
+        checkpoint.smaller_in_status(run)
 
 
 def test_an_optimizer_of_another_model_is_an_error(tmp_path: Path) -> None:

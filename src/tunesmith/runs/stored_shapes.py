@@ -6,7 +6,10 @@ Each ``..._fault`` gives what is wrong, as a sentence, or None. The readers rais
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from tunesmith.runs.folder import Run
 from tunesmith.runs.run_files import EVALUATIONS
@@ -151,6 +154,31 @@ def status_fault(found: Mapping[str, Any]) -> str | None:
         if found.get(name) is not None and not isinstance(found[name], str):
             return f"{name} is not a text."
     return None if found.get("seconds") is None or _is_number(found["seconds"]) else "seconds is not a number."
+
+
+def fields_fault(kind: type, found: Any) -> str | None:
+    """Of the fields of a dataclass, as a checkpoint keeps them."""
+    if not isinstance(found, Mapping):
+        return f"It is {str(found)[:40]!r}, not an object."
+    hints = get_type_hints(kind)
+    odd = sorted(found.keys() - hints.keys())
+    if odd:
+        return f"{odd[0][:40]!r} is unknown."
+    required = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
+    lacking = sorted(required - found.keys())
+    if lacking:
+        return f"{lacking[0]} is missing."
+    wrong = next((name for name, value in found.items() if not is_of(hints[name], value)), None)
+    return None if wrong is None else f"{wrong} is {str(found[wrong])[:40]!r}."
+
+
+def is_of(hint: Any, value: Any) -> bool:
+    """Whether a value of JSON is of a type. A whole number is a number, too; a text or a truth is none."""
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def _is_compared(values: Mapping[str, Any]) -> bool:

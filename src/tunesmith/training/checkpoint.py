@@ -6,9 +6,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -19,12 +20,20 @@ from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import in_words, is_listed, refuse_damaged, take_off, write_manifest
 from tunesmith.runs.plain_files import read_plain
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.recorder import Totals
+from tunesmith.runs.stored_shapes import fields_fault, is_of
 from tunesmith.runs.whole_files import recover_folder, remove_folder, whole_folder
-from tunesmith.training.guard import refuse_to_save
+from tunesmith.training.guard import Seen, refuse_to_save
 from tunesmith.training.optim import load_optimizer_state, optimizer_state
+from tunesmith.training.selection import Selection
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "training_state.json"
+SMALLER = "smaller_micro_batches"  # [[first step, tokens]], in status.json and in checkpoints
+_FORM: dict[str, Any] = {
+    "step": int, "totals": dict[str, Any], "validation_due": float | None, "only_as_best": bool | None,
+    SMALLER: list[Annotated[list[int], Field(min_length=2, max_length=2)]],
+}  # fmt: skip
 
 
 def save(
@@ -74,8 +83,8 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any
         if has_optimizer(checkpoint):
             load_optimizer_state(optimizer, load_file(file))
         file = checkpoint / STATE
-        return _read_state(checkpoint)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        return _state_of(checkpoint)
+    except (OSError, SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise TrainError(
             "The checkpoint cannot be read",
             where=str(file),
@@ -85,7 +94,34 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any
         ) from error
 
 
-def _read_state(checkpoint: Path) -> dict[str, Any]:
+def smaller_in_status(run: Run) -> list[list[int]]:
+    """The smaller micro-batches that status.json names. Raises RunError if they do not have that form."""
+    found = run.status().get(SMALLER, [])
+    if not is_of(_FORM[SMALLER], found):
+        raise run.damaged("status.json", f"{SMALLER} is {str(found)[:40]!r}.")
+    return found
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    """The saved JSON. Raises ValueError for what does not have the form that a run saves."""
+    state = _read_state(checkpoint)
+    if not isinstance(state, dict):
+        raise ValueError("It is not a JSON object.")
+    for name, hint in _FORM.items():
+        if name in state and not is_of(hint, state[name]):
+            raise ValueError(f"{name} is {str(state[name])[:40]!r}.")
+    if state["step"] < 0:
+        raise ValueError(f"step is {state['step']}.")
+    totals = dict(state.get("totals", {}))
+    parts = {"guard": (Seen, state.get("guard") or {}), "totals.selection": (Selection, totals.pop("selection", {}))}
+    for name, (kind, found) in {**parts, "totals": (Totals, totals)}.items():
+        fault = fields_fault(kind, found) if found or kind is not Selection else None
+        if fault is not None:
+            raise ValueError(f"{name}: {fault}")
+    return state
+
+
+def _read_state(checkpoint: Path) -> Any:
     return json.loads(read_plain(checkpoint / STATE))
 
 
@@ -133,7 +169,12 @@ def remove_former_best(folder: Path, *, best: int | None) -> None:
 def _was_only_best(checkpoint: Path) -> bool:
     try:
         return bool(_read_state(checkpoint).get("only_as_best"))
-    except (OSError, ValueError, AttributeError):  # an earlier version was killed while it removed this one
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ):  # a kill of an earlier version, which removed it
         return False
 
 

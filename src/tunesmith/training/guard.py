@@ -28,7 +28,7 @@ _AGAIN = "A changed recipe starts over with --overwrite."
 
 
 @dataclass(slots=True)
-class _Seen:
+class Seen:
     """Skipped steps in a row and in all, and the last losses and gradient norms of steps that were taken."""
 
     in_a_row: int = 0
@@ -58,7 +58,7 @@ class Guard:
     ) -> None:
         self.on_nonfinite, self.spike_sigma_factor = on_nonfinite, spike_sigma_factor
         self.max_skipped_steps = max_skipped_steps
-        self._seen = _Seen(**(state or {}))
+        self._seen = Seen(**(state or {}))
 
     @property
     def skipped(self) -> int:

@@ -79,8 +79,9 @@ def faults(checkpoint: Path, *, selects: bool) -> dict[str, str]:
 def _best_step(checkpoint: Path) -> int | None:
     try:
         state = json.loads(read_plain(checkpoint / STATE))
-        return state["totals"]["selection"].get("best_step")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        best = state["totals"]["selection"].get("best_step")
+        return best if isinstance(best, int) else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None  # reading the state says what is wrong with it
 
 

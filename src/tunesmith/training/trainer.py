@@ -29,7 +29,6 @@ from tunesmith.training.step_rows import Steps, rate_of
 from tunesmith.training.validation import Validation, validate
 
 METRICS, SAMPLES = "metrics.jsonl", "samples_during.jsonl"
-SMALLER = "smaller_micro_batches"  # [[first step, tokens]], in status.json and in checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,7 @@ class Trainer:
             max_skipped_steps=self.settings.max_skipped_steps,
             state=state.get("guard"),
         )
-        recorded = [*state.get(SMALLER, []), *run.status().get(SMALLER, [])]
+        recorded = [*state.get(checkpoint.SMALLER, []), *checkpoint.smaller_in_status(run)]
         steps.smaller.update({int(since): int(tokens) for since, tokens in recorded})
         totals = dict(state.get("totals", {}))
         self.selection = selection(self.settings, totals.pop("selection", {}))
@@ -296,7 +295,7 @@ class Trainer:
         return batches
 
     def _smaller_so_far(self) -> dict[str, Any]:
-        return {SMALLER: [list(each) for each in self.steps.smaller.items()]} if self.steps.smaller else {}
+        return {checkpoint.SMALLER: [list(each) for each in self.steps.smaller.items()]} if self.steps.smaller else {}
 
     def _set_running(self, step: int, **facts: Any) -> None:
         """Records the step, and the most memory so far: if the process is killed, nothing else can tell."""
