@@ -396,6 +396,13 @@ def test_other_rows_and_metrics_can_be_judged(values: dict[str, Any], data: Path
         evaluate(tiny_model_dir)
 
 
+def test_a_run_that_is_to_get_another_length_is_told_the_one_difference(values: dict[str, Any]) -> None:
+    run = train(values).run
+    with pytest.raises(RunError) as caught:
+        train(run, ["training.max_steps=26"], resume=True)
+    assert caught.value.why == "training.max_steps: was not set (training.num_train_epochs was 2.0), is 26"
+
+
 def test_rows_that_were_trained_on_are_not_passed_off_as_held_out(
     values: dict[str, Any], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

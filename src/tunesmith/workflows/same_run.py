@@ -47,6 +47,8 @@ _FIXED = (  # settings that a checkpoint fits only as they were
 )  # fmt: skip
 _SPLITS = ("train", "eval", "test")
 _BASE = ("model", "path")
+_STEPS, _EPOCHS = ("training", "max_steps"), ("training", "num_train_epochs")
+_LENGTH: Mapping[Path_, Path_] = {_STEPS: _EPOCHS, _EPOCHS: _STEPS}
 
 
 class Continuation:
@@ -85,8 +87,10 @@ class Continuation:
                 path for path in moved if all("://" not in str(each.get(path, "://")) for each in (before, now))
             ]
             changed = [path for path in changed if path not in self.moved]
-        changes = [Change("recipe", dotted(path), repr(before.get(path)), repr(now.get(path))) for path in changed]
-        self._refuse_fixed(changed, changes)
+        # One of the two keys of the run's length takes the place of the other, which the user has not touched.
+        named = [path for path in changed if not (path not in now and _LENGTH.get(path) in changed)]
+        changes = [Change("recipe", dotted(path), _was(path, before), repr(now.get(path))) for path in named]
+        self._refuse_fixed(named, changes)
         self.changed_settings = changed
         self._settle([*changes, *self._edited()])
 
@@ -326,6 +330,14 @@ def write_facts_of_rows(run: Run, prepared: Prepared, tokens: EpochTokens) -> No
 
 def _place(path: str, absolute: bool) -> str:
     return os.path.abspath(path) if absolute and os.path.exists(path) else path
+
+
+def _was(path: Path_, before: Mapping[Path_, Any]) -> str:
+    """A value as it was; of the run's length with the key that said it."""
+    other = _LENGTH.get(path)
+    if other is not None and other in before and path not in before:
+        return f"not set ({dotted(other)} was {before[other]!r})"
+    return repr(before.get(path))
 
 
 def _all_values(recipe: Recipe) -> dict[Path_, Any]:

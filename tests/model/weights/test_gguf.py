@@ -42,6 +42,16 @@ def test_converted_model_has_the_logits_of_the_original(
     assert torch.equal(before, after)
 
 
+def test_a_conversion_writes_no_bar_of_a_library(
+    write_gguf: Callable[..., Path], cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, said = write_gguf(cache.parent / "tiny.gguf"), []
+    capfd.readouterr()
+    gguf.from_gguf(path, say=said.append)
+    assert tuple(capfd.readouterr()) == ("", "")
+    assert any(line.startswith("Converting tiny.gguf to safetensors, once") for line in said)
+
+
 def test_converted_config_is_plain_and_exact(
     write_gguf: Callable[..., Path], tiny_model_dir: Path, cache: Path
 ) -> None:

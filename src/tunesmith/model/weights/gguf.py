@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -282,7 +284,8 @@ def _load(path: Path) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
-        with quiet_transformers():
+        # Its bar of the tensors cannot be turned off, and it writes where standard error was when it began.
+        with quiet_transformers(), redirect_stderr(StringIO()):
             loaded = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
             )
