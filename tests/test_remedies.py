@@ -16,7 +16,7 @@ from tunesmith.recipe.settings import Recipe
 SOURCE = Path(__file__).parents[1] / "src" / "tunesmith"
 SECTIONS = ("data", "training", "method", "model", "evaluation", "objective", "generation")
 KEY = re.compile(rf"(?<![\w./\\])(?:{'|'.join(SECTIONS)})(?:\.[a-z_0-9]+)+(?![\w/(\\])")
-FILES = (".json", ".jsonl", ".yaml")
+FILES = (".json", ".jsonl", ".safetensors", ".yaml")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 COMMAND = re.compile(r"`tunesmith ([a-z]+)(?: ([a-z]+))?")
 OF_OTHERS = {"--merge", "--local-dir", "--upgrade"}  # of gguf-split, hf and pip

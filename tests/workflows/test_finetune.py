@@ -480,7 +480,7 @@ def test_an_existing_run_is_refused_then_continued_or_replaced(values: dict[str,
     first = train(values)
     with pytest.raises(RunError, match="already holds a run") as caught:
         train(values)
-    assert "--resume" in str(caught.value)
+    assert "Add resume=True" in str(caught.value)
     with pytest.raises(RunError, match="another recipe") as caught:
         train(with_values(values, training={"learning_rate": 3e-3}), resume=True)
     assert "training.learning_rate: was 0.01, is 0.003" in str(caught.value)

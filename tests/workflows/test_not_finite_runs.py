@@ -154,7 +154,7 @@ def test_a_run_that_stopped_at_a_bad_step_continues_past_it_as_its_message_says(
     run = Run(tmp_path / "run")
     assert run.status()["status"] == "failed"
     assert run.status()["error"]["error"] == "NotFiniteError"
-    assert "--resume training.on_nonfinite=skip" in str(caught.value.remedy)
+    assert "resume=True training.on_nonfinite=skip" in str(caught.value.remedy)
     with pytest.raises(KeyboardInterrupt):
         train(run.folder, ["training.on_nonfinite=skip"], resume=True, listener=Signals(6))
     train(run.folder, resume=True)  # the changed rule is the run's own from then on
