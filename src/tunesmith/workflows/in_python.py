@@ -49,9 +49,8 @@ def _translated(error: TunesmithError, *, of_rows: bool, reading: str, stored: P
     if isinstance(error, ColumnsUnclear) and error.proposal is not None and of_rows:
         proposal = error.proposal
         given = f"columns={json.dumps(dict(proposal.columns), ensure_ascii=False)}"
-        keys = "".join(
-            f" and {reading}=[{_setting(*key.removeprefix('data.').split('='), reading)}]" for key in proposal.keys
-        )
+        settings = [key.removeprefix("data.").partition("=") for key in proposal.keys]
+        keys = "".join(f" and {reading}=[{_setting(name, value, reading)}]" for name, _, value in settings)
         why = "\n".join([f"{proposal.reason}:", *(f"  {sample}" for sample in proposal.samples)])
         remedy = f"if that is right, set {given}{keys}; otherwise {remedy}"
     if stored is not None:
