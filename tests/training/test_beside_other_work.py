@@ -23,7 +23,7 @@ def _python(code: str, *arguments: str, **settings: str) -> str:
 
 
 def test_threads_spin_for_a_short_time_unless_the_user_says_otherwise() -> None:
-    assert _python(ASKED) == "1000 False"
+    assert _python(ASKED) == "10000 False"
     assert _python(ASKED, GOMP_SPINCOUNT="7") == "7 False"
     assert _python(ASKED, OMP_WAIT_POLICY="active") == "None False"
 
