@@ -35,7 +35,8 @@ def test_from_data_to_answers(
     settings = command("train", recipe_of_rows, "--dry-run", *FAST, "--json").json["settings"]
     sources = {line["key"]: line["source"] for line in settings}
     assert sources["training.num_train_epochs"] == "flag"
-    assert sources["data.train[0].path"] == "recipe.yaml:6"
+    lines = Path(recipe_of_rows).read_text().splitlines()
+    assert sources["data.train[0].path"] == f"recipe.yaml:{lines.index('  train: rows.jsonl') + 1}"
 
     trained = command("train", recipe_of_rows, *FAST, "--json")
     assert trained.code == 0
