@@ -40,12 +40,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# CPU threads meet at a barrier after each operator, and the first ones spin there. Beside other work two of them share
-# a core, and one spins where the other should run: a step takes 30 times as long. A short spin, then sleep, costs
-# nothing alone (bench/busy.py). GNU's OpenMP reads this once, when torch is imported. It changes no result.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 _PUBLIC = {
     "train": "tunesmith.workflows.finetune",
     "evaluate": "tunesmith.workflows.evaluate",

@@ -18,6 +18,7 @@ from tests.faults.world import TRAIN, apart, content, copy_of, hashes, make_worl
 
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import MANIFEST
+from tunesmith.runs.run_files import RECIPE
 
 GENERATE = ["generate", "run", "--prompt", "Name it.", "max_new_tokens=1"]
 SHOW = ["runs", "show", "run"]
@@ -117,6 +118,10 @@ def _run_files(method: str, folder: Path, whole: bool) -> Iterator[Try]:
         for what, damaged in _few(list(damages(before, seed=len(path.name))), whole, number):
             _spoil(path, damaged)
             ended = run(SHOW, at)
+            if path.name == RECIPE and damaged is not None and damaged.split() == before.split():
+                yield Try(f"{path.name}, {what}", None if ended.code == 0 else ended.said)  # it says the same
+                path.write_bytes(before)
+                continue
             named = path.name if (path.name, damaged) != ("status.json", None) else "run"
             yield Try(f"{path.name}, {what}", _said(ended, named, codes=(0, 1, 2)))
             path.write_bytes(before)

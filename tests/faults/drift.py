@@ -61,7 +61,7 @@ def _merges(world: Path) -> dict[str, str]:
 
 def _template(world: Path) -> dict[str, str]:
     file = world / "model" / "chat_template.jinja"
-    file.write_text(file.read_text() + " ")
+    file.write_text(" " + file.read_text())
     return {}
 
 

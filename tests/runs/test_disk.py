@@ -21,9 +21,9 @@ WRITER = """
 import os, resource, sys
 from pathlib import Path
 from tunesmith.errors import TunesmithError
-from tunesmith.runs.disk import disk_errors
+from tunesmith.runs.disk import disk_errors, system_errors
 folder, kind = Path(sys.argv[1]), sys.argv[2]
-import numpy, torch
+import numpy, tokenizers, torch
 from safetensors.torch import save_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 try:
@@ -33,6 +33,10 @@ try:
                 file.write(bytes(10_000))
         elif kind == "numpy":
             numpy.savez(folder / "file", numpy.zeros(10_000))
+        elif kind == "tokenizers":
+            words = {f"word {number}": number for number in range(1_000)}
+            with system_errors():
+                tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "word 0")).save(str(folder / "file"))
         else:
             save_file({"a": torch.zeros(10_000)}, folder / "file")
 except TunesmithError as error:
@@ -40,7 +44,7 @@ except TunesmithError as error:
 """
 
 
-@pytest.mark.parametrize("kind", ["python", "numpy", "safetensors"])
+@pytest.mark.parametrize("kind", ["python", "numpy", "safetensors", "tokenizers"])
 def test_a_file_that_cannot_grow_is_one_message_whoever_writes_it(tmp_path: Path, kind: str) -> None:
     command = [sys.executable, "-c", WRITER, str(tmp_path), kind]
     done = subprocess.run(command, capture_output=True, text=True)

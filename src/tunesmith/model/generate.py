@@ -26,6 +26,7 @@ from transformers import (
 from tunesmith.data.chat.tokenizing import tokenizing
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.compute.layers import inner_model
+from tunesmith.model.compute.waits import waiting_as_others_allow
 from tunesmith.model.decoding import Job, decode
 from tunesmith.model.modes import random_state_kept
 from tunesmith.recipe.generation import GenerationSettings
@@ -46,6 +47,7 @@ class Generation:
     stopped: bool
 
 
+@waiting_as_others_allow()
 def generate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,

@@ -30,6 +30,18 @@ def number_of(error: BaseException) -> int:
     return int(found[1]) if found else 0
 
 
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turns the plain Exception of a library in Rust (tokenizers) into the OSError that its text names."""
+    try:
+        yield
+    except Exception as error:
+        found = _OF_RUST.search(str(error)) if type(error) is Exception else None
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error means that a file could not grow: no space, a quota, or the largest size of a file."""
     return number_of(error) in FULL

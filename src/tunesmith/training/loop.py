@@ -12,6 +12,7 @@ from torch import nn
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.errors import ran_out
+from tunesmith.model.compute.waits import waiting_as_others_allow
 from tunesmith.runs.progress import StepResult
 from tunesmith.training.guard import Guard
 from tunesmith.training.objectives.supervised import Objective
@@ -42,6 +43,7 @@ class Hooks:
     smaller: Callable[[Step, BaseException], list[Batch] | None] = lambda step, error: None
 
 
+@waiting_as_others_allow()
 def train_steps(
     model: nn.Module,
     steps: Iterable[Step],

@@ -37,7 +37,7 @@ def parquet_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
         rows = min(max(BLOCK_BYTES // max(size, 1), 1), MOST_ROWS)
         batches = decoded_batches(parquet, file, expansion, rows, name)
         yield from batch_blocks(joined_batches(batches, rows), name)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError("the parquet file cannot be read", where=name, why=str(error)) from error
 
 
@@ -48,7 +48,7 @@ def parquet_classes(file: BinaryIO) -> tuple[str, ...]:
 
     try:
         return classes_in_words(label_names(pq.read_schema(file).metadata))
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return ()
 
 

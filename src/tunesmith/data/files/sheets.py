@@ -6,6 +6,7 @@ import datetime
 import itertools
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -161,6 +162,7 @@ def _sheets(file: BinaryIO, suffix: str, name: str) -> Iterator[list[Sheet]]:
             yield sheets
     except (
         zipfile.BadZipFile,
+        zlib.error,
         KeyError,
         ValueError,
         TypeError,

@@ -13,6 +13,7 @@ from tunesmith.data.batches.layout import Batch
 from tunesmith.errors import ModelError
 from tunesmith.evaluation.metrics.base import RowScores
 from tunesmith.model.compute.logprobs import target_logprobs
+from tunesmith.model.compute.waits import waiting_as_others_allow
 from tunesmith.model.modes import evaluation_mode, random_state_kept
 
 
@@ -43,6 +44,7 @@ class TokenScores:
         }
 
 
+@waiting_as_others_allow()
 def row_losses(model: nn.Module, batches: Iterable[Batch], *, rows: int, device: torch.device | str) -> TokenScores:
     """Scores every row under the current weights, without dropout and without gradients.
 

@@ -19,6 +19,7 @@ from tunesmith.model.weights.foreign_files import (
     refuse_unfilled_sizes,
 )
 from tunesmith.model.weights.foreign_tokenizer import refuse_odd_tokenizer
+from tunesmith.runs.disk import system_errors
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +158,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     of PreTrainedTokenizerFast, so that name is written. Its list of further special tokens has a name under which
     transformers 4 expects a mapping, so it is written by the name that both read.
     """
-    with quiet_transformers():
+    with quiet_transformers(), system_errors():
         tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = read_json_object(path)
