@@ -100,11 +100,11 @@ def _recipes(folder: Path, whole: bool) -> Iterator[Try]:
 def _models(folder: Path, whole: bool) -> Iterator[Try]:
     from tests.data.chat.test_tokenizing import PATTERNS, made, slow_tokenizer
     from tests.model.weights import test_foreign_files as cases
+    from tests.model.weights import test_slow_regex as slow
     from tests.model.weights.test_gguf import LIES as GGUF_LIES
 
     from tunesmith.methods.continued_adapter import read_config_file
     from tunesmith.model.weights.gguf import parameters_in
-    from tunesmith.model.weights.slow_regex import refuse_slow_regex
 
     tiny = folder / "tiny"
     child = os.fork()  # computing in this process would keep later forks from computing
@@ -148,8 +148,8 @@ def _models(folder: Path, whole: bool) -> Iterator[Try]:
         adapter = {"peft_type": "LORA", "target_modules": ["q_proj"], **values}
         (folder / "adapter_config.json").write_text(json.dumps(adapter))
         yield Try(f"an adapter with {name}", outcome(lambda: read_config_file(folder), folder))
-    for pattern in cases.BAD if whole else cases.BAD[:2]:
-        act = lambda pattern=pattern: refuse_slow_regex(pattern, "x", "y")  # noqa: E731
+    for pattern in slow.BAD if whole else slow.BAD[:2]:
+        act = lambda pattern=pattern: slow.refused_as_targets(pattern)  # noqa: E731
         yield Try(f"the pattern {pattern[:20]}", outcome(act, folder))
 
 

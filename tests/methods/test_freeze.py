@@ -131,6 +131,13 @@ def test_what_the_model_does_not_have_is_refused_with_what_it_has(settings: dict
         freeze(tiny(config_for("llama")), **settings)
 
 
+def test_a_pattern_that_takes_too_long_is_refused(tiny_model_dir: Path) -> None:
+    settings = FreezeSettings(trainable_layers=0, trainable_modules=r"(\w+\.?)+!")
+    with pytest.raises(ModelError, match="a regular expression") as caught:
+        build(settings, base=tiny_model_dir).attach(load(tiny_model_dir))
+    assert caught.value.where == "method.trainable_modules"
+
+
 def test_quantized_weights_are_refused(tiny_model_dir: Path) -> None:
     quantized = load(tiny_model_dir, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
     with pytest.raises(ModelError, match="method: freeze cannot train quantized weights"):

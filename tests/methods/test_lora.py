@@ -248,6 +248,37 @@ def test_a_quantized_base_is_not_merged_into(tiny_model_dir: Path) -> None:
         method.merge(method.attach(quantized))
 
 
+SLOW = r"(\w+\.?)+!"
+
+
+@pytest.mark.parametrize("key", ["target_modules", "rank_pattern"])
+def test_a_pattern_that_takes_too_long_is_refused_before_training(tiny_model_dir: Path, key: str) -> None:
+    settings: dict[str, Any] = {"target_modules": SLOW} if key == "target_modules" else {"rank_pattern": {SLOW: 4}}
+    with pytest.raises(ModelError, match="a regular expression") as caught:
+        build(LoraSettings(**settings), base=tiny_model_dir).attach(load(tiny_model_dir))
+    assert caught.value.where == f"method.{key}"
+    assert "such as [q_proj, v_proj]" in str(caught.value.remedy)
+    if key == "target_modules":  # what the remedy says
+        build(LoraSettings(target_modules=["q_proj", "v_proj"]), base=tiny_model_dir).attach(load(tiny_model_dir))
+
+
+def test_a_pattern_that_trains_opens_again(tiny_model_dir: Path, tmp_path: Path) -> None:
+    method, model = tuned(tiny_model_dir, target_modules=r"(\w+\.)+(q_proj|v_proj)")
+    method.save(method.state(model), tmp_path / "adapter")
+    again = build(LoraSettings(), base=tiny_model_dir).load(load(tiny_model_dir), tmp_path / "adapter")
+    assert torch.equal(logits(again.eval()), logits(model.eval()))
+
+
+def test_an_adapter_of_others_with_a_pattern_that_takes_too_long_is_refused(
+    tiny_model_dir: Path, adapter_dir: Path
+) -> None:
+    file = adapter_dir / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "target_modules": SLOW}))
+    with pytest.raises(ModelError, match="a regular expression") as caught:
+        build(LoraSettings(), base=tiny_model_dir).load(load(tiny_model_dir), adapter_dir)
+    assert caught.value.where == f"{file}: target_modules"
+
+
 @pytest.fixture
 def adapter_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
     method, model = tuned(tiny_model_dir, modules_to_save=["lm_head"])

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.weights.foreign_files import refuse_foreign_adapter
 from tunesmith.model.weights.resolve import kind
+from tunesmith.model.weights.slow_regex import refuse_slow_patterns
 from tunesmith.recipe.methods import AdapterSettings, MethodSettings
 from tunesmith.recipe.paths import local
 from tunesmith.runs.folder import Run, way_to_checkpoint
@@ -267,8 +268,12 @@ def with_targets(
 
     Raises:
         RecipeError: the recipe gave other targets.
+        ModelError: targets are a regular expression that takes too long.
     """
     names = set(linears)
+    for given, where in ((settings, f"{folder / CONFIG_FILE}: "), (asked, "method.")):
+        remedy = "Write the names of the modules as a list there, without a regular expression."
+        refuse_slow_patterns({"target_modules": given.target_modules}, sorted(names), where, remedy=remedy)
     there = _meant(settings.target_modules, names)
     if "target_modules" in asked.model_fields_set and _meant(asked.target_modules, names) != there:
         raise contradiction("target_modules", asked.target_modules, settings.target_modules, folder)

@@ -21,6 +21,7 @@ from tunesmith.methods.base import Origin, exchanged, on_cpu
 from tunesmith.methods.full import Full, live_tensors, paired, read_weights, refuse_quantized
 from tunesmith.model.compute.layers import decoder_layers
 from tunesmith.model.modes import kept_modes
+from tunesmith.model.weights.slow_regex import refuse_slow_patterns
 from tunesmith.recipe.methods import FreezeSettings
 
 _SETTING = "method.trainable_modules"
@@ -127,6 +128,8 @@ def _named(model: PreTrainedModel, wanted: str | list[str]) -> list[nn.Parameter
     places |= {name: [own] for name, own in model.named_parameters(remove_duplicate=False)}
     places = {name: owned for name, owned in places.items() if name and owned}
     chosen: list[nn.Parameter] = []
+    remedy = "Write the last parts of the names as a list there, such as [mlp, norm]."
+    refuse_slow_patterns({"trainable_modules": wanted}, places, "method.", remedy=remedy)
     for each in [wanted] if isinstance(wanted, str) else wanted:
         if isinstance(wanted, str):
             found = [name for name in places if re.fullmatch(each, name)]

@@ -39,6 +39,7 @@ from tunesmith.methods.init_residual import apart, as_plain, plain_config, rewri
 from tunesmith.methods.lora_config import (
     adapter_config,
     linear_names,
+    refuse_slow_names,
     refuse_unmatched_names,
     refuse_unmatched_patterns,
 )
@@ -91,6 +92,7 @@ class Lora(Method):
             return self._started(model, self.origin.start)
         if self.settings.init_lora_weights == "eva" and batches is None:
             raise ModelError("eva begins from rows, and there are none here", where="method.init_lora_weights")
+        refuse_slow_names(vars(self.settings), model, "method.")
         config = self._own_config(model)
         refuse_unmatched_names(self.settings, model)
         config.trainable_token_indices = token_rows(self.settings, model, self.origin.added.ids)
@@ -235,12 +237,14 @@ class Lora(Method):
 
     def _load(self, model: PreTrainedModel, path: Path) -> PeftModel:
         weights, begun = _read_adapter(path), None
-        read_config_file(path)  # which refuses what PEFT would do for it
+        asked = read_config_file(path)  # which refuses what PEFT would do for it
+        refuse_slow_names(asked, model, f"{path / CONFIG_FILE}: ")
         with _fitting(path):
             config = PeftConfig.from_pretrained(str(path))
             config.inference_mode = config.is_prompt_learning
             _grow_embeddings(model, weights, config)
             if self.settings.rewrites_base:  # a checkpoint of this run: its configuration is that of the plain form
+                refuse_slow_names(vars(self.settings), model, "method.")
                 weights, begun = apart(weights)
                 own = self._own_config(model)
                 own.trainable_token_indices = getattr(config, "trainable_token_indices", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from peft import EvaConfig, LoraConfig, PeftModel, TaskType
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import LINEAR
 from tunesmith.methods.continued_adapter import SHAPE_OF_ADAPTER
+from tunesmith.model.weights.slow_regex import refuse_slow_patterns
 from tunesmith.recipe.methods import AdapterSettings, EvaSettings
 
 ADAPTER = "default"  # PEFT's name of the one adapter that a model has
@@ -56,6 +58,23 @@ def linear_names(model: PreTrainedModel, *, head: bool = True) -> list[str]:
     left_out = None if head else model.get_output_embeddings()
     linears = [name for name, own in model.named_modules() if isinstance(own, LINEAR) and own is not left_out]
     return sorted({name.rpartition(".")[2] for name in linears})
+
+
+def refuse_slow_names(config: Mapping[str, Any], model: PreTrainedModel, where: str) -> None:
+    """Raises ModelError for a regular expression that takes too long on the names of this model.
+
+    Args:
+        config: the settings of a method, or the configuration of an adapter.
+        where: what goes before the key in the message.
+    """
+    names = [name for name, _ in (*model.named_modules(), *model.named_parameters(remove_duplicate=False)) if name]
+    last = ", ".join(linear_names(model))
+    refuse_slow_patterns(
+        config,
+        names,
+        where,
+        remedy=f"Write the last parts of the names as a list there, such as [q_proj, v_proj]. Here they are: {last}.",
+    )
 
 
 def refuse_unmatched_names(settings: AdapterSettings, model: PreTrainedModel) -> None:

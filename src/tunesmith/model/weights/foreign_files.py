@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
-from tunesmith.model.weights.slow_regex import refuse_slow_regex
 
 _ANY_INDEX = ".safetensors.index.json"
 INDEX = f"model{_ANY_INDEX}"
@@ -39,8 +38,6 @@ _LARGEST = {  # of a config: far beyond any model
 }
 _ANY_RANK = 1024  # needs little memory, whatever the file holds: an adapter may name a rank that it does not use
 _RANKS = ("r", "init_r", "target_r", "num_virtual_tokens", "num_vectors")
-_AS_LIST = "write the names of the modules there, without a regular expression."
-_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -221,12 +218,6 @@ def refuse_foreign_adapter(config: Mapping[str, Any], file: Path) -> None:
             remedy=f"take {key} out of {file.name}, or have its maker merge the adapter into its base.",
         )
     _refuse_large_ranks(config, file)
-    for key in _PATTERNS:
-        if isinstance(config.get(key), str):
-            refuse_slow_regex(config[key], f"{file}: {key}", _AS_LIST)
-    for key in ("rank_pattern", "alpha_pattern"):
-        for pattern in config.get(key) or ():
-            refuse_slow_regex(str(pattern), f"{file}: {key}", _AS_LIST)
 
 
 def _refuse_large_ranks(config: Mapping[str, Any], file: Path) -> None:

@@ -1,72 +1,113 @@
-"""Regular expressions of a model's files that may never end on some text, found by their form."""
+"""Regular expressions for the names of modules that take too long, found by trying them in another process.
+
+The form of an expression does not tell whether it ends in time: that depends on the names, too. So each expression is
+matched with the very names of the model, by the same matcher, in a process whose computing time and memory are limited.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from re import _constants, _parser  # pyright: ignore[reportAttributeAccessIssue]
+import signal
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tunesmith.errors import ModelError
+from tunesmith.runs.child_processes import clean_environment, python_command
 
+SECONDS = 2  # of computing, for all expressions and all names together
+_WAIT_S = 120  # for the process, whatever else the machine does
 _LONGEST = 20_000  # characters
-_DEEPEST = 50
-_FEW = 8  # repetitions
+_PLAIN = re.compile(r"(?:[\w.$^-]|\\\.)*", re.ASCII)  # without a repetition or a choice
+_NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "trainable_modules")
+_FORMS = {"modules_to_save": r"(^|.*\.){}($|\..*)", "layers_pattern": r"(?:^|.*?\.){}\.(?P<idx>\d+)\."}
+_CHILD = """
+import json, re, resource, signal, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+try:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+except (ValueError, OSError):  # some systems have no such limit
+    pass
+asked = json.load(sys.stdin)
+signal.setitimer(signal.ITIMER_PROF, asked["seconds"])  # then SIGPROF ends this process
+for number, (whole, pattern) in enumerate(asked["patterns"]):
+    print(number, flush=True)
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        sys.exit(str(error))
+    match = compiled.fullmatch if whole else compiled.match
+    for name in asked["names"]:
+        match(name)
+"""
 
 
-def refuse_slow_regex(pattern: str, where: str, remedy: str) -> None:
-    """Refuses a regular expression in which a repeated part is itself of no fixed form, such as ``(a+)+``."""
-    if len(pattern) > _LONGEST or _is_slow(pattern):
+def refuse_slow_patterns(config: Mapping[str, Any], names: Iterable[str], where: str, *, remedy: str) -> None:
+    """Refuses regular expressions that cannot be read, or do not end in time on the names of a model.
+
+    Args:
+        config: of an adapter or a method, by the keys of PEFT.
+        names: of the modules and weights of the model.
+        where: what goes before the key in the message.
+        remedy: what to do.
+
+    Raises:
+        ModelError: it names the key.
+    """
+    asked = [(key, whole, pattern) for key, whole, pattern in _patterns(config) if not _PLAIN.fullmatch(pattern)]
+    slow = _first_slow(tuple(asked), tuple(dict.fromkeys(names))) if asked else None
+    if slow is not None:
+        key, why = slow
         raise ModelError(
-            "a regular expression of the model may never end",
-            where=where,
-            why=f"A part that is repeated has a repetition or a choice in it: {pattern[:120]!r}",
+            "a regular expression for the names of modules cannot be used",
+            where=f"{where}{key}",
+            why=why,
             remedy=remedy,
         )
 
 
-def _is_slow(pattern: str) -> bool:
-    simple = re.sub(r"\\[pP]\{[^}]*\}|\\[pPhHRXKGzZ]", "w", pattern)  # classes that Python's parser does not know
-    simple = re.sub(r"\[\[:\^?\w+:\]\]|\[:\^?\w+:\]", "w", simple).replace("(?i:", "(?:").replace("&&", "")
-    simple = re.sub(r"([*+?}])\+", r"\1", simple)
+def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
+    """(key, whether a whole name has to match, expression), in the forms in which PEFT and Tunesmith match them."""
+    for key in _NAMES:  # in a list they are plain names
+        if isinstance(config.get(key), str):
+            yield key, True, config[key]
+    numbers = {key: r"(.*\.)?({})$" for key in config if key.endswith("_pattern") and key not in _FORMS}
+    for key, form in (_FORMS | numbers).items():
+        given = config.get(key) or ()
+        for each in [given] if isinstance(given, str) else given if isinstance(given, Mapping | list) else ():
+            yield key, False, str(each) if _PLAIN.fullmatch(str(each)) else form.replace("{}", str(each))
+
+
+@functools.lru_cache(maxsize=16)
+def _first_slow(asked: tuple[tuple[str, bool, str], ...], names: tuple[str, ...]) -> tuple[str, str] | None:
+    """The key of the first expression that does not end in time, and what it is in words; None if all do."""
+    for key, _, pattern in asked:
+        if len(pattern) > _LONGEST:
+            return key, f"It has {len(pattern):,} characters, and {_LONGEST:,} are read."
+    patterns = [[whole, pattern] for _, whole, pattern in asked]
+    text = json.dumps({"patterns": patterns, "names": names, "seconds": SECONDS})
     try:
-        parsed = _parser.parse(simple)
-    except (re.error, RecursionError, OverflowError, ValueError):
-        # One that cannot be taken apart: brackets with a repetition in them that are repeated themselves.
-        return re.search(r"[*+}][^()]*\)[*+{]", pattern) is not None
-    return _repeats(parsed, inside=False, depth=0)
-
-
-def _repeats(parsed: Any, *, inside: bool, depth: int) -> bool:
-    if depth > _DEEPEST:
-        return True
-    for name, argument in parsed:
-        if name in (_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT):
-            least, most, body = argument
-            if inside and int(most) != int(least):
-                return True
-            if _repeats(body, inside=inside or int(most) > _FEW, depth=depth + 1):
-                return True
-        elif name is _constants.BRANCH:
-            if inside and not _told_apart(argument[1]):
-                return True
-            if any(_repeats(each, inside=inside, depth=depth + 1) for each in argument[1]):
-                return True
-        elif name is _constants.SUBPATTERN:
-            if _repeats(argument[-1], inside=inside, depth=depth + 1):
-                return True
-        elif name in (_constants.ASSERT, _constants.ASSERT_NOT):
-            if _repeats(argument[1], inside=inside, depth=depth + 1):
-                return True
-        elif name is _constants.ATOMIC_GROUP:
-            if _repeats(argument, inside=False, depth=depth + 1):
-                return True
-        elif name is _constants.GROUPREF and inside:
-            return True
-    return False
-
-
-def _told_apart(branches: Any) -> bool:
-    """Whether the choices begin with different characters, so that at each place one of them can fit."""
-    firsts = [each[0] for each in branches if len(each)]
-    letters = [argument for name, argument in firsts if name is _constants.LITERAL]
-    return len(letters) == len(branches) == len(set(letters))
+        done = subprocess.run(
+            python_command("-I", "-S", "-c", _CHILD),
+            input=text,
+            text=True,
+            capture_output=True,
+            timeout=_WAIT_S,
+            env=clean_environment(),
+            check=False,
+        )
+        code, out, error = done.returncode, done.stdout, done.stderr
+    except subprocess.TimeoutExpired as late:
+        code, out, error = -signal.SIGPROF, (late.stdout or b"0").decode(), ""
+    except OSError as failed:
+        code, out, error = 1, "0", str(failed)
+    if code == 0:
+        return None
+    key, _, pattern = asked[int((out.split() or ["0"])[-1])]
+    shown = f"{pattern[:120]!r}{' ...' if len(pattern) > 120 else ''}"
+    if code == -signal.SIGPROF:
+        return key, f"Matching {shown} with the {len(names):,} names of the model took over {SECONDS} s of computing."
+    last = (error.strip().splitlines() or [f"exit {code}"])[-1]
+    return key, f"Matching {shown} with the {len(names):,} names of the model failed: {last}"
