@@ -22,7 +22,7 @@ STEPS = ("step-000001", "step-000002", "step-000003")
 FILES = (
     ".manifest.json.tmp", ".status.json.tmp", ".verdict.json.tmp", "evaluations.jsonl", "metrics.jsonl", ".lock",
     "status.json", "manifest.json", "verdict.json", "samples_during.jsonl", ".lock.held", "recipe.yaml",
-    "functions/score.py", "start/adapter_config.json",
+    "functions/score.py", "start/adapter_config.json", "mlflow.db",
 )  # fmt: skip
 PLACES = (
     "checkpoints", "checkpoints/step-000001", "set_aside", "functions", "start", "tensorboard",
@@ -92,4 +92,14 @@ def _pipes(folder: Path, whole: bool) -> Iterator[Try]:
         yield Try(f"{name} is a pipe", outcome(lambda run=run: _work(run), folder, may_end_well=True))
 
 
-FAULTS = [Fault("foreign links", _links), Fault("foreign pipes", _pipes)]
+def _hard_links(folder: Path, whole: bool) -> Iterator[Try]:
+    for name in FILES:
+        run, home = _fresh(folder / "tried")
+        before = _content(home)
+        _replace(run.folder / name)
+        os.link(home / "profile", run.folder / name)
+        lost = outcome(lambda run=run: _work(run), folder, may_end_well=True)
+        yield Try(f"{name} is a hard link", lost if _content(home) == before else "a file of the user's has changed")
+
+
+FAULTS = [Fault("foreign links", _links), Fault("foreign hard links", _hard_links), Fault("foreign pipes", _pipes)]

@@ -87,7 +87,7 @@ def test_a_line_is_not_added_through_a_link(run: Run, victim: Path, name: str, t
 ENTRIES = (
     ".lock", ".lock.held", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "set_aside", "functions", "start",
     "tensorboard", "checkpoints/step-000001", "checkpoints/.step-000001.old", "functions/score.py", "start/a/b",
-    "set_aside/step-000001", "wandb", "mlflow", "wandb/latest-run",
+    "set_aside/step-000001", "mlflow.db", "wandb", "mlflow", "wandb/latest-run",
 )  # fmt: skip
 
 
@@ -126,6 +126,61 @@ def test_a_run_folder_may_be_a_link_and_hold_links_of_the_user(run: Run, victim:
         run.set_status("finished")
     assert run.status()["status"] == "finished"
     assert run.read_lines("metrics.jsonl") == [{"step": 1}]
+
+
+WRITTEN = {
+    "metrics.jsonl": lambda run: run.append("metrics.jsonl", {"step": 1}),
+    "samples_during.jsonl": lambda run: run.append("samples_during.jsonl", {"step": 1}),
+    "evaluations.jsonl": lambda run: run.append("evaluations.jsonl", {"step": 1}),
+    "status.json": lambda run: run.set_status("finished"),
+    "verdict.json": lambda run: run.write_json("verdict.json", {}),
+    "recipe.yaml": lambda run: run.write_text("recipe.yaml", "model: m\n"),
+    "manifest.json": lambda run: run.write_json("verdict.json", {}),
+    ".status.json.tmp": lambda run: run.set_status("finished"),
+    ".lock": lambda run: locked_once(run),
+    "mlflow.db": lambda run: database_changed(run),
+}
+
+
+def locked_once(run: Run) -> None:
+    for _ in range(2):
+        with run.lock():
+            assert run.is_held()
+            assert run.holder() == f"{os.getpid()} on {os.uname().nodename}"
+            with pytest.raises(RunError, match="Another process"), run.lock():
+                pass
+
+
+def database_changed(run: Run) -> None:
+    with run.lock(), (run.folder / "mlflow.db").open("r+") as file:
+        assert file.read() == OWN
+        file.write("more")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_file_of_the_users_that_has_a_name_in_the_run_too_stays_as_it_is(run: Run, victim: Path, name: str) -> None:
+    own = '{"status": "running"}\n' if name == "status.json" else OWN
+    victim.write_text(own)
+    (run.folder / name).unlink(missing_ok=True)
+    os.link(victim, run.folder / name)
+    WRITTEN[name](run)
+    assert victim.read_text() == own
+    assert not (run.folder / name).exists() or not (run.folder / name).samefile(victim)
+    if name in ("metrics.jsonl", "evaluations.jsonl", "samples_during.jsonl"):
+        assert (run.folder / name).read_text() == own + '{"step": 1}\n'
+
+
+def test_a_copy_of_a_run_by_hard_links_goes_on_without_changing_the_original(run: Run, tmp_path: Path) -> None:
+    with run.lock():
+        run.append("metrics.jsonl", {"step": 1})
+    shutil.copytree(run.folder, tmp_path / "copy", copy_function=os.link)
+    copy = Run(tmp_path / "copy")
+    with copy.lock(), run.lock():
+        copy.append("metrics.jsonl", {"step": 2})
+        copy.set_status("finished")
+    assert run.read_lines("metrics.jsonl") == [{"step": 1}]
+    assert run.status()["status"] == "running"
+    assert copy.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}]
 
 
 PLAIN = ("weights", "a/b.json", "$(touch x)", "a b")

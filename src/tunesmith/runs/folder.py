@@ -31,8 +31,8 @@ from tunesmith.runs.checkpoint_names import checkpoint_name, checkpoints_in
 from tunesmith.runs.locks import holder, is_locked, locked, stand_in
 from tunesmith.runs.manifest import GROWING, MANIFEST, changes, expect, has_manifest, in_words, read_checked, seal
 from tunesmith.runs.plain_files import FOLDERS, refuse_links
-from tunesmith.runs.run_files import LOCK, OF_LOCK, RECIPE, STATUS, WRITTEN_WHOLE
-from tunesmith.runs.whole_files import is_half_written, remove_half_written, why_not, write_whole
+from tunesmith.runs.run_files import DATABASE, LOCK, OF_LOCK, RECIPE, STATUS, WRITTEN_WHOLE
+from tunesmith.runs.whole_files import is_half_written, part_from_others, remove_half_written, why_not, write_whole
 
 State = Literal["starting", "running", "finished", "failed", "stopped"]
 _FACTS: dict[str, type | tuple[type, ...]] = {  # of status.json, where they are known
@@ -123,12 +123,14 @@ class Run:
         existed, lock = self.folder.exists(), self.folder / LOCK
         with ExitStack() as held:
             with _access(self.folder):
-                refuse_links(self.folder, (*OF_LOCK, *GROWING), FOLDERS)
+                refuse_links(self.folder, (*OF_LOCK, *GROWING, *DATABASE), FOLDERS)
                 try:
                     held.enter_context(locked(lock))
                 except BlockingIOError:
                     raise self._held() from None
                 remove_half_written(self.folder, WRITTEN_WHOLE)
+                for name in DATABASE:
+                    part_from_others(self.folder / name)
             try:
                 yield
             except BaseException:
@@ -255,6 +257,7 @@ class Run:
         """Adds one JSON line. An unfinished last line, as a kill or a full disk leaves it, goes first."""
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         refuse_links(self.folder, [name])
+        part_from_others(self.folder / name)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(self.folder / name, flags, 0o666), "ab+") as file:
             end = file.seek(0, 2)

@@ -95,14 +95,17 @@ def _taken(path: Path) -> _Lock:
             lock = _Lock(os.open(path, os.O_RDWR | os.O_CREAT | _AS_IT_IS, 0o644))
             try:
                 lock = _locked(lock, path)
-                if os.path.samestat(os.fstat(lock.descriptor), path.stat()):
+                found = os.fstat(lock.descriptor)
+                if found.st_nlink > 1:  # a file of another place has this name, too: its content stays
+                    path.unlink()
+                elif os.path.samestat(found, path.stat()):
                     written = os.pwrite(lock.descriptor, _me(), 0)  # not emptied before: somebody may be reading it
                     os.ftruncate(lock.descriptor, written)
                     return lock
             except BaseException:
                 lock.end()
                 raise
-            lock.end()  # its last holder has removed the file meanwhile
+            lock.end()  # the file was removed, here or by its last holder
         except (BlockingIOError, FileNotFoundError):  # not found: the folder was removed meanwhile
             if not left:
                 raise

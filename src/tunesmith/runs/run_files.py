@@ -15,6 +15,7 @@ STATUS = "status.json"
 RECIPE = "recipe.yaml"
 FUNCTIONS = "functions"  # a copy of the files that the functions of the recipe come from
 SET_ASIDE = "set_aside"  # checkpoints that are not used
+DATABASE = tuple(f"mlflow.db{end}" for end in ("", "-journal", "-wal", "-shm"))  # which MLflow changes in place
 WRITTEN_WHOLE = (
     RECIPE, "environment.json", "data.json", "findings.json", "template.json", "memory.json", "rejected.jsonl",
     "ledger.json", "fingerprint.json", "metrics.jsonl", "samples.jsonl", "samples_during.jsonl", "verdict.json", STATUS,

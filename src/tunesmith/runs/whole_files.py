@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,20 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Replaces a file. Text is written in UTF-8."""
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def part_from_others(path: Path) -> None:
+    """Gives a file that has other names, too (hard links), a copy of its own in this place. Others stay as they are.
+
+    Call it before a file is changed in place. What is no plain file, or is not there, is left alone.
+    """
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+        with path.open("rb") as there, whole_file(path) as file:
+            shutil.copyfileobj(there, file)
 
 
 def place_for(out: str | os.PathLike[str]) -> Path:

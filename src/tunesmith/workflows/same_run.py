@@ -7,7 +7,6 @@ with what is there now, and keeps a record of it.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from tunesmith.runs.progress import Listener
 from tunesmith.runs.reporters import chosen_reporters
 from tunesmith.runs.run_files import FUNCTIONS
 from tunesmith.runs.start_folder import recipe_of, stored_recipe
+from tunesmith.runs.whole_files import write_whole
 from tunesmith.training import references
 from tunesmith.training.setup import Prepared
 from tunesmith.training.step_rows import Steps
@@ -305,7 +305,7 @@ def keep_functions(run: Run) -> None:
         if kept.exists() and kept.samefile(file):
             continue
         kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, kept)
+        write_whole(kept, file.read_bytes())  # what has this name now may have other names, too
 
 
 def _changed_functions(run: Run) -> list[Change]:
