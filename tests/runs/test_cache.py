@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,13 +14,16 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import ModelError
-from tunesmith.runs.cache import PROVENANCE, build_once, cache_dir, damage_to
+from tunesmith.runs import file_hashes
+from tunesmith.runs.built_folders import PROVENANCE, build_once, damage_to
+from tunesmith.runs.cache import cache_dir
 from tunesmith.runs.manifest import MANIFEST
 
 RACER = """
 import sys, time
 from pathlib import Path
 from tunesmith.runs import cache
+from tunesmith.runs.built_folders import build_once
 
 cache.WAIT_BEFORE_SAYING_S = 0.2
 
@@ -30,7 +35,7 @@ def build(to):
     (to / "whole.txt").write_text("whole")
     return {"source": "test"}
 
-folder = cache.build_once(Path(sys.argv[1]), build, say=print)
+folder = build_once(Path(sys.argv[1]), build, say=print)
 print((folder / "whole.txt").read_text())
 """
 
@@ -125,6 +130,36 @@ def test_a_folder_with_a_damaged_file_is_built_again_and_that_is_said(
     build_once(folder, write_one, say=said.append)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert said == [f"{folder} is damaged and is made again: {why}."]
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(to: Path) -> dict[str, object]:
+        (to / "weights").write_bytes(b"1" * (2 << 20))
+        return {"source": "test"}
+
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        if path.stat().st_size >= file_hashes.SMALL:
+            read.append(path.name)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    folder = build_once(tmp_path / "model", write)
+    monkeypatch.setattr(file_hashes, "SETTLED_S", -60.0)  # as if it were written long ago
+    monkeypatch.setattr(file_hashes, "sha256_of", counted)
+    for _ in range(3):
+        assert build_once(folder, write) == folder
+    assert read == ["weights"]
+    times = (folder / "weights").stat()
+    with (folder / "weights").open("r+b") as file:  # in place, of the same size, and with the times set back
+        file.write(b"2")
+    os.utime(folder / "weights", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert damage_to(folder) == "weights has other content than was written"
+    said: list[str] = []
+    build_once(folder, write, say=said.append)
+    assert len(said) == 1
+    assert (folder / "weights").read_bytes() == b"1" * (2 << 20)
 
 
 def test_a_cache_of_an_earlier_version_is_used_and_verified(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -68,11 +68,14 @@ def listing(folder: Path, *, besides: Collection[str] = ()) -> Files:
     }
 
 
-def difference(path: Path, facts: Mapping[str, Any], *, content: bool = True) -> str | None:
+def difference(
+    path: Path, facts: Mapping[str, Any], *, content: bool = True, digest: Callable[[Path], str] = sha256_of
+) -> str | None:
     """In words, how a file differs from what was written; None if it does not.
 
     Args:
         content: whether to read it; otherwise only its size counts.
+        digest: gives the sha256 of a file.
     """
     try:
         if not path.is_file():
@@ -80,7 +83,7 @@ def difference(path: Path, facts: Mapping[str, Any], *, content: bool = True) ->
         size = path.stat().st_size
         if size != facts["bytes"]:
             return f"has {size:,} bytes, and {facts['bytes']:,} were written"
-        if content and sha256_of(path) != facts["sha256"]:
+        if content and digest(path) != facts["sha256"]:
             return "has other content than was written"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
@@ -114,11 +117,12 @@ def has_manifest(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
-def damage(folder: Path, *, unread: Collection[str] = ()) -> dict[str, str]:
+def damage(folder: Path, *, unread: Collection[str] = (), digest: Callable[[Path], str] = sha256_of) -> dict[str, str]:
     """The damaged files of a folder by name, in words. It is empty for a whole folder and for one without a manifest.
 
     Args:
         unread: files of which only the size is compared, because the caller does not read them.
+        digest: gives the sha256 of a file.
     """
     if not folder.is_dir():
         return {".": "is missing"}
@@ -131,7 +135,7 @@ def damage(folder: Path, *, unread: Collection[str] = ()) -> dict[str, str]:
     found = {
         name: read_checked(folder, name)[1]
         if name in GROWING
-        else difference(folder / name, facts, content=name not in unread)
+        else difference(folder / name, facts, content=name not in unread, digest=digest)
         for name, facts in files.items()
     }
     return {name: why for name, why in found.items() if why is not None}

@@ -15,7 +15,7 @@ from tunesmith.errors import ModelError
 from tunesmith.model.weights import bundled
 from tunesmith.model.weights.bundled import BUNDLED
 from tunesmith.model.weights.resolve import resolve
-from tunesmith.runs.cache import PROVENANCE
+from tunesmith.runs.built_folders import PROVENANCE
 from tunesmith.runs.manifest import sha256_of
 
 NAME = "smollm2-135m-instruct"

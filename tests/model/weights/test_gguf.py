@@ -18,7 +18,7 @@ from tunesmith.errors import ModelError
 from tunesmith.model.weights import gguf
 from tunesmith.model.weights.gguf_header import refuse_lying_header
 from tunesmith.planning.model_size import model_size
-from tunesmith.runs.cache import PROVENANCE
+from tunesmith.runs.built_folders import PROVENANCE
 from tunesmith.runs.manifest import sha256_of
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tunesmith.errors import ModelError
 from tunesmith.model.weights import gguf
-from tunesmith.runs.cache import Say, build_once, cache_dir, to_stderr
+from tunesmith.runs.built_folders import build_once
+from tunesmith.runs.cache import Say, cache_dir, to_stderr
 from tunesmith.runs.child_processes import clean_environment, python_command
 from tunesmith.runs.manifest import sha256_of
 

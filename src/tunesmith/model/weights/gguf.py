@@ -17,7 +17,8 @@ from tunesmith.data.chat.tokenizing import is_panic
 from tunesmith.errors import ModelError
 from tunesmith.model.weights.gguf_header import refuse_lying_header
 from tunesmith.model.weights.load import quiet_transformers, save_tokenizer
-from tunesmith.runs.cache import Say, build_once, cache_dir, to_stderr
+from tunesmith.runs.built_folders import build_once
+from tunesmith.runs.cache import Say, cache_dir, to_stderr
 from tunesmith.runs.file_hashes import known_sha256
 
 if TYPE_CHECKING:
