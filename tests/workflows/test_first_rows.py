@@ -126,6 +126,14 @@ def test_verdicts_on_completions_are_proposed_for_kto_and_other_labels_are_not()
     assert of([True]) == of(["cold", "warm"]) == of([0, 1, 2]) == "sft"
 
 
+def test_verdicts_on_conversations_are_proposed_for_kto_too() -> None:
+    turns = [[{"role": "user", "content": f"q {n}"}, {"role": "assistant", "content": f"a {n}"}] for n in range(24)]
+    starter = starter_recipe(
+        write([{"messages": each, "label": n % 2 == 0} for n, each in enumerate(turns)]), device=LAPTOP
+    )
+    assert (starter.shape, written(starter).objective.name) == ("unpaired_preference", "kto")
+
+
 def test_a_model_that_is_too_large_is_warned_of_by_its_name() -> None:
     data = write(pairs(["yes", "no"] * 12))
     starter = starter_recipe(data, model="maker/model-70B", device=LAPTOP)

@@ -176,3 +176,58 @@ def test_no_value_of_an_export_breaks_off_its_reading() -> None:
                 with contextlib.suppress(LeftOutRow, RowError):
                     fields(row, {})
     assert read > 300
+
+
+RECORD = {"id": "a", "status": "completed", "_server_id": "b", "metadata.team": "west", "text": "one"}
+
+
+def responses(values: list[Any], states: list[str]) -> Row:
+    """A record as `dataset.records.to_list(flatten=True)` and `to_datasets()` of Argilla 2 give it."""
+    users = [f"user {number}" for number in range(len(values))]
+    return {"label.responses": values, "label.responses.users": users, "label.responses.status": states}
+
+
+def test_columns_of_argilla_give_the_submitted_response_and_suggestions_are_a_choice(tmp_path: Path) -> None:
+    suggestion = {"label.suggestion": "bad", "label.suggestion.score": 0.6, "label.suggestion.agent": "a model"}
+    path = written(
+        tmp_path,
+        {**RECORD, **responses(["good"], ["submitted"]), **suggestion},
+        {**RECORD, **responses(["bad", "fair"], ["discarded", "submitted"]), **suggestion},
+        {**RECORD, "label.responses": None, **suggestion},
+    )
+    assert pairs(path) == [("one", "good"), ("one", "fair")]
+    assert "an export of Argilla's columns" in open_source(SourceSettings(path=str(path))).reason
+    assert pairs(path, columns={"completion": "label.suggestion"}) == [("one", "bad")] * 3
+
+
+def span(start: int, end: int, text: str, label: str) -> Row:
+    return {"start": start, "end": end, "text": text, "labels": [label]}
+
+
+def minimal(text: str, **answers: Any) -> Row:
+    facts = {"annotator": 1, "annotation_id": 9, "created_at": "t", "updated_at": "t", "lead_time": 4.2}
+    return {"text": text, "id": 3, **answers, **facts}
+
+
+def test_spans_of_label_studio_become_the_texts_of_each_label(tmp_path: Path) -> None:
+    spans = [span(0, 3, "Ann", "who"), span(9, 12, "Bob", "who"), span(16, 20, "Oslo", "where")]
+    answer = '{"who": ["Ann", "Bob"], "where": ["Oslo"]}'
+    assert pairs(written(tmp_path, minimal("Ann met Bob in Oslo", entities=spans))) == [("Ann met Bob in Oslo", answer)]
+    regions = [{"from_name": "entities", "type": "labels", "value": value} for value in spans]
+    assert pairs(written(tmp_path, task("Ann met Bob in Oslo", {"result": regions}))) == [
+        ("Ann met Bob in Oslo", answer)
+    ]
+
+
+def test_answers_of_json_min_stand_behind_the_id(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        minimal("one", mood="good"),
+        minimal("two", mood={"choices": ["bad"]}),
+        minimal("three", mood=[{"rating": 4}]),
+        minimal("four"),
+    )
+    assert pairs(path) == [("one", "good"), ("two", "bad"), ("three", "4")]
+    several = written(tmp_path, minimal("one", mood="good", topic="tea"))
+    assert "--columns completion=mood" in str(refusal(several).remedy)
+    assert pairs(several, columns={"completion": "topic"}) == [("one", "tea")]

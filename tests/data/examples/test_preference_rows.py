@@ -133,6 +133,21 @@ def test_the_shape_is_found_and_the_objective_decides_between_two() -> None:
     assert detect_shape(labelled, wanted="unpaired_preference")[0] == "unpaired_preference"
 
 
+def test_a_conversation_with_a_label_is_one_judged_answer() -> None:
+    turns = [turn("user", "A?"), turn("assistant", "B."), turn("user", "Why?"), turn("assistant", "Because.")]
+    row = {"messages": turns, "label": False}
+    made = example(row, "unpaired_preference")
+    assert [message.train for message in made.messages if message.role == "assistant"] == [False, True]
+    assert (made.label, made.answer()) == (False, "Because.")
+    earlier = {"prompt": turns[:-1], "completion": turns[-1:], "label": False}
+    assert made == example(earlier, "unpaired_preference")
+    assert detect_shape([row])[0] == "messages", "the turns teach as they are where no objective asks for a label"
+    assert detect_shape([row])[1] == "column messages -> messages; not used: label (objective: kto learns from label)"
+    found = detect_shape([row], wanted="unpaired_preference")
+    assert found == ("unpaired_preference", "columns messages, label -> unpaired_preference")
+    assert refusal({"messages": turns, "label": "perhaps"}, "unpaired_preference").startswith("label")
+
+
 def test_another_rejected_answer_makes_another_row_with_the_same_prompt() -> None:
     one = example({"prompt": "Why?", "chosen": "Because.", "rejected": "No."})
     other = example({"prompt": "Why?", "chosen": "Because.", "rejected": "Never."})

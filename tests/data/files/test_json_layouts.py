@@ -77,3 +77,21 @@ def test_train_and_test_in_one_file_are_its_splits(tmp_path: Path):
 def test_columns_of_unequal_length_are_one_error(tmp_path: Path):
     with pytest.raises(DataError, match="do not have the same rows"):
         opened(tmp_path / "r.json", {"prompt": ["a", "b"], "completion": ["c"]})
+
+
+def test_class_labels_of_the_hubs_viewer_become_their_names(tmp_path: Path):
+    features = [
+        {"feature_idx": 0, "name": "text", "type": {"dtype": "string", "_type": "Value"}},
+        {"feature_idx": 1, "name": "label", "type": {"names": ["neg", "pos"], "_type": "ClassLabel"}},
+    ]
+    labels = [1, 0, -1, True]
+    rows = [{"row_idx": n, "row": {"text": f"t{n}", "label": each}} for n, each in enumerate(labels)]
+    reader = opened(
+        tmp_path / "r.json", {"features": features, "rows": rows}, columns={"prompt": "text", "completion": "label"}
+    )
+    assert [row["label"] for row in rows_of(reader)] == ["pos", "neg", None, True]
+    assert "label: each number is replaced by the name of its class (neg, pos)" in reader.reason
+    plain = opened(
+        tmp_path / "p.json", {"features": features[:1], "rows": rows}, columns={"prompt": "text", "completion": "label"}
+    )
+    assert [row["label"] for row in rows_of(plain)] == labels

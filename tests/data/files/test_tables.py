@@ -54,6 +54,20 @@ def test_two_separators_that_fit_are_refused_and_the_key_decides(tmp_path: Path)
     assert fields_of(reader) == [{"prompt": "a", "c|ompletion": "y|b"}]
 
 
+def test_commas_within_numbers_alone_separate_nothing_where_another_separator_fits(tmp_path: Path):
+    text = "Das Kabel kostet 3,50 Euro;Preis\nEs wiegt 1,2 kg;Gewicht\nWie lang: 2,5 m?;Maße\n"
+    for content in (text, f"{text}kurz\n"):
+        reader = opened(
+            tmp_path / "t.csv", content, header=False, columns={"prompt": "column1", "completion": "column2"}
+        )
+        assert "separator ';'" in reader.reason
+        assert fields_of(reader)[1] == {"column1": "Es wiegt 1,2 kg", "column2": "Gewicht"}
+    other = opened(
+        tmp_path / "o.csv", "a;b,c\n3;4,5\n", header=False, columns={"prompt": "column1", "completion": "column2"}
+    )
+    assert fields_of(other)[0] == {"column1": "a;b", "column2": "c"}, "the usual one where commas are others, too"
+
+
 def test_a_line_that_names_the_separator_is_no_row(tmp_path: Path):
     reader = opened(tmp_path / "t.csv", "\ufeffsep=;\r\nprompt;completion\r\na,b;c\r\n")
     assert rows_of(reader) == [Row({"prompt": "a,b", "completion": "c"}, f"{tmp_path / 't.csv'}:3")]

@@ -13,7 +13,7 @@ The shapes, by their fields (those in brackets are optional, and absent when nul
 - preference: chosen, rejected, [prompt, instruction, input, system, tools]. Two answers to one prompt, each a text or a
   list of messages that ends with one assistant turn; without a prompt the turns that both lists begin with are it.
 - unpaired_preference: prompt, completion, label, [system, tools]. One answer, and whether it is desirable: true or
-  false, 1 or 0, yes or no, as a text too.
+  false, 1 or 0, yes or no, as a text too. Or messages and label: the last turn is the answer.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tunesmith.data.examples.message import (
     truth,
     with_joined_calls,
 )
-from tunesmith.data.examples.row_shapes import map_columns
+from tunesmith.data.examples.row_shapes import JUDGED, map_columns, required_fields
 
 SOME_TEXT = "a text that is not empty"
 
@@ -256,6 +256,15 @@ def _openai(fields: Mapping[str, Any]) -> list[Message]:
     return _conversation(_with_system(messages, fields), "messages")
 
 
+def _judged(fields: Mapping[str, Any]) -> list[Message]:
+    """A prompt with an answer, or a conversation whose last turn is the answer: it alone is judged and learned."""
+    there = [name for name, value in fields.items() if value is not None]
+    if required_fields("unpaired_preference", among=there) != JUDGED:
+        return _prompt_completion(fields)
+    *before, answer = _openai(fields)
+    return [*(replace(turn, train=False) for turn in before), replace(answer, train=True)]
+
+
 def _sharegpt(fields: Mapping[str, Any]) -> list[Message]:
     turns = _turns(fields, "conversations")
     messages = [sharegpt_message(turn, f"conversations[{i}]") for i, turn in enumerate(turns)]
@@ -264,7 +273,7 @@ def _sharegpt(fields: Mapping[str, Any]) -> list[Message]:
 
 _CONVERSATIONS: Mapping[str, Callable[[Mapping[str, Any]], list[Message]]] = {
     "prompt_completion": _prompt_completion,
-    "unpaired_preference": _prompt_completion,
+    "unpaired_preference": _judged,
     "messages": _openai,
     "sharegpt": _sharegpt,
 }

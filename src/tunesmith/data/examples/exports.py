@@ -6,6 +6,7 @@ with the tool's word for it. Where a row has several answers nothing is chosen: 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ class Export:
         instruction: str | None,
         fields: Sequence[str],
     ) -> dict[str, Any]:
-        if self.holder:  # one of its fields may have its name
+        if self.holder and HELD not in flat:  # one of its fields may have its name
             flat[HELD] = row[self.holder]
         names = {} if instruction is None else {"prompt": "input", "completion": "output"}
         made = {
@@ -172,15 +173,62 @@ def _label_studio(row: Fields) -> dict[str, Any]:
         own: dict[str, list[Any]] = {}
         for region in _items(annotation.get("result")):
             value = region.get("value") if isinstance(region, Mapping) else None
-            kind = next((kind for kind in REGIONS if isinstance(value, Mapping) and kind in value), None)
-            if kind is not None and isinstance(value, Mapping) and "start" not in value:
-                items = value[kind] if isinstance(value[kind], list) else [value[kind]]
-                own.setdefault(str(region.get("from_name")), []).extend(items)
-        for name, items in own.items():
-            found.setdefault(name, []).append(items)
+            if isinstance(value, Mapping):
+                own.setdefault(str(region.get("from_name")), []).append(value)
+        for name, values in own.items():
+            items = _region_items(values)
+            if items:
+                found.setdefault(name, []).append(items)
     if not found:
         raise LeftOutRow("without an answer")
     return {**row["data"], **{name: _agreed(values, name) for name, values in found.items()}, ANSWERS: list(found)}
+
+
+def _region_items(regions: Sequence[Fields]) -> list[Any]:
+    """What the regions of one name say; of spans one JSON object, with the texts of each label in their order.
+
+    An answer about a part of a media file is passed over.
+    """
+    spans: dict[str, list[str]] = {}
+    for region in regions:
+        for label in _items(region.get("labels")):
+            if "start" in region and isinstance(region.get("text"), str):
+                spans.setdefault(str(label), []).append(region["text"])
+    if spans:
+        return [json.dumps(spans, ensure_ascii=False)]
+    items = []
+    for region in regions:
+        kind = next((kind for kind in REGIONS if kind in region), None)
+        if kind is not None and "start" not in region:
+            items += region[kind] if isinstance(region[kind], list) else [region[kind]]
+    return items
+
+
+# JSON-MIN: the data, an id, the answers by their names, then who gave them. label_studio_sdk/converter
+MIN_FACTS = ("annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement")
+
+
+def _label_studio_min(row: Fields) -> dict[str, Any]:
+    names = list(row)
+    start = names.index("id") + 1 if "id" in names else 0
+    answers = names[start : names.index("annotator")]
+    answers = answers if start else [name for name in answers if not isinstance(row[name], str)]
+    found: dict[str, Any] = {}
+    for name in answers:
+        value = row[name]
+        regions = [value] if isinstance(value, Mapping) else value
+        if isinstance(regions, list) and regions and all(isinstance(each, Mapping) for each in regions):
+            value = _region_items(regions)
+        if value not in (None, "", []):
+            found[name] = value
+    given = {name: value for name, value in row.items() if name not in (*answers, *MIN_FACTS, "id")}
+    return {**found, ANSWERS: list(found), HELD: given}
+
+
+def _answer_if_any(flat: Fields) -> Any:
+    if not flat[ANSWERS]:
+        raise LeftOutRow("without an answer")
+    return _named_answer(flat)
 
 
 def _named_answer(flat: Fields) -> Any:
@@ -198,6 +246,31 @@ def _argilla(row: Fields) -> dict[str, Any]:
     if not found:
         raise LeftOutRow("no response")
     return {**row["fields"], **found, ANSWERS: list(found)}
+
+
+# The same in columns, as datasets and tables have it: `label.responses` and `label.suggestion` beside the fields.
+_COLUMN_OF = re.compile(r"\.(responses|suggestion)(\.\w+)?$")
+_RECORD_FACTS = ("id", "_server_id", "external_id", "status", "inserted_at", "updated_at")
+
+
+def _is_flat_argilla(row: Fields) -> bool:
+    lists = [row[name] for name in row if name.endswith(".responses")]
+    suggested = any(name.endswith(".suggestion") for name in row) and "status" in row
+    return (bool(lists) or suggested) and all(value is None or isinstance(value, list) for value in lists)
+
+
+def _flat_argilla(row: Fields) -> dict[str, Any]:
+    found = {}
+    for name in row:
+        if name.endswith(".responses"):
+            given = _items(row[name])
+            states = _items(row.get(f"{name}.status")) or ["submitted"] * len(given)
+            sent = [value for value, state in zip(given, states, strict=False) if state == "submitted"]
+            if sent:
+                found[name.removesuffix(".responses")] = _agreed(sent, name)
+    facts = {name for name in row if _COLUMN_OF.search(name) or name.startswith(("metadata.", "vectors."))}
+    given = {name: value for name, value in row.items() if name not in {*facts, *_RECORD_FACTS}}
+    return {**found, ANSWERS: list(found), HELD: given}
 
 
 # doccano: a text and a list of labels or texts. backend/data_export/pipeline
@@ -293,7 +366,7 @@ EXPORTS: tuple[Export, ...] = (
     ),
     Export(
         "Label Studio",
-        "the text in data is the prompt, the annotation its answer",
+        "the text in data is the prompt, the annotation its answer (spans: a JSON object of texts by label)",
         "prompt_completion",
         lambda row: isinstance(row.get("annotations"), list) and isinstance(row.get("data"), Mapping),
         _label_studio,
@@ -308,6 +381,22 @@ EXPORTS: tuple[Export, ...] = (
         _argilla,
         {"prompt": lambda flat: _only(_texts(flat[HELD]), "prompt", "field of text"), "completion": _named_answer},
         "fields",
+    ),
+    Export(
+        "Argilla's columns",
+        "the text is the prompt, the response its answer",
+        "prompt_completion",
+        _is_flat_argilla,
+        _flat_argilla,
+        {"prompt": lambda flat: _only(_texts(flat[HELD]), "prompt", "column of text"), "completion": _answer_if_any},
+    ),
+    Export(
+        "Label Studio (JSON-MIN)",
+        "the text is the prompt, the annotation its answer (spans: a JSON object of texts by label)",
+        "prompt_completion",
+        lambda row: row.keys() >= {"annotator", "annotation_id"},
+        _label_studio_min,
+        {"prompt": lambda flat: _only(_texts(flat[HELD]), "prompt", "text"), "completion": _answer_if_any},
     ),
     Export(
         "Prodigy",

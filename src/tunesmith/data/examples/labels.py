@@ -43,6 +43,22 @@ def labels_in_words(answers: Iterable[Any], column: str) -> list[str]:
     return [f"{printable(column)}: {kind} are taken as text, such as {shown.removeprefix('the number ')} as {text!r}"]
 
 
+def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Column to the names of its classes, from features as `datasets` describes them."""
+    return {
+        column: feature["names"]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
+    }
+
+
+def class_name(value: object, names: Sequence[str]) -> object:
+    """The name of the class with this number. None for a number without a name: -1 stands for no label."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
+
+
 def classes_in_words(names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """That the numbers of columns stand for names, which are used.
 

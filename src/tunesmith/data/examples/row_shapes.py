@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.data.examples.column_names import ColumnsUnclear, Proposal, propose_columns
@@ -29,6 +29,7 @@ OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "preference": ("prompt", "instruction", "input", "system", "tools"),
     "unpaired_preference": ("system", "tools"),
 }
+JUDGED = ("messages", "label")  # unpaired_preference as a whole conversation, whose last turn is the answer
 PREFERENCES = ("preference", "unpaired_preference")  # rows that say which answers are better
 FIELDS = tuple(dict.fromkeys(field for fields in (*REQUIRED.values(), *OPTIONAL.values()) for field in fields))
 # Columns that may stand beside a raw text without making one wonder what the row is for.
@@ -53,8 +54,13 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     return fields | {field: value for field, value in mapped.items() if value is not MISSING}
 
 
-def required_fields(shape: str, instruction: str | None = None) -> tuple[str, ...]:
-    """Fields that every row of the shape has; an instruction given once replaces alpaca's own."""
+def required_fields(shape: str, instruction: str | None = None, *, among: Collection[str] = ()) -> tuple[str, ...]:
+    """Fields that every row of the shape has; an instruction given once replaces alpaca's own.
+
+    ``among``: the fields that rows have, where a shape may be written in two ways.
+    """
+    if shape == "unpaired_preference" and {*JUDGED} <= {*among} and "prompt" not in among:
+        return JUDGED
     return ("input", "output") if shape == "alpaca" and instruction is not None else REQUIRED[shape]
 
 
@@ -86,7 +92,7 @@ def detect_shape(
     fitting = [
         shape
         for shape in REQUIRED
-        if shape != "text" and any(row.issuperset(required_fields(shape, instruction)) for row in names)
+        if shape != "text" and any(row.issuperset(required_fields(shape, instruction, among=row)) for row in names)
     ]
     if wanted in fitting:
         fitting = [str(wanted)]
@@ -118,7 +124,7 @@ def other_shape(
     Many are a tenth. Rows that have the fields of both are of the shape asked about.
     """
     names = [set(_fields(row, columns)) for row in rows]
-    others = [row for row in names if not row.issuperset(required_fields(shape, instruction))]
+    others = [row for row in names if not row.issuperset(required_fields(shape, instruction, among=row))]
     fit = {
         other: sum(row.issuperset(required_fields(other, instruction)) for row in others)
         for other in REQUIRED
@@ -152,7 +158,7 @@ def check_columns(
             "an instruction is given for all rows, and the rows have a column 'instruction' of their own",
             remedy="remove data.instruction, or map another column to the input and leave this one out",
         )
-    for field in required_fields(shape, instruction):
+    for field in required_fields(shape, instruction, among=mapped):
         if field not in mapped:
             near = did_you_mean(field, mapped) or "<column>"
             raise DataError(
@@ -263,7 +269,7 @@ def _share(count: int, rows: int) -> str:
 
 def _reason(rows: Sequence[Mapping[str, Any]], shape: str, columns: Mapping[str, str]) -> str:
     """Such as 'columns text (input), category (output) -> alpaca; not used: id'."""
-    wanted = (*REQUIRED[shape], *OPTIONAL[shape])
+    wanted = (*required_fields(shape, among=_names(rows)), *REQUIRED[shape], *OPTIONAL[shape])
     parts = {column: names_in(column, rows) for column in columns.values()}
     used: dict[str, None] = {}
     unused = []
@@ -278,7 +284,8 @@ def _reason(rows: Sequence[Mapping[str, Any]], shape: str, columns: Mapping[str,
         elif not fields:
             unused.append(name)
     rest = f"; not used: {listed(unused)}" if unused else ""
-    if shape == "prompt_completion" and "label" in unused:
+    judged = shape == "messages" and any(isinstance(row.get("label"), bool) for row in rows)
+    if (shape == "prompt_completion" or judged) and "label" in unused:
         rest += " (objective: kto learns from label)"
     return f"column{'s' if len(used) > 1 else ''} {', '.join(used)} -> {shape}{rest}"
 

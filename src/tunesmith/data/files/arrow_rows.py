@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tunesmith.data.examples.labels import classes_in_words
+from tunesmith.data.examples.labels import class_name, class_names, classes_in_words
 from tunesmith.data.files.expansion import Expansion
 from tunesmith.data.files.parquet_sizes import decoded_batches, joined_batches
 from tunesmith.data.files.rows import BLOCK_BYTES, NOT_UTF8, BadRow, Block, Row, RowStream
@@ -71,13 +72,7 @@ def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
         features = json.loads((metadata or {}).get(b"huggingface") or "{}")["info"]["features"]
     except (ValueError, KeyError, TypeError, IndexError):  # there is none, or it is not datasets'
         return {}
-    if not isinstance(features, dict):
-        return {}
-    return {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-    }
+    return class_names(features) if isinstance(features, dict) else {}
 
 
 def arrow_rows(block: Block) -> RowStream:
@@ -104,7 +99,7 @@ def _converter(kind: pa.DataType, labels: Sequence[str] | None = None) -> Callab
     import pyarrow as pa
 
     if labels is not None:
-        return lambda value: labels[value] if 0 <= value < len(labels) else None
+        return partial(class_name, names=labels)
     if isinstance(kind, pa.JsonType):
         return json.loads
     if pa.types.is_struct(kind):

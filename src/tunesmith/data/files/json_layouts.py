@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
+from tunesmith.data.examples.labels import class_name, class_names
 from tunesmith.data.examples.row_shapes import listed
 from tunesmith.data.files.json_rows import Position, Window, elements, parse_rows, row_of
 from tunesmith.data.files.rows import BadRow, Block, Row, RowStream, blocks_of_rows, refuse_too_large, text_chunks
@@ -57,12 +58,39 @@ def keyed_blocks(file: BinaryIO, name: str, key: str) -> Iterator[Block]:
     return blocks_of_rows(((each[0].line, each, len(each[1])) for each in under_key()), name)
 
 
-def viewer_rows(block: Block) -> RowStream:
-    """The elements of an array; one that is {row_idx, row} is what stands under row."""
+def viewer_classes(file: BinaryIO, name: str) -> dict[str, list[str]]:
+    """Column to class names, from the ``features`` of an answer of the hub's dataset viewer.
+
+    Raises:
+        DataError: the syntax is broken.
+    """
+    window = Window(file, name)
+    for key in _keys(window):
+        if window.next_mark() != "[":
+            window.element()
+            continue
+        found = elements(window, whole=False)
+        if key == "features":
+            features = [row.fields for row in (row_of(text, name, at) for at, text in found) if isinstance(row, Row)]
+            return class_names({str(each.get("name")): each.get("type") for each in features})
+        for _ in found:
+            pass
+    return {}
+
+
+def viewer_rows(block: Block, classes: Mapping[str, Sequence[str]] | None = None) -> RowStream:
+    """The elements of an array; one that is {row_idx, row} is what stands under row.
+
+    ``classes``: column to the names of its classes, which replace their numbers.
+    """
     for position, text in block.payload:
         row = row_of(text, block.name, position)
         if isinstance(row, Row) and row.fields.keys() >= {"row_idx", "row"} and isinstance(row.fields["row"], dict):
-            row = Row(row.fields["row"], row.source)
+            fields = {
+                name: class_name(value, classes[name]) if classes and name in classes else value
+                for name, value in row.fields["row"].items()
+            }
+            row = Row(fields, row.source)
         yield row
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
+from tunesmith.data.examples.labels import classes_in_words
 from tunesmith.data.files.arrow_rows import parquet_classes
 from tunesmith.data.files.documents import DOCUMENTS, HTML, TEXT, has_pages
 from tunesmith.data.files.encodings import (
@@ -34,6 +35,7 @@ from tunesmith.data.files.json_layouts import (
     numbered_blocks,
     object_blocks,
     outline,
+    viewer_classes,
     viewer_rows,
 )
 from tunesmith.data.files.json_rows import ENDS, array_rows, not_numbers
@@ -270,7 +272,13 @@ def _json(
         return usual, ()
     with file() as content:
         found = outline(transcoded(content, encoding, name), name)
-    return _keyed(found, name, source, usual)
+    kind, said = _keyed(found, name, source, usual)
+    if found.keys() >= VIEWER and found["features"] == found["rows"] == "rows":
+        with file() as content:
+            classes = viewer_classes(transcoded(content, encoding, name), name)
+        if classes:
+            return replace(kind, rows=partial(viewer_rows, classes=classes)), (*said, *classes_in_words(classes))
+    return kind, said
 
 
 def _keyed(

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from tunesmith.errors import DataError
 
@@ -53,7 +54,8 @@ def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: s
     """How a file is written, from its beginning.
 
     The delimiter is the recipe's, or that of a line ``sep=;``, or the one of DELIMITERS that gives a header of several
-    columns and as many fields in each record. If several do, the usual one of the file's ending is taken.
+    columns and as many fields in each record. If several do, the usual one of the file's ending is taken, but no comma
+    where all commas are decimal ones.
 
     Args:
         text: how the file begins, without a byte order mark.
@@ -125,11 +127,21 @@ def _fitting(text: str, usual: str, name: str) -> Table:
         fitting = [each for each in DELIMITERS if len((records_of(first, each) or [[]])[0]) > 1]
         if not fitting:
             return Table(usual)  # one column
+        text = first
+    if len(fitting) > 1 and "," in fitting and _only_in_numbers(text):
+        fitting.remove(",")
     if usual in fitting:
         return Table(usual)
     if len(fitting) == 1:
         return Table(fitting[0])
     raise _undecided(text, fitting, name)
+
+
+def _only_in_numbers(text: str) -> bool:
+    """Whether each comma stands between two digits, as decimal commas do."""
+    records = records_of(text, ",") or []
+    pairs = [pair for record in records for pair in pairwise(record)]
+    return all(left[-1:].isdecimal() and right[:1].isdecimal() for left, right in pairs)
 
 
 def _undecided(text: str, fitting: Sequence[str], name: str) -> DataError:
