@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import signal
 import subprocess
 import sys
@@ -86,8 +87,8 @@ def by_atheris(target: str, seconds: float) -> tuple[int, dict[str, str]]:
     """The same by atheris, in a process of its own, because it ends the process."""
     command = [sys.executable, "-m", "tests.fuzz", target, "--engine", "atheris-child", "--seconds", str(int(seconds))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    runs = [line for line in done.stderr.splitlines() if line.startswith("#")]
-    count = int(runs[-1].split()[0].removeprefix("#")) if runs else 0
+    counts = re.findall(r"^#(\d+)\b", done.stderr, re.MULTILINE)  # of libFuzzer's lines, such as "#1024 pulse ..."
+    count = int(counts[-1]) if counts else 0
     if done.returncode == 0:
         return count, {}
     return count, {f"exit {done.returncode}: {'; '.join(done.stderr.strip().splitlines()[-6:])}": "-"}
