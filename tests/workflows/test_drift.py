@@ -16,6 +16,7 @@ from tunesmith.cli.app import main
 from tunesmith.deploy.plain_weights import MARK
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.runs.drift import FILE, OF_BASE
+from tunesmith.runs.edited_recipe import judges_only
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Silent
 from tunesmith.workflows import same_run
@@ -193,6 +194,46 @@ def test_a_seed_that_is_asked_for_later_is_refused_or_taken_and_stored(
     assert Run("stopped").status()["asked"]["training"]["seed"] == 7
     assert [each["key"] for each in recorded("stopped")[0]["changes"]] == ["training.seed"]
     assert "finished already" in said_by_train("stopped")
+
+
+def test_how_a_run_is_judged_may_change_without_a_flag_and_changes_no_weights(here: Path) -> None:
+    heard = Heard()
+    asked = ["evaluation.max_rows=2", "evaluation.confidence=0.9", "evaluation.metrics=[exact_match]"]
+    train("stopped", [*asked, "evaluation.seed=5"], resume=True, listener=heard)
+    assert adapter("stopped") == adapter("whole")
+    assert "evaluation.max_rows: was None, is 2. It changes no weights and is recorded" in "\n".join(heard.lines)
+    assert json.loads(Path("stopped/verdict.json").read_text())["rows"] == 2
+    keys = {each["key"] for each in recorded("stopped")[0]["changes"]}
+    assert {"evaluation.max_rows", "evaluation.confidence", "evaluation.seed"} <= keys
+    assert all(key.startswith("evaluation.") for key in keys)
+    assert Run("stopped").status()["asked"]["evaluation"]["max_rows"] == 2
+    assert "max_rows: 2\n" in Path("stopped/recipe.yaml").read_text()
+    assert "finished already" in said_by_train("stopped")
+
+
+def test_a_finished_run_keeps_its_verdict(here: Path) -> None:
+    before = Path("whole/verdict.json").read_bytes()
+    with pytest.raises(RunError, match=r"evaluation.max_rows: was None, is 2"):
+        train("whole", ["evaluation.max_rows=2"], resume=True)
+    assert Path("whole/verdict.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("key", ["max_rows", "seed", "compute_metrics", "samples"])
+def test_what_selects_the_step_needs_the_flag(key: str) -> None:
+    assert judges_only(f"evaluation.{key}", selects=False)
+    assert judges_only(f"evaluation.{key}", selects=True) == (key == "samples")
+    assert not judges_only(f"training.{key}", selects=False)
+
+
+def test_rows_that_select_the_step_are_refused_without_the_flag(here: Path) -> None:
+    recipe = {**Run("stopped").status()["asked"], "output_dir": str(here / "selecting")}
+    shutil.copytree("stopped", "selecting")
+    run = Run("selecting")
+    recipe["training"] = {**recipe["training"], "load_best_model_at_end": True}
+    run.write_json("status.json", {**run.status(), "asked": recipe})
+    with pytest.raises(RunError, match="another recipe") as caught:
+        train(recipe, ["evaluation.max_rows=2", "evaluation.samples=1"], resume=True)
+    assert "evaluation.max_rows" in str(caught.value.why) and "samples" not in str(caught.value.why)
 
 
 class Heard(Silent):

@@ -25,7 +25,7 @@ from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, method_label
 from tunesmith.recipe.optimizers import BITSANDBYTES
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.drift import Change, Fingerprint, compared, record_of, settle
-from tunesmith.runs.edited_recipe import MAY_CHANGE, is_place, of_rows
+from tunesmith.runs.edited_recipe import MAY_CHANGE, is_place, judges_only, of_rows
 from tunesmith.runs.environment import package_versions, processor, source_digest
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import changes, sha256_of, take_off
@@ -92,7 +92,14 @@ class Continuation:
         changes = [Change("recipe", dotted(path), _was(path, before), repr(now.get(path))) for path in named]
         self._refuse_fixed(named, changes)
         self.changed_settings = changed
-        self._settle([*changes, *self._edited()])
+        selects = stored.training.selects or self.asked.training.selects
+        unfinished = self.run.status().get("status") != "finished"  # else there is a verdict, with the former values
+        found = [*changes, *self._edited()]
+        free = [each for each in found if unfinished and judges_only(each.key, selects=selects)]
+        self._settle([each for each in found if each not in free])
+        for change in free:
+            self.listener.say(f"{change}. It changes no weights and is recorded")
+        self.changes += free
 
     def _refuse_fixed(self, paths: Sequence[Path_], changes: Sequence[Change]) -> None:
         """Raises RunError for settings that no flag can change, once others of the recipe are allowed."""
