@@ -441,3 +441,13 @@ def test_check_masks_the_secrets_in_what_it_counts(command: Command, tmp_path: P
     assert [each["text"].split()[0] for each in found.json["diversity"]["most_frequent"]] == ["email", "secret"]
     for text in (outcome.out, found.out, (tmp_path / "page.html").read_text()):
         assert key.lower() not in text.lower() and address not in text and "jane roe" not in text
+
+
+def test_a_data_file_that_is_missing_comes_before_a_recipe_that_is_there(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("mine\n")
+    outcome = command("init", "rows.jsonl")
+    assert outcome.code == 1 and "there is no such file or folder" in outcome.err
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    outcome = command("init", "rows.jsonl")
+    assert outcome.code == 1 and "The file exists already" in outcome.err
+    assert (tmp_path / "recipe.yaml").read_text() == "mine\n"

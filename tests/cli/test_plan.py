@@ -73,7 +73,11 @@ def test_a_recipe_brings_its_rows_and_its_own_settings(command: Command, recipe:
     assert workload["rows"] + 10 == pytest.approx(40, abs=6)
     assert workload["longest"] == 12 and workload["logits"] == 4 * workload["rows"]
     assert [line["method"] for line in found["methods"] if line["recipe"]] == ["lora"]
-    assert "lora (recipe)" in command("plan", recipe).out
+    outcome = command("plan", recipe)
+    assert "lora (recipe)" in outcome.out
+    assert "peak MB" in outcome.out and " ms" in outcome.out, "a tiny model is shown in units of its size"
+    [lora] = [line.split()[2:10] for line in outcome.out.splitlines() if line.startswith("lora (recipe)")]
+    assert sum(size == "0.0" for size in lora) <= 2, lora
 
 
 def test_exact_counts_with_the_models_own_tokenizer(command: Command, recipe: str) -> None:

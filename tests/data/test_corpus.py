@@ -710,6 +710,7 @@ def test_sources_are_recorded_with_their_hashes(tmp_path: Path) -> None:
             "invalid": 0,
             "weight": 1.0,
             "systems": [None],
+            "tools": [],
             "rows_an_epoch": None,
             "files": [{"path": path, "sha256": digest}],
             "ignored": [],

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.workflows.test_answer_rows import Heard
 
+from tunesmith.data.checks import personal
 from tunesmith.data.examples.example import to_example
 from tunesmith.data.examples.message import Message
 from tunesmith.deploy import tuned
 from tunesmith.deploy.run_prompt import TrainedPrompt, run_prompt
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.recipe.file import read_recipe
+from tunesmith.workflows.answer_rows import answer_rows
 from tunesmith.workflows.finetune import train
 
 ASKED = "Which colour is it?"
@@ -229,3 +233,95 @@ def test_turns_beside_prompts_and_turns_that_are_none_are_refused(model: tuned.T
         model.generate([{"role": "user", "content": "red"}, "blue"])  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"prompt 2: messages\[0\]\.role: found the text 'human', expected one of"):
         model.generate(["red", [{"role": "human", "content": "blue"}]])
+
+
+def test_personal_data_is_masked_as_in_training_and_raw_sends_it(tmp_path: Path, tiny_model_dir: Path) -> None:
+    mail = "write to ann.lee@example.org"
+    rows = [{"prompt": f"hat {n}: {mail}", "completion": WORDS[n % 4]} for n in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values: dict[str, Any] = {
+        "model": str(tiny_model_dir),
+        "data": {"train": str(tmp_path / "rows.jsonl"), "eval": 0.25, "clean": {"mask_pii": ["email"]}},
+        "method": {"name": "lora", "r": 2},
+        "training": {"max_steps": 1, "batch_size": 4, "report_to": "none", "threads": 1},
+        "evaluation": {"resamples": 100, "samples": 0},
+        "output_dir": str(tmp_path / "run"),
+    }
+    model = tuned.load(train(values).run)
+    [encoded] = model.template.encode(to_example(rows[3], shape="prompt_completion", source="rows.jsonl:4"))
+    unmasked = encoded.ids[: int(encoded.supervised.nonzero()[0][0])].tolist()
+    masked = model.template.prompt_ids([Message("user", "hat 3: write to [email]")])
+    assert model.prompt_ids(f"hat 3: {mail}") == masked
+    assert model.prompt_ids(f"hat 3: {mail}", raw=True) == unmasked != masked
+    tool = {"type": "function", "function": {"name": "send", "description": mail}}
+    [hidden] = model.run_prompt().masked((), [tool])[1]
+    assert hidden["function"] == {"name": "send", "description": "write to [email]"}
+    told = "prompt: personal data is replaced by [email], as in training (--raw sends it as it is)"
+    assert model.run_prompt().note() == told and model.run_prompt(raw=True).note() is None
+    (tmp_path / "in.csv").write_text(f"prompt\n{mail}\n")
+    heard = Heard()
+    for raw, text in ((False, "write to [email]"), (True, mail)):
+        answer_rows(
+            tmp_path / "run",
+            str(tmp_path / "in.csv"),
+            tmp_path / f"{raw}.jsonl",
+            raw=raw,
+            settings={"max_new_tokens": 4},
+            listener=heard,
+        )
+        [alone] = model.generate(text, raw=True, max_new_tokens=4)
+        assert json.loads((tmp_path / f"{raw}.jsonl").read_text()) == {"prompt": mail, "answer": alone.text}
+    assert heard.lines.count(told) == 1
+
+
+def test_a_merged_model_records_the_kinds_that_were_masked() -> None:
+    clean = {"mask_pii": ["email", "iban"]}
+    recipe = read_recipe({"model": "m", "data": {"train": "a.csv", "clean": clean}, "output_dir": "runs/x"}).recipe
+    trained = TrainedPrompt.of_run(recipe)
+    stored = json.loads(json.dumps(trained.to_json()))
+    assert TrainedPrompt.from_json(stored).mask == ("email", "iban")
+    stored.pop("mask")
+    assert TrainedPrompt.from_json(stored).mask == (), "of a version before"
+    with pytest.raises(ValueError, match="no kinds of personal data"):
+        TrainedPrompt.from_json({**stored, "mask": ["x"]})
+
+
+def test_a_kind_that_cannot_be_found_here_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(personal, "finds_phones", lambda: False)
+    trained = TrainedPrompt(mask=("phone",))
+    with pytest.raises(DataError, match="phonenumbers is not installed") as failed:
+        run_prompt(trained, where="runs/x")
+    assert "--raw" in str(failed.value.remedy)
+    assert run_prompt(trained, where="runs/x", raw=True).mask == ()
+
+
+def test_a_run_whose_rows_have_tools_says_how_a_prompt_gets_them(tmp_path: Path, tiny_model_dir: Path) -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    template = (
+        "{% if tools %}{{ tools | tojson }}\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(template)
+    rows = [{"prompt": f"hat {n}", "completion": WORDS[n % 4], "tools": [tool]} for n in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values: dict[str, Any] = {
+        "model": str(model),
+        "data": {"train": str(tmp_path / "rows.jsonl"), "eval": 0.25},
+        "method": {"name": "lora", "r": 2},
+        "training": {"max_steps": 1, "batch_size": 4, "report_to": "none", "threads": 1},
+        "evaluation": {"resamples": 100, "samples": 0},
+        "output_dir": str(tmp_path / "run"),
+    }
+    run = train(values).run
+    note = tuned.load(run).run_prompt().note_on_tools()
+    assert note is not None and note.startswith("tools: the run's rows have tools (weather), and this prompt has none.")
+    for name, asked, told in (("with", {"tools": [tool]}, 0), ("without", {}, 1)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": "hat 3", **asked}) + "\n")
+        heard = Heard()
+        answer_rows(
+            run, str(tmp_path / f"{name}.jsonl"), tmp_path / f"{name}.out.jsonl", settings={"max_new_tokens": 4},
+            listener=heard,
+        )  # fmt: skip
+        assert sum("these rows have none" in line for line in heard.lines) == told

@@ -232,6 +232,41 @@ def judged(
     return judge_of(task, tokenizer, **changes).verdict(model, base, listener=Silent(), known=known)
 
 
+LLAMA = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|endoftext|>\n\n' + m['content'] + '<|im_end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|endoftext|>\n\n' }}{% endif %}"
+)
+NO_TURNS = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        (None, "two\nlines?"),
+        (LLAMA, "two\nlines?"),
+        (NO_TURNS, "system: Be brief.\nuser: two\nlines?\nassistant:"),
+    ],
+    ids=["chatml", "role between tokens", "no tokens"],
+)
+def test_the_last_turn_of_a_prompt_is_shown_without_its_system_turn_and_roles(
+    tiny_model_dir: Path, written: str | None, asked: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    if written is not None:
+        tokenizer.chat_template = written
+    own = DataSettings.model_validate({"train": "rows.jsonl"})
+    template = ChatTemplate(tokenizer, stop_ids=STOPS, settings=own, date="2025-01-31")
+    turns = (Message("system", "Be brief."), Message("user", "two\nlines?"), Message("assistant", "yes"))
+    [question] = task_of(template, [Example(turns, "held.jsonl:1")]).questions
+    assert question.asked == asked
+    assert "Be brief." in question.prompt_text
+
+
 def test_answers_are_scored_and_shown_side_by_side(
     template: ChatTemplate, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +285,7 @@ def test_answers_are_scored_and_shown_side_by_side(
     assert samples[1] == {
         "source": "held.jsonl:2",
         "prompt": task.questions[1].prompt_text,
+        "asked": task.questions[1].asked,
         "truth": "answer 1",
         "base": "answer 1",
         "base_stopped": True,
@@ -305,7 +341,7 @@ def test_without_a_base_there_are_values_and_no_verdict(
         "rows": 2,
     }
     assert [set(sample) for sample in samples] == [
-        {"source", "prompt", "truth", "tuned", "tuned_stopped", "scores"}
+        {"source", "prompt", "asked", "truth", "tuned", "tuned_stopped", "scores"}
     ] * 2
 
 

@@ -32,6 +32,11 @@ def test_a_long_prompt_is_shown_by_its_end() -> None:
     assert len(line) == len("    prompt ") + LONGEST
 
 
+def test_the_turn_that_was_asked_stands_for_the_prompt_where_it_is_known() -> None:
+    rows = [sample(1, prompt="systemYou are a bot.user\nWhich colour?assistant", asked="Which colour?")]
+    assert side_by_side(rows)[2] == "    prompt Which colour?"
+
+
 def test_an_empty_answer_is_named() -> None:
     assert side_by_side([sample(1, tuned=" \n")])[3] == "    tuned  (empty)"
 

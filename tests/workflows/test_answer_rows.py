@@ -24,7 +24,7 @@ from tunesmith.workflows.finetune import train
 
 WORDS = ["red", "green", "blue", "white"]
 ASKED = "Which colour is it?"
-SHORT = {"max_new_tokens": 4}
+SHORT: dict[str, Any] = {"max_new_tokens": 4}
 
 
 def run_of(folder: Path, model: Path, rows: Sequence[dict[str, Any]], **data: Any) -> Path:

@@ -13,6 +13,7 @@ import pytest
 
 import tunesmith
 from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.runs.cache import cache_dir
 from tunesmith.runs.outputs import RECIPE_MARK
 
 ROWS = [{"prompt": f"item {n}?", "completion": "red" if n % 2 else "blue"} for n in range(40)]
@@ -70,8 +71,14 @@ def test_rows_are_stored_beside_the_run_and_the_run_resumes_with_them_or_without
     assert tunesmith.train("run", resume=True).already_finished
     with pytest.raises(RunError, match="started with another recipe"):
         tunesmith.train(values(tiny_model_dir, ROWS[:-4]), resume=True)
+    before = {*cache_dir().rglob("*.jsonl")}
     judged = tunesmith.evaluate("run", data=ROWS[:6])
-    assert judged["rows"] == 6
+    assert (judged["rows"], judged["data"]) == (6, "rows given in Python")
+    assert tunesmith.show_run("run").evaluations[-1]["data"] == "rows given in Python"
+    with pytest.raises(DataError, match="shape of the rows is not known") as failed:
+        tunesmith.evaluate("run", data=[{"other": 1}])
+    assert str(cache_dir()) not in str(failed.value)
+    assert {*cache_dir().rglob("*.jsonl")} == before, "the rows are the user's, and nothing keeps them"
     (listed,) = tunesmith.list_runs(".")
     for shown in (result, tunesmith.show_run("run"), tunesmith.list_runs(".")):
         assert "<table>" in shown._repr_html_()

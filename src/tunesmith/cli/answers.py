@@ -189,9 +189,9 @@ def _answer_rows(target: str, data: str, out: str, how: dict[str, Any], terminal
 def say_prompt(model: Tuned, settings: dict[str, Any], terminal: Terminal, *, system: str | None) -> str | None:
     """Says on standard error what goes before the text, and returns the instruction."""
     prompt = model.run_prompt(raw=settings["raw"], instruction=settings["instruction"])
-    note = prompt.note(system=system)
-    if note is not None:
-        terminal.note(note)
+    for note in (prompt.note(system=system), prompt.note_on_tools()):
+        if note is not None:
+            terminal.note(note)
     return prompt.instruction
 
 

@@ -89,8 +89,10 @@ def init(
     mapping = parse_columns(columns)
     with session(as_json) as terminal:
         file = place_for(out)
+        from tunesmith.workflows.first_recipe import refuse_missing_rows, starter_recipe
+
+        refuse_missing_rows(data, overrides or ())
         check_file(file, inputs=[data, model], overwrite=overwrite, mark=RECIPE_MARK, kind=RecipeError)
-        from tunesmith.workflows.first_recipe import starter_recipe
 
         def again(*keys: str, **flags: str | None) -> str:
             """The command as it was given, with more."""

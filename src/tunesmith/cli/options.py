@@ -81,7 +81,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing
 SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="The system message.", show_default=False)
 ]
-RawOption = Annotated[bool, typer.Option("--raw", help="Leave out the run's instruction and system turn.")]
+RawOption = Annotated[
+    bool, typer.Option("--raw", help="Leave out the run's instruction, system turn and masks of personal data.")
+]
 OutputFile = Annotated[
     str | None,
     typer.Option(

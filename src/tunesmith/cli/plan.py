@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -148,52 +148,82 @@ def _measured(
 def _show(planned: Planned, terminal: Terminal, *, named: bool) -> None:
     """Writes the table. ``named``: there is a recipe, and its own line is marked."""
     from tunesmith.planning.advice import in_short
+    from tunesmith.planning.budget import gigabytes
 
-    device = planned.device
-    terminal.write(f"{in_short(planned.parameters)} parameters ({COUNTED}); {device.name}: {_gb(device.memory)} GB")
+    device, unit = planned.device, _unit([size for line in planned.lines if line.tokens for size in _parts(line)])
+    terminal.write(f"{in_short(planned.parameters)} parameters ({COUNTED}); {device.name}: {gigabytes(device.memory)}")
     terminal.write(f"an epoch: {planned.workload.basis}")
-    header = ("method", "trains", "of all", *PARTS, "rest", "peak GB", "fits", "tokens", "checkpointing", "epoch")
-    rows = [_row(line, named=named) for line in planned.lines]
-    note = _comparison(planned)
+    peak = f"peak {unit.name}"
+    header = ("method", "trains", "of all", *PARTS, "rest", peak, "fits", "tokens", "checkpointing", "epoch")
+    rows = [_row(line, unit, named=named) for line in planned.lines]
+    note = _comparison(planned, unit)
     for line in table(header, rows, right=range(1, len(header) - 4), width=terminal.columns):
         terminal.write(line)
     if note is not None:
         terminal.write(note)
 
 
-def _comparison(planned: Planned) -> str | None:
+def _parts(line: Line) -> list[int]:
+    """Bytes of what depends on the model and its rows."""
+    return [getattr(line.memory, part) for part in PARTS]
+
+
+class _Unit(NamedTuple):
+    """In which all sizes of a table are written, so that they can be compared."""
+
+    size: int
+    name: str
+
+    def of(self, size: int, digits: int = 1) -> str:
+        return f"{size / self.size:,.{digits}f}"
+
+
+def _unit(sizes: Sequence[int]) -> _Unit:
+    """The unit for the largest size: that of a tiny model would be 0.0 GB, and so would all others."""
+    from tunesmith.planning.budget import unit_for
+
+    return _Unit(*unit_for(max(sizes, default=GIB)))
+
+
+def _comparison(planned: Planned, unit: _Unit) -> str | None:
     """The peaks at one micro-batch, if the table has them at several."""
     known = [line for line in planned.lines if line.tokens]
     if planned.at is None or len({(line.tokens, line.checkpointing) for line in known}) == 1:
         return None
-    peaks = ", ".join(f"{line.method} {_gb(line.compared)}" for line in known)
+    peaks = ", ".join(f"{line.method} {unit.of(line.compared)}" for line in known)
     way = "with" if planned.at.checkpointing else "without"
-    return f"peak GB at the same micro-batch, {planned.at.tokens:,} tokens {way} checkpointing: {peaks}"
+    return f"peak {unit.name} at the same micro-batch, {planned.at.tokens:,} tokens {way} checkpointing: {peaks}"
 
 
-def _row(line: Line, *, named: bool) -> tuple[Any, ...]:
+def _row(line: Line, unit: _Unit, *, named: bool) -> tuple[Any, ...]:
     from tunesmith.planning.advice import in_short
+    from tunesmith.planning.step_time import time_in_words
 
     name = f"{line.method} (recipe)" if line.recipe and named else line.method
     if not line.tokens:
         return (name, *(None for _ in range(3 + len(PARTS) + 1)), "no", None, None, line.why)
     memory = line.memory
-    sizes = [_gb(getattr(memory, part)) for part in PARTS]
+    sizes = [unit.of(size) for size in _parts(line)]
     fits = "yes" if line.fits else "no"
     checkpointing = "yes" if line.checkpointing else "no"
     return (
-        name, in_short(line.trainable), f"{line.share:.2%}", *sizes, _gb(memory.libraries), _gb(memory.training), fits,
-        f"{line.budget:,}", checkpointing, _duration(line.seconds),
+        name, in_short(line.trainable), f"{line.share:.2%}", *sizes, unit.of(memory.libraries),
+        unit.of(memory.training), fits, f"{line.budget:,}", checkpointing, time_in_words(line.seconds),
     )  # fmt: skip
 
 
 def _measured_table(found: list[Comparison], width: int) -> list[str]:
-    header = ("measured", "tokens", "GB predicted", "measured", "error", "s a step predicted", "measured", "error")
+    from tunesmith.planning.step_time import time_in_words
+
+    unit = _unit([each.predicted_bytes for each in found])
+    header = (
+        "measured", "tokens", f"{unit.name} predicted", "measured", "error", "step predicted", "measured", "error",
+    )  # fmt: skip
     rows = [
         (
-            each.method, f"{each.tokens:,}", _gb(each.predicted_bytes, 2), _gb(each.measured_bytes, 2),
-            f"{each.memory_error:+.0%}", f"{each.predicted_seconds:.2f}", f"{each.measured_seconds:.2f}",
-            f"{each.time_error:+.0%}",
+            each.method, f"{each.tokens:,}", unit.of(each.predicted_bytes, 2), unit.of(each.measured_bytes, 2),
+            f"{each.memory_error:+.0%}", time_in_words(each.predicted_seconds),
+            time_in_words(each.measured_seconds), f"{each.time_error:+.0%}",
         )
         for each in found
     ]  # fmt: skip
@@ -222,14 +252,3 @@ def _as_json(planned: Planned, found: list[Comparison]) -> dict[str, Any]:
         "reason": planned.reason,
         "measured": [asdict(each) for each in found],
     }  # fmt: skip
-
-
-def _gb(size: int, digits: int = 1) -> str:
-    return f"{size / GIB:.{digits}f}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -229,6 +229,7 @@ def _described(scanned: Scanned, seen: Scan) -> dict[str, Any]:
         "split": scanned.reader.split,
         "format": scanned.reader.shape,
         "systems": scanned.systems,
+        "tools": scanned.tools,
         "rows": rows.stop - rows.start,
         "invalid": int((~seen.good[rows] & ~seen.left_out[rows]).sum()),
         "weight": scanned.settings.weight,

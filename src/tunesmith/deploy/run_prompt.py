@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.examples.example import user_text
-from tunesmith.data.examples.message import Message
+from tunesmith.data.checks.facts import mask
+from tunesmith.data.checks.personal import KINDS, check_mask
+from tunesmith.data.examples.example import Example, user_text
+from tunesmith.data.examples.message import Message, printable
 from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.recipe.settings import Recipe
+
+Masked = tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +26,15 @@ class TrainedPrompt:
         instructions: the source and its instruction, of each training source.
         systems: the different system texts of the rows; None stands for rows without one.
         shape: the shape of all rows; None if there are several.
+        mask: kinds of personal data that are masked in them.
+        tools: names of tools that rows have, the first few.
     """
 
     instructions: tuple[tuple[str, str | None], ...] = ()
     systems: tuple[str | None, ...] = ()
     shape: str | None = None
+    mask: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
 
     @classmethod
     def of_run(cls, recipe: Recipe, sources: Sequence[Mapping[str, Any]] = ()) -> TrainedPrompt:
@@ -37,19 +45,26 @@ class TrainedPrompt:
             tuple((source.path, source.instruction) for source in recipe.data.sources("train")),
             tuple(dict.fromkeys(text for source in trained for text in source.get("systems", []))),
             shapes.pop() if len(shapes) == 1 else None,
+            recipe.data.clean.mask,
+            tuple(dict.fromkeys(name for source in trained for name in source.get("tools", []))),
         )
 
     @classmethod
     def from_json(cls, found: Any) -> TrainedPrompt:
         """What ``to_json`` gave. Raises TypeError, KeyError or ValueError for anything else."""
         instructions = [(str(name), _text(text)) for name, text in found["instructions"]]
-        return cls(tuple(instructions), tuple(map(_text, found["systems"])), _text(found["shape"]))
+        kinds, tools = tuple(found.get("mask", ())), found.get("tools", ())  # earlier versions did not record them
+        if not set(kinds) <= set(KINDS):
+            raise ValueError(f"{kinds} are no kinds of personal data")
+        systems = tuple(map(_text, found["systems"]))
+        return cls(tuple(instructions), systems, _text(found["shape"]), kinds, tuple(map(str, tools)))
 
     def to_json(self) -> dict[str, Any]:
         """For a folder that is published: the sources are numbered, not named."""
         texts = dict.fromkeys(text for _, text in self.instructions)
         numbered = [[f"source {number}", text] for number, text in enumerate(texts, start=1)]
-        return {"instructions": numbered, "systems": list(self.systems), "shape": self.shape}
+        lists = {"systems": list(self.systems), "mask": list(self.mask), "tools": list(self.tools)}
+        return {"instructions": numbered, "shape": self.shape, **lists}
 
     @property
     def raw_text(self) -> bool:
@@ -81,7 +96,8 @@ class RunPrompt:
     """What goes before the user's text. ``from_run``: the instruction is the run's, and not the user's.
 
     ``system``: the system text that all training rows have. ``systems_differ``: they have different ones, so none is
-    sent. ``raw_text``: no chat template goes around the text.
+    sent. ``raw_text``: no chat template goes around the text. ``mask``: kinds of personal data to mask.
+    ``tools``: names of tools that training rows have; those of a prompt are the user's to give.
     """
 
     instruction: str | None = None
@@ -89,6 +105,15 @@ class RunPrompt:
     system: str | None = None
     systems_differ: bool = False
     raw_text: bool = False
+    mask: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+
+    def masked(self, messages: tuple[Message, ...], tools: Sequence[Mapping[str, Any]] = ()) -> Masked:
+        """Turns and tools with their personal data masked, as all rows of the training were."""
+        if not self.mask:
+            return messages, tuple(tools)
+        found = mask(Example(messages, source="", tools=tuple(map(dict, tools))), self.mask)
+        return found.messages, found.tools
 
     def around(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """The messages with the instruction before the last user turn, where training has it.
@@ -141,12 +166,25 @@ class RunPrompt:
             parts.append(f"the run's system turn {self.system!r}")
         if self.systems_differ and system is None:
             parts.append("no system turn, because the training rows have different ones (--system gives one)")
+        kinds = ", ".join(f"[{kind}]" for kind in self.mask)
+        masks = f"personal data is replaced by {kinds}, as in training" if kinds else ""
         if self.raw_text:
             before = f"after {parts[0]}, " if parts else ""
-            return f"prompt: {before}your text as it is, without a chat template, as in training on raw text"
+            besides = f"; {masks} (--raw sends it as it is)" if masks else ""
+            return f"prompt: {before}your text as it is, without a chat template, as in training on raw text{besides}"
         if not parts:
+            return f"prompt: {masks} (--raw sends it as it is)" if masks else None
+        goes = f"before your text goes {' and '.join(parts)}"
+        return f"prompt: {goes}{f'; {masks}' if masks else ''} (--raw leaves {'both' if masks else 'it'} out)"
+
+    def note_on_tools(self) -> str | None:
+        """One line for a prompt without tools, where the rows of the training have some."""
+        if not self.tools:
             return None
-        return f"prompt: before your text goes {' and '.join(parts)} (--raw leaves it out)"
+        return (
+            f"tools: the run's rows have tools ({', '.join(map(printable, self.tools))}), and this prompt has none. "
+            "Give them in a column `tools` of rows with --data, or in Python with generate(..., tools=[...])"
+        )
 
 
 def run_prompt(
@@ -157,18 +195,20 @@ def run_prompt(
     Args:
         trained: what the model was trained with; None for a model without a run.
         where: the run, for errors.
-        raw: no instruction and no system turn.
+        raw: no instruction, no system turn and no masks.
         instruction: used in place of the run's.
 
     Raises:
         RecipeError: raw and an instruction are given.
         RunError: the training sources have different instructions, so any of them could be meant.
+        DataError: personal data was masked in training, and what finds it is not installed here.
     """
     if raw and instruction is not None:
         raise RecipeError("--raw sends no instruction, and --instruction gives one", remedy="Use one of the two.")
     raw_text = trained is not None and trained.raw_text
     if raw or trained is None:
         return RunPrompt(instruction, raw_text=raw_text)
+    check_mask(trained.mask, otherwise="send your text as it is with --raw (in Python: raw=True)")
     systems = {*trained.systems}
     return RunPrompt(
         trained.instruction(where) if instruction is None else instruction,
@@ -176,6 +216,8 @@ def run_prompt(
         system=next(iter(systems)) if len(systems) == 1 else None,
         systems_differ=len(systems) > 1,
         raw_text=raw_text,
+        mask=trained.mask,
+        tools=trained.tools,
     )
 
 

@@ -149,7 +149,7 @@ class Tuned:
                 one may stand alone; or a list of texts and conversations, which are decoded in batches. The run's
                 instruction goes before the last user turn, and its system turn first, if the conversation has none.
             tools: definitions of tools, for the chat template.
-            raw: leave the run's instruction and system turn out.
+            raw: leave the run's instruction and system turn out, and mask no personal data.
             instruction: one to use in place of the run's.
             batch_size: sequences decoded at a time.
             settings: those of GenerationSettings; without a limit of tokens, that of the run's evaluation.
@@ -204,8 +204,8 @@ class Tuned:
         if around.raw_text:
             if tools:
                 raise RecipeError("a model that was trained on raw text takes no tools", remedy="Leave tools out.")
-            return self.template.text_ids(around.document(framed), source=source)
-        return self.template.prompt_ids(framed, tuple(tools), source=source)
+            return self.template.text_ids(around.document(around.masked(framed)[0]), source=source)
+        return self.template.prompt_ids(*around.masked(framed, tools), source=source)
 
     @property
     def device(self) -> str:

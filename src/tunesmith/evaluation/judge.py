@@ -244,7 +244,8 @@ def _samples(task: Task, base: Measured | None, tuned: Measured) -> list[dict[st
     lines = []
     for number, answer in enumerate(tuned.answers):
         question = task.questions[number]
-        line: dict[str, Any] = {"source": question.source, "prompt": question.prompt_text, "truth": question.truth}
+        line: dict[str, Any] = {"source": question.source, "prompt": question.prompt_text, "asked": question.asked}
+        line["truth"] = question.truth
         if base is not None:
             line |= {"base": base.answers[number].text, "base_stopped": base.answers[number].stopped}
         line |= {"tuned": answer.text, "tuned_stopped": answer.stopped}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.batches.layout import Batch, LayoutName, micro_batches
 from tunesmith.data.chat.template import Encoded
+from tunesmith.data.examples.message import SHAREGPT_ROLES
 from tunesmith.errors import DataError
 from tunesmith.evaluation.metrics.answers import check_truths, text_metrics
 from tunesmith.evaluation.metrics.base import RowScores
@@ -21,13 +23,17 @@ from tunesmith.recipe.settings import EvaluationSettings
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt to answer: its ids as generation sends them, the reference answer, and its source."""
+    """One prompt to answer: its ids as generation sends them, the reference answer, and its source.
+
+    ``asked``: the last turn of the prompt alone, for people to read.
+    """
 
     prompt: list[int]
     prompt_text: str
     truth: str
     source: str
     group: int
+    asked: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +145,28 @@ def _question(row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequen
         truth=decode_text(tokenizer, answer),
         source=row.source,
         group=group,
+        asked=_last_turn(prompt, tokenizer),
     )
+
+
+def _last_turn(prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of the last turn before the answer, without the names of roles that a template puts around it.
+
+    Special tokens stand between turns. A template that has none of them gives the whole prompt.
+    """
+    special = set(tokenizer.all_special_ids)
+    runs = [list(run) for between, run in groupby(prompt, key=special.__contains__) if not between]
+    turns = [text for text in (decode_text(tokenizer, run).strip() for run in runs) if text]
+    while len(turns) > 1 and _speaker(turns[-1]) == "assistant":  # the opening of the answer
+        turns.pop()
+    last = turns[-1] if turns else ""
+    role, _, text = last.partition("\n")
+    return text.strip() if text.strip() and _speaker(role) else last
+
+
+def _speaker(text: str) -> str | None:
+    """The role that the first line of a text names, if that is all of the line."""
+    return SHAREGPT_ROLES.get(text.partition("\n")[0].strip().lower())
 
 
 def task_batches(task: Task, *, budget: int, layout: LayoutName) -> list[Batch]:

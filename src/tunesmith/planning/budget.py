@@ -6,6 +6,7 @@ The measured step (``training/rehearsal.py``) may only refuse. Constants were fi
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +48,7 @@ CHEAPER = {
     "lora": ["use method: qlora"],
     "lora-int8": ["use method: qlora"],
 }
+UNITS = ((GIB, "GB"), (2**20, "MB"), (2**10, "KB"))  # in which sizes are shown
 BACKWARD = 5  # a layer's widest activations that its backward pass has at a time
 
 
@@ -269,8 +271,14 @@ def unquantized_base_fits(parameters: int, *, memory: int) -> bool:
 
 
 def gigabytes(size: int) -> str:
-    """``2.2 GB``, of 2^30 bytes."""
-    return f"{size / GIB:.1f} GB"
+    """``2.2 GB``, of 2^30 bytes; less than a tenth of that as ``35 MB`` or ``4 KB``."""
+    unit, name = unit_for(size)
+    return f"{size / unit:.1f} GB" if unit == GIB else f"{math.ceil(size / unit)} {name}"
+
+
+def unit_for(size: int) -> tuple[int, str]:
+    """The largest of GB, MB and KB, as bytes with its name, of which a size is at least a tenth."""
+    return next(((unit, name) for unit, name in UNITS if size >= unit / 10), UNITS[-1])
 
 
 def _judged_beside(shape: StepBytes, memory: int) -> bool:

@@ -19,7 +19,7 @@ from tunesmith.planning.budget import MEASURED_SHARE, SHARE, Peak, Plan, gigabyt
 from tunesmith.planning.devices import DEVICES, Device
 from tunesmith.planning.shape_from_model import ModelCounter, NotUnderstood, recipe_config
 from tunesmith.planning.step_shape import CountedModel, StepBytes
-from tunesmith.planning.step_time import epoch_seconds
+from tunesmith.planning.step_time import epoch_seconds, time_in_words
 from tunesmith.planning.workload import Workload
 from tunesmith.recipe.methods import (
     FULL_ROWS,
@@ -92,7 +92,7 @@ class Planned:
         rows = (
             (
                 line.method, f"{line.share:.2%}", gigabytes(line.memory.training), "yes" if line.fits else "no",
-                f"{line.budget:,} tokens", f"{line.seconds:,.0f} s",
+                f"{line.budget:,} tokens", time_in_words(line.seconds),
             )
             if line.tokens
             else (line.method, None, None, "no", None, line.why)
@@ -105,7 +105,7 @@ def _in_words(line: Line) -> str:
     if not line.tokens:
         return line.why
     fits = "fits" if line.fits else "does not fit"
-    return f"trains {line.share:.2%}, {gigabytes(line.memory.training)}, {fits}, {line.seconds:,.0f} s an epoch"
+    return f"trains {line.share:.2%}, {gigabytes(line.memory.training)}, {fits}, {time_in_words(line.seconds)} an epoch"
 
 
 def plan_methods(

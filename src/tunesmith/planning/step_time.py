@@ -66,3 +66,11 @@ def step_seconds(
     stored = NF4 if recipe.method.name == "qlora" else INT8
     unpacked = work.packed * (FP32 + stored) * (3 if checkpointing else 2) * micro_batches
     return flops / speed + (ADAMW * shape.trained * steps + unpacked) / bandwidth
+
+
+def time_in_words(seconds: float) -> str:
+    """``1.5 h``, ``3.2 s`` or ``45 ms``."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"

@@ -12,7 +12,7 @@ SAMPLES = "samples.jsonl"
 
 
 def side_by_side(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The first few held-out rows with their answers: prompt, base, tuned and truth."""
+    """The first few held-out rows with their answers: last turn of the prompt, base, tuned and truth."""
     shown = samples[:SHOWN]
     if not shown:
         return []
@@ -22,7 +22,8 @@ def side_by_side(samples: Sequence[Mapping[str, Any]]) -> list[str]:
     for sample in shown:
         lines.append(f"  {sample['source']}")
         texts = {name: sample[name] for name in ("base", "tuned", "truth") if name in sample}
-        for name, text in {"prompt": _end(sample["prompt"]), **texts}.items():
+        asked = sample.get("asked") or sample["prompt"]  # earlier versions kept the whole prompt alone
+        for name, text in {"prompt": _end(asked), **texts}.items():
             lines.append(f"    {name:<6} {one_line(text)}")
     return lines
 

@@ -99,13 +99,14 @@ class _Asker:
 class _Survey:
     """The first pass: ``count`` rows can be answered; ``bad`` ones cannot, and are left out by number.
 
-    ``prompts`` is a hash of all that is asked.
+    ``prompts`` is a hash of all that is asked. ``tools``: a row has some.
     """
 
     count: int
     bad: dict[int, BadRow]
     columns: list[str]
     prompts: str = ""
+    tools: bool = False
 
 
 def answer_rows(
@@ -137,7 +138,7 @@ def answer_rows(
         settings: those of GenerationSettings.
         system: a system turn for rows without one.
         instruction: one to use in place of the run's.
-        raw: leave the run's instruction and system turn out.
+        raw: leave the run's instruction and system turn out, and mask no personal data.
         overwrite: replace the file, and forget answers of an earlier call.
         listener: hears the progress; nobody by default.
         model: the base, where it is not at the place that the run or adapter names.
@@ -170,6 +171,9 @@ def answer_rows(
         listener.say(note)
     asker = _Asker(tuned, asked, system, prompt.around_instructed() if rows.shape == "alpaca" else prompt)
     survey = _survey(rows, asker, listener)
+    without_tools = None if survey.tools else prompt.note_on_tools()
+    if without_tools is not None:
+        listener.say(without_tools.replace("this prompt has", "these rows have"))
     _refuse_bad(survey, data, stops=stops, listener=listener)
     asking = {
         **_identity(tuned, rows),
@@ -289,6 +293,7 @@ def _survey(rows: PromptRows, asker: _Asker, listener: Listener) -> _Survey:
                 found.bad[number] = fault
                 continue
             found.count += 1
+            found.tools = found.tools or (isinstance(example, Example) and bool(example.tools))
             prompts.update(json.dumps(ids).encode())
             columns.update(dict.fromkeys(row.fields))
     found.columns, found.prompts = [*columns], prompts.hexdigest()

@@ -31,10 +31,13 @@ from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
 from tunesmith.training.rehearsal import memory_faults
 from tunesmith.training.tasks import make_tasks
-from tunesmith.workflows.given_data import file_of
+from tunesmith.workflows.given_data import given
+from tunesmith.workflows.in_python import remedies_in_python
 from tunesmith.workflows.places import check_rows
 from tunesmith.workflows.same_run import data_changes
 from tunesmith.workflows.trained_rows import rows_trained_on
+
+FROM_PYTHON = "rows given in Python"  # what stands for the name of a file that is gone when they are judged
 
 
 class JudgedAgain(dict[str, Any]):
@@ -79,10 +82,28 @@ def evaluate(
             result names them.
     """
     listener, allowed = heard_by(listener, progress), allowed_kinds(allow_changes)
-    data = None if data is None else file_of(data)
+    consent = Consent(trust_remote_code, allow_functions)
+    how: dict[str, Any] = {"listener": listener, "model": model, "consent": consent, "allowed": allowed}
+    if data is None:
+        return _evaluate(target, None, "", settings, **how)
+    with given(data) as (path, rows), nullcontext() if rows is None else remedies_in_python(stored=rows):
+        return _evaluate(target, path, shown(path) if rows is None else FROM_PYTHON, settings, **how)
+
+
+def _evaluate(
+    target: str | Path,
+    data: str | None,
+    named: str,
+    settings: Sequence[str],
+    *,
+    listener: Listener,
+    model: str | None,
+    consent: Consent,
+    allowed: frozenset[str],
+) -> JudgedAgain:
+    """Compares base and tuned model. ``data``: a path, and ``named`` what messages and the result call it."""
     found = find_target(str(target))
     recipe = evaluation_recipe(found.recipe, str(target), data, settings)
-    consent = Consent(trust_remote_code, allow_functions)
     run_folder = None if found.run is None else found.run.folder
     if run_folder is not None:
         refuse_links(run_folder, [EVALUATIONS])  # else a long computation would be lost
@@ -92,7 +113,11 @@ def evaluate(
         if data is None and (run := found.run) is not None:
             check_rows(run, recipe, otherwise="; or judge on other rows with --data FILE")
         tuned = load_tuned(
-            target, listener=listener, model=model, trust_remote_code=trust_remote_code, allow_changes=allow_changes
+            target,
+            listener=listener,
+            model=model,
+            trust_remote_code=consent.trust_remote_code,
+            allow_changes=sorted(allowed),
         )
         changes = [*tuned.changes]
         survey = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name)
@@ -101,11 +126,11 @@ def evaluate(
             survey = only_held_out(survey)
             (source,) = recipe.data.sources("train")
             if tuned.target.run is not None and found.recipe is not None:
-                trained_on = rows_trained_on(tuned.target.run, found.recipe, source, listener)
-            elif tuned.target.checkpoint is not None:
-                listener.say(
-                    f"whether the adapter was trained on rows of {shown(data)} is not known: it has no run here"
+                trained_on = rows_trained_on(
+                    tuned.target.run, found.recipe, source, listener, name="the call" if named == FROM_PYTHON else named
                 )
+            elif tuned.target.checkpoint is not None:
+                listener.say(f"whether the adapter was trained on rows of {named} is not known: it has no run here")
         elif tuned.target.run is not None:
             run = tuned.target.run
             otherwise = "; or judge on other rows with --data FILE"
@@ -126,8 +151,7 @@ def evaluate(
         with memory_faults():
             judge = _with_reference(tuned, judge, listener)
             verdict, _ = judge.verdict(tuned.model, base, listener=listener)
-    read = None if data is None else shown(data)
-    facts = {"base_model": name, "data": read, "trained_on": trained_on}
+    facts = {"base_model": name, "data": named or None, "trained_on": trained_on}
     judged = JudgedAgain({**verdict, **facts, "changes": [change.to_json() for change in changes]})
     if tuned.target.run is not None:
         typed = [without_secrets(each) for each in settings]

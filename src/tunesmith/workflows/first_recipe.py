@@ -17,6 +17,7 @@ from ruamel.yaml.error import CommentMark
 from ruamel.yaml.tokens import CommentToken
 
 from tunesmith.data.checks.scan import Scan
+from tunesmith.data.files.locations import missing_source
 from tunesmith.data.files.reader import own_eval_split
 from tunesmith.data.files.splits import TRAIN
 from tunesmith.data.finding import rows_in_words
@@ -195,6 +196,13 @@ def starter_recipe(
         choices=start.choices,
         warnings=(*start.warnings, *filter(None, (length.warning, no_template)), *_secrets(source)),
     )
+
+
+def refuse_missing_rows(data: str, overrides: Sequence[str] = ()) -> None:
+    """Raises DataError if there is nothing at the path of the data: an output that is there already matters later."""
+    error = missing_source(_source(data, overrides))
+    if error is not None:
+        raise error
 
 
 def _secrets(source: SourceSettings) -> list[str]:

@@ -34,11 +34,6 @@ def with_files(recipe: Given) -> Given:
     return {**recipe, "data": data}  # type: ignore[return-value]
 
 
-def file_of(data: Any) -> str:
-    """The path of data: as it is, or of the rows, which are then kept in the cache."""
-    return str(store_rows(data, _of_nobody(), "rows")) if is_rows(data) else os.fspath(data)
-
-
 @contextmanager
 def given(data: Any) -> Iterator[tuple[str, Path | None]]:
     """The path of data, and that of rows: a file that only the user may read, and which goes again."""

@@ -20,7 +20,7 @@ from tunesmith.runs.progress import Listener
 from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import place_for
 from tunesmith.workflows.check import Inspection, inspect
-from tunesmith.workflows.first_recipe import Starter, starter_recipe
+from tunesmith.workflows.first_recipe import Starter, refuse_missing_rows, starter_recipe
 from tunesmith.workflows.given_data import given, kept, with_files
 from tunesmith.workflows.in_python import remedies_in_python
 from tunesmith.workflows.prepare_data import PreparedData, prepare_data
@@ -57,6 +57,8 @@ def init(
         TunesmithError: the data cannot be read, or the file is there already.
     """
     file = None if out is None else place_for(out)
+    if not is_rows(data):
+        refuse_missing_rows(os.fspath(data), overrides)
     if file is not None:
         again = "Set overwrite=True, or name another"
         names: dict[str, Any] = {"kind": RecipeError, "flag": "out", "others": again}

@@ -9,7 +9,6 @@ from tunesmith.data.placement import OUTCOME
 from tunesmith.data.survey import survey_rows
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.recipe.data import SourceSettings
-from tunesmith.recipe.paths import shown
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener
@@ -17,7 +16,7 @@ from tunesmith.workflows.places import check_rows
 from tunesmith.workflows.same_run import data_changes
 
 
-def rows_trained_on(run: Run, stored: Recipe, source: SourceSettings, listener: Listener) -> int | None:
+def rows_trained_on(run: Run, stored: Recipe, source: SourceSettings, listener: Listener, *, name: str) -> int | None:
     """The number of rows of a source whose prompts the run was trained on; None where its own rows cannot be had.
 
     The listener hears of it in both cases.
@@ -26,8 +25,8 @@ def rows_trained_on(run: Run, stored: Recipe, source: SourceSettings, listener: 
         run: whose training rows are read again.
         stored: the run's recipe.
         source: the rows that it is judged on, with how they are read.
+        name: what messages call them.
     """
-    name = shown(source.path)
     try:
         found, rows = _counted(run, stored, source)
     except TunesmithError as error:

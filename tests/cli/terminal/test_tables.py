@@ -46,7 +46,7 @@ def test_settings_show_value_and_source() -> None:
 
 
 def test_a_curve_goes_from_its_highest_to_its_lowest_loss() -> None:
-    lines = curve([(1, 4.0), (2, 3.0), (3, 2.0)], [(3, 1.0)], width=17, height=4)
+    lines = curve([(1, 4.0), (2, 3.0), (2, 3.0), (3, 2.0)], [(3, 1.0)], width=17, height=4)
     assert lines == [
         "4 |·",
         "  |      ·",
@@ -65,14 +65,22 @@ def test_losses_that_fall_into_one_column_are_averaged() -> None:
     assert [line.count("·") for line in lines[:7]] == [0, 0, 0, 17, 0, 0, 0]
 
 
-def test_a_curve_needs_two_steps_and_finite_losses() -> None:
+def test_a_curve_needs_five_points_two_steps_and_finite_losses() -> None:
     assert curve([], []) == []
-    assert curve([(5, 1.0)], [(5, 2.0)]) == []
+    assert curve([(5, 1.0)], [(5, 2.0)]) == ["training loss: 1 at step 5", "validation loss: 2 at step 5"]
+    assert curve([(1, 4.25), (2, 3.0)], [(2, 3.123456)]) == [
+        "training loss: 4.25 at step 1, 3 at step 2",
+        "validation loss: 3.123 at step 2",
+    ]
+    assert curve([], [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, float("nan"))])[0].endswith("4 at step 4")
+    assert len(curve([], [(step, 1.0) for step in range(5)])) > 5
     assert curve([(1, float("nan")), (2, float("inf"))], []) == []
 
 
 def test_a_flat_curve_is_one_line() -> None:
-    lines = [line for line in curve([(1, 2.0), (2, 2.0)], [], width=14, height=3) if line.endswith("·")]
+    lines = [
+        line for line in curve([(step, 2.0) for step in (1, 1, 1, 2, 2)], [], width=14, height=3) if line.endswith("·")
+    ]
     assert lines == ["2 |·         ·"]
 
 

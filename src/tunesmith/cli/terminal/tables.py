@@ -12,6 +12,7 @@ from tunesmith.safe_text import one_line
 
 GAP = "  "
 MOST_BARS = 12
+FEWEST_DRAWN = 5  # points of a curve; fewer are written as numbers
 MOST_TURNED = 4  # rows of a table that may become columns
 TRAINING, VALIDATION = "·", "o"  # marks of a curve
 _Points = Sequence[tuple[int, float]]  # (step, loss)
@@ -20,12 +21,18 @@ _Points = Sequence[tuple[int, float]]  # (step, loss)
 def curve(training: _Points, validation: _Points, *, width: int = 72, height: int = 12) -> list[str]:
     """A plot of loss over steps, as lines of text: ``·`` is training, ``o`` is validation.
 
-    Losses that share a column are averaged. Without two different steps there is nothing to draw: no lines.
+    Losses that share a column are averaged. Of fewer points than FEWEST_DRAWN there is nothing to draw: each loss is
+    written with its step. Without a point there are no lines.
     """
-    points = [(step, loss) for step, loss in [*training, *validation] if math.isfinite(loss)]
+    training, validation = (
+        [(step, loss) for step, loss in each if math.isfinite(loss)] for each in (training, validation)
+    )
+    points = [*training, *validation]
     steps = [step for step, _ in points]
-    if not points or min(steps) == max(steps):
-        return []
+    if len(points) < FEWEST_DRAWN or min(steps) == max(steps):
+        named = (("training loss", training), ("validation loss", validation))
+        found = [(name, ", ".join(f"{loss:.4g} at step {step}" for step, loss in series)) for name, series in named]
+        return [f"{name}: {losses}" for name, losses in found if losses]
     low, high = min(loss for _, loss in points), max(loss for _, loss in points)
     labels = [f"{high:.4g}", f"{low:.4g}"]
     margin = max(map(len, labels))
@@ -47,9 +54,8 @@ def curve(training: _Points, validation: _Points, *, width: int = 72, height: in
 def _by_column(series: _Points, first: int, last: int, columns: int) -> dict[int, float]:
     losses: dict[int, list[float]] = {}
     for step, loss in series:
-        if math.isfinite(loss):
-            column = round((step - first) / (last - first) * (columns - 1))
-            losses.setdefault(column, []).append(loss)
+        column = round((step - first) / (last - first) * (columns - 1))
+        losses.setdefault(column, []).append(loss)
     return {column: sum(found) / len(found) for column, found in losses.items()}
 
 

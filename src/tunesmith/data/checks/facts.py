@@ -31,6 +31,7 @@ from tunesmith.recipe.data import SourceSettings
 LABEL_LENGTH = 100  # characters, up to which an answer may be a label
 TEXTS_KEPT = 2_000  # different labels, and openings, whose text is kept
 SAMPLES_KEPT = 5  # of a rule
+TOOLS_KEPT = 8  # names, for a message
 SYSTEMS_KEPT = 2  # they tell whether all rows have the same
 OPENING_WORDS = 3
 OPENING_LENGTH = 500  # characters in which personal data is looked for before the first words are kept
@@ -99,7 +100,7 @@ class RowFacts:
     index of ``scripts``. ``label``: the row calls its answer desirable. ``calls``: its answer calls tools. ``plain``:
     of the prompt in one case and without odd white space. ``samples``: by rule, at most SAMPLES_KEPT. ``labels``,
     ``openings``: text by fingerprint, at most TEXTS_KEPT. ``systems``: different system texts, None for rows
-    without one; at most SYSTEMS_KEPT.
+    without one; at most SYSTEMS_KEPT. ``tools``: names of tools that rows have, at most TOOLS_KEPT.
     ``masked``: items of personal data that were masked, by kind.
     """
 
@@ -127,6 +128,7 @@ class RowFacts:
     openings: dict[int, str] = field(default_factory=dict)
     languages: Counter[str] = field(default_factory=Counter)
     systems: list[str | None] = field(default_factory=list)
+    tools: list[str] = field(default_factory=list)
     masked: Counter[str] = field(default_factory=Counter)
 
 
@@ -135,6 +137,11 @@ def with_systems(known: list[str | None], *new: str | None) -> list[str | None]:
     if len(known) == SYSTEMS_KEPT or all(text in known for text in new):
         return known
     return list(dict.fromkeys([*known, *new]))[:SYSTEMS_KEPT]
+
+
+def with_tools(known: list[str], *new: str) -> list[str]:
+    """The different names among both, at most TOOLS_KEPT, in their order."""
+    return known if all(name in known for name in new) else list(dict.fromkeys([*known, *new]))[:TOOLS_KEPT]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -205,6 +212,8 @@ def facts_of(block: Block, reading: Reading) -> BlockFacts:
             noted.append((line, *_note(facts, example, row, reading)))
             if example.text is None:
                 facts.systems = with_systems(facts.systems, _system(example))
+            if example.tools:
+                facts.tools = with_tools(facts.tools, *map(_tool_name, example.tools))
     for name, column in columns_of(noted).items():
         setattr(facts, name, column)
     if reading.near:
@@ -216,6 +225,12 @@ def facts_of(block: Block, reading: Reading) -> BlockFacts:
 def _system(example: Example) -> str | None:
     """The text of the system turn that a conversation begins with."""
     return example.messages[0].content if example.messages[0].role == "system" else None
+
+
+def _tool_name(tool: Mapping[str, Any]) -> str:
+    """The name in a tool's definition, as OpenAI writes it or without ``function`` around it."""
+    inner = tool.get("function")
+    return str((inner if isinstance(inner, Mapping) else tool).get("name"))
 
 
 def columns_of(noted: list[tuple[Any, ...]]) -> dict[str, Any]:

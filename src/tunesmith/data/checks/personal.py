@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from tunesmith.data.checks.scripts import TextSpan
+from tunesmith.errors import DataError, pip_install
 from tunesmith.safe_text import secret_places
 
 KINDS = ("email", "phone", "iban", "card", "secret")
@@ -76,6 +77,21 @@ def masked(text: str, kinds: Collection[str] = KINDS, counts: Counter[str] | Non
 def finds_phones() -> bool:
     """Whether the package phonenumbers is installed, which knows the numbers of each country."""
     return find_spec("phonenumbers") is not None
+
+
+def check_mask(mask: Collection[str], *, otherwise: str | None = None) -> None:
+    """Raises DataError if a kind of personal data cannot be found, because what finds it is not installed.
+
+    ``otherwise``: what a user can do instead of an installation; by default, to mask less.
+    """
+    if "phone" in mask and not finds_phones():
+        others = ", ".join(kind for kind in mask if kind != "phone")
+        otherwise = otherwise or (f"set mask_pii: [{others}]" if others else "leave mask_pii out")
+        raise DataError(
+            "phone numbers cannot be masked: phonenumbers is not installed",
+            where="data.clean.mask_pii",
+            remedy=f"{pip_install('check')}, or {otherwise}",
+        )
 
 
 def abbreviated(item: str) -> str:

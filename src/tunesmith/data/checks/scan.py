@@ -26,9 +26,10 @@ from tunesmith.data.checks.facts import (
     facts_of,
     prompt_text,
     with_systems,
+    with_tools,
 )
 from tunesmith.data.checks.near_duplicates import NearIndex
-from tunesmith.data.checks.personal import finds_phones
+from tunesmith.data.checks.personal import check_mask
 from tunesmith.data.checks.pool import Pool
 from tunesmith.data.examples.column_values import MISSING, leaves, value_of
 from tunesmith.data.examples.example import Example
@@ -37,7 +38,7 @@ from tunesmith.data.files.opening import refuse_unread_keys
 from tunesmith.data.files.reader import Reader, open_source
 from tunesmith.data.files.rows import Row
 from tunesmith.data.finding import Places
-from tunesmith.errors import DataError, pip_install
+from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.runs.progress import Listener
 
@@ -50,7 +51,8 @@ ROWS_THAT_TELL_THE_FRAME = 200
 class Scanned:
     """A source: its files, with how each is read. ``rows``: those of the scan that are its own.
 
-    ``systems``: its different system texts, None for rows without one; two of them if there are more.
+    ``systems``: its different system texts, None for rows without one; two of them if there are more. ``tools``: names
+    of tools that its rows have.
     """
 
     settings: SourceSettings
@@ -59,6 +61,7 @@ class Scanned:
     readings: list[Reading]
     rows: slice
     systems: list[str | None]
+    tools: list[str]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -138,7 +141,7 @@ def scan(
     Raises:
         DataError: a source cannot be read, none of its rows can be used, or the mask needs a package that is missing.
     """
-    _check_mask(mask)
+    check_mask(mask)
     with ExitStack() as stack:
         index = None if threshold is None else stack.enter_context(NearIndex(threshold=threshold))
         gathered = _Gathered(index)
@@ -169,20 +172,9 @@ def scan(
                             gathered.known.masked += facts.masked
                         advance(gathered.rows - first, {})
             gathered.end_source(
-                Scanned(settings, side, reader, readings, slice(first, gathered.rows), gathered.taken_systems())
+                Scanned(settings, side, reader, readings, slice(first, gathered.rows), *gathered.taken())
             )
         return gathered.scan()
-
-
-def _check_mask(mask: Sequence[str]) -> None:
-    """Raises DataError if a kind of personal data cannot be found, because what finds it is not installed."""
-    if "phone" in mask and not finds_phones():
-        others = ", ".join(kind for kind in mask if kind != "phone")
-        raise DataError(
-            "phone numbers cannot be masked: phonenumbers is not installed",
-            where="data.clean.mask_pii",
-            remedy=f"{pip_install('check')}, or " + (f"set mask_pii: [{others}]" if others else "leave mask_pii out"),
-        )
 
 
 def _frame(reader: Reader, readings: Sequence[Reading], known: list[tuple[str, str]]) -> tuple[str, str]:
@@ -267,14 +259,16 @@ class _Gathered:
                     texts[number] = text
         known.languages += facts.languages
         known.systems = with_systems(known.systems, *facts.systems)
+        known.tools = with_tools(known.tools, *facts.tools)
         if self.index is not None and facts.keys is not None:
             self.index.add(self.rows + np.flatnonzero(facts.good), facts.keys, facts.texts)
         self.rows += len(facts.line)
 
-    def taken_systems(self) -> list[str | None]:
-        """The system texts of the source that ends."""
-        systems, self.known.systems = self.known.systems, []
-        return systems
+    def taken(self) -> tuple[list[str | None], list[str]]:
+        """The system texts and the names of tools of the source that ends."""
+        found = self.known.systems, self.known.tools
+        self.known.systems, self.known.tools = [], []
+        return found
 
     def end_source(self, scanned: Scanned) -> None:
         bad = self.known.bad[self.bad_before :]
