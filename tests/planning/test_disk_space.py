@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tunesmith.planning.disk_space import CheckpointBytes, least_bytes, most_bytes
+from tunesmith.model.weights.config_file import read_config
+from tunesmith.planning.disk_space import CheckpointBytes, checkpoint_bytes, least_bytes, least_checkpoint, most_bytes
+from tunesmith.planning.shape_from_model import ModelCounter, recipe_config
 from tunesmith.recipe.file import read_recipe
-from tunesmith.recipe.settings import TrainingSettings
+from tunesmith.recipe.settings import Recipe, TrainingSettings
 
 EACH = CheckpointBytes(weights=100, optimizer=10, text=1)
 
@@ -42,14 +47,82 @@ def test_there_are_no_more_checkpoints_than_steps() -> None:
     assert most_bytes(EACH, training, steps=2, epochs=1.0) == 2 * 101 + 2 * 10
 
 
+def recipe_of(model: Path | str, dtype: str = "float32", **changes: Any) -> Recipe:
+    values = {"data": {"train": "rows"}, "output_dir": "out", "method": "lora", **changes}
+    return read_recipe({**values, "model": {"path": str(model), "dtype": dtype, "device": "cpu"}}).recipe
+
+
 @pytest.mark.parametrize(
     ("method", "dtype", "least"),
     [("full", "float32", 1000), ("freeze", "float32", 1000), ("full", "auto", 500), ("lora", "float32", 0)],
 )
-def test_the_least_is_known_from_the_files_of_the_model(tmp_path: Path, method: str, dtype: str, least: int) -> None:
+def test_the_least_of_damaged_files_is_their_size(tmp_path: Path, method: str, dtype: str, least: int) -> None:
+    (tmp_path / "config.json").write_text("{}")
     for name in ("model-1.safetensors", "model-2.safetensors"):
         (tmp_path / name).write_bytes(bytes(500))
-    values = {"data": {"train": "rows"}, "method": method, "output_dir": "out"}
-    recipe = read_recipe({**values, "model": {"path": str(tmp_path), "dtype": dtype}}).recipe
-    assert least_bytes(recipe) == least
-    assert least_bytes(read_recipe({**values, "model": "hub/name"}).recipe) == 0
+    assert least_checkpoint(recipe_of(tmp_path, dtype, method=method)) == CheckpointBytes(least, 0)
+    assert least_checkpoint(recipe_of("hub/name", dtype, method=method)) == CheckpointBytes(0, 0)
+    assert least_checkpoint(recipe_of("nothing-of-this-name", dtype, method=method)) == CheckpointBytes(0, 0)
+
+
+METHODS: dict[str, Any] = {
+    "all-linear": {"name": "lora", "r": 4},
+    "names": {"name": "lora", "r": 4, "target_modules": ["q_proj", "down_proj"]},
+    "a smaller rank": {"name": "lora", "r": 8, "rank_pattern": {"q_proj": 2}},
+    "a pattern": {"name": "lora", "target_modules": r".*\.q_proj"},
+    "left out": {"name": "lora", "exclude_modules": ["q_proj"]},
+    "one layer": {"name": "lora", "layers_to_transform": 0},
+    "all of it": {"name": "full"},
+    "a part": {"name": "freeze", "trainable_layers": 1},
+}
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_least_is_no_more_than_a_checkpoint_takes(tiny_model_dir: Path, name: str, optim: str) -> None:
+    recipe = recipe_of(tiny_model_dir, method=METHODS[name], training={"optim": optim})
+    least = least_checkpoint(recipe)
+    config, folder = read_config(str(tiny_model_dir))
+    exact = checkpoint_bytes(ModelCounter(recipe_config(recipe, config, folder), folder).count(recipe).shape)
+    assert least.weights <= exact.weights * 1.05 and least.optimizer <= exact.optimizer  # files have headers
+    if name in ("all-linear", "names"):
+        assert least == exact
+    if name in ("all of it", "a smaller rank"):
+        assert least.total > exact.total / 10
+
+
+@pytest.mark.parametrize(
+    ("training", "models"),
+    [
+        ({"max_steps": 40, "save_steps": 10}, 4),
+        ({"max_steps": 40, "save_steps": 10, "save_total_limit": 1}, 2),
+        ({"save_strategy": "epoch", "num_train_epochs": 3}, 3),
+        ({"save_steps": 1}, 3),
+        ({"max_steps": 40, "save_strategy": "epoch"}, 1),
+    ],
+)
+def test_the_least_of_all_checkpoints_needs_no_rows(training: dict[str, Any], models: int) -> None:
+    assert least_bytes(recipe_of("m", training=training), CheckpointBytes(100, 0)) == models * 100
+
+
+PROGRAM = """
+import sys, time
+from tunesmith.cli.app import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("torch" in sys.modules, time.process_time() < 5)
+"""
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full", "freeze"])
+def test_what_cannot_fit_is_refused_before_torch_is_imported(tiny_model_dir: Path, tmp_path: Path, method: str) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 8)
+    training = {"max_steps": 10**9, "save_steps": 1, "save_optimizer": "all"}  # many thousand gigabytes
+    recipe = {"model": str(tiny_model_dir), "data": {"train": "rows.jsonl"}, "method": method, "training": training}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "output_dir": "out"}))
+    command = [sys.executable, "-c", PROGRAM, "train", "recipe.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "do not fit on the disk" in done.stderr, done.stderr
+    assert done.stdout.split() == ["False", "True"]
+    assert not (tmp_path / "out").exists()

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tunesmith.errors import TrainError
+from safetensors import SafetensorError, safe_open
+
+from tunesmith.errors import ModelError, TrainError
+from tunesmith.model.weights.config_file import read_config
 from tunesmith.planning.step_shape import StepBytes
-from tunesmith.recipe.paths import local
+from tunesmith.recipe.methods import AdapterSettings
+from tunesmith.recipe.optimizers import FP32, state_bytes
 from tunesmith.recipe.settings import Recipe, TrainingSettings
 
+_OF_LAYER = re.compile(
+    r"(?:model\.|transformer\.|decoder\.)*(?:layers|h)\.(?P<layer>\d+)\.(?P<module>[\w.]+)\.weight\Z", re.ASCII
+)
+_LINEARS = frozenset(  # modules of decoder layers that are linear maps in every architecture that has them
+    [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "qkv_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "gate_up_proj",
+        "c_attn",
+        "c_fc",
+    ]
+)
 SHARD = 5 * 10**9  # bytes of a file of weights, at most
 WHOLE = ("full", "freeze")  # methods whose checkpoints hold the whole model
 
@@ -34,16 +59,72 @@ class CheckpointBytes:
         return max(min(self.weights, SHARD), self.optimizer, self.text)
 
 
-def least_bytes(recipe: Recipe) -> int:
-    """The least that the run's first checkpoint takes, by the sizes of the model's files alone: 0 if they are not here.
+def least_checkpoint(recipe: Recipe) -> CheckpointBytes:
+    """The least that a checkpoint of a run takes, by the files of the model alone: 0 if they are not here.
 
-    It needs no torch, so that what cannot fit at all is refused at once.
+    It needs no torch and no rows, so that what cannot fit at all is refused at once. Where the files do not tell how
+    much trains, less is counted.
     """
-    folder = Path(local(recipe.model.path))
-    if recipe.method.name not in WHOLE or not folder.is_dir():
-        return 0
+    try:
+        config, folder = read_config(recipe.model.path, fetch=False)
+    except ModelError:  # whoever loads it says what is wrong
+        return CheckpointBytes(0, 0)
+    if folder is None:
+        return CheckpointBytes(0, 0)
+    method, optim = recipe.method, recipe.training.optim
+    itemsize = FP32 if recipe.model.dtype == "float32" else FP32 // 2  # it may be stored in fp32 and trained in bf16
+    shapes = _stored_shapes(folder)
+    if isinstance(method, AdapterSettings):
+        adapted = [shape for name, shape in shapes.items() if len(shape) == 2 and _is_adapted(name, method, config)]
+        rank = min((method.r, *method.rank_pattern.values()))
+        pairs = [side for rows, columns in adapted for side in ((rank, columns), (rows, rank))]  # A and B
+        weights = sum(FP32 * math.prod(pair) for pair in pairs)
+        return CheckpointBytes(weights, sum(state_bytes(optim, pair) for pair in pairs))
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return stored if recipe.model.dtype == "float32" else stored // 2  # it may be stored in fp32 and trained in bf16
+    weights = stored * itemsize // FP32
+    if method.name == "freeze":  # which part of it trains is not known yet
+        return CheckpointBytes(weights, 0)
+    trained = [shape for name, shape in shapes.items() if not name.startswith("lm_head")]  # which may be tied
+    return CheckpointBytes(weights, sum(state_bytes(optim, shape, itemsize=itemsize) for shape in trained))
+
+
+def least_bytes(recipe: Recipe, each: CheckpointBytes) -> int:
+    """The least bytes of all checkpoints of a run, if no more is known of its rows than that there are some."""
+    training = recipe.training
+    epochs = 1.0 if training.max_steps else training.num_train_epochs
+    return most_bytes(each, training, steps=training.max_steps or math.ceil(epochs), epochs=epochs)
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of floating point in a model's files, from their headers; none of a damaged file."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="np") as weights:
+                slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+                shapes |= {
+                    name: tuple(each.get_shape())
+                    for name, each in slices.items()
+                    if each.get_dtype() in ("F32", "F16", "BF16")  # others are packed: their shapes are not the model's
+                }
+        except (SafetensorError, OSError):  # loading says what is wrong
+            continue
+    return shapes
+
+
+def _is_adapted(name: str, method: AdapterSettings, config: Mapping[str, Any]) -> bool:
+    """Whether a stored weight surely gets an adapter of the full rank. Experts, which may be fused, do not count."""
+    unsure = (method.exclude_modules, method.layers_to_transform, method.adapter_name_or_path)
+    layer = _OF_LAYER.match(name)
+    layers = config.get("num_hidden_layers", config.get("n_layer"))
+    if any(each is not None for each in unsure) or method.init_lora_weights == "eva" or layer is None:
+        return False
+    if not isinstance(layers, int) or int(layer["layer"][:9]) >= layers or ".experts." in name:
+        return False
+    module, targets = layer["module"], method.target_modules
+    if isinstance(targets, str):
+        return targets == "all-linear" and module.rpartition(".")[2] in _LINEARS
+    return any(module == each or module.endswith(f".{each}") for each in targets)
 
 
 def does_not_fit(folder: Path, why: str, training: TrainingSettings, *, each: int, most: int) -> TrainError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from tunesmith.errors import RunError
-from tunesmith.planning.disk_space import does_not_fit, least_bytes
+from tunesmith.planning.disk_space import does_not_fit, least_bytes, least_checkpoint
 from tunesmith.recipe.file import LoadedRecipe, read_recipe
 from tunesmith.recipe.paths import local, refuse_odd_name
 from tunesmith.recipe.settings import Recipe
@@ -85,17 +85,21 @@ def started(
         if not continues:  # again: a run that was in the folder may just have ended
             run.check_free(overwrite=overwrite)
             _refuse_losses(run, recipe, loaded.recipe)
-        _refuse_small_disk(run.folder, loaded.recipe)
+        if not finished:
+            _refuse_small_disk(run.folder, loaded.recipe)
         kept = (RECIPE, FUNCTIONS) if _is_of(run, recipe) else ()
         yield Start(run, loaded, asked, functions, continues, continues and finished, allowed, kept)
 
 
 def _refuse_small_disk(folder: Path, recipe: Recipe) -> None:
-    """Raises TrainError if not even one checkpoint fits, as far as that is known before torch is imported."""
-    least = least_bytes(recipe) if recipe.training.check_disk else 0
+    """Raises TrainError if the checkpoints do not fit, as far as that is known before torch is imported."""
+    if not recipe.training.check_disk:
+        return
+    each = least_checkpoint(recipe)
+    least = least_bytes(recipe, each)
     why = no_room(folder, least - bytes_in(folder)) if least else None
     if why is not None:
-        raise does_not_fit(folder, why, recipe.training, each=least, most=least)
+        raise does_not_fit(folder, why, recipe.training, each=each.total, most=least)
 
 
 def _refuse_losses(run: Run, named: object, recipe: Recipe) -> None:
