@@ -28,7 +28,7 @@ from tunesmith.methods.full import Full
 from tunesmith.methods.lora import Lora
 from tunesmith.methods.table import build
 from tunesmith.planning import budget
-from tunesmith.recipe.methods import METHOD_SETTINGS
+from tunesmith.recipe.methods import LoraSettings
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Silent
 from tunesmith.workflows.finetune import train
@@ -193,7 +193,7 @@ def test_the_merged_folder_is_a_model_that_tunesmith_loads(trained: Train, tmp_p
     run = trained(name="lora", r=4)
     merged = merge(run, tmp_path / "plain")
     plain, running = tuned.load(merged.folder), tuned.load(run)
-    asked = {"max_new_tokens": 8}
+    asked: dict[str, Any] = {"max_new_tokens": 8}
     assert plain.generate("red thing", **asked)[0].text == running.generate("red thing", **asked)[0].text
     assert plain.template.prompt_ids([]) == running.template.prompt_ids([])
 
@@ -269,7 +269,7 @@ def test_by_default_the_weights_are_stored_as_the_base_is(trained: Train, tmp_pa
 
 
 def test_an_adapter_made_elsewhere_is_merged_too(tmp_path: Path, tiny_model_dir: Path) -> None:
-    method = build(METHOD_SETTINGS["lora"](r=4), base=tiny_model_dir)
+    method = build(LoraSettings(r=4), base=tiny_model_dir)
     model = method.attach(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32))
     with torch.no_grad():
         for parameter in model.parameters():

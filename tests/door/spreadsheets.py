@@ -232,6 +232,7 @@ def xlsx_workbook(folder: Path) -> None:
 
     book = Workbook()
     sheet = book.active
+    assert sheet is not None
     sheet.title = "Tickets"
     sheet.append(["Received", "text", "amount", "label"])
     for number, ticket in enumerate(ALL_TICKETS):

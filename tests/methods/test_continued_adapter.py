@@ -47,6 +47,7 @@ def logits(model: nn.Module) -> Tensor:
 
 def base(folder: Path, method: Any) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **method.load_options())
+    layer: Any
     for layer in model.modules():
         layer.support_avx512bf16_for_cpu = False
     multiply_dequantized(packed_layers(model, "Linear8bitLt"))
@@ -54,7 +55,8 @@ def base(folder: Path, method: Any) -> Any:
 
 
 def method_of(settings: dict[str, Any], folder: Path, **how: Any) -> Any:
-    return build(METHOD_SETTINGS[settings["name"]](**settings), base=folder, **how)
+    made: Any = METHOD_SETTINGS[settings["name"]](**settings)
+    return build(made, base=folder, **how)
 
 
 def adapter(settings: dict[str, Any], folder: Path, to: Path) -> Path:
@@ -136,7 +138,7 @@ def test_an_adapter_made_elsewhere_is_gone_on_from(tiny_model_dir: Path, tmp_pat
         LoraConfig(r=3, target_modules=["q_proj", "down_proj"], lora_alpha=5, init_lora_weights="pissa"),
     )
     disturb(made, 1)
-    made.save_pretrained(tmp_path)
+    made.save_pretrained(str(tmp_path))
     found = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), str(tmp_path))
     method = build(LoraSettings(), base=tiny_model_dir, start=tmp_path)
     model = method.attach(AutoModelForCausalLM.from_pretrained(tiny_model_dir)).eval()
@@ -149,7 +151,7 @@ def test_a_checkpoint_holds_the_embedding_that_the_adapter_resized(tiny_model_di
     larger = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     larger.resize_token_embeddings(408)
     made = get_peft_model(larger, LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q_proj"]))
-    made.save_pretrained(tmp_path / "start", save_embedding_layers=True)
+    made.save_pretrained(str(tmp_path / "start"), save_embedding_layers=True)
     method = build(LoraSettings(), base=tiny_model_dir, start=tmp_path / "start")
     model = method.attach(AutoModelForCausalLM.from_pretrained(tiny_model_dir))
     method.save(method.state(model), tmp_path / "checkpoint")

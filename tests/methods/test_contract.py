@@ -180,12 +180,13 @@ class Subject:
     folder: Path
 
     def method(self, seed: int = 0) -> Method:
-        settings = METHOD_SETTINGS[self.case.name](**self.case.settings)
+        settings: Any = METHOD_SETTINGS[self.case.name](**self.case.settings)
         return build(settings, base=self.folder, seed=seed, added=self.extended()[1])
 
     def extended(self) -> tuple[Any, AddedTokens]:
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
-        named = {"add_tokens": ["<sep>"], "add_special_tokens": ["<|tool|>"]} if self.case.tokens else {}
+        tokens: dict[str, Any] = {"add_tokens": ["<sep>"], "add_special_tokens": ["<|tool|>"]}
+        named = tokens if self.case.tokens else {}
         return tokenizer, extend(tokenizer, ModelSettings(path="model", **named))
 
     def base(self, method: Method) -> Any:

@@ -202,7 +202,7 @@ def test_an_adapter_of_others_on_a_residual_is_plain_lora_from_then_on(
     )  # fmt: skip
     made = get_peft_model(load(tiny_model_dir), config)
     disturb(made)
-    made.save_pretrained(tmp_path / "theirs")
+    made.save_pretrained(str(tmp_path / "theirs"))
     method: Any = build(LoraSettings(), base=tiny_model_dir)
     loaded = method.load(load(tiny_model_dir), tmp_path / "theirs").eval()
     torch.testing.assert_close(logits(loaded), logits(made.eval()), rtol=0, atol=ROUNDING)

@@ -85,7 +85,7 @@ def test_a_layer_gives_the_outputs_and_gradients_of_its_dequantized_weight(tiny_
             upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
             y.backward(upstream)
             assert torch.allclose(y, x @ weight.T, atol=1e-6)
-            assert torch.allclose(x.grad, upstream @ weight, atol=1e-6)
+            assert x.grad is not None and torch.allclose(x.grad, upstream @ weight, atol=1e-6)
 
 
 def test_what_a_row_gives_does_not_depend_on_the_rows_beside_it(tiny_model_dir: Path) -> None:

@@ -124,7 +124,8 @@ def test_the_weights_file_is_byte_for_byte_pefts(tiny_model_dir: Path, tmp_path:
 
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "modules_to_save"])
 def test_a_name_that_matches_nothing_is_refused_with_those_that_would(tiny_model_dir: Path, field: str) -> None:
-    settings = LoraSettings(**{"target_modules": ["q_proj"], field: ["q_proj", "q_prj"]})
+    names: dict[str, Any] = {"target_modules": ["q_proj"], field: ["q_proj", "q_prj"]}
+    settings = LoraSettings(**names)
     with pytest.raises(ModelError) as caught:
         build(settings, base=tiny_model_dir).attach(load(tiny_model_dir))
     assert str(caught.value) == (
@@ -229,7 +230,7 @@ def test_an_adapter_with_new_tokens_brings_its_embedding(tiny_model_dir: Path, t
     base.resize_token_embeddings(408)
     made = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q_proj"]))
     disturb(made)
-    made.save_pretrained(tmp_path, save_embedding_layers=True)
+    made.save_pretrained(str(tmp_path), save_embedding_layers=True)
     loaded = build(LoraSettings(), base=tiny_model_dir).load(load(tiny_model_dir), tmp_path)
     torch.testing.assert_close(logits(loaded.eval()), logits(made.eval()), rtol=0, atol=1e-6)
 

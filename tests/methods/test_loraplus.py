@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from tunesmith.data.batches.layout import micro_batches
 from tunesmith.methods.table import build
 from tunesmith.model.compute import attention
-from tunesmith.recipe.methods import METHOD_SETTINGS
+from tunesmith.recipe.methods import LoraSettings
 from tunesmith.recipe.optimizers import OPTIMIZERS, Optimizer
 from tunesmith.recipe.schedules import learning_rate_at
 from tunesmith.runs.progress import StepResult
@@ -44,7 +44,7 @@ def attached(folder: Path, **settings: Any) -> tuple[Any, Any]:
     attention.install(base)
     if settings.get("bias"):
         base.model.layers[0].mlp.up_proj.bias = nn.Parameter(torch.ones(128))
-    method = build(METHOD_SETTINGS["lora"](r=4, loraplus_lr_ratio=16.0, **settings), base=folder)
+    method = build(LoraSettings(r=4, loraplus_lr_ratio=16.0, **settings), base=folder)
     return method, method.attach(base)
 
 
@@ -163,7 +163,7 @@ def test_with_sgd_a_step_of_b_is_sixteen_times_as_long(tiny_model_dir: Path) -> 
     for ratio in (None, 16.0):
         base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
         attention.install(base)
-        method: Any = build(METHOD_SETTINGS["lora"](r=4, loraplus_lr_ratio=ratio), base=tiny_model_dir)
+        method: Any = build(LoraSettings(r=4, loraplus_lr_ratio=ratio), base=tiny_model_dir)
         model = method.attach(base)
         before = {key: own.detach().clone() for key, own in model.named_parameters() if own.requires_grad}
         fit(model, ours(method, model, "sgd"), last=2)

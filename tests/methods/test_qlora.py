@@ -86,7 +86,7 @@ def test_a_four_bit_layer_gives_the_gradients_of_its_dequantized_weight(tiny_mod
         upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
         y.backward(upstream)
         assert torch.allclose(y, x @ weight.T, atol=1e-6)
-        assert torch.allclose(x.grad, upstream @ weight, atol=1e-6)
+        assert x.grad is not None and torch.allclose(x.grad, upstream @ weight, atol=1e-6)
 
 
 def test_the_adapters_get_the_gradients_they_have_over_the_dequantized_model(tiny_model_dir: Path) -> None:

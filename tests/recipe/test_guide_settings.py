@@ -183,9 +183,10 @@ def test_the_guides_settings_train_a_run_together(
         def say(self, text: str) -> None:
             said.append(text)
 
-        warn = say
+        def warn(self, text: str) -> None:
+            said.append(text)
 
-        def task(self, title: str, total: int) -> Any:
+        def task(self, title: str, total: int | None) -> Any:
             from tunesmith.runs.progress import Silent
 
             return Silent().task(title, total)

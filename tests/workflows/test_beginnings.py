@@ -96,7 +96,8 @@ def test_a_run_is_resumed_to_the_same_bytes_and_is_one_model_everywhere(
 
     tuned = tunesmith.load(whole.run)
     expected = logits(tuned.model)
-    options = {} if method["name"] == "lora" else {"quantization_config": tuned.model.config.quantization_config}
+    config: Any = tuned.model.config
+    options: dict[str, Any] = {} if method["name"] == "lora" else {"quantization_config": config.quantization_config}
     elsewhere = AutoPeftModelForCausalLM.from_pretrained(Run(whole.run).checkpoints[-1], dtype=torch.float32, **options)
     torch.testing.assert_close(logits(elsewhere), expected, rtol=0, atol=2e-5)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)

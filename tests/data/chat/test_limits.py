@@ -86,7 +86,7 @@ def test_the_message_of_a_stopped_template_names_the_row_and_what_to_do():
         conversation.full(2)
     assert caught.value.where == "rows.jsonl:7"
     assert caught.value.what == "the chat template makes more than 268 MB of text and lists"
-    assert "data.chat_template" in caught.value.remedy
+    assert "data.chat_template" in str(caught.value.remedy)
 
 
 def test_a_stopped_template_is_one_message_already_where_its_dialect_is_looked_for():

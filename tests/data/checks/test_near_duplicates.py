@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def edited_characters(text: str, random_: random.Random, share: float = 0.05) ->
     return "".join(parts)
 
 
-def clusters(texts: Sequence[str], *, block: int = 1000, first: int = 0, **settings: float) -> list[int]:
+def clusters(texts: Sequence[str], *, block: int = 1000, first: int = 0, **settings: Any) -> list[int]:
     with NearIndex(**settings) as index:
         fill(index, texts, block=block, first=first)
         return index.clusters().tolist()

@@ -548,7 +548,7 @@ class Hub(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def log_message(self, *args: object) -> None: ...
+    def log_message(self, format: str, *args: object) -> None: ...
 
 
 @pytest.fixture

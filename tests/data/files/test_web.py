@@ -56,7 +56,7 @@ class Site(BaseHTTPRequestHandler):
             if self.command == "GET":
                 self.wfile.write(ROWS)
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 

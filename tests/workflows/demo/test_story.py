@@ -24,7 +24,7 @@ class Listener:
     def warn(self, text: str) -> None:
         pass
 
-    def task(self, title: str, total: int) -> AbstractContextManager[Advance]:
+    def task(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
         self.tasks.append(title)
         return Silent().task(title, total)
 
