@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,30 @@ def test_a_run_is_not_trained_in_whose_own_entry_is_a_link_and_the_remedy_works(
     link.unlink()
     with run.lock():
         assert run.is_held()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_checkpoints_that_were_moved_to_another_disk_go_on_as_the_message_says(
+    run: Run, tmp_path: Path, linked: bool
+) -> None:
+    place = tmp_path / "a big disk" / "moved"
+    (place / "step-000001").mkdir(parents=True)
+    (place / "step-000001" / "weights").write_text("weights")
+    (run.folder / "checkpoints").symlink_to(place)
+    if linked:
+        run.folder.rename(tmp_path / "elsewhere")
+        run.folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="is a link") as caught, run.lock():
+        pass
+    told = str(caught.value.remedy)
+    assert "output_dir on another disk" in told
+    command = told.partition("make its name a link: ")[2].partition(". A new run")[0]
+    subprocess.run(["sh", "-c", command], check=True, cwd=tmp_path)
+    with run.lock():
+        run.set_status("finished")
+    assert [path.name for path in run.checkpoints] == ["step-000001"]
+    assert (place.with_name("moved.run") / "checkpoints" / "step-000001" / "weights").read_text() == "weights"
+    assert changes(run.folder) == {}
 
 
 def test_a_run_folder_may_be_a_link_and_hold_links_of_the_user(run: Run, victim: Path, tmp_path: Path) -> None:

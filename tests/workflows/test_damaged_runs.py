@@ -13,7 +13,7 @@ import pytest
 from tunesmith.deploy.adapter_folder import hand_over
 from tunesmith.deploy.merge import merge
 from tunesmith.deploy.tuned import load
-from tunesmith.errors import RunError
+from tunesmith.errors import RunError, TrainError
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import MANIFEST
 from tunesmith.runs.progress import Silent
@@ -213,6 +213,47 @@ def test_a_lost_optimizer_state_is_only_said_where_it_is_not_needed(whole: Path,
     assert heard.warned == [
         f"{run.checkpoint(6)}: optimizer.safetensors is missing; only training needs that file"
     ]  # fmt: skip
+
+
+def test_a_deleted_manifest_is_said_by_every_command_that_reads_the_checkpoint(
+    whole: Path, copied: Callable[[Path], Run], tmp_path: Path
+) -> None:
+    run = copied(whole)
+    newest = run.checkpoints[-1]
+    (newest / MANIFEST).unlink()
+    wanted = content(run.folder)
+    for act in (
+        lambda heard: evaluate(run.folder, listener=heard),
+        lambda heard: load(run.folder, listener=heard),
+        lambda heard: merge(run.folder, tmp_path / "merged", listener=heard),
+        lambda heard: (unfinish(run), train(run.folder, resume=True, listener=heard)),
+    ):
+        heard = Heard()
+        act(heard)
+        assert f"{newest} has no {MANIFEST}, so its files cannot be verified" in heard.warned
+    assert content(run.folder) == wanted
+
+
+@pytest.mark.parametrize("name", ["training_state.json", "optimizer.safetensors"])
+@pytest.mark.parametrize("all_kept", [False, True])
+def test_a_checkpoint_without_a_manifest_that_cannot_be_read_is_removed_as_the_message_says(
+    whole: Path, kept_all: Path, copied: Callable[[Path], Run], name: str, all_kept: bool
+) -> None:
+    run = copied(kept_all if all_kept else whole)
+    wanted = content(run.folder)
+    unfinish(run)
+    newest = run.checkpoints[-1]
+    (newest / MANIFEST).unlink()
+    (newest / name).write_bytes((newest / name).read_bytes()[:-9])
+    with pytest.raises(TrainError, match="cannot be read") as caught:
+        train(run.folder, resume=True, progress=False)
+    assert caught.value.where == str(newest / name)
+    assert "Remove this checkpoint folder" in str(caught.value.remedy)
+    shutil.rmtree(newest)
+    heard = Heard()
+    train(run.folder, resume=True, listener=heard)
+    assert content(run.folder) == wanted
+    assert any("starts again from its first step" in line for line in heard.warned) == (not all_kept)
 
 
 def test_files_that_decide_the_result_are_refused_and_others_are_named(

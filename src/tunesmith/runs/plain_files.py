@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -63,10 +64,25 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _refused(run: Path, link: Path) -> RunError:
+    target, here = Path(os.path.realpath(link)), Path(os.path.realpath(run))
+    moved = target.with_name(f"{target.name}.run")
+    if link.parent == run and target.is_dir() and not moved.exists() and here not in target.parents:
+        name = os.path.abspath(run)
+        steps = (
+            ("rm", os.path.join(name, link.name)),
+            ("mv", str(here), str(moved)),
+            ("mv", str(target), str(moved / link.name)),
+            *((("rm", name),) if os.path.islink(name) else ()),
+            ("ln", "-s", str(moved), name),
+        )
+        way = f"let all of the run lie on that disk, and make its name a link: {' && '.join(map(shlex.join, steps))}"
+    else:
+        way = (
+            f"put what it leads to in its place: {shlex.join(('rm', str(link)))} && mv TARGET {shlex.quote(str(link))}"
+        )
     return RunError(
         "An entry of the run folder is a link",
         where=str(link),
         why=f"It leads to {os.readlink(link)}. The run would write or remove files there.",
-        remedy="Remove the link if it is not yours. Else put what it leads to in its place: "
-        f"rm LINK && mv TARGET LINK. To keep a run on another disk, move all of {run} there and make that name a link.",
+        remedy=f"Remove the link if it is not yours. Else {way}. A new run can have its output_dir on another disk.",
     )
