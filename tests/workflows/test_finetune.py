@@ -446,7 +446,7 @@ def test_an_adapter_made_elsewhere_answers_and_is_judged(tmp_path: Path, data: P
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(
-        tmp_path / "adapter"
+        str(tmp_path / "adapter")
     )
     tuned = tunesmith.load(tmp_path / "adapter")
     assert tuned.generate("hello", max_new_tokens=4)[0].tokens
@@ -545,6 +545,16 @@ def test_bad_rows_can_be_set_aside_and_are_counted(values: dict[str, Any], data:
     assert [row["source"] for row in rejected] == [f"{data}:1"]
     rows = json.loads((result.run / "ledger.json").read_text())["rows"]
     assert (rows["read"], rows["invalid"]) == (45, 1)
+
+
+def test_a_dry_run_names_the_line_of_a_model_beside_the_recipe(
+    values: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model_dir, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(f"data: {json.dumps(values['data'])}\nmodel: base\noutput_dir: run\n")
+    lines = {key: (value, origin) for key, value, origin in dry_run("recipe.yaml")}
+    assert lines["model.path"] == (str(tmp_path / "base"), "recipe.yaml:2")
 
 
 def test_a_dry_run_resolves_everything_and_writes_nothing(

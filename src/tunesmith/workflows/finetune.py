@@ -24,6 +24,7 @@ from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGH
 from tunesmith.model.weights.device import tf32
 from tunesmith.recipe.complaints import dotted
 from tunesmith.recipe.file import dump, leaves, portable, read_recipe
+from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.consent import Consent, flags_of, stored_in
 from tunesmith.runs.disk import bytes_in, disk_errors
@@ -258,9 +259,15 @@ def dry_run(
     given = dict(leaves(loaded.recipe.model_dump()))
     lines = []
     for path, value in leaves(prepared.recipe.model_dump()):
-        resolved = path not in given or value != given[path]
+        resolved = path not in given or not (value == given[path] or _same_place(path, value, given[path]))
         lines.append((dotted(path), value, "auto" if resolved else loaded.origin(path)))
     return lines
+
+
+def _same_place(path: Sequence[object], found: object, asked: object) -> bool:
+    """Whether a path is the one that was asked for, made absolute."""
+    named = str(path[-1]).endswith("path") and isinstance(found, str) and isinstance(asked, str)
+    return named and Path(local(str(asked))).resolve() == Path(str(found))
 
 
 def stored_result(run: Run) -> TrainResult:
