@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tunesmith.deploy import tuned
 from tunesmith.deploy.merge import merge
 from tunesmith.errors import RecipeError
+from tunesmith.methods.quantized_base import dequantize_4_bits
 from tunesmith.methods.stored_quantization import over_stored, stored_bits
 from tunesmith.planning.devices import device_called
 from tunesmith.planning.method_table import plan_methods
@@ -46,6 +47,30 @@ def recipe(base: Path, folder: Path, **method: Any) -> dict[str, Any]:
         "evaluation": {"resamples": 100, "samples": 0, "max_new_tokens": 2},
         "output_dir": str(folder / "run"),
     }
+
+
+@pytest.mark.parametrize("sizes", [(80, 96), (96, 112), (64, 136)], ids=str)
+def test_a_base_of_any_shape_answers_alone(tiny_model_dir: Path, tmp_path: Path, sizes: tuple[int, int]) -> None:
+    hidden, inner = sizes  # no multiples of 32 or 64, which bitsandbytes cannot repack on CPUs with AVX512-BF16
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    config.hidden_size, config.intermediate_size, config.head_dim = hidden, inner, hidden // 4
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "plain")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.save_pretrained(tmp_path / "plain")
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=settings, dtype=torch.float32)
+    packed.save_pretrained(tmp_path / "packed")
+    tokenizer.save_pretrained(tmp_path / "packed")
+    (tmp_path / "packed" / "generation_config.json").write_text('{"eos_token_id": 2}')
+    model = tuned.load(tmp_path / "packed")
+    layer = next(module for module in model.model.modules() if type(module).__name__ == "Linear4bit")
+    x = torch.randn(2, hidden)
+    expected = x @ dequantize_4_bits(layer).T  # before a pass, which may repack the layer
+    [answer] = model.generate("red hat", max_new_tokens=3)
+    assert len(answer.tokens) > 0
+    exact = hidden != 64  # the others are repacked where the CPU can, and then compute in bfloat16
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5 if exact else 5e-2)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 MOST_SETTINGS = 2**26  # bytes of a JSON file with settings
 _PROBE = "Hello, World 123! \u00e9\u00df \u6f22\u5b57 \U0001f600\n\tx"  # shows a damaged tokenizer at once
+_REPACKED, _BLOCK = 32, 64  # outputs that bitsandbytes repacks together, and weights with one constant
 _NO_TOKENIZER = "the tokenizer cannot be loaded"
 _CODE_REMEDY = (
     "read that code; if you trust it, add --trust-remote-code, or set model.trust_remote_code: true in your recipe."
@@ -213,6 +214,7 @@ def load_model(
     _check_finite(model, folder, quantized="quantization_config" in options)
     if "quantization_config" in options:
         _own_memory(model)
+    _unpack_odd_layers(model)
     text = model.config.get_text_config()
     if getattr(text, "output_router_logits", False):
         text.output_router_logits = False  # nobody reads them, and transformers cannot generate while it collects them
@@ -224,6 +226,20 @@ def _own_memory(model: PreTrainedModel) -> None:
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.device.type == "cpu" and tensor.is_floating_point():
             tensor.data = tensor.data.clone()
+
+
+def _unpack_odd_layers(model: PreTrainedModel) -> None:
+    """Lets 4-bit layers compute with their dequantized weights where bitsandbytes cannot repack them for a CPU.
+
+    On a CPU with AVX512-BF16 it repacks each layer in its first pass in evaluation mode, and raises an error unless the
+    outputs are a multiple of 32 and the inputs one of the block size (``functional._convert_weight_packed_for_cpu``).
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            layer = cast("Any", module)
+            block = getattr(layer.weight.quant_state, "blocksize", _BLOCK)
+            if layer.out_features % _REPACKED or layer.in_features % block:
+                layer.support_avx512bf16_for_cpu = False
 
 
 def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
