@@ -249,7 +249,7 @@ COMMANDS: dict[str, tuple[list[str], Prepare, str]] = {
     "generate --data": (
         ["generate", "run", "--data", "rows.jsonl", "--out", "answers.jsonl", "max_new_tokens=3"],
         _finished_run,
-        "there is such a file already",
+        "The file exists already",
     ),
     "eval": (["eval", "run", "--data", "rows.jsonl"], _finished_run, ""),
 }
