@@ -6,7 +6,9 @@ import errno
 
 from tunesmith.safe_text import without_known_secrets
 
-_NO_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")  # of torch, CUDA, its libraries and C++
+_NO_MEMORY = (  # of torch, CUDA, its libraries, C++, and Python, whose threads need memory for their stacks
+    "allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "can't start new thread",
+)  # fmt: skip
 
 
 def ran_out(error: BaseException) -> bool:

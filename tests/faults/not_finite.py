@@ -198,7 +198,8 @@ def _goes_on(folder: Path, whole: bool) -> Iterator[Try]:
             plain = _new(world, folder / "plain", method, **rule)
             ended = run(TRAIN, plain, points=Patched(plain, lambda spoiled=spoiled: spoil_loss(spoiled)))
             lost = _wrong(plain, ended, 0, "is skipped")
-            said = [f"step {step} is skipped" in ended.said for step in spoiled]
+            last = Run(plain / "run").status()["step"]  # dpo has fewer rows, and fewer steps
+            said = [f"step {step} is skipped" in ended.said for step in spoiled if step <= last]
             yield Try(f"{method}, {name}: skipped", lost or (None if all(said) else f"not all skipped: {said}"))
             wanted, draw = content(plain), random.Random(method)
             for _ in range(MOMENTS if whole else 2):

@@ -259,6 +259,7 @@ class Crowded(CrossEntropy):
         torch.OutOfMemoryError("CUDA out of memory."),
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 5 bytes"),
+        RuntimeError("can't start new thread"),
     ],
 )
 def test_a_step_that_ran_out_of_memory_has_the_same_gradient_in_smaller_micro_batches(error: Exception) -> None:
