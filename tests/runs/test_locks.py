@@ -9,10 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tunesmith.errors import RunError
+from tunesmith.runs.folder import Run
 from tunesmith.runs.locks import holder, is_locked, locked, stand_in
 
 HOST = os.uname().nodename
@@ -41,6 +45,27 @@ while had < 5 and time.monotonic() < end:
         pass
 print(had)
 """
+
+HOLDER = """
+import sys
+from pathlib import Path
+from tunesmith.runs.locks import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(file: Path) -> Iterator[int]:
+    """Inside, another process holds the file; its number."""
+    command = [sys.executable, "-c", HOLDER, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process.pid
+        process.stdin.close()
+    assert process.returncode == 0
 
 
 def dead_process() -> int:
@@ -126,3 +151,45 @@ def test_who_waits_for_a_removed_lock_takes_the_new_file(tmp_path: Path) -> None
         file.parent.rmdir()
     waiting.join()
     assert order == [True]
+
+
+def test_a_file_that_took_the_place_of_the_opened_one_is_not_removed_from_its_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "lock"
+    file.write_text("of three folders\n")
+    for copy in ("first", "second"):
+        os.link(file, tmp_path / copy)
+    flock = fcntl.flock
+    holders: list[int] = []
+    with ExitStack() as other:
+
+        def late(descriptor: int, operation: int) -> None:  # the old file is open; another process takes the lock now
+            monkeypatch.setattr(fcntl, "flock", flock)
+            holders.append(other.enter_context(held_elsewhere(file)))
+            flock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        with pytest.raises(BlockingIOError), locked(file):
+            pytest.fail("two processes hold one lock")
+        assert is_locked(file) and holder(file) == f"{holders[0]} on {HOST}"
+    assert (tmp_path / "first").read_text() == "of three folders\n"
+    with locked(file):
+        pass
+
+
+def test_a_copy_by_hard_links_of_a_run_that_works_says_how_to_part_it(tmp_path: Path) -> None:
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    with held_elsewhere(original / ".lock"):
+        with pytest.raises(RunError) as alone, Run(original).lock():
+            pass
+        copy.mkdir()
+        os.link(original / ".lock", copy / ".lock")
+        with pytest.raises(RunError) as caught, Run(copy).lock():
+            pass
+        assert "cp -al" in str(caught.value.why) and "cp -al" not in str(alone.value.why)
+        assert str(caught.value.remedy).endswith(f"remove {copy / '.lock'}.")
+        (copy / ".lock").unlink()  # as the message says
+        with Run(copy).lock():
+            assert Run(original).is_held() and Run(copy).is_held()
+        assert Run(original).is_held() and not Run(copy).is_held()

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, Literal
 from tunesmith.errors import RunError
 from tunesmith.recipe.paths import expanded
 from tunesmith.runs.checkpoint_names import checkpoint_name, checkpoints_in
-from tunesmith.runs.locks import holder, is_locked, locked, stand_in
+from tunesmith.runs.locks import holder, is_locked, is_shared, locked, stand_in
 from tunesmith.runs.manifest import GROWING, MANIFEST, changes, expect, has_manifest, in_words, read_checked, seal
 from tunesmith.runs.plain_files import FOLDERS, refuse_links
 from tunesmith.runs.run_files import DATABASE, LOCK, OF_LOCK, RECIPE, STATUS, WRITTEN_WHOLE
@@ -142,13 +142,16 @@ class Run:
                 raise
 
     def _held(self) -> RunError:
-        ended = stand_in(self.folder / LOCK)
+        lock, ended = self.folder / LOCK, stand_in(self.folder / LOCK)
+        shared = is_shared(lock)
         return RunError(
             "Another process works in this run folder",
             where=str(self.folder),
-            why=f"It is held by process {self.holder()}.",
+            why=f"It is held by process {self.holder()}."
+            + (f" {lock} is also in another folder (a hard link, as of cp -al)." if shared else ""),
             remedy="Wait for it, stop it, or name another output_dir."
-            + (f" If that process has ended, remove {ended}." if ended.exists() else ""),
+            + (f" If that process has ended, remove {ended}." if ended.exists() else "")
+            + (f" If that process works in the other folder, and not in this one, remove {lock}." if shared else ""),
         )
 
     def is_held(self) -> bool:

@@ -60,6 +60,14 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def is_shared(path: Path) -> bool:
+    """Whether the file has another name, too (a hard link), so that its holder may work in another place."""
+    try:
+        return path.lstat().st_nlink > 1
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def holder(path: Path) -> str:
     """Who holds the file, as ``123 on host``, or ``unknown``."""
     for file in (stand_in(path), path):
@@ -96,12 +104,14 @@ def _taken(path: Path) -> _Lock:
             try:
                 lock = _locked(lock, path)
                 found = os.fstat(lock.descriptor)
-                if found.st_nlink > 1:  # a file of another place has this name, too: its content stays
-                    path.unlink()
-                elif os.path.samestat(found, path.stat()):
-                    written = os.pwrite(lock.descriptor, _me(), 0)  # not emptied before: somebody may be reading it
-                    os.ftruncate(lock.descriptor, written)
-                    return lock
+                # Only who holds the lock of the file that has this name may remove the name. So it is compared first:
+                # in the meantime another process may have removed it, and hold the file that it made here.
+                if os.path.samestat(found, path.stat()):
+                    if found.st_nlink == 1:
+                        written = os.pwrite(lock.descriptor, _me(), 0)  # not emptied before: somebody may read it
+                        os.ftruncate(lock.descriptor, written)
+                        return lock
+                    path.unlink()  # the file has a name in another place, too, where its content stays
             except BaseException:
                 lock.end()
                 raise
