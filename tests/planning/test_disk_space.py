@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from tunesmith.model.weights.config_file import read_config
+from tunesmith.model.weights.load import load_model
+from tunesmith.model.weights.weight_files import INDEX
 from tunesmith.planning.disk_space import CheckpointBytes, checkpoint_bytes, least_bytes, least_checkpoint, most_bytes
 from tunesmith.planning.shape_from_model import ModelCounter, recipe_config
 from tunesmith.recipe.file import read_recipe
@@ -58,8 +64,10 @@ def recipe_of(model: Path | str, dtype: str = "float32", **changes: Any) -> Reci
 )
 def test_the_least_of_damaged_files_is_their_size(tmp_path: Path, method: str, dtype: str, least: int) -> None:
     (tmp_path / "config.json").write_text("{}")
-    for name in ("model-1.safetensors", "model-2.safetensors"):
+    names = ("model-1.safetensors", "model-2.safetensors")
+    for name in names:
         (tmp_path / name).write_bytes(bytes(500))
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict(zip("ab", names, strict=True))}))
     assert least_checkpoint(recipe_of(tmp_path, dtype, method=method)) == CheckpointBytes(least, 0)
     assert least_checkpoint(recipe_of("hub/name", dtype, method=method)) == CheckpointBytes(0, 0)
     assert least_checkpoint(recipe_of("nothing-of-this-name", dtype, method=method)) == CheckpointBytes(0, 0)
@@ -89,6 +97,29 @@ def test_the_least_is_no_more_than_a_checkpoint_takes(tiny_model_dir: Path, name
         assert least == exact
     if name in ("all of it", "a smaller rank"):
         assert least.total > exact.total / 10
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_only_the_files_that_the_loader_takes_count(tiny_model_dir: Path, tmp_path: Path, method: str) -> None:
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    recipe = recipe_of(folder, method=method)
+    before = least_checkpoint(recipe)
+    assert before.weights and before.optimizer
+    tensors = load_file(folder / "model.safetensors")
+    other = {f"other.{name}": value for name, value in tensors.items()}  # as in the format of the model's maker
+    save_file(other, folder / "consolidated.safetensors")
+    shutil.copy(folder / "consolidated.safetensors", folder / "model.fp16.safetensors")
+    shards = {name: f"model-0000{at % 2 + 1}-of-00002.safetensors" for at, name in enumerate(tensors)}
+    for shard in set(shards.values()):
+        save_file({name: tensors[name] for name, its in shards.items() if its == shard}, folder / shard)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    os.mkfifo(folder / "pipe.safetensors")  # opening it would wait for ever
+    assert least_checkpoint(recipe) == before
+    (folder / "model.safetensors").unlink()
+    sharded = least_checkpoint(recipe)
+    assert sharded.optimizer == before.optimizer
+    assert sharded.weights == pytest.approx(before.weights, abs=0 if method == "lora" else 2000)  # other headers
+    load_model(folder, dtype=torch.float32, device="cpu")
 
 
 @pytest.mark.parametrize(

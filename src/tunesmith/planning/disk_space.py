@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from tunesmith.errors import ModelError, TrainError
 from tunesmith.model.weights.config_file import read_config
+from tunesmith.model.weights.weight_files import weight_bytes, weight_files
 from tunesmith.planning.step_shape import StepBytes
 from tunesmith.recipe.methods import AdapterSettings
 from tunesmith.recipe.optimizers import FP32, state_bytes
@@ -80,8 +81,7 @@ def least_checkpoint(recipe: Recipe) -> CheckpointBytes:
         pairs = [side for rows, columns in adapted for side in ((rank, columns), (rows, rank))]  # A and B
         weights = sum(FP32 * math.prod(pair) for pair in pairs)
         return CheckpointBytes(weights, sum(state_bytes(optim, pair) for pair in pairs))
-    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    weights = stored * itemsize // FP32
+    weights = weight_bytes(folder) * itemsize // FP32
     if method.name == "freeze":  # which part of it trains is not known yet
         return CheckpointBytes(weights, 0)
     trained = [shape for name, shape in shapes.items() if not name.startswith("lm_head")]  # which may be tied
@@ -98,7 +98,7 @@ def least_bytes(recipe: Recipe, each: CheckpointBytes) -> int:
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors of floating point in a model's files, from their headers; none of a damaged file."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         try:
             with safe_open(file, framework="np") as weights:
                 slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118

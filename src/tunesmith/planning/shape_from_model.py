@@ -28,6 +28,7 @@ from tunesmith.methods.table import build
 from tunesmith.model.compute.layers import decoder_layers, lowest_trained
 from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
 from tunesmith.model.weights.load import quiet_transformers
+from tunesmith.model.weights.weight_files import weight_bytes
 from tunesmith.planning.step_shape import (
     INT8,
     ROW,
@@ -322,7 +323,7 @@ def _held(
         linears: weights [out, in] of the linear maps that would be packed, by name.
     """
     if getattr(config, "quantization_config", None):
-        return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder is not None else 0
+        return weight_bytes(folder) if folder is not None else 0
     itemsize, method = _dtype(recipe).itemsize, recipe.method
     if isinstance(method, QloraSettings):
         packed = packed_bytes(double_quant=method.bnb_4bit_use_double_quant)

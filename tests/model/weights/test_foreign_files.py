@@ -101,6 +101,26 @@ def test_an_index_names_files_of_its_own_folder_only(folder: Path, name: str) ->
         load(folder)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_an_index_that_names_no_plain_file_is_refused_before_it_is_opened(folder: Path, kind: str) -> None:
+    odd = folder / "odd.safetensors"
+    os.mkfifo(odd) if kind == "pipe" else odd.mkdir()
+    load(folder)  # nothing names it
+    (folder / "model.safetensors").unlink()
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": odd.name, "b": "x" * 300 + ".safetensors"}}))
+    with pytest.raises(ModelError, match="names what is no plain file") as caught:
+        load(folder)
+    assert odd.name in str(caught.value.why)
+
+
+def test_sizes_are_held_to_the_files_that_are_loaded(folder: Path) -> None:
+    (folder / "consolidated.safetensors").write_bytes(bytes(100_000_000))  # a damaged one that nobody loads
+    load(folder)
+    change(folder / "config.json", vocab_size=2_000_000)
+    with pytest.raises(ModelError, match="describes a larger model than its files hold"):
+        load(folder)
+
+
 @pytest.mark.parametrize("text", ["[", "[]", "{}", '{"weight_map": 3}', "[" * 100_000, '{"weight_map": ["a"]}'])
 def test_an_index_that_is_none_is_one_message(folder: Path, text: str) -> None:
     (folder / INDEX).write_text(text)

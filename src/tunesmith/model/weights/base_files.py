@@ -12,15 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.model.weights.foreign_files import INDEX
 from tunesmith.model.weights.load import CONFIG
+from tunesmith.model.weights.weight_files import ENDING, weight_files
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.cache import Say
 from tunesmith.runs.drift import OF_BASE, Change, Fingerprint, Kind, compared
 from tunesmith.runs.file_hashes import known_sha256
 from tunesmith.runs.manifest import sha256_of
 
-SINGLE = "model.safetensors"
 _CONFIGS = (CONFIG, "generation_config.json")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -49,7 +48,7 @@ def base_files(folder: Path, *, say: Say) -> dict[str, dict[str, Any]]:
     if "auto_map" in f"{config} {tokenizer}":  # code of the folder builds the model
         config |= {name: sha256_of(path) for name, path in files.items() if path.suffix == ".py"}
     return {
-        "weights": {path.name: known_sha256(path, say=say) for path in _weights(files)},
+        "weights": {path.name: known_sha256(path, say=say) for path in _weights(folder, files)},
         "config": config,
         "tokenizer": tokenizer,
         "template": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in _templates(folder).items()},
@@ -62,15 +61,9 @@ def base_changes(before: Fingerprint, now: Mapping[str, Mapping[str, Any]], reci
     return [change for kind in kinds for change in compared(kind, before.base[kind], now[kind])]
 
 
-def _weights(files: Mapping[str, Path]) -> list[Path]:
-    """The files of weights that transformers reads: a single one, those that an index names, or all that are there."""
-    if SINGLE in files:
-        return [files[SINGLE]]
-    index = _json(files[INDEX]) if INDEX in files else None
-    named = index.get("weight_map") if isinstance(index, dict) else None
-    if isinstance(named, dict):
-        return [files[name] for name in sorted({str(value) for value in named.values()}) if name in files]
-    return [path for name, path in files.items() if path.suffix == ".safetensors"]
+def _weights(folder: Path, files: Mapping[str, Path]) -> list[Path]:
+    """The files of weights that the loader takes, or all that are there if it takes none."""
+    return weight_files(folder) or [path for path in files.values() if path.suffix == ENDING]
 
 
 def _templates(folder: Path) -> dict[str, str]:

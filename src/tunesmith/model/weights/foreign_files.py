@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
+from tunesmith.model.weights.weight_files import ANY_INDEX, ENDING, INDEX, weight_bytes, weight_files
 
-_ANY_INDEX = ".safetensors.index.json"
-INDEX = f"model{_ANY_INDEX}"
 ATTENTIONS = frozenset(
     {"eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"}
 )
@@ -43,10 +43,12 @@ _RANKS = ("r", "init_r", "target_r", "num_virtual_tokens", "num_vectors")
 def refuse_pickles(folder: Path) -> None:
     """Refuses an index of weights that names anything but safetensors of its own folder, whatever the index is called.
 
+    What it names and what is there has to be a plain file.
+
     Raises:
         ModelError: it does, or it cannot be read.
     """
-    for file in sorted({folder / INDEX, *folder.glob(f"*{_ANY_INDEX}")}):
+    for file in sorted({folder / INDEX, *folder.glob(f"*{ANY_INDEX}")}):
         if file.is_file():
             _refuse_in_index(file)
 
@@ -62,7 +64,7 @@ def _refuse_in_index(file: Path) -> None:
             why=f"{type(error).__name__}: {error}",
             remedy="fetch the model again.",
         ) from error
-    odd = sorted(name for name in names if not name.endswith(".safetensors"))
+    odd = sorted(name for name in names if not name.endswith(ENDING))
     if odd:
         raise ModelError(
             "the weights are a pickle, which is not loaded",
@@ -78,6 +80,15 @@ def _refuse_in_index(file: Path) -> None:
             where=str(file),
             why=f"It names {outside[0][:80]!r}.",
             remedy="put all files of the model into one folder, and name them in the index without a path.",
+        )
+    there = sorted(name for name in names if os.path.exists(file.parent / name))
+    odd = [name for name in there if not os.path.isfile(file.parent / name)]
+    if odd:  # opening a pipe would wait for ever
+        raise ModelError(
+            "the index of the weights names what is no plain file",
+            where=str(file),
+            why=f"It names {odd[0][:80]!r}, which is a folder, a pipe or a device.",
+            remedy="remove it, and fetch the model again.",
         )
 
 
@@ -164,10 +175,10 @@ def refuse_unfilled_sizes(values: Mapping[str, Any], folder: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     if not files:
         return  # loading says that there are none
-    stored, tensors = sum(file.stat().st_size for file in files), 0
+    stored, tensors = weight_bytes(folder), 0
     for file in files:
         try:
             with safe_open(file, framework="np") as weights:

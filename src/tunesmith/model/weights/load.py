@@ -19,6 +19,7 @@ from tunesmith.model.weights.foreign_files import (
     refuse_unfilled_sizes,
 )
 from tunesmith.model.weights.foreign_tokenizer import refuse_odd_tokenizer
+from tunesmith.model.weights.weight_files import weight_bytes, weight_files
 from tunesmith.runs.disk import system_errors
 
 if TYPE_CHECKING:
@@ -295,7 +296,7 @@ def _load_errors(folder: Path, device: str) -> Iterator[None]:
 
 
 def _too_large(folder: Path, device: str, error: BaseException) -> ModelError:
-    files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = weight_bytes(folder)
     return ModelError(
         f"the model does not fit into the memory of {device}",
         where=str(folder),
@@ -331,7 +332,7 @@ def _check_finite(model: PreTrainedModel, folder: Path, *, quantized: bool) -> N
     wider = "; float16 has no room above 65504, so use model.dtype: float32 or bfloat16" if half else ""
     remedy = f"fetch the model again{wider}."
     refuse_not_finite(dict(model.named_parameters()), where=folder, remedy=remedy)
-    for file in sorted(folder.glob("*.safetensors")) if quantized else ():
+    for file in weight_files(folder) if quantized else ():
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118
                 refuse_not_finite({name: stored.get_tensor(name)}, where=file, remedy=remedy)
