@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,3 +105,51 @@ def test_a_pattern_that_is_none_is_one_message() -> None:
     with pytest.raises(ModelError, match="cannot be used") as caught:
         refused_as_targets("(q_proj|v_proj")
     assert "unterminated subpattern" in str(caught.value.why)
+
+
+@contextmanager
+def no_files_left() -> Iterator[None]:
+    """Inside, no other file can be opened, and so no process can be started."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_without_room_for_a_process_no_expression_is_blamed() -> None:
+    pattern = r".*\.(never_seen|before)"
+    with no_files_left():
+        with pytest.raises(ModelError, match="could not be tried") as caught:
+            refused_as_targets(pattern)
+        refuse_slow_patterns({"target_modules": ["q_proj"]}, NAMES, "method.", remedy=REMEDY)  # as the message says
+    assert caught.value.where == "adapter_config.json: target_modules"
+    assert "cannot be started: [Errno 24] Too many open files" in str(caught.value.why)
+    assert "plain names" in str(caught.value.remedy)
+    refused_as_targets(pattern)  # once there is room
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("exit 127", "It ended too early: exit 127"),
+        ("echo Cannot allocate memory >&2; exit 1", "It ended too early: Cannot allocate memory"),
+        ("echo 0; kill -9 $$", "It ended too early: exit -9"),
+        ("exec sleep 60", "within 0.5 s"),
+    ],
+)
+def test_a_process_that_ends_before_it_has_tried_blames_no_expression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, why: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\ncat > /dev/null\n{program}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    if "sleep" in program:
+        monkeypatch.setattr("tunesmith.model.weights.slow_regex._WAIT_S", 0.5)
+    with pytest.raises(ModelError, match="could not be tried") as caught:
+        refused_as_targets(rf".*\.(q|{len(program)})_proj")
+    assert why in str(caught.value.why)

@@ -44,6 +44,10 @@ for number, (whole, pattern) in enumerate(asked["patterns"]):
 """
 
 
+class _UntriedError(Exception):
+    """No expression is to blame: the process that tries them did not get so far."""
+
+
 def refuse_slow_patterns(config: Mapping[str, Any], names: Iterable[str], where: str, *, remedy: str) -> None:
     """Refuses regular expressions that cannot be read, or do not end in time on the names of a model.
 
@@ -54,10 +58,19 @@ def refuse_slow_patterns(config: Mapping[str, Any], names: Iterable[str], where:
         remedy: what to do.
 
     Raises:
-        ModelError: it names the key.
+        ModelError: it names the key. It says so if the expressions could not be tried.
     """
     asked = [(key, whole, pattern) for key, whole, pattern in _patterns(config) if not _PLAIN.fullmatch(pattern)]
-    slow = _first_slow(tuple(asked), tuple(dict.fromkeys(names))) if asked else None
+    try:
+        slow = _first_slow(tuple(asked), tuple(dict.fromkeys(names))) if asked else None
+    except _UntriedError as error:
+        raise ModelError(
+            "a regular expression for the names of modules could not be tried",
+            where=f"{where}{asked[0][0]}",
+            why=f"Another process tries it before it is used. {error}",
+            remedy="Run it again when the machine has memory and processes to spare (`ulimit -a` shows your limits). "
+            "Or write plain names in place of the expression, which need no trial.",
+        ) from error
     if slow is not None:
         key, why = slow
         raise ModelError(
@@ -82,7 +95,11 @@ def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
 
 @functools.lru_cache(maxsize=16)
 def _first_slow(asked: tuple[tuple[str, bool, str], ...], names: tuple[str, ...]) -> tuple[str, str] | None:
-    """The key of the first expression that does not end in time, and what it is in words; None if all do."""
+    """The key of the first expression that does not end in time, and what it is in words; None if all do.
+
+    Raises:
+        _UntriedError: they could not be tried. It is not cached.
+    """
     for key, _, pattern in asked:
         if len(pattern) > _LONGEST:
             return key, f"It has {len(pattern):,} characters, and {_LONGEST:,} are read."
@@ -98,16 +115,18 @@ def _first_slow(asked: tuple[tuple[str, bool, str], ...], names: tuple[str, ...]
             env=clean_environment(),
             check=False,
         )
-        code, out, error = done.returncode, done.stdout, done.stderr
-    except subprocess.TimeoutExpired as late:
-        code, out, error = -signal.SIGPROF, (late.stdout or b"0").decode(), ""
+    except subprocess.TimeoutExpired:  # a slow expression has ended it by its computing time
+        raise _UntriedError(f"It did not get {SECONDS} s of computing within {_WAIT_S} s.") from None
     except OSError as failed:
-        code, out, error = 1, "0", str(failed)
+        raise _UntriedError(f"It cannot be started: {failed}") from failed
+    code, tried = done.returncode, done.stdout.split()
     if code == 0:
         return None
-    key, _, pattern = asked[int((out.split() or ["0"])[-1])]
+    last = (done.stderr.strip().splitlines() or [f"exit {code}"])[-1]
+    if code == -signal.SIGKILL or not tried:  # killed from outside, as for want of memory, or before the first one
+        raise _UntriedError(f"It ended too early: {last}")
+    key, _, pattern = asked[int(tried[-1])]
     shown = f"{pattern[:120]!r}{' ...' if len(pattern) > 120 else ''}"
     if code == -signal.SIGPROF:
         return key, f"Matching {shown} with the {len(names):,} names of the model took over {SECONDS} s of computing."
-    last = (error.strip().splitlines() or [f"exit {code}"])[-1]
     return key, f"Matching {shown} with the {len(names):,} names of the model failed: {last}"
