@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -18,7 +20,7 @@ from tunesmith.errors import RecipeError, RunError
 from tunesmith.runs.drift import FILE, OF_BASE
 from tunesmith.runs.edited_recipe import judges_only
 from tunesmith.runs.folder import Run
-from tunesmith.runs.progress import Silent
+from tunesmith.runs.progress import Advance, Silent
 from tunesmith.workflows import same_run
 from tunesmith.workflows.evaluate import evaluate
 from tunesmith.workflows.finetune import train
@@ -82,6 +84,10 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int) -> str:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tensor_files(run: Run) -> dict[str, bytes]:
+    return {name: each for name, each in contents(run.checkpoints[-1]).items() if name.endswith(".safetensors")}
 
 
 def adapter(run: str) -> bytes:
@@ -211,6 +217,35 @@ def test_how_a_run_is_judged_may_change_without_a_flag_and_changes_no_weights(he
     assert "finished already" in said_by_train("stopped")
 
 
+@pytest.mark.parametrize(("method", "objective"), [("lora", "dpo"), ("full", "sft"), ("full", "dpo")])
+def test_a_run_that_is_judged_otherwise_ends_with_the_same_bytes(here: Path, method: str, objective: str) -> None:
+    recipe = {**Run("whole").status()["asked"], "output_dir": "run"}
+    recipe |= {"model": str(here / "base"), "method": {"name": method}}
+    if objective == "dpo":
+        rows = [{"prompt": f"thing {n}?", "chosen": WORDS[n % 4], "rejected": WORDS[(n + 1) % 4]} for n in range(24)]
+        Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        recipe |= {"objective": "dpo", "data": {"train": "pairs.jsonl", "eval": 0.25}}
+    else:
+        recipe |= {"data": {"train": "rows.jsonl", "eval": 0.25}}
+    train(recipe)
+    run, refers = Run("run"), objective == "dpo"
+    before = tensor_files(run)
+    assert set(before) == {ADAPTER if method == "lora" else "model.safetensors", "optimizer.safetensors"}
+    references = dict(np.load("run/reference.npz")) if refers else {}
+    shutil.rmtree(run.checkpoints[-1])
+    Path("run/verdict.json").unlink()
+    run.write_json("status.json", {**run.status(), "status": "stopped", "judged_step": None})
+    heard = Heard()
+    train("run", ["evaluation.max_rows=2", "evaluation.seed=5"], resume=True, listener=heard)
+    assert tensor_files(run) == before
+    assert json.loads(Path("run/verdict.json").read_text())["rows"] == 2
+    assert {each["key"] for each in recorded("run")[0]["changes"]} == {"evaluation.max_rows", "evaluation.seed"}
+    assert ("untuned model: reference" in heard.tasks) == refers  # again, for other held-out rows
+    for name, values in references.items():
+        again = np.load("run/reference.npz")[name]
+        assert len(again) < len(values) if name == "held_out" else np.array_equal(again, values, equal_nan=True)
+
+
 def test_a_finished_run_keeps_its_verdict(here: Path) -> None:
     before = Path("whole/verdict.json").read_bytes()
     with pytest.raises(RunError, match=r"evaluation.max_rows: was None, is 2"):
@@ -241,9 +276,16 @@ class Heard(Silent):
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.tasks: list[str] = []
 
     def say(self, text: str) -> None:
         self.lines.append(text)
+
+    @contextmanager
+    def task(self, title: str, total: int | None) -> Iterator[Advance]:
+        self.tasks.append(title)
+        with super().task(title, total) as advance:
+            yield advance
 
     warn = say
 
