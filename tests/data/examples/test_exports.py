@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from tests.data.loading import load
 
 from tunesmith.cli.options import in_flags
-from tunesmith.data.examples.exports import LeftOutRow, export_of
+from tunesmith.data.examples.export_layout import LeftOutRow
+from tunesmith.data.examples.exports import export_of
 from tunesmith.data.examples.message import RowError
 from tunesmith.data.files.reader import open_source
 from tunesmith.data.files.rows import LeftOut
@@ -219,7 +221,76 @@ def test_spans_of_label_studio_become_the_texts_of_each_label(tmp_path: Path) ->
     ]
 
 
-def test_answers_of_json_min_stand_behind_the_id(tmp_path: Path) -> None:
+def test_a_rating_beside_a_response_is_a_choice_and_no_answer(tmp_path: Path) -> None:
+    path = written(tmp_path, {"text": "one", "quality.responses": [4], "mood.responses": ["good"]})
+    assert pairs(path) == [("one", "good")]
+    assert pairs(path, columns={"completion": "quality"}) == [("one", "4")]
+
+
+def test_spans_beside_a_choice_can_be_named(tmp_path: Path) -> None:
+    regions = [{"from_name": "names", "type": "labels", "value": span(0, 3, "Ann", "who")}]
+    path = written(tmp_path, task("Ann met Bob", {"result": [*annotation("good")["result"], *regions]}))
+    assert pairs(path) == [("Ann met Bob", "good")]
+    assert pairs(path, columns={"completion": "{names}"}) == [("Ann met Bob", '{"who": ["Ann"]}')]
+
+
+@pytest.mark.parametrize("order", ["as written", "id first", "sorted", "no id"])
+@pytest.mark.parametrize("answer", ["good", {"choices": ["good"]}], ids=str)
+def test_json_min_is_read_whatever_the_order_of_its_columns(tmp_path: Path, order: str, answer: object) -> None:
+    row = minimal("one", mood=answer)
+    row = {
+        "as written": row,
+        "id first": {"id": 3, **row},
+        "sorted": dict(sorted(row.items())),
+        "no id": {name: value for name, value in row.items() if name != "id"},
+    }[order]
+    if order == "id first":
+        assert next(iter(row)) == "id"
+    path = written(tmp_path, row, row)
+    assert pairs(path) == [("one", "good")] * 2
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["sorted", "as written"])
+@pytest.mark.parametrize(
+    ("given", "answers", "expected"),
+    [
+        ({"text": "one"}, {"mood": "good", "topic": "tea"}, ("one", "good")),
+        ({"text": "one", "author": "Ann"}, {"mood": "good"}, ("one", None)),
+        ({"ticket": "a longer one"}, {"queue": "tea"}, ("a longer one", "tea")),
+        ({"text": "one"}, {"mood": {"choices": ["good"]}, "names": []}, ("one", "good")),
+        ({"question": "one", "prompt": "a longer one"}, {"mood": "good"}, (None, None)),
+    ],
+    ids=str,
+)
+def test_what_json_min_does_not_say_is_asked_with_both_keys_and_the_remedy_opens_the_file(
+    tmp_path: Path, ordered: bool, given: Row, answers: Row, expected: tuple[str | None, str | None]
+) -> None:
+    facts = {"annotator": 1, "annotation_id": 9, "lead_time": 4.2}
+    row = {**given, "id": 3, **answers, **facts}
+    path = written(tmp_path, row if ordered else dict(sorted(row.items())))
+    remedy = str(refusal(path).remedy)
+    named = re.search(r"--columns (?:'([^']*)'|(\S+))`", remedy)
+    assert named is not None, remedy
+    columns = dict(each.split("=", 1) for each in str(named[1] or named[2]).split(","))
+    assert columns.keys() == {"prompt", "completion"}
+    ((prompt, answer),) = pairs(path, columns=columns)
+    assert prompt == (expected[0] or prompt)
+    assert answer == (expected[1] or answer)
+    if ordered and expected[0] is not None:
+        assert answer == next(iter(answers.values())) or answer == "good"
+
+
+def test_a_column_before_the_id_is_no_answer(tmp_path: Path) -> None:
+    path = written(tmp_path, {"text": "one", "score": 0.5, "id": 3, "annotator": 1, "annotation_id": 9})
+    assert "they are without an answer" in str(refusal(path).why)
+
+
+def test_a_column_that_is_named_for_one_field_is_not_taken_for_the_other(tmp_path: Path) -> None:
+    path = written(tmp_path, {"ticket": "one", "queue": "tea", "annotator": 1, "annotation_id": 9})
+    assert pairs(path, columns={"completion": "queue"}) == pairs(path, columns={"prompt": "ticket"}) == [("one", "tea")]
+
+
+def test_answers_of_json_min_stand_in_columns(tmp_path: Path) -> None:
     path = written(
         tmp_path,
         minimal("one", mood="good"),
@@ -229,5 +300,5 @@ def test_answers_of_json_min_stand_behind_the_id(tmp_path: Path) -> None:
     )
     assert pairs(path) == [("one", "good"), ("two", "bad"), ("three", "4")]
     several = written(tmp_path, minimal("one", mood="good", topic="tea"))
-    assert "--columns completion=mood" in str(refusal(several).remedy)
+    assert "--columns prompt=text,completion=mood" in str(refusal(several).remedy)
     assert pairs(several, columns={"completion": "topic"}) == [("one", "tea")]

@@ -44,11 +44,12 @@ def labels_in_words(answers: Iterable[Any], column: str) -> list[str]:
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Column to the names of its classes, from features as `datasets` describes them."""
+    """Column to the names of its classes, if they have names, from features as `datasets` describes them."""
     return {
         column: feature["names"]
         for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        if isinstance(feature.get("names"), list) and feature["names"]
     }
 
 

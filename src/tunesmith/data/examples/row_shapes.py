@@ -64,6 +64,16 @@ def required_fields(shape: str, instruction: str | None = None, *, among: Collec
     return ("input", "output") if shape == "alpaca" and instruction is not None else REQUIRED[shape]
 
 
+def fitting_shapes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], instruction: str | None) -> list[str]:
+    """The shapes all of whose fields one row has, after ``columns`` is applied; raw text is not among them."""
+    names = [set(_fields(row, columns)) for row in rows]
+    return [
+        shape
+        for shape in REQUIRED
+        if shape != "text" and any(row.issuperset(required_fields(shape, instruction, among=row)) for row in names)
+    ]
+
+
 def detect_shape(
     rows: Sequence[Mapping[str, Any]],
     *,
@@ -89,11 +99,7 @@ def detect_shape(
     """
     columns = columns or {}
     names = [set(_fields(row, columns)) for row in rows]
-    fitting = [
-        shape
-        for shape in REQUIRED
-        if shape != "text" and any(row.issuperset(required_fields(shape, instruction, among=row)) for row in names)
-    ]
+    fitting = fitting_shapes(rows, columns, instruction)
     if wanted in fitting:
         fitting = [str(wanted)]
     else:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.examples.example import Example
-from tunesmith.data.examples.exports import Export
+from tunesmith.data.examples.export_layout import Export
 from tunesmith.data.examples.message import RowError
 from tunesmith.data.examples.no_header import KEY
 from tunesmith.data.examples.prompts import prompt_columns, prompt_shape, to_prompt
@@ -63,6 +63,16 @@ class PromptRows:
             return bad_row(row, error, columns)
 
 
+def _are_prompts(
+    first: Sequence[Mapping[str, Any]], source: SourceSettings, wanted: str | None, instruction: str | None
+) -> bool:
+    """Whether the rows have a prompt without being taken for an export."""
+    try:
+        return bool(prompt_shape(first, wanted=wanted, columns=source.columns, instruction=instruction))
+    except DataError:
+        return False
+
+
 def open_prompts(
     source: SourceSettings, *, wanted: str | None, instruction: str | None, columns_of_run: bool = False
 ) -> PromptRows:
@@ -81,6 +91,8 @@ def open_prompts(
     first, empty = first_rows(source, parts)
     parts = [part for part in parts if part not in empty]
     export = export_in(source, first)
+    if export is not None and export.gives_way is not None and _are_prompts(first, source, wanted, instruction):
+        export = None
     if export is not None:
         own_input = instruction if wanted in (None, "alpaca") else None
         first = flat_rows(export, first, source, instruction=own_input, asked=True)

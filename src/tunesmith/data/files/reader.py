@@ -25,7 +25,8 @@ from tunesmith.data.examples.column_names import SAMPLE_CHARACTERS, ColumnsUncle
 from tunesmith.data.examples.column_values import MISSING, is_template, names_in, start_of, value_of
 from tunesmith.data.examples.comparisons import refuse_passing_over
 from tunesmith.data.examples.example import Example, to_example
-from tunesmith.data.examples.exports import EXPORTS_BY_NAME, Export, LeftOutRow, SeveralValues, export_of
+from tunesmith.data.examples.export_layout import Export, LeftOutRow, SeveralValues
+from tunesmith.data.examples.exports import EXPORTS_BY_NAME, export_to_read
 from tunesmith.data.examples.labels import ANSWER, labels_in_words
 from tunesmith.data.examples.message import RowError, describe
 from tunesmith.data.examples.no_header import First, what_the_first_line_is, without_names
@@ -120,8 +121,14 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
 
 
 def export_in(source: SourceSettings, first: Sequence[Columns]) -> Export | None:
-    """The layout of an export that the first rows have, unless the source says that they are raw text."""
-    return None if source.format == "text" or "text" in source.columns else export_of(first)
+    """The layout of an export that the first rows have, unless the source says that they are raw text.
+
+    Where the source names a format, rows are no export of those that give way to shapes.
+    """
+    if source.format == "text" or "text" in source.columns:
+        return None
+    export = export_to_read(first, source.columns, source.instruction)
+    return None if export is not None and export.gives_way is not None and source.format != "auto" else export
 
 
 def flat_rows(

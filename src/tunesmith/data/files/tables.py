@@ -138,10 +138,11 @@ def _fitting(text: str, usual: str, name: str) -> Table:
 
 
 def _only_in_numbers(text: str) -> bool:
-    """Whether each comma stands between two digits, as decimal commas do."""
+    """Whether each comma stands between two digits, as decimal commas do, and each record has words beside numbers."""
     records = records_of(text, ",") or []
     pairs = [pair for record in records for pair in pairwise(record)]
-    return all(left[-1:].isdecimal() and right[:1].isdecimal() for left, right in pairs)
+    worded = all(any(char.isalpha() for field in record for char in field) for record in records)
+    return worded and all(left[-1:].isdecimal() and right[:1].isdecimal() for left, right in pairs)
 
 
 def _undecided(text: str, fitting: Sequence[str], name: str) -> DataError:
