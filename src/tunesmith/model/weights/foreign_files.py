@@ -43,7 +43,7 @@ _RANKS = ("r", "init_r", "target_r", "num_virtual_tokens", "num_vectors")
 def refuse_pickles(folder: Path) -> None:
     """Refuses an index of weights that names anything but safetensors of its own folder, whatever the index is called.
 
-    What it names and what is there has to be a plain file.
+    A file that it names has to be a plain file if it is there.
 
     Raises:
         ModelError: it does, or it cannot be read.
