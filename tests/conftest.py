@@ -17,8 +17,9 @@ from tunesmith.runs.cache import cache_dir
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# A background job of a shell ignores Ctrl-C, and so would every process that a test starts from here.
+# A background job of a shell ignores Ctrl-C, and one below `nohup` SIGHUP; so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 CHATML = (
     "{% for message in messages %}"
@@ -71,6 +72,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         if not extras:
             raise
         pytest.skip(f"needs {pip_install(extras[0])}")
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """The command line leaves Ctrl-C to the system once its work is done. The process of the tests goes on."""
+    yield
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

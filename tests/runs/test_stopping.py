@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -132,3 +133,23 @@ def test_a_program_without_a_handler_dies_of_the_signal_after_its_work_is_record
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "saved\nrecorded\n", "")
+
+
+IMPORTED = """
+import os, signal, sys
+from tunesmith.runs.stopping import interrupt, terminate
+sys.path.insert(0, sys.argv[1])
+for number, handler in ((signal.SIGTERM, terminate), (signal.SIGHUP, terminate), (signal.SIGINT, interrupt)):
+    signal.signal(number, handler)
+try:
+    import asks_for_signal
+except BaseException as error:
+    print("an exception:", type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_within_an_import_ends_the_process_at_once(tmp_path: Path, number: int) -> None:
+    (tmp_path / "asks_for_signal.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nprint('went on')\n")
+    done = subprocess.run([sys.executable, "-c", IMPORTED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-number, "", "")

@@ -64,7 +64,8 @@ def _front(
 
 
 def _write_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.stderr.write(safe("".join(traceback.format_exception(kind, error, trace))))
+    if not issubclass(kind, KeyboardInterrupt):  # a second Ctrl-C, while the first was being heard
+        sys.stderr.write(safe("".join(traceback.format_exception(kind, error, trace))))
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -86,4 +87,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if isinstance(end.__context__, typer.Abort):  # the same, heard by typer
             raise SystemExit(128 + signal.SIGINT) from None
         raise
+    finally:
+        # All work is done. From now on Ctrl-C ends the process at once and in silence: otherwise it would interrupt
+        # a library's exit function, of which Python prints the traceback.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise AssertionError("a command always ends with an exit code")

@@ -256,6 +256,7 @@ def _answer_tokens(
     tokens: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
     closed = threading.Event()
 
+    @waiting_as_others_allow()
     def run() -> None:
         try:
             processors = _sampling([job], settings)

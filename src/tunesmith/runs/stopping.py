@@ -28,11 +28,31 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
+def end_within_import(number: int, frame: FrameType | None) -> None:
+    """Ends the process as the signal does without a handler, if a module is being imported.
+
+    An exception there can be lost or turned into another one by the library, or end the process from C++ with a dump.
+    Ending at once loses nothing: whatever is half written is what a kill would leave.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        frame = frame.f_back
+
+
+def interrupt(number: int, frame: FrameType | None) -> Never:
+    """A handler of SIGINT that raises KeyboardInterrupt, as Python's own does, outside of imports."""
+    end_within_import(number, frame)
+    raise KeyboardInterrupt
+
+
 def terminate(number: int, frame: FrameType | None) -> Never:
     """A handler of SIGTERM and SIGHUP that raises Terminated, once.
 
     `timeout` and some supervisors send the signal twice; the second one must not interrupt the work of the first.
     """
+    end_within_import(number, frame)
     for each in ENDING:
         if signal.getsignal(each) is terminate:
             signal.signal(each, signal.SIG_IGN)
@@ -96,7 +116,8 @@ class Stop:
         """Inside, signals wait. Handlers of the caller's own stay, and only the main thread can hear signals."""
         before = {}
         if threading.current_thread() is threading.main_thread():
-            usual = {signal.SIGINT: (signal.default_int_handler,), **dict.fromkeys(ENDING, (signal.SIG_DFL, terminate))}
+            usual = dict.fromkeys(ENDING, (signal.SIG_DFL, terminate))
+            usual[signal.SIGINT] = (signal.default_int_handler, interrupt)
             for number, handlers in usual.items():  # after `nohup`, SIGHUP stays ignored
                 if signal.getsignal(number) in handlers:
                     before[number] = signal.signal(number, self._hear)
@@ -123,7 +144,7 @@ class Stop:
             with suppress(RuntimeError):  # the signal came while a line was being written
                 self.say("stopping: this step ends and a checkpoint is saved; Ctrl-C again stops at once")
         elif number == signal.SIGINT and now - self._at > ONE_PRESS:
-            raise KeyboardInterrupt
+            interrupt(number, frame)
 
 
 @contextmanager

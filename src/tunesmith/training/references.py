@@ -20,6 +20,7 @@ from tunesmith.data.chat.template import Encoded
 from tunesmith.errors import TrainError
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.tokens import row_losses
+from tunesmith.model.compute.waits import waiting_as_others_allow
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import read_checked
@@ -114,6 +115,7 @@ def stored(folder: Path, listener: Listener) -> References | None:
         return None
 
 
+@waiting_as_others_allow()
 def measured(
     untuned: nn.Module, steps: Steps, validation: Judge | None, judging: Judge | None, listener: Listener
 ) -> References:

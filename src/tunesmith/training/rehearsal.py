@@ -12,6 +12,7 @@ from torch import nn
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.errors import TrainError, ran_out
+from tunesmith.model.compute.waits import waiting_as_others_allow
 from tunesmith.model.modes import kept_modes, random_state_kept
 from tunesmith.planning import memory
 from tunesmith.planning.budget import CONTEXT, MEASURED_SHARE, Plan, does_not_fit, gigabytes
@@ -43,6 +44,7 @@ def heaviest(batches: Iterable[Batch]) -> Batch:
     return max(batches, key=lambda batch: (batch.computed, int(batch.predicts.sum())))
 
 
+@waiting_as_others_allow()
 def rehearse(model: nn.Module, batches: Iterable[Batch], *, objective: Objective, plan: Plan, where: str) -> Rehearsal:
     """Measures the forward and backward pass of the heaviest batch, while gradients of an earlier one are held.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,6 +89,108 @@ def test_a_team_of_idle_threads_is_there_beside_other_work_and_gone_afterwards(
     with waiting_as_others_allow(), waiting_as_others_allow(), _busy(len(os.sched_getaffinity(0))):
         assert _becomes(before + 1 + 2)  # the watcher, and two threads that do nothing
     assert _becomes(before)
+
+
+def _on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look finds the cores taken, a hundred times a second, and a library whose regions do nothing."""
+    for name in waits._OWN_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: len(os.sched_getaffinity(0)))
+    monkeypatch.setattr(waits, "INTERVAL", 0.01)
+    monkeypatch.setattr(Chooser, "hear", lambda chooser, now: True)
+    library = SimpleNamespace(GOMP_parallel=lambda *given: 0)
+    monkeypatch.setattr(waits, "_gnu_openmp", lambda: library)
+
+
+def _named(name: str) -> bool:
+    """Whether a thread of this name is there within five seconds."""
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        if any(thread.name == name for thread in threading.enumerate()):
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def test_the_idle_team_leaves_with_the_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    _on_a_busy_machine(monkeypatch)
+    with waiting_as_others_allow():
+        assert _named(IDLE)
+    assert not any(thread.name.startswith("tunesmith-") for thread in threading.enumerate())
+
+
+def test_a_look_that_fails_ends_the_watch_and_not_the_work(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _on_a_busy_machine(monkeypatch)
+    looks = iter([Look(0.0, 0.0, 0.0), Look(0.5, 0.5, 0.0)])
+
+    def fail() -> Look:
+        for each in looks:
+            return each
+        raise OSError("no /proc")
+
+    monkeypatch.setattr(waits, "look", fail)
+    with waiting_as_others_allow():
+        until = time.monotonic() + 5
+        while any(each.name.startswith("tunesmith-") for each in threading.enumerate()) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not any(thread.name.startswith("tunesmith-") for thread in threading.enumerate())
+    assert capfd.readouterr().err == ""
+
+
+def test_threads_that_cannot_be_started_are_not_asked_of_libgomp(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _on_a_busy_machine(monkeypatch)
+    asked = []
+    library = SimpleNamespace(GOMP_parallel=lambda *given: asked.append(given))
+    monkeypatch.setattr(waits, "_gnu_openmp", lambda: library)
+
+    def refuse(count: int) -> None:
+        asked.append(count)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(waits, "_try_threads", refuse)
+    with waiting_as_others_allow():
+        until = time.monotonic() + 5
+        while not asked and time.monotonic() < until:
+            time.sleep(0.01)
+    assert asked == [2]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_machine_with_many_cores_to_spare_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    _on_a_busy_machine(monkeypatch)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(128)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert waits._watch_of_this_machine() is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 128)
+    assert waits._watch_of_this_machine() is not None
+
+
+def test_a_fork_inside_watches_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    _on_a_busy_machine(monkeypatch)
+    reading, writing = os.pipe()
+    with waiting_as_others_allow():
+        assert _named(IDLE)
+        pid = os.fork()
+        if pid == 0:
+            with waiting_as_others_allow():
+                found = _named(IDLE)
+            os.write(writing, b"1" if found else b"0")
+            os._exit(0)
+        assert os.read(reading, 1) == b"1"
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.skipif(waits._gnu_openmp() is None, reason="torch computes with another OpenMP")
+def test_a_mapped_file_whose_name_is_no_utf8_changes_nothing(tmp_path: Path) -> None:
+    file = os.fsencode(tmp_path) + b"/libgomp-\xe9.bin"
+    with open(file, "wb") as made:
+        made.write(b"x" * 4096)
+    with open(file, "rb") as mapped, mmap.mmap(mapped.fileno(), 0, prot=mmap.PROT_READ):
+        assert waits._gnu_openmp() is not None
 
 
 @pytest.mark.parametrize("name", waits._OWN_SETTINGS)

@@ -14,7 +14,7 @@ from tunesmith.errors import TunesmithError, ran_out
 from tunesmith.planning import memory
 from tunesmith.runs.disk import disk_errors
 from tunesmith.runs.from_python import quiet_libraries
-from tunesmith.runs.stopping import ENDING, Terminated, raised_where_it_can_be, terminate
+from tunesmith.runs.stopping import ENDING, Terminated, interrupt, raised_where_it_can_be, terminate
 from tunesmith.runs.surroundings import refuse_lost_folder
 
 INTERRUPTED, READER_GONE = (128 + number for number in (signal.SIGINT, signal.SIGPIPE))
@@ -47,7 +47,6 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
             terminal.note("Stopped by a termination signal.")
         except KeyboardInterrupt:
             code = INTERRUPTED
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is saved: the next one ends the process at once
             terminal.note("Stopped.")
         except ReaderGone:
             code = READER_GONE
@@ -70,6 +69,8 @@ def _signals_unwind() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     for number in ours:
         signal.signal(number, terminate)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         with raised_where_it_can_be():
             yield

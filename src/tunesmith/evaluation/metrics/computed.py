@@ -16,6 +16,7 @@ from tunesmith.evaluation.metrics.base import COMPUTE_METRICS_KEY
 from tunesmith.evaluation.metrics.function_files import lacks_file
 from tunesmith.evaluation.metrics.user_functions import import_function
 from tunesmith.model.compute.logprobs import target_logits
+from tunesmith.model.compute.waits import waiting_as_others_allow
 from tunesmith.model.modes import evaluation_mode, random_state_kept
 
 MOST_LOGIT_BYTES = 2**31  # held at a time, in fp32
@@ -59,6 +60,7 @@ def computed_metrics(
 
 
 @torch.no_grad()
+@waiting_as_others_allow()
 def predictions(model: nn.Module, batches: Sequence[Batch], *, device: torch.device | str) -> EvalPrediction:
     """Logits fp32 [labels, vocabulary] and labels int64 [labels] of all rows, without dropout.
 

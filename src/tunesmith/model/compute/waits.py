@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import torch
 INTERVAL = 0.5  # seconds between two looks at the cores
 TAKEN, FREE = 0.25, 0.15  # cores that a team lacks: from so many on it waits for a short time, below so many it spins
 QUIET_LOOKS = 4  # so many looks in a row must find the cores free again
+_MOST_IDLE = 8  # threads of an idle team
 _OWN_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _USED = (1, 2, 3, 6, 7)  # of a line of /proc/stat: user, nice, system, irq, softirq
 
@@ -85,16 +86,22 @@ class Chooser:
 
 
 class _IdleTeam:
-    """Threads that do nothing. While they are there, the process has more threads in teams than cores."""
+    """Threads that do nothing. While they are there, the process has more threads in teams than cores.
+
+    Raises RuntimeError if so many threads cannot be started.
+    """
 
     def __init__(self, gomp: ctypes.CDLL, count: int) -> None:
+        _try_threads(count)  # libgomp would end the process
         self._end, begun = threading.Event(), threading.Event()
 
         def be_idle() -> None:
-            # A parallel region of C's free(NULL), which does nothing. Its threads stay until this one ends.
-            nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)
-            gomp.GOMP_parallel(nothing, None, ctypes.c_uint(count), ctypes.c_uint(0))
-            begun.set()
+            try:
+                # A parallel region of C's free(NULL), which does nothing. Its threads stay until this one ends.
+                nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)
+                gomp.GOMP_parallel(nothing, None, ctypes.c_uint(count), ctypes.c_uint(0))
+            finally:
+                begun.set()
             self._end.wait()
 
         self._thread = threading.Thread(target=be_idle, name="tunesmith-idle-team", daemon=True)
@@ -106,27 +113,47 @@ class _IdleTeam:
         self._thread.join()
 
 
+def _try_threads(count: int) -> None:
+    """Starts so many threads and ends them. Raises RuntimeError if the system does not allow it."""
+    end, started = threading.Event(), []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
+
+
 class _Watcher:
     """Watches the cores in a thread, while anybody wants it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._users = 0
+        self._users: list[object] = []
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def enter(self) -> None:
+    def enter(self) -> object:
+        """Returns what ``leave`` takes."""
+        user = object()
         with self._lock:
-            self._users += 1
-            if self._users == 1 and (watch := _watch_of_this_machine()) is not None:
+            self._users.append(user)
+            if self._thread is None and (watch := _watch_of_this_machine()) is not None:
                 self._end = threading.Event()
-                self._thread = threading.Thread(target=watch, args=[self._end], name="tunesmith-waits", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=watch, args=[self._end], name="tunesmith-waits", daemon=True)
+                with suppress(RuntimeError):  # no thread can be started: threads go on waiting as they do
+                    thread.start()
+                    self._thread = thread
+        return user
 
-    def leave(self) -> None:
+    def leave(self, user: object) -> None:
         with self._lock:
-            self._users -= 1
-            if self._users == 0 and self._thread is not None:
+            if user in self._users:  # not in a fork, where the parent's users do not count
+                self._users.remove(user)
+            if not self._users and self._thread is not None:
                 self._end.set()
                 self._thread.join()
                 self._thread = None
@@ -138,34 +165,44 @@ class _Watcher:
 
 def _watch_of_this_machine() -> Callable[[threading.Event], None] | None:
     """What the thread does; None where threads do not spin, or the user has said how they wait."""
-    threads, gomp = torch.get_num_threads(), _gnu_openmp()
-    if threads < 2 or gomp is None or any(name in os.environ for name in _OWN_SETTINGS):
+    threads = torch.get_num_threads()
+    if threads < 2 or any(name in os.environ for name in _OWN_SETTINGS) or (gomp := _gnu_openmp()) is None:
         return None
     cores = len(os.sched_getaffinity(0))
+    count = max(cores - threads, 0) + 2
+    if count > _MOST_IDLE:
+        return None  # so many cores are left that other work does not take them all
 
     def watch(end: threading.Event) -> None:
-        chooser, idle = Chooser(cores, threads, look()), None
-        while not end.wait(INTERVAL):
-            short = chooser.hear(look())
-            if short and idle is None:
-                idle = _IdleTeam(gomp, max(cores - threads, 0) + 2)
-            elif not short and idle is not None:
-                idle = idle.leave()
-        if idle is not None:
-            idle.leave()
+        idle = None
+        # What cannot be read or started is no reason to stop the work: threads go on waiting as they do.
+        with suppress(OSError, ValueError, RuntimeError):
+            try:
+                chooser = Chooser(cores, threads, look())
+                while not end.wait(INTERVAL):
+                    short = chooser.hear(look())
+                    if short and idle is None:
+                        idle = _IdleTeam(gomp, count)
+                    elif not short and idle is not None:
+                        idle = idle.leave()
+            finally:
+                if idle is not None:
+                    idle.leave()
 
     return watch
 
 
 def _gnu_openmp() -> ctypes.CDLL | None:
     """The OpenMP that torch computes with, if it is GNU's."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
+    try:
+        maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
+        mapped = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "/libgomp" in line}
+        own = [path for path in mapped if Path(path).is_relative_to(Path(torch.__file__).parent)]
+        found = own or [path for path in mapped if ".libs/" not in path]  # other packages bring one of their own
+        library = ctypes.CDLL(min(found)) if found else None
+        return library if library and library.GOMP_parallel else None
+    except (OSError, AttributeError):  # another system, or a library that was replaced or has no such function
         return None
-    mapped = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/libgomp" in line}
-    own = [path for path in mapped if Path(path).is_relative_to(Path(torch.__file__).parent)]
-    found = own or [path for path in mapped if ".libs/" not in path]  # other packages bring one of their own
-    return ctypes.CDLL(min(found)) if found else None
 
 
 _WATCHER = _Watcher()
@@ -175,8 +212,8 @@ os.register_at_fork(after_in_child=_WATCHER.forget)
 @contextmanager
 def waiting_as_others_allow() -> Iterator[None]:
     """While it lasts, threads of a team wait as it suits what other processes do. It may be nested."""
-    _WATCHER.enter()
+    user = _WATCHER.enter()
     try:
         yield
     finally:
-        _WATCHER.leave()
+        _WATCHER.leave(user)
