@@ -66,7 +66,7 @@ def test_the_message_names_the_bytes_that_are_free(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EBUSY])
 def test_a_closed_or_lost_disk_is_named_by_its_file(tmp_path: Path, number: int) -> None:
     with pytest.raises(RunError) as caught, disk_errors():
         raise OSError(number, os.strerror(number), str(tmp_path / "file"))

@@ -16,7 +16,16 @@ from tunesmith.errors import RunError, TunesmithError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHUT = (errno.EACCES, errno.EPERM, errno.EROFS)
-GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN)
+GONE = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EBUSY,
+)
 """A disk or a network file system that does not answer any more."""
 WRITE_ERRORS = (OSError, SafetensorError)
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
