@@ -17,15 +17,8 @@ from tunesmith.errors import RunError, TunesmithError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHUT = (errno.EACCES, errno.EPERM, errno.EROFS)
 GONE = (
-    errno.EIO,
-    errno.ESTALE,
-    errno.ENOTCONN,
-    errno.ENODEV,
-    errno.ENXIO,
-    errno.ETIMEDOUT,
-    errno.EHOSTDOWN,
-    errno.EBUSY,
-)
+    errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EBUSY,
+)  # fmt: skip
 """A disk or a network file system that does not answer any more."""
 WRITE_ERRORS = (OSError, SafetensorError)
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
