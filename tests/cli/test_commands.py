@@ -20,6 +20,7 @@ from tunesmith.cli.docs import ERROR_KEYS, JSON_KEYS
 from tunesmith.data.examples.row_shapes import check_mapping
 from tunesmith.errors import ModelError, TrainError
 from tunesmith.runs.folder import Run
+from tunesmith.runs.stopping import Terminated
 
 Command = Callable[..., Any]
 HEAVY = {"torch", "transformers", "numpy", "datasets", "peft", "ruamel", "rich"}
@@ -188,6 +189,20 @@ def test_ctrl_c_exits_with_130(command: Command, recipe: str, finetune: Any) -> 
     outcome = command("train", recipe, "--json")
     assert (outcome.code, outcome.out) == (130, "")
     assert outcome.err.endswith("Stopped.\n")
+
+
+@pytest.mark.parametrize(("stopped", "code"), [(KeyboardInterrupt(), 130), (Terminated(signal.SIGHUP), 129)])
+def test_a_signal_outside_of_a_commands_work_has_its_code(
+    command: Command, monkeypatch: pytest.MonkeyPatch, stopped: BaseException, code: int
+) -> None:
+    def stop(*given: Any, **named: Any) -> None:
+        raise stopped
+
+    with monkeypatch.context() as patch:  # typer hears it, and says so by an exception of its own
+        patch.setattr("tunesmith.cli.app.typer.echo", stop)
+        assert command("--version").code == code
+    monkeypatch.setattr("tunesmith.cli.app.typer.main.get_command", stop)
+    assert command("--version").code == code
 
 
 def test_a_termination_signal_unwinds_as_ctrl_c_does_and_exits_with_143(

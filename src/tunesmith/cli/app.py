@@ -15,6 +15,7 @@ import typer
 import tunesmith
 from tunesmith.cli import answers, chat, data, demo, merge, plan, runs, train
 from tunesmith.runs.child_processes import clean_process
+from tunesmith.runs.stopping import Terminated
 from tunesmith.safe_text import safe
 
 app = typer.Typer(
@@ -68,6 +69,11 @@ def _write_traceback(kind: type[BaseException], error: BaseException, trace: Tra
         sys.stderr.write(safe("".join(traceback.format_exception(kind, error, trace))))
 
 
+def _code_of(stopped: BaseException | None) -> int:
+    """The exit code of a process that an interrupt has stopped: 128 and the number of the signal."""
+    return 128 + (stopped.number if isinstance(stopped, Terminated) else signal.SIGINT)
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs one command line and ends the process. Characters that a stream cannot encode are written as ``\\xNN``.
 
@@ -81,11 +87,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         command = typer.main.get_command(app)
         with clean_process():  # also for what libraries start
             command.main(args=argv, prog_name="tunesmith")
-    except KeyboardInterrupt:  # Ctrl-C before or after a command's work
-        raise SystemExit(128 + signal.SIGINT) from None
+    except KeyboardInterrupt as stopped:  # a signal before or after a command's work
+        raise SystemExit(_code_of(stopped)) from None
     except SystemExit as end:
-        if isinstance(end.__context__, typer.Abort):  # the same, heard by typer
-            raise SystemExit(128 + signal.SIGINT) from None
+        heard = end.__context__ and end.__context__.__cause__  # typer's own exit, and what it is for
+        if isinstance(heard, KeyboardInterrupt) or isinstance(end.__context__, typer.Abort):
+            raise SystemExit(_code_of(heard)) from None
         raise
     finally:
         # All work is done. From now on Ctrl-C ends the process at once and in silence: otherwise it would interrupt
