@@ -116,7 +116,7 @@ class Stop:
         """Inside, signals wait. Handlers of the caller's own stay, and only the main thread can hear signals."""
         before = {}
         if threading.current_thread() is threading.main_thread():
-            usual = dict.fromkeys(ENDING, (signal.SIG_DFL, terminate))
+            usual: dict[int, tuple[object, ...]] = dict.fromkeys(ENDING, (signal.SIG_DFL, terminate))
             usual[signal.SIGINT] = (signal.default_int_handler, interrupt)
             for number, handlers in usual.items():  # after `nohup`, SIGHUP stays ignored
                 if signal.getsignal(number) in handlers:
