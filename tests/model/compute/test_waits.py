@@ -39,14 +39,14 @@ def _choices(others: list[float], cores: int = 2, threads: int = 2) -> list[bool
 
 
 def test_threads_wait_for_a_short_time_while_others_take_a_core() -> None:
-    assert _choices([0.0, 0.1, 0.2]) == [False, False, False]
+    assert _choices([0.0, 0.1, 0.3]) == [False, False, False]
     assert _choices([0.7, 0.7, 0.1, 0.1, 0.1, 0.1, 0.1]) == [True] * 5 + [False, False]
     assert _choices([0.7, 0.1, 0.1, 0.7, 0.1, 0.1, 0.1, 0.2]) == [True] * 8  # never quiet for two seconds
 
 
 def test_cores_that_a_team_does_not_need_may_be_taken() -> None:
-    assert _choices([5.0, 6.1, 6.3], cores=8, threads=2) == [False, False, True]
-    assert _choices([0.3], cores=8, threads=8) == [True]
+    assert _choices([5.0, 6.3, 6.5], cores=8, threads=2) == [False, False, True]
+    assert _choices([0.5], cores=8, threads=8) == [True]
 
 
 def test_a_process_that_was_stopped_draws_no_conclusion() -> None:

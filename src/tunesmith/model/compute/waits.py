@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 INTERVAL = 0.5  # seconds between two looks at the cores
-TAKEN, FREE = 0.25, 0.15  # cores that a team lacks: from so many on it waits for a short time, below so many it spins
+TAKEN, FREE = 0.4, 0.15  # cores that a team lacks: from so many on it waits for a short time, below so many it spins
 QUIET_LOOKS = 4  # so many looks in a row must find the cores free again
 _MOST_IDLE = 8  # threads of an idle team
 _OWN_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
