@@ -196,12 +196,16 @@ def _gnu_openmp() -> ctypes.CDLL | None:
     """The OpenMP that torch computes with, if it is GNU's."""
     try:
         maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
-        mapped = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "/libgomp" in line}
-        own = [path for path in mapped if Path(path).is_relative_to(Path(torch.__file__).parent)]
+        mapped = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "/libgomp" in line and ".so" in line}
+        own = [path for path in mapped if Path(path).is_relative_to(Path(torch.__file__).resolve().parent)]
         found = own or [path for path in mapped if ".libs/" not in path]  # other packages bring one of their own
         library = ctypes.CDLL(min(found)) if found else None
         return library if library and library.GOMP_parallel else None
-    except (OSError, AttributeError):  # another system, or a library that was replaced or has no such function
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+    ):  # another system, or a library that was replaced or has no such function
         return None
 
 
