@@ -1,7 +1,8 @@
 """Compares base and tuned model on the same rows: differences, paired bootstrap intervals, and the verdict.
 
 The interval is the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) of tuned minus base. Both models are
-resampled together, and so are the rows of one group. A ratio such as the loss is a ratio of sums in every resample.
+resampled together, and so are the rows of one group. A resample sums the statistics of its rows, and ``of_sums`` of a
+metric gives its value: the loss is a ratio of sums in every resample, and macro F1 is computed anew.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
-from tunesmith.evaluation.metrics.base import RowScores
+from tunesmith.evaluation.metrics.base import Scores
 from tunesmith.recipe.settings import LOWER_IS_BETTER
 
 Judgement = Literal["better", "no evidence", "worse"]
@@ -55,8 +56,8 @@ class Verdict(TypedDict):
 
 
 def compare(
-    base: Mapping[str, RowScores],
-    tuned: Mapping[str, RowScores],
+    base: Mapping[str, Scores],
+    tuned: Mapping[str, Scores],
     *,
     metrics: Sequence[str] = (),
     confidence: float = 0.95,
@@ -66,7 +67,7 @@ def compare(
     """The verdict over scores of the same rows in the same order.
 
     Args:
-        base: RowScores of the base by metric name. ``perplexity`` is computed from ``loss``.
+        base: Scores of the base by metric name. ``perplexity`` is computed from ``loss``.
         tuned: the same for the tuned model.
         metrics: names in the order of verdict.json. The first one decides, or ``loss`` if none is named. ``loss`` is
             always included, at the end if it is not named.
@@ -96,14 +97,15 @@ def compare(
 
 
 def bootstrap_differences(
-    base: RowScores, tuned: RowScores, *, exponential: bool = False, resamples: int = 10_000, seed: int = 0
+    base: Scores, tuned: Scores, *, exponential: bool = False, resamples: int = 10_000, seed: int = 0
 ) -> np.ndarray:
     """Tuned minus base in each resample of the groups, drawn with replacement: float64 [resamples].
 
     With ``exponential`` it is the difference of the exponentials of both values, which makes perplexity of loss.
     """
-    sums = _group_sums(base, tuned)  # [groups, 4]
-    groups = len(sums)
+    sums = _group_sums(base, tuned)  # [groups, 2 k]
+    groups, k = len(sums), sums.shape[1] // 2
+    whole = np.array_equal(sums, np.rint(sums))
     random = np.random.default_rng(seed)
     chunk = max(1, _COUNTS_AT_A_TIME // groups)  # resamples at a time, so that memory stays bounded
     differences = []
@@ -113,9 +115,10 @@ def bootstrap_differences(
         drawn = random.integers(groups, size=(number, groups)) + np.arange(number)[:, None] * groups
         # How often each resample has each group [number, groups].
         counts = np.bincount(drawn.ravel(), minlength=number * groups).reshape(number, groups)
-        # The four sums of each resample [number, 4]. A BLAS product could round differently for other chunk sizes.
-        totals = np.einsum("ng,gk->nk", counts, sums)
-        of_base, of_tuned = totals[:, 0] / totals[:, 1], totals[:, 2] / totals[:, 3]  # [number] each
+        # The sums of each resample [number, 2 k]. A BLAS product is exact for whole numbers, and others it could round
+        # differently for other chunk sizes.
+        totals = counts.astype(np.float64) @ sums if whole else np.einsum("ng,gk->nk", counts, sums)
+        of_base, of_tuned = base.of_sums(totals[:, :k]), tuned.of_sums(totals[:, k:])  # [number] each
         differences.append(_scale(of_tuned, exponential) - _scale(of_base, exponential))
     return np.concatenate(differences)
 
@@ -154,17 +157,17 @@ def sentence(verdict: Verdict) -> str:
     return " ".join(filter(None, [text, verdict["reason"], seen]))
 
 
-def _group_sums(base: RowScores, tuned: RowScores) -> np.ndarray:
-    """Total and weight of the base, total and weight of the tuned model: float64 [groups, 4]."""
+def _group_sums(base: Scores, tuned: Scores) -> np.ndarray:
+    """The k statistics of the base, then those of the tuned model, summed by group: float64 [groups, 2 k]."""
     assert len(base) == len(tuned) > 0, f"{len(base)} rows of the base, {len(tuned)} of the tuned model"
-    assert (base.weight > 0).all() and (tuned.weight > 0).all(), "a row without weight"
-    columns = np.stack([base.total, base.weight, tuned.total, tuned.weight], axis=1).astype(np.float64)  # [rows, 4]
+    assert base.statistics.shape == tuned.statistics.shape, "other statistics"
+    columns = np.concatenate([base.statistics, tuned.statistics], axis=1)  # [rows, 2 k]
     assert np.isfinite(columns).all(), "a score that is not finite"
     if base.groups is None:
         return columns
     assert tuned.groups is not None and np.array_equal(base.groups, tuned.groups), "groups of other rows"
     names, number = np.unique(base.groups, return_inverse=True)  # [groups], and each row's group [rows]
-    sums = np.zeros((len(names), 4))
+    sums = np.zeros((len(names), columns.shape[1]))
     np.add.at(sums, number, columns)
     return sums
 
@@ -174,7 +177,7 @@ def _scale(value: np.ndarray, exponential: bool) -> np.ndarray:
 
 
 def _metric_verdict(
-    name: str, base: RowScores, tuned: RowScores, differences: np.ndarray, confidence: float
+    name: str, base: Scores, tuned: Scores, differences: np.ndarray, confidence: float
 ) -> MetricVerdict:
     values = _scale(np.array([base.value, tuned.value]), name == "perplexity")  # [2]
     # The interval cuts off half of what the confidence leaves on each side of the differences.
@@ -197,11 +200,12 @@ def _metric_verdict(
     )
 
 
-def _too_little(base: RowScores, tuned: RowScores, confidence: float) -> str | None:
+def _too_little(base: Scores, tuned: Scores, confidence: float) -> str | None:
     """The reason why these rows cannot be evidence whatever the interval is, or None."""
-    sums = _group_sums(base, tuned)  # [groups, 4]
-    values = sums[:, [0, 2]] / sums[:, [1, 3]]  # [groups, 2]: base and tuned
-    differing = int((np.abs(values[:, 1] - values[:, 0]) > _ROUNDING * np.abs(values).max(axis=1)).sum())
+    sums = _group_sums(base, tuned)  # [groups, 2 k]
+    pairs = np.stack(np.split(sums, 2, axis=1))  # [2, groups, k]: base and tuned
+    # A group differs if one of its statistics does, by more than rounding.
+    differing = int((np.abs(pairs[1] - pairs[0]) > _ROUNDING * np.abs(pairs).max(axis=0)).any(axis=1).sum())
     needed = least_groups(confidence)
     if differing >= needed:
         return None

@@ -1,19 +1,61 @@
-"""Defines a metric: a score for each row, and a ratio of sums over the rows.
+"""Defines a metric: what each row adds up to, and the value of such sums.
 
-A metric over answers is a small class with a name and a ``score`` (see answers.py). Metrics over tokens come from
-tokens.py. Both give RowScores, and compare.py needs nothing else. This module does not import torch.
+Every metric gives Scores: some sufficient statistics of each row, and a function from their sums to the value. A
+resample of the rows is a weighted sum of the same statistics, so compare.py resamples any metric with one matrix
+product and one call: means and ratios (RowScores), and metrics that are no mean over rows, such as macro F1 and BLEU
+(RowStatistics). This module does not import torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
 METRICS_KEY = "evaluation.metrics"  # the recipe key that names metrics
 COMPUTE_METRICS_KEY = "evaluation.compute_metrics"
+
+
+class Scores(Protocol):
+    """One metric of one model on every row, in a form that can be resampled.
+
+    With ``counts`` [resamples, groups], how often each resample has each group, and ``sums`` [groups, k], the
+    statistics of the rows added up by group, ``of_sums(counts @ sums)`` is the value of every resample, [resamples].
+    Two models on the same rows have statistics with the same meaning, column by column.
+    """
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Int [rows]: rows with the same number are resampled together. None: all rows are independent."""
+        ...
+
+    @property
+    def statistics(self) -> np.ndarray:
+        """What each row adds to the sums: float64 [rows, k]. Counts are whole numbers, so their sums are exact."""
+        ...
+
+    @property
+    def of_rows(self) -> np.ndarray:
+        """The score of each row by itself, float64 [rows]: for samples, slices and the worst rows."""
+        ...
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What else verdict.json keeps of this model, as JSON: a confusion matrix, the signature of a library."""
+        ...
+
+    @property
+    def value(self) -> float:
+        """The metric over all rows."""
+        ...
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        """The value of summed statistics, float64 [..., k] -> [...]. Each sum is over at least one row."""
+        ...
+
+    def __len__(self) -> int: ...
 
 
 class TextMetric(Protocol):
@@ -47,9 +89,11 @@ class RowScores:
     total: np.ndarray
     weight: np.ndarray
     groups: np.ndarray | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.total.shape == self.weight.shape and self.total.ndim == 1, "one total and one weight a row"
+        assert (self.weight > 0).all(), "a row without weight"
         assert self.groups is None or self.groups.shape == self.total.shape, "one group a row"
 
     def __len__(self) -> int:
@@ -59,6 +103,51 @@ class RowScores:
     def value(self) -> float:
         """The metric over all rows: a ratio of sums, not a mean of ratios."""
         return float(self.total.sum() / self.weight.sum())
+
+    @property
+    def statistics(self) -> np.ndarray:
+        """Total and weight, float64 [rows, 2]."""
+        return np.stack([self.total, self.weight], axis=1).astype(np.float64)
+
+    @property
+    def of_rows(self) -> np.ndarray:
+        """Total over weight of each row, float64 [rows]."""
+        return self.total / self.weight
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        """The ratio of the sums, [..., 2] -> [...]."""
+        return sums[..., 0] / sums[..., 1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowStatistics:
+    """One metric on every row that is no ratio of two sums. Its value is ``of_sums(statistics.sum(axis=0))``.
+
+    Args:
+        statistics: float64 [rows, k], such as true and false positives of each class, or matching n-grams.
+        of_sums: the value of summed statistics, [..., k] -> [...].
+        of_rows: float64 [rows], the score of each row by itself.
+        groups: as in RowScores.
+        details: what else verdict.json keeps.
+    """
+
+    statistics: np.ndarray
+    of_sums: Callable[[np.ndarray], np.ndarray]
+    of_rows: np.ndarray
+    groups: np.ndarray | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.statistics.ndim == 2 and self.of_rows.shape == self.statistics.shape[:1], "statistics for each row"
+        assert self.groups is None or self.groups.shape == self.of_rows.shape, "one group a row"
+
+    def __len__(self) -> int:
+        return len(self.statistics)
+
+    @property
+    def value(self) -> float:
+        """The metric over all rows."""
+        return float(self.of_sums(self.statistics.sum(axis=0)))
 
 
 def row_scores(scores: Sequence[float], groups: Sequence[int] | None = None) -> RowScores:
