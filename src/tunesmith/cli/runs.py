@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tunesmith.runs.overview import Details, Summary
     from tunesmith.runs.watching import Event
 
-_VERDICT_COLOURS = {"better": "green", "worse": "red", "no evidence": "yellow"}
+_VERDICT_COLOURS = {"better": "green", "no worse": "green", "worse": "red", "no evidence": "yellow"}
 EVALUATIONS_SHOWN = 3
 _WIDEST = 100  # columns of a curve
 
@@ -187,7 +187,7 @@ def _report_verdict(found: Details, terminal: Terminal) -> None:
     verdict = str(found.verdict.get("verdict"))
     terminal.write("")
     if found.verdict.get("metrics"):
-        from tunesmith.evaluation.compare import sentence
+        from tunesmith.evaluation.wording import sentence
 
         terminal.write(Styled(one_line(sentence(found.verdict)), _VERDICT_COLOURS.get(verdict)))  # type: ignore[arg-type]
         for line in metrics_table(found.verdict["metrics"], width=terminal.columns):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, cast
 
-from tunesmith.evaluation.compare import sentence
+from tunesmith.evaluation.wording import sentence
 from tunesmith.safe_text import fenced, markdown_code, markdown_text
 
 ONTO = {

@@ -1,58 +1,53 @@
-"""Compares base and tuned model on the same rows: differences, paired bootstrap intervals, and the verdict.
+"""Compares base and tuned model on the same rows: differences, paired bootstrap intervals, tests, and the verdict.
 
-The interval is the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) of tuned minus base. Both models are
-resampled together, and so are the rows of one group. A resample sums the statistics of its rows, and ``of_sums`` of a
-metric gives its value: the loss is a ratio of sums in every resample, and macro F1 is computed anew.
+The interval is the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) of tuned minus base, widened for few
+groups. Both models are resampled together, and so are the rows of one group. A ratio such as the loss is a ratio of
+sums in every resample. docs/verdict.md says how the verdict follows from these.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NotRequired, TypedDict
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from tunesmith.evaluation.metrics.base import Scores
-from tunesmith.recipe.settings import LOWER_IS_BETTER
+from tunesmith.evaluation import damage as damages
+from tunesmith.evaluation.metrics.base import RowScores, Scores
+from tunesmith.evaluation.statistics import (
+    CLUSTERED,
+    MCNEMAR,
+    PAIRED,
+    Influence,
+    clustered_p_value,
+    detectable,
+    equivalence,
+    holm,
+    influence,
+    mcnemar,
+    widened_tail,
+)
+from tunesmith.evaluation.verdict import Damage, Judgement, MetricVerdict, Verdict
+from tunesmith.evaluation.wording import lower_is_better
 
-Judgement = Literal["better", "no evidence", "worse"]
 LARGEST_EXPONENT = 700.0  # exp of a larger loss overflows float64, and JSON has no infinity
-STARTED_FROM = "the adapter it started from"  # a verdict's base_model if training continued from an adapter
 _COUNTS_AT_A_TIME = 1 << 21  # int64 counts held in memory at a time: 16 MiB
 _ROUNDING = 1e-6  # two fp32 passes over the same weights can differ by this much, relatively
+_NEAR_BOUND = 0.01  # of the scale of a rate: both models are at its end if no more than this is left
+
+Pair = tuple[Scores, Scores]  # of the base and of the tuned model
 
 
-class MetricVerdict(TypedDict):
-    """One metric in verdict.json. ``difference`` is tuned minus base, and ``interval`` is its [low, high]."""
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How sure a verdict must be, and how its bootstrap is drawn. ``margin`` is of the deciding metric."""
 
-    base: float
-    tuned: float
-    difference: float
-    interval: list[float]
-    verdict: Judgement
-    reason: str | None
-    rows: int
-
-
-class Verdict(TypedDict):
-    """The content of verdict.json. ``verdict``, ``reason`` and ``rows`` are those of the metric ``decided_by``.
-
-    ``base_model`` says what the tuned model was compared with. ``data`` names the rows where they are not the run's own
-    held-out rows, and ``trained_on`` says how many of them the run was trained on, if that is known.
-    """
-
-    verdict: Judgement
-    decided_by: str
-    reason: str | None
-    rows: int
-    confidence: float
-    resamples: int
-    seed: int
-    metrics: dict[str, MetricVerdict]
-    base_model: NotRequired[str]
-    data: NotRequired[str | None]
-    trained_on: NotRequired[int | None]
+    confidence: float = 0.95
+    resamples: int = 10_000
+    seed: int = 0
+    margin: float | None = None
 
 
 def compare(
@@ -63,6 +58,8 @@ def compare(
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
+    margin: float | None = None,
+    signs: Mapping[str, Pair] | None = None,
 ) -> Verdict:
     """The verdict over scores of the same rows in the same order.
 
@@ -71,28 +68,42 @@ def compare(
         tuned: the same for the tuned model.
         metrics: names in the order of verdict.json. The first one decides, or ``loss`` if none is named. ``loss`` is
             always included, at the end if it is not named.
-        confidence: of the intervals.
+        confidence: of the intervals and tests.
         resamples: of the bootstrap.
         seed: of the bootstrap.
+        margin: how much worse is still as good, in the unit of the metric that decides; None: not tested.
+        signs: of broken answers, base and tuned, from ``damage.signs``.
     """
     names = [*metrics, *(["loss"] if "loss" not in metrics else [])]
-    found = {}
-    for name in names:
-        source = "loss" if name == "perplexity" else name
-        differences = bootstrap_differences(
-            base[source], tuned[source], exponential=name == "perplexity", resamples=resamples, seed=seed
-        )
-        found[name] = _metric_verdict(name, base[source], tuned[source], differences, confidence)
-    first = found[names[0]]
+    level = Level(confidence, resamples, seed, margin)
+    found = {name: _metric_verdict(name, *_pair(base, tuned, name), level) for name in names}
+    # A metric at its floor or ceiling says nothing, so the next one decides. If all are, it is the first one.
+    cannot_tell = [name for name in names if found[name]["bound"] is not None]
+    decides = next((name for name in names if name not in cannot_tell), names[0])
+    cannot_tell = cannot_tell[: names.index(decides)]
+    _correct(found, decides, confidence)
+    if margin is not None:
+        _test_margin(found[decides], decides, _pair(base, tuned, decides), level)
+    damage = _damage(_pair(base, tuned, "loss"), signs or {}, level)
+    evident = [each for each in damage if each["evidence"]]
+    verdict, reason = found[decides]["verdict"], found[decides]["reason"]
+    if evident and verdict == "no evidence":  # damage is never no evidence
+        kind = evident[0]["kind"]
+        if kind != "loss":
+            found[kind] = _metric_verdict(kind, *(signs or {})[kind], level)
+        verdict, reason = "worse", f"{decides} shows no difference, but the damage does."
+        decides = kind
     return Verdict(
-        verdict=first["verdict"],
-        decided_by=names[0],
-        reason=first["reason"],
-        rows=first["rows"],
+        verdict=verdict,
+        decided_by=decides,
+        reason=reason,
+        rows=found[decides]["rows"],
         confidence=confidence,
         resamples=resamples,
         seed=seed,
         metrics=found,
+        cannot_tell=cannot_tell,
+        damage=damage,
     )
 
 
@@ -133,30 +144,6 @@ def least_groups(confidence: float) -> int:
     return 1 + math.ceil(-math.log2(1 - confidence) - 1e-9)
 
 
-def sentence(verdict: Verdict) -> str:
-    """The verdict as a sentence for the terminal."""
-    name, rows = verdict["decided_by"], verdict["rows"]
-    found = verdict["metrics"][name]
-    base = STARTED_FROM if verdict.get("base_model") == STARTED_FROM else "the base"
-    heading = {
-        "better": f"Better than {base}",
-        "no evidence": f"No evidence that the tuned model is better or worse than {base}",
-        "worse": f"Worse than {base}",
-    }[verdict["verdict"]]
-    low, high = found["interval"]
-    direction = ", lower is better" if name in LOWER_IS_BETTER else ""
-    data = verdict.get("data")
-    plural = "s" * (rows != 1)
-    judged_on = f"{rows} held-out row{plural}" if data is None else f"{rows} row{plural} of {data}"
-    text = (
-        f"{heading}: {name} {found['base']:.4g} -> {found['tuned']:.4g} on {judged_on} "
-        f"(difference {found['difference']:+.3g}, {100 * verdict['confidence']:g}% interval {low:+.3g} to {high:+.3g}"
-        f"{direction})."
-    )
-    seen = f"The run was trained on {trained:,} rows of them." if (trained := verdict.get("trained_on")) else None
-    return " ".join(filter(None, [text, verdict["reason"], seen]))
-
-
 def _group_sums(base: Scores, tuned: Scores) -> np.ndarray:
     """The k statistics of the base, then those of the tuned model, summed by group: float64 [groups, 2 k]."""
     assert len(base) == len(tuned) > 0, f"{len(base)} rows of the base, {len(tuned)} of the tuned model"
@@ -176,19 +163,32 @@ def _scale(value: np.ndarray, exponential: bool) -> np.ndarray:
     return np.exp(np.minimum(value, LARGEST_EXPONENT)) if exponential else value
 
 
-def _metric_verdict(
-    name: str, base: Scores, tuned: Scores, differences: np.ndarray, confidence: float
-) -> MetricVerdict:
-    values = _scale(np.array([base.value, tuned.value]), name == "perplexity")  # [2]
+def _pair(base: Mapping[str, Scores], tuned: Mapping[str, Scores], name: str) -> Pair:
+    source = "loss" if name == "perplexity" else name
+    return base[source], tuned[source]
+
+
+def _metric_verdict(name: str, base: Scores, tuned: Scores, level: Level) -> MetricVerdict:
+    """The verdict of one metric as if it stood alone."""
+    exponential, confidence = name == "perplexity", level.confidence
+    differences = bootstrap_differences(
+        base, tuned, exponential=exponential, resamples=level.resamples, seed=level.seed
+    )
+    values = _scale(np.array([base.value, tuned.value]), exponential)  # [2]
+    found = _influence(base, tuned, exponential)
     # The interval cuts off half of what the confidence leaves on each side of the differences.
-    tail = (1 - confidence) / 2
+    tail = widened_tail((1 - confidence) / 2, found.groups)
     low, high = np.quantile(differences, [tail, 1 - tail]).tolist()
-    # There is evidence if enough groups differ and the interval excludes 0 by more than rounding.
+    test, p_value = _tested(base, tuned)
+    # There is evidence if enough groups differ, the interval excludes 0 by more than rounding, and the test agrees.
     noise = _ROUNDING * float(np.abs(values).max())
     reason = _too_little(base, tuned, confidence)
     judgement: Judgement = "no evidence"
     if reason is None and (low > noise or high < -noise):
-        judgement = "better" if (low > 0) != (name in LOWER_IS_BETTER) else "worse"
+        if p_value <= 1 - confidence:
+            judgement = "better" if (low > 0) != lower_is_better(name) else "worse"
+        else:
+            reason = f"{_capital(test)} does not confirm it (p = {p_value:.2g})."
     return MetricVerdict(
         base=float(values[0]),
         tuned=float(values[1]),
@@ -197,15 +197,142 @@ def _metric_verdict(
         verdict=judgement,
         reason=reason,
         rows=len(base),
+        standard_error=_finite(found.standard_error),
+        test=test,
+        p_value=p_value,
+        adjusted_p_value=p_value,
+        detectable=_finite(detectable(found.standard_error, found.groups, confidence)),
+        bound=_bound(name, base, tuned, confidence),
+        equivalence=None,
     )
+
+
+def _influence(base: Scores, tuned: Scores, exponential: bool) -> Influence:
+    """What each group adds to the difference; of rates of independent rows also how many rows changed."""
+    of_groups = influence(
+        lambda sums: _scale(base.of_sums(sums), exponential),
+        lambda sums: _scale(tuned.of_sums(sums), exponential),
+        _group_sums(base, tuned),
+    )  # [groups]
+    if not (_is_rate(base) and _is_rate(tuned) and _independent(base)):
+        return Influence(of_groups)
+    changes = tuned.of_rows - base.of_rows  # [rows]: 1, 0 or -1
+    return Influence(of_groups, int((changes > 0).sum()), int((changes < 0).sum()))
+
+
+def _tested(base: Scores, tuned: Scores) -> tuple[str, float]:
+    """The name of the test that fits these scores, and its p-value. Perplexity is tested as the loss that it is of."""
+    found = _influence(base, tuned, False)
+    if found.gained is not None and found.lost is not None:
+        return MCNEMAR, mcnemar(found.gained, found.lost)
+    name = PAIRED if _independent(base) else CLUSTERED
+    return name, clustered_p_value(tuned.value - base.value, found.standard_error, found.groups)
+
+
+def _is_rate(scores: Scores) -> bool:
+    """Whether the value is the share of rows that are right."""
+    return (
+        isinstance(scores, RowScores)
+        and bool((scores.weight == 1).all())
+        and set(np.unique(scores.total)) <= {0.0, 1.0}
+    )
+
+
+def _independent(scores: Scores) -> bool:
+    return scores.groups is None or len(np.unique(scores.groups)) == len(scores)
+
+
+def _bound(name: str, base: Scores, tuned: Scores, confidence: float) -> Literal["floor", "ceiling"] | None:
+    """The end of the scale that both models are at: so few rows are elsewhere that they could never decide.
+
+    The scale is 0 to 1. A metric with another one is at its floor if every row of both models has 0.
+    """
+    if lower_is_better(name):
+        return None
+    rows, values = np.stack([base.of_rows, tuned.of_rows]), np.array([base.value, tuned.value])  # [2, rows], [2]
+    if not rows.any():
+        return "floor"
+    if min(rows.min(), values.min()) < 0 or max(rows.max(), values.max()) > 1:
+        return None
+    ends: tuple[tuple[Literal["floor", "ceiling"], float], ...] = (("floor", 0.0), ("ceiling", 1.0))
+    for end, value in ends:
+        elsewhere = (np.abs(rows - value) > _ROUNDING).sum(axis=1)  # [2]
+        if (elsewhere < least_groups(confidence)).all() and (np.abs(values - value) <= _NEAR_BOUND).all():
+            return end
+    return None
+
+
+def _correct(found: Mapping[str, MetricVerdict], decides: str, confidence: float) -> None:
+    """Holm's correction of the metrics beside the one that decides, which was named before and stands alone.
+
+    Perplexity is the loss by another name, and a metric at the end of its scale tests nothing: both do not count.
+    """
+    beside = [name for name in found if name != decides and found[name]["bound"] is None]
+    beside = [name for name in beside if not (name in ("loss", "perplexity") and decides in ("loss", "perplexity"))]
+    if "loss" in beside and "perplexity" in beside:
+        beside.remove("perplexity")
+    adjusted = dict(zip(beside, holm([found[name]["p_value"] for name in beside]), strict=True))
+    if "loss" in adjusted and "perplexity" in found:
+        adjusted["perplexity"] = adjusted["loss"]
+    for name, p_value in adjusted.items():
+        each = found[name]
+        each["adjusted_p_value"] = p_value
+        if each["verdict"] in ("better", "worse") and p_value > 1 - confidence:
+            each["verdict"] = "no evidence"
+            each["reason"] = f"Corrected for {len(beside)} metrics beside {decides} (Holm), p = {p_value:.2g}."
+
+
+def _test_margin(found: MetricVerdict, name: str, pair: Pair, level: Level) -> None:
+    """Adds the two one-sided tests to the deciding metric. Where there is no evidence, they may say `no worse`."""
+    assert level.margin is not None
+    sums = _group_sums(*pair)
+    towards_better = -1.0 if lower_is_better(name) else 1.0
+    found["equivalence"] = equivalence(
+        towards_better * found["difference"],
+        _influence(*pair, name == "perplexity"),
+        margin=level.margin,
+        differing=_differing(sums),
+        least=least_groups(level.confidence),
+        confidence=level.confidence,
+    )
+    if found["verdict"] == "no evidence" and found["equivalence"]["outcome"] != "not shown":
+        found["verdict"], found["reason"] = "no worse", None
+
+
+def _damage(loss: Pair, signs: Mapping[str, Pair], level: Level) -> list[Damage]:
+    """The signs of damage that rose, those with evidence first. Their tests are corrected together."""
+    pairs = {"loss": loss, **signs}
+    corrected = holm([_tested(*pair)[1] for pair in pairs.values()])
+    found = []
+    for (name, (base, tuned)), p_value in zip(pairs.items(), corrected, strict=True):
+        if damages.rose(name, base.value, tuned.value):
+            sure = p_value <= 1 - level.confidence and _metric_verdict(name, base, tuned, level)["verdict"] == "worse"
+            values = {"base": base.value, "tuned": tuned.value, "rows": len(base)}
+            found.append(Damage(kind=name, **values, p_value=p_value, evidence=sure))  # type: ignore[typeddict-item]
+    return sorted(found, key=lambda each: not each["evidence"])
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _differing(sums: np.ndarray) -> int:
+    """The groups on which base and tuned model differ: one of their statistics does, by more than rounding.
+
+    ``sums`` is [groups, 2 k].
+    """
+    pairs = np.stack(np.split(sums, 2, axis=1))  # [2, groups, k]: base and tuned
+    return int((np.abs(pairs[1] - pairs[0]) > _ROUNDING * np.abs(pairs).max(axis=0)).any(axis=1).sum())
 
 
 def _too_little(base: Scores, tuned: Scores, confidence: float) -> str | None:
     """The reason why these rows cannot be evidence whatever the interval is, or None."""
     sums = _group_sums(base, tuned)  # [groups, 2 k]
-    pairs = np.stack(np.split(sums, 2, axis=1))  # [2, groups, k]: base and tuned
-    # A group differs if one of its statistics does, by more than rounding.
-    differing = int((np.abs(pairs[1] - pairs[0]) > _ROUNDING * np.abs(pairs).max(axis=0)).any(axis=1).sum())
+    differing = _differing(sums)
     needed = least_groups(confidence)
     if differing >= needed:
         return None

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.evaluation.compare import LARGEST_EXPONENT, compare
+from tunesmith.evaluation.damage import signs
 from tunesmith.evaluation.metrics.answers import score_answers, text_metrics
 from tunesmith.evaluation.metrics.base import RowScores
 from tunesmith.evaluation.metrics.computed import computed_metrics
@@ -156,6 +157,8 @@ class Judge:
             confidence=settings.confidence,
             resamples=settings.resamples,
             seed=settings.seed,
+            margin=settings.margin,
+            signs=_signs(task, before, tuned),
         )
         computed = _computed(before, tuned)
         if computed:
@@ -209,6 +212,19 @@ def _computed(base: Measured, tuned: Measured) -> dict[str, dict[str, float]]:
     """The numbers of the user's function that both models have."""
     both = [name for name in tuned.computed if name in base.computed]
     return {name: {"base": base.computed[name], "tuned": tuned.computed[name]} for name in both}
+
+
+def _signs(task: Task, base: Measured, tuned: Measured) -> dict[str, tuple[RowScores, RowScores]]:
+    """Signs of broken answers of both models on the questions that were answered; none if none was."""
+    asked = task.questions[: len(tuned.answers)]
+    if not asked:
+        return {}
+    truths, groups = [question.truth for question in asked], [question.group for question in asked]
+    before, after = (
+        signs([answer.text for answer in of.answers], [answer.stopped for answer in of.answers], truths, groups)
+        for of in (base, tuned)
+    )
+    return {name: (before[name], after[name]) for name in after}
 
 
 def _by_source(task: Task, base: Measured, tuned: Measured) -> dict[str, Any]:

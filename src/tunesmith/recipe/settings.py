@@ -292,6 +292,12 @@ class EvaluationSettings(Settings):
     seed: int = Field(default=0, ge=0)
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="confidence of the interval of the difference")
     resamples: int = Field(default=10_000, ge=100, description="resamples of the paired bootstrap")
+    margin: float | None = Field(
+        default=None,
+        gt=0,
+        description="test whether the tuned model is worse by no more than this, in the unit of the metric that "
+        "decides: 0.02 is 2 points of a rate",
+    )
     samples: int = Field(default=5, ge=0, description="number of answers to show side by side")
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ OF_A_LINE = (
     "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "computed_tokens", "supervised_tokens",
     "tokens_per_second", "eval_seconds", "epoch",
 )  # fmt: skip
-VERDICTS = ("better", "no evidence", "worse")
+VERDICTS = ("better", "no worse", "no evidence", "worse")
 
 
 def metric_lines(run: Run) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from tunesmith.data.batches.layout import LayoutName
 from tunesmith.data.chat.template import Encoded
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.compare import STARTED_FROM
+from tunesmith.evaluation.verdict import STARTED_FROM
 from tunesmith.methods.base import Method, refuse_untrained_tokens, shared_line, trainable_line, weights_in
 from tunesmith.methods.quantized_base import was_stored_quantized
 from tunesmith.methods.table import build

@@ -156,7 +156,7 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Any]], *, width: int = UNLI
 
 def verdict_line(verdict: Mapping[str, Any]) -> str:
     """The verdict in a sentence, or why there is none."""
-    from tunesmith.evaluation.compare import sentence
+    from tunesmith.evaluation.wording import sentence
 
     return sentence(cast(Any, verdict)) if verdict["metrics"] else f"{verdict['verdict']}: {verdict.get('reason')}"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError
-from tunesmith.evaluation.compare import sentence
+from tunesmith.evaluation.wording import sentence
 from tunesmith.recipe.file import dump, read_recipe
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run

@@ -1,0 +1,123 @@
+"""Says a verdict in plain sentences, from verdict.json of this version or an earlier one."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.evaluation.verdict import POWER, STARTED_FROM
+from tunesmith.recipe.settings import LOWER_IS_BETTER, TOKEN_METRICS
+
+SIGNS = {"unfinished": "do not end", "repetition": "end in repetition"}
+ALONE = ("loss", "perplexity")
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a lower value of a metric of a verdict is better."""
+    return name in LOWER_IS_BETTER or name in SIGNS
+
+
+def sentence(verdict: Mapping[str, Any]) -> str:
+    """The verdict for the terminal: damage first, then what decided, then what limits it."""
+    decided_by = verdict["decided_by"]
+    found = verdict["metrics"][decided_by]
+    signs = [each for each in verdict.get("damage", []) if each["evidence"]]
+    damage = [_damaged(each) for each in signs if each["kind"] != "loss" or decided_by not in ALONE or len(signs) > 1]
+    worse = verdict["verdict"] == "worse"
+    heading = _heading(verdict)
+    parts = []
+    if damage and worse:
+        parts.append(f"{heading}: {_listed(damage)}.")
+        heading = "What decided"
+    elif damage:
+        parts.append(f"Damage: {_listed(damage)}.")
+    parts += [_cannot_tell(name, verdict["metrics"][name]) for name in verdict.get("cannot_tell", [])]
+    parts.append(f"{heading}: {_measured(verdict)}.")
+    parts.append(verdict["reason"])
+    detectable = found.get("detectable")
+    if verdict["verdict"] == "no evidence" and detectable:
+        parts.append(f"These rows show a difference of {detectable:.2g} or more, {100 * POWER:.0f} times in 100.")
+    if decided_by in ALONE and set(verdict["metrics"]) <= {*TOKEN_METRICS, *verdict.get("cannot_tell", [])}:
+        parts.append(f"This is about the {decided_by} alone, not about whether answers are right.")
+    if trained := verdict.get("trained_on"):
+        parts.append(f"The run was trained on {trained:,} rows of them.")
+    return " ".join(filter(None, parts))
+
+
+def foreseen_sentence(metric: str, rows: int, groups: int, shown: Mapping[float, float], confidence: float) -> str:
+    """What a number of rows can show of a rate, before anything is measured.
+
+    Args:
+        metric: a rate.
+        rows: held-out rows.
+        groups: independent groups among them.
+        shown: assumed share of rows that only one model has right, to the smallest difference that is found.
+        confidence: of the test.
+    """
+    parts = [f"{100 * least:.0f} points if {share:.0%} of the answers change" for share, least in shown.items()]
+    of = f"{rows:,} held-out rows" if rows == groups else f"{rows:,} held-out rows in {groups:,} independent groups"
+    return (
+        f"{of} can show a difference in {metric} of {' or '.join(parts)} "
+        f"({100 * POWER:.0f} times in 100, at {100 * confidence:g}% confidence)"
+    )
+
+
+def advice_lines(verdict: Mapping[str, Any], run: str | Path) -> list[str]:
+    """What to try next, each with its command; none if nothing was measured that calls for it."""
+    lines = []
+    for each in verdict.get("advice") or []:
+        command = each["command"].replace("RUN", shlex.quote(str(run)))
+        lines.append(f"  {each['text']} Try: `{command}`")
+    return ["What next:", *lines] if lines else []
+
+
+def _heading(verdict: Mapping[str, Any]) -> str:
+    base = STARTED_FROM if verdict.get("base_model") == STARTED_FROM else "the base"
+    if verdict["verdict"] == "no worse":
+        tested = verdict["metrics"][verdict["decided_by"]].get("equivalence") or {}
+        within = f"{tested['margin']:g}" if tested else "the margin"
+        if tested.get("outcome") == "equivalent":
+            return f"As good as {base}, within {within}"
+        return f"No worse than {base} by more than {within}"
+    return {
+        "better": f"Better than {base}",
+        "no evidence": f"No evidence that the tuned model is better or worse than {base}",
+        "worse": f"Worse than {base}",
+    }[verdict["verdict"]]
+
+
+def _measured(verdict: Mapping[str, Any]) -> str:
+    name, rows = verdict["decided_by"], verdict["rows"]
+    found = verdict["metrics"][name]
+    low, high = found["interval"]
+    direction = ", lower is better" if lower_is_better(name) else ""
+    data = verdict.get("data")
+    plural = "s" * (rows != 1)
+    judged_on = f"{rows} held-out row{plural}" if data is None else f"{rows} row{plural} of {data}"
+    return (
+        f"{name} {found['base']:.4g} -> {found['tuned']:.4g} on {judged_on} "
+        f"(difference {found['difference']:+.3g}, {100 * verdict['confidence']:g}% interval {low:+.3g} to {high:+.3g}"
+        f"{direction})"
+    )
+
+
+def _cannot_tell(name: str, found: Mapping[str, Any]) -> str:
+    both = f"{found['base']:.3g} and {found['tuned']:.3g}"
+    if found["base"] == found["tuned"]:
+        both = f"{found['base']:.3g} for both"
+    return f"{name} cannot tell the models apart: both are at its {found['bound']} ({both})."
+
+
+def _damaged(found: Mapping[str, Any]) -> str:
+    """A sign of damage as a part of a sentence."""
+    if found["kind"] == "loss":
+        return f"the loss rose from {found['base']:.4g} to {found['tuned']:.4g}"
+    rows = found["rows"]
+    base, tuned = (round(found[name] * rows) for name in ("base", "tuned"))
+    return f"{tuned} of {rows} answers {SIGNS[found['kind']]} (base: {base} of {rows})"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
