@@ -17,14 +17,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.batches.layout import Batch
+from tunesmith.evaluation.beginnings import beginning
 from tunesmith.evaluation.compare import LARGEST_EXPONENT, compare
 from tunesmith.evaluation.damage import signs
 from tunesmith.evaluation.metrics.answers import score_answers, text_metrics
 from tunesmith.evaluation.metrics.base import RowScores
 from tunesmith.evaluation.metrics.computed import computed_metrics
-from tunesmith.evaluation.metrics.tokens import TokenScores, row_losses
-from tunesmith.evaluation.task import Task
-from tunesmith.model.generate import Generation, check_prompts, generate
+from tunesmith.evaluation.metrics.tokens import Choices, TokenScores, row_losses
+from tunesmith.evaluation.task import Question, Task
+from tunesmith.model.generate import Beginning, Generation, check_prompts, generate
 from tunesmith.model.modes import random_state_kept
 from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.settings import EvaluationSettings
@@ -79,8 +80,20 @@ class Judge:
             batches = _counted(self.batches, advance)
             return row_losses(model, batches, rows=len(self.task.rows), device=_device_of(model))
 
-    def answers(self, model: nn.Module, *, count: int | None, title: str, listener: Listener) -> list[Generation]:
-        """One answer to each of the first ``count`` questions (None: all)."""
+    def answers(
+        self,
+        model: nn.Module,
+        *,
+        count: int | None,
+        title: str,
+        listener: Listener,
+        choices: Choices | None = None,
+    ) -> list[Generation]:
+        """One answer to each of the first ``count`` questions (None: all).
+
+        Args:
+            choices: this model's choices along the reference answers, if they are known.
+        """
         questions, done = self.task.questions[:count], 0
         if not questions:
             return []
@@ -99,6 +112,7 @@ class Judge:
                 stop_ids=self.stop_ids,
                 batch_size=self.settings.batch_size,
                 on_batch=on_batch,
+                begun=self._begun(questions, choices),
             )
         return [sequences[0] for sequences in made]
 
@@ -113,7 +127,7 @@ class Judge:
             if function is not None:
                 computed = computed_metrics(function, model, self.batches, device=_device_of(model))
             count = None if metrics else self.settings.samples
-            made = self.answers(model, count=count, title=f"{name}: answers", listener=listener)
+            made = self.answers(model, count=count, title=f"{name}: answers", listener=listener, choices=tokens.choices)
         of_answers: dict[str, RowScores] = {}
         if metrics:
             of_answers = score_answers(
@@ -185,6 +199,17 @@ class Judge:
             "answer": answer.text,
             "stopped": answer.stopped,
         }
+
+    def _begun(self, questions: Sequence[Question], choices: Choices | None) -> list[Beginning] | None:
+        """What the pass over the reference answers decides of each greedy answer."""
+        if choices is None or self.settings.do_sample:
+            return None
+        begun = []
+        for question in questions:
+            # The reference answer is the last labels of its row.
+            likeliest, certain = (of[len(of) - len(question.reference) :] for of in choices.of(question.row))
+            begun.append(beginning(question.reference, likeliest, certain, stop_ids=self.stop_ids))
+        return begun
 
     @property
     def _decoding(self) -> GenerationSettings:

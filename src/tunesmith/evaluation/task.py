@@ -26,6 +26,8 @@ class Question:
     """One prompt to answer: its ids as generation sends them, the reference answer, and its source.
 
     ``asked``: the last turn of the prompt alone, for people to read.
+    ``reference`` is the reference answer as token ids, with the stop tokens that follow it in the row. ``row`` is the
+    number of its row among those of the task, whose last labels are these tokens.
     """
 
     prompt: list[int]
@@ -34,6 +36,8 @@ class Question:
     source: str
     group: int
     asked: str
+    reference: tuple[int, ...]
+    row: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,11 @@ def make_task(
     chosen = [row for row in rows if row.example in kept]
     last = {row.example: row for row in (chosen if objective is None else reversed(chosen))}
     asked = [number for number in examples if raw_text is None or not raw_text[number]]
-    questions = [_question(last[number], tokenizer, stop_ids, int(groups[number])) for number in asked]
+    laid_out = chosen if objective is None else objective.rows(chosen)
+    place = {id(row): number for number, row in enumerate(laid_out)}
+    questions = [
+        _question(last[number], tokenizer, stop_ids, int(groups[number]), place[id(last[number])]) for number in asked
+    ]
     metrics = text_metrics(settings.metrics)
     if metrics and not questions:
         raise DataError(
@@ -125,17 +133,19 @@ def make_task(
     if objective is not None:
         assert labels is not None
         desirable = labels[[row.example for row in chosen[:: objective.answers]]]
-        chosen = objective.rows(chosen)
-        preferences = Preferences(objective, desirable, objective.share(chosen))
-    return Task(chosen, [int(groups[row.example]) for row in chosen], questions, preferences=preferences)
+        preferences = Preferences(objective, desirable, objective.share(laid_out))
+    return Task(laid_out, [int(groups[row.example]) for row in laid_out], questions, preferences=preferences)
 
 
-def _question(row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], group: int) -> Question:
+def _question(
+    row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], group: int, place: int
+) -> Question:
     """The last run of supervised tokens is the answer, and all tokens before it are the prompt."""
     end = int(np.flatnonzero(row.supervised)[-1]) + 1
     before = np.flatnonzero(~row.supervised[:end])
     start = int(before[-1]) + 1 if len(before) else 0
-    answer = row.ids[start:end].tolist()
+    reference = tuple(row.ids[start:end].tolist())
+    answer = list(reference)
     while answer and answer[-1] in stop_ids:
         answer.pop()
     prompt = row.ids[:start].tolist()
@@ -146,6 +156,8 @@ def _question(row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequen
         source=row.source,
         group=group,
         asked=_last_turn(prompt, tokenizer),
+        reference=reference,
+        row=place,
     )
 
 

@@ -37,11 +37,27 @@ _LEAST_PREFIX = 16  # tokens that all prompts begin with, from which on a pass o
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One sequence to decode, with the answers (prompt number, sequence number) that it is the result of."""
+    """One sequence to decode, with the answers (prompt number, sequence number) that it is the result of.
+
+    ``known`` are the first tokens of the answer where they are known already; they count among ``new_tokens``.
+    ``reference`` is a text that the answer may resemble, to guess its tokens from.
+    """
 
     prompt: tuple[int, ...]
     new_tokens: int
     answers: list[tuple[int, int]]
+    known: tuple[int, ...] = ()
+    reference: tuple[int, ...] = ()
+
+    @property
+    def line(self) -> tuple[int, ...]:
+        """The tokens behind which decoding begins."""
+        return self.prompt + self.known
+
+    @property
+    def left(self) -> int:
+        """How many tokens may follow the line."""
+        return self.new_tokens - len(self.known)
 
 
 def decode(
@@ -51,19 +67,21 @@ def decode(
     stop_ids: Sequence[int],
     processors: Sequence[LogitsProcessor] = (),
     stopping: StoppingCriteria | None = None,
+    plain: bool = False,
 ) -> list[list[int]]:
-    """New token ids of each job, at most its own number of them. What follows a stop token has no meaning.
+    """The token ids of each job's answer, at most its own number of them. What follows a stop token has no meaning.
 
     Args:
         processors: change the logits [B,V] of each step; then the likeliest token is taken.
         stopping: ends decoding early.
+        plain: exactly what transformers does by itself, with no cache of ours.
 
     Raises:
         ModelError: memory ran out, or the logits are not finite.
     """
-    width, steps = max(len(job.prompt) for job in jobs), max(job.new_tokens for job in jobs)
+    width, steps = max(len(job.line) for job in jobs), max(job.left for job in jobs)
     pad_id = stop_ids[0] if stop_ids else 0  # masked in the prompt, and behind a stop token in the answer
-    cache = _plain_cache(model, width + steps)
+    cache = None if plain else _plain_cache(model, width + steps)
     shared = 0 if cache is None else _shared_prefix(model, jobs)
     input_ids, attention_mask = _padded(jobs, width=width, shared=shared, pad_id=pad_id)  # [B,L] each
     device = inner_model(model).device
@@ -74,31 +92,56 @@ def decode(
         eos_token_id=list(stop_ids) or None,
         pad_token_id=pad_id,
     )
+    with memory_faults(jobs, len(jobs)), evaluation_mode(model), _own_defaults_aside(model):
+        if cache is not None and shared:
+            # Keys and values of the prefix [1,P] are computed once and repeated for each prompt.
+            prefix = input_ids[:1, :shared].to(device)
+            cast(Any, model)(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(jobs))
+        output = cast(Any, model).generate(  # [B, L + steps at most]
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            past_key_values=cache,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_RefuseNonFinite(), *processors]),
+            stopping_criteria=StoppingCriteriaList([stopping] if stopping else []),
+        )
+    rows = output[:, width:].tolist()
+    return [[*job.known, *row[: job.left]] for row, job in zip(rows, jobs, strict=True)]
+
+
+def batches(jobs: Sequence[Job], batch_size: int, limit: int | None) -> Iterator[list[Job]]:
+    """Jobs to decode together, the longest prompts first, so that memory runs out at once if it does.
+
+    All jobs of a batch run as many steps as the one with the most new tokens, which ``max_length`` gives to shorter
+    prompts. So a batch ends where that would carry its longest prompt beyond the model's positions.
+    """
+    batch: list[Job] = []
+    for job in sorted(jobs, key=lambda job: (-len(job.line), job.answers[0])):
+        full = len(batch) == batch_size
+        too_far = batch and limit is not None and len(batch[0].line) + job.left > limit
+        if full or too_far:
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def memory_faults(jobs: Sequence[Job], together: int) -> Iterator[None]:
+    """Raises ModelError, with what helps, if memory runs out inside."""
     try:
-        with evaluation_mode(model), _own_defaults_aside(model):
-            if cache is not None and shared:
-                # Keys and values of the prefix [1,P] are computed once and repeated for each prompt.
-                prefix = input_ids[:1, :shared].to(device)
-                cast(Any, model)(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache.batch_repeat_interleave(len(jobs))
-            output = cast(Any, model).generate(  # [B, L + steps at most]
-                input_ids=input_ids.to(device),
-                attention_mask=attention_mask.to(device),
-                past_key_values=cache,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([_RefuseNonFinite(), *processors]),
-                stopping_criteria=StoppingCriteriaList([stopping] if stopping else []),
-            )
+        yield
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
+        width, steps = max(len(job.line) for job in jobs), max(job.left for job in jobs)
         raise ModelError(
-            f"Out of memory while {len(jobs)} answers were decoded at a time",
+            f"Out of memory while {together} answers were decoded at a time",
             why=f"The longest prompt has {width} tokens, and up to {steps} follow. {error}",
             remedy="Lower batch_size or max_new_tokens.",
         ) from error
-    rows = output[:, width:].tolist()
-    return [row[: job.new_tokens] for row, job in zip(rows, jobs, strict=True)]
 
 
 def _padded(jobs: Sequence[Job], *, width: int, shared: int, pad_id: int) -> tuple[Tensor, Tensor]:
@@ -106,22 +149,25 @@ def _padded(jobs: Sequence[Job], *, width: int, shared: int, pad_id: int) -> tup
     input_ids = torch.full((len(jobs), width), pad_id)
     attention_mask = torch.zeros_like(input_ids)
     for row, job in enumerate(jobs):
-        own = width - len(job.prompt) + shared
-        input_ids[row, :shared], attention_mask[row, :shared] = torch.tensor(job.prompt[:shared]), 1
-        input_ids[row, own:], attention_mask[row, own:] = torch.tensor(job.prompt[shared:]), 1
+        own = width - len(job.line) + shared
+        input_ids[row, :shared], attention_mask[row, :shared] = torch.tensor(job.line[:shared]), 1
+        input_ids[row, own:], attention_mask[row, own:] = torch.tensor(job.line[shared:]), 1
     return input_ids, attention_mask
 
 
-class _RefuseNonFinite(LogitsProcessor):
-    """A broken model must not look like one that answers nonsense."""
+def refuse_non_finite(logits: Tensor) -> None:
+    """Raises ModelError for logits [N,V] that are not finite: a broken model must not look like one that babbles."""
+    if not torch.isfinite(logits.max(dim=-1).values).all():
+        raise ModelError(
+            "The model's logits are not finite",
+            why="They overflowed (float16 has no room above 65504), or the weights are damaged.",
+            remedy="Load the model with dtype float32 or bfloat16; if that does not help, fetch or train it again.",
+        )
 
+
+class _RefuseNonFinite(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not torch.isfinite(scores.max(dim=-1).values).all():
-            raise ModelError(
-                "The model's logits are not finite",
-                why="They overflowed (float16 has no room above 65504), or the weights are damaged.",
-                remedy="Load the model with dtype float32 or bfloat16; if that does not help, fetch or train it again.",
-            )
+        refuse_non_finite(scores)
         return scores
 
 
@@ -185,8 +231,8 @@ def _shared_prefix(model: nn.Module, jobs: Sequence[Job]) -> int:
     if len(jobs) == 1:
         return 0
     # What the first and the last prompt in dictionary order share is what all of them share.
-    first, last = min(job.prompt for job in jobs), max(job.prompt for job in jobs)
-    limit = min(len(job.prompt) for job in jobs) - 1
+    first, last = min(job.line for job in jobs), max(job.line for job in jobs)
+    limit = min(len(job.line) for job in jobs) - 1
     shared = next((index for index in range(limit) if first[index] != last[index]), limit)
     return shared if shared >= _LEAST_PREFIX and _sees_through_gaps(model) else 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +27,8 @@ from tunesmith.data.chat.tokenizing import tokenizing
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.compute.layers import inner_model
 from tunesmith.model.compute.waits import waiting_as_others_allow
-from tunesmith.model.decoding import Job, decode
+from tunesmith.model.decoding import Job, batches, decode
+from tunesmith.model.greedy import decode_greedily
 from tunesmith.model.modes import random_state_kept
 from tunesmith.recipe.generation import GenerationSettings
 
@@ -35,16 +36,31 @@ PARTIAL_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer shows for th
 
 
 @dataclass(frozen=True, slots=True)
+class Beginning:
+    """What is known of a greedy answer before it is decoded, from a pass over a text that it may equal.
+
+    ``tokens`` are its first tokens, without a stop token. ``ended``: a stop token follows them, so they are all of it.
+    ``reference`` is that text; the rest of the answer may still resemble it.
+    """
+
+    tokens: tuple[int, ...] = ()
+    ended: bool = False
+    reference: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """One answer.
 
     ``text`` has neither the stop token nor other special tokens; ``tokens`` are the ids before the stop token;
-    ``stopped`` is false where the answer was cut off by ``max_new_tokens`` or ``max_length``.
+    ``stopped`` is false where the answer was cut off by ``max_new_tokens`` or ``max_length``, or is ``settled``: left
+    unfinished, because its rest could not change the score.
     """
 
     text: str
     tokens: tuple[int, ...]
     stopped: bool
+    settled: bool = False
 
 
 @waiting_as_others_allow()
@@ -58,11 +74,12 @@ def generate(
     batch_size: int = 16,
     first: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    begun: Sequence[Beginning] | None = None,
 ) -> list[list[Generation]]:
     """Answers to prompts of token ids, as ``[prompt][sequence]`` in the order of the prompts.
 
-    Prompts are batched by length, the longest first. What all of a batch begin with is computed once, and equal prompts
-    are decoded once when greedy. Afterwards the model's mode and the random state are what they were.
+    Sampled answers are decoded in batches of like length, the longest first; greedy ones as greedy.py says. Equal
+    prompts are decoded once when greedy. Afterwards the model's mode and the random state are what they were.
 
     Args:
         model: a transformers causal model, or a PEFT model around one.
@@ -73,6 +90,7 @@ def generate(
         batch_size: sequences decoded at a time.
         first: number of the first prompt, for those of a longer list that is answered in parts.
         on_batch: called after each batch with the number of answers that it completed.
+        begun: what is known of each prompt's answer already; for greedy decoding only.
 
     Raises:
         RecipeError: ``max_length`` leaves no room for an answer.
@@ -83,13 +101,39 @@ def generate(
     limit = _position_limit(model)
     _check_lengths(jobs, settings, limit)
     answers: dict[tuple[int, int], Generation] = {}
+    if begun is not None:
+        assert not settings.do_sample, "only a greedy answer has a beginning that is known"
+        jobs, complete = _begin(jobs, begun)
+        for job, ended in complete:
+            answer = Generation(decode_text(tokenizer, job.known), job.known, stopped=ended)
+            answers.update(dict.fromkeys(job.answers, answer))
+        if complete and on_batch is not None:
+            on_batch(len(answers))
+
+    def done(finished: Sequence[Job]) -> None:
+        if on_batch is not None:
+            on_batch(sum(len(job.answers) for job in finished))
+
     with random_state_kept(inner_model(model).device):
-        for batch in _batches(jobs, batch_size, limit):
-            rows = decode(model, batch, stop_ids=stop_ids, processors=_sampling(batch, settings, first=first))
-            for job, ids in zip(batch, rows, strict=True):
-                answers.update(dict.fromkeys(job.answers, _finish(tokenizer, ids, stop_ids)))
-            if on_batch is not None:
-                on_batch(sum(len(job.answers) for job in batch))
+        if settings.do_sample:
+            for batch in batches(jobs, batch_size, limit):
+                rows = decode(model, batch, stop_ids=stop_ids, processors=_sampling(batch, settings, first=first))
+                for job, ids in zip(batch, rows, strict=True):
+                    answers.update(dict.fromkeys(job.answers, _finish(tokenizer, ids, stop_ids)))
+                done(batch)
+        elif jobs:
+            decoded = decode_greedily(
+                model,
+                jobs,
+                stop_ids=stop_ids,
+                batch_size=batch_size,
+                limit=limit,
+                settled=None,
+                on_done=done,
+            )
+            for job, found in zip(jobs, decoded, strict=True):
+                answer = replace(_finish(tokenizer, found.ids, stop_ids), settled=found.settled)
+                answers.update(dict.fromkeys(job.answers, answer))
     return [[answers[n, k] for k in range(settings.num_return_sequences)] for n in range(len(prompts))]
 
 
@@ -144,6 +188,25 @@ def _jobs(prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> lis
     return jobs
 
 
+def _begin(jobs: Sequence[Job], begun: Sequence[Beginning]) -> tuple[list[Job], list[tuple[Job, bool]]]:
+    """The jobs that are still to decode, behind what is known of them; and those that are known whole.
+
+    Several questions may have one prompt and so one answer. Then the longest beginning counts, or one that has ended.
+    """
+    open_jobs: list[Job] = []
+    complete: list[tuple[Job, bool]] = []
+    for job in jobs:
+        best = max((begun[number] for number, _ in job.answers), key=lambda each: (each.ended, len(each.tokens)))
+        known = best.tokens[: job.new_tokens]
+        job = replace(job, known=known, reference=best.reference)
+        ended = best.ended and len(best.tokens) < job.new_tokens
+        if ended or len(known) == job.new_tokens:
+            complete.append((job, ended))
+        else:
+            open_jobs.append(job)
+    return open_jobs, complete
+
+
 def _check_lengths(jobs: Sequence[Job], settings: GenerationSettings, limit: int | None) -> None:
     for job in jobs:
         where, length = f"prompt {job.answers[0][0] + 1}", len(job.prompt)
@@ -166,24 +229,6 @@ def _check_lengths(jobs: Sequence[Job], settings: GenerationSettings, limit: int
                 if length < limit
                 else "Shorten the prompt.",
             )
-
-
-def _batches(jobs: Sequence[Job], batch_size: int, limit: int | None) -> Iterator[list[Job]]:
-    """Jobs to decode together, the longest prompts first, so that memory runs out at once if it does.
-
-    All jobs of a batch run as many steps as the one with the most new tokens, which ``max_length`` gives to shorter
-    prompts. So a batch ends where that would carry its longest prompt beyond the model's positions.
-    """
-    batch: list[Job] = []
-    for job in sorted(jobs, key=lambda job: (-len(job.prompt), job.answers[0])):
-        full = len(batch) == batch_size
-        too_far = batch and limit is not None and len(batch[0].prompt) + job.new_tokens > limit
-        if full or too_far:
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch
 
 
 def _finish(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int]) -> Generation:

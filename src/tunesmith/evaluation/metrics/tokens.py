@@ -18,12 +18,36 @@ from tunesmith.model.modes import evaluation_mode, random_state_kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Choices:
+    """The token that the model finds likeliest at each supervised position, after the true tokens before it.
+
+    Args:
+        likeliest: int32 [labels], row by row in the order of the row's labels.
+        certain: bool [labels]: rounding cannot make it another token (model/compute/choices.py).
+        starts: int64 [rows + 1]: the first label of each row, and the end of the last.
+    """
+
+    likeliest: np.ndarray
+    certain: np.ndarray
+    starts: np.ndarray
+
+    def of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """``likeliest`` and ``certain`` of one row's labels."""
+        own = slice(self.starts[row], self.starts[row + 1])
+        return self.likeliest[own], self.certain[own]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenScores:
-    """Sums over the supervised tokens of each row, float64 [rows]. ``nll_sum`` is in nats."""
+    """Sums over the supervised tokens of each row, float64 [rows]. ``nll_sum`` is in nats.
+
+    ``choices`` are what greedy decoding would take along the true answers; None if they were not kept.
+    """
 
     nll_sum: np.ndarray
     correct: np.ndarray
     tokens: np.ndarray
+    choices: Choices | None = None
 
     @property
     def loss(self) -> float:
@@ -62,13 +86,16 @@ def row_losses(model: nn.Module, batches: Iterable[Batch], *, rows: int, device:
         ModelError: the loss of a row is not finite.
     """
     nll_sum, correct, tokens = (torch.zeros(rows, dtype=torch.float64) for _ in range(3))  # [rows] each
+    chosen: list[tuple[torch.Tensor, ...]] = []  # row, likeliest token and whether it is certain, [edges] each
     with evaluation_mode(model), random_state_kept(torch.device(device)):
         for batch in batches:
-            targets = target_logprobs(model, batch.to(device))  # one value for each edge, a label of a row: [edges]
+            targets = target_logprobs(model, batch.to(device), choices=True)  # for each label of a row: [edges]
             row = batch.edges.row.cpu()  # [edges]: the row that each label belongs to
             nll_sum.index_add_(0, row, -targets.logprobs.double().cpu())
             correct.index_add_(0, row, targets.correct.double().cpu())
             tokens.index_add_(0, row, torch.ones(len(row), dtype=torch.float64))
+            assert targets.likeliest is not None and targets.certain is not None
+            chosen.append((row, targets.likeliest.int().cpu(), targets.certain.cpu()))
     if not torch.isfinite(nll_sum).all():
         first = int((~torch.isfinite(nll_sum)).nonzero()[0])
         raise ModelError(
@@ -77,4 +104,12 @@ def row_losses(model: nn.Module, batches: Iterable[Batch], *, rows: int, device:
             why="Its logits overflowed (float16 has no room above 65504), or its weights are damaged.",
             remedy="Use model.dtype float32 or bfloat16; after training, lower training.learning_rate.",
         )
-    return TokenScores(nll_sum.numpy(), correct.numpy(), tokens.numpy())
+    return TokenScores(nll_sum.numpy(), correct.numpy(), tokens.numpy(), _by_row(chosen, rows))
+
+
+def _by_row(chosen: Sequence[tuple[torch.Tensor, ...]], rows: int) -> Choices:
+    """What the batches found, in the order of the rows. All labels of a row are in one batch, in their order."""
+    row, likeliest, certain = (torch.cat(parts).numpy() for parts in zip(*chosen, strict=True))  # [labels] each
+    order = np.argsort(row, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows))])
+    return Choices(likeliest[order], certain[order], starts)

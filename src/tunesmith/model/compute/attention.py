@@ -24,6 +24,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from tunesmith.data.batches.layout import Batch, Padded, Tree
 from tunesmith.model.compute import tree_attention_gpu
+from tunesmith.model.compute.slots import SlotMask, pass_under_way, slot_attention
 from tunesmith.model.compute.tree_attention_cpu import piece_attention
 from tunesmith.model.compute.tree_pieces import AttentionPiece, additive, dense_mask, pieces_of
 
@@ -73,8 +74,14 @@ class _TreeMask:
 def _make_mask(otherwise: Callable[..., Tensor | None], *args: Any, **settings: Any) -> Tensor | None:
     """transformers' mask function. For a tree it gives an empty mask [1,1,L,L] that carries a ``_TreeMask``.
 
-    The model hands the mask on like any other, also into the second forward pass of gradient checkpointing.
+    The model hands the mask on like any other, also into the second forward pass of gradient checkpointing. For a pass
+    over a cache of slots it carries a ``SlotMask``.
     """
+    fed = pass_under_way()
+    if fed is not None:
+        mask = torch.zeros(1, dtype=torch.bool, device=fed.device).expand(1, 1, *[fed.input_ids.shape[1]] * 2)
+        mask.slots = fed.mask(settings["mask_function"])  # type: ignore[attr-defined]
+        return mask
     batch = _laid_out.get()
     if batch is None or not isinstance(batch.attention, Tree):
         return otherwise(*args, **settings)
@@ -91,6 +98,10 @@ def _tree_of(mask: Tensor | None) -> _TreeMask | None:
     return getattr(mask, "tree", None)
 
 
+def _slots_of(mask: Tensor | None) -> SlotMask | None:
+    return getattr(mask, "slots", None)
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -102,6 +113,11 @@ def _attend(
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: query [B,H,L,D], key and value [B,K,L,D] -> [B,L,H,D]."""
+    slots = _slots_of(attention_mask)
+    if slots is not None:
+        if dropout or settings.get("position_bias") is not None or _beyond_sdpa(settings):
+            raise ValueError("a layer asks for more than softmax attention")
+        return slot_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling, slots), None
     tree = _tree_of(attention_mask)
     chosen: Tensor | None = settings.pop("indices", None)  # [B,L,k]
     if tree is not None:
@@ -133,7 +149,7 @@ def _attend_beside_eager(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
     """A tree as ``_attend`` computes it, all else by the model's file."""
-    if _tree_of(attention_mask) is not None:
+    if _tree_of(attention_mask) is not None or _slots_of(attention_mask) is not None:
         return _attend(module, query, key, value, attention_mask, **settings)
     chosen: Tensor | None = settings.pop("indices", None)
     if chosen is not None:

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from tunesmith.data.batches.layout import Batch, Edges
 from tunesmith.model.compute.agreement import agree
 from tunesmith.model.compute.attention import forward_arguments, laid_out
+from tunesmith.model.compute.choices import choose
 from tunesmith.model.compute.fused_modules import reading
 from tunesmith.model.compute.layers import adds_prompt_tokens, inner_model
 from tunesmith.model.compute.limits import LOGITS_AT_ONCE
@@ -35,21 +36,34 @@ _ROUNDINGS = 8.0  # of the dtype: how near our logits must be to the model's own
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """For each edge of a batch [E]: its log-probability (fp32) and whether its token was the likeliest one."""
+    """For each edge of a batch [E]: its log-probability (fp32) and whether its token was the likeliest one.
+
+    If choices were asked for: ``likeliest`` is the id of the likeliest token, and ``certain`` whether rounding cannot
+    make it another one (choices.py).
+    """
 
     logprobs: Tensor
     correct: Tensor
+    likeliest: Tensor | None = None
+    certain: Tensor | None = None
 
 
-def target_logprobs(model: nn.Module, batch: Batch) -> Targets:
-    """One forward pass over a batch that is already on the model's device. Gradients flow through ``logprobs``."""
+def target_logprobs(model: nn.Module, batch: Batch, *, choices: bool = False) -> Targets:
+    """One forward pass over a batch that is already on the model's device. Gradients flow through ``logprobs``.
+
+    Args:
+        choices: also say which token is the likeliest at each edge, and whether that is certain.
+    """
+    dtype = inner_model(model).dtype if choices else None
     base = None if adds_prompt_tokens(model) else inner_model(model)
     transform = None if base is None else _logit_transform(base)
     skips = base is not None and transform is not None and not _recomputes(base) and _skips_unread(base)
     with laid_out(batch):
         # 1. A model whose logits we cannot make, or with tokens of its own before ours, makes them itself.
         if base is None or transform is None:
-            return Targets(*_Pick.apply(_own_logits(model, batch), batch.edges.logit, batch.edges.target))
+            logits = _own_logits(model, batch)
+            logprobs, correct = _Pick.apply(logits, batch.edges.logit, batch.edges.target)  # type: ignore[misc]
+            return Targets(logprobs, correct, *_chosen(logits, batch.edges.logit, dtype))
         # 2. The decoder. Its last feed-forward block may skip tokens whose hidden states are not read.
         positions = batch.predicts.flatten().nonzero()[:, 0]  # [N], in the flattened batch
         decoder = base.get_decoder()
@@ -63,9 +77,17 @@ def target_logprobs(model: nn.Module, batch: Batch) -> Targets:
     if _is_plain(linear) and not any(own.requires_grad for own in linear.parameters()):
         ids, weight = (None, None) if rows is None else (rows.ids, rows.weight)
         return Targets(
-            *_FrozenOutputLayer.apply(hidden, linear.weight, linear.bias, transform, batch.edges, ids, weight)
+            *_FrozenOutputLayer.apply(hidden, linear.weight, linear.bias, transform, batch.edges, ids, weight, dtype)
         )
-    return _through_module(output_layer, transform, hidden, batch.edges)
+    return _through_module(output_layer, transform, hidden, batch.edges, dtype)
+
+
+def _chosen(logits: Tensor, line: Tensor, dtype: torch.dtype | None) -> tuple[Tensor | None, Tensor | None]:
+    """The likeliest token of each edge [E] and whether it is certain, from logits [N,V]; None where nobody asks."""
+    if dtype is None:
+        return None, None
+    best, certain = choose(logits.detach().float(), dtype)
+    return best[line], certain[line]
 
 
 def target_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -171,7 +193,8 @@ class _FrozenOutputLayer(torch.autograd.Function):
         edges: Edges,
         ids: Tensor | None,  # [K]
         rows: Tensor | None,  # [K,H]
-    ) -> tuple[Tensor, Tensor]:
+        choosing: torch.dtype | None,
+    ) -> tuple[Tensor | None, ...]:
         needed = hidden.requires_grad or (rows is not None and rows.requires_grad)
         logprobs = torch.empty(len(edges.target), dtype=torch.float32, device=hidden.device)  # [E]
         slopes = torch.ones_like(logprobs)  # [E], of the transform at each target
@@ -179,6 +202,8 @@ class _FrozenOutputLayer(torch.autograd.Function):
         mean = torch.empty_like(hidden) if needed else None  # [N,H], softmax(W h) W
         own_rows = None if rows is None else rows.to(weight.dtype)
         own_shares = None if ids is None else torch.empty(len(hidden), len(ids), device=hidden.device)  # [N,K]
+        likeliest = None if choosing is None else torch.empty_like(edges.target)  # [E]
+        certain = None if choosing is None else torch.empty_like(correct)  # [E]
         for start, end, own in _chunks(len(hidden), len(weight), edges):
             # 1. The logits of n positions [n,V], those of trained rows put in place.
             made = nn.functional.linear(hidden[start:end], weight, bias)
@@ -190,6 +215,8 @@ class _FrozenOutputLayer(torch.autograd.Function):
             picked = logits[line, target]
             highest, best = logits.max(-1)  # [n]
             correct[own] = best[line] == target
+            if choosing is not None and likeliest is not None and certain is not None:
+                likeliest[own], certain[own] = _chosen(logits, line, choosing)  # type: ignore[assignment]
             if transform.cap is not None:
                 slopes[own] = transform.slope(picked)  # type: ignore[assignment]
             inner = transform.slope(logits) if needed and transform.cap is not None else None
@@ -214,15 +241,15 @@ class _FrozenOutputLayer(torch.autograd.Function):
                 for each in (mean, own_shares):
                     if each is not None:
                         each.mul_(transform.scale)
-        ctx.mark_non_differentiable(correct)
+        ctx.mark_non_differentiable(*(each for each in (correct, likeliest, certain) if each is not None))
         ctx.edges, ctx.weight = edges, weight
         if mean is not None:
             ctx.save_for_backward(mean, slopes, *((hidden, rows, ids, own_shares) if rows is not None else ()))
-        return logprobs, correct
+        return logprobs, correct, likeliest, certain
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         mean, slopes, *apart = ctx.saved_tensors
         edges, weight = ctx.edges, ctx.weight
         # 1. The softmax part. Edges of one position add up in the order of the edges: the same each time.
@@ -240,7 +267,7 @@ class _FrozenOutputLayer(torch.autograd.Function):
             of_logits.view(-1).index_add_(0, edges.logit[at] * len(ids) + which, sloped[at])
             of_rows = (of_logits.T @ hidden.float()).to(rows.dtype)
         of_hidden.index_add_(0, edges.logit, towards * sloped[:, None].to(weight.dtype))
-        return of_hidden, None, None, None, None, None, of_rows
+        return of_hidden, None, None, None, None, None, of_rows, None
 
 
 class _Pick(torch.autograd.Function):
@@ -265,17 +292,22 @@ class _Pick(torch.autograd.Function):
         return result.to(logits.dtype), None, None
 
 
-def _through_module(layer: Any, transform: LogitTransform, hidden: Tensor, edges: Edges) -> Targets:
+def _through_module(
+    layer: Any, transform: LogitTransform, hidden: Tensor, edges: Edges, choosing: torch.dtype | None
+) -> Targets:
     """An output layer that trains or is adapted. The backward pass makes logits that fill several chunks again."""
     weight = getattr(_rows_apart(layer)[0], "weight", None)
     width = weight.shape[0] if isinstance(weight, Tensor) else LOGITS_AT_ONCE
     chunks = list(_chunks(len(hidden), width, edges))
 
-    def one(part: Tensor, line: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return _Pick.apply(transform(layer(part)), line, target)  # type: ignore[return-value]
+    def one(part: Tensor, line: Tensor, target: Tensor) -> tuple[Tensor | None, ...]:
+        logits = transform(layer(part))
+        return *_Pick.apply(logits, line, target), *_chosen(logits, line, choosing)  # pyright: ignore[reportGeneralTypeIssues]
 
     logprobs = torch.empty(len(edges.target), dtype=torch.float32, device=hidden.device)  # [E]
     correct = torch.empty(len(edges.target), dtype=torch.bool, device=hidden.device)  # [E]
+    likeliest = None if choosing is None else torch.empty_like(edges.target)  # [E]
+    certain = None if choosing is None else torch.empty_like(correct)  # [E]
     for start, end, own in chunks:
         part, line, target = hidden[start:end], edges.logit[own] - start, edges.target[own]  # [n,H], [e], [e]
         if len(chunks) > 1 and torch.is_grad_enabled():
@@ -284,7 +316,9 @@ def _through_module(layer: Any, transform: LogitTransform, hidden: Tensor, edges
             made = one(part, line, target)
         logprobs = logprobs.index_copy(0, own, made[0])
         correct[own] = made[1]
-    return Targets(logprobs, correct)
+        if likeliest is not None and certain is not None:
+            likeliest[own], certain[own] = made[2], made[3]
+    return Targets(logprobs, correct, likeliest, certain)
 
 
 def _chunks(lines: int, width: int, edges: Edges) -> Iterator[tuple[int, int, Tensor]]:

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from tunesmith.data.batches.layout import Batch, TokenRow, padded_batch, tree_batch
 from tunesmith.errors import ModelError
+from tunesmith.model.compute.agreement import ROUNDING, TOLERANCE
 from tunesmith.model.compute.logprobs import target_logprobs
 from tunesmith.model.modes import evaluation_mode
-
-_TOLERANCE = 4.0  # times the difference between these rows alone and padded; and times the rounding of the dtype
-_ROUNDING = 1e-5  # relative: what fp32 leaves over 30 layers; a model that cannot share differs a thousand times more
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,8 @@ def probe_model(model: nn.Module, rows: Sequence[TokenRow], *, device: torch.dev
         padded = _difference(model, padded_batch(pair, numbers).to(device), expected)
         tree = _tree_difference(model, tree_batch(pair, numbers, least=1).to(device), expected)
     scale = expected.abs().max().item()
-    rounding = max(_TOLERANCE * torch.finfo(model_dtype(model)).eps, _ROUNDING) * scale
-    if ahead > _TOLERANCE * rounding:
+    rounding = max(TOLERANCE * torch.finfo(model_dtype(model)).eps, ROUNDING) * scale
+    if ahead > TOLERANCE * rounding:
         raise ModelError(
             "this model sees the tokens that it is to predict",
             where=type(model).__name__,
@@ -59,7 +57,7 @@ def probe_model(model: nn.Module, rows: Sequence[TokenRow], *, device: torch.dev
             remedy="Use a causal language model; one made as an encoder may need is_decoder: true in its config.json.",
         )
     # Where padding changes a model much, its difference does not widen the limit further.
-    allowed = min(max(_TOLERANCE * padded, rounding), _TOLERANCE * rounding)
+    allowed = min(max(TOLERANCE * padded, rounding), TOLERANCE * rounding)
     if isinstance(tree, str):
         return Probe(False, inf, allowed, f"prefix sharing: off (the model cannot compute a tree of rows: {tree})")
     shares = tree <= allowed

@@ -1,0 +1,138 @@
+"""The reference answers as drafts: what the loss pass decides of an answer, and that nothing else comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny import config_for, tiny
+from transformers import AutoTokenizer, GenerationConfig
+
+from tunesmith.data.batches.layout import LayoutName
+from tunesmith.data.chat.template import Encoded
+from tunesmith.evaluation.beginnings import beginning
+from tunesmith.evaluation.judge import Judge
+from tunesmith.evaluation.task import Task, make_task, task_batches
+from tunesmith.model.generate import Beginning
+from tunesmith.recipe.settings import EvaluationSettings
+from tunesmith.runs.progress import Silent
+
+STOP = 2
+NEW = 12
+LARGE = {"initializer_range": 0.3}
+# Models that attend through the tree, and models that must be decoded in batches.
+MODELS: list[tuple[str, LayoutName, dict[str, Any]]] = [
+    ("llama", "tree", {}),
+    ("mistral", "tree", {"sliding_window": 8}),
+    ("gemma3_text", "tree", {"sliding_window": 8, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    ("gpt2", "padded", {"n_positions": 128}),
+    ("qwen3", "padded", {"head_dim": 8}),
+    ("gemma2", "tree", {"sliding_window": 8, "head_dim": 8, "query_pre_attn_scalar": 8}),  # soft-capped scores
+    ("mamba", "padded", {}),
+]
+
+
+def whole(found: Beginning) -> tuple[list[int], bool]:
+    return list(found.tokens), found.ended
+
+
+def decided(reference: Sequence[int], likeliest: Sequence[int], unsure: int | None = None) -> tuple[list[int], bool]:
+    certain = np.array([place != unsure for place in range(len(reference))])
+    return whole(beginning(reference, np.array(likeliest), certain, stop_ids=(STOP, 7)))
+
+
+def test_the_beginning_goes_up_to_and_with_the_first_token_that_differs() -> None:
+    assert decided([5, 6, 8, STOP], [5, 6, 8, STOP]) == ([5, 6, 8], True)
+    assert decided([5, 6, 8, STOP], [5, 9, 8, STOP]) == ([5, 9], False)
+    assert decided([5, 6, 8, STOP], [5, 6, 8, 9]) == ([5, 6, 8, 9], False)
+    assert decided([5, 6, 8, STOP], [5, 7, 8, STOP]) == ([5], True)  # another stop token
+    assert decided([5, 6, 8], [5, 6, 8]) == ([5, 6, 8], False)  # the row was cut before its end
+    assert decided([STOP], [STOP]) == ([], True)
+
+
+def test_nothing_is_taken_from_a_choice_that_rounding_could_turn() -> None:
+    assert decided([5, 6, 8, STOP], [5, 6, 8, STOP], unsure=1) == ([5], False)
+    assert decided([5, 6, 8, STOP], [5, 6, 8, STOP], unsure=3) == ([5, 6, 8], False)
+    assert decided([5, 6, 8, STOP], [9, 6, 8, STOP], unsure=0) == ([], False)
+
+
+def plainly(model: Any, prompt: Sequence[int], stop: Sequence[int]) -> list[int]:
+    line = torch.tensor([list(prompt)])
+    config = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=list(stop) or None)
+    with torch.no_grad():
+        made = model.generate(input_ids=line, attention_mask=torch.ones_like(line), generation_config=config)
+    return made[0, len(prompt) :].tolist()
+
+
+def rows_for(model: Any) -> tuple[list[Encoded], list[int]]:
+    """Rows whose references are the model's answer: whole, changed in the middle, cut, followed by more, or another."""
+    random = np.random.default_rng(5)
+    common = random.integers(3, 90, 18).tolist()
+    prompts = [[*common, *random.integers(3, 90, size).tolist()] for size in (3, 1, 6, 4, 9, 2)] + [[40, 41]]
+    answers = [plainly(model, prompt, ()) for prompt in prompts]
+    stops = [STOP, answers[0][6], answers[2][4]]
+    references: list[list[int]] = []
+    for number, prompt in enumerate(prompts):
+        answer = plainly(model, prompt, stops)
+        kinds = [answer, [*answer[:2], 91, *answer[3:]], answer[:3], [*answer[:-1], 91, 92, 93], [93, 92]]
+        references.append(kinds[number % len(kinds)])
+    rows = []
+    for number, (prompt, reference) in enumerate(zip(prompts, references, strict=True)):
+        ids = np.array([*prompt, *reference], np.int32)
+        rows.append(Encoded(ids, np.arange(len(ids)) >= len(prompt), f"held.jsonl:{number + 1}", number))
+    return rows, stops
+
+
+def judge_for(
+    rows: Sequence[Encoded], stops: Sequence[int], tokenizer: Any, layout: LayoutName, **changes: Any
+) -> tuple[Judge, Task]:
+    settings = EvaluationSettings.model_validate(
+        {"metrics": ["exact_match"], "max_new_tokens": NEW, "samples": 0, "batch_size": 3, **changes}
+    )
+    task = make_task(rows, list(range(99)), tokenizer=tokenizer, stop_ids=stops, settings=settings)
+    return Judge(task, task_batches(task, budget=100, layout=layout), tokenizer, stops, settings), task
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_dir: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+@pytest.mark.parametrize(("name", "layout", "changes"), MODELS, ids=[name for name, *_ in MODELS])
+def test_judged_answers_are_those_of_a_plain_loop(
+    name: str, layout: LayoutName, changes: dict[str, Any], tokenizer: Any
+) -> None:
+    model = tiny(config_for(name, **LARGE, **changes))
+    model.generation_config = GenerationConfig()
+    rows, stops = rows_for(model)
+    judge, task = judge_for(rows, stops, tokenizer, layout, samples=len(rows))
+    scores = judge.token_scores(model, title="loss", listener=Silent())
+    made = judge.answers(model, count=None, title="answers", listener=Silent(), choices=scores.choices)
+    for answer, question in zip(made, task.questions, strict=True):
+        expected = plainly(model, question.prompt, stops)
+        stopped = bool(expected) and expected[-1] in stops
+        assert list(answer.tokens) == expected[: len(expected) - stopped]
+        assert answer.stopped == stopped
+    matches = [
+        answer.text.strip() == question.truth.strip() for answer, question in zip(made, task.questions, strict=True)
+    ]
+    assert any(matches) and not all(matches)
+
+
+def test_answers_that_equal_their_references_are_not_decoded(tokenizer: Any) -> None:
+    model = tiny(config_for("llama", **LARGE))
+    model.generation_config = GenerationConfig()
+    rows, stops = rows_for(model)
+    rows = [rows[0], rows[5]]  # their references are the model's own answers
+    expected = [plainly(model, row.ids[~row.supervised].tolist(), stops) for row in rows]
+    assert all(answer[-1] in stops for answer in expected)
+    judge, _ = judge_for(rows, stops, tokenizer, "tree")
+    scores = judge.token_scores(model, title="loss", listener=Silent())
+    model.generate = model.forward = None  # nothing may be computed
+    made = judge.answers(model, count=None, title="answers", listener=Silent(), choices=scores.choices)
+    assert [list(answer.tokens) for answer in made] == [answer[:-1] for answer in expected]
+    assert all(answer.stopped for answer in made)
