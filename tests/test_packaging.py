@@ -23,6 +23,7 @@ DATA_FILES = [
     "src/tunesmith/py.typed",
     "src/tunesmith/cli/json_keys.yaml",
     "src/tunesmith/data/report/page.html.j2",
+    "src/tunesmith/evaluation/probe/items.jsonl",
     "src/tunesmith/workflows/demo/train.jsonl",
     "src/tunesmith/workflows/demo/test.jsonl",
 ]
