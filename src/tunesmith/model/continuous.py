@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tunesmith.data.batches.layout import LEAST_SHARED
 from tunesmith.model.alone import token_alone
+from tunesmith.model.beginnings_kept import KeptBeginnings
 from tunesmith.model.compute.agreement import ROUNDING, TOLERANCE, agree
 from tunesmith.model.compute.attention import BESIDE_EAGER, IMPLEMENTATION
 from tunesmith.model.compute.choices import choose
@@ -37,7 +37,7 @@ from tunesmith.model.lookup import Lookup
 from tunesmith.model.modes import evaluation_mode
 
 _LEAST_JOBS = 3  # below this the trial costs more than it can save
-_ENTER_AT_ONCE = 1024  # tokens of new texts in one pass, unless a single text has more
+ENTER_AT_ONCE = 1024  # tokens of new texts in one pass, unless a single text has more
 _TRIED = 4  # tokens of the trial that are fed behind the prompt
 
 Settled = Callable[[Job, Sequence[int]], bool]
@@ -71,14 +71,7 @@ def forward(model: nn.Module, fed: SlotPass, cache: SlotCache, wanted: Sequence[
     """Logits [N,V] of the tokens ``wanted`` of a pass; their keys and values go into the cache."""
     keep = torch.tensor(wanted, device=fed.device)
     with feeding(fed):
-        logits = cast(Any, model)(
-            input_ids=fed.input_ids,
-            attention_mask=torch.ones_like(fed.input_ids),
-            position_ids=fed.position_ids,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits[0]
+        logits = cast(Any, model)(**fed.arguments, past_key_values=cache, logits_to_keep=keep).logits[0]
     return logits if len(logits) == len(wanted) else logits[keep]
 
 
@@ -122,10 +115,10 @@ class _Decoding:
         self.settled, self.on_done = settled, on_done
         self.device, self.dtype = inner_model(model).device, inner_model(model).dtype
         columns = max(len(job.prompt) + job.new_tokens for job in jobs)
-        self.cache = SlotCache(_config(model), slots=slots, columns=columns)
+        self.cache = SlotCache(text_config(model), slots=slots, columns=columns)
         self.waiting = deque(sorted(jobs, key=lambda job: job.line))
         self.texts: list[_Text | None] = [None] * slots
-        self.held: list[np.ndarray] = [np.empty(0, np.int64)] * slots  # the ids whose keys each slot has
+        self.kept = KeptBeginnings(self.cache, slots)
         self.done: dict[int, Decoded] = {}  # by the identity of the job
         self.undecided: list[Job] = []
 
@@ -147,19 +140,11 @@ class _Decoding:
             if not self.waiting:
                 return
             line = np.array(self.waiting[0].line)
-            shared = [min(_shared(line, held), len(line) - 1) for held in self.held]
-            # The free slot itself is as good as another, and costs no copy.
-            source = max(range(len(shared)), key=lambda number: (shared[number], number == slot))
-            have = shared[source]
-            if any(min(_shared(line, other), len(line) - 1) - have >= LEAST_SHARED for other in entered):
+            have = self.kept.enter(line, slot, entered)
+            if have is None or (size and size + len(line) - have > ENTER_AT_ONCE):
                 return
-            if size and size + len(line) - have > _ENTER_AT_ONCE:
-                return
-            if source != slot and have:
-                self.cache.copy(source, slot, have)
             job = self.waiting.popleft()
             self.texts[slot] = _Text(job, slot, line.tolist(), have, Lookup(job.reference, len(job.prompt)))
-            self.held[slot] = line[:have]
             entered.append(line)
             size += len(line) - have
 
@@ -172,9 +157,8 @@ class _Decoding:
             if self.texts[slot] is None and last > slot:
                 text = self.texts[last]
                 assert text is not None
-                self.cache.copy(last, slot, text.fed)
+                self.kept.move(last, slot, text.fed)
                 text.slot, self.texts[slot], self.texts[last] = slot, text, None
-                self.held[slot] = self.held[last]
 
     def _step(self, texts: Sequence[_Text]) -> None:
         """One pass: the tokens of each text that have no keys yet, and guesses behind them."""
@@ -203,7 +187,7 @@ class _Decoding:
         """Appends the model's choices: the first, and each that follows a guess that was right."""
         right = 0
         length = len(text.ids)
-        self.held[text.slot] = np.array(text.ids)
+        self.kept.hold(text.slot, text.ids)
         for index, (choice, sure) in enumerate(zip(best, certain, strict=True)):
             token = choice if sure else token_alone(self.model, text.ids)
             if token is None:
@@ -221,7 +205,7 @@ class _Decoding:
         if text.guessed:
             text.lookup.learn(len(text.guessed), right)
         text.fed = length + right
-        self.held[text.slot] = np.array(text.ids[: text.fed])
+        self.kept.hold(text.slot, text.ids[: text.fed])
         if self.settled is not None and self.settled(text.job, text.answer):
             self._finish(text.job, Decoded(text.answer, settled=True))
             self._leave(text)
@@ -241,15 +225,14 @@ def up_to_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
     return list(ids[:end])
 
 
-def _shared(one: np.ndarray, other: np.ndarray) -> int:
-    """Tokens that two texts begin with in common."""
-    limit = min(len(one), len(other))
-    differs = one[:limit] != other[:limit]
-    return int(differs.argmax()) if differs.any() else limit
-
-
-def _config(model: nn.Module) -> Any:
+def text_config(model: nn.Module) -> Any:
+    """The settings of the decoder."""
     return inner_model(model).config.get_text_config(decoder=True)
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Positions that the model was made for; None where its architecture has no such limit."""
+    return getattr(text_config(model), "max_position_embeddings", None)
 
 
 _admitted: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
@@ -264,7 +247,7 @@ def admits(model: nn.Module, jobs: Sequence[Job]) -> bool:
     installed = inner.config._attn_implementation in (IMPLEMENTATION, BESIDE_EAGER)
     if len(jobs) < _LEAST_JOBS or adds_prompt_tokens(model) or not installed:
         return False
-    config = _config(model)
+    config = text_config(model)
     names = ("sliding_window", "attention_chunk_size", "window_size")
     windows = [window for name in names if isinstance(window := getattr(config, name, None), int)]
     longest = max(jobs, key=lambda job: len(job.line))
@@ -291,7 +274,7 @@ def _works(model: nn.Module, text: Sequence[int]) -> bool:
             alone = inner(
                 input_ids=line, attention_mask=torch.ones_like(line), use_cache=False, logits_to_keep=tail
             ).logits[0, -tail:]
-            cache = SlotCache(_config(model), slots=2, columns=len(text))
+            cache = SlotCache(text_config(model), slots=2, columns=len(text))
             forward(inner, SlotPass([Feed(0, 0, text[:body])], inner.device), cache, [body - 1])
             cache.copy(0, 1, half)
             # The second text catches up while the first goes on.

@@ -27,6 +27,7 @@ from tunesmith.data.chat.tokenizing import tokenizing
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.compute.layers import inner_model
 from tunesmith.model.compute.waits import waiting_as_others_allow
+from tunesmith.model.continuous import position_limit
 from tunesmith.model.decoding import Job, batches, decode
 from tunesmith.model.greedy import decode_greedily
 from tunesmith.model.modes import random_state_kept
@@ -98,7 +99,7 @@ def generate(
     """
     assert batch_size >= 1, f"batch_size {batch_size}"
     jobs = _jobs(prompts, settings)
-    limit = _position_limit(model)
+    limit = position_limit(model)
     _check_lengths(jobs, settings, limit)
     answers: dict[tuple[int, int], Generation] = {}
     if begun is not None:
@@ -139,7 +140,7 @@ def generate(
 
 def check_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], *, settings: GenerationSettings) -> None:
     """Raises what ``generate`` would raise for these prompts and settings, and decodes nothing."""
-    _check_lengths(_jobs(prompts, settings), settings, _position_limit(model))
+    _check_lengths(_jobs(prompts, settings), settings, position_limit(model))
 
 
 def stream(
@@ -166,12 +167,6 @@ def stream(
     check_prompts(model, [prompt], settings=settings)
     (job,) = _jobs([prompt], settings)
     return _text_pieces(tokenizer, _answer_tokens(model, job, settings=settings, stop_ids=stop_ids))
-
-
-def _position_limit(model: nn.Module) -> int | None:
-    """Positions that the model was made for; None where its architecture has no such limit."""
-    config = inner_model(model).config.get_text_config(decoder=True)
-    return getattr(config, "max_position_embeddings", None)
 
 
 def _jobs(prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Job]:

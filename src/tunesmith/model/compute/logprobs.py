@@ -29,6 +29,7 @@ from tunesmith.model.compute.choices import choose
 from tunesmith.model.compute.fused_modules import reading
 from tunesmith.model.compute.layers import adds_prompt_tokens, inner_model
 from tunesmith.model.compute.limits import LOGITS_AT_ONCE
+from tunesmith.model.compute.slots import SlotCache, SlotPass, feeding
 from tunesmith.model.modes import evaluation_mode
 
 _ROUNDINGS = 8.0  # of the dtype: how near our logits must be to the model's own
@@ -71,15 +72,40 @@ def target_logprobs(model: nn.Module, batch: Batch, *, choices: bool = False) ->
         with reading(positions if skips and len(positions) < batch.computed else None):
             hidden = decoder(**arguments).last_hidden_state  # [B,L,H]
     hidden = hidden.flatten(0, 1).index_select(0, positions)  # [N,H]
-    # 3. The output layer: by one pass of our own where its weight does not train, else by the module itself.
+    return _read_out(base, transform, hidden, batch.edges, dtype)
+
+
+def pass_logprobs(model: nn.Module, fed: SlotPass, cache: SlotCache, positions: Tensor, edges: Edges) -> Tensor:
+    """The log-probability of each edge [E] in one pass over slots, without gradients; the cache takes its keys.
+
+    Args:
+        positions: int64 [N], the tokens of the pass whose logits are needed; ``edges.logit`` counts them.
+    """
+    base = None if adds_prompt_tokens(model) else inner_model(model)
+    transform = None if base is None else _logit_transform(base)
+    arguments = {**fed.arguments, "past_key_values": cache}
+    with torch.no_grad():
+        if base is None or transform is None:
+            with feeding(fed):
+                logits = model(**_accepted(inner_model(model), {**arguments, "logits_to_keep": positions})).logits[0]
+            logits = logits if len(logits) == len(positions) else logits[positions]
+            return _Pick.apply(logits, edges.logit, edges.target)[0]  # type: ignore[index]
+        decoder = base.get_decoder()
+        with feeding(fed):
+            hidden = decoder(**_accepted(decoder, arguments)).last_hidden_state[0, positions]  # [N,H]
+        return _read_out(base, transform, hidden, edges, None).logprobs
+
+
+def _read_out(base: Any, transform: LogitTransform, hidden: Tensor, edges: Edges, dtype: torch.dtype | None) -> Targets:
+    """The output layer: by one pass of our own where its weight does not train, else by the module itself."""
     output_layer = base.get_output_embeddings()
     linear, rows = _rows_apart(output_layer)
     if _is_plain(linear) and not any(own.requires_grad for own in linear.parameters()):
         ids, weight = (None, None) if rows is None else (rows.ids, rows.weight)
         return Targets(
-            *_FrozenOutputLayer.apply(hidden, linear.weight, linear.bias, transform, batch.edges, ids, weight, dtype)
+            *_FrozenOutputLayer.apply(hidden, linear.weight, linear.bias, transform, edges, ids, weight, dtype)
         )
-    return _through_module(output_layer, transform, hidden, batch.edges, dtype)
+    return _through_module(output_layer, transform, hidden, edges, dtype)
 
 
 def _chosen(logits: Tensor, line: Tensor, dtype: torch.dtype | None) -> tuple[Tensor | None, Tensor | None]:

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -94,6 +95,17 @@ class SlotPass:
         self.column = starts.to(device)
         self.groups = [self._group(own) for own in _together(feeds)]
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the model is called with, beside the cache."""
+        mask = torch.ones_like(self.input_ids)
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": mask,
+            "position_ids": self.position_ids,
+            "use_cache": True,
+        }
+
     def _group(self, numbers: Sequence[int]) -> _Group:
         feeds = [self.feeds[number] for number in numbers]
         first, last = min(feed.slot for feed in feeds), max(feed.slot for feed in feeds) + 1
@@ -141,11 +153,11 @@ def _positions(feed: Feed) -> list[int]:
 
 def _ancestors(parents: Sequence[int]) -> Tensor:
     """bool [tokens, tokens]: whether the second is the first or an ancestor of it."""
-    seen = torch.eye(len(parents), dtype=torch.bool)
+    seen = np.eye(len(parents), dtype=bool)
     for number, parent in enumerate(parents):
         if parent >= 0:
             seen[number] |= seen[parent]
-    return seen
+    return torch.from_numpy(seen)
 
 
 def _together(feeds: Sequence[Feed]) -> Iterator[list[int]]:
