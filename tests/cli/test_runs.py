@@ -218,3 +218,71 @@ def test_curves_are_drawn_into_a_file(command: Command, finished: Run, tmp_path:
     again = command("runs", "curves", "runs/rows", "--out", "curves.svg")
     assert again.code == 1 and "--overwrite" in again.err
     assert command("runs", "curves", "runs/rows", "--out", "curves.svg", "--overwrite").code == 0
+
+
+def answers_of(finished: Run, name: str = "samples.jsonl") -> None:
+    lines = [
+        {
+            "source": f"rows.jsonl:{number}",
+            "prompt": f"ask\n{number}",
+            "truth": "yes",
+            "base": "perhaps",
+            "base_stopped": False,
+            "tuned": "yes" if number else "no\nnever",
+            "tuned_stopped": True,
+            "scores": {"exact_match": float(number > 0)},
+            "base_scores": {"exact_match": 0.0},
+        }
+        for number in range(3)
+    ]
+    finished.write_lines(name, lines)
+
+
+def test_every_wrong_row_is_shown_with_both_answers_in_full(command: Command, finished: Run) -> None:
+    answers_of(finished)
+    out = command("runs", "show", "runs/rows", "--wrong").out
+    assert out.splitlines()[:8] == [
+        "1 of 3 answers are not right:",
+        "  rows.jsonl:0  exact_match 0 -> 0",
+        "    prompt ask",
+        "           0",
+        "    base   perhaps  (cut off)",
+        "    tuned  no",
+        "           never",
+        "    truth  yes",
+    ]
+    found = command("runs", "show", "runs/rows", "--wrong", "--json").json
+    assert list(found) == list(JSON_KEYS["runs show --wrong"])
+    assert [each["source"] for each in found["wrong"]] == ["rows.jsonl:0"] and found["metric"] == "exact_match"
+
+
+def test_wrong_rows_of_the_newest_evaluation_are_shown_too(command: Command, finished: Run) -> None:
+    outcome = command("runs", "show", "runs/rows", "--wrong", "--eval")
+    assert outcome.code == 1 and "Run `tunesmith eval runs/rows` first" in outcome.err
+    assert command("runs", "show", "runs/rows", "--eval").code == 2
+    verdict = finished.read_json("verdict.json")
+    finished.append("evaluations.jsonl", {"time": "t", "target": "runs/rows", "settings": [], "data": None, **verdict})
+    answers_of(finished, "evaluation_samples.jsonl")
+    assert command("runs", "show", "runs/rows", "--wrong", "--eval").out.startswith("1 of 3 answers are not right:\n")
+
+
+def test_the_advice_of_a_verdict_is_shown_with_the_folder_in_its_command(command: Command, finished: Run) -> None:
+    advice = [{"reason": "cut off", "text": "3 were cut off.", "command": "tunesmith eval RUN max_new_tokens=64"}]
+    finished.write_json("verdict.json", {**finished.read_json("verdict.json"), "advice": advice})
+    out = command("runs", "show", "runs/rows").out
+    assert "What next:\n  3 were cut off. Try: `tunesmith eval runs/rows max_new_tokens=64`\n" in out
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"advice": [{"text": 3}]},
+        {"damage": [{"kind": "loss"}]},
+        {"cannot_tell": ["m"]},
+        {"cannot_tell": ["exact_match"]},
+    ],
+)
+def test_odd_facts_of_a_verdict_are_one_message(command: Command, finished: Run, odd: dict[str, Any]) -> None:
+    finished.write_json("verdict.json", {**finished.read_json("verdict.json"), **odd})
+    outcome = command("runs", "show", "runs/rows")
+    assert outcome.code == 1 and outcome.err.startswith("error: runs/rows/verdict.json: verdict.json is damaged")

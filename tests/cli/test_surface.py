@@ -106,7 +106,7 @@ SURFACE = {
     ),
     "demo": ([], ["--overwrite", "--json"]),
     "runs list": (["FOLDER"], ["--json"]),
-    "runs show": (["RUN"], ["--json"]),
+    "runs show": (["RUN"], ["--wrong", "--eval", "--json"]),
     "runs watch": (["RUN"], ["--wait", "--json"]),
     "runs curves": (["RUN"], ["--out", "--overwrite", "--json"]),
 }

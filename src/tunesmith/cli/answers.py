@@ -33,6 +33,8 @@ from tunesmith.cli.terminal.tables import metrics_table, verdict_line
 from tunesmith.errors import DataError
 from tunesmith.model.weights.recipes import refuse_recipe
 from tunesmith.recipe.paths import shown
+from tunesmith.runs.samples import side_by_side
+from tunesmith.safe_text import one_line
 
 if TYPE_CHECKING:
     from tunesmith.data.examples.message import Message
@@ -58,6 +60,7 @@ def evaluate(
     """
     with session(as_json) as terminal:
         refuse_recipe(target)
+        from tunesmith.evaluation.wording import ALONE, advice_lines
         from tunesmith.workflows.evaluate import evaluate
 
         try:
@@ -77,6 +80,11 @@ def evaluate(
             terminal.write(verdict_line(verdict))
         for line in metrics_table(verdict["metrics"], width=terminal.columns):
             terminal.write(line)
+        if verdict.get("decided_by") in ALONE:  # a loss says nothing of answers, so they are shown
+            for line in side_by_side(verdict.samples):
+                terminal.write(line)
+        for line in advice_lines(verdict, target):
+            terminal.write(one_line(line))
         terminal.result({"target": target, **verdict})
 
 

@@ -126,15 +126,39 @@ def list_runs(
 
 def show_run(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
+    wrong: Annotated[
+        bool, typer.Option("--wrong", help="Show every answer that is not right instead, with that of the base.")
+    ] = False,
+    of_eval: Annotated[bool, typer.Option("--eval", help="With --wrong: the answers of the newest `eval`.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one run: recipe, verdict with its metrics, loss curve and checkpoints."""
+    """Show one run: recipe, verdict with its metrics, advice, loss curve and checkpoints."""
+    if of_eval and not wrong:
+        raise typer.BadParameter("this flag needs --wrong", param_hint="--eval")
     with session(as_json) as terminal:
+        if wrong:
+            _show_wrong(run, terminal, of_eval=of_eval)
+            return
         from tunesmith.runs.overview import details
 
         found = details(run)
         _report(found, terminal)
         terminal.result(found.to_json())
+
+
+def _show_wrong(run: str, terminal: Terminal, *, of_eval: bool) -> None:
+    from tunesmith.runs.overview import wrong_answers
+    from tunesmith.runs.samples import wrong_lines
+
+    found = wrong_answers(run, of_eval=of_eval)
+    for line in wrong_lines(found.wrong, found.answers):
+        terminal.write(one_line(line))
+    if found.answers < found.rows:
+        terminal.write(
+            f"Only {found.answers} of {found.rows} rows were answered, because no metric needs answers. To answer all: "
+            f"`tunesmith eval {run} metrics=[exact_match]`, then `tunesmith runs show {run} --wrong --eval`"
+        )
+    terminal.result({"run": run, **found.to_json()})
 
 
 def _step(run: Summary) -> str | None:
@@ -184,13 +208,15 @@ def _report_evaluation(evaluation: dict[str, Any], terminal: Terminal) -> None:
 def _report_verdict(found: Details, terminal: Terminal) -> None:
     if found.verdict is None:
         return
+    from tunesmith.evaluation.wording import advice_lines, sentence
+
     verdict = str(found.verdict.get("verdict"))
     terminal.write("")
     if found.verdict.get("metrics"):
-        from tunesmith.evaluation.wording import sentence
-
         terminal.write(Styled(one_line(sentence(found.verdict)), _VERDICT_COLOURS.get(verdict)))  # type: ignore[arg-type]
         for line in metrics_table(found.verdict["metrics"], width=terminal.columns):
             terminal.write(line)
     else:
         terminal.write(one_line(f"{verdict}: {found.verdict.get('reason')}"))
+    for line in advice_lines(found.verdict, found.summary.run):
+        terminal.write(one_line(line))

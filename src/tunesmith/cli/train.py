@@ -15,6 +15,7 @@ from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, settings_table, table, verdict_line
 from tunesmith.recipe.paths import local
 from tunesmith.runs.drift import FLAG
+from tunesmith.safe_text import one_line
 
 if TYPE_CHECKING:
     from tunesmith.runs.consent import Consent
@@ -104,10 +105,14 @@ def train(
             from tunesmith.workflows import finetune  # imports torch
 
             result = finetune.train_in(start, terminal)
+        from tunesmith.evaluation.wording import advice_lines
+
         terminal.write(verdict_line(result.verdict))
         for line in metrics_table(result.metrics, width=terminal.columns) if result.metrics else []:
             terminal.write(line)
         _show_samples(result.run, terminal)
+        for line in advice_lines(result.verdict, result.run):
+            terminal.write(one_line(line))
         terminal.write(
             f"The run is {result.run}. Next: `tunesmith runs show {result.run}`, `tunesmith chat {result.run}`"
         )

@@ -23,7 +23,7 @@ from tunesmith.data.files.rows import BadRow, LeftOut
 from tunesmith.data.finding import Finding
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.placement import OUTCOME, place_rows
-from tunesmith.data.report.findings import findings
+from tunesmith.data.report.findings import findings, labels_of
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.data import DataSettings, SourceSettings
 from tunesmith.recipe.objectives import OBJECTIVE_SHAPES
@@ -69,6 +69,12 @@ class Survey:
             return self.settings.too_long
         splits = self.scan.raw_text[self.scan.own].any() and self.settings.if_too_long(raw_text=True) == "split"
         return "split" if splits else "error"
+
+    def trained_labels(self) -> dict[str, int]:
+        """Rows to train on by label; empty where answers are not labels."""
+        answers = self.scan.answer[self.outcome == OUTCOME["trained"]]
+        texts = self.scan.labels
+        return {texts[each.number]: int((answers == each.number).sum()) for each in labels_of(self.scan) or []}
 
     def left_out_in_words(self) -> list[str]:
         """How many rows the tool that wrote the file marks as not to be used, by its word for it; nothing if none."""

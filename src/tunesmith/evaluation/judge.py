@@ -290,6 +290,8 @@ def _samples(task: Task, base: Measured | None, tuned: Measured) -> list[dict[st
         if base is not None:
             line |= {"base": base.answers[number].text, "base_stopped": base.answers[number].stopped}
         line |= {"tuned": answer.text, "tuned_stopped": answer.stopped}
-        scored = {name: float(of.total[number]) for name, of in tuned.of_answers.items()}
-        lines.append(line | {"scores": scored} if scored else line)
+        for key, of in (("scores", tuned), *([] if base is None else [("base_scores", base)])):
+            if of.of_answers:
+                line[key] = {name: float(scores.of_rows[number]) for name, scores in of.of_answers.items()}
+        lines.append(line)
     return lines

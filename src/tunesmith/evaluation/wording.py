@@ -56,7 +56,11 @@ def foreseen_sentence(metric: str, rows: int, groups: int, shown: Mapping[float,
         shown: assumed share of rows that only one model has right, to the smallest difference that is found.
         confidence: of the test.
     """
-    parts = [f"{100 * least:.0f} points if {share:.0%} of the answers change" for share, least in shown.items()]
+    parts = []
+    for share, least in shown.items():
+        how = f"{share:.0%} of the answers change" if least <= share else "all changes are in one direction"
+        parts.append(f"{100 * least:.0f} points if {how}")
+    parts = list(dict.fromkeys(parts))
     of = f"{rows:,} held-out rows" if rows == groups else f"{rows:,} held-out rows in {groups:,} independent groups"
     return (
         f"{of} can show a difference in {metric} of {' or '.join(parts)} "

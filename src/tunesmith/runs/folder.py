@@ -7,6 +7,7 @@ template.json      the chat template as used        verdict.json    better, no e
 memory.json        peak, predicted and measured     status.json     the state of the run
 samples_during.jsonl   an answer at each validation
 evaluations.jsonl      what `eval` measured later
+evaluation_samples.jsonl   the answers of the newest of these
 manifest.json      size and sha256 of each of these files
 checkpoints/step-NNNNNN/   each with its own manifest.json
 set_aside/         damaged checkpoints, which are not used

@@ -12,7 +12,16 @@ from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.folder import Run, find_runs
 from tunesmith.runs.manifest import MANIFEST, changes, has_manifest, in_words
 from tunesmith.runs.notebook import html_table, metrics_html, metrics_text
-from tunesmith.runs.stored_shapes import evaluation_lines, ledger_rows, metric_lines, status_of, verdict_of
+from tunesmith.runs.run_files import ANSWERS
+from tunesmith.runs.samples import SAMPLES, is_wrong
+from tunesmith.runs.stored_shapes import (
+    answer_lines,
+    evaluation_lines,
+    ledger_rows,
+    metric_lines,
+    status_of,
+    verdict_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,48 @@ def details(folder: str | Path) -> Details:
         best=status.get("best"),
         evaluations=evaluation_lines(run),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class WrongAnswers:
+    """Lines of samples.jsonl whose answer is not right. ``rows`` were judged, and ``answers`` of them answered."""
+
+    wrong: list[dict[str, Any]]
+    answers: int
+    rows: int
+    metric: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"rows", "answers", "metric", "wrong"}``."""
+        return {"rows": self.rows, "answers": self.answers, "metric": self.metric, "wrong": self.wrong}
+
+
+def wrong_answers(folder: str | Path, *, of_eval: bool = False) -> WrongAnswers:
+    """Every answer of a run's verdict that is not right by the metric that decides, or else by the first that scores.
+
+    Args:
+        folder: of the run.
+        of_eval: of its newest `eval` instead.
+
+    Raises:
+        RunError: there is no run or no verdict, or its files are damaged.
+    """
+    run = Run.open(folder)
+    verdict = (evaluation_lines(run) or [None])[-1] if of_eval else verdict_of(run)
+    if verdict is None:
+        raise RunError(
+            "This run has no evaluation" if of_eval else "This run has no verdict yet",
+            where=str(folder),
+            remedy=f"Run `tunesmith eval {folder}` first."
+            if of_eval
+            else f"Finish it with `tunesmith train {folder} --resume`.",
+        )
+    answers = answer_lines(run, ANSWERS if of_eval else SAMPLES)
+    scores = answers[0].get("scores", {}) if answers else {}
+    decided = verdict.get("decided_by")
+    metric = decided if decided in scores else next(iter(scores), None)
+    wrong = [each for each in answers if is_wrong(each, metric)]
+    return WrongAnswers(wrong, len(answers), max(len(answers), verdict.get("rows") or 0), metric)
 
 
 def _counts(run: Run, status: dict[str, Any]) -> list[tuple[str, str]]:

@@ -30,17 +30,53 @@ def side_by_side(samples: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def worst_labels(samples: Sequence[Mapping[str, Any]]) -> str | None:
     """The labels that the tuned model gets wrong most often, worst first. None if answers are not scored labels."""
+    wrong = by_label(samples)
+    if not wrong:
+        return None
+    named = ", ".join(f"{one_line(label)} {right} of {rows}" for label, right, rows in wrong[:LABELS_SHOWN])
+    return f"labels, worst first: {named} right" + (", ..." if len(wrong) > LABELS_SHOWN else "")
+
+
+def by_label(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
+    """(label, rows that are right, rows) of labels with wrong rows, worst first; empty if answers are not labels."""
     scored = [each for each in samples if "exact_match" in each.get("scores", {})]
     rows = Counter(each["truth"] for each in scored)
     if not 2 <= len(rows) <= len(scored) / 2:
-        return None
+        return []
     right = Counter(each["truth"] for each in scored if each["scores"]["exact_match"] == 1)
     wrong = [label for label in rows if right[label] < rows[label]]
-    if not wrong:
-        return None
     wrong.sort(key=lambda label: (right[label] / rows[label], -rows[label], label))
-    named = ", ".join(f"{one_line(label)} {right[label]} of {rows[label]}" for label in wrong[:LABELS_SHOWN])
-    return f"labels, worst first: {named} right" + (", ..." if len(wrong) > LABELS_SHOWN else "")
+    return [(label, right[label], rows[label]) for label in wrong]
+
+
+def is_wrong(sample: Mapping[str, Any], metric: str | None = None) -> bool:
+    """Whether the tuned model's answer is not fully right.
+
+    Args:
+        sample: a line of samples.jsonl.
+        metric: the score that says so, 1 at best; by default the first one. Without scores, the answer must be the
+            reference answer.
+    """
+    scores = sample.get("scores") or {}
+    name = metric if metric in scores else next(iter(scores), None)
+    return sample["tuned"].strip() != sample["truth"].strip() if name is None else scores[name] < 1
+
+
+def wrong_lines(wrong: Sequence[Mapping[str, Any]], answers: int) -> list[str]:
+    """Rows that the tuned model does not have right, of so many: prompt, both answers in full, truth and scores."""
+    lines = [f"{len(wrong)} of {answers} answers are not right{':' if wrong else '.'}"]
+    for each in wrong:
+        now, was = each.get("scores") or {}, each.get("base_scores") or {}
+        scored = [f"{name} {f'{was[name]:.3g} -> ' if name in was else ''}{value:.3g}" for name, value in now.items()]
+        lines.append("  ".join([f"  {each['source']}", *scored]))
+        texts = {"prompt": each["prompt"], **{name: each[name] for name in ("base", "tuned", "truth") if name in each}}
+        for name, text in texts.items():
+            cut = "" if each.get(f"{name}_stopped", True) else "  (cut off)"
+            first, *rest = text.strip().splitlines() or ["(empty)"]
+            lines.append(f"    {name:<6} {first}")
+            lines += [f"           {line}" for line in rest]
+            lines[-1] += cut
+    return lines
 
 
 def one_line(text: str) -> str:

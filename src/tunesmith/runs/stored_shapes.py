@@ -21,6 +21,7 @@ OF_A_LINE = (
     "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "computed_tokens", "supervised_tokens",
     "tokens_per_second", "eval_seconds", "epoch",
 )  # fmt: skip
+SIGNS = ("loss", "unfinished", "repetition")  # of damage
 VERDICTS = ("better", "no worse", "no evidence", "worse")
 
 
@@ -37,6 +38,11 @@ def evaluation_lines(run: Run) -> list[dict[str, Any]]:
 def sample_lines(run: Run) -> list[dict[str, Any]]:
     """The answers at validations. Raises RunError if a line cannot be shown."""
     return _lines(run, SAMPLES, sample_fault)
+
+
+def answer_lines(run: Run, name: str) -> list[dict[str, Any]]:
+    """The answers of a verdict or of the newest `eval`, by the file's name. Raises RunError if one cannot be shown."""
+    return _lines(run, name, answer_fault)
 
 
 def verdict_of(run: Run) -> dict[str, Any] | None:
@@ -88,6 +94,8 @@ def verdict_fault(found: Any) -> str | None:
         return "trained_on is not a number of rows."
     if "selection" in found and not _is_count(found.get("step")):
         return "step is not a number of a step."
+    if (fault := _said_fault(found)) is not None:
+        return fault
     if not found["metrics"]:
         return None if isinstance(found.get("verdict"), str) else "It lacks the verdict."
     if found.get("decided_by") not in found["metrics"] or found.get("verdict") not in VERDICTS:
@@ -126,6 +134,21 @@ def sample_fault(found: Any) -> str | None:
         return "A line has no step."
     lacking = [name for name in ("source", "truth", "answer") if not isinstance(found.get(name), str)]
     return f"{lacking[0]} of step {found['step']} is not a text." if lacking else None
+
+
+def answer_fault(found: Any) -> str | None:
+    """Of a line of samples.jsonl."""
+    if not isinstance(found, Mapping):
+        return "A line is not an object."
+    texts = [name for name in ("source", "prompt", "truth", "tuned") if not isinstance(found.get(name), str)]
+    texts += [name for name in ("base",) if not isinstance(found.get(name, ""), str)]
+    if texts:
+        return f"{texts[0]} of an answer is not a text."
+    for name in ("scores", "base_scores"):
+        scores = found.get(name, {})
+        if not isinstance(scores, Mapping) or not all(map(_is_number, scores.values())):
+            return f"{name} of an answer are not numbers."
+    return None
 
 
 def ledger_fault(found: Any) -> str | None:
@@ -179,6 +202,34 @@ def is_of(hint: Any, value: Any) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def _said_fault(found: Mapping[str, Any]) -> str | None:
+    """Of what a verdict says besides its metrics: damage, metrics that cannot tell, and advice."""
+    shapes: tuple[tuple[str, Mapping[str, Any]], ...] = (
+        ("damage", {"kind": lambda kind: kind in SIGNS, "base": _is_number, "tuned": _is_number, "rows": _is_count}),
+        ("advice", {name: lambda text: isinstance(text, str) for name in ("reason", "text", "command")}),
+    )
+    for name, shape in shapes:
+        listed = found.get(name) or []
+        if not isinstance(listed, list) or not all(isinstance(each, Mapping) for each in listed):
+            return f"{name} is not a list of objects."
+        if any(not fits(each.get(key)) for each in listed for key, fits in shape.items()):
+            return f"{name} lacks a fact, or it is of another type."
+        if name == "damage" and not all(isinstance(each.get("evidence"), bool) for each in listed):
+            return "damage does not say whether it is evidence."
+    silent = found.get("cannot_tell") or []
+    if not isinstance(silent, list) or not all(isinstance(name, str) and name in found["metrics"] for name in silent):
+        return "cannot_tell names a metric that is not there."
+    if any(found["metrics"][name].get("bound") not in ("floor", "ceiling") for name in silent):
+        return "cannot_tell names a metric that is not at the end of its scale."
+    for name, values in found["metrics"].items():
+        tested = values.get("equivalence")
+        if tested is not None and (not isinstance(tested, Mapping) or not _is_number(tested.get("margin"))):
+            return f"metrics.{name}.equivalence has no margin."
+        if values.get("detectable") is not None and not _is_number(values["detectable"]):
+            return f"metrics.{name}.detectable is not a number."
+    return None
 
 
 def _is_compared(values: Mapping[str, Any]) -> bool:

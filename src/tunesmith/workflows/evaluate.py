@@ -12,6 +12,7 @@ from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.survey import check_metrics, only_held_out, survey_rows
 from tunesmith.deploy.tuned import Tuned, find_target
 from tunesmith.deploy.tuned import load as load_tuned
+from tunesmith.evaluation.advice import advice
 from tunesmith.evaluation.held_out_recipe import evaluation_recipe, no_rows_to_judge, typed_names
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_functions
@@ -26,7 +27,7 @@ from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import metrics_html, metrics_text
 from tunesmith.runs.plain_files import refuse_links
 from tunesmith.runs.progress import Listener
-from tunesmith.runs.run_files import EVALUATIONS
+from tunesmith.runs.run_files import ANSWERS, EVALUATIONS
 from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
 from tunesmith.training.rehearsal import memory_faults
@@ -41,7 +42,9 @@ FROM_PYTHON = "rows given in Python"  # what stands for the name of a file that 
 
 
 class JudgedAgain(dict[str, Any]):
-    """What ``evaluate`` found, in the form of verdict.json."""
+    """What ``evaluate`` found, in the form of verdict.json. ``samples`` are the answers, in that of samples.jsonl."""
+
+    samples: list[dict[str, Any]]
 
     def __str__(self) -> str:
         return metrics_text(self)
@@ -62,7 +65,7 @@ def evaluate(
     trust_remote_code: bool = False,
     allow_functions: bool = False,
     allow_changes: str | Sequence[str] = (),
-) -> dict[str, Any]:
+) -> JudgedAgain:
     """Compares base and tuned model on held-out rows. The result has the form of verdict.json.
 
     Its ``verdict`` is None if the target is a model that was not tuned. ``trained_on`` says how many rows of ``data``
@@ -106,7 +109,7 @@ def _evaluate(
     recipe = evaluation_recipe(found.recipe, str(target), data, settings)
     run_folder = None if found.run is None else found.run.folder
     if run_folder is not None:
-        refuse_links(run_folder, [EVALUATIONS])  # else a long computation would be lost
+        refuse_links(run_folder, [EVALUATIONS, ANSWERS])  # else a long computation would be lost
     functions = consent.functions(recipe.evaluation, typed=typed_names(settings), own=Path.cwd(), run=run_folder)
     with functions_allowed(functions):
         check_functions(recipe.evaluation)
@@ -150,21 +153,27 @@ def _evaluate(
         base, name = tuned.reference()
         with memory_faults():
             judge = _with_reference(tuned, judge, listener)
-            verdict, _ = judge.verdict(tuned.model, base, listener=listener)
+            verdict, samples = judge.verdict(tuned.model, base, listener=listener)
     facts = {"base_model": name, "data": named or None, "trained_on": trained_on}
-    judged = JudgedAgain({**verdict, **facts, "changes": [change.to_json() for change in changes]})
+    advised = {} if verdict["verdict"] is None else {"advice": advice(verdict, samples, recipe)}
+    judged = JudgedAgain({**verdict, **facts, **advised, "changes": [change.to_json() for change in changes]})
+    judged.samples = samples
     if tuned.target.run is not None:
         typed = [without_secrets(each) for each in settings]
-        _keep(tuned.target.run, {"target": str(target), "settings": typed, **judged}, listener)
+        _keep(tuned.target.run, {"target": str(target), "settings": typed, **judged}, samples, listener)
     return judged
 
 
-def _keep(run: Run, found: dict[str, Any], listener: Listener) -> None:
-    """Adds the result to those that the run's folder holds. A folder that takes no files is only a warning."""
+def _keep(run: Run, found: dict[str, Any], samples: Sequence[dict[str, Any]], listener: Listener) -> None:
+    """Adds the result to those that the run's folder holds, and replaces the answers of the one before.
+
+    A folder that takes no files is only a warning.
+    """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     try:
         run.append(EVALUATIONS, {"time": now, **found})
         run.seal(EVALUATIONS)
+        run.write_lines(ANSWERS, samples)
     except OSError as error:
         listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
     else:

@@ -16,6 +16,8 @@ import torch
 from tunesmith.data.batches.layout import Batch
 from tunesmith.data.ledger import EpochTokens
 from tunesmith.errors import RunError, TrainError, TunesmithError
+from tunesmith.evaluation.advice import advice
+from tunesmith.evaluation.foresight import foresight
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
@@ -171,6 +173,8 @@ def _begin(start: Start, listener: Listener) -> TrainResult:
     model, objective, where = loaded.ready.model, loaded.steps.objective, loaded.ready.recipe.model.path
     rehearsal = rehearse(model, [heaviest_batch], objective=objective, plan=prepared.plan, where=where)
     listener.say(str(rehearsal))
+    if prepared.task is not None:
+        listener.say(foresight(prepared.task, asked.evaluation))
     run.clear(keep=start.kept)
     prepared = _keep_start(run, prepared)
     keep_functions(run)
@@ -230,6 +234,8 @@ def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listene
         if trained.judged_step != trained.last_step:
             ready.reload(replace(prepared, recipe=ready.recipe), run.checkpoint(trained.judged_step))
         verdict, samples = _verdict(prepared, ready, trained, validation, judging, listener)
+        labels = prepared.survey.trained_labels()
+        verdict["advice"] = advice(verdict, samples, ready.recipe, lines=run.read_lines(METRICS), trained_labels=labels)
         run.write_lines(RESULTS[0], samples)
         run.write_json(RESULTS[1], verdict)
         seconds = round(time.perf_counter() - began, 1)
@@ -256,6 +262,8 @@ def dry_run(
         check_functions(asked.evaluation)
         prepared = prepare_training(asked, listener)
     listener.say(str(prepared.plan))
+    if prepared.task is not None:
+        listener.say(foresight(prepared.task, asked.evaluation))
     given = dict(leaves(loaded.recipe.model_dump()))
     lines = []
     for path, value in leaves(prepared.recipe.model_dump()):

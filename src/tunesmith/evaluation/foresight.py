@@ -1,0 +1,41 @@
+"""How large a difference the held-out rows can show, said before training."""
+
+from __future__ import annotations
+
+import math
+
+from scipy import stats
+
+from tunesmith.evaluation.statistics import foreseen
+from tunesmith.evaluation.task import Task
+from tunesmith.evaluation.verdict import POWER
+from tunesmith.evaluation.wording import foreseen_sentence
+from tunesmith.recipe.settings import TOKEN_METRICS, EvaluationSettings
+
+ASSUMED = (0.1, 0.3)  # shares of answers that only one of the two models has right: unknown before both are measured
+
+
+def foresight(task: Task, settings: EvaluationSettings) -> str:
+    """What these rows can show of the metric that decides.
+
+    For shares it is the power of McNemar's exact test, if so many answers change as ASSUMED says. A loss has no scale
+    of its own, so its difference is given in standard deviations of the rows' differences. Rows of one group count as
+    one, which is the worst case.
+    """
+    metric = next(iter(task.metrics(settings.metrics)), "loss")
+    of_tokens = metric in TOKEN_METRICS or metric == "reward_margin"
+    if of_tokens or task.preferences is not None:
+        numbers = task.groups[:: 1 if task.preferences is None else task.preferences.together]
+    else:
+        numbers = [question.group for question in task.questions]
+    rows, groups = len(numbers), len(set(numbers))
+    confidence = settings.confidence
+    if not of_tokens:
+        shown = {share: foreseen(groups, confidence, share) for share in ASSUMED}
+        return foreseen_sentence(metric, rows, groups, shown, confidence)
+    sizes = (stats.norm.isf((1 - confidence) / 2) + stats.norm.ppf(POWER)) / math.sqrt(groups)
+    of = f"{rows:,} held-out rows" if rows == groups else f"{rows:,} held-out rows in {groups:,} independent groups"
+    return (
+        f"{of} can show a difference in {metric} of {sizes:.2g} standard deviations of the rows' differences "
+        f"({100 * POWER:.0f} times in 100, at {100 * confidence:g}% confidence)"
+    )
