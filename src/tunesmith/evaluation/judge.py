@@ -246,7 +246,12 @@ def _signs(task: Task, base: Measured, tuned: Measured) -> dict[str, tuple[RowSc
         return {}
     truths, groups = [question.truth for question in asked], [question.group for question in asked]
     before, after = (
-        signs([answer.text for answer in of.answers], [answer.stopped for answer in of.answers], truths, groups)
+        signs(
+            [answer.text for answer in of.answers],
+            [answer.stopped or answer.settled for answer in of.answers],  # one that was left early may have ended
+            truths,
+            groups,
+        )
         for of in (base, tuned)
     )
     return {name: (before[name], after[name]) for name in after}
