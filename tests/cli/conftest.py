@@ -140,6 +140,7 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
         *,
         data: Any = None,
         settings: Any = None,
+        probe: Any = None,
         progress: Any = None,
         listener: Any = None,
         model: Any = None,
@@ -147,7 +148,7 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
         allow_functions: Any = None,
         allow_changes: Any = None,
     ) -> Any:
-        calls.asked.append({"target": target, "data": data, "settings": settings})
+        calls.asked.append({"target": target, "data": data, "settings": settings, "probe": probe})
         calls.act()
         return VERDICT
 

@@ -23,6 +23,11 @@ def foreign_run(folder: Path, verdict: dict[str, Any], attack: str = ATTACK) -> 
     run.write_text("recipe.yaml", json.dumps(recipe))
     facts = {"base": 0.0, "tuned": 1.0, "difference": 1.0, "interval": [0.5, 1.0], "verdict": attack, "reason": attack}
     found = {**verdict, "decided_by": attack, "reason": attack, "metrics": {attack: facts}, "base_model": attack}
+    found["probe"] = {
+        **{name: facts[name] for name in ("base", "tuned", "difference", "interval")},
+        **{"name": attack, "items": 3, "confidence": 0.95, "p_value": 0.5, "verdict": "worse", "equivalence": None},
+        **{"lost": [attack], "gained": [], "kinds": [{**facts, "kind": attack, "items": 3}]},
+    }
     run.write_json("verdict.json", found)
     asked = {"time": attack, "target": attack, "data": attack, "settings": [attack]}
     run.write_lines("evaluations.jsonl", [{**found, **asked}])

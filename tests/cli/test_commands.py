@@ -227,9 +227,30 @@ def test_a_termination_signal_unwinds_as_ctrl_c_does_and_exits_with_143(
 
 def test_eval_hands_its_settings_on(command: Command, finetune: Any) -> None:
     outcome = command("eval", "runs/x", "max_rows=5", "--data", "new.jsonl")
-    assert finetune.asked == [{"target": "runs/x", "data": "new.jsonl", "settings": ["max_rows=5"]}]
+    assert finetune.asked == [{"target": "runs/x", "data": "new.jsonl", "settings": ["max_rows=5"], "probe": None}]
     assert outcome.out.startswith("Better than the base: exact_match 0.05 -> 0.85 on 40 held-out rows")
     assert list(command("eval", "runs/x", "--json").json)[:2] == ["target", "verdict"]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        (["runs/x"], None),
+        (["runs/x", "--probe"], True),
+        (["--probe", "runs/x"], True),
+        (["runs/x", "--probe", "--json"], True),
+        (["runs/x", "--probe", "max_rows=5"], True),
+        (["runs/x", "--probe", "own.jsonl"], "own.jsonl"),
+        (["runs/x", "--probe", "questions"], "questions"),
+        (["runs/x", "--probe=odd"], "odd"),
+    ],
+)
+def test_a_probe_is_the_built_in_one_unless_a_file_follows(
+    command: Command, finetune: Any, tmp_path: Path, given: list[str], asked: Any
+) -> None:
+    (tmp_path / "questions").touch()
+    assert command("eval", *given).code == 0
+    assert [each["probe"] for each in finetune.asked] == [asked]
 
 
 def test_eval_of_rows_with_other_columns_says_what_to_add(command: Command, finetune: Any) -> None:

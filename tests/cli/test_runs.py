@@ -94,6 +94,26 @@ def test_show_has_facts_verdict_curve_and_checkpoints(command: Command, finished
     assert out.endswith("runs/rows/checkpoints/step-000020  best by validation loss\n")
 
 
+def test_show_says_in_three_lines_what_a_probe_found(command: Command, finished: Run, verdict: dict[str, Any]) -> None:
+    compared = {"base": 0.5, "tuned": 0.4, "difference": -0.1, "interval": [-0.2, -0.02]}
+    tests = {"margin": 0.02, "not_worse": 0.9, "not_better": 0.01, "outcome": "not shown"}
+    probe = {
+        **{"name": "own.jsonl", "items": 100, "confidence": 0.95, "p_value": 0.01, "verdict": "worse", "reason": None},
+        **{"equivalence": tests, "lost": ["a"] * 12, "gained": ["b"] * 2, **compared},
+        "kinds": [{"kind": "facts", "items": 50, **compared}],
+    }
+    finished.write_json("verdict.json", {**verdict, "probe": probe})
+    out = command("runs", "show", "runs/rows").out
+    assert "Probe (own.jsonl): The tuned model lost abilities: 50 -> 40 of 100 answers right (difference -10.0" in out
+    assert (
+        "  right before, wrong now: 12; wrong before, right now: 2 (p = 0.01); no worse than 2 points: not shown" in out
+    )
+    assert "  worst kinds, with intervals in points: facts 25 -> 20 of 50 (-20.0 to -2.0)\n" in out
+    for broken in ({"kinds": 3}, {"equivalence": {}}, {"items": "x"}, {"verdict": "odd"}, {"interval": []}):
+        finished.write_json("verdict.json", {**verdict, "probe": {**probe, **broken}})
+        assert "probe: It" in command("runs", "show", "runs/rows").err
+
+
 def test_show_under_json_has_the_documented_keys(command: Command, finished: Run, verdict: dict[str, Any]) -> None:
     found = command("runs", "show", "runs/rows", "--json").json
     assert list(found) == list(JSON_KEYS["runs show"])

@@ -66,7 +66,7 @@ SURFACE = {
     ),
     "eval": (
         ["TARGET", "KEY=VALUE"],
-        ["--data", "--model", "--allow-changes", "--trust-remote-code", "--allow-functions", "--json"],
+        ["--data", "--probe", "--model", "--allow-changes", "--trust-remote-code", "--allow-functions", "--json"],
     ),
     "generate": (
         ["TARGET", "KEY=VALUE"],

@@ -13,6 +13,7 @@ from tunesmith.cli.options import (
     AllowChanges,
     AllowFunctions,
     AsJson,
+    AskProbe,
     BaseModel,
     EvaluationKeys,
     GenerationKeys,
@@ -23,6 +24,7 @@ from tunesmith.cli.options import (
     SystemOption,
     TargetArgument,
     TrustRemoteCode,
+    asked_probe,
     generation_settings,
     in_arguments,
     reading_arguments,
@@ -31,6 +33,7 @@ from tunesmith.cli.terminal.console import Styled, Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, verdict_line
 from tunesmith.errors import DataError
+from tunesmith.evaluation.probe.wording import probe_lines
 from tunesmith.model.weights.recipes import refuse_recipe
 from tunesmith.recipe.paths import shown
 from tunesmith.runs.samples import side_by_side
@@ -48,6 +51,7 @@ def evaluate(
         str | None,
         typer.Option("--data", metavar="DATA", help="Rows to evaluate on.", show_default="the run's held-out rows"),
     ] = None,
+    probe: AskProbe = None,
     model: BaseModel = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_functions: AllowFunctions = False,
@@ -68,6 +72,7 @@ def evaluate(
                 target,
                 data=data,
                 settings=settings or [],
+                probe=asked_probe(probe),
                 listener=terminal,
                 model=model,
                 allow_changes=allow_changes or (),
@@ -83,7 +88,7 @@ def evaluate(
         if verdict.get("decided_by") in ALONE:  # a loss says nothing of answers, so they are shown
             for line in side_by_side(verdict.samples):
                 terminal.write(line)
-        for line in advice_lines(verdict, target):
+        for line in [*probe_lines(verdict), *advice_lines(verdict, target)]:
             terminal.write(one_line(line))
         terminal.result({"target": target, **verdict})
 

@@ -14,6 +14,7 @@ import typer
 
 import tunesmith
 from tunesmith.cli import answers, chat, data, demo, merge, plan, runs, train
+from tunesmith.cli.options import ProbeCommand
 from tunesmith.runs.child_processes import clean_process
 from tunesmith.runs.stopping import Terminated
 from tunesmith.safe_text import safe
@@ -37,7 +38,7 @@ app.command("check")(data.check)
 app.command("prepare")(data.prepare)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
-app.command("eval")(answers.evaluate)
+app.command("eval", cls=ProbeCommand)(answers.evaluate)
 app.command("generate")(answers.generate)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)

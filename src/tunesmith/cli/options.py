@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,14 +11,17 @@ from dataclasses import fields
 from typing import Annotated, Any, get_args
 
 import typer
+from typer.core import TyperCommand
 
 from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.examples.column_values import is_template
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.generation import GenerationSettings, checked_setting
+from tunesmith.recipe.paths import local
 from tunesmith.recipe.row_shape import READING, RowShape
 from tunesmith.runs.drift import KINDS
 
+BUILT_IN_PROBE = "built-in"
 TargetArgument = Annotated[
     str,
     typer.Argument(metavar="TARGET", help="A run, a checkpoint, an adapter folder or a model.", show_default=False),
@@ -47,6 +51,15 @@ EvaluationKeys = Annotated[
         metavar="KEY=VALUE",
         help="Keys of the recipe's evaluation section, such as max_rows=50. With --data also data.KEY=VALUE: how its "
         "rows are read, such as data.columns.prompt=question.",
+    ),
+]
+AskProbe = Annotated[
+    str | None,
+    typer.Option(
+        "--probe",
+        metavar="[FILE]",
+        help="Also ask both models the questions of the built-in probe, or of FILE (.jsonl), to see what was lost.",
+        show_default="as the run's recipe says",
     ),
 ]
 BaseModel = Annotated[
@@ -244,3 +257,25 @@ def _columns_as_in_a_recipe(text: str) -> dict[str, str]:
 def written_columns(columns: Mapping[str, str]) -> str:
     r"""The mapping as an argument of ``--columns``; a line end of a template is written ``\n``."""
     return ",".join(f"{field}={column}".replace("\n", "\\n") for field, column in columns.items())
+
+
+class ProbeCommand(TyperCommand):
+    """A command whose ``--probe`` may stand without a file: then it means the built-in probe."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Gives a bare ``--probe`` its value. What follows it is its file only if it is named like one or is one."""
+        given = []
+        for number, argument in enumerate(args):
+            given.append(argument)
+            if argument == "--probe" and not _is_probe_file(args[number + 1 : number + 2]):
+                given.append(BUILT_IN_PROBE)
+        return super().parse_args(ctx, given)
+
+
+def _is_probe_file(following: Sequence[str]) -> bool:
+    return any(name.endswith((".jsonl", ".json")) or os.path.isfile(local(name)) for name in following)
+
+
+def asked_probe(value: str | None) -> bool | str | None:
+    """The value of ``--probe`` as ``evaluate`` takes it; None where the flag is not given."""
+    return True if value == BUILT_IN_PROBE else value

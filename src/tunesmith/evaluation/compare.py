@@ -107,6 +107,14 @@ def compare(
     )
 
 
+def compare_alone(name: str, base: Scores, tuned: Scores, level: Level) -> MetricVerdict:
+    """The verdict of a metric that has no others beside it, with the tests against the margin if there is one."""
+    found = _metric_verdict(name, base, tuned, level)
+    if level.margin is not None:
+        _test_margin(found, name, (base, tuned), level)
+    return found
+
+
 def bootstrap_differences(
     base: Scores, tuned: Scores, *, exponential: bool = False, resamples: int = 10_000, seed: int = 0
 ) -> np.ndarray:

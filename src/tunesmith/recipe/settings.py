@@ -299,6 +299,10 @@ class EvaluationSettings(Settings):
         "decides: 0.02 is 2 points of a rate",
     )
     samples: int = Field(default=5, ge=0, description="number of answers to show side by side")
+    probe: bool | UserPath = Field(
+        default=False,
+        description="ask both models the questions of the built-in probe (true) or of a file, to see what was lost",
+    )
 
     @model_validator(mode="after")
     def _sampling_is_on(self) -> EvaluationSettings:

@@ -12,6 +12,7 @@ LOCK = ".lock"
 OF_LOCK = (LOCK, stand_in(Path(LOCK)).name)
 EVALUATIONS = "evaluations.jsonl"
 ANSWERS = "evaluation_samples.jsonl"  # of the newest evaluation
+PROBE = "probe.jsonl"
 STATUS = "status.json"
 RECIPE = "recipe.yaml"
 FUNCTIONS = "functions"  # a copy of the files that the functions of the recipe come from
@@ -20,7 +21,7 @@ DATABASE = tuple(f"mlflow.db{end}" for end in ("", "-journal", "-wal", "-shm")) 
 WRITTEN_WHOLE = (
     RECIPE, "environment.json", "data.json", "findings.json", "template.json", "memory.json", "rejected.jsonl",
     "ledger.json", "fingerprint.json", "metrics.jsonl", "samples.jsonl", "samples_during.jsonl", "verdict.json", STATUS,
-    ANSWERS, MANIFEST,
+    ANSWERS, PROBE, MANIFEST,
 )  # fmt: skip
 _MORE = ("reference.npz", "start")  # written whole, too, though not by this name alone
 _STEPS = tuple(f"step-{'[0-9]' * digits}" for digits in (6, 7))

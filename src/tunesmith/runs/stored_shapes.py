@@ -90,6 +90,8 @@ def verdict_fault(found: Any) -> str | None:
     for name, values in found["metrics"].items():
         if not isinstance(values, Mapping) or not _is_compared(values):
             return f"metrics.{name} is not a comparison of two models."
+    if found.get("probe") is not None and (fault := probe_fault(found["probe"])):
+        return f"probe: {fault}"
     if found.get("trained_on") is not None and not _is_count(found["trained_on"]):
         return "trained_on is not a number of rows."
     if "selection" in found and not _is_count(found.get("step")):
@@ -103,6 +105,33 @@ def verdict_fault(found: Any) -> str | None:
     if not (_is_number(found.get("confidence")) and _is_count(found.get("rows"))):
         return "It lacks confidence or rows."
     return None if isinstance(found.get("reason", 0), str | None) else "It has no reason, not even null."
+
+
+def probe_fault(found: Any) -> str | None:
+    """Of the result of a probe."""
+    if not isinstance(found, Mapping) or not isinstance(found.get("name"), str) or not _is_count(found.get("items")):
+        return "It lacks name or items."
+    kinds, alone = found.get("kinds"), "value" in found
+    if not isinstance(kinds, list) or not all(isinstance(each, Mapping) for each in kinds):
+        return "It has no list of kinds."
+    for each in [found, *kinds]:
+        if not (_is_number(each.get("value")) if alone else _is_compared(each)) or not _is_count(each.get("items")):
+            return "It is not a comparison of two models."
+    if not all(isinstance(each.get("kind"), str) for each in kinds):
+        return "A kind has no name."
+    if alone:
+        return None
+    if not isinstance(found.get("verdict"), str) or found["verdict"] not in VERDICTS:
+        return "It does not say how it is decided."
+    if not all(isinstance(found.get(name), list) for name in ("lost", "gained")):
+        return "It does not say what was lost and gained."
+    tested = found.get("equivalence")
+    if tested is None and found["verdict"] != "no worse":
+        return None if _is_number(found.get("confidence")) and _is_number(found.get("p_value")) else "It lacks p_value."
+    if not isinstance(tested, Mapping) or tested.get("outcome") not in ("equivalent", "no worse", "not shown"):
+        return "It lacks the outcome of its two tests."
+    numbers = (tested.get("margin"), tested.get("not_worse"), found.get("confidence"), found.get("p_value"))
+    return None if all(map(_is_number, numbers)) else "It lacks a number of its tests."
 
 
 def evaluation_fault(found: Any) -> str | None:

@@ -17,9 +17,11 @@ from tunesmith.evaluation.held_out_recipe import evaluation_recipe, no_rows_to_j
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
+from tunesmith.evaluation.probe.asking import probe_pass
+from tunesmith.evaluation.probe.items import probe_of
 from tunesmith.evaluation.task import task_batches
 from tunesmith.planning.budget import micro_batch_tokens
-from tunesmith.recipe.paths import shown
+from tunesmith.recipe.paths import local, shown
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import allowed_kinds, settle
 from tunesmith.runs.folder import Run
@@ -27,7 +29,7 @@ from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import metrics_html, metrics_text
 from tunesmith.runs.plain_files import refuse_links
 from tunesmith.runs.progress import Listener
-from tunesmith.runs.run_files import ANSWERS, EVALUATIONS
+from tunesmith.runs.run_files import ANSWERS, EVALUATIONS, PROBE
 from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
 from tunesmith.training.rehearsal import memory_faults
@@ -59,6 +61,7 @@ def evaluate(
     *,
     data: Any = None,
     settings: Sequence[str] = (),
+    probe: bool | str | Path | None = None,
     progress: bool = True,
     listener: Listener | None = None,
     model: str | None = None,
@@ -76,6 +79,7 @@ def evaluate(
         data: rows to judge on: a path, a list of dicts, a DataFrame or a Dataset. By default, these are a run's own
             held-out rows.
         settings: ``key=value`` that replace values of the run's evaluation section, such as ``metrics=[exact_match]``.
+        probe: also ask both models the built-in probe (True), or that of a file. By default, as the run's recipe says.
         progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
         listener: hears the progress in place of it.
         model: the base, where it is not at the place that the run or adapter names.
@@ -86,7 +90,7 @@ def evaluate(
     """
     listener, allowed = heard_by(listener, progress), allowed_kinds(allow_changes)
     consent = Consent(trust_remote_code, allow_functions)
-    how: dict[str, Any] = {"listener": listener, "model": model, "consent": consent, "allowed": allowed}
+    how: dict[str, Any] = {"listener": listener, "model": model, "consent": consent, "allowed": allowed, "probe": probe}
     if data is None:
         return _evaluate(target, None, "", settings, **how)
     with given(data) as (path, rows), nullcontext() if rows is None else remedies_in_python(stored=rows):
@@ -103,16 +107,21 @@ def _evaluate(
     model: str | None,
     consent: Consent,
     allowed: frozenset[str],
+    probe: bool | str | Path | None,
 ) -> JudgedAgain:
     """Compares base and tuned model. ``data``: a path, and ``named`` what messages and the result call it."""
     found = find_target(str(target))
     recipe = evaluation_recipe(found.recipe, str(target), data, settings)
+    if probe is not None:
+        asked = recipe.evaluation.model_copy(update={"probe": probe if isinstance(probe, bool) else local(probe)})
+        recipe = recipe.model_copy(update={"evaluation": asked})
     run_folder = None if found.run is None else found.run.folder
     if run_folder is not None:
         refuse_links(run_folder, [EVALUATIONS, ANSWERS])  # else a long computation would be lost
     functions = consent.functions(recipe.evaluation, typed=typed_names(settings), own=Path.cwd(), run=run_folder)
     with functions_allowed(functions):
         check_functions(recipe.evaluation)
+        probe_of(recipe.evaluation.probe)
         if data is None and (run := found.run) is not None:
             check_rows(run, recipe, otherwise="; or judge on other rows with --data FILE")
         tuned = load_tuned(
@@ -150,30 +159,55 @@ def _evaluate(
         batches = task_batches(task, budget=budget, layout="tree" if probed else "padded")
         judge = Judge(task, batches, tuned.tokenizer, tuned.stop_ids, recipe.evaluation)
         judge.check_questions(tuned.model)
+        questions = probe_pass(
+            recipe.evaluation,
+            template=tuned.template,
+            tokenizer=tuned.tokenizer,
+            stop_ids=tuned.stop_ids,
+            listener=listener,
+        )
+        if questions is not None:
+            questions.check(tuned.model)
         base, name = tuned.reference()
+        if questions is not None and base is not None:
+            base = questions.after(base)
         with memory_faults():
             judge = _with_reference(tuned, judge, listener)
             verdict, samples = judge.verdict(tuned.model, base, listener=listener)
+            answered: list[dict[str, Any]] = []
+            if questions is not None:
+                questions.ask(tuned.model)
+                verdict["probe"], answered = questions.result()
     facts = {"base_model": name, "data": named or None, "trained_on": trained_on}
     advised = {} if verdict["verdict"] is None else {"advice": advice(verdict, samples, recipe)}
     judged = JudgedAgain({**verdict, **facts, **advised, "changes": [change.to_json() for change in changes]})
     judged.samples = samples
     if tuned.target.run is not None:
         typed = [without_secrets(each) for each in settings]
-        _keep(tuned.target.run, {"target": str(target), "settings": typed, **judged}, samples, listener)
+        kept = {"target": str(target), "settings": typed, **judged}
+        _keep(tuned.target.run, kept, samples, answered, listener)
     return judged
 
 
-def _keep(run: Run, found: dict[str, Any], samples: Sequence[dict[str, Any]], listener: Listener) -> None:
+def _keep(
+    run: Run,
+    found: dict[str, Any],
+    samples: Sequence[dict[str, Any]],
+    answered: Sequence[dict[str, Any]],
+    listener: Listener,
+) -> None:
     """Adds the result to those that the run's folder holds, and replaces the answers of the one before.
 
-    A folder that takes no files is only a warning.
+    ``answered`` are the lines of probe.jsonl; without any, those of an earlier probe stay. A folder that takes no files
+    is only a warning.
     """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     try:
         run.append(EVALUATIONS, {"time": now, **found})
         run.seal(EVALUATIONS)
         run.write_lines(ANSWERS, samples)
+        if answered:
+            run.write_lines(PROBE, answered)
     except OSError as error:
         listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
     else:

@@ -21,6 +21,8 @@ from tunesmith.evaluation.foresight import foresight
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
+from tunesmith.evaluation.probe.asking import ProbePass, probe_pass
+from tunesmith.evaluation.probe.items import probe_of
 from tunesmith.evaluation.task import Task, task_batches
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
 from tunesmith.model.weights.device import tf32
@@ -37,6 +39,7 @@ from tunesmith.runs.manifest import write_manifest
 from tunesmith.runs.notebook import metrics_html, metrics_text, paragraph
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.results import RESULTS, tell_of_result
+from tunesmith.runs.run_files import PROBE
 from tunesmith.runs.stopping import signal_ends_process
 from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import whole_folder
@@ -64,13 +67,14 @@ class _Loaded:
     """A loaded model, the steps of its run, and the judges of its held-out rows.
 
     ``validation`` measures rows during training. ``judging`` has the rows of the verdict if those of ``validation``
-    select the step that is judged; it is None if the same rows do both.
+    select the step that is judged; it is None if the same rows do both. ``probe`` is None if none was asked for.
     """
 
     ready: Ready
     steps: Steps
     validation: Judge | None
     judging: Judge | None
+    probe: ProbePass | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,7 @@ def train_in(start: Start, listener: Listener) -> TrainResult:
     ):
         if not start.finished:
             check_functions(start.asked.evaluation)
+            probe_of(start.asked.evaluation.probe)
         return (_continue if start.continues else _begin)(start, listener)
 
 
@@ -233,7 +238,10 @@ def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listene
         ).run_steps()
         if trained.judged_step != trained.last_step:
             ready.reload(replace(prepared, recipe=ready.recipe), run.checkpoint(trained.judged_step))
-        verdict, samples = _verdict(prepared, ready, trained, validation, judging, listener)
+        verdict, samples = _verdict(prepared, ready, trained, validation, judging, loaded.probe, listener)
+        if loaded.probe is not None:
+            verdict["probe"], answered = loaded.probe.result()
+            run.write_lines(PROBE, answered)
         labels = prepared.survey.trained_labels()
         verdict["advice"] = advice(verdict, samples, ready.recipe, lines=run.read_lines(METRICS), trained_labels=labels)
         run.write_lines(RESULTS[0], samples)
@@ -260,6 +268,7 @@ def dry_run(
     asked = consent.given(loaded, stored)
     with functions_allowed(consent.of_recipe(loaded, stored)):
         check_functions(asked.evaluation)
+        probe_of(asked.evaluation.probe)
         prepared = prepare_training(asked, listener)
     listener.say(str(prepared.plan))
     if prepared.task is not None:
@@ -338,7 +347,13 @@ def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _L
     if judging is not None:
         judging.check_questions(ready.model)
     validation, judging = (selecting, judging) if selecting else (judging, None)
-    return _Loaded(ready, Steps(recipe, prepared.corpus), validation, judging)
+    text = prepared.text
+    probe = probe_pass(
+        recipe.evaluation, template=text.template, tokenizer=text.tokenizer, stop_ids=text.stop_ids, listener=listener
+    )
+    if probe is not None:
+        probe.check(ready.model)
+    return _Loaded(ready, Steps(recipe, prepared.corpus), validation, judging, probe)
 
 
 def _first_epoch(steps: Steps) -> tuple[EpochTokens, Batch]:
@@ -385,14 +400,18 @@ def _verdict(
     trained: Trained,
     validation: Judge | None,
     judging: Judge | None,
+    probe: ProbePass | None,
     listener: Listener,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Compares the run's weights with the base. Returns the verdict, and the answers of both side by side."""
+    """Compares the run's weights with the base. Returns the verdict, and the answers of both side by side.
+
+    Both models also answer the probe, if there is one.
+    """
     judge = judging or validation
-    if judge is None:
-        nothing = "There are no held-out rows (data.eval is 0)."
-        empty = {"verdict": "no evidence", "reason": nothing, "metrics": {}, "rows": 0, "step": trained.judged_step}
-        return empty, []
+    if probe is not None:
+        probe.ask(ready.model)
+    if judge is None and probe is None:
+        return _no_verdict(trained), []
     base, name = untuned(
         ready.method,
         ready.recipe.method,
@@ -400,6 +419,10 @@ def _verdict(
         device=prepared.recipe.model.device,
         load_plain=lambda: load_base(prepared, {}),
     )
+    base = base if probe is None else probe.after(base)
+    if judge is None:
+        with base:
+            return _no_verdict(trained), []
     known = trained.scores if judging is None else None
     verdict, samples = judge.verdict(ready.model, base, listener=listener, known=known)
     verdict |= {"base_model": name, "step": trained.judged_step}
@@ -414,6 +437,11 @@ def _verdict(
             "stopped_early": found.stopped_at is not None,
         }
     return verdict, samples
+
+
+def _no_verdict(trained: Trained) -> dict[str, Any]:
+    nothing = "There are no held-out rows (data.eval is 0)."
+    return {"verdict": "no evidence", "reason": nothing, "metrics": {}, "rows": 0, "step": trained.judged_step}
 
 
 @contextmanager

@@ -7,6 +7,7 @@ the check is a mapping of rules (rules.py). The package has items of its own. Th
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,7 @@ def _rows(file: Path, name: str) -> Iterator[ProbeItem | BadRow]:
 
 def _item(fields: Mapping[str, Any], source: str) -> ProbeItem | BadRow:
     try:
+        json.dumps(fields, ensure_ascii=False).encode()
         return ProbeItem(
             id=_name(fields, "id"),
             kind=_name(fields, "kind"),
@@ -137,6 +139,8 @@ def _item(fields: Mapping[str, Any], source: str) -> ProbeItem | BadRow:
         )
     except RowError as error:
         return BadRow(source, error.field, error.found, error.expected, "")
+    except UnicodeEncodeError:
+        return BadRow(source, "row", "half a character (a lone surrogate)", "text", "")
 
 
 def _known(fields: Mapping[str, Any]) -> Mapping[str, Any]:
