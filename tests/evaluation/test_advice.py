@@ -77,6 +77,8 @@ def test_answers_that_are_cut_off_ask_for_a_higher_limit_only_if_the_reference_i
     (found,) = advice(FINE, cut + [sample(n) for n in range(3, 13)], recipe)
     assert found["text"] == "3 of 13 answers were cut off at 32 tokens, shorter than the reference."
     assert found["command"] == "tunesmith eval RUN max_new_tokens=64"
+    left = [{**each, "tuned_settled": True} for each in cut]  # unfinished because it cannot be right any more
+    assert advice(FINE, left + [sample(n) for n in range(3, 13)], recipe) == []
     endless = [sample(n, right=False, tuned_stopped=False, tuned="no no no no") for n in range(8)]
     assert advice(FINE, endless, recipe) == []
     damage = [{"kind": "unfinished", "base": 0.0, "tuned": 1.0, "rows": 8, "p_value": 0.01, "evidence": True}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,36 @@ def test_answers_that_equal_their_references_are_not_decoded(tokenizer: Any) -> 
     made = judge.answers(model, count=None, title="answers", listener=Silent(), choices=scores.choices)
     assert [list(answer.tokens) for answer in made] == [answer[:-1] for answer in expected]
     assert all(answer.stopped for answer in made)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_answers_that_cannot_match_any_more_are_left_unfinished_and_say_so(tokenizer: Any, known: bool) -> None:
+    model = tiny(config_for("llama", **LARGE))
+    model.generation_config = GenerationConfig()
+    rows, stops = rows_for(model)
+    whole_judge, task = judge_for(rows, stops, tokenizer, "tree", samples=2)
+    judge, _ = judge_for(rows, stops, tokenizer, "tree", samples=2, whole_answers=False)
+    choices = judge.token_scores(model, title="loss", listener=Silent()).choices if known else None
+    finished = whole_judge.answers(model, count=None, title="answers", listener=Silent(), choices=choices)
+    found = judge.answers(model, count=None, title="answers", listener=Silent(), choices=choices)
+    assert not any(answer.settled for answer in [*finished, *found[:2]])
+    assert any(answer.settled for answer in found[2:])
+    for short, answer, question in zip(found, finished, task.questions, strict=True):
+        if short.settled:
+            assert not short.stopped and len(short.tokens) < len(answer.tokens) + answer.stopped
+            assert answer.tokens[: len(short.tokens)] == short.tokens
+            assert answer.text.strip() != question.truth.strip()
+        else:
+            assert short == answer
+
+
+def test_the_record_marks_unfinished_answers_and_scores_do_not_change(tokenizer: Any) -> None:
+    model = tiny(config_for("llama", **LARGE))
+    model.generation_config = GenerationConfig()
+    rows, stops = rows_for(model)
+    judges = [judge_for(rows, stops, tokenizer, "tree", samples=2, whole_answers=each)[0] for each in (True, False)]
+    (_, whole_lines), (_, lines) = (judge.verdict(model, nullcontext(model), listener=Silent()) for judge in judges)
+    assert [line["scores"] for line in lines] == [line["scores"] for line in whole_lines]
+    marked = ["tuned_settled" in line and "base_settled" in line for line in lines]
+    assert any(marked) and not any(marked[:2])
+    assert not any("tuned_settled" in line for line in whole_lines)

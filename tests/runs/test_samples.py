@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunesmith.runs.samples import LONGEST, side_by_side, worst_labels
+from tunesmith.runs.samples import LONGEST, side_by_side, worst_labels, wrong_lines
 
 
 def sample(number: int, **values: Any) -> dict[str, Any]:
@@ -55,3 +55,9 @@ def test_answers_that_are_no_labels_have_no_worst_ones() -> None:
     assert worst_labels([scored(str(number), False) for number in range(10)]) is None
     assert worst_labels([sample(1, truth="a"), sample(2, truth="a")]) is None
     assert worst_labels([scored("a", True), scored("a", True), scored("b", True), scored("b", True)]) is None
+
+
+def test_wrong_rows_say_which_answers_are_not_whole() -> None:
+    row = {"source": "a:1", "prompt": "p", "base": "b", "tuned": "t", "truth": "u", "scores": {"exact_match": 0.0}}
+    text = "\n".join(wrong_lines([{**row, "base_stopped": False, "tuned_stopped": False, "tuned_settled": True}], 1))
+    assert "b  (cut off)" in text and "t  (left unfinished: it cannot be right)" in text

@@ -71,7 +71,7 @@ def _overfitting(found: Symptom | None, verdict: Mapping[str, Any]) -> Iterator[
 
 def _cut_off(verdict: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], recipe: Recipe) -> Iterator[Advice]:
     """Answers end at the limit. Either that is too low for the reference answers, or their end is not learned."""
-    cut = [each for each in samples if not each["tuned_stopped"]]
+    cut = [each for each in samples if not each["tuned_stopped"] and not each.get("tuned_settled")]
     if len(cut) < max(LEAST_CUT, CUT_SHARE * len(samples)):
         return
     limit = recipe.evaluation.max_new_tokens

@@ -6,7 +6,7 @@ Prompt and reference answer are cut out of the encoded row, so evaluation sends 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,11 +21,11 @@ from tunesmith.evaluation.beginnings import beginning
 from tunesmith.evaluation.compare import LARGEST_EXPONENT, compare
 from tunesmith.evaluation.damage import signs
 from tunesmith.evaluation.metrics.answers import score_answers, text_metrics
-from tunesmith.evaluation.metrics.base import RowScores
+from tunesmith.evaluation.metrics.base import EndsEarly, RowScores
 from tunesmith.evaluation.metrics.computed import computed_metrics
 from tunesmith.evaluation.metrics.tokens import Choices, TokenScores, row_losses
 from tunesmith.evaluation.task import Question, Task
-from tunesmith.model.generate import Beginning, Generation, check_prompts, generate
+from tunesmith.model.generate import PARTIAL_CHARACTER, Beginning, Generation, check_prompts, decode_text, generate
 from tunesmith.model.modes import random_state_kept
 from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.settings import EvaluationSettings
@@ -113,6 +113,7 @@ class Judge:
                 batch_size=self.settings.batch_size,
                 on_batch=on_batch,
                 begun=self._begun(questions, choices),
+                settled=self._settled(questions),
             )
         return [sequences[0] for sequences in made]
 
@@ -172,7 +173,7 @@ class Judge:
             resamples=settings.resamples,
             seed=settings.seed,
             margin=settings.margin,
-            signs=_signs(task, before, tuned),
+            signs=_signs(task, before, tuned, whole=settings.samples if self._ending_early else None),
         )
         computed = _computed(before, tuned)
         if computed:
@@ -211,6 +212,32 @@ class Judge:
             begun.append(beginning(question.reference, likeliest, certain, stop_ids=self.stop_ids))
         return begun
 
+    def _settled(self, questions: Sequence[Question]) -> Callable[[int, Sequence[int]], bool] | None:
+        """Whether every metric knows that an answer that begins like this scores 0; never for the samples.
+
+        None where the answers are wanted whole.
+        """
+        metrics = self._ending_early
+        if not metrics:
+            return None
+
+        def settled(number: int, tokens: Sequence[int]) -> bool:
+            if number < self.settings.samples:
+                return False
+            # The bytes of an unfinished character may still become any character.
+            text = decode_text(self.tokenizer, tokens).rstrip(PARTIAL_CHARACTER)
+            return all(metric.is_lost(text, questions[number].truth) for metric in metrics)
+
+        return settled
+
+    @property
+    def _ending_early(self) -> list[EndsEarly]:
+        """The metrics, if all of them can do without the rest of an answer and nobody wants it."""
+        settings, metrics = self.settings, text_metrics(self.settings.metrics)
+        early = [metric for metric in metrics if isinstance(metric, EndsEarly)]
+        wanted = settings.whole_answers or settings.do_sample or len(early) < len(metrics)
+        return [] if wanted else early
+
     @property
     def _decoding(self) -> GenerationSettings:
         settings = self.settings
@@ -239,20 +266,19 @@ def _computed(base: Measured, tuned: Measured) -> dict[str, dict[str, float]]:
     return {name: {"base": base.computed[name], "tuned": tuned.computed[name]} for name in both}
 
 
-def _signs(task: Task, base: Measured, tuned: Measured) -> dict[str, tuple[RowScores, RowScores]]:
-    """Signs of broken answers of both models on the questions that were answered; none if none was."""
-    asked = task.questions[: len(tuned.answers)]
+def _signs(task: Task, base: Measured, tuned: Measured, *, whole: int | None) -> dict[str, tuple[RowScores, RowScores]]:
+    """Signs of broken answers of both models on the questions that were answered whole; none if none was.
+
+    Args:
+        whole: only so many of the first answers are whole; None: all.
+    """
+    asked = task.questions[: len(tuned.answers)][:whole]
     if not asked:
         return {}
     truths, groups = [question.truth for question in asked], [question.group for question in asked]
     before, after = (
-        signs(
-            [answer.text for answer in of.answers],
-            [answer.stopped or answer.settled for answer in of.answers],  # one that was left early may have ended
-            truths,
-            groups,
-        )
-        for of in (base, tuned)
+        signs([answer.text for answer in own], [answer.stopped for answer in own], truths, groups)
+        for own in (base.answers[: len(asked)], tuned.answers[: len(asked)])
     )
     return {name: (before[name], after[name]) for name in after}
 
@@ -295,6 +321,9 @@ def _samples(task: Task, base: Measured | None, tuned: Measured) -> list[dict[st
         if base is not None:
             line |= {"base": base.answers[number].text, "base_stopped": base.answers[number].stopped}
         line |= {"tuned": answer.text, "tuned_stopped": answer.stopped}
+        # Unfinished answers, whose rest could not have changed a score.
+        both = {"base": None if base is None else base.answers[number], "tuned": answer}
+        line |= {f"{name}_settled": True for name, one in both.items() if one is not None and one.settled}
         for key, of in (("scores", tuned), *([] if base is None else [("base_scores", base)])):
             if of.of_answers:
                 line[key] = {name: float(scores.of_rows[number]) for name, scores in of.of_answers.items()}

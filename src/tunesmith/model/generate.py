@@ -27,7 +27,7 @@ from tunesmith.data.chat.tokenizing import tokenizing
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.compute.layers import inner_model
 from tunesmith.model.compute.waits import waiting_as_others_allow
-from tunesmith.model.continuous import position_limit
+from tunesmith.model.continuous import Settled, position_limit
 from tunesmith.model.decoding import Job, batches, decode
 from tunesmith.model.greedy import decode_greedily
 from tunesmith.model.modes import random_state_kept
@@ -76,6 +76,7 @@ def generate(
     first: int = 0,
     on_batch: Callable[[int], None] | None = None,
     begun: Sequence[Beginning] | None = None,
+    settled: Callable[[int, Sequence[int]], bool] | None = None,
 ) -> list[list[Generation]]:
     """Answers to prompts of token ids, as ``[prompt][sequence]`` in the order of the prompts.
 
@@ -92,6 +93,9 @@ def generate(
         first: number of the first prompt, for those of a longer list that is answered in parts.
         on_batch: called after each batch with the number of answers that it completed.
         begun: what is known of each prompt's answer already; for greedy decoding only.
+        settled: whether the rest of a prompt's answer does not count any more, from the prompt's number and the first
+            tokens of the answer; for greedy decoding only. Models that are decoded in batches do not ask again once an
+            answer is under way.
 
     Raises:
         RecipeError: ``max_length`` leaves no room for an answer.
@@ -102,11 +106,12 @@ def generate(
     limit = position_limit(model)
     _check_lengths(jobs, settings, limit)
     answers: dict[tuple[int, int], Generation] = {}
+    unneeded = None if settled is None else _for_all_prompts(settled)
     if begun is not None:
         assert not settings.do_sample, "only a greedy answer has a beginning that is known"
-        jobs, complete = _begin(jobs, begun)
-        for job, ended in complete:
-            answer = Generation(decode_text(tokenizer, job.known), job.known, stopped=ended)
+        jobs, complete = _begin(jobs, begun, unneeded)
+        for job, ended, cut in complete:
+            answer = Generation(decode_text(tokenizer, job.known), job.known, stopped=ended, settled=cut)
             answers.update(dict.fromkeys(job.answers, answer))
         if complete and on_batch is not None:
             on_batch(len(answers))
@@ -129,7 +134,7 @@ def generate(
                 stop_ids=stop_ids,
                 batch_size=batch_size,
                 limit=limit,
-                settled=None,
+                settled=unneeded,
                 on_done=done,
             )
             for job, found in zip(jobs, decoded, strict=True):
@@ -183,20 +188,30 @@ def _jobs(prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> lis
     return jobs
 
 
-def _begin(jobs: Sequence[Job], begun: Sequence[Beginning]) -> tuple[list[Job], list[tuple[Job, bool]]]:
-    """The jobs that are still to decode, behind what is known of them; and those that are known whole.
+def _for_all_prompts(settled: Callable[[int, Sequence[int]], bool]) -> Settled:
+    """The same for a job, which may answer several equal prompts."""
+    return lambda job, tokens: all(settled(number, tokens) for number, _ in job.answers)
 
-    Several questions may have one prompt and so one answer. Then the longest beginning counts, or one that has ended.
+
+def _begin(
+    jobs: Sequence[Job], begun: Sequence[Beginning], settled: Settled | None
+) -> tuple[list[Job], list[tuple[Job, bool, bool]]]:
+    """The jobs that are still to decode, behind what is known of them; and those of which no more is needed.
+
+    Of the latter also whether a stop token ended them, and whether they are unfinished but settled. Several questions
+    may have one prompt and so one answer. Then the longest beginning counts, or one that has ended.
     """
     open_jobs: list[Job] = []
-    complete: list[tuple[Job, bool]] = []
+    complete: list[tuple[Job, bool, bool]] = []
     for job in jobs:
         best = max((begun[number] for number, _ in job.answers), key=lambda each: (each.ended, len(each.tokens)))
         known = best.tokens[: job.new_tokens]
         job = replace(job, known=known, reference=best.reference)
         ended = best.ended and len(best.tokens) < job.new_tokens
         if ended or len(known) == job.new_tokens:
-            complete.append((job, ended))
+            complete.append((job, ended, False))
+        elif known and settled is not None and settled(job, known):
+            complete.append((job, False, True))
         else:
             open_jobs.append(job)
     return open_jobs, complete

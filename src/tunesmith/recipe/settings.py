@@ -299,6 +299,11 @@ class EvaluationSettings(Settings):
         "decides: 0.02 is 2 points of a rate",
     )
     samples: int = Field(default=5, ge=0, description="number of answers to show side by side")
+    whole_answers: bool = Field(
+        default=True,
+        description="false: leave an answer unfinished once `exact_match`, the only metric of answers, cannot be "
+        "right; the samples are whole, and only they show broken answers",
+    )
     probe: bool | UserPath = Field(
         default=False,
         description="ask both models the questions of the built-in probe (true) or of a file, to see what was lost",

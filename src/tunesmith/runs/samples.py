@@ -72,6 +72,7 @@ def wrong_lines(wrong: Sequence[Mapping[str, Any]], answers: int) -> list[str]:
         texts = {"prompt": each["prompt"], **{name: each[name] for name in ("base", "tuned", "truth") if name in each}}
         for name, text in texts.items():
             cut = "" if each.get(f"{name}_stopped", True) else "  (cut off)"
+            cut = "  (left unfinished: it cannot be right)" if each.get(f"{name}_settled") else cut
             first, *rest = text.strip().splitlines() or ["(empty)"]
             lines.append(f"    {name:<6} {first}")
             lines += [f"           {line}" for line in rest]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import unicodedata
 
 import numpy as np
 import pytest
@@ -287,3 +288,36 @@ def test_a_module_that_cannot_be_imported_is_refused_with_its_error(module, sour
 def test_scores_are_float64():
     scores = score_answers(text_metrics(["json_fields"]), answers=["{}"], truths=["{}"], prompts=[""])
     assert scores["json_fields"].total.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("beginning", "truth", "lost"),
+    [
+        ("", "yes", False),
+        ("ye", "yes", False),
+        ("yes", "yes", False),
+        ("  yes \n", "yes", False),
+        ("yes, ", "yes", True),
+        ("no", "yes", True),
+        ("n", "yes", False),  # the last letter may still get marks
+        ("e", "\u00e9t\u00e9", False),  # an accent may follow
+        ("e\u0301te", "\u00e9t\u00e9", False),
+        ("\u1112\u1161", "\ud55c", False),  # the last part of a Korean syllable may follow
+        ("Yes ", "yes", True),
+        (" a  bc", "a b", True),
+        ("x", "", False),
+        ("xy", "", True),
+    ],
+)
+def test_an_answer_is_lost_once_no_end_can_make_it_match(beginning: str, truth: str, lost: bool) -> None:
+    assert METRICS["exact_match"].is_lost(beginning, truth) is lost  # type: ignore[attr-defined]
+
+
+def test_no_beginning_of_a_matching_answer_is_lost() -> None:
+    metric = METRICS["exact_match"]
+    truths = ("été à Noël", "\u1112\u1161\u11ab\u1100\u116e\u11a8", "a\u0323\u0307b", "  two words ", "e\u0301")
+    for truth in truths:
+        for form in ("NFC", "NFD"):
+            written = f"\n{unicodedata.normalize(form, truth)}  "  # type: ignore[arg-type]
+            assert metric.score(written, truth, "") == 1
+            assert not any(metric.is_lost(written[:end], truth) for end in range(len(written) + 1))  # type: ignore[attr-defined]

@@ -27,6 +27,10 @@ class ExactMatch:
         """Compares with upper and lower case, punctuation and inner white space."""
         return float(_plain(answer) == _plain(truth))
 
+    def is_lost(self, beginning: str, truth: str) -> bool:
+        """Whether the truth does not begin like this, in the same form that ``score`` compares."""
+        return not _plain(truth).startswith(_lasting(beginning))
+
     def fault_of(self, truth: str) -> str | None:
         """None: any text can be matched."""
         return None
@@ -155,6 +159,13 @@ def _scores(metric: TextMetric, rows: Sequence[tuple[str, str, str]]) -> Iterato
 
 def _plain(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
+
+
+def _lasting(beginning: str) -> str:
+    """What stays at the beginning of ``_plain`` whatever text follows: all but the last letter, which may get marks."""
+    text = unicodedata.normalize("NFC", beginning).lstrip()
+    last = next((place for place in range(len(text) - 1, -1, -1) if not unicodedata.combining(text[place])), 0)
+    return text[:last].rstrip()
 
 
 def _json_fault(text: str) -> str | None:

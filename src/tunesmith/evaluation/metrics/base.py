@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -72,6 +72,15 @@ class TextMetric(Protocol):
 
     def fault_of(self, truth: str) -> str | None:
         """The reason why no answer can be scored against this reference answer, or None."""
+        ...
+
+
+@runtime_checkable
+class EndsEarly(TextMetric, Protocol):
+    """A metric that can tell from the beginning of an answer that its score is 0, whatever follows."""
+
+    def is_lost(self, beginning: str, truth: str) -> bool:
+        """Whether every answer with this beginning scores 0. Where that is not sure it is false."""
         ...
 
 
