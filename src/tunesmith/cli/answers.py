@@ -33,7 +33,7 @@ from tunesmith.cli.terminal.console import Styled, Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, verdict_line
 from tunesmith.errors import DataError
-from tunesmith.evaluation.probe.wording import probe_lines
+from tunesmith.evaluation.below_verdict import lines_below
 from tunesmith.model.weights.recipes import refuse_recipe
 from tunesmith.recipe.paths import shown
 from tunesmith.runs.samples import side_by_side
@@ -88,7 +88,7 @@ def evaluate(
         if verdict.get("decided_by") in ALONE:  # a loss says nothing of answers, so they are shown
             for line in side_by_side(verdict.samples):
                 terminal.write(line)
-        for line in [*probe_lines(verdict), *advice_lines(verdict, target)]:
+        for line in [*lines_below(verdict), *advice_lines(verdict, target)]:
             terminal.write(one_line(line))
         terminal.result({"target": target, **verdict})
 

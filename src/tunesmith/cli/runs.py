@@ -15,7 +15,7 @@ from tunesmith.cli.terminal.console import Styled, Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import curve, metrics_table, table, verdict_line
 from tunesmith.cli.terminal.text import as_text
-from tunesmith.evaluation.probe.wording import probe_lines
+from tunesmith.evaluation.below_verdict import lines_below, slice_lines
 from tunesmith.runs.plain_text import duration
 from tunesmith.runs.progress import Advance
 from tunesmith.safe_text import one_line
@@ -204,7 +204,7 @@ def _report_evaluation(evaluation: dict[str, Any], terminal: Terminal) -> None:
     terminal.write(one_line(verdict_line(evaluation)))
     for line in metrics_table(evaluation["metrics"], width=terminal.columns):
         terminal.write(line)
-    for line in probe_lines(evaluation):
+    for line in [*lines_below(evaluation), *slice_lines(evaluation)]:
         terminal.write(one_line(line))
 
 
@@ -221,5 +221,6 @@ def _report_verdict(found: Details, terminal: Terminal) -> None:
             terminal.write(line)
     else:
         terminal.write(one_line(f"{verdict}: {found.verdict.get('reason')}"))
-    for line in [*probe_lines(found.verdict), *advice_lines(found.verdict, found.summary.run)]:
+    below = [*lines_below(found.verdict), *slice_lines(found.verdict)]
+    for line in [*below, *advice_lines(found.verdict, found.summary.run)]:
         terminal.write(one_line(line))

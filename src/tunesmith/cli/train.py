@@ -13,7 +13,7 @@ from tunesmith.cli.options import AllowChanges, AllowFunctions, AsJson, Override
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, settings_table, table, verdict_line
-from tunesmith.evaluation.probe.wording import probe_lines
+from tunesmith.evaluation.below_verdict import lines_below
 from tunesmith.recipe.paths import local
 from tunesmith.runs.drift import FLAG
 from tunesmith.safe_text import one_line
@@ -111,7 +111,7 @@ def train(
         terminal.write(verdict_line(result.verdict))
         for line in metrics_table(result.metrics, width=terminal.columns) if result.metrics else []:
             terminal.write(line)
-        for line in probe_lines(result.verdict):
+        for line in lines_below(result.verdict):
             terminal.write(one_line(line))
         _show_samples(result.run, terminal)
         for line in advice_lines(result.verdict, result.run):

@@ -18,12 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.evaluation.beginnings import beginning
-from tunesmith.evaluation.compare import LARGEST_EXPONENT, compare
+from tunesmith.evaluation.compare import LARGEST_EXPONENT, Level, compare
 from tunesmith.evaluation.damage import signs
 from tunesmith.evaluation.metrics.answers import score_answers, text_metrics
 from tunesmith.evaluation.metrics.base import EndsEarly, RowScores
 from tunesmith.evaluation.metrics.computed import computed_metrics
 from tunesmith.evaluation.metrics.tokens import Choices, TokenScores, row_losses
+from tunesmith.evaluation.slices import names_of_answers, names_of_rows, slices
 from tunesmith.evaluation.task import Question, Task
 from tunesmith.model.generate import PARTIAL_CHARACTER, Beginning, Generation, check_prompts, decode_text, generate
 from tunesmith.model.modes import random_state_kept
@@ -180,7 +181,8 @@ class Judge:
             said = (f"{name} {pair['base']:.4g} -> {pair['tuned']:.4g}" for name, pair in computed.items())
             listener.say(f"{settings.compute_metrics}, base -> tuned: {', '.join(said)}")
         found = {"compute_metrics": computed} if tuned.computed else {}
-        return {**verdict, **found, **_by_source(task, before, tuned)}, _samples(task, before, tuned)
+        sliced = _sliced(task, before, tuned, verdict["decided_by"], settings)
+        return {**verdict, **found, **_by_source(task, before, tuned), **sliced}, _samples(task, before, tuned)
 
     def sample_answer(self, model: nn.Module) -> dict[str, Any]:
         """A short greedy answer to the first question. Weights, modes and random state stay as they are.
@@ -300,6 +302,25 @@ def _by_source(task: Task, base: Measured, tuned: Measured) -> dict[str, Any]:
         for name, rows in task.sources.items()
     }
     return {"by_source": found} if found else {}
+
+
+def _sliced(task: Task, base: Measured, tuned: Measured, metric: str, settings: EvaluationSettings) -> dict[str, Any]:
+    """The metric that decided on slices of the rows: ``{sliced_by, slices}``. Signs of damage have no slices."""
+    name = "loss" if metric == "perplexity" else metric
+    if name in tuned.of_answers:
+        asked = task.questions
+        names = names_of_answers(
+            [question.prompt_text for question in asked],
+            [question.truth for question in asked],
+            [question.source for question in asked],
+        )
+    elif name in tuned.scores and len(tuned.scores[name]) == len(task.rows):
+        names = names_of_rows([len(row.ids) for row in task.rows], [row.source for row in task.rows])
+    else:
+        return {}
+    level = Level(settings.confidence, settings.resamples, settings.seed)
+    found = slices(metric, base.scores[name], tuned.scores[name], names, level)
+    return {"sliced_by": metric, "slices": found} if found else {}
 
 
 def _values_alone(measured: Measured, metrics: Sequence[str], rows: int) -> dict[str, Any]:

@@ -92,6 +92,14 @@ def verdict_fault(found: Any) -> str | None:
             return f"metrics.{name} is not a comparison of two models."
     if found.get("probe") is not None and (fault := probe_fault(found["probe"])):
         return f"probe: {fault}"
+    if found.get("side_effects") is not None and (fault := effects_fault(found["side_effects"])):
+        return f"side_effects: {fault}"
+    if found.get("slices") is not None and not (
+        isinstance(found["slices"], list)
+        and isinstance(found.get("sliced_by"), str)
+        and all(isinstance(each, Mapping) and _is_slice(each) for each in found["slices"])
+    ):
+        return "slices is not a list of comparisons."
     if found.get("trained_on") is not None and not _is_count(found["trained_on"]):
         return "trained_on is not a number of rows."
     if "selection" in found and not _is_count(found.get("step")):
@@ -132,6 +140,17 @@ def probe_fault(found: Any) -> str | None:
         return "It lacks the outcome of its two tests."
     numbers = (tested.get("margin"), tested.get("not_worse"), found.get("confidence"), found.get("p_value"))
     return None if all(map(_is_number, numbers)) else "It lacks a number of its tests."
+
+
+def effects_fault(found: Any) -> str | None:
+    """Of the side effects of a training on the answers."""
+    if not isinstance(found, Mapping):
+        return "It is not an object."
+    for name in ("refusals", "length", *(["copied"] if "copied" in found else [])):
+        each = found.get(name)
+        if not isinstance(each, Mapping) or not _is_compared(each) or not isinstance(each.get("changed"), bool):
+            return f"{name} is not a comparison of two models."
+    return None if _is_number(found["length"].get("truth")) else "length has no truth."
 
 
 def evaluation_fault(found: Any) -> str | None:
@@ -265,6 +284,12 @@ def _is_compared(values: Mapping[str, Any]) -> bool:
     interval = values.get("interval")
     ends = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
     return ends and all(_is_number(values.get(name)) for name in ("base", "tuned", "difference"))
+
+
+def _is_slice(found: Mapping[str, Any]) -> bool:
+    own = {"interval": found.get("tuned_interval")}
+    texts = isinstance(found.get("by"), str) and isinstance(found.get("name"), str)
+    return texts and _is_count(found.get("rows")) and _is_compared(found) and _is_compared({**found, **own})
 
 
 def _is_count(value: Any) -> bool:

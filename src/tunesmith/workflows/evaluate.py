@@ -13,13 +13,16 @@ from tunesmith.data.survey import check_metrics, only_held_out, survey_rows
 from tunesmith.deploy.tuned import Tuned, find_target
 from tunesmith.deploy.tuned import load as load_tuned
 from tunesmith.evaluation.advice import advice
+from tunesmith.evaluation.compare import Level
 from tunesmith.evaluation.held_out_recipe import evaluation_recipe, no_rows_to_judge, typed_names
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.probe.asking import probe_pass
 from tunesmith.evaluation.probe.items import probe_of
+from tunesmith.evaluation.side_effects import side_effects
 from tunesmith.evaluation.task import task_batches
+from tunesmith.evaluation.training_answers import training_answers
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.paths import local, shown
 from tunesmith.runs.consent import Consent
@@ -174,6 +177,10 @@ def _evaluate(
         with memory_faults():
             judge = _with_reference(tuned, judge, listener)
             verdict, samples = judge.verdict(tuned.model, base, listener=listener)
+            level = Level(judge.settings.confidence, judge.settings.resamples, judge.settings.seed)
+            learned = training_answers(corpus.train, tuned.tokenizer) if data is None else None
+            if effects := side_effects(samples, learned, level):
+                verdict["side_effects"] = effects
             answered: list[dict[str, Any]] = []
             if questions is not None:
                 questions.ask(tuned.model)

@@ -17,13 +17,16 @@ from tunesmith.data.batches.layout import Batch
 from tunesmith.data.ledger import EpochTokens
 from tunesmith.errors import RunError, TrainError, TunesmithError
 from tunesmith.evaluation.advice import advice
+from tunesmith.evaluation.compare import Level
 from tunesmith.evaluation.foresight import foresight
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.probe.asking import ProbePass, probe_pass
 from tunesmith.evaluation.probe.items import probe_of
+from tunesmith.evaluation.side_effects import side_effects
 from tunesmith.evaluation.task import Task, task_batches
+from tunesmith.evaluation.training_answers import training_answers
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
 from tunesmith.model.weights.device import tf32
 from tunesmith.recipe.complaints import dotted
@@ -425,6 +428,13 @@ def _verdict(
             return _no_verdict(trained), []
     known = trained.scores if judging is None else None
     verdict, samples = judge.verdict(ready.model, base, listener=listener, known=known)
+    settings = ready.recipe.evaluation
+    effects = side_effects(
+        samples,
+        training_answers(prepared.corpus.train, prepared.text.tokenizer),
+        Level(settings.confidence, settings.resamples, settings.seed),
+    )
+    verdict |= {"side_effects": effects} if effects else {}
     verdict |= {"base_model": name, "step": trained.judged_step}
     found = trained.selection
     if judging is not None and validation is not None and found is not None:
