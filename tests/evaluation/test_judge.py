@@ -292,6 +292,7 @@ def test_answers_are_scored_and_shown_side_by_side(
         "tuned": "answer 1",
         "tuned_stopped": True,
         "scores": {"exact_match": 1.0},
+        "base_scores": {"exact_match": 1.0},
     }
 
 

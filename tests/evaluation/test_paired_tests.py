@@ -23,6 +23,7 @@ from tunesmith.evaluation.statistics import (
     holm,
     influence,
     mcnemar,
+    score_interval,
     widened_tail,
 )
 
@@ -170,6 +171,17 @@ def test_rows_that_do_not_differ_show_equivalence_only_if_they_are_many():
 def test_tangos_score_is_that_of_its_paper():
     # Tango 1998, table I of the crossover of contact lenses: 44 pairs, 1 and 0 that differ, a margin of 0.1.
     assert stats.norm.isf(within(0, 1, 44, 0.1)["not_worse"]) == pytest.approx(1.709, abs=0.002)
+
+
+def test_the_interval_of_a_rate_that_hardly_changes_is_that_of_its_score():
+    # Tango 1998, table II: 0 and 1 of 44 pairs differ.
+    assert score_interval(0, 1, 44, 0.95) == pytest.approx([-0.118, 0.060], abs=0.003)
+    assert score_interval(0, 0, 100, 0.95) == pytest.approx([-0.037, 0.037], abs=0.001)
+    low, high = score_interval(3, 1, 60, 0.95)
+    assert [-high, -low] == pytest.approx(score_interval(1, 3, 60, 0.95))
+    assert judged([0.0, 1.0] * 50, [0.0, 1.0] * 50)["metrics"]["m"]["interval"] == pytest.approx(
+        [-0.037, 0.037], abs=0.001
+    )
 
 
 def test_no_worse_is_shown_without_equivalence_where_it_may_be_much_better():

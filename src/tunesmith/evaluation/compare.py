@@ -1,8 +1,10 @@
 """Compares base and tuned model on the same rows: differences, paired bootstrap intervals, tests, and the verdict.
 
 The interval is the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) of tuned minus base, widened for few
-groups. Both models are resampled together, and so are the rows of one group. A ratio such as the loss is a ratio of
-sums in every resample. docs/verdict.md says how the verdict follows from these.
+groups. Both models are resampled together, and so are the rows of one group. A resample sums the statistics of its
+rows, and a metric's ``of_sums`` gives its value: a ratio such as the loss is a ratio of sums in every resample, and
+macro F1 is computed anew. Where so few rows of a rate differ that they cannot be evidence, the interval is that of
+Tango's score. docs/verdict.md says how the verdict follows from these.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from tunesmith.evaluation.statistics import (
     holm,
     influence,
     mcnemar,
+    score_interval,
     widened_tail,
 )
 from tunesmith.evaluation.verdict import Damage, Judgement, MetricVerdict, Verdict
@@ -187,6 +190,9 @@ def _metric_verdict(name: str, base: Scores, tuned: Scores, level: Level) -> Met
     # The interval cuts off half of what the confidence leaves on each side of the differences.
     tail = widened_tail((1 - confidence) / 2, found.groups)
     low, high = np.quantile(differences, [tail, 1 - tail]).tolist()
+    if found.gained is not None and found.lost is not None and found.gained + found.lost < least_groups(confidence):
+        # A bootstrap of rows that hardly differ does not know how many others may.
+        low, high = score_interval(found.gained, found.lost, found.groups, confidence)
     test, p_value = _tested(base, tuned)
     # There is evidence if enough groups differ, the interval excludes 0 by more than rounding, and the test agrees.
     noise = _ROUNDING * float(np.abs(values).max())

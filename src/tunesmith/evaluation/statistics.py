@@ -196,6 +196,21 @@ def equivalence(
     return Equivalence(margin=margin, not_worse=worse, not_better=better, outcome=outcome)
 
 
+def score_interval(gained: int, lost: int, rows: int, confidence: float) -> list[float]:
+    """The interval of (gained - lost) / rows by Tango's score, which holds where few rows differ, or none.
+
+    Each end is the difference at which the one-sided test has half of what the confidence leaves.
+    """
+    tail, found = (1 - confidence) / 2, []
+    for one, other, sign in ((gained, lost, 1.0), (lost, gained, -1.0)):
+        low, high = -1.0, (one - other) / rows  # the p-value grows from 0 to a half between them
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (low, middle) if _tango(one, other, rows, middle) >= tail else (middle, high)
+        found.append(sign * low)
+    return found
+
+
 def _tango(gained: int, lost: int, rows: int, limit: float) -> float:
     """The one-sided p-value of (gained - lost) / rows <= limit, by Tango's score (Statistics in Medicine 17, 1998)."""
     if abs(limit) >= 1:
