@@ -262,7 +262,7 @@ def written_columns(columns: Mapping[str, str]) -> str:
 class ProbeCommand(TyperCommand):
     """A command whose ``--probe`` may stand without a file: then it means the built-in probe."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Gives a bare ``--probe`` its value. What follows it is its file only if it is named like one or is one."""
         given = []
         for number, argument in enumerate(args):

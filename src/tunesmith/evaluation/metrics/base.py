@@ -51,7 +51,7 @@ class Scores(Protocol):
         """The metric over all rows."""
         ...
 
-    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+    def of_sums(self, sums: np.ndarray, /) -> np.ndarray:
         """The value of summed statistics, float64 [..., k] -> [...]. Each sum is over at least one row."""
         ...
 
