@@ -96,6 +96,7 @@ COMMANDS = [  # an extra, and a command that needs it
     ("check", ["check", "rows.jsonl"]),
     ("xlsx", ["check", "sheet.xlsx"]),
     ("ods", ["check", "sheet.ods"]),
+    ("metrics", [*DRY, "evaluation.metrics=[bleu]"]),
     ("ray", ["prepare", "rows.jsonl", "--out", "with-ray", "--ray"]),
     ("plots", ["runs", "curves", "ran", "--out", "curves.png"]),
     ("sentencepiece", ["check", "rows.jsonl", "--model", "pieces"]),
@@ -120,7 +121,7 @@ def test_what_is_missing_is_named_with_a_command_and_what_that_installs_is_enoug
     named = [(" ".join(argv), NAMED.findall(text)) for (_, argv), (_, text) in zip(COMMANDS, said, strict=True)]
     assert named == [(" ".join(argv), [extra]) for extra, argv in COMMANDS]
 
-    installed = [extra for extra in ("8bit", "tensorboard", "check") if not missing(extra)]
+    installed = [extra for extra in ("8bit", "tensorboard", "check", "metrics") if not missing(extra)]
     again = [argv for extra, argv in COMMANDS if extra in installed]
     ran = run_commands(make_site(tmp_path / "site", *installed), folder, cache, *again)
     assert [(argv, code) for argv, (code, _) in zip(again, ran, strict=True)] == [(argv, 0) for argv in again]

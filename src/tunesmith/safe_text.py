@@ -72,6 +72,12 @@ def remember_secrets(address: str) -> None:
     _KNOWN.update(form for piece in pieces for form in (piece, unquote(piece)) if len(form) >= KNOWN_FROM)
 
 
+def remember_secret(value: str) -> None:
+    """Notes a secret that is in use, such as a key from a variable that any name may have."""
+    if len(value) >= KNOWN_FROM:
+        _KNOWN.add(value)
+
+
 def without_secret_arguments(arguments: Sequence[str]) -> list[str]:
     """A command line in which the value of ``--password X``, ``--api-key=X`` and ``TOKEN=X`` is hidden."""
     shown: list[str] = []

@@ -49,7 +49,7 @@ def test_init_overwrites_only_when_told_to(command: Command, rows: str, tmp_path
     assert outcome.code == 1 and "Add --overwrite, or name another --out." in outcome.err
     found = command("init", rows, "--out", "made.yaml", "--overwrite", "--model", "other", "--json").json
     assert list(found) == list(JSON_KEYS["init"])
-    assert (found["model"], found["rows"], found["bad"], found["metrics"]) == ("other", 40, 1, ["exact_match"])
+    assert (found["model"], found["rows"], found["bad"], found["metrics"][0]) == ("other", 40, 1, "accuracy")
 
 
 def test_init_replaces_the_recipe_that_it_wrote_although_it_was_edited(command: Command, rows: str) -> None:

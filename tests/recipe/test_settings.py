@@ -140,7 +140,7 @@ def test_batch_size_can_be_said_by_its_two_parts() -> None:
         ({"load_best_model_at_end": True, "metric_for_best_model": "f1"}, "f1 is not known at a validation"),
         (
             {"load_best_model_at_end": True, "metric_for_best_model": "reward_margin"},
-            "reward_margin has no meaning under objective: sft; use loss, perplexity, token_accuracy",
+            "reward_margin has no meaning under objective: sft; use loss, perplexity, bits_per_byte, token_accuracy",
         ),
         ({"threads": 0}, "must be above 0, found 0"),
         ({"micro_batch_tokens": -1}, "must be above 0, found -1"),

@@ -51,6 +51,13 @@ def test_labels_that_are_wrong_most_often_come_first() -> None:
     assert worst_labels(rows) == "labels, worst first: b 0 of 2, c 1 of 2 right"
 
 
+def test_labels_that_accuracy_scored_are_named_too() -> None:
+    rows = [
+        sample(1, truth=truth, scores={"accuracy": float(right)}) for truth, right in [("a", 1), ("a", 1), ("b", 0)] * 2
+    ]
+    assert worst_labels(rows) == "labels, worst first: b 0 of 2 right"
+
+
 def test_answers_that_are_no_labels_have_no_worst_ones() -> None:
     assert worst_labels([scored(str(number), False) for number in range(10)]) is None
     assert worst_labels([sample(1, truth="a"), sample(2, truth="a")]) is None

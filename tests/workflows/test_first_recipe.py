@@ -12,6 +12,7 @@ from tunesmith.planning.devices import Device
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.methods import METHOD_SETTINGS
 from tunesmith.recipe.settings import Recipe
+from tunesmith.workflows import first_rows
 from tunesmith.workflows.finetune import train
 from tunesmith.workflows.first_recipe import Starter, starter_recipe
 
@@ -43,7 +44,7 @@ def test_the_recipe_is_accepted_lora_first_and_says_why() -> None:
     starter = starter_recipe(write(pairs(["yes", "no"] * 100)), device=LAPTOP)
     recipe = written(starter)
     assert (recipe.model.path, recipe.method.name, recipe.output_dir) == ("smollm2-135m-instruct", "lora", "runs/rows")
-    assert recipe.evaluation.metrics == ["exact_match"]
+    assert recipe.evaluation.metrics == ["accuracy", "macro_f1"]
     assert "# Machine: 4 CPUs, 16 GB of memory, no GPU" in starter.text
     assert "# the answers are labels: 2 different ones, of at most 3 characters" in starter.text
     assert max(map(len, starter.text.splitlines())) <= 130
@@ -51,7 +52,24 @@ def test_the_recipe_is_accepted_lora_first_and_says_why() -> None:
 
 def test_answers_that_are_json_objects_are_judged_as_json() -> None:
     rows = pairs([json.dumps({"number": number}) for number in range(60)])
-    assert written(starter_recipe(write(rows), device=LAPTOP)).evaluation.metrics == ["json_exact", "json_fields"]
+    assert written(starter_recipe(write(rows), device=LAPTOP)).evaluation.metrics == [
+        "json_exact",
+        "json_fields",
+        "json_valid",
+    ]
+
+
+def test_answers_that_are_json_lists_are_judged_value_by_value() -> None:
+    rows = pairs([json.dumps([number, {"a": number}] if number % 2 else {"a": number}) for number in range(60)])
+    expected = ["json_exact", "json_field_f1", "json_valid"]
+    assert written(starter_recipe(write(rows), device=LAPTOP)).evaluation.metrics == expected
+
+
+def test_labels_are_judged_by_exact_match_where_scikit_learn_is_not_installed(monkeypatch) -> None:
+    monkeypatch.setattr(first_rows, "find_spec", lambda name: None)
+    starter = starter_recipe(write(pairs(["yes", "no"] * 100)), device=LAPTOP)
+    assert written(starter).evaluation.metrics == ["exact_match"]
+    assert "figures by label: pip install 'tunesmith[metrics]'" in starter.text
 
 
 def test_free_text_is_judged_by_loss() -> None:

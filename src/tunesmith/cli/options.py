@@ -75,7 +75,10 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
 ]
 AllowFunctions = Annotated[
-    bool, typer.Option("--allow-functions", help="Run the functions that the recipe of a stored run names.")
+    bool,
+    typer.Option(
+        "--allow-functions", help="Run the functions, and ask the judge, that the recipe of a stored run names."
+    ),
 ]
 AllowChanges = Annotated[
     str | None,

@@ -18,6 +18,7 @@ import numpy as np
 
 from tunesmith.evaluation import damage as damages
 from tunesmith.evaluation.metrics.base import RowScores, Scores
+from tunesmith.evaluation.metrics.perplexity import perplexity_of
 from tunesmith.evaluation.statistics import (
     CLUSTERED,
     MCNEMAR,
@@ -35,7 +36,6 @@ from tunesmith.evaluation.statistics import (
 from tunesmith.evaluation.verdict import Damage, Judgement, MetricVerdict, Verdict
 from tunesmith.evaluation.wording import lower_is_better
 
-LARGEST_EXPONENT = 700.0  # exp of a larger loss overflows float64, and JSON has no infinity
 _COUNTS_AT_A_TIME = 1 << 21  # int64 counts held in memory at a time: 16 MiB
 _ROUNDING = 1e-6  # two fp32 passes over the same weights can differ by this much, relatively
 _NEAR_BOUND = 0.01  # of the scale of a rate: both models are at its end if no more than this is left
@@ -171,7 +171,7 @@ def _group_sums(base: Scores, tuned: Scores) -> np.ndarray:
 
 
 def _scale(value: np.ndarray, exponential: bool) -> np.ndarray:
-    return np.exp(np.minimum(value, LARGEST_EXPONENT)) if exponential else value
+    return perplexity_of(value) if exponential else value
 
 
 def _pair(base: Mapping[str, Scores], tuned: Mapping[str, Scores], name: str) -> Pair:

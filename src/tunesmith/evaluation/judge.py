@@ -5,8 +5,7 @@ Prompt and reference answer are cut out of the encoded row, so evaluation sends 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.evaluation.beginnings import beginning
-from tunesmith.evaluation.compare import LARGEST_EXPONENT, Level, compare
+from tunesmith.evaluation.compare import Level, compare
 from tunesmith.evaluation.damage import signs
-from tunesmith.evaluation.metrics.answers import score_answers, text_metrics
-from tunesmith.evaluation.metrics.base import EndsEarly, RowScores
+from tunesmith.evaluation.endpoint import endpoint_of
+from tunesmith.evaluation.metrics import judged
+from tunesmith.evaluation.metrics.answers import needs_answers, score_answers, text_metrics
+from tunesmith.evaluation.metrics.base import AnswerRows, EndsEarly, RowScores, Scores
 from tunesmith.evaluation.metrics.computed import computed_metrics
 from tunesmith.evaluation.metrics.tokens import Choices, TokenScores, row_losses
 from tunesmith.evaluation.slices import names_of_answers, names_of_rows, slices
@@ -29,7 +30,7 @@ from tunesmith.evaluation.task import Question, Task
 from tunesmith.model.generate import PARTIAL_CHARACTER, Beginning, Generation, check_prompts, decode_text, generate
 from tunesmith.model.modes import random_state_kept
 from tunesmith.recipe.generation import GenerationSettings
-from tunesmith.recipe.settings import EvaluationSettings
+from tunesmith.recipe.settings import PAIR_METRICS, EvaluationSettings
 from tunesmith.runs.progress import Advance, Listener, Silent
 
 SAMPLE_TOKENS = 48  # the longest answer that is sampled during training
@@ -42,10 +43,15 @@ class Measured:
     ``of_answers`` are the scores with one row for each question. ``computed`` is what the user's function returned.
     """
 
-    scores: dict[str, RowScores]
-    of_answers: dict[str, RowScores]
+    scores: dict[str, Scores]
+    of_answers: dict[str, Scores]
     answers: list[Generation]
     computed: dict[str, float]
+
+    def with_answer_scores(self, name: str, scores: Scores) -> Measured:
+        """The same with one more metric of answers."""
+        more = {name: scores}
+        return replace(self, scores={**self.scores, **more}, of_answers={**self.of_answers, **more})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ class Judge:
 
     def check_questions(self, model: nn.Module) -> None:
         """Raises ModelError if a prompt is too long for the model, which would otherwise show after training."""
-        count = None if text_metrics(self.settings.metrics) else self.settings.samples
+        count = None if needs_answers(self.settings) else self.settings.samples
         check_prompts(model, [question.prompt for question in self.task.questions[:count]], settings=self._decoding)
 
     def token_scores(self, model: nn.Module, *, title: str, listener: Listener) -> TokenScores:
@@ -123,14 +129,14 @@ class Judge:
 
         Every question is answered if a metric needs answers. If none does, only the samples are.
         """
-        metrics, function, computed = text_metrics(self.settings.metrics), self.settings.compute_metrics, {}
+        metrics, function, computed = text_metrics(self.settings), self.settings.compute_metrics, {}
         with torch.no_grad():
             tokens = known or self.token_scores(model, title=f"{name}: loss", listener=listener)
             if function is not None:
                 computed = computed_metrics(function, model, self.batches, device=_device_of(model))
-            count = None if metrics else self.settings.samples
+            count = None if needs_answers(self.settings) else self.settings.samples
             made = self.answers(model, count=count, title=f"{name}: answers", listener=listener, choices=tokens.choices)
-        of_answers: dict[str, RowScores] = {}
+        of_answers: dict[str, Scores] = {}
         if metrics:
             of_answers = score_answers(
                 metrics,
@@ -166,6 +172,7 @@ class Judge:
             return _values_alone(tuned, metrics, len(task.questions)), _samples(task, None, tuned)
         with base as untuned:
             before = self.measure(untuned, "base", listener=listener)
+        before, tuned, replies = self._asked(before, tuned, listener)
         verdict = compare(
             before.scores,
             tuned.scores,
@@ -181,8 +188,10 @@ class Judge:
             said = (f"{name} {pair['base']:.4g} -> {pair['tuned']:.4g}" for name, pair in computed.items())
             listener.say(f"{settings.compute_metrics}, base -> tuned: {', '.join(said)}")
         found = {"compute_metrics": computed} if tuned.computed else {}
+        details = _details(before, tuned, verdict["metrics"])
         sliced = _sliced(task, before, tuned, verdict["decided_by"], settings)
-        return {**verdict, **found, **_by_source(task, before, tuned), **sliced}, _samples(task, before, tuned)
+        whole = {**verdict, **found, **details, **_by_source(task, before, tuned), **sliced}
+        return whole, _samples(task, before, tuned, replies)
 
     def sample_answer(self, model: nn.Module) -> dict[str, Any]:
         """A short greedy answer to the first question. Weights, modes and random state stay as they are.
@@ -235,10 +244,36 @@ class Judge:
     @property
     def _ending_early(self) -> list[EndsEarly]:
         """The metrics, if all of them can do without the rest of an answer and nobody wants it."""
-        settings, metrics = self.settings, text_metrics(self.settings.metrics)
+        settings, metrics = self.settings, text_metrics(self.settings)
         early = [metric for metric in metrics if isinstance(metric, EndsEarly)]
-        wanted = settings.whole_answers or settings.do_sample or len(early) < len(metrics)
+        judged_too = any(name in PAIR_METRICS for name in settings.metrics)
+        wanted = settings.whole_answers or settings.do_sample or judged_too or len(early) < len(metrics)
         return [] if wanted else early
+
+    def _asked(
+        self, base: Measured, tuned: Measured, listener: Listener
+    ) -> tuple[Measured, Measured, list[tuple[str, str]]]:
+        """Both with the scores of the judge's choices, and its replies; as they are if the recipe names no judge."""
+        if self.settings.judge is None or judged.NAME not in self.settings.metrics:
+            return base, tuned, []
+        endpoint, questions = endpoint_of(self.settings.judge), self.task.questions
+        listener.say(f"{len(questions):,} prompts with their answers are sent to {endpoint.settings.base_url}")
+        rows = [
+            AnswerRows(
+                answers=[answer.text for answer in of.answers],
+                truths=[question.truth for question in questions],
+                prompts=[question.prompt_text for question in questions],
+                groups=[question.group for question in questions],
+            )
+            for of in (base, tuned)
+        ]
+        with listener.task("judge", len(questions)) as advance:
+            found = judged.judged(endpoint, *rows, on_row=lambda done: advance(done, {}))
+        return (
+            base.with_answer_scores(judged.NAME, found.base),
+            tuned.with_answer_scores(judged.NAME, found.tuned),
+            found.replies,
+        )
 
     @property
     def _decoding(self) -> GenerationSettings:
@@ -285,13 +320,24 @@ def _signs(task: Task, base: Measured, tuned: Measured, *, whole: int | None) ->
     return {name: (before[name], after[name]) for name in after}
 
 
+def _details(base: Measured, tuned: Measured, metrics: Iterable[str]) -> dict[str, Any]:
+    """What metrics say beside their values, of both models: ``{details: {name: {base, tuned}}}``."""
+    found: dict[str, dict[str, Any]] = {}
+    for side, measured in (("base", base), ("tuned", tuned)):
+        for metric in metrics:
+            scores = measured.scores.get(metric)
+            for name, value in ({} if scores is None else scores.details).items():
+                found.setdefault(name, {})[side] = value
+    return {"details": found} if found else {}
+
+
 def _by_source(task: Task, base: Measured, tuned: Measured) -> dict[str, Any]:
     """The loss on each source of a mixture: ``{by_source: {path: {rows, tokens, base, tuned}}}``.
 
     ``tokens`` are the supervised ones. Preferences have none, because their loss is a mean over examples.
     """
     before, after = (task.losses_by_source(each.scores["loss"]) for each in (base, tuned))
-    tokens = tuned.scores["loss"].weight  # [rows]
+    tokens = tuned.scores["loss"].statistics[:, 1]  # [rows]
     found = {
         name: {
             "rows": len(rows),
@@ -325,15 +371,17 @@ def _sliced(task: Task, base: Measured, tuned: Measured, metric: str, settings: 
 
 def _values_alone(measured: Measured, metrics: Sequence[str], rows: int) -> dict[str, Any]:
     values = {name: scores.value for name, scores in measured.scores.items()}
-    values["perplexity"] = math.exp(min(values["loss"], LARGEST_EXPONENT))
+    metrics = [name for name in metrics if name not in PAIR_METRICS]
     names = [*metrics, *(["loss"] if "loss" not in metrics else [])]
     computed = {"compute_metrics": {name: {"value": value} for name, value in measured.computed.items()}}
     found = computed if measured.computed else {}
     return {"verdict": None, **found, "metrics": {name: {"value": values[name]} for name in names}, "rows": rows}
 
 
-def _samples(task: Task, base: Measured | None, tuned: Measured) -> list[dict[str, Any]]:
-    """Answers side by side, one line of samples.jsonl each."""
+def _samples(
+    task: Task, base: Measured | None, tuned: Measured, replies: Sequence[tuple[str, str]] = ()
+) -> list[dict[str, Any]]:
+    """Answers side by side, one line of samples.jsonl each. ``replies`` of a judge: base first, tuned first."""
     lines = []
     for number, answer in enumerate(tuned.answers):
         question = task.questions[number]
@@ -345,6 +393,8 @@ def _samples(task: Task, base: Measured | None, tuned: Measured) -> list[dict[st
         # Unfinished answers, whose rest could not have changed a score.
         both = {"base": None if base is None else base.answers[number], "tuned": answer}
         line |= {f"{name}_settled": True for name, one in both.items() if one is not None and one.settled}
+        if replies:
+            line |= {"judge": list(replies[number])}
         for key, of in (("scores", tuned), *([] if base is None else [("base_scores", base)])):
             if of.of_answers:
                 line[key] = {name: float(scores.of_rows[number]) for name, scores in of.of_answers.items()}

@@ -14,7 +14,7 @@ from tunesmith.data.chat.template import Encoded
 from tunesmith.data.examples.message import SHAREGPT_ROLES
 from tunesmith.errors import DataError
 from tunesmith.evaluation.metrics.answers import check_truths, text_metrics
-from tunesmith.evaluation.metrics.base import RowScores
+from tunesmith.evaluation.metrics.base import Scores
 from tunesmith.evaluation.metrics.preferences import Preferences, PreferenceScoring
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.model.generate import decode_text
@@ -45,7 +45,8 @@ class Task:
     """The held-out rows of a run. ``groups`` [rows]: rows with the same number are resampled together.
 
     ``sources`` are the row numbers of each source of a mixture. ``preferences`` is set by a preference objective. Then
-    its examples are scored, and ``sources`` has the numbers of examples.
+    its examples are scored, and ``sources`` has the numbers of examples. ``text_bytes`` float64 [rows] are the bytes of
+    each row's supervised text.
     """
 
     rows: list[Encoded]
@@ -53,16 +54,17 @@ class Task:
     questions: list[Question]
     sources: Mapping[str, np.ndarray] = field(default_factory=dict)
     preferences: Preferences | None = None
+    text_bytes: np.ndarray | None = None
 
     @property
     def examples(self) -> int:
         """The number of scored examples: rows, or groups of rows that a preference objective compares."""
         return len(self.rows) // (1 if self.preferences is None else self.preferences.together)
 
-    def scores(self, tokens: TokenScores) -> dict[str, RowScores]:
+    def scores(self, tokens: TokenScores) -> dict[str, Scores]:
         """Every metric that is computed from log-probabilities, of the rows or of the objective's examples."""
         if self.preferences is None:
-            return tokens.scores(self.groups)
+            return tokens.scores(self.groups, self.text_bytes)
         return self.preferences.scores(tokens, self.groups)
 
     def metrics(self, named: Sequence[str]) -> Sequence[str]:
@@ -74,9 +76,11 @@ class Task:
         assert self.preferences is not None
         return replace(self, preferences=replace(self.preferences, reference=logprobs))
 
-    def losses_by_source(self, loss: RowScores) -> dict[str, float]:
+    def losses_by_source(self, loss: Scores) -> dict[str, float]:
         """The mean loss of a supervised token, source by source. It is empty if there is only one source."""
-        return {name: float(loss.total[rows].sum() / loss.weight[rows].sum()) for name, rows in self.sources.items()}
+        columns = loss.statistics.T  # [2, rows]
+        sums = {name: np.array([column[rows].sum() for column in columns]) for name, rows in self.sources.items()}
+        return {name: float(loss.of_sums(each)) for name, each in sums.items()}
 
 
 def make_task(
@@ -120,7 +124,7 @@ def make_task(
     questions = [
         _question(last[number], tokenizer, stop_ids, int(groups[number]), place[id(last[number])]) for number in asked
     ]
-    metrics = text_metrics(settings.metrics)
+    metrics = text_metrics(settings)
     if metrics and not questions:
         raise DataError(
             "No held-out row has an answer to compare",
@@ -134,7 +138,23 @@ def make_task(
         assert labels is not None
         desirable = labels[[row.example for row in chosen[:: objective.answers]]]
         preferences = Preferences(objective, desirable, objective.share(laid_out))
-    return Task(laid_out, [int(groups[row.example]) for row in laid_out], questions, preferences=preferences)
+    return Task(
+        laid_out,
+        [int(groups[row.example]) for row in laid_out],
+        questions,
+        preferences=preferences,
+        text_bytes=None if objective is not None else _text_bytes(laid_out, tokenizer),
+    )
+
+
+def _text_bytes(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The bytes of each row's supervised text in UTF-8, at least 1: float64 [rows]."""
+    found = []
+    for row in rows:
+        edges = np.flatnonzero(np.diff(row.supervised, prepend=False, append=False))  # [2 runs]: starts and ends
+        texts = [decode_text(tokenizer, row.ids[start:end].tolist()) for start, end in edges.reshape(-1, 2)]
+        found.append(max(1, sum(len(text.encode(errors="replace")) for text in texts)))
+    return np.array(found, dtype=np.float64)
 
 
 def _question(

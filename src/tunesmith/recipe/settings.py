@@ -12,27 +12,36 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tunesmith.recipe.data import DataSettings
+from tunesmith.recipe.endpoint import JudgeSettings
 from tunesmith.recipe.methods import LoraSettings, MethodSettings
 from tunesmith.recipe.objectives import ObjectiveSettings, SftSettings
 from tunesmith.recipe.optimizers import WITHOUT_BETAS, Optimizer
 from tunesmith.recipe.schedules import Schedule, check_arguments
 from tunesmith.recipe.section import Names, Settings, UserPath, short_for
 
-TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")  # computed from logits; every run can have them
+TOKEN_METRICS = ("loss", "perplexity", "bits_per_byte", "token_accuracy")  # from logits; every run can have them
 SELECTING = (
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
     "early_stopping_threshold",
 )  # fmt: skip
 PREFERENCE_METRICS = ("preference_accuracy", "reward_accuracy", "reward_margin")  # of pairs of answers
+CORPUS_METRICS = ("bleu", "chrf", "macro_f1", "json_field_f1")  # no mean over the scores of the rows
+PAIR_METRICS = ("judge",)  # of the answers of both models together
 METRICS_OF_LOGITS: dict[str, tuple[str, ...]] = {  # by objective
     "sft": TOKEN_METRICS,
     "dpo": ("loss", *PREFERENCE_METRICS),
     "orpo": ("loss", *PREFERENCE_METRICS),
     "kto": ("loss",),
 }
+NEEDED_KEYS = {
+    "json_schema": "json_schema",
+    "regex_match": "answer_pattern",
+    "judge": "judge",
+}  # keys that a metric needs
 ReporterName = Literal["tensorboard", "trackio", "mlflow", "wandb"]
 LARGEST = 3.4e38  # nearly that of float32
-LOWER_IS_BETTER = ("loss", "perplexity")
+NormalForm = Literal["case", "punctuation", "space"]
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
 HIGHER_IS_BETTER = ("token_accuracy", *PREFERENCE_METRICS)
 # What `learning_rate: auto` means: the rates for 1B to 30B parameters. `init` knows the size, see planning/advice.py.
 # The rate of freeze is between full and an adapter: it changes whole weights as full does, but fewer of them.
@@ -138,12 +147,12 @@ class TrainingSettings(Settings):
     )
     metric_for_best_model: str = Field(
         default="loss",
-        description="loss (the objective's), perplexity or token_accuracy of sft, preference_accuracy, reward_accuracy "
-        "or reward_margin of dpo and orpo, or a name that evaluation.compute_metrics gives",
+        description="loss (the objective's), perplexity, bits_per_byte or token_accuracy of sft, preference_accuracy, "
+        "reward_accuracy or reward_margin of dpo and orpo, or a name that evaluation.compute_metrics gives",
     )
     greater_is_better: bool | None = Field(
         default=None,
-        description="of metric_for_best_model; default: false for loss and perplexity, else true",
+        description="of metric_for_best_model; default: false for loss, perplexity and bits_per_byte, else true",
     )
     early_stopping_patience: int | None = Field(
         default=None, ge=1, description="stop after this number of validations in a row without improvement"
@@ -279,9 +288,26 @@ class TrainingSettings(Settings):
 class EvaluationSettings(Settings):
     """How base and tuned model are compared on held-out rows."""
 
-    metrics: Names = Field(default_factory=list, description="the first decides the verdict; default: loss")
+    metrics: Names = Field(
+        default_factory=list, description="the first decides the verdict; default: loss; docs/metrics.md lists them"
+    )
     compute_metrics: str | None = Field(
         default=None, description="file.py:function, called with (logits, labels) as by transformers' Trainer"
+    )
+    normalize: list[NormalForm] = Field(
+        default_factory=list,
+        description="what exact_match, accuracy, macro_f1 and regex_match overlook: case, punctuation, space",
+    )
+    json_schema: dict[str, Any] | None = Field(
+        default=None, description="the JSON Schema that the metric json_schema checks answers against"
+    )
+    answer_pattern: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a regular expression for the metric regex_match; its first group is compared, if it has one",
+    )
+    judge: JudgeSettings | None = Field(
+        default=None, description="the model behind an endpoint that the metric judge asks; see evaluation.judge below"
     )
     max_new_tokens: int = Field(default=256, ge=1, description="limit on the tokens of an answer")
     max_rows: int | None = Field(default=None, ge=1, description="limit on the rows to evaluate, drawn by seed")
@@ -316,6 +342,9 @@ class EvaluationSettings(Settings):
                 raise ValueError(f"{name} has no effect while do_sample is false: set do_sample: true or leave it out")
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError("a metric is named twice")
+        for metric, key in NEEDED_KEYS.items():
+            if metric in self.metrics and getattr(self, key) is None:
+                raise ValueError(f"the metric {metric} needs evaluation.{key}")
         return self
 
 

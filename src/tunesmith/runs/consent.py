@@ -20,7 +20,7 @@ from tunesmith.runs.run_files import FUNCTIONS
 
 @dataclass(frozen=True, slots=True)
 class Consent:
-    """What the user lets a stored recipe run: the model's own code, and functions of the recipe."""
+    """What the user lets a stored recipe run: the model's own code; functions of the recipe and the judge it names."""
 
     trust_remote_code: bool = False
     allow_functions: bool = False
@@ -67,7 +67,7 @@ class Consent:
             run: the run's folder, if that is where the recipe is stored.
 
         Raises:
-            RunError: a stored recipe names a function, and the user did not allow it.
+            RunError: a stored recipe names a function or an endpoint, and the user did not allow it.
         """
         if run is not None:
             own = run / FUNCTIONS if (run / FUNCTIONS).is_dir() else run
@@ -83,6 +83,15 @@ class Consent:
                     "allow_functions=True).",
                 )
             found |= dict.fromkeys(functions, Path.cwd() if key in typed else own)
+        judge = evaluation.judge if "judge" in evaluation.metrics else None
+        if judge is not None and run is not None and "judge" not in typed and not self.allow_functions:
+            raise RunError(
+                f"This run asks to send its held-out rows and answers to {judge.base_url}",
+                where=f"{run / 'recipe.yaml'}: evaluation.judge",
+                why="A run of somebody else could name any address, and any variable of the environment as its key.",
+                remedy="If you trust the address, add --allow-functions (in Python: allow_functions=True); or name "
+                "other metrics.",
+            )
         return found
 
     def of_recipe(self, loaded: LoadedRecipe, run: Path | None) -> dict[str, Path]:
@@ -103,7 +112,7 @@ def typed_keys(loaded: LoadedRecipe, section: str) -> set[str]:
 def flags_of(recipe: Recipe) -> str:
     """The flags that a command on a run with this recipe needs, each after a space."""
     evaluation = recipe.evaluation
-    functions = any(":" in name for name in (*evaluation.metrics, evaluation.compute_metrics or ""))
+    functions = any(":" in name or name == "judge" for name in (*evaluation.metrics, evaluation.compute_metrics or ""))
     flags = {" --trust-remote-code": recipe.model.trust_remote_code, " --allow-functions": functions}
     return "".join(flag for flag, needed in flags.items() if needed)
 

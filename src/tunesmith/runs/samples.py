@@ -9,6 +9,8 @@ from typing import Any
 LONGEST = 160  # characters of a text
 SHOWN, LABELS_SHOWN = 3, 5
 SAMPLES = "samples.jsonl"
+BEST = {"bleu": 100.0, "chrf": 100.0}  # of scores that are not 1 at best
+OF_LABELS = ("accuracy", "exact_match")  # metrics that are 1 where an answer is the right label
 
 
 def side_by_side(samples: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -39,11 +41,12 @@ def worst_labels(samples: Sequence[Mapping[str, Any]]) -> str | None:
 
 def by_label(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
     """(label, rows that are right, rows) of labels with wrong rows, worst first; empty if answers are not labels."""
-    scored = [each for each in samples if "exact_match" in each.get("scores", {})]
+    metric = next((name for name in OF_LABELS if samples and name in samples[0].get("scores", {})), OF_LABELS[0])
+    scored = [each for each in samples if metric in each.get("scores", {})]
     rows = Counter(each["truth"] for each in scored)
     if not 2 <= len(rows) <= len(scored) / 2:
         return []
-    right = Counter(each["truth"] for each in scored if each["scores"]["exact_match"] == 1)
+    right = Counter(each["truth"] for each in scored if each["scores"][metric] == 1)
     wrong = [label for label in rows if right[label] < rows[label]]
     wrong.sort(key=lambda label: (right[label] / rows[label], -rows[label], label))
     return [(label, right[label], rows[label]) for label in wrong]
@@ -54,12 +57,12 @@ def is_wrong(sample: Mapping[str, Any], metric: str | None = None) -> bool:
 
     Args:
         sample: a line of samples.jsonl.
-        metric: the score that says so, 1 at best; by default the first one. Without scores, the answer must be the
-            reference answer.
+        metric: the score that says so, 1 or 100 at best; by default the first one but a judge's. Without scores, the
+            answer must be the reference answer.
     """
     scores = sample.get("scores") or {}
-    name = metric if metric in scores else next(iter(scores), None)
-    return sample["tuned"].strip() != sample["truth"].strip() if name is None else scores[name] < 1
+    name = metric if metric in scores else next((each for each in scores if each != "judge"), None)
+    return sample["tuned"].strip() != sample["truth"].strip() if name is None else scores[name] < BEST.get(name, 1.0)
 
 
 def wrong_lines(wrong: Sequence[Mapping[str, Any]], answers: int) -> list[str]:

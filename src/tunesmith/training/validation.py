@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
 from torch import nn
 
-from tunesmith.evaluation.compare import LARGEST_EXPONENT
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.computed import computed_metrics
+from tunesmith.evaluation.metrics.perplexity import perplexity_of
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.recipe.settings import PREFERENCE_METRICS
 from tunesmith.runs.progress import Silent
@@ -45,12 +44,12 @@ def validate(judge: Judge, model: nn.Module, *, selected_by: str | None) -> Vali
     of_rows = judge.task.scores(scores)
     loss = of_rows["loss"].value
     metrics = {name: found.value for name, found in of_rows.items() if name in PREFERENCE_METRICS}
-    if selected_by == "token_accuracy":
-        metrics["token_accuracy"] = scores.token_accuracy
+    if selected_by in ("bits_per_byte", "token_accuracy"):
+        metrics[selected_by] = of_rows[selected_by].value
     if judge.settings.compute_metrics is not None:
         device = next(model.parameters()).device
         metrics |= computed_metrics(judge.settings.compute_metrics, model, judge.batches, device=device)
-    perplexity = {"perplexity": math.exp(min(loss, LARGEST_EXPONENT))} if judge.task.preferences is None else {}
+    perplexity = {"perplexity": float(perplexity_of(loss))} if judge.task.preferences is None else {}
     return Validation(
         scores=scores,
         loss=loss,

@@ -24,7 +24,7 @@ from tunesmith.data.ledger import Ledger
 from tunesmith.data.report import summary
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import DataError, pip_install
-from tunesmith.evaluation.metrics.answers import check_names
+from tunesmith.evaluation.metrics.answers import check_metrics_exist
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.model.weights.text_side import text_side
 from tunesmith.recipe.data import DataSettings, SourceSettings
@@ -257,7 +257,7 @@ def settings_of(
     recipe = loaded.recipe if named else consent.given(loaded, stored)
     if stored is None:
         with functions_allowed(consent.of_recipe(loaded, None)):
-            check_names(recipe.evaluation.metrics)
+            check_metrics_exist(recipe.evaluation)
     refuse_missing(recipe.data)
     if recipe.data.format == "auto" and recipe.objective.name in OBJECTIVE_SHAPES:
         given = {"format": OBJECTIVE_SHAPES[recipe.objective.name], **given}

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from tunesmith.data.finding import rows_in_words
 from tunesmith.data.placement import OUTCOME, place_rows
 from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN, labels_of
 from tunesmith.data.survey import Survey
-from tunesmith.errors import DataError
-from tunesmith.evaluation.metrics.answers import JsonFields
+from tunesmith.errors import DataError, pip_install
+from tunesmith.evaluation.metrics.classification import MOST_LABELS
+from tunesmith.evaluation.metrics.json_answers import JsonFields, is_json_structure
 from tunesmith.model.weights.foreign_tokenizer import refuse_odd_tokenizer
 from tunesmith.model.weights.tokenizer_files import unreadable_tokenizer
 from tunesmith.recipe.data import SourceSettings
@@ -55,11 +57,12 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What a pass over the examples has shown: bytes of the longest answer, whether all are JSON objects or numbers,
-    whether a turn calls a tool, whether an answer does, and the longest conversations."""
+    """What a pass over the examples has shown: bytes of the longest answer, whether all are JSON objects, JSON objects
+    and lists, or numbers, whether a turn calls a tool, whether an answer does, and the longest conversations."""
 
     answer_bytes: int
     json_objects: bool
+    json_structures: bool
     numbers: bool
     calls: bool
     answer_calls: bool
@@ -146,7 +149,7 @@ def counts(scan: Scan, rows: slice) -> tuple[int, int]:
 
 def texts_of(scan: Scan) -> Texts:
     """One pass over the conversations."""
-    answer_bytes, json_objects, numbers, calls, answer_calls = 0, True, True, False, False
+    answer_bytes, json_objects, json_structures, numbers, calls, answer_calls = 0, True, True, True, False, False
     longest: list[tuple[int, int, str]] = []
     for block in scan.examples():
         for number, example in block:
@@ -155,13 +158,15 @@ def texts_of(scan: Scan) -> Texts:
             answer = example.written_answer()
             answer_bytes = max(answer_bytes, len(answer.encode(errors="replace")))
             json_objects = json_objects and JsonFields().fault_of(answer) is None
+            json_structures = json_structures and (json_objects or is_json_structure(answer))
             numbers = numbers and _is_number(answer)
             calls = calls or any(turn.tool_calls for turn in example.messages)
             answer_calls = answer_calls or example.answers_with_calls()
             text = _whole(example)
             entry = (len(text.encode(errors="replace")), -number, text)
             (heapq.heappush if len(longest) < LONGEST_COUNTED else heapq.heappushpop)(longest, entry)
-    return Texts(answer_bytes, json_objects, numbers, calls, answer_calls, tuple(text for *_, text in longest))
+    texts = tuple(text for *_, text in longest)
+    return Texts(answer_bytes, json_objects, json_structures, numbers, calls, answer_calls, texts)
 
 
 def _whole(example: Example) -> str:
@@ -200,12 +205,19 @@ def evaluation_of(scan: Scan, texts: Texts) -> Evaluation:
         reason = "answers call tools, whose JSON has many right spellings, so the verdict is by loss"
         return Evaluation((), reason, new_tokens)
     if texts.json_objects:
-        reason = "every answer is a JSON object: equal as a whole, and field by field"
-        return Evaluation(("json_exact", "json_fields"), reason, new_tokens)
+        reason = "every answer is a JSON object: equal as a whole, field by field, and whether it is JSON"
+        return Evaluation(("json_exact", "json_fields", "json_valid"), reason, new_tokens)
+    if texts.json_structures:
+        reason = "every answer is a JSON object or list: equal as a whole, value by value, and whether it is JSON"
+        return Evaluation(("json_exact", "json_field_f1", "json_valid"), reason, new_tokens)
     labels, longest = _different_labels(scan), int(scan.answer_characters.max())
     if labels is not None:
         reason = f"the answers are labels: {labels:,} different ones, of at most {longest} characters"
-        return Evaluation(("exact_match",), reason, new_tokens)
+        if labels > MOST_LABELS:
+            return Evaluation(("exact_match",), reason, new_tokens)
+        if find_spec("sklearn") is None:
+            return Evaluation(("exact_match",), f"{reason}; figures by label: {pip_install('metrics')}", new_tokens)
+        return Evaluation(("accuracy", "macro_f1"), reason, new_tokens)
     if texts.numbers:
         return Evaluation(("exact_match",), "every answer is a number", new_tokens)
     reason = "free text has many right answers, so the verdict is by loss; or name a function: [my_module:score]"

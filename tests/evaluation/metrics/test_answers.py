@@ -12,19 +12,29 @@ import pytest
 
 from tunesmith.data.files.json_rows import parse_json
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluation.metrics.answers import check_metrics_exist as check_exist
 from tunesmith.evaluation.metrics.answers import (
-    METRICS,
-    check_names,
     check_truths,
-    same_json,
     score_answers,
-    text_metrics,
 )
+from tunesmith.evaluation.metrics.answers import text_metrics as metrics_of
+from tunesmith.evaluation.metrics.exact_match import ExactMatch
+from tunesmith.evaluation.metrics.json_answers import same_json
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
+from tunesmith.recipe.settings import EvaluationSettings
+
+
+def text_metrics(names):
+    return metrics_of(EvaluationSettings(metrics=names))
+
+
+def check_names(names):
+    check_exist(EvaluationSettings(metrics=names))
 
 
 def score(name, answer, truth):
-    return METRICS[name].score(answer, truth, "a prompt")
+    (metric,) = text_metrics([name])
+    return metric.score(answer, truth, "a prompt")
 
 
 @pytest.mark.parametrize(
@@ -144,16 +154,18 @@ def test_an_unknown_name_is_refused_with_a_suggestion(name, meant):
 
 
 def test_a_name_like_no_other_is_refused_with_the_list():
-    with pytest.raises(RecipeError, match=r"(?s)no metric 'bleu'\n.*json_fields.*score\.py:my_function"):
-        check_names(["bleu"])
+    with pytest.raises(RecipeError, match=r"(?s)no metric 'quality'\n.*json_fields.*score\.py:my_function"):
+        check_names(["quality"])
 
 
 def test_names_are_checked_without_torch():
     code = """
         import sys
-        from tunesmith.evaluation.metrics.answers import check_names
-        check_names(["loss", "json_exact"])
-        assert not {"torch", "transformers", "datasets"} & set(sys.modules)
+        from tunesmith.evaluation.metrics.answers import check_metrics_exist
+        from tunesmith.recipe.settings import EvaluationSettings
+        names = ["loss", "json_exact", "accuracy", "bleu", "rougeL"]
+        check_metrics_exist(EvaluationSettings(metrics=names))
+        assert not {"torch", "transformers", "datasets", "sklearn", "sacrebleu", "rouge_score"} & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
@@ -310,14 +322,18 @@ def test_scores_are_float64():
     ],
 )
 def test_an_answer_is_lost_once_no_end_can_make_it_match(beginning: str, truth: str, lost: bool) -> None:
-    assert METRICS["exact_match"].is_lost(beginning, truth) is lost  # type: ignore[attr-defined]
+    assert ExactMatch().is_lost(beginning, truth) is lost
 
 
 def test_no_beginning_of_a_matching_answer_is_lost() -> None:
-    metric = METRICS["exact_match"]
+    metric = ExactMatch()
     truths = ("été à Noël", "\u1112\u1161\u11ab\u1100\u116e\u11a8", "a\u0323\u0307b", "  two words ", "e\u0301")
     for truth in truths:
         for form in ("NFC", "NFD"):
             written = f"\n{unicodedata.normalize(form, truth)}  "  # type: ignore[arg-type]
             assert metric.score(written, truth, "") == 1
-            assert not any(metric.is_lost(written[:end], truth) for end in range(len(written) + 1))  # type: ignore[attr-defined]
+            assert not any(metric.is_lost(written[:end], truth) for end in range(len(written) + 1))
+
+
+def test_with_normalization_no_answer_is_left_early() -> None:
+    assert not ExactMatch(["case"]).is_lost("Wrong from the start", "right")

@@ -10,10 +10,20 @@ import pytest
 from tests.canaries import Canary
 
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.metrics.answers import check_names, text_metrics
+from tunesmith.evaluation.metrics.answers import check_metrics_exist
+from tunesmith.evaluation.metrics.answers import text_metrics as metrics_of
 from tunesmith.evaluation.metrics.user_functions import function_files, functions_allowed, import_function
+from tunesmith.recipe.settings import EvaluationSettings
 
 FLAG = r"(?s)nobody allowed it.*--allow-functions"
+
+
+def text_metrics(names):
+    return metrics_of(EvaluationSettings(metrics=names))
+
+
+def check_names(names):
+    check_metrics_exist(EvaluationSettings(metrics=names))
 
 
 def score(folder: Path, name: str, answer: str = "abc") -> float:

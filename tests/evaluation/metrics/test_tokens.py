@@ -85,7 +85,7 @@ def test_scores_carry_sums_weights_and_groups(model):
     install(model)
     found = row_losses(model, micro_batches(rows(), budget=60, layout="tree"), rows=5, device="cpu")
     scores = found.scores(groups=[0, 0, 1, 1, 2])
-    assert list(scores) == ["loss", "token_accuracy"]
+    assert list(scores) == ["loss", "perplexity", "token_accuracy"]
     assert scores["loss"].value == found.loss and scores["token_accuracy"].value == found.token_accuracy
     assert scores["loss"].groups is not None and scores["loss"].groups.tolist() == [0, 0, 1, 1, 2]
 

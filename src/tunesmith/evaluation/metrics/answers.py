@@ -1,120 +1,87 @@
-"""Metrics over answers: exact_match, json_valid, json_exact, json_fields, or a Python function `score.py:score`.
+"""The metrics over answers by their names in a recipe, or a Python function `score.py:score`.
 
-To add one, copy a class below and add it to METRICS. Names and reference answers are checked before training, so this
-module does not import torch.
+To add one, copy one of the files beside this one and add its class to METRICS, and its name to the recipe's settings.
+Names and reference answers are checked before training, so this module does not import torch.
 """
 
 from __future__ import annotations
 
 import difflib
-import unicodedata
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from tunesmith.data.files.json_rows import parse_json
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.evaluation.metrics.base import COMPUTE_METRICS_KEY, METRICS_KEY, RowScores, TextMetric, row_scores
+from tunesmith.evaluation.endpoint import endpoint_of
+from tunesmith.evaluation.metrics import judged
+from tunesmith.evaluation.metrics.answer_length import AnswerLength
+from tunesmith.evaluation.metrics.base import (
+    COMPUTE_METRICS_KEY,
+    METRICS_KEY,
+    AnswerRows,
+    Scores,
+    TextMetric,
+)
+from tunesmith.evaluation.metrics.classification import LabelMetric
+from tunesmith.evaluation.metrics.edit_similarity import EditSimilarity
+from tunesmith.evaluation.metrics.exact_match import ExactMatch
+from tunesmith.evaluation.metrics.json_answers import JsonExact, JsonFieldF1, JsonFields, JsonSchema, JsonValid
+from tunesmith.evaluation.metrics.number_match import NumberMatch
+from tunesmith.evaluation.metrics.regex_match import RegexMatch
+from tunesmith.evaluation.metrics.rouge import Rouge
+from tunesmith.evaluation.metrics.translation import Bleu, ChrF
 from tunesmith.evaluation.metrics.user_functions import function_metric, import_function
-from tunesmith.recipe.settings import PREFERENCE_METRICS, TOKEN_METRICS, EvaluationSettings
+from tunesmith.recipe.settings import PAIR_METRICS, PREFERENCE_METRICS, TOKEN_METRICS, EvaluationSettings
 
-
-class ExactMatch:
-    """1 where answer and truth are the same text, in Unicode's NFC form and without white space around them."""
-
-    name = "exact_match"
-
-    def score(self, answer: str, truth: str, prompt: str) -> float:
-        """Compares with upper and lower case, punctuation and inner white space."""
-        return float(_plain(answer) == _plain(truth))
-
-    def is_lost(self, beginning: str, truth: str) -> bool:
-        """Whether the truth does not begin like this, in the same form that ``score`` compares."""
-        return not _plain(truth).startswith(_lasting(beginning))
-
-    def fault_of(self, truth: str) -> str | None:
-        """None: any text can be matched."""
-        return None
-
-
-class JsonValid:
-    """1 where the answer is JSON and nothing else (see parse_json). The truth does not matter."""
-
-    name = "json_valid"
-
-    def score(self, answer: str, truth: str, prompt: str) -> float:
-        """Accepts any JSON value."""
-        return float(_json_fault(answer) is None)
-
-    def fault_of(self, truth: str) -> str | None:
-        """None: the truth is not used."""
-        return None
-
-
-class JsonExact:
-    """1 where the answer is JSON equal to the truth's. The order of keys does not matter, and 1 equals 1.0."""
-
-    name = "json_exact"
-
-    def score(self, answer: str, truth: str, prompt: str) -> float:
-        """An answer that is not JSON scores 0."""
-        return float(_json_fault(answer) is None and same_json(parse_json(answer), parse_json(truth)))
-
-    def fault_of(self, truth: str) -> str | None:
-        """The truth must be JSON itself."""
-        fault = _json_fault(truth)
-        return fault and f"it is not JSON: {fault}"
-
-
-class JsonFields:
-    """Equal fields of a JSON object over the fields that answer or truth have: |equal| / |answer's and truth's keys|.
-
-    Top-level fields are compared, each as a whole. A missing, a wrong and an invented field cost the same. An answer
-    that is not a JSON object scores 0. Two empty objects score 1.
-    """
-
-    name = "json_fields"
-
-    def score(self, answer: str, truth: str, prompt: str) -> float:
-        """From 0 to 1."""
-        found = None if _json_fault(answer) else parse_json(answer)
-        expected = parse_json(truth)
-        if not isinstance(found, dict):
-            return 0.0
-        keys = found.keys() | expected.keys()
-        equal = sum(key in found and key in expected and same_json(found[key], expected[key]) for key in keys)
-        return equal / len(keys) if keys else 1.0
-
-    def fault_of(self, truth: str) -> str | None:
-        """The truth must be a JSON object."""
-        if fault := _json_fault(truth):
-            return f"it is not JSON: {fault}"
-        return None if isinstance(parse_json(truth), dict) else "it is JSON but not an object, so it has no fields"
-
-
-METRICS: dict[str, TextMetric] = {
-    metric.name: metric for metric in (ExactMatch(), JsonValid(), JsonExact(), JsonFields())
+METRICS: dict[str, Callable[[EvaluationSettings], TextMetric]] = {
+    "exact_match": lambda settings: ExactMatch(settings.normalize),
+    "accuracy": lambda settings: LabelMetric("accuracy", settings.normalize),
+    "macro_f1": lambda settings: LabelMetric("macro_f1", settings.normalize),
+    "json_valid": lambda _: JsonValid(),
+    "json_schema": lambda settings: JsonSchema(settings.json_schema or {}),
+    "json_exact": lambda _: JsonExact(),
+    "json_fields": lambda _: JsonFields(),
+    "json_field_f1": lambda _: JsonFieldF1(),
+    "number_match": lambda _: NumberMatch(),
+    "regex_match": lambda settings: RegexMatch(settings.answer_pattern or "", settings.normalize),
+    "bleu": lambda _: Bleu(),
+    "chrf": lambda _: ChrF(),
+    "rouge1": lambda _: Rouge("rouge1"),
+    "rouge2": lambda _: Rouge("rouge2"),
+    "rougeL": lambda _: Rouge("rougeL"),
+    "edit_similarity": lambda _: EditSimilarity(),
+    "answer_length": lambda _: AnswerLength(),
 }
+_NOT_OF_ONE_ANSWER = (*TOKEN_METRICS, *PREFERENCE_METRICS, *PAIR_METRICS)
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raises RecipeError if a metric does not exist. Functions are imported and their parameters are checked."""
-    text_metrics(names)
+def check_metrics_exist(settings: EvaluationSettings) -> None:
+    """Raises RecipeError if a metric does not exist, or lacks a package.
+
+    Functions are imported and their parameters are checked.
+    """
+    text_metrics(settings)
 
 
 def check_functions(evaluation: EvaluationSettings) -> None:
-    """The same of everything that a recipe names, `compute_metrics` included."""
-    check_names(evaluation.metrics)
+    """The same of everything that a recipe names: `compute_metrics`, and the key of a judge too."""
+    check_metrics_exist(evaluation)
+    if evaluation.judge is not None and judged.NAME in evaluation.metrics:
+        endpoint_of(evaluation.judge)
     if evaluation.compute_metrics is not None:
         import_function(evaluation.compute_metrics, where=COMPUTE_METRICS_KEY)
 
 
-def text_metrics(names: Sequence[str]) -> list[TextMetric]:
-    """The metrics among these that need answers, in order.
+def text_metrics(settings: EvaluationSettings) -> list[TextMetric]:
+    """The metrics of a recipe that score answers, in order.
 
     Raises:
-        RecipeError: an unknown name, or a function that cannot be imported or called.
+        RecipeError: an unknown name, a package that is not installed, or a function that cannot be imported or called.
     """
-    return [_resolve(name) for name in names if name not in (*TOKEN_METRICS, *PREFERENCE_METRICS)]
+    return [_resolve(name, settings) for name in settings.metrics if name not in _NOT_OF_ONE_ANSWER]
+
+
+def needs_answers(settings: EvaluationSettings) -> bool:
+    """Whether every question has to be answered: by a metric of answers, or of both models' answers."""
+    return any(name not in (*TOKEN_METRICS, *PREFERENCE_METRICS) for name in settings.metrics)
 
 
 def check_truths(metrics: Sequence[TextMetric], truths: Sequence[str], sources: Sequence[str]) -> None:
@@ -128,6 +95,14 @@ def check_truths(metrics: Sequence[TextMetric], truths: Sequence[str], sources: 
                     why=f"{fault[0].upper()}{fault[1:]}. It is {truth[:200]!r}.",
                     remedy=f"Correct the row, or take {metric.name} out of {METRICS_KEY}.",
                 )
+    for metric in metrics:
+        if fault := metric.fault_of_all(truths):
+            raise DataError(
+                f"The reference answers cannot be judged by {metric.name}",
+                where=METRICS_KEY,
+                why=f"{fault[0].upper()}{fault[1:]}.",
+                remedy=f"Take {metric.name} out of {METRICS_KEY}, or limit evaluation.max_rows.",
+            )
 
 
 def score_answers(
@@ -137,64 +112,22 @@ def score_answers(
     truths: Sequence[str],
     prompts: Sequence[str],
     groups: Sequence[int] | None = None,
-) -> dict[str, RowScores]:
+) -> dict[str, Scores]:
     """Every metric on every row, by name. Reference answers have passed ``check_truths``.
 
     Raises:
         RecipeError: a user's function failed. The message names the row, counted from 1.
     """
-    rows = list(zip(answers, truths, prompts, strict=True))
-    return {metric.name: row_scores(list(_scores(metric, rows)), groups) for metric in metrics}
+    rows = AnswerRows(answers, truths, prompts, groups)
+    return {metric.name: metric.scores(rows) for metric in metrics}
 
 
-def _scores(metric: TextMetric, rows: Sequence[tuple[str, str, str]]) -> Iterator[float]:
-    for number, row in enumerate(rows, start=1):
-        try:
-            yield metric.score(*row)
-        except RecipeError as error:
-            raise RecipeError(
-                error.what, where=f"{METRICS_KEY}, row {number} of {len(rows)}", why=error.why, remedy=error.remedy
-            ) from error
-
-
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFC", text).strip()
-
-
-def _lasting(beginning: str) -> str:
-    """What stays at the beginning of ``_plain`` whatever text follows: all but the last letter, which may get marks."""
-    text = unicodedata.normalize("NFC", beginning).lstrip()
-    last = next((place for place in range(len(text) - 1, -1, -1) if not unicodedata.combining(text[place])), 0)
-    return text[:last].rstrip()
-
-
-def _json_fault(text: str) -> str | None:
-    try:
-        parse_json(text)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def same_json(one: Any, other: Any) -> bool:
-    """Equality of parsed JSON: 1 equals 1.0, true does not equal 1, the order of keys does not matter."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same_json(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same_json, one, other))
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
-        return one == other
-    return type(one) is type(other) and one == other
-
-
-def _resolve(name: str) -> TextMetric:
+def _resolve(name: str, settings: EvaluationSettings) -> TextMetric:
     if name in METRICS:
-        return METRICS[name]
+        return METRICS[name](settings)
     if ":" in name:
         return function_metric(name)
-    known = [*TOKEN_METRICS, *PREFERENCE_METRICS, *METRICS]
+    known = [*_NOT_OF_ONE_ANSWER, *METRICS]
     close = difflib.get_close_matches(name, known, n=1)
     raise RecipeError(
         f"There is no metric {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""),

@@ -3,16 +3,23 @@
 Every metric gives Scores: some sufficient statistics of each row, and a function from their sums to the value. A
 resample of the rows is a weighted sum of the same statistics, so compare.py resamples any metric with one matrix
 product and one call: means and ratios (RowScores), and metrics that are no mean over rows, such as macro F1 and BLEU
-(RowStatistics). This module does not import torch.
+(RowStatistics).
+
+Each metric has a file of its own beside this one: a class with a name and ``scores``, of answers (TextMetric, listed in
+answers.py) or of tokens (TokenMetric, listed in tokens.py). Most metrics of answers score row by row (RowMetric).
+This module does not import torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from tunesmith.errors import RecipeError, pip_install
 
 METRICS_KEY = "evaluation.metrics"  # the recipe key that names metrics
 COMPUTE_METRICS_KEY = "evaluation.compute_metrics"
@@ -59,20 +66,119 @@ class Scores(Protocol):
 
 
 class TextMetric(Protocol):
-    """Scores one answer with a number that is higher for a better answer. A rate is a fraction from 0 to 1."""
+    """Scores the answers of one model. A higher value is better, and a rate is a fraction from 0 to 1."""
 
     @property
     def name(self) -> str:
         """The name in the recipe, and the key in verdict.json."""
         ...
 
-    def score(self, answer: str, truth: str, prompt: str) -> float:
-        """The score of one answer to one prompt, given the reference answer."""
-        ...
-
     def fault_of(self, truth: str) -> str | None:
         """The reason why no answer can be scored against this reference answer, or None."""
         ...
+
+    def fault_of_all(self, truths: Sequence[str]) -> str | None:
+        """The reason why these reference answers cannot be scored against together, or None."""
+        ...
+
+    def scores(self, rows: AnswerRows) -> Scores:
+        """The metric on every row. The reference answers have no faults."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRows:
+    """What a metric of answers knows: a model's answers, the reference answers, the prompts; and groups int [rows]."""
+
+    answers: Sequence[str]
+    truths: Sequence[str]
+    prompts: Sequence[str]
+    groups: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        assert len(self.answers) == len(self.truths) == len(self.prompts), "one answer a row"
+
+    @property
+    def group_numbers(self) -> np.ndarray | None:
+        """The groups as an array."""
+        return None if self.groups is None else np.asarray(self.groups)
+
+
+class RowMetric:
+    """Base of the metrics whose value is the mean over the scores of the rows: they have a name and ``score``."""
+
+    name: str
+
+    def score(self, answer: str, truth: str, prompt: str) -> float:
+        """The score of one answer to one prompt, given the reference answer. Higher is better."""
+        raise NotImplementedError
+
+    def fault_of(self, truth: str) -> str | None:
+        """None: any text can be scored against."""
+        return None
+
+    def fault_of_all(self, truths: Sequence[str]) -> str | None:
+        """None: each row is scored by itself."""
+        return None
+
+    def scores(self, rows: AnswerRows) -> Scores:
+        """Every row by itself. Raises RecipeError with the number of the row, from 1, if one cannot be scored."""
+        found = []
+        for number, row in enumerate(zip(rows.answers, rows.truths, rows.prompts, strict=True), start=1):
+            try:
+                found.append(self.score(*row))
+            except RecipeError as error:
+                raise RecipeError(
+                    error.what,
+                    where=f"{METRICS_KEY}, row {number} of {len(rows.answers)}",
+                    why=error.why,
+                    remedy=error.remedy,
+                ) from error
+        return row_scores(found, rows.groups)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRows:
+    """Sums over the supervised tokens of each row, float64 [rows].
+
+    Args:
+        nll_sum: negative log-likelihood in nats.
+        correct: tokens that the model found likeliest.
+        tokens: how many there are.
+        text_bytes: bytes of their text in UTF-8, at least 1; None if they were not counted.
+        groups: as in RowScores.
+    """
+
+    nll_sum: np.ndarray
+    correct: np.ndarray
+    tokens: np.ndarray
+    text_bytes: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+
+class TokenMetric(Protocol):
+    """A metric of the supervised tokens, from their log-probabilities."""
+
+    @property
+    def name(self) -> str:
+        """The name in the recipe, and the key in verdict.json."""
+        ...
+
+    def scores(self, rows: TokenRows) -> Scores:
+        """The metric on every row."""
+        ...
+
+
+def needs_extra(name: str, *packages: str) -> None:
+    """Raises RecipeError if a package that a metric needs is not installed. It is imported only when it is used."""
+    lacking = [package for package in packages if find_spec(package) is None]
+    if lacking:
+        raise RecipeError(
+            f"The metric {name} needs a package that is not installed",
+            where=METRICS_KEY,
+            why=f"{', '.join(lacking)} cannot be found.",
+            remedy=f"Install it with {pip_install('metrics')}, or take {name} out of {METRICS_KEY}.",
+        )
 
 
 @runtime_checkable

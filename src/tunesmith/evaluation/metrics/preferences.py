@@ -10,7 +10,7 @@ import numpy as np
 
 from tunesmith.data.batches.layout import Batch, LayoutName
 from tunesmith.data.chat.template import Encoded
-from tunesmith.evaluation.metrics.base import RowScores
+from tunesmith.evaluation.metrics.base import RowScores, Scores
 from tunesmith.evaluation.metrics.tokens import TokenScores
 
 
@@ -72,7 +72,7 @@ class Preferences:
         """Whether the loss needs a reference that is not measured yet."""
         return self.objective.refers and self.reference is None
 
-    def scores(self, tokens: TokenScores, groups: Sequence[int]) -> dict[str, RowScores]:
+    def scores(self, tokens: TokenScores, groups: Sequence[int]) -> dict[str, Scores]:
         """Every metric of the objective on every example. ``tokens`` and ``groups`` are those of the rows."""
         assert not self.lacks_reference, "scored before the untuned model was measured"
         reference = np.zeros_like(tokens.nll_sum) if self.reference is None else self.reference

@@ -11,10 +11,16 @@ from torch import nn
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.errors import ModelError
-from tunesmith.evaluation.metrics.base import RowScores
+from tunesmith.evaluation.metrics.base import Scores, TokenMetric, TokenRows
+from tunesmith.evaluation.metrics.bits_per_byte import BitsPerByte
+from tunesmith.evaluation.metrics.loss import Loss
+from tunesmith.evaluation.metrics.perplexity import Perplexity
+from tunesmith.evaluation.metrics.token_accuracy import TokenAccuracy
 from tunesmith.model.compute.logprobs import target_logprobs
 from tunesmith.model.compute.waits import waiting_as_others_allow
 from tunesmith.model.modes import evaluation_mode, random_state_kept
+
+METRICS: tuple[TokenMetric, ...] = (Loss(), Perplexity(), BitsPerByte(), TokenAccuracy())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,13 +65,15 @@ class TokenScores:
         """Share of the supervised tokens that the model found likeliest after the true tokens before them."""
         return float(self.correct.sum() / self.tokens.sum())
 
-    def scores(self, groups: Sequence[int] | None = None) -> dict[str, RowScores]:
-        """``loss`` and ``token_accuracy`` for compare.py. Rows of the same group are resampled together."""
+    def scores(self, groups: Sequence[int] | None = None, text_bytes: np.ndarray | None = None) -> dict[str, Scores]:
+        """Every metric of tokens for compare.py. Rows of the same group are resampled together.
+
+        Without ``text_bytes``, the bytes of each row's supervised text, there is no ``bits_per_byte``.
+        """
         together = None if groups is None else np.asarray(groups)
-        return {
-            "loss": RowScores(self.nll_sum, self.tokens, together),
-            "token_accuracy": RowScores(self.correct, self.tokens, together),
-        }
+        rows = TokenRows(self.nll_sum, self.correct, self.tokens, text_bytes, together)
+        found = [metric for metric in METRICS if text_bytes is not None or metric.name != BitsPerByte.name]
+        return {metric.name: metric.scores(rows) for metric in found}
 
 
 @waiting_as_others_allow()

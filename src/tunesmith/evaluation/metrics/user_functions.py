@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.metrics.base import METRICS_KEY
+from tunesmith.evaluation.metrics.base import METRICS_KEY, RowMetric
 from tunesmith.evaluation.metrics.function_files import FunctionFolder, lacks_file
 
 _ARGUMENTS = ("answer", "truth", "prompt")
@@ -56,7 +56,7 @@ def function_files() -> dict[str, Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class FunctionMetric:
+class FunctionMetric(RowMetric):
     """A user's function. ``call`` passes it answer, truth and prompt in the way that its parameters ask for."""
 
     name: str
@@ -77,10 +77,6 @@ class FunctionMetric:
         if not math.isfinite(number):
             raise self._refuse(f"returned {result!r}, which is not a finite number", answer)
         return number
-
-    def fault_of(self, truth: str) -> str | None:
-        """None: only the function knows which truths it can score."""
-        return None
 
     def _refuse(self, fault: str, answer: str, remedy: str | None = None) -> RecipeError:
         return RecipeError(
