@@ -117,7 +117,7 @@ def _report(predicted: np.ndarray, truths: np.ndarray, labels: Sequence[str]) ->
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     numbers = np.arange(len(labels))
-    found = precision_recall_fscore_support(truths, predicted, labels=numbers, zero_division=0.0)
+    found = precision_recall_fscore_support(truths, predicted, labels=numbers, zero_division=0.0)  # pyright: ignore[reportArgumentType]
     figures = [np.asarray(each) for each in found]  # [labels] each
     matrix = confusion_matrix(truths, predicted, labels=np.arange(len(labels) + 1))  # [truth, prediction]
     names = [*labels, None]

@@ -62,7 +62,7 @@ def judged(
                     on_row(number // 2)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    choices = [choice_in(reply) for reply in replies]
+    choices: list[Choice | None] = [choice_in(reply) for reply in replies]
     asked = [number for number, prompt in enumerate(prompts) if prompt]
     unreadable = [number for number in asked if choices[number] is None]
     if len(unreadable) > UNREADABLE * len(asked):
@@ -74,7 +74,7 @@ def judged(
             remedy="Use a more capable model, allow more max_tokens, or give a prompt that asks for one of the three.",
         )
     pairs = list(zip(choices[::2], choices[1::2], strict=True))
-    share = np.array([_share_of_tuned(*pair) for pair in pairs])  # [rows]
+    share = np.array([_share_of_tuned(before, after) for before, after in pairs])  # [rows]
     counted = Counter("tuned" if each == 1 else "base" if each == 0 else "tie" for each in share)
     details: dict[str, Any] = {
         "model": endpoint.settings.model,

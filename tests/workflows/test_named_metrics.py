@@ -1,0 +1,110 @@
+"""Whole runs that are judged by metrics of corpora and labels, and by a model behind an endpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.judge_server import Server, said
+
+from tunesmith.errors import ModelError, RunError
+from tunesmith.workflows.evaluate import evaluate
+from tunesmith.workflows.finetune import train
+
+WORDS = ["red", "green", "blue", "black"]
+SECRET = "quartz-lantern-742"
+
+
+@pytest.fixture
+def values(tmp_path: Path, tiny_model_dir: Path) -> dict[str, Any]:
+    rows = [{"prompt": f"{WORDS[n % 4]} thing {n}", "completion": WORDS[n % 4]} for n in range(32)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model": str(tiny_model_dir),
+        "data": {"train": str(tmp_path / "rows.jsonl"), "eval": 0.3},
+        "method": {"name": "lora", "r": 2},
+        "training": {
+            "max_steps": 6,
+            "learning_rate": 0.1,
+            "batch_size": 4,
+            "report_to": "none",
+            "threads": 1,
+            "eval_strategy": "no",
+        },
+        "evaluation": {"max_new_tokens": 4, "resamples": 200, "samples": 1},
+        "output_dir": str(tmp_path / "run"),
+    }
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    made = Server()
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+
+
+def test_every_metric_of_answers_and_tokens_has_an_interval_in_the_verdict(values: dict[str, Any]) -> None:
+    names = [
+        "accuracy", "macro_f1", "bits_per_byte", "perplexity", "token_accuracy", "exact_match", "json_valid", "bleu",
+        "chrf", "rouge1", "rouge2", "rougeL", "edit_similarity", "answer_length", "regex_match",
+    ]  # fmt: skip
+    values["evaluation"] |= {"metrics": names, "normalize": ["case"], "answer_pattern": r"\w+"}
+    result = train(values)
+    run = Path(values["output_dir"])
+    verdict = json.loads((run / "verdict.json").read_text())
+    assert [*verdict["metrics"]][: len(names) + 1] == [*names, "loss"]
+    for name in names:
+        low, high = verdict["metrics"][name]["interval"]
+        assert low <= verdict["metrics"][name]["difference"] <= high or low == high == 0
+    details = verdict["details"]
+    assert [each["label"] for each in details["classification"]["tuned"]["labels"]] == sorted(WORDS)
+    assert details["bleu"]["base"]["signature"].startswith("nrefs:1|case:mixed|")
+    line = json.loads((run / "samples.jsonl").read_text().splitlines()[0])
+    assert set(line["scores"]) == {
+        name for name in names if name not in ("bits_per_byte", "perplexity", "token_accuracy")
+    }
+    rows = result.verdict["rows"]
+    bits = verdict["metrics"]["bits_per_byte"]["base"]
+    assert rows > 4 and bits > 0
+    again = evaluate(run, settings=["metrics=[chrf]"], progress=False)
+    assert again["metrics"]["chrf"]["tuned"] == pytest.approx(verdict["metrics"]["chrf"]["tuned"])
+
+
+def test_a_judge_is_asked_after_training_and_what_it_said_is_kept(
+    values: dict[str, Any], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge fails at first: the weights are kept, and the same command with --resume judges again."""
+    monkeypatch.setenv("JUDGE_KEY_OF_MINE", SECRET)
+    judge = {"base_url": server.url, "model": "strict-7b", "api_key_env": "JUDGE_KEY_OF_MINE", "retries": 0}
+    values["evaluation"] |= {"metrics": ["judge", "exact_match"], "judge": judge}
+    server.answer = lambda _: (401, {}, b"no entry")
+    with pytest.raises(ModelError, match=r"code 401: no entry"):
+        train(values)
+    server.seen.clear()
+    server.answer = lambda request: said("[[A]]" if request["messages"][0]["content"].index("thing") % 2 else "[[TIE]]")
+    train(values, resume=True)
+    run = Path(values["output_dir"])
+    verdict = json.loads((run / "verdict.json").read_text())
+    assert verdict["metrics"]["judge"]["base"] == verdict["metrics"]["judge"]["tuned"] == 0.5
+    kept = verdict["details"]["judge"]["tuned"]
+    assert "[answer A]" in kept["prompt"] and kept["model"] == "strict-7b"
+    assert server.seen and {request["key"] for request in server.seen} == {f"Bearer {SECRET}"}
+    assert all("thing" in request["messages"][0]["content"] for request in server.seen)
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert len(lines[0]["judge"]) == 2 and lines[0]["scores"]["judge"] == 0.5
+    assert not [file for file in run.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
+
+    server.seen.clear()
+    with pytest.raises(RunError, match=r"asks to send its held-out rows and answers to http://127") as stop:
+        evaluate(run, progress=False)
+    assert "--allow-functions" in (stop.value.remedy or "") and not server.seen
+    assert evaluate(run, settings=["metrics=[exact_match]"], progress=False)["verdict"]
+    assert not server.seen
+    assert evaluate(run, allow_functions=True, progress=False)["metrics"]["judge"]["tuned"] == 0.5
+    assert server.seen
