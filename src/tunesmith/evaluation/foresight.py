@@ -18,9 +18,9 @@ ASSUMED = (0.1, 0.3)  # shares of answers that only one of the two models has ri
 def foresight(task: Task, settings: EvaluationSettings) -> str:
     """What these rows can show of the metric that decides.
 
-    For shares it is the power of McNemar's exact test, if so many answers change as ASSUMED says. A loss has no scale
-    of its own, and a metric of the corpus no rows that are right or wrong, so its difference is given in standard deviations of the rows' differences. Rows of one group count as
-    one, which is the worst case.
+    For shares it is the power of McNemar's exact test, if so many answers change as ASSUMED says. The difference of a
+    loss or of a metric of all rows together, such as BLEU, is given in standard deviations of the rows' differences.
+    Rows of one group count as one, which is the worst case.
     """
     metric = next(iter(task.metrics(settings.metrics)), "loss")
     of_tokens = metric in TOKEN_METRICS or metric == "reward_margin"
