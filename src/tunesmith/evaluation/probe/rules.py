@@ -19,7 +19,7 @@ import regex
 from tunesmith.data.checks.scripts import script_of
 from tunesmith.data.files.json_rows import parse_json
 from tunesmith.errors import DataError
-from tunesmith.evaluation.metrics.answers import same_json
+from tunesmith.evaluation.metrics.json_answers import same_json
 from tunesmith.evaluation.refusals import refuses
 
 SLOWEST = 1.0  # seconds that a pattern may search in one answer
