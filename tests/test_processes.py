@@ -26,7 +26,10 @@ MODULES = {
     "shelve",
     "marshal",
 }
-STARTED_ELSEWHERE = {"data/checks/pool.py": {"pickle"}}  # Ray sends our own bytes
+STARTED_ELSEWHERE = {
+    "data/checks/pool.py": {"pickle"},  # Ray sends our own bytes
+    "evaluation/metrics/judged.py": {"concurrent"},  # threads that wait for answers of a server
+}
 
 
 def starts(tree: ast.AST) -> Iterator[ast.Call]:
