@@ -18,7 +18,7 @@ class Unavailable(Exception):
 def python(name: str) -> Path:
     """The interpreter of a peer's environment, made first unless it was finished from this very list.
 
-    torch comes first and with its dependencies, so that a machine takes the build that suits it.
+    If torch is in it, it comes first and with its dependencies, so that a machine takes the build that suits it.
 
     Raises:
         Unavailable: a command failed; with its last lines.
@@ -31,9 +31,10 @@ def python(name: str) -> Path:
         return interpreter
     print(f"making {folder.name}, which takes some minutes", flush=True)
     install = [interpreter, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    torch = next(line for line in wanted.splitlines() if line.startswith("torch=="))
+    torch = [line for line in wanted.splitlines() if line.startswith("torch==")]
     _call([sys.executable, "-m", "venv", "--clear", folder])
-    _call([*install, torch])
+    if torch:
+        _call([*install, *torch])
     _call([*install, "--no-deps", "-r", list_of_all])
     marker.write_text(wanted, encoding="utf-8")
     return interpreter

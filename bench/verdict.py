@@ -131,7 +131,11 @@ def judge(population: Population, groups: int, swapped: float, seed: int, resamp
     """One run's verdict of a metric."""
     random = np.random.default_rng([seed, groups, int(100 * swapped)])
     base, tuned = population.draw(groups, swapped, random)
-    name = population.name
+    return of_pair(population.name, base, tuned, resamples=resamples, seed=seed)
+
+
+def of_pair(name: str, base: Scores, tuned: Scores, *, resamples: int, seed: int) -> dict[str, Any]:
+    """The verdict of one metric on the same rows."""
     ones = RowScores(np.arange(1.0, len(base) + 1), np.ones(len(base)), base.groups)  # a loss that is the same
     source = "loss" if name == "perplexity" else name
     scores = [{"loss": ones, source: each} for each in (base, tuned)]

@@ -56,12 +56,12 @@ def make(name: str, tokenizer: Any, *, data: Path, steps: int) -> Workload:
     count, rng = steps * batch, random.Random(f"bench/{name}")
     source, items = BUILDERS[name](data, rng)
     assert count <= len(items), f"workload {name} has {len(items)} of {count} rows"
-    encode = _encode_text if name == "d" else _encode_chat
+    encode = _encode_text if name == "d" else encode_chat
     rows = [encode(tokenizer, item) for item in items[:count]]
     return Workload(name, source, rows, batch, peer_rows=1 if name == "e" else batch, epoch_rows=len(items))
 
 
-def _encode_chat(tokenizer: Any, messages: list[dict[str, str]]) -> dict[str, list[int]]:
+def encode_chat(tokenizer: Any, messages: list[dict[str, str]]) -> dict[str, list[int]]:
     prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
     assert whole.startswith(prompt)
