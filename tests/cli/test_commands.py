@@ -49,6 +49,22 @@ def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str], expect
     assert unwanted.intersection(modules) == set()
 
 
+@pytest.mark.parametrize("name", ["train", "plan", "check"])
+def test_a_mistake_in_a_recipe_is_told_before_anything_heavy_is_imported(name: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model: m\ndata:\n  trian: rows.jsonl\nmethod: lora\noutput_dir: run\n", encoding="utf-8")
+    program = (
+        "import sys, tunesmith.cli.app\n"
+        f"try: tunesmith.cli.app.main([{name!r}, {str(recipe)!r}])\n"
+        "except SystemExit as stop: print(stop.code, *sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "r.yaml:3" in done.stderr and "trian" in done.stderr
+    code, *modules = done.stderr.splitlines()[-1].split()
+    assert code == "1"
+    assert {"torch", "transformers"}.intersection(modules) == set()
+
+
 def test_the_version_is_the_packages(command: Command) -> None:
     assert command("--version").out == f"tunesmith {tunesmith.__version__}\n"
 

@@ -17,7 +17,9 @@ from tunesmith.data.batches.layout import LayoutName
 from tunesmith.data.chat.template import Encoded
 from tunesmith.evaluation.beginnings import beginning
 from tunesmith.evaluation.judge import Judge
+from tunesmith.evaluation.metrics import tokens
 from tunesmith.evaluation.task import Task, make_task, task_batches
+from tunesmith.model.compute import kept_keys
 from tunesmith.model.generate import Beginning
 from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.progress import Silent
@@ -103,15 +105,18 @@ def tokenizer(tiny_model_dir: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model_dir)
 
 
+@pytest.mark.parametrize("keep_keys", [False, True])
 @pytest.mark.parametrize(("name", "layout", "changes"), MODELS, ids=[name for name, *_ in MODELS])
 def test_judged_answers_are_those_of_a_plain_loop(
-    name: str, layout: LayoutName, changes: dict[str, Any], tokenizer: Any
+    name: str, layout: LayoutName, changes: dict[str, Any], keep_keys: bool, tokenizer: Any
 ) -> None:
     model = tiny(config_for(name, **LARGE, **changes))
     model.generation_config = GenerationConfig()
     rows, stops = rows_for(model)
     judge, task = judge_for(rows, stops, tokenizer, layout, samples=len(rows))
-    scores = judge.token_scores(model, title="loss", listener=Silent())
+    scores = judge.token_scores(model, title="loss", listener=Silent(), keep_keys=keep_keys)
+    assert scores.choices is not None
+    assert len(scores.choices.keys) == (len(rows) if keep_keys and name != "mamba" else 0)
     made = judge.answers(model, count=None, title="answers", listener=Silent(), choices=scores.choices)
     for answer, question in zip(made, task.questions, strict=True):
         expected = plainly(model, question.prompt, stops)
@@ -122,6 +127,58 @@ def test_judged_answers_are_those_of_a_plain_loop(
         answer.text.strip() == question.truth.strip() for answer, question in zip(made, task.questions, strict=True)
     ]
     assert any(matches) and not all(matches)
+
+
+def test_no_token_of_a_prompt_is_computed_again_for_its_answer(tokenizer: Any) -> None:
+    model = tiny(config_for("llama", **LARGE))
+    model.generation_config = GenerationConfig()
+    rows, stops = rows_for(model)
+    judge, task = judge_for(rows, stops, tokenizer, "tree")
+    first = judge.measure(model, "tuned", listener=Silent())  # the trials are made once
+    computed: list[int] = []
+    handle = model.get_input_embeddings().register_forward_pre_hook(lambda _, given: computed.append(given[0].numel()))
+    loss = judge.token_scores(model, title="loss", listener=Silent())
+    of_the_loss = sum(computed)
+    computed.clear()
+    again = judge.measure(model, "tuned", listener=Silent())
+    handle.remove()
+    assert [answer.tokens for answer in again.answers] == [answer.tokens for answer in first.answers]
+    # Behind the loss pass come only tokens of answers, and guesses at them.
+    assert loss.choices is not None
+    new = sum(len(answer.tokens) + 1 for answer in again.answers)
+    prompts = sum(len(question.prompt) for question in task.questions)
+    assert sum(computed) - of_the_loss < 2 * new < prompts
+
+
+def test_keys_that_do_not_fit_are_computed_again(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(config_for("llama", **LARGE))
+    rows, stops = rows_for(model)
+    judge, _ = judge_for(rows, stops, tokenizer, "tree")
+    expected = judge.measure(model, "tuned", listener=Silent())
+    monkeypatch.setattr(tokens, "AT_MOST", 1)
+    scores = judge.token_scores(model, title="loss", listener=Silent(), keep_keys=True)
+    assert scores.choices is not None and not scores.choices.keys
+    found = judge.measure(model, "tuned", listener=Silent())
+    assert [answer.tokens for answer in found.answers] == [answer.tokens for answer in expected.answers]
+
+
+def test_keys_of_another_pass_are_left_where_they_give_another_answer(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(config_for("llama", **LARGE))
+    rows, stops = rows_for(model)
+    judge, _ = judge_for(rows, stops, tokenizer, "tree")
+    expected = judge.measure(model, "tuned", listener=Silent())
+    other = tiny(config_for("llama", **LARGE))
+    right = kept_keys.KeptKeys.of_layer
+
+    def wrong(kept: kept_keys.KeptKeys, layer: int, count: int) -> Any:
+        pair = right(kept, layer, count)
+        return pair and (pair[0] + 1, pair[1])
+
+    monkeypatch.setattr(kept_keys.KeptKeys, "of_layer", wrong)
+    found = judge.measure(other, "tuned", listener=Silent())
+    assert [answer.tokens for answer in found.answers] == [answer.tokens for answer in expected.answers]
 
 
 def test_answers_that_equal_their_references_are_not_decoded(tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from tests.tiny import config_for, tiny
 from transformers import GenerationConfig
 
-from tunesmith.model import continuous
+from tunesmith.model import continuous, greedy
 from tunesmith.model.continuous import Decoded, admits, decode_continuously
 from tunesmith.model.decoding import Job
 
@@ -163,3 +163,23 @@ def test_a_model_whose_window_does_not_follow_the_mask_is_not_admitted(monkeypat
 
     monkeypatch.setattr(continuous.SlotPass, "mask", lambda fed, sees: of_window(fed, causal_mask_function))
     assert not admits(other, jobs())
+
+
+def test_more_texts_than_asked_for_are_decoded_at_a_time_where_their_keys_fit(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def noted(*given: Any, slots: int, **more: Any) -> list[Decoded]:
+        asked.append(slots)
+        return decode_continuously(*given, slots=slots, **more)
+
+    monkeypatch.setattr(greedy, "decode_continuously", noted)
+    limits: dict[str, Any] = {"stop_ids": (), "limit": None, "settled": None, "on_done": lambda _: None}
+    wide = greedy.decode_greedily(llama, jobs(), batch_size=2, **limits)
+    # 2 layers with keys and values of 2 heads of width 8 in fp32, in 51 columns
+    monkeypatch.setattr(greedy, "AT_MOST", 3 * 2 * 2 * 2 * 8 * 4 * max(len(job.prompt) + NEW for job in jobs()))
+    narrow = greedy.decode_greedily(llama, jobs(), batch_size=2, **limits)
+    wanted = greedy.decode_greedily(llama, jobs(), batch_size=5, **limits)
+    assert asked == [64, 3, 5]
+    assert wide == narrow == wanted

@@ -82,10 +82,12 @@ def plan(
         raise typer.BadParameter("--exact counts the recipe's rows, which --rows replaces", param_hint="--exact")
     with session(as_json) as terminal:
         from tunesmith.runs.consent import Consent
-        from tunesmith.workflows.plan import plan_recipe
 
         consent = Consent(trust_remote_code)
         asked = _asked(recipe, overrides or [], model, terminal, made=rows is not None, consent=consent)
+        # Only now: it imports torch, which takes seconds that a mistake in the recipe need not wait for.
+        from tunesmith.workflows.plan import plan_recipe
+
         made = plan_recipe(asked, device=device, rows=rows, length=length, exact=exact or measure, listener=terminal)
         planned = made.planned
         _show(planned, terminal, named=recipe is not None)

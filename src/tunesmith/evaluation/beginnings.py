@@ -14,11 +14,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tunesmith.model.compute.kept_keys import KeptKeys
 from tunesmith.model.generate import Beginning
 
 
 def beginning(
-    reference: Sequence[int], likeliest: np.ndarray, certain: np.ndarray, *, stop_ids: Sequence[int]
+    reference: Sequence[int],
+    likeliest: np.ndarray,
+    certain: np.ndarray,
+    *,
+    stop_ids: Sequence[int],
+    keys: KeptKeys | None = None,
 ) -> Beginning:
     """The part of a greedy answer that a pass over its reference decides.
 
@@ -27,6 +33,7 @@ def beginning(
         likeliest: the likeliest token at each of its positions, int [n].
         certain: whether each is certain, bool [n].
         stop_ids: token ids that end an answer.
+        keys: of the row, if the pass has kept them.
     """
     taken: list[int] = []
     text = tuple(reference)
@@ -38,4 +45,4 @@ def beginning(
         taken.append(choice)
         if choice != true:
             break
-    return Beginning(tuple(taken), reference=text)
+    return Beginning(tuple(taken), reference=text, keys=keys)

@@ -81,11 +81,12 @@ class Judge:
         count = None if needs_answers(self.settings) else self.settings.samples
         check_prompts(model, [question.prompt for question in self.task.questions[:count]], settings=self._decoding)
 
-    def token_scores(self, model: nn.Module, *, title: str, listener: Listener) -> TokenScores:
-        """Losses of every row, with progress."""
+    def token_scores(self, model: nn.Module, *, title: str, listener: Listener, keep_keys: bool = False) -> TokenScores:
+        """Losses of every row, with progress. ``keep_keys``: for answers that go on from them."""
         with listener.task(title, len(self.batches)) as advance:
             batches = _counted(self.batches, advance)
-            return row_losses(model, batches, rows=len(self.task.rows), device=_device_of(model))
+            rows, device = len(self.task.rows), _device_of(model)
+            return row_losses(model, batches, rows=rows, device=device, keep_keys=keep_keys)
 
     def answers(
         self,
@@ -131,10 +132,12 @@ class Judge:
         """
         metrics, function, computed = text_metrics(self.settings), self.settings.compute_metrics, {}
         with torch.no_grad():
-            tokens = known or self.token_scores(model, title=f"{name}: loss", listener=listener)
+            all_answered = needs_answers(self.settings)
+            keep = all_answered and not self.settings.do_sample
+            tokens = known or self.token_scores(model, title=f"{name}: loss", listener=listener, keep_keys=keep)
             if function is not None:
                 computed = computed_metrics(function, model, self.batches, device=_device_of(model))
-            count = None if needs_answers(self.settings) else self.settings.samples
+            count = None if all_answered else self.settings.samples
             made = self.answers(model, count=count, title=f"{name}: answers", listener=listener, choices=tokens.choices)
         of_answers: dict[str, Scores] = {}
         if metrics:
@@ -220,7 +223,8 @@ class Judge:
         for question in questions:
             # The reference answer is the last labels of its row.
             likeliest, certain = (of[len(of) - len(question.reference) :] for of in choices.of(question.row))
-            begun.append(beginning(question.reference, likeliest, certain, stop_ids=self.stop_ids))
+            keys = choices.keys.get(question.row)
+            begun.append(beginning(question.reference, likeliest, certain, stop_ids=self.stop_ids, keys=keys))
         return begun
 
     def _settled(self, questions: Sequence[Question]) -> Callable[[int, Sequence[int]], bool] | None:

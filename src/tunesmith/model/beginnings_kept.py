@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tunesmith.data.batches.layout import LEAST_SHARED
+from tunesmith.model.compute.kept_keys import KeptKeys
 from tunesmith.model.compute.slots import SlotCache
 
 
@@ -26,8 +27,12 @@ class KeptBeginnings:
         self.cache.copy(source, target, columns)
         self._held[target] = self._held[source][:columns]
 
-    def enter(self, line: np.ndarray, slot: int, entering: Sequence[np.ndarray]) -> int | None:
+    def enter(
+        self, line: np.ndarray, slot: int, entering: Sequence[np.ndarray], known: KeptKeys | None = None
+    ) -> int | None:
         """Gives a slot the longest beginning of ``line`` that any slot has; its length, at most all but one token.
+
+        ``known`` are keys from outside the cache, which are taken if they reach further.
 
         None if the text should wait for the next pass, because it shares more with one of the ``entering`` texts, which
         this pass computes.
@@ -36,6 +41,11 @@ class KeptBeginnings:
         # The slot itself is as good as another, and costs no copy.
         source = max(range(len(shared)), key=lambda number: (shared[number], number == slot))
         have = shared[source]
+        outside = 0 if known is None else _common(line, known.ids)
+        if known is not None and outside > have:
+            self.cache.fill(slot, known, outside)
+            self._held[slot] = line[:outside]
+            return outside
         if any(_common(line, other) - have >= LEAST_SHARED for other in entering):
             return None
         if source != slot and have:

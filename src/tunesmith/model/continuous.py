@@ -121,6 +121,7 @@ class _Decoding:
         self.kept = KeptBeginnings(self.cache, slots)
         self.done: dict[int, Decoded] = {}  # by the identity of the job
         self.undecided: list[Job] = []
+        self.keys_work = _keys_work(model, self.waiting)
 
     def run(self) -> list[Decoded]:
         while self.waiting or any(self.texts):
@@ -140,7 +141,8 @@ class _Decoding:
             if not self.waiting:
                 return
             line = np.array(self.waiting[0].line)
-            have = self.kept.enter(line, slot, entered)
+            keys = self.waiting[0].keys if self.keys_work else None
+            have = self.kept.enter(line, slot, entered, keys)
             if have is None or (size and size + len(line) - have > ENTER_AT_ONCE):
                 return
             job = self.waiting.popleft()
@@ -259,6 +261,27 @@ def admits(model: nn.Module, jobs: Sequence[Job]) -> bool:
         works = _works(model, text)
         _admitted[inner] = length, works
     return works
+
+
+_keys_tried: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _keys_work(model: nn.Module, jobs: Sequence[Job]) -> bool:
+    """Whether a text goes on behind keys that another pass has kept as it does alone; tried once, on the first one."""
+    inner = inner_model(model)
+    job = next((job for job in jobs if job.keys is not None and len(job.line) > 1), None)
+    if job is not None and inner not in _keys_tried:
+        line = np.array(job.line)
+        cache = SlotCache(text_config(model), slots=1, columns=len(line))
+        have = KeptBeginnings(cache, 1).enter(line, 0, [], job.keys)
+        assert have is not None
+        fed = SlotPass([Feed(0, have, line[have:].tolist())], inner.device)
+        found = forward(model, fed, cache, [fed.ends[0] - 1])
+        ids = torch.from_numpy(line)[None].to(inner.device)
+        alone = cast(Any, model)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1)
+        limit = TOLERANCE * max(ROUNDING, TOLERANCE * torch.finfo(inner.dtype).eps)
+        _keys_tried[inner] = agree(found.float(), alone.logits[0, -1:].float(), limit)
+    return job is not None and _keys_tried[inner]
 
 
 def _works(model: nn.Module, text: Sequence[int]) -> bool:

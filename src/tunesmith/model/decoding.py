@@ -29,6 +29,7 @@ from transformers.cache_utils import DynamicLayer
 
 from tunesmith.errors import ModelError, ran_out
 from tunesmith.model.compute.agreement import agree
+from tunesmith.model.compute.kept_keys import KeptKeys
 from tunesmith.model.compute.layers import adds_prompt_tokens, inner_model
 from tunesmith.model.modes import evaluation_mode
 
@@ -40,7 +41,8 @@ class Job:
     """One sequence to decode, with the answers (prompt number, sequence number) that it is the result of.
 
     ``known`` are the first tokens of the answer where they are known already; they count among ``new_tokens``.
-    ``reference`` is a text that the answer may resemble, to guess its tokens from.
+    ``reference`` is a text that the answer may resemble, to guess its tokens from. ``keys`` are those of the line's
+    first tokens, where another pass has computed them.
     """
 
     prompt: tuple[int, ...]
@@ -48,6 +50,7 @@ class Job:
     answers: list[tuple[int, int]]
     known: tuple[int, ...] = ()
     reference: tuple[int, ...] = ()
+    keys: KeptKeys | None = None
 
     @property
     def line(self) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from transformers import (
 
 from tunesmith.data.chat.tokenizing import tokenizing
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.model.compute.kept_keys import KeptKeys
 from tunesmith.model.compute.layers import inner_model
 from tunesmith.model.compute.waits import waiting_as_others_allow
 from tunesmith.model.continuous import Settled, position_limit
@@ -41,12 +42,14 @@ class Beginning:
     """What is known of a greedy answer before it is decoded, from a pass over a text that it may equal.
 
     ``tokens`` are its first tokens, without a stop token. ``ended``: a stop token follows them, so they are all of it.
-    ``reference`` is that text; the rest of the answer may still resemble it.
+    ``reference`` is that text; the rest of the answer may still resemble it. ``keys`` are those of the prompt and of
+    that text, where the pass has kept them.
     """
 
     tokens: tuple[int, ...] = ()
     ended: bool = False
     reference: tuple[int, ...] = ()
+    keys: KeptKeys | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +209,7 @@ def _begin(
     for job in jobs:
         best = max((begun[number] for number, _ in job.answers), key=lambda each: (each.ended, len(each.tokens)))
         known = best.tokens[: job.new_tokens]
-        job = replace(job, known=known, reference=best.reference)
+        job = replace(job, known=known, reference=best.reference, keys=best.keys)
         ended = best.ended and len(best.tokens) < job.new_tokens
         if ended or len(known) == job.new_tokens:
             complete.append((job, ended, False))

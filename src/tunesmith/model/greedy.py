@@ -14,9 +14,12 @@ from transformers import LogitsProcessor
 
 from tunesmith.model.alone import token_alone
 from tunesmith.model.compute.choices import choose
+from tunesmith.model.compute.kept_keys import AT_MOST
 from tunesmith.model.compute.layers import inner_model
-from tunesmith.model.continuous import Decoded, Settled, admits, decode_continuously, up_to_stop
+from tunesmith.model.continuous import Decoded, Settled, admits, decode_continuously, text_config, up_to_stop
 from tunesmith.model.decoding import Job, batches, decode
+
+_SLOTS = 64  # texts: a pass over more of them takes longer
 
 
 def decode_greedily(
@@ -32,7 +35,7 @@ def decode_greedily(
     """The answer of each job, in their order.
 
     Args:
-        batch_size: sequences decoded at a time.
+        batch_size: sequences decoded at a time, and on a CPU at least so many.
         limit: positions that the model was made for.
         settled: whether the rest of an answer does not count any more. Batches do not ask.
         on_done: called with jobs that have their answers.
@@ -42,7 +45,12 @@ def decode_greedily(
     """
     if admits(model, jobs):
         return decode_continuously(
-            model, jobs, stop_ids=stop_ids, slots=batch_size, settled=settled, on_done=lambda job: on_done([job])
+            model,
+            jobs,
+            stop_ids=stop_ids,
+            slots=_slots(model, jobs, batch_size),
+            settled=settled,
+            on_done=lambda job: on_done([job]),
         )
     made: dict[int, Decoded] = {}  # by the identity of the job
     for batch in batches(jobs, batch_size, limit):
@@ -50,6 +58,22 @@ def decode_greedily(
             made[id(job)] = Decoded(up_to_stop(ids, stop_ids))
         on_done(batch)
     return [made[id(job)] for job in jobs]
+
+
+def _slots(model: nn.Module, jobs: Sequence[Job], batch_size: int) -> int:
+    """How many texts are decoded at a time: on a CPU more than were asked for, where there is room for their keys.
+
+    A pass over a few tokens takes as long as reading the weights, so one over more texts takes little longer. Slots are
+    independent of each other, so no answer depends on it.
+    """
+    inner, config = inner_model(model), text_config(model)
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
+    if inner.device.type != "cpu" or not isinstance(heads, int):
+        return batch_size
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    columns = max(len(job.prompt) + job.new_tokens for job in jobs)
+    size = 2 * config.num_hidden_layers * heads * width * columns * inner.dtype.itemsize  # bytes of one slot
+    return max(batch_size, min(_SLOTS, AT_MOST // size))
 
 
 def _batch(model: nn.Module, jobs: Sequence[Job], stop_ids: Sequence[int]) -> list[list[int]]:

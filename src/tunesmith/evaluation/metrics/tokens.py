@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from tunesmith.evaluation.metrics.bits_per_byte import BitsPerByte
 from tunesmith.evaluation.metrics.loss import Loss
 from tunesmith.evaluation.metrics.perplexity import Perplexity
 from tunesmith.evaluation.metrics.token_accuracy import TokenAccuracy
+from tunesmith.model.compute.kept_keys import AT_MOST, KeptKeys, keeping_cache
 from tunesmith.model.compute.logprobs import target_logprobs
 from tunesmith.model.compute.waits import waiting_as_others_allow
 from tunesmith.model.modes import evaluation_mode, random_state_kept
@@ -31,11 +32,13 @@ class Choices:
         likeliest: int32 [labels], row by row in the order of the row's labels.
         certain: bool [labels]: rounding cannot make it another token (model/compute/choices.py).
         starts: int64 [rows + 1]: the first label of each row, and the end of the last.
+        keys: by row, the keys and values that the pass computed, where they were kept.
     """
 
     likeliest: np.ndarray
     certain: np.ndarray
     starts: np.ndarray
+    keys: Mapping[int, KeptKeys] = field(default_factory=dict)
 
     def of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """``likeliest`` and ``certain`` of one row's labels."""
@@ -77,7 +80,9 @@ class TokenScores:
 
 
 @waiting_as_others_allow()
-def row_losses(model: nn.Module, batches: Iterable[Batch], *, rows: int, device: torch.device | str) -> TokenScores:
+def row_losses(
+    model: nn.Module, batches: Iterable[Batch], *, rows: int, device: torch.device | str, keep_keys: bool = False
+) -> TokenScores:
     """Scores every row under the current weights, without dropout and without gradients.
 
     Sums are computed in float64 on the CPU, in the order of the batches. The model's mode and the random state are
@@ -89,15 +94,22 @@ def row_losses(model: nn.Module, batches: Iterable[Batch], *, rows: int, device:
         batches: batches over these rows. ``edges.row`` numbers them.
         rows: how many rows there are.
         device: where the model is.
+        keep_keys: the choices have the keys and values of the rows, as far as there is room for them.
 
     Raises:
         ModelError: the loss of a row is not finite.
     """
     nll_sum, correct, tokens = (torch.zeros(rows, dtype=torch.float64) for _ in range(3))  # [rows] each
     chosen: list[tuple[torch.Tensor, ...]] = []  # row, likeliest token and whether it is certain, [edges] each
+    keys: dict[int, KeptKeys] = {}
+    room = AT_MOST if keep_keys else 0
     with evaluation_mode(model), random_state_kept(torch.device(device)):
         for batch in batches:
-            targets = target_logprobs(model, batch.to(device), choices=True)  # for each label of a row: [edges]
+            keep = keeping_cache(model) if room > 0 else None
+            targets = target_logprobs(model, batch.to(device), choices=True, keep=keep)  # for each label: [edges]
+            if keep is not None:
+                room -= keep.size
+                keys |= keep.of_rows(batch) if room >= 0 else {}
             row = batch.edges.row.cpu()  # [edges]: the row that each label belongs to
             nll_sum.index_add_(0, row, -targets.logprobs.double().cpu())
             correct.index_add_(0, row, targets.correct.double().cpu())
@@ -112,12 +124,12 @@ def row_losses(model: nn.Module, batches: Iterable[Batch], *, rows: int, device:
             why="Its logits overflowed (float16 has no room above 65504), or its weights are damaged.",
             remedy="Use model.dtype float32 or bfloat16; after training, lower training.learning_rate.",
         )
-    return TokenScores(nll_sum.numpy(), correct.numpy(), tokens.numpy(), _by_row(chosen, rows))
+    return TokenScores(nll_sum.numpy(), correct.numpy(), tokens.numpy(), _by_row(chosen, rows, keys))
 
 
-def _by_row(chosen: Sequence[tuple[torch.Tensor, ...]], rows: int) -> Choices:
+def _by_row(chosen: Sequence[tuple[torch.Tensor, ...]], rows: int, keys: Mapping[int, KeptKeys]) -> Choices:
     """What the batches found, in the order of the rows. All labels of a row are in one batch, in their order."""
     row, likeliest, certain = (torch.cat(parts).numpy() for parts in zip(*chosen, strict=True))  # [labels] each
     order = np.argsort(row, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows))])
-    return Choices(likeliest[order], certain[order], starts)
+    return Choices(likeliest[order], certain[order], starts, keys)

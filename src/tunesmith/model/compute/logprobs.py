@@ -27,6 +27,7 @@ from tunesmith.model.compute.agreement import agree
 from tunesmith.model.compute.attention import forward_arguments, laid_out
 from tunesmith.model.compute.choices import choose
 from tunesmith.model.compute.fused_modules import reading
+from tunesmith.model.compute.kept_keys import KeepingCache
 from tunesmith.model.compute.layers import adds_prompt_tokens, inner_model
 from tunesmith.model.compute.limits import LOGITS_AT_ONCE
 from tunesmith.model.compute.slots import SlotCache, SlotPass, feeding
@@ -49,11 +50,14 @@ class Targets:
     certain: Tensor | None = None
 
 
-def target_logprobs(model: nn.Module, batch: Batch, *, choices: bool = False) -> Targets:
+def target_logprobs(
+    model: nn.Module, batch: Batch, *, choices: bool = False, keep: KeepingCache | None = None
+) -> Targets:
     """One forward pass over a batch that is already on the model's device. Gradients flow through ``logprobs``.
 
     Args:
         choices: also say which token is the likeliest at each edge, and whether that is certain.
+        keep: takes the keys and values, unless the model makes its logits itself.
     """
     dtype = inner_model(model).dtype if choices else None
     base = None if adds_prompt_tokens(model) else inner_model(model)
@@ -68,7 +72,8 @@ def target_logprobs(model: nn.Module, batch: Batch, *, choices: bool = False) ->
         # 2. The decoder. Its last feed-forward block may skip tokens whose hidden states are not read.
         positions = batch.predicts.flatten().nonzero()[:, 0]  # [N], in the flattened batch
         decoder = base.get_decoder()
-        arguments = _accepted(decoder, {**forward_arguments(batch), "use_cache": False})
+        cached = {"use_cache": False} if keep is None else {"use_cache": True, "past_key_values": keep}
+        arguments = _accepted(decoder, {**forward_arguments(batch), **cached})
         with reading(positions if skips and len(positions) < batch.computed else None):
             hidden = decoder(**arguments).last_hidden_state  # [B,L,H]
     hidden = hidden.flatten(0, 1).index_select(0, positions)  # [N,H]

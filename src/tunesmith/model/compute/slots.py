@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from tunesmith.model.compute.kept_keys import KeptKeys
 from tunesmith.model.compute.tree_pieces import additive
 
 _SIZES = (1, 4, 8, 16)  # tokens of a text up to which texts are computed as one group; longer ones go alone
@@ -200,6 +201,14 @@ class _SlotLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         fed = pass_under_way()
         assert fed is not None, "the cache of slots is filled by passes"
+        self.prepare(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        self.keys[fed.slot, :, fed.column] = key_states[0].transpose(0, 1)
+        self.values[fed.slot, :, fed.column] = value_states[0].transpose(0, 1)
+        return self.keys, self.values
+
+    def prepare(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Takes the memory at the first keys and values [1,K,T,D]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             # Zeros, because what is masked is still multiplied: it must be finite.
@@ -207,10 +216,6 @@ class _SlotLayer(DynamicLayer):
                 new.new_zeros(self.slots, new.shape[1], self.columns, new.shape[-1])
                 for new in (key_states, value_states)
             )
-        assert self.keys is not None and self.values is not None
-        self.keys[fed.slot, :, fed.column] = key_states[0].transpose(0, 1)
-        self.values[fed.slot, :, fed.column] = value_states[0].transpose(0, 1)
-        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return 0  # each text has its own length, and positions are always given
@@ -235,6 +240,16 @@ class SlotCache(DynamicCache):
             for store in (layer.keys, layer.values):  # type: ignore[union-attr]
                 if store is not None:  # layers that share the keys of others have none
                     store[target, :, :columns] = store[source, :, :columns]
+
+    def fill(self, slot: int, kept: KeptKeys, columns: int) -> None:
+        """Gives a slot the first columns of what another pass computed."""
+        for number, layer in enumerate(self.layers):
+            pair = kept.of_layer(number, columns)
+            if pair is not None:
+                assert isinstance(layer, _SlotLayer)
+                layer.prepare(pair[0][None], pair[1][None])
+                assert layer.keys is not None and layer.values is not None
+                layer.keys[slot, :, :columns], layer.values[slot, :, :columns] = pair
 
 
 def slot_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: SlotMask) -> Tensor:

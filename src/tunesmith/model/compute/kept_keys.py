@@ -1,0 +1,136 @@
+"""Keys and values that a pass over whole rows computes anyway, kept for texts that go on from the rows' beginnings.
+
+Judging measures the loss of every row first. Where the greedy answer leaves the reference, decoding goes on behind the
+prompt and the tokens that they share: their keys were computed by that pass, so they are copied and not computed again.
+
+Shapes: a pass over B lines of L tokens, K key heads of width D; n tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from tunesmith.data.batches.layout import Batch, Padded
+from tunesmith.model.compute.layers import adds_prompt_tokens, inner_model
+
+AT_MOST = 1 << 29  # bytes of keys and values that are kept: 512 MiB
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptKeys:
+    """What a pass computed of a row's first tokens.
+
+    Args:
+        ids: int64 [n], the tokens.
+        places: int64 [n], where each stands in the flattened lines of the pass.
+        layers: keys and values [B,K,L,D] of each layer; None for a layer that shares those of another.
+    """
+
+    ids: np.ndarray
+    places: Tensor
+    layers: Sequence[tuple[Tensor, Tensor] | None]
+
+    def of_layer(self, layer: int, count: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values [K,count,D] of the first tokens in one layer."""
+        pair = self.layers[layer]
+        if pair is None:
+            return None
+        length = pair[0].shape[2]
+        places = self.places[:count]
+        key, value = (of[places // length, :, places % length].transpose(0, 1) for of in pair)
+        return key, value
+
+
+class _KeepingLayer(DynamicLayer):
+    """Keeps the keys and values of one pass as they are, and gives them back."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.keys, self.values, self.is_initialized = key_states, value_states, True
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return 0  # nothing stands before the pass
+
+
+class KeepingCache(DynamicCache):
+    """Takes the keys and values of one pass over a batch.
+
+    Raises ValueError for a model that keeps anything but keys and values of each token.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        kinds = {type(layer) for layer in self.layers}
+        if not kinds or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            raise ValueError("a layer keeps more than keys and values")
+        self.layers[:] = [_KeepingLayer() for _ in self.layers]
+
+    @property
+    def size(self) -> int:
+        """Bytes that were kept."""
+        return sum(of.nbytes for pair in self._pairs() if pair is not None for of in pair)
+
+    def of_rows(self, batch: Batch) -> dict[int, KeptKeys]:
+        """By row number, the keys of its tokens up to the one that predicts its last label."""
+        layers = self._pairs()
+        if all(pair is None for pair in layers):
+            return {}
+        flat = batch.input_ids.flatten().cpu().numpy()
+        found = {}
+        for row, places in _places_of_rows(batch).items():
+            found[row] = KeptKeys(flat[places], torch.from_numpy(places).to(batch.input_ids.device), layers)
+        return found
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor] | None]:
+        pairs: list[tuple[Tensor, Tensor] | None] = []
+        for layer in self.layers:
+            key, value = layer.keys, layer.values  # type: ignore[union-attr]
+            pairs.append(None if key is None or value is None else (key, value))
+        return pairs
+
+
+def keeping_cache(model: nn.Module) -> KeepingCache | None:
+    """A cache for one pass of a model on a CPU; None for a model whose keys cannot be kept like this.
+
+    On a GPU its memory is planned to the last gigabyte, and prompts are computed quickly.
+    """
+    inner = inner_model(model)
+    if inner.device.type != "cpu" or adds_prompt_tokens(model):
+        return None
+    try:
+        return KeepingCache(inner.config.get_text_config(decoder=True))
+    except (AttributeError, ValueError):
+        return None
+
+
+def _places_of_rows(batch: Batch) -> dict[int, np.ndarray]:
+    """By row number, the places of its tokens in the flattened lines, from the first to the last that predicts."""
+    # 1. The place of the token that predicts the last label of each row.
+    predicting = batch.predicts.flatten().nonzero()[:, 0].cpu().numpy()  # [N]
+    last: dict[int, int] = {}
+    for row, logit in zip(batch.edges.row.tolist(), batch.edges.logit.tolist(), strict=True):
+        last[row] = max(last.get(row, -1), int(predicting[logit]))
+    length = batch.input_ids.shape[1]
+    # 2. In a padded batch a row has a line of its own.
+    if isinstance(batch.attention, Padded):
+        return {row: np.arange(end - end % length, end + 1) for row, end in last.items()}
+    # 3. In a tree: what its segment has up to there, behind all segments above.
+    segment = batch.attention.segment[0].cpu().numpy()  # [L]
+    parent = batch.attention.parent.tolist()
+    starts = np.searchsorted(segment, np.arange(len(parent) + 1))  # segments stand in order
+    found = {}
+    for row, end in last.items():
+        own = int(segment[end])
+        parts = [np.arange(starts[own], end + 1)]
+        while (own := parent[own]) >= 0:
+            parts.insert(0, np.arange(starts[own], starts[own + 1]))
+        found[row] = np.concatenate(parts)
+    return found
