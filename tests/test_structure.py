@@ -31,6 +31,18 @@ def test_a_packages_init_is_empty() -> None:
     assert filled == []
 
 
+def test_only_its_owner_makes_temporary_files_that_have_a_name() -> None:
+    makers = {"mkdtemp", "mkstemp", "mktemp", "TemporaryDirectory", "NamedTemporaryFile"}
+    found = {
+        str(module.relative_to(SOURCE)): node.lineno
+        for module in MODULES
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if {getattr(node, key, None) for key in ("id", "attr", "name")} & makers
+        and isinstance(node, ast.Name | ast.Attribute | ast.alias)
+    }
+    assert found == {}, "use tunesmith.runs.temporary, which removes them also when a signal ends the process at once"
+
+
 def test_a_public_class_name_stands_in_one_package_only() -> None:
     packages: dict[str, set[str]] = defaultdict(set)
     for module in MODULES:

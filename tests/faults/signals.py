@@ -19,7 +19,7 @@ from tests.faults.kills import COMMANDS, NEW, Prepare, _files_of, _spread
 from tests.faults.points import Points
 from tests.faults.processes import Command, Ended, run
 from tests.faults.table import Fault, Try
-from tests.faults.world import TRAIN, apart, content, copy_of, hidden_in, make_world, write_recipe
+from tests.faults.world import METHODS, TRAIN, apart, content, copy_of, hidden_in, make_world, write_recipe
 
 MOMENTS = 20  # of each signal
 GONE_WITHIN = 15.0  # seconds, on a machine that does other work; a step and a save here take 0.1
@@ -92,9 +92,9 @@ def _training(folder: Path, whole: bool) -> Iterator[Try]:
     yield from _tries(TRAIN, new, ended.seconds, again, MOMENTS if whole else 1, seed="train")
 
 
-def _at_points(folder: Path, whole: bool) -> Iterator[Try]:
+def _at_points(name: str, folder: Path, whole: bool) -> Iterator[Try]:
     """A signal at each write, fsync and rename of a run: the moments at which a handler could do the most harm."""
-    world, name = make_world(folder / "world"), "lora with dropout"
+    world = make_world(folder / "world")
 
     def new(label: str) -> Path:
         write_recipe(world, folder / label, name)
@@ -112,7 +112,8 @@ def _at_points(folder: Path, whole: bool) -> Iterator[Try]:
         if lost is None and (ended := run(TRAIN, at)).code:
             lost = f"exit {ended.code}: {ended.said[-1500:]}"
         what = f"{signal.Signals(kind).name} at point {number}, {lines[number - 1]}"
-        yield Try(what, lost or apart(content(at), wanted, stopped=True))
+        limited = "save_total_limit" in METHODS[name].get("training", {})  # then no checkpoint of the stop is left
+        yield Try(what, lost or apart(content(at), wanted, stopped=not limited))
         shutil.rmtree(at)
 
 
@@ -164,7 +165,10 @@ def _new_interpreters(folder: Path, whole: bool) -> Iterator[Try]:
 
 FAULTS = [
     Fault("signals, train", _training),
-    Fault("signals, train, at every write", _at_points, short=False),
+    *(
+        Fault(f"signals, train, at every write, {name}", partial(_at_points, name), short=False)
+        for name in ("lora with dropout", "best of all, one kept", "early stopping")
+    ),
     Fault("signals, train, in a new interpreter", _new_interpreters, short=False),
     *(
         Fault(f"signals, {name}", partial(_command, *COMMANDS[name]), name == "prepare")

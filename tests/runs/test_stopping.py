@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -153,3 +154,58 @@ def test_a_signal_within_an_import_ends_the_process_at_once(tmp_path: Path, numb
     (tmp_path / "asks_for_signal.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nprint('went on')\n")
     done = subprocess.run([sys.executable, "-c", IMPORTED, str(tmp_path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-number, "", "")
+
+
+WITH_FILES = """
+import os, signal, sys
+from contextlib import ExitStack
+from pathlib import Path
+from tunesmith.data import token_cache
+from tunesmith.data.files.given_rows import store_rows
+from tunesmith.runs.stopping import terminate
+from tunesmith.runs.temporary import folder_of_process, temporary, temporary_folder
+from tunesmith.runs.whole_files import whole_file, whole_folder
+sys.path.insert(0, sys.argv[1])
+here = Path("made").absolute()
+signal.signal(signal.SIGTERM, terminate)
+files = ExitStack()
+(folder_of_process("of-process-") / "inner").mkdir()
+files.enter_context(whole_file(Path("made/file"))).write(b"half")
+(files.enter_context(whole_folder(Path("made/folder"))) / "half").touch()
+(files.enter_context(temporary_folder("own-")) / "half").touch()
+files.enter_context(temporary(Path("made/plain"))).touch()
+if os.fork() == 0:
+    files.__exit__(ValueError, ValueError(), None)  # it removes nothing that its parent has
+    os._exit(0)
+os.wait()
+before = sorted(path.name.partition("-")[0] for path in here.rglob("*"))
+os.chdir("/")
+
+class Rows(list):
+    def __iter__(self):
+        import asks_for_signal
+
+assert len(before) == 8, before
+if sys.argv[2] == "tokens":
+    token_cache._write(here / "tokens.arrow", "key", Rows(), print, stops=True)
+else:
+    store_rows(Rows(), here, "rows")
+"""
+
+
+@pytest.mark.parametrize("what", ["rows", "tokens"])
+def test_a_signal_within_an_import_leaves_no_temporary_file(tmp_path: Path, what: str) -> None:
+    modules, made = tmp_path / "modules", tmp_path / "made"
+    modules.mkdir()
+    made.mkdir()
+    look = f"import os\nfrom pathlib import Path\nprint(*Path({str(made)!r}).glob('*.partial'), sep='')\n"
+    (modules / "asks_for_signal.py").write_text(
+        f"{look}os.kill(os.getpid(), {int(signal.SIGTERM)})\nprint('went on')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", WITH_FILES, str(modules), what],
+        cwd=tmp_path, env={**os.environ, "TMPDIR": str(made)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+    assert done.stdout.strip().endswith(".partial")
+    assert list(made.iterdir()) == []

@@ -17,6 +17,7 @@ from tunesmith.cli import answers, chat, data, demo, merge, plan, runs, train
 from tunesmith.cli.options import ProbeCommand
 from tunesmith.runs.child_processes import clean_process
 from tunesmith.runs.stopping import Terminated
+from tunesmith.runs.temporary import clear
 from tunesmith.safe_text import safe
 
 app = typer.Typer(
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             raise SystemExit(_code_of(heard)) from None
         raise
     finally:
+        clear()
         # All work is done. From now on Ctrl-C ends the process at once and in silence: otherwise it would interrupt
         # a library's exit function, of which Python prints the traceback.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -36,6 +36,7 @@ from tunesmith.runs.child_processes import worker_pool
 from tunesmith.runs.disk import is_full, why_full
 from tunesmith.runs.manifest import sha256_of
 from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.temporary import temporary
 from tunesmith.runs.whole_files import put_in_place, write_whole
 
 if TYPE_CHECKING:
@@ -215,12 +216,12 @@ def _write(
     Raises:
         DataError: a row was refused and ``stops`` is set, or the file cannot be written.
     """
-    partial, schema = path.with_suffix(".partial"), TOKEN_SCHEMA.with_metadata({"key": key})
-    notes, rows, done = Notes(), 0, 0
+    schema, notes = TOKEN_SCHEMA.with_metadata({"key": key}), Notes()
     refused: list[RefusedRow] = []
-    with _cache_errors(path.parent):
-        sink = partial.open("wb")
-    try:
+    rows, done = 0, 0
+    with temporary(path.with_suffix(".partial")) as partial:
+        with _cache_errors(path.parent):
+            sink = partial.open("wb")
         try:
             writer = pa.ipc.new_file(sink, schema)
             for block in blocks:
@@ -250,8 +251,6 @@ def _write(
             path.unlink(missing_ok=True)  # a damaged one must not have the new one's sha256 beside it
             write_whole(_sum_of(path), _sum_line(path, sha256_of(partial)))
             put_in_place(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _remove_unfinished(folder: Path) -> None:

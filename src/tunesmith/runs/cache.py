@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from tunesmith.recipe.paths import local
+from tunesmith.runs.temporary import folder_of_process
 
 Say = Callable[[str], None]
 
@@ -42,8 +41,7 @@ def writable(cache: Path, say: Say = to_stderr) -> Path:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-    instead = Path(tempfile.mkdtemp(prefix="tunesmith-"))
-    atexit.register(shutil.rmtree, instead, ignore_errors=True)
+    instead = folder_of_process("tunesmith-")
     say(f"the cache {cache} cannot be written; what it would keep is in {instead} until this ends")
     return instead
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from tunesmith.runs.cache import Say, cache_dir
 from tunesmith.runs.manifest import sha256_of
+from tunesmith.runs.temporary import temporary
 
 SMALL = 1 << 20  # bytes; a smaller file is read each time
 LARGE = 2 << 30  # bytes; that such a file is read is said
@@ -56,15 +57,10 @@ def _entry(path: Path) -> Path:
 def _write(entry: Path, found: dict[str, object]) -> None:
     """Replaces an entry whole. Several processes may do so at once, so each has a name of its own to write to."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, beside = tempfile.mkstemp(dir=entry.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    with temporary(entry.with_name(f".{secrets.token_hex(8)}.tmp")) as beside:
+        with beside.open("x", encoding="utf-8") as file:
             file.write(json.dumps(found))
-        os.replace(beside, entry)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(beside)
-        raise
+        beside.replace(entry)
     entries = sorted(entry.parent.glob("*.json"), key=lambda each: each.stat().st_mtime_ns)
     for old in entries[: -KEPT or None]:
         old.unlink(missing_ok=True)

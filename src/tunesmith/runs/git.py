@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from tunesmith.runs.child_processes import clean_environment, find_program
+from tunesmith.runs.temporary import temporary_folder
 
 SECONDS = 10.0
 LARGEST_EXCLUDE = 2**20  # bytes of .git/info/exclude
@@ -34,7 +34,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         asked = ("--show-toplevel", "--absolute-git-dir", "--git-common-dir", "HEAD")
         root, own, common, commit = _ask(program, folder, "rev-parse", *asked).rstrip("\n").split("\n")
         settings = _settings(_ask(program, folder, "config", "--list", "-z"))
-        with tempfile.TemporaryDirectory(prefix="tunesmith-git-") as scratch:
+        with temporary_folder("tunesmith-git-") as scratch:
             lender = Path(os.path.abspath(folder), common)  # which may be relative to the folder
             changes = _changes(program, Path(root), Path(own), lender, commit, settings, scratch)
     except (OSError, ValueError, subprocess.SubprocessError):
@@ -78,29 +78,28 @@ def _as_setting(name: str, value: str) -> str:
 
 
 def _changes(
-    program: str, root: Path, own: Path, common: Path, commit: str, settings: dict[str, str], scratch: str
+    program: str, root: Path, own: Path, common: Path, commit: str, settings: dict[str, str], scratch: Path
 ) -> str:
     """`git status`, from a git folder that is written into ``scratch``."""
-    made = Path(scratch)
-    (made / "refs").mkdir()
-    (made / "HEAD").write_text(f"{commit}\n", encoding="ascii")
+    (scratch / "refs").mkdir()
+    (scratch / "HEAD").write_text(f"{commit}\n", encoding="ascii")
     version = "1" if "extensions.objectformat" in settings else "0"
     written = {"core.repositoryformatversion": version, "core.bare": "false", **settings}
     text = "".join(map(_as_setting, written, written.values()))
-    (made / "config").write_text(text, encoding="utf-8", errors="surrogateescape")
+    (scratch / "config").write_text(text, encoding="utf-8", errors="surrogateescape")
     exclude = common / "info" / "exclude"
     if exclude.is_file() and exclude.stat().st_size <= LARGEST_EXCLUDE:
-        (made / "info").mkdir()
-        shutil.copyfile(exclude, made / "info" / "exclude")
+        (scratch / "info").mkdir()
+        shutil.copyfile(exclude, scratch / "info" / "exclude")
     for shared in own.glob("sharedindex.*"):
-        (made / shared.name).symlink_to(shared)
+        (scratch / shared.name).symlink_to(shared)
     return _ask(
         program,
         root,
         "status",
         "--porcelain",
         "--ignore-submodules=dirty",  # else git runs in each submodule, with its settings
-        GIT_DIR=scratch,
+        GIT_DIR=str(scratch),
         GIT_WORK_TREE=str(root),
         GIT_OBJECT_DIRECTORY=str(common / "objects"),
         GIT_INDEX_FILE=str(own / "index"),

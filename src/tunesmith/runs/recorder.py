@@ -43,6 +43,7 @@ class Recorder:
         totals: what ``state`` returned when the checkpoint was saved; empty for a new run.
         step: the step of that checkpoint, or 0.
         warn: hears what looks wrong.
+        unwritten: what ``unwritten`` returned when the checkpoint was saved.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Recorder:
         totals: Mapping[str, Any],
         step: int,
         warn: Callable[[str], None],
+        unwritten: Mapping[str, Any] | None = None,
     ) -> None:
         self.run, self.line_due, self.warn = run, line_due, warn
         self.totals = Totals(**totals)
@@ -62,6 +64,9 @@ class Recorder:
             self._watch.see_norm(at, math.nan if norm is None else norm)
         self._timed, self._seconds = 0, 0.0  # tokens and seconds of this window in this process
         self._unwritten: StepResult | None = None
+        if unwritten:
+            self._unwritten = StepResult(**unwritten)
+            self._timed, self._seconds = self._unwritten.tokens, self._unwritten.seconds
         self._reporters = open_reporters(report_to, run, step)
 
     @property
@@ -164,6 +169,10 @@ class Recorder:
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs, for ``totals``."""
         return asdict(self.totals)
+
+    def unwritten(self) -> dict[str, Any] | None:
+        """The last step if it has no line yet: what a checkpoint needs so that ``write_rest`` can write it later."""
+        return None if self._unwritten is None else asdict(self._unwritten)
 
     def write_rest(self) -> None:
         """Writes the line of the steps since the last one, if there are any."""

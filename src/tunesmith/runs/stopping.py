@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Never
 
+from tunesmith.runs.temporary import clear
+
 ONE_PRESS = 0.3  # seconds; `timeout` and some shells send one Ctrl-C twice
 
 
@@ -32,10 +34,13 @@ def end_within_import(number: int, frame: FrameType | None) -> None:
     """Ends the process as the signal does without a handler, if a module is being imported.
 
     An exception there can be lost or turned into another one by the library, or end the process from C++ with a dump.
-    Ending at once loses nothing: whatever is half written is what a kill would leave.
+    Ending at once loses nothing: it is what a kill does, but that temporary files are removed first.
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
+            for each in (signal.SIGINT, *ENDING):
+                signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt the removal
+            clear()
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         frame = frame.f_back
@@ -156,5 +161,6 @@ def signal_ends_process() -> Iterator[None]:
         if signal.getsignal(stopped.number) is signal.SIG_DFL:
             sys.stdout.flush()
             sys.stderr.flush()
+            clear()
             signal.raise_signal(stopped.number)
         raise

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from tunesmith.errors import ExportError
 from tunesmith.recipe.paths import local
 from tunesmith.runs.disk import is_full, why_full
+from tunesmith.runs.temporary import temporary
 
 _REPLACING = ".replacing"  # in a folder whose entries are being replaced
 _TRIES = 5  # to make a file that another process makes, too
@@ -87,13 +88,10 @@ def refuse_long_name(path: Path) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Inside, an open file to write to. It takes the place of ``path`` if nothing is raised."""
-    beside = _beside(path)
-    try:
+    with temporary(_beside(path)) as beside:
         with _new_file(beside) as file:
             yield file
         put_in_place(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _new_file(path: Path) -> BinaryIO:
@@ -120,19 +118,16 @@ def whole_folder(path: Path, *, beside: Path | None = None, last: str | None = N
     """
     beside = beside or _beside(path)
     with _reserved(beside):
-        try:
-            yield beside
-            if last is not None and path.exists():
-                _replace_entries(beside, path, last)
-            else:
-                put_in_place(beside, path)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        yield beside
+        if last is not None and path.exists():
+            _replace_entries(beside, path, last)
+        else:
+            put_in_place(beside, path)
 
 
 @contextmanager
 def _reserved(folder: Path) -> Iterator[None]:
-    """Makes an empty folder that no other process takes meanwhile; what a killed one left in it is removed."""
+    """Makes an empty folder that no other process takes meanwhile, and removes it, also what a killed one left."""
     if folder.is_symlink():
         folder.unlink()
     try:
@@ -141,7 +136,7 @@ def _reserved(folder: Path) -> Iterator[None]:
     except FileNotFoundError:
         pass
     folder.mkdir(parents=True)
-    with _locked(folder):
+    with _locked(folder), temporary(folder):
         yield
 
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import TrainError
 from tunesmith.runs.checkpoint_names import checkpoint_name, checkpoints_in, step_of
-from tunesmith.runs.disk import is_full, why_full
+from tunesmith.runs.disk import bytes_in, is_full, why_full
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import in_words, is_listed, refuse_damaged, take_off, write_manifest
 from tunesmith.runs.plain_files import read_plain
-from tunesmith.runs.progress import Listener
+from tunesmith.runs.progress import Listener, StepResult
 from tunesmith.runs.recorder import Totals
 from tunesmith.runs.stored_shapes import fields_fault, is_of
 from tunesmith.runs.whole_files import recover_folder, remove_folder, whole_folder
@@ -30,8 +30,11 @@ from tunesmith.training.selection import Selection
 OPTIMIZER = "optimizer.safetensors"
 STATE = "training_state.json"
 SMALLER = "smaller_micro_batches"  # [[first step, tokens]], in status.json and in checkpoints
+ONLY_AS_BEST, ONLY_TO_STOP = "only_as_best", "only_to_stop"  # why a checkpoint is there that the recipe does not plan
+UNWRITTEN = "unwritten"  # the result of a step whose line of metrics may still be due
 _FORM: dict[str, Any] = {
-    "step": int, "totals": dict[str, Any], "validation_due": float | None, "only_as_best": bool | None,
+    "step": int, "totals": dict[str, Any], "validation_due": float | None, ONLY_AS_BEST: bool | None,
+    ONLY_TO_STOP: bool | None,
     SMALLER: list[Annotated[list[int], Field(min_length=2, max_length=2)]],
 }  # fmt: skip
 
@@ -114,8 +117,9 @@ def _state_of(checkpoint: Path) -> dict[str, Any]:
         raise ValueError(f"step is {state['step']}.")
     totals = dict(state.get("totals", {}))
     parts = {"guard": (Seen, state.get("guard") or {}), "totals.selection": (Selection, totals.pop("selection", {}))}
+    parts[UNWRITTEN] = (StepResult, state.get(UNWRITTEN) or {})
     for name, (kind, found) in {**parts, "totals": (Totals, totals)}.items():
-        fault = fields_fault(kind, found) if found or kind is not Selection else None
+        fault = fields_fault(kind, found) if found or kind not in (Selection, StepResult) else None
         if fault is not None:
             raise ValueError(f"{name}: {fault}")
     return state
@@ -152,23 +156,37 @@ def remove_older_optimizers(folder: Path, *, newest: int) -> None:
 
 
 def prune(folder: Path, *, keep: int, best: int | None) -> None:
-    """Removes the oldest checkpoints beyond ``keep``. The newest and the best step's stay."""
-    steps = [step_of(path) for path in checkpoints_in(folder)]
+    """Removes the oldest checkpoints beyond ``keep``. The newest and the best step's stay.
+
+    A checkpoint that is there only because of a stop does not count, and goes once there is a newer one. So the others
+    are those of a run without a stop.
+    """
+    saved = checkpoints_in(folder)
+    of_stops = [path for path in saved if _is_marked(path, ONLY_TO_STOP)]
+    for path in of_stops:
+        if path != saved[-1]:
+            remove_folder(path)
+    steps = [step_of(path) for path in saved if path not in of_stops]
     removable = [step for step in steps[:-1] if step != best]
     for step in removable[: max(0, len(steps) - keep)]:
         remove_folder(folder / checkpoint_name(step))
 
 
+def bytes_of_plan(folder: Path) -> int:
+    """The bytes of the checkpoints in a folder, without those that are there only because of a stop."""
+    return bytes_in(folder) - sum(bytes_in(path) for path in checkpoints_in(folder) if _is_marked(path, ONLY_TO_STOP))
+
+
 def remove_former_best(folder: Path, *, best: int | None) -> None:
     """Removes checkpoints that were saved only because their step was the best, except the best and the newest one."""
     for path in checkpoints_in(folder)[:-1]:
-        if path.name != checkpoint_name(best or 0) and _was_only_best(path):
+        if path.name != checkpoint_name(best or 0) and _is_marked(path, ONLY_AS_BEST):
             remove_folder(path)
 
 
-def _was_only_best(checkpoint: Path) -> bool:
+def _is_marked(checkpoint: Path, mark: str) -> bool:
     try:
-        return bool(_read_state(checkpoint).get("only_as_best"))
+        return bool(_read_state(checkpoint).get(mark))
     except (
         OSError,
         ValueError,

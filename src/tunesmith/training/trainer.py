@@ -108,9 +108,11 @@ class Trainer:
         steps.smaller.update({int(since): int(tokens) for since, tokens in recorded})
         totals = dict(state.get("totals", {}))
         self.selection = selection(self.settings, totals.pop("selection", {}))
+        unwritten = state.get(checkpoint.UNWRITTEN)  # a line of that step was then written by a process that was killed
+        done, validated = (self.first - 1, True) if unwritten else (self.first, self._validation_due is None)
         for name in (METRICS, SAMPLES):
             if (run.folder / name).is_file() or name == METRICS:
-                run.drop_after(name, self.first, validated=self._validation_due is None)
+                run.drop_after(name, done, validated=validated)
         line = Due(self.settings.logging_strategy, self.settings.logging_steps, self.total_steps)
         self.recorder = Recorder(
             run,
@@ -119,6 +121,7 @@ class Trainer:
             totals=totals,
             step=self.first,
             warn=listener.warn,
+            unwritten=unwritten,
         )
         if saved:
             self._tidy(self.first)  # a process may have been killed between its checkpoint and this
@@ -243,7 +246,10 @@ class Trainer:
         self.listener.say(f"step {step.number}: {sample_line(line)}")
 
     def save(self, step: Step) -> None:
-        """Writes a checkpoint and the run's status, and removes the checkpoints that are no longer needed."""
+        """Writes a checkpoint and the run's status, and removes the checkpoints that are no longer needed.
+
+        To stop or not, a checkpoint that a run without a stop has, too, gets the same bytes.
+        """
         stops = self.stop.asked
         if step.number == self.stopped_at:
             self.recorder.write_rest()  # a kill after this checkpoint would lose these steps' line
@@ -257,8 +263,8 @@ class Trainer:
                 "totals": totals,
                 "guard": self.guard.state(),
                 **self._smaller_so_far(),
-                **({} if stops or self._save_planned(step) else {"only_as_best": True}),
-                **({} if self._validation_due is None else {"validation_due": self._validation_due}),
+                **self._besides_plan(step),
+                **self._due_later(),
             },
             needed=self._checkpoint_bytes,
         )
@@ -266,6 +272,18 @@ class Trainer:
         self._set_running(step.number, **self._best())
         self.run.seal(METRICS, SAMPLES)
         self._tidy(step.number)
+
+    def _besides_plan(self, step: Step) -> dict[str, Any]:
+        """Marks a checkpoint that the recipe does not plan with the reason why it is there."""
+        if self._save_planned(step):
+            return {}
+        return {checkpoint.ONLY_AS_BEST if self._judged_so_far(step) else checkpoint.ONLY_TO_STOP: True}
+
+    def _due_later(self) -> dict[str, Any]:
+        """The validation that a stop put off, and what is written down after it if the run then stops early."""
+        if self._validation_due is None:
+            return {}
+        return {"validation_due": self._validation_due, checkpoint.UNWRITTEN: self.recorder.unwritten()}
 
     def _tidy(self, newest: int) -> None:
         """Removes what is no longer needed once the newest checkpoint is whole."""
@@ -275,7 +293,7 @@ class Trainer:
         best = self.selection.best_step if self.selection else self.recorder.totals.best_step
         if settings.load_best_model_at_end:
             checkpoint.remove_former_best(self.checkpoints, best=best)
-        if settings.save_total_limit is not None:
+        if settings.save_total_limit is not None and self._validation_due is None:  # else the best is not known yet
             checkpoint.prune(self.checkpoints, keep=settings.save_total_limit, best=best)
 
     def smaller(self, step: Step, error: BaseException) -> list[Batch] | None:

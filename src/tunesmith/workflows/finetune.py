@@ -47,7 +47,7 @@ from tunesmith.runs.stopping import signal_ends_process
 from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.attach import Ready, load_base, load_for_training, untuned
-from tunesmith.training.checkpoint import remove_unfinished
+from tunesmith.training.checkpoint import bytes_of_plan, remove_unfinished
 from tunesmith.training.disk_room import refuse_full_disk
 from tunesmith.training.references import FILE as REFERENCE
 from tunesmith.training.references import with_references
@@ -215,7 +215,7 @@ def _continue(start: Start, listener: Listener) -> TrainResult:
     remove_unfinished(run.folder / "checkpoints")
     checkpoint = resume_point(run, listener, selects=recipe.training.load_best_model_at_end)
     if start.asked.training.check_disk:
-        refuse_full_disk(run.folder, prepared, there=bytes_in(run.folder / "checkpoints"))
+        refuse_full_disk(run.folder, prepared, there=bytes_of_plan(run.folder / "checkpoints"))
     loaded = _load(prepared, checkpoint, listener)
     tokens, _ = _first_epoch(loaded.steps)
     _say_tokens(prepared, loaded.steps, tokens, listener)

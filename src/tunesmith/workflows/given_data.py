@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from tunesmith.data.files.given_rows import is_rows, store_rows
 from tunesmith.recipe.paths import local
 from tunesmith.runs.cache import cache_dir, writable
+from tunesmith.runs.temporary import temporary_folder
 
 Given = TypeVar("Given")
 
@@ -40,8 +40,8 @@ def given(data: Any) -> Iterator[tuple[str, Path | None]]:
     if not is_rows(data):
         yield os.fspath(data), None
         return
-    with tempfile.TemporaryDirectory(prefix="rows-", dir=writable(cache_dir())) as folder:
-        stored = store_rows(data, Path(folder), "rows")
+    with temporary_folder("rows-", writable(cache_dir())) as folder:
+        stored = store_rows(data, folder, "rows")
         yield str(stored), stored
 
 

@@ -8,7 +8,6 @@ is not a run: it makes no checkpoint, no validation and no verdict, and it leave
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from tunesmith.runs.outputs import refuse_strangers
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.rate_curve import Ended, Point, RateCurve, growing_rate, has_diverged, rate_curve
 from tunesmith.runs.surroundings import library_call
+from tunesmith.runs.temporary import temporary_folder
 from tunesmith.runs.whole_files import write_whole
 from tunesmith.training.attach import Ready, load_for_training, optimizer_of
 from tunesmith.training.loop import Hooks, StepResult, train_steps
@@ -130,13 +130,13 @@ def lr_range(
     torch.set_num_threads(int(prepared.recipe.training.threads))
     count = steps or _steps(prepared)
     folder = result_folder(asked)
-    with tempfile.TemporaryDirectory(prefix="tunesmith-") as scratch:
+    with temporary_folder("tunesmith-") as scratch:
         ready = load_for_training(prepared, None, listener)
         training = ready.recipe.training
         of_run = _steps_that_fit(prepared, ready, count, listener)
         _make(folder)
         with tf32(training.tf32), memory_faults():
-            of_run, _, _ = with_references(Path(scratch), ready, of_run, None, None, listener)
+            of_run, _, _ = with_references(scratch, ready, of_run, None, None, listener)
             curve, passes = _grow(ready, of_run, low, high, listener)
     settings = {
         "method": asked.method.name,

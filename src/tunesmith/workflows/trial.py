@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -38,6 +37,7 @@ from tunesmith.recipe.methods import AdapterSettings, method_label
 from tunesmith.recipe.settings import SELECTING, Recipe
 from tunesmith.runs.child_processes import clean_environment, python_command
 from tunesmith.runs.progress import Silent, StepResult
+from tunesmith.runs.temporary import temporary_folder
 from tunesmith.training.attach import ModelInputs, load_for_training, optimizer_of
 from tunesmith.training.loop import Hooks, Step, train_steps
 from tunesmith.training.objectives.preference import PreferenceObjective
@@ -140,9 +140,9 @@ def run_trial(recipe: Recipe, *, length: int | None = None, limit: float = 600.0
     Raises:
         ModelError: the steps could not be measured: out of memory, or not within the limit.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        job, result, said = (Path(folder) / name for name in ("job.json", "result.json", "output.txt"))
-        asked = {"recipe": {**_steps_only(recipe), "output_dir": str(Path(folder) / "run")}, "length": length}
+    with temporary_folder("tunesmith-") as folder:
+        job, result, said = (folder / name for name in ("job.json", "result.json", "output.txt"))
+        asked = {"recipe": {**_steps_only(recipe), "output_dir": str(folder / "run")}, "length": length}
         job.write_text(json.dumps(asked), encoding="utf-8")
         with said.open("wb") as output:
             try:

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Self
 
 import numpy as np
@@ -27,6 +26,7 @@ from rapidfuzz.process import cpdist
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] (compiled, without types)
 
 from tunesmith.errors import DataError
+from tunesmith.runs.temporary import temporary_folder
 
 # 40 bands of 5: a pair whose shingles have the Jaccard similarity 0.7 (a word in ten edited) is found with probability
 # 0.999, one of 0.63 (5% of the characters edited) with 0.98, and one of 0.06 (unrelated prose) with 0.00003.
@@ -117,7 +117,7 @@ class NearIndex:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack, _disk():
-            self._folder = Path(stack.enter_context(TemporaryDirectory(prefix="near-", dir=self._parent)))
+            self._folder = stack.enter_context(temporary_folder("near-", self._parent))
             self._text_file = stack.enter_context((self._folder / "texts").open("w+b"))
             self._key_files = [
                 stack.enter_context((self._folder / f"band-{band}").open("w+b")) for band in range(BANDS)

@@ -9,7 +9,6 @@ import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, cast
 from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks
 from tunesmith.data.files.rows import BadRow
 from tunesmith.errors import DataError
+from tunesmith.runs.temporary import temporary
 
 _WHERE = "rows"
 _WAYS = "Give a list of dicts, a DataFrame of pandas or polars, a datasets.Dataset, or the path of a file."
@@ -50,18 +50,17 @@ def store_rows(rows: Any, folder: Path, name: str) -> Path:
     partial = folder / f".{name}-{os.getpid()}-{secrets.token_hex(4)}.partial"  # processes of two hosts share ids
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # for its owner alone
-            for line in _lines(rows):
-                digest.update(line)
-                file.write(line)
-        stored = folder / f"{name}-{digest.hexdigest()[:12]}.jsonl"
-        partial.replace(stored)
+        with temporary(partial):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with open(os.open(partial, flags, 0o600), "wb") as file:  # for its owner alone
+                for line in _lines(rows):
+                    digest.update(line)
+                    file.write(line)
+            stored = folder / f"{name}-{digest.hexdigest()[:12]}.jsonl"
+            partial.replace(stored)
     except OSError as error:
         remedy = "Name an output_dir where files can be written."
         raise DataError("the rows cannot be stored", where=str(folder), why=str(error), remedy=remedy) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return stored
 
 

@@ -1,0 +1,75 @@
+"""Temporary files and folders: the one owner of what must not outlast this process.
+
+Whoever makes one does so inside ``temporary``, which removes it. A process that ends where nothing can be unwound, as
+within an import, calls ``clear``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_known: dict[str, tuple[int, Path]] = {}  # by a key of each use: the process that uses it, and where it is
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """Inside, a file or a folder may have this name. Afterwards none has. Enter it before the file is made."""
+    key = _note(path)
+    try:
+        yield path
+    finally:
+        process, known = _known[key]
+        if process == os.getpid():  # else this is a fork of the process that made it
+            _remove(known)
+        del _known[key]
+
+
+@contextmanager
+def temporary_folder(prefix: str, folder: Path | None = None) -> Iterator[Path]:
+    """Inside, an empty folder that this user alone may enter, in a folder or where the system has temporary ones."""
+    with temporary(_new_name(prefix, folder)) as made:
+        made.mkdir(mode=0o700)
+        yield made
+
+
+def folder_of_process(prefix: str) -> Path:
+    """An empty folder where the system has temporary ones. It goes when this process ends."""
+    made = _new_name(prefix, None)
+    atexit.unregister(clear)  # once is enough
+    atexit.register(clear)
+    _note(made)
+    made.mkdir(mode=0o700)
+    return made
+
+
+def clear() -> None:
+    """Removes all that this process still has, the newest first. A process that was forked has none of its parent's."""
+    for process, path in reversed([*_known.values()]):
+        if process == os.getpid():
+            _remove(path)
+
+
+def _note(path: Path) -> str:
+    key = secrets.token_hex(8)
+    _known[key] = (os.getpid(), Path(os.path.abspath(path)))  # the working folder may be another one later
+    return key
+
+
+def _new_name(prefix: str, folder: Path | None) -> Path:
+    return Path(tempfile.gettempdir() if folder is None else folder, f"{prefix}{secrets.token_hex(8)}")
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a link or a folder. What cannot be removed stays: the error of the work itself counts."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
