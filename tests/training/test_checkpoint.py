@@ -23,6 +23,7 @@ from tunesmith.runs.recorder import Totals
 from tunesmith.training import checkpoint
 from tunesmith.training.guard import Seen
 from tunesmith.training.optim import build_optimizer, optimizer_state
+from tunesmith.training.resume_point import faults
 from tunesmith.training.selection import Selection
 
 
@@ -72,6 +73,19 @@ def test_a_checkpoint_holds_model_optimizer_and_state(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["step-000007"], "nothing is left beside it"
 
 
+def test_a_checkpoint_of_a_stop_does_not_count_and_goes_once_there_is_a_newer_one(tmp_path: Path) -> None:
+    for step in (3, 6):
+        save(tmp_path, step)
+    save(tmp_path, 7, state={"only_to_stop": True})
+    checkpoint.prune(tmp_path, keep=2, best=3)
+    assert steps(tmp_path) == [3, 6, 7], "the whole run has two now"
+    whole = checkpoint.bytes_of_plan(tmp_path)
+    assert whole == sum(file.stat().st_size for step in (3, 6) for file in (tmp_path / f"step-00000{step}").iterdir())
+    save(tmp_path, 9)
+    checkpoint.prune(tmp_path, keep=3, best=3)
+    assert steps(tmp_path) == [3, 6, 9]
+
+
 def test_a_number_survives_the_state_to_the_last_bit(tmp_path: Path) -> None:
     value = 0.1 + 0.2
     assert checkpoint.restore(save(tmp_path, 1, state={"loss": value}), make_optimizer())["loss"] == value
@@ -115,6 +129,21 @@ def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
     assert checkpoint._read_state(again) == {"step": 2, "time": 2}
     assert not (again / "stale").exists()
     assert not (again / "rest").exists()
+
+
+def test_of_a_checkpoint_without_a_manifest_only_what_is_loaded_has_to_be_finite(tmp_path: Path) -> None:
+    bad = {"weight": torch.tensor([1.0, float("nan")])}
+    folder = save(tmp_path, 1)
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "pipe.safetensors")  # opening it would wait for ever
+    save_file(bad, folder / "consolidated.safetensors")
+    assert faults(folder, selects=False) == {}
+    save_file(bad, folder / "optimizer.safetensors")
+    assert faults(folder, selects=False) == {"optimizer.safetensors": "is not finite (weight)"}
+    save_file(bad, folder / "model.safetensors")
+    assert set(faults(folder, selects=False)) == {"optimizer.safetensors", "model.safetensors"}
+    save_file({"weight": torch.ones(2)}, folder / "adapter_model.safetensors")  # then that one is loaded
+    assert set(faults(folder, selects=False)) == {"optimizer.safetensors"}
 
 
 def test_only_the_newest_checkpoint_keeps_the_state_of_the_optimizer(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tunesmith.errors import ExportError
 from tunesmith.model.modes import evaluation_mode
 from tunesmith.model.weights.finite import not_finite, some
 from tunesmith.model.weights.load import quiet_transformers
+from tunesmith.model.weights.weight_files import trained_files
 from tunesmith.runs.disk import WRITE_ERRORS, is_full, no_room, why_full
 from tunesmith.runs.outputs import refuse_inputs, refuse_shut, refuse_strangers
 from tunesmith.runs.whole_files import recover_folder, whole_folder
@@ -222,5 +223,5 @@ def size_of(model: nn.Module, dtype: torch.dtype) -> int:
 
 def sizes_in(folder: Path) -> tuple[int, int]:
     """How many files of weights there are, and their bytes."""
-    files = list(folder.glob("*.safetensors"))
+    files = trained_files(folder)
     return len(files), sum(os.path.getsize(file) for file in files)

@@ -19,12 +19,13 @@ from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.weights.foreign_files import refuse_foreign_adapter
 from tunesmith.model.weights.resolve import kind
 from tunesmith.model.weights.slow_regex import refuse_slow_patterns
+from tunesmith.model.weights.weight_files import ADAPTER
 from tunesmith.recipe.methods import AdapterSettings, MethodSettings
 from tunesmith.recipe.paths import local
 from tunesmith.runs.folder import Run, way_to_checkpoint
 from tunesmith.runs.manifest import refuse_damaged, sha256_of
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", ADAPTER
 START_FOLDER = "start"  # in a run's folder: a copy of the adapter that the run continues
 _SETTING = "method.adapter_name_or_path"
 SHAPE_OF_ADAPTER = (  # the settings that an adapter's file decides, by the names of PEFT and of the recipe

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 from tunesmith.model.weights.finite import not_finite_files
+from tunesmith.model.weights.weight_files import trained_files
 from tunesmith.runs.checkpoint_names import checkpoint_name
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import damage, has_manifest, in_words
 from tunesmith.runs.plain_files import read_plain
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.run_files import SET_ASIDE
-from tunesmith.training.checkpoint import STATE, has_optimizer
+from tunesmith.training.checkpoint import OPTIMIZER, STATE, has_optimizer
 
 _OF_LATER_STEPS = ("step", "judged_step", "best", "selection", "seconds", "tokens")  # in status.json
 
@@ -66,7 +67,7 @@ def faults(checkpoint: Path, *, selects: bool) -> dict[str, str]:
 
     Earlier versions, which wrote no manifests, also saved weights that are not finite.
     """
-    found = damage(checkpoint) if has_manifest(checkpoint) else not_finite_files(checkpoint)
+    found = damage(checkpoint) if has_manifest(checkpoint) else not_finite_files(_tensors_in(checkpoint))
     if found or not selects:
         return found
     best = _best_step(checkpoint)
@@ -74,6 +75,11 @@ def faults(checkpoint: Path, *, selects: bool) -> dict[str, str]:
     if other is None or other == checkpoint:
         return {}
     return {f"../{other.name}/{name}".removesuffix("/."): why for name, why in damage(other).items()}
+
+
+def _tensors_in(checkpoint: Path) -> list[Path]:
+    """The files of tensors that a run which continues reads."""
+    return [*trained_files(checkpoint), *([checkpoint / OPTIMIZER] if has_optimizer(checkpoint) else [])]
 
 
 def _best_step(checkpoint: Path) -> int | None:

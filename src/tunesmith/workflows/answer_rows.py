@@ -26,6 +26,7 @@ from tunesmith.deploy.tuned import ModelTarget, Tuned, find_target, load
 from tunesmith.errors import DataError, ExportError, ModelError, RecipeError
 from tunesmith.evaluation.held_out_recipe import names_of_reading, read_like_training
 from tunesmith.model.generate import check_prompts, generate
+from tunesmith.model.weights.weight_files import trained_files, weight_files
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.generation import GenerationSettings, settings_by_name
@@ -36,7 +37,6 @@ from tunesmith.runs.manifest import sha256_of
 from tunesmith.runs.outputs import check_file, output_file, refuse_inputs
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import refuse_long_name, why_not
-from tunesmith.training.checkpoint import OPTIMIZER
 from tunesmith.workflows.answers_so_far import AnswersSoFar, answers_so_far, place_of, was_written
 
 BATCH = 16
@@ -383,9 +383,8 @@ def _identity(model: Tuned, rows: PromptRows) -> dict[str, Any]:
 
     Contents count, and neither names nor times: a copied run goes on.
     """
-    folders = [model.folder, *([model.target.checkpoint] if model.target.checkpoint else [])]
-    files = sorted(file for folder in folders for file in folder.glob("*.safetensors"))
-    weights = [file for file in files if file.name != OPTIMIZER]
+    trained = model.target.checkpoint
+    weights = sorted([*weight_files(model.folder), *([] if trained is None else trained_files(trained))])
     reading = rows.source.model_dump(exclude={"path", "weight", "rows", "instruction"})
     return {
         "data": [part.sha256 for part in rows.parts],

@@ -32,13 +32,13 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name, ends in extremes.items() if not ends.isfinite().all()]
 
 
-def not_finite_files(folder: Path) -> dict[str, str]:
-    """The files of weights and of an optimizer's state in a checkpoint that are not finite, and which tensors of them.
+def not_finite_files(files: Iterable[Path]) -> dict[str, str]:
+    """The files of tensors that are not finite, by name, and which tensors of them.
 
-    Earlier versions wrote such checkpoints. A file that cannot be read is left to whoever reads it.
+    A file that cannot be read is left to whoever reads it.
     """
     found: dict[str, str] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in files:
         with suppress(OSError, SafetensorError), safe_open(file, framework="pt") as stored:
             keys = stored.keys()
             names = [name for key in keys for name in not_finite({key: stored.get_tensor(key)})]

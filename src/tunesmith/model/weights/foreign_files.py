@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
-from tunesmith.model.weights.weight_files import ANY_INDEX, ENDING, INDEX, weight_bytes, weight_files
+from tunesmith.model.weights.weight_files import ADAPTER, ANY_INDEX, ENDING, INDEX, weight_bytes, weight_files
 
 ATTENTIONS = frozenset(
     {"eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"}
@@ -243,7 +243,7 @@ def _refuse_large_ranks(config: Mapping[str, Any], file: Path) -> None:
         name: len(rank) if isinstance(rank, list) else rank for name, rank in pattern.items()
     }  # AdaLoRA's are masks
     asked |= {f"rank_pattern.{str(name)[:80]}": rank for name, rank in kept.items()}
-    largest, tensors = _adapter_sizes(file.parent / "adapter_model.safetensors")
+    largest, tensors = _adapter_sizes(file.parent / ADAPTER)
     for key, rank in asked.items():
         if not isinstance(rank, int) or isinstance(rank, bool):
             raise _odd_shape(file, key, rank, "no whole number")

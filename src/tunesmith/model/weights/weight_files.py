@@ -1,4 +1,4 @@
-"""The files of weights that the loader takes from a model folder: others that lie beside them do not count."""
+"""The files of weights that are loaded from a folder: others that lie beside them do not count."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tunesmith.runs.plain_files import read_plain
 ENDING = ".safetensors"
 ANY_INDEX = f"{ENDING}.index.json"
 SINGLE, INDEX = f"model{ENDING}", f"model{ANY_INDEX}"
+ADAPTER = f"adapter_model{ENDING}"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -29,6 +30,11 @@ def weight_files(folder: Path) -> list[Path]:
         return []
     inside = [name for name in sorted(named) if Path(name).name == name and name.endswith(ENDING)]
     return [folder / name for name in inside if os.path.isfile(folder / name)]
+
+
+def trained_files(folder: Path) -> list[Path]:
+    """The files of weights of a checkpoint, which is an adapter or a whole model."""
+    return [folder / ADAPTER] if os.path.isfile(folder / ADAPTER) else weight_files(folder)
 
 
 def weight_bytes(folder: Path) -> int:
