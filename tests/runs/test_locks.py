@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from tunesmith.errors import RunError
+from tunesmith.runs import locks
 from tunesmith.runs.folder import Run
 from tunesmith.runs.locks import holder, is_locked, locked, stand_in
 
@@ -123,6 +125,83 @@ def test_without_locks_of_the_file_system_a_file_stands_for_one_until_its_proces
     stand_in(file).unlink()
     with locked(file):
         pass
+
+
+# Takes the lock while another process is between two of its own steps, and says whether it has it.
+PREEMPTS = """
+import errno, fcntl, sys
+from pathlib import Path
+from tunesmith.runs import locks
+from tunesmith.runs.locks import locked
+def refuse(descriptor, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock, locks.BETWEEN_TRIES = refuse, 0.0
+try:
+    with locked(Path(sys.argv[1])):
+        print("held", flush=True)
+        sys.stdin.read()
+except BlockingIOError:
+    print("not held", flush=True)
+"""
+STEPS = ((os, "open"), (os, "kill"), (os, "write"), (locks, "read_plain"), (Path, "unlink"))
+
+
+@contextmanager
+def taken_at(number: int, file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Inside, another process takes the lock before this one's step of that number. The list gets what it says."""
+    said: list[str] = []
+    count = 0
+    with ExitStack() as other, monkeypatch.context() as patch:
+
+        def watch(owner: object, name: str) -> None:
+            step = getattr(owner, name)
+
+            def watched(*args: object, **options: object) -> object:
+                nonlocal count
+                count += 1
+                if count == number:
+                    command = [sys.executable, "-c", PREEMPTS, str(file)]
+                    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                    other.enter_context(process)
+                    assert process.stdout is not None
+                    said.append(process.stdout.readline().strip())
+                return step(*args, **options)
+
+            patch.setattr(owner, name, watched)
+
+        without_locks(patch)
+        patch.setattr(locks, "BETWEEN_TRIES", 0.0)
+        for owner, name in STEPS:
+            watch(owner, name)
+        yield said
+
+
+@pytest.mark.parametrize("left", [(), ("turn",)], ids=["a dead holder", "and one that died while it took its place"])
+def test_whoever_comes_between_two_steps_of_a_process_that_takes_a_dead_ones_place_they_never_both_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: tuple[str, ...]
+) -> None:
+    outcomes, dead = set(), f"{dead_process()} on {HOST}\n"
+    for number in range(1, 100):
+        file = tmp_path / str(number) / "lock"
+        file.parent.mkdir()
+        stand_in(file).write_text(dead)
+        for _ in left:
+            turn = f"{stand_in(file).name}.{hashlib.sha256(dead.encode()).hexdigest()[:8]}"
+            (file.parent / turn).write_text(dead)
+        mine = False
+        with taken_at(number, file, monkeypatch) as said:
+            with suppress(BlockingIOError), locked(file):
+                mine = True
+                assert not said or said == ["not held"], f"both hold it: step {number}"
+                assert holder(file) == f"{os.getpid()} on {HOST}"
+            if said == ["held"]:
+                assert not mine
+                assert is_locked(file) and holder(file) != f"{os.getpid()} on {HOST}"
+        outcomes.add((mine, *said))
+        assert [path.name for path in file.parent.iterdir()] == ["lock"], "nothing is left"
+        if mine and not said:
+            break
+    assert outcomes == {(False, "held"), (True, "not held"), (True,)}
 
 
 def test_another_error_of_the_file_system_is_not_taken_for_a_missing_lock(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from tunesmith.runs.plain_files import read_plain
@@ -88,7 +90,7 @@ class _Lock:
 
     def end(self) -> None:
         if self.stand_in is not None:
-            self.stand_in.unlink(missing_ok=True)
+            _remove_own(self.stand_in)
         os.close(self.descriptor)
 
 
@@ -131,31 +133,70 @@ def _locked(lock: _Lock, path: Path) -> _Lock:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        return _Lock(lock.descriptor, _made_alone(stand_in(path)))
+        made = _made_alone(stand_in(path))
+        for left in made.parent.glob(f"{escape(made.name)}.*"):  # while this one is there, they mean nothing
+            if _has_died(left):
+                left.unlink(missing_ok=True)
+        return _Lock(lock.descriptor, made)
     return lock
 
 
 def _made_alone(file: Path) -> Path:
-    """Makes a file that was not there. One whose process has died is removed first."""
-    if file.exists() and _has_died(file):
-        file.unlink(missing_ok=True)
+    """Makes a file that was not there. One whose process has died is removed first.
+
+    Two processes may find the same dead one, and the slower must not remove what the faster has made in its place. So
+    only one process at a time may remove a file with this content: the one that has made, in the same way, a file that
+    is named after it. Then it looks again.
+
+    Raises:
+        BlockingIOError: another process has made it.
+    """
+    with suppress(FileExistsError):
+        return _new(file)
+    dead = _of_dead(file)
+    if dead is not None:
+        turn = _made_alone(file.with_name(f"{file.name}.{hashlib.sha256(dead).hexdigest()[:8]}"))
+        try:
+            if _of_dead(file) == dead:
+                file.unlink(missing_ok=True)
+        finally:
+            _remove_own(turn)
+        with suppress(FileExistsError):
+            return _new(file)
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(file))
+
+
+def _new(file: Path) -> Path:
+    """Makes a file with the name of this process. Raises FileExistsError if it is there."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    except FileExistsError:
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(file)) from None
-    os.write(descriptor, _me())
-    os.close(descriptor)
+        os.write(descriptor, _me())
+    finally:
+        os.close(descriptor)
     return file
+
+
+def _remove_own(file: Path) -> None:
+    """Removes a file that this process made, if it is still that one: a user may have removed it."""
+    with suppress(OSError):
+        if read_plain(file) == _me():
+            file.unlink()
 
 
 def _has_died(file: Path) -> bool:
     """Whether the process that a stand-in names ran on this host and runs no more."""
+    return _of_dead(file) is not None
+
+
+def _of_dead(file: Path) -> bytes | None:
+    """What is in a stand-in whose process ran on this host and runs no more; None for any other."""
     with suppress(OSError, ValueError):
-        process, _, host = read_plain(file).decode(errors="replace").strip().partition(" on ")
+        content = read_plain(file)
+        process, _, host = content.decode(errors="replace").strip().partition(" on ")
         if host != os.uname().nodename:
-            return False
+            return None
         try:
             os.kill(int(process), 0)
         except ProcessLookupError:
-            return True
-    return False
+            return content
+    return None
