@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from tunesmith.model.weights.config_file import read_config
@@ -146,14 +147,37 @@ finally:
 """
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "full", "freeze"])
-def test_what_cannot_fit_is_refused_before_torch_is_imported(tiny_model_dir: Path, tmp_path: Path, method: str) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 8)
-    training = {"max_steps": 10**9, "save_steps": 1, "save_optimizer": "all"}  # many thousand gigabytes
-    recipe = {"model": str(tiny_model_dir), "data": {"train": "rows.jsonl"}, "method": method, "training": training}
-    (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "output_dir": "out"}))
+def refused_early(model: str, method: str, folder: Path) -> None:
+    """Trains in a folder what takes many thousand gigabytes."""
+    (folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 8)
+    training = {"max_steps": 10**9, "save_steps": 1, "save_optimizer": "all"}
+    recipe = {"model": model, "data": {"train": "rows.jsonl"}, "method": method, "training": training}
+    (folder / "recipe.yaml").write_text(json.dumps({**recipe, "output_dir": "out"}))
     command = [sys.executable, "-c", PROGRAM, "train", "recipe.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    environment = {**os.environ, "HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert "do not fit on the disk" in done.stderr, done.stderr
     assert done.stdout.split() == ["False", "True"]
-    assert not (tmp_path / "out").exists()
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full", "freeze"])
+def test_what_cannot_fit_is_refused_before_torch_is_imported(tiny_model_dir: Path, tmp_path: Path, method: str) -> None:
+    refused_early(str(tiny_model_dir), method, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["maker/tiny", "maker/tiny@v1"])
+def test_what_cannot_fit_is_refused_for_a_base_in_the_hub_cache_too(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    commit, repository = "0123456789abcdef0123456789abcdef01234567", tmp_path / "hub" / "models--maker--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / (name.partition("@")[2] or "main")).write_text(commit)
+    snapshot = Path(shutil.copytree(tiny_model_dir, repository / "snapshots" / commit))
+    refused_early(name, "lora", tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for method in ("lora", "full"):
+        assert least_checkpoint(recipe_of(name, method=method)) == least_checkpoint(recipe_of(snapshot, method=method))
+    model = {"path": "maker/tiny", "revision": "v2"}
+    other = read_recipe({"model": model, "data": {"train": "rows"}, "output_dir": "out", "method": "lora"}).recipe
+    assert least_checkpoint(other) == CheckpointBytes(0, 0), "that revision is not here"

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from tunesmith.errors import ModelError, TrainError
-from tunesmith.model.weights.config_file import read_config
+from tunesmith.model.weights.config_file import read_at_hand
+from tunesmith.model.weights.gguf_header import tensor_shapes
 from tunesmith.model.weights.weight_files import weight_bytes, weight_files
 from tunesmith.planning.step_shape import StepBytes
 from tunesmith.recipe.methods import AdapterSettings
 from tunesmith.recipe.optimizers import FP32, state_bytes
-from tunesmith.recipe.settings import Recipe, TrainingSettings
+from tunesmith.recipe.paths import local
+from tunesmith.recipe.settings import ModelSettings, Recipe, TrainingSettings
 
 _OF_LAYER = re.compile(
     r"(?:model\.|transformer\.|decoder\.)*(?:layers|h)\.(?P<layer>\d+)\.(?P<module>[\w.]+)\.weight\Z", re.ASCII
 )
+_GGUF_LAYER = re.compile(r"blk\.(?P<layer>\d{1,9})\.(?P<module>\w+)\.weight\Z", re.ASCII)
 _LINEARS = frozenset(  # modules of decoder layers that are linear maps in every architecture that has them
     [
         "q_proj",
@@ -37,6 +38,11 @@ _LINEARS = frozenset(  # modules of decoder layers that are linear maps in every
         "c_fc",
     ]
 )
+_OF_GGUF = {  # the usual modules by their names in GGUF files; others do not count
+    **{f"attn_{name}": f"self_attn.{name}_proj" for name in "qkv"},
+    "attn_output": "self_attn.o_proj",
+    **{f"ffn_{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+}
 SHARD = 5 * 10**9  # bytes of a file of weights, at most
 WHOLE = ("full", "freeze")  # methods whose checkpoints hold the whole model
 
@@ -66,22 +72,19 @@ def least_checkpoint(recipe: Recipe) -> CheckpointBytes:
     It needs no torch and no rows, so that what cannot fit at all is refused at once. Where the files do not tell how
     much trains, less is counted.
     """
-    try:
-        config, folder = read_config(recipe.model.path, fetch=False)
-    except ModelError:  # whoever loads it says what is wrong
+    stored = _stored(recipe.model)
+    if stored is None:
         return CheckpointBytes(0, 0)
-    if folder is None:
-        return CheckpointBytes(0, 0)
-    method, optim = recipe.method, recipe.training.optim
+    method, optim, shapes = recipe.method, recipe.training.optim, stored.shapes
     itemsize = FP32 if recipe.model.dtype == "float32" else FP32 // 2  # it may be stored in fp32 and trained in bf16
-    shapes = _stored_shapes(folder)
     if isinstance(method, AdapterSettings):
-        adapted = [shape for name, shape in shapes.items() if len(shape) == 2 and _is_adapted(name, method, config)]
+        matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+        adapted = [shape for name, shape in matrices.items() if _is_adapted(name, method, stored.layers)]
         rank = min((method.r, *method.rank_pattern.values()))
         pairs = [side for rows, columns in adapted for side in ((rank, columns), (rows, rank))]  # A and B
         weights = sum(FP32 * math.prod(pair) for pair in pairs)
         return CheckpointBytes(weights, sum(state_bytes(optim, pair) for pair in pairs))
-    weights = weight_bytes(folder) * itemsize // FP32
+    weights = stored.size * itemsize // FP32
     if method.name == "freeze":  # which part of it trains is not known yet
         return CheckpointBytes(weights, 0)
     trained = [shape for name, shape in shapes.items() if not name.startswith("lm_head")]  # which may be tied
@@ -93,6 +96,49 @@ def least_bytes(recipe: Recipe, each: CheckpointBytes) -> int:
     training = recipe.training
     epochs = 1.0 if training.max_steps else training.num_train_epochs
     return most_bytes(each, training, steps=training.max_steps or math.ceil(epochs), epochs=epochs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What the files of a base hold: their bytes, as fp32 at the most, the shapes by name, and the number of layers."""
+
+    size: int
+    shapes: dict[str, tuple[int, ...]]
+    layers: object
+
+
+def _stored(model: ModelSettings) -> _Stored | None:
+    """What the files of a base hold that is on this machine; None for another one, or if they cannot be read."""
+    location = Path(local(model.path))
+    if location.is_file() and location.suffix.lower() == ".gguf":
+        return _in_gguf(location)
+    try:
+        found = read_at_hand(model.path, revision=model.revision)
+    except ModelError:  # whoever loads it says what is wrong
+        return None
+    if found is None:
+        return None
+    config, folder = found
+    layers = config.get("num_hidden_layers", config.get("n_layer"))
+    return _Stored(weight_bytes(folder), _stored_shapes(folder), layers)
+
+
+def _in_gguf(file: Path) -> _Stored | None:
+    """The tensors of a GGUF file by their names in the folder that it becomes, where all are fp32."""
+    try:
+        found = tensor_shapes(file)
+    except (ValueError, KeyError, OverflowError, OSError):  # whoever converts it says what is wrong
+        return None
+    shapes, last = {}, -1
+    for name, shape in found.items():
+        layer = _GGUF_LAYER.match(name)
+        if layer is not None:
+            last = max(last, int(layer["layer"]))
+            module = _OF_GGUF.get(layer["module"], layer["module"])
+            name = f"model.layers.{layer['layer']}.{module}.weight"
+        if not name.startswith("rope_freqs"):
+            shapes["lm_head.weight" if name == "output.weight" else name] = shape
+    return _Stored(FP32 * sum(map(math.prod, shapes.values())), shapes, last + 1)
 
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -112,11 +158,10 @@ def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _is_adapted(name: str, method: AdapterSettings, config: Mapping[str, Any]) -> bool:
+def _is_adapted(name: str, method: AdapterSettings, layers: object) -> bool:
     """Whether a stored weight surely gets an adapter of the full rank. Experts, which may be fused, do not count."""
     unsure = (method.exclude_modules, method.layers_to_transform, method.adapter_name_or_path)
     layer = _OF_LAYER.match(name)
-    layers = config.get("num_hidden_layers", config.get("n_layer"))
     if any(each is not None for each in unsure) or method.init_lora_weights == "eva" or layer is None:
         return False
     if not isinstance(layers, int) or int(layer["layer"][:9]) >= layers or ".experts." in name:

@@ -8,15 +8,18 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.planning.test_disk_space import recipe_of, refused_early
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.errors import ModelError
 from tunesmith.model.weights import gguf
 from tunesmith.model.weights.gguf_header import refuse_lying_header
+from tunesmith.planning.disk_space import CheckpointBytes, least_checkpoint
 from tunesmith.planning.model_size import model_size
 from tunesmith.runs.built_folders import PROVENANCE
 from tunesmith.runs.manifest import sha256_of
@@ -40,6 +43,27 @@ def test_converted_model_has_the_logits_of_the_original(
     before = AutoModelForCausalLM.from_pretrained(tiny_model_dir)(ids).logits
     after = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["lora", {"name": "qlora", "r": 4}, {"name": "lora", "target_modules": ["self_attn.q_proj", "up_proj"]}, "full"],
+)
+def test_the_least_checkpoint_is_known_before_the_conversion(
+    write_gguf: Callable[..., Path], cache: Path, method: Any
+) -> None:
+    path = write_gguf(cache.parent / "tiny.gguf", extra={"rope_freqs.weight": np.ones(4, dtype=np.float32)})
+    folder = gguf.from_gguf(path, say=silent)
+    early, exact = (least_checkpoint(recipe_of(each, method=method)) for each in (path, folder))
+    assert early.optimizer == exact.optimizer > 0
+    assert early.weights == pytest.approx(exact.weights, abs=0 if method != "full" else 5000)  # the file has a header
+    assert early.weights <= exact.weights
+    path.write_bytes(path.read_bytes()[:200])
+    assert least_checkpoint(recipe_of(path, method=method)) == CheckpointBytes(0, 0)
+
+
+def test_what_cannot_fit_is_refused_before_a_file_is_converted(write_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    refused_early(str(write_gguf(tmp_path / "tiny.gguf")), "lora", tmp_path)
 
 
 def test_a_conversion_writes_no_bar_of_a_library(

@@ -27,6 +27,18 @@ def read_config(path: str, *, revision: str | None = None, fetch: bool = True) -
     return config, folder
 
 
+def read_at_hand(path: str, *, revision: str | None = None) -> tuple[dict[str, Any], Path] | None:
+    """A model's config, and the folder with what is here of its files, in the local hub cache too; None without both.
+
+    Raises:
+        ModelError: there is no config here, or it is not a JSON object.
+    """
+    config, folder = read_config(path, revision=revision, fetch=False)
+    if folder is None and not Path(local(path)).exists():
+        folder = _hub_config(path, revision, fetch=False).parent
+    return None if folder is None else (config, folder)
+
+
 def _found(path: str, *, revision: str | None, fetch: bool) -> tuple[dict[str, Any], Path | None]:
     location = Path(local(path))
     if location.is_file() and location.suffix == ".json":

@@ -21,16 +21,24 @@ def refuse_lying_header(path: Path) -> None:
     Raises:
         ValueError: one of them is beyond the file, or beyond what a model has.
     """
+    tensor_shapes(path)
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor as torch has it, by the name in the file. Raises as ``refuse_lying_header`` does."""
     with path.open("rb") as file:
         if path.stat().st_size < 24:
             raise ValueError("It ends within the header.")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _Header(data).look()
+            header = _Header(data)
+            header.look()
+            return header.shapes
 
 
 class _Header:
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.size, self.at, self.values = data, len(data), 4, 0
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.order = ">" if struct.unpack_from("<I", data, 4)[0] & 65535 == 0 else "<"
 
     def look(self) -> None:
@@ -88,10 +96,13 @@ class _Header:
         """Passes a tensor, and gives the byte where its values end, counted from where those of the first begin."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+        begin = self.at + 8  # after the length of the name
         self._skip_string()
+        name = self.data[begin : self.at].decode(errors="replace")
         count = self._number("I")
         if count > MOST_DIMENSIONS:
             raise ValueError(f"A tensor has {count:,} dimensions.")
-        elements = math.prod(self._number("Q") for _ in range(count))
+        self.shapes[name] = tuple(self._number("Q") for _ in range(count))[::-1]  # the file has the columns first
+        elements = math.prod(self.shapes[name])
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(self._number("I"))]
         return self._number("Q") + elements * size // block
