@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.errors import DataError, ModelError
+from tunesmith.errors import DataError, ModelError, RunError
 from tunesmith.runs.folder import Run
 from tunesmith.runs.overview import details
 from tunesmith.workflows.evaluate import evaluate
@@ -90,6 +90,54 @@ def test_a_model_alone_has_the_values_of_its_own_answers(
     assert found["verdict"] is None
     assert 0 <= found["probe"]["value"] <= 0.75
     assert found["probe"]["kinds"] == [{"kind": "odd", "items": 4, "value": found["probe"]["value"]}]
+
+
+def _edited(probe: str) -> None:
+    file = Path(probe)
+    file.write_text(file.read_text().replace("Say any.", "Say it again."))
+
+
+def test_changed_questions_are_no_silent_change_of_a_run(
+    values: dict[str, Any], probe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise RuntimeError("killed before the end")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr("tunesmith.workflows.finetune._verdict", killed)
+        train(values, progress=False)
+    _edited(probe)
+    with pytest.raises(RunError, match="The data has changed since this run was started") as caught:
+        train(values, resume=True, progress=False)
+    assert f"evaluation.probe: {probe}: was sha256 " in str(caught.value.why)
+    assert "`--allow-changes data`" in str(caught.value.remedy)
+    made = train(values, resume=True, allow_changes="data", progress=False)
+    assert Run(made.run).read_lines("probe.jsonl")[0]["messages"] == [{"role": "user", "content": "Say it again."}]
+    (change,) = json.loads((made.run / "fingerprint.json").read_text())["changes"][0]["changes"]
+    assert (change["kind"], change["key"]) == ("data", f"evaluation.probe: {probe}")
+    assert evaluate(made.run, progress=False)["changes"] == []  # they are the run's own from then on
+    Path(probe).write_text(Path(probe).read_text().replace("Say none.", "Say nothing."))
+    with pytest.raises(RunError, match="The data has changed"):
+        evaluate(made.run, progress=False)
+    assert evaluate(made.run, allow_changes="data", progress=False)["changes"][0]["kind"] == "data"
+    assert evaluate(made.run, probe=probe, progress=False)["changes"] == []
+
+
+def test_another_file_of_questions_is_a_setting_that_an_unfinished_run_takes(
+    values: dict[str, Any], probe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise RuntimeError("killed before the end")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr("tunesmith.workflows.finetune._verdict", killed)
+        train(values, progress=False)
+    other = Path(probe).with_name("other.jsonl")
+    other.write_text(Path(probe).read_text())
+    _edited(str(other))
+    made = train(values, [f"evaluation.probe={other}"], resume=True, progress=False)
+    assert made.verdict["probe"]["name"] == str(other)
+    assert list(json.loads((made.run / "fingerprint.json").read_text())["questions"]) == [f"evaluation.probe: {other}"]
 
 
 def test_a_bad_line_is_refused_before_a_run_begins(values: dict[str, Any], probe: str) -> None:

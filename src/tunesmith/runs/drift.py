@@ -11,7 +11,7 @@ import difflib
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from tunesmith.errors import RecipeError, RunError
@@ -138,6 +138,7 @@ class Fingerprint:
         code: the version and the code of Tunesmith.
         step: the step from which this holds; 0 for a run that began with it.
         changes: what was allowed since: time, step, kinds and changes, oldest first.
+        questions: the sha256 of a user's own file of questions for the probe, by its name in the recipe.
     """
 
     base: Mapping[str, Mapping[str, Any]]
@@ -146,6 +147,7 @@ class Fingerprint:
     code: Mapping[str, str | None]
     step: int = 0
     changes: tuple[Mapping[str, Any], ...] = ()
+    questions: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, run: Run) -> None:
         """Replaces the file in the run's folder."""
@@ -165,6 +167,7 @@ class Fingerprint:
                 dict(found["code"]),
                 int(found["step"]),
                 tuple(dict(each) for each in found["changes"]),
+                dict(found.get("questions", {})),  # earlier versions noted none
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(

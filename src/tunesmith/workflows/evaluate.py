@@ -26,7 +26,7 @@ from tunesmith.evaluation.training_answers import training_answers
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.paths import local, shown
 from tunesmith.runs.consent import Consent
-from tunesmith.runs.drift import allowed_kinds, settle
+from tunesmith.runs.drift import Fingerprint, allowed_kinds, settle
 from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import metrics_html, metrics_text
@@ -40,7 +40,7 @@ from tunesmith.training.tasks import make_tasks
 from tunesmith.workflows.given_data import given
 from tunesmith.workflows.in_python import remedies_in_python
 from tunesmith.workflows.places import check_rows
-from tunesmith.workflows.same_run import data_changes
+from tunesmith.workflows.same_run import data_changes, probe_changes
 from tunesmith.workflows.trained_rows import rows_trained_on
 
 FROM_PYTHON = "rows given in Python"  # what stands for the name of a file that is gone when they are judged
@@ -150,6 +150,9 @@ def _evaluate(
             run = tuned.target.run
             otherwise = "; or judge on other rows with --data FILE"
             found_changes = data_changes(run, survey)
+            began = Fingerprint.read(run) if probe is None else None
+            if began is not None:
+                found_changes += probe_changes(began, recipe)
             changes += settle(found_changes, allowed, where=str(run.folder), listener=listener, otherwise=otherwise)
         check_metrics(recipe.evaluation.metrics, survey)
         corpus = encode_corpus(survey, tuned.template, listener=listener)

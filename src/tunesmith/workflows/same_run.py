@@ -17,6 +17,7 @@ from tunesmith.data.ledger import EpochTokens
 from tunesmith.data.survey import Survey
 from tunesmith.errors import RunError
 from tunesmith.evaluation.metrics.user_functions import function_files
+from tunesmith.evaluation.probe.items import own_file
 from tunesmith.model.weights.base_files import base_changes, base_files
 from tunesmith.model.weights.resolve import resolve
 from tunesmith.recipe.complaints import Path_, dotted
@@ -186,8 +187,8 @@ class Continuation:
                 "known. It gets one now"
             )
             return
-        base = base_changes(self.before, self.now.base, recipe)
-        self._settle([*base, *_code_changes(recipe, self.before, self.now), *_changed_functions(self.run)])
+        base, questions = base_changes(self.before, self.now.base, recipe), probe_changes(self.before, recipe)
+        self._settle([*base, *questions, *_code_changes(recipe, self.before, self.now), *_changed_functions(self.run)])
 
     def _compare_processor(self) -> None:
         """Says that another processor may compute other bytes: a run may go on elsewhere."""
@@ -270,7 +271,19 @@ def fingerprint(recipe: Recipe, folder: Path, listener: Listener) -> Fingerprint
     """
     versions = package_versions()
     code = {"tunesmith": versions.pop("tunesmith"), "the code of tunesmith": source_digest()}
-    return Fingerprint(base_files(folder, say=listener.say), portable(recipe), versions, code)
+    base, questions = base_files(folder, say=listener.say), _questions(recipe)
+    return Fingerprint(base, portable(recipe), versions, code, questions=questions)
+
+
+def _questions(recipe: Recipe) -> dict[str, str]:
+    file = own_file(recipe.evaluation.probe)
+    return {} if file is None else {f"evaluation.probe: {recipe.evaluation.probe}": sha256_of(file)}
+
+
+def probe_changes(before: Fingerprint, recipe: Recipe) -> list[Change]:
+    """A user's own file of questions that has other content than before. Another file is another setting."""
+    now = {key: digest for key, digest in _questions(recipe).items() if key in before.questions}
+    return compared("data", {key: before.questions[key] for key in now}, now)
 
 
 def _code_changes(recipe: Recipe, before: Fingerprint, now: Fingerprint) -> list[Change]:

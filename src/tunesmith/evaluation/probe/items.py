@@ -64,6 +64,11 @@ def probe_of(setting: bool | str) -> ProbeItems | None:
     return ProbeItems(BUILT_IN, _items(_OWN, _OWN.name)) if setting is True else ProbeItems(setting, _of_file(setting))
 
 
+def own_file(setting: bool | str) -> Path | None:
+    """The file of a user's own questions; None for the built-in probe, and for none."""
+    return Path(local(setting)) if isinstance(setting, str) else None
+
+
 def _of_file(path: str) -> tuple[ProbeItem, ...]:
     if not Path(local(path)).exists():
         raise DataError(
