@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tunesmith.methods import fused_lora
 from tunesmith.methods.quantized_base import dequantize_8_bits, packed_layers
 from tunesmith.methods.table import build
 from tunesmith.model.compute.kernels import adapted_linears
+from tunesmith.model.weights.load import load_model
 from tunesmith.recipe.methods import LoraSettings
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install 'tunesmith[8bit]'")
@@ -192,6 +195,34 @@ def test_a_packed_layer_cannot_train_whole(tiny_model_dir: Path) -> None:
 def test_a_module_to_skip_that_is_not_there_is_refused(tiny_model_dir: Path, name: str) -> None:
     with pytest.raises(ModelError, match=f"llm_int8_skip_modules: the model has no module named '{name}'"):
         attached(tiny_model_dir, llm_int8_skip_modules=[name])
+
+
+SLOW = r"(\w+\.?)+!"
+
+
+def loaded(folder: Path, **settings: Any) -> Any:
+    options = build(LoraSettings(load_in_8bit=True, **settings), base=folder).load_options()
+    return load_model(folder, dtype=torch.float32, device="cpu", load_options=options)
+
+
+def test_an_expression_for_modules_to_skip_is_tried_before_it_is_used(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith.model.weights.slow_regex.SECONDS", 0.4)
+    layers = packed_layers(loaded(tiny_model_dir, llm_int8_skip_modules=[r".*\.(q|v)_proj"]), "Linear8bitLt")
+    assert len(layers) == 10 and not any(name.endswith(("q_proj", "v_proj")) for name in layers)
+    for pattern, why in ((SLOW, "took over 0.4 s of computing"), ("(q_proj", "unterminated subpattern")):
+        with pytest.raises(ModelError, match="cannot be used") as caught:
+            loaded(tiny_model_dir, llm_int8_skip_modules=[pattern])
+        assert caught.value.where == "method.llm_int8_skip_modules" and why in str(caught.value.why)
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "foreign"))
+    config = json.loads((folder / "config.json").read_text())
+    for value, what in (([SLOW], "cannot be used"), (5, "it is no list of names")):
+        quantized = {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_skip_modules": value}
+        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantized}))
+        with pytest.raises(ModelError, match=what) as caught:
+            load_model(folder, dtype=torch.float32, device="cpu")
+        assert caught.value.where == f"{folder / 'config.json'}: quantization_config.llm_int8_skip_modules"
 
 
 def test_a_missing_library_is_said(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

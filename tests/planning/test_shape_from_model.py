@@ -140,6 +140,8 @@ def test_a_map_in_8_bits_takes_a_byte_a_weight_and_a_scale_a_row(config: Any) ->
     assert (found.beside, found.unpacked) == (4 * PARAMETERS, 4 * 64 * 128)
     skipped = shape(config, {"name": "lora", "r": 4, "load_in_8bit": True, "llm_int8_skip_modules": ["down_proj"]})
     assert skipped.weights - found.weights == 2 * (3 * 64 * 128 - 4 * 64)
+    with pytest.raises(ModelError, match=r"method\.llm_int8_skip_modules: a regular expression"):
+        shape(config, {"name": "lora", "r": 4, "load_in_8bit": True, "llm_int8_skip_modules": ["(down_proj"]})
 
 
 def test_an_adapter_that_is_gone_on_from_is_held_beside(config: Any) -> None:

@@ -9,7 +9,6 @@ whatever the batch. See docs/decisions/0011-int8-weights-only.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from tunesmith.errors import ModelError
 from tunesmith.methods.base import Origin
@@ -64,8 +64,8 @@ class Int8Lora(QuantizedLora):
                 remedy=f"name it there too: {packed_head}",
             )
         modules = [name for name, _ in model.named_modules()]
-        for skipped in self.skipped or ():  # transformers takes a part of a name, or a regular expression
-            if not any(re.search(rf"(^|\.){skipped}(\.|$)", module) for module in modules):
+        for skipped in self.skipped or ():  # the end of a name, or a regular expression, which loading has tried
+            if all(should_convert_module(module, [skipped]) for module in modules):
                 raise ModelError(
                     f"the model has no module named {skipped!r}",
                     where="method.llm_int8_skip_modules",

@@ -28,6 +28,7 @@ from tunesmith.methods.table import build
 from tunesmith.model.compute.layers import decoder_layers, lowest_trained
 from tunesmith.model.weights.added_tokens import NO_TOKENS, AddedTokens
 from tunesmith.model.weights.load import quiet_transformers
+from tunesmith.model.weights.slow_regex import refuse_slow_patterns
 from tunesmith.model.weights.weight_files import weight_bytes
 from tunesmith.planning.step_shape import (
     INT8,
@@ -332,6 +333,8 @@ def _held(
         from transformers.quantizers.quantizers_utils import should_convert_module
 
         skipped = method.llm_int8_skip_modules or []
+        remedy = "Write the last parts of the names as a list there, such as [q_proj, down_proj]."
+        refuse_slow_patterns({"llm_int8_skip_modules": skipped}, linears, "method.", remedy=remedy)
         packs = [weight for name, weight in linears.items() if should_convert_module(name, skipped)]
         return plain - sum(weight.numel() * (itemsize - INT8) - len(weight) * ROW for weight in packs)
     return plain

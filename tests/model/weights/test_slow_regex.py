@@ -84,12 +84,14 @@ PLACES: dict[str, dict[str, Any]] = {
     "rank_pattern": {"rank_pattern": {"q_proj": 4, SLOW: 8}},
     "alpha_pattern": {"alpha_pattern": {SLOW: 8}},
     "block_size_pattern": {"block_size_pattern": {SLOW: 8}},
+    "llm_int8_skip_modules": {"llm_int8_skip_modules": ["lm_head", SLOW]},
+    "modules_to_not_convert": {"modules_to_not_convert": [SLOW]},
 }
 
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("key", PLACES)
-def test_every_key_that_peft_matches_as_a_pattern_is_tried(key: str) -> None:
+def test_every_key_that_a_library_matches_as_a_pattern_is_tried(key: str) -> None:
     with pytest.raises(ModelError) as caught:
         refuse_slow_patterns({"r": 8, **PLACES[key]}, NAMES, "method.", remedy=REMEDY)
     assert caught.value.where == f"method.{key}"

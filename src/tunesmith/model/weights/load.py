@@ -19,6 +19,7 @@ from tunesmith.model.weights.foreign_files import (
     refuse_unfilled_sizes,
 )
 from tunesmith.model.weights.foreign_tokenizer import refuse_odd_tokenizer
+from tunesmith.model.weights.slow_regex import UNQUANTIZED, refuse_slow_patterns
 from tunesmith.model.weights.weight_files import weight_bytes, weight_files
 from tunesmith.runs.disk import system_errors
 
@@ -204,6 +205,7 @@ def load_model(
         "trust_remote_code": trust_remote_code,
         **(load_options or {}),
     }
+    _refuse_slow_names(folder, options)
     if "quantization_config" in options:
         options.setdefault("device_map", {"": device})  # quantized weights are made where they stay
     with quiet_transformers(), _load_errors(folder, device):
@@ -220,6 +222,38 @@ def load_model(
     if getattr(text, "output_router_logits", False):
         text.output_router_logits = False  # nobody reads them, and transformers cannot generate while it collects them
     return model.eval()
+
+
+def _refuse_slow_names(folder: Path, options: Mapping[str, Any]) -> None:
+    """Refuses regular expressions for the modules that stay unquantized which do not end on the names of this model.
+
+    The config of a quantized model has some, and the method may give others.
+    """
+    stored = read_json_object(folder / CONFIG).get("quantization_config")
+    given = options.get("quantization_config")
+    found = [(f"{folder / CONFIG}: quantization_config.", stored if isinstance(stored, Mapping) else {})]
+    found += [] if given is None else [("method.", given.to_dict())]
+    remedy = "Write the last parts of the names as a list there, such as [q_proj, down_proj]."
+    for where, config in found:
+        asked = {key: config[key] for key in UNQUANTIZED if config.get(key) is not None}
+        for key, value in asked.items():
+            if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+                raise ModelError(
+                    "it is no list of names", where=f"{where}{key}", why=f"Found {str(value)[:80]}.", remedy=remedy
+                )
+        refuse_slow_patterns(asked, _module_names(folder, options), where, remedy=remedy)
+
+
+def _module_names(folder: Path, options: Mapping[str, Any]) -> Iterator[str]:
+    """The names of the modules of a model, which is built without weights once they are asked for."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    code = options["trust_remote_code"]
+    with quiet_transformers(), _load_errors(folder, "meta"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+    yield from (name for name, _ in model.named_modules() if name)
 
 
 def _own_memory(model: PreTrainedModel) -> None:

@@ -22,7 +22,12 @@ _WAIT_S = 120  # for the process, whatever else the machine does
 _LONGEST = 20_000  # characters
 _PLAIN = re.compile(r"(?:[\w.$^-]|\\\.)*", re.ASCII)  # without a repetition or a choice
 _NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "trainable_modules")
-_FORMS = {"modules_to_save": r"(^|.*\.){}($|\..*)", "layers_pattern": r"(?:^|.*?\.){}\.(?P<idx>\d+)\."}
+UNQUANTIZED = ("llm_int8_skip_modules", "modules_to_not_convert")  # in a quantization_config
+_FORMS = {
+    "modules_to_save": r"(^|.*\.){}($|\..*)",
+    "layers_pattern": r"(?:^|.*?\.){}\.(?P<idx>\d+)\.",
+    **dict.fromkeys(UNQUANTIZED, r"(?:{})(?:(?<=\.)|(?=\.|$))"),  # transformers' should_convert_module
+}
 _CHILD = """
 import json, re, resource, signal, sys
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -52,7 +57,7 @@ def refuse_slow_patterns(config: Mapping[str, Any], names: Iterable[str], where:
     """Refuses regular expressions that cannot be read, or do not end in time on the names of a model.
 
     Args:
-        config: of an adapter or a method, by the keys of PEFT.
+        config: of an adapter, a method or a quantization, by the keys of PEFT and transformers.
         names: of the modules and weights of the model.
         where: what goes before the key in the message.
         remedy: what to do.
@@ -82,7 +87,7 @@ def refuse_slow_patterns(config: Mapping[str, Any], names: Iterable[str], where:
 
 
 def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
-    """(key, whether a whole name has to match, expression), in the forms in which PEFT and Tunesmith match them."""
+    """(key, whether a whole name has to match, expression), in the forms in which they are matched later."""
     for key in _NAMES:  # in a list they are plain names
         if isinstance(config.get(key), str):
             yield key, True, config[key]
