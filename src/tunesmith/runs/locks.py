@@ -171,6 +171,9 @@ def _new(file: Path) -> Path:
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         os.write(descriptor, _me())
+    except OSError:
+        file.unlink(missing_ok=True)  # a full disk: without a name it would stay for ever
+        raise
     finally:
         os.close(descriptor)
     return file
