@@ -175,8 +175,8 @@ def test_stops_at_every_step_and_in_every_validation_change_no_checkpoint(
 ) -> None:
     case = CASES[name]
     for at in range(1, case.last + 1) if moment == "step" else case.losses:
-        folder = _run(values, f"{name} all {moment}", case, (moment, at))
-    _run(values, f"{name} all {moment}", case)
+        _run(values, f"{name} all {moment}", case, (moment, at))
+    folder = _run(values, f"{name} all {moment}", case)
     found, wanted = _content(folder), wholes[name]
     limited = "save_total_limit" in case.training
     assert {key: found[key] for key in found if limited or not key.startswith("step-") or key in wanted} == wanted

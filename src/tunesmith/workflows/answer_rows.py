@@ -384,7 +384,8 @@ def _identity(model: Tuned, rows: PromptRows) -> dict[str, Any]:
     Contents count, and neither names nor times: a copied run goes on.
     """
     trained = model.target.checkpoint
-    weights = sorted([*weight_files(model.folder), *([] if trained is None else trained_files(trained))])
+    weights = [*weight_files(model.folder), *(trained_files(trained) if trained is not None else [])]
+    weights.sort()
     reading = rows.source.model_dump(exclude={"path", "weight", "rows", "instruction"})
     return {
         "data": [part.sha256 for part in rows.parts],
