@@ -22,8 +22,12 @@ LINES = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 DATA_FILES = [
     "src/tunesmith/py.typed",
     "src/tunesmith/cli/json_keys.yaml",
+    "src/tunesmith/data/report/ledger.html.j2",
     "src/tunesmith/data/report/page.html.j2",
+    "src/tunesmith/deploy/report/run.html.j2",
     "src/tunesmith/evaluation/probe/items.jsonl",
+    "src/tunesmith/runs/pages/macros.html.j2",
+    "src/tunesmith/runs/pages/shell.html.j2",
     "src/tunesmith/workflows/demo/train.jsonl",
     "src/tunesmith/workflows/demo/test.jsonl",
 ]

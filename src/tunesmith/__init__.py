@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tunesmith.recipe.settings import Recipe
     from tunesmith.workflows.evaluate import evaluate
     from tunesmith.workflows.finetune import train
-    from tunesmith.workflows.interactive import check, init, list_runs, prepare, show_run
+    from tunesmith.workflows.interactive import check, init, list_runs, prepare, report_run, show_run
     from tunesmith.workflows.lr_range import lr_range
     from tunesmith.workflows.plan import plan
 
@@ -51,6 +51,7 @@ _PUBLIC = {
     "prepare": "tunesmith.workflows.interactive",
     "plan": "tunesmith.workflows.plan",
     "list_runs": "tunesmith.workflows.interactive",
+    "report_run": "tunesmith.workflows.interactive",
     "show_run": "tunesmith.workflows.interactive",
     "Recipe": "tunesmith.recipe.settings",
     "TunesmithError": "tunesmith.errors",
@@ -81,6 +82,7 @@ __all__ = [
     "merge",
     "plan",
     "prepare",
+    "report_run",
     "show_run",
     "train",
 ]

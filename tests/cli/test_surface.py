@@ -109,6 +109,7 @@ SURFACE = {
     "runs show": (["RUN"], ["--wrong", "--eval", "--json"]),
     "runs watch": (["RUN"], ["--wait", "--json"]),
     "runs curves": (["RUN"], ["--out", "--overwrite", "--json"]),
+    "runs report": (["RUN"], ["--html", "--card", "--json"]),
 }
 COMMANDS = dict(commands())
 

@@ -21,6 +21,7 @@ from tests.faults.world import METHODS, TRAIN, apart, content, hashes, make_worl
 
 SIZE = "24m"
 FILLER = "filler"
+NO_REPORT = "The run is complete without them."
 
 
 @contextmanager
@@ -118,6 +119,8 @@ def _tries(
             ended = attempt(at, done)
             (at / "run" / FILLER).unlink(missing_ok=True)
             what = f"full at point {number}, {(done.lines() or ['nothing'])[number - 1 if real else -1]}"
+            if ended.code == 0 and NO_REPORT in ended.said:  # the run is whole, and the same command makes its report
+                attempt(at)
             wrong = None if ended.code == 0 and apart(result(at), wanted) is None else _said_wrong(ended)
             wrong = wrong or (after(at, wanted) if ended.code else None)
             if wrong is None and ended.code:

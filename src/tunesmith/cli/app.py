@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 runs_app = typer.Typer(
-    name="runs", help="List, show, follow and plot runs.", no_args_is_help=True, rich_markup_mode=None
+    name="runs", help="List, show, follow, plot and report runs.", no_args_is_help=True, rich_markup_mode=None
 )
 
 app.command("init")(data.init)
@@ -48,6 +48,7 @@ runs_app.command("list")(runs.list_runs)
 runs_app.command("show")(runs.show_run)
 runs_app.command("watch")(runs.watch_run)
 runs_app.command("curves")(runs.draw_curves)
+runs_app.command("report")(runs.write_report)
 app.command("demo")(demo.demo)
 
 

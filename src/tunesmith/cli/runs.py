@@ -1,4 +1,4 @@
-"""The commands `runs list`, `runs show`, `runs watch` and `runs curves`: read run folders."""
+"""The commands `runs list`, `runs show`, `runs watch`, `runs curves` and `runs report`: read run folders."""
 
 from __future__ import annotations
 
@@ -45,6 +45,30 @@ def draw_curves(
         found = curves.draw(runs, out, overwrite=overwrite)
         terminal.write(f"Wrote {out}: {', '.join(run.name for run in found)}.")
         terminal.result({"file": out, "runs": [run.to_json() for run in found]})
+
+
+def write_report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write the report there, as one HTML page.")
+    ] = None,
+    card: Annotated[
+        str | None, typer.Option("--card", metavar="FILE", help="Write the model card there, as Markdown for a hub.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the report and the model card of a run.
+
+    The report is one HTML page that needs nothing else. Every run writes both at its end; without a file, both are
+    made again in the run folder.
+    """
+    with session(as_json) as terminal:
+        from tunesmith.deploy.report.files import report_run
+
+        written = report_run(run, html=html, card=card)
+        for file in written:
+            terminal.write(one_line(f"Wrote {file}"))
+        terminal.result({"run": run, "files": [str(file) for file in written]})
 
 
 def watch_run(

@@ -16,6 +16,7 @@ from tunesmith.cli.terminal.tables import metrics_table, settings_table, table, 
 from tunesmith.evaluation.below_verdict import lines_below
 from tunesmith.recipe.paths import local
 from tunesmith.runs.drift import FLAG
+from tunesmith.runs.run_files import CARD, REPORT
 from tunesmith.safe_text import one_line
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def train(
         terminal.write(
             f"The run is {result.run}. Next: `tunesmith runs show {result.run}`, `tunesmith chat {result.run}`"
         )
+        if (report := result.run / REPORT).is_file():
+            terminal.write(f"The report is {report}, and the model card is {result.run / CARD}.")
         terminal.result(result.to_json())
 
 

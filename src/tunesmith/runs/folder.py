@@ -8,6 +8,7 @@ memory.json        peak, predicted and measured     status.json     the state of
 samples_during.jsonl   an answer at each validation
 evaluations.jsonl      what `eval` measured later
 evaluation_samples.jsonl   the answers of the newest of these
+report.html, model_card.md   the report and the model card, made from the other files
 manifest.json      size and sha256 of each of these files
 checkpoints/step-NNNNNN/   each with its own manifest.json
 set_aside/         damaged checkpoints, which are not used
@@ -32,7 +33,7 @@ from tunesmith.runs.checkpoint_names import checkpoint_name, checkpoints_in
 from tunesmith.runs.locks import holder, is_locked, is_shared, locked, stand_in
 from tunesmith.runs.manifest import GROWING, MANIFEST, changes, expect, has_manifest, in_words, read_checked, seal
 from tunesmith.runs.plain_files import FOLDERS, refuse_links
-from tunesmith.runs.run_files import DATABASE, LOCK, OF_LOCK, RECIPE, STATUS, WRITTEN_WHOLE
+from tunesmith.runs.run_files import CARD, DATABASE, LOCK, OF_LOCK, RECIPE, REPORT, STATUS, WRITTEN_WHOLE
 from tunesmith.runs.whole_files import is_half_written, part_from_others, remove_half_written, why_not, write_whole
 
 State = Literal["starting", "running", "finished", "failed", "stopped"]
@@ -129,7 +130,7 @@ class Run:
                     held.enter_context(locked(lock))
                 except BlockingIOError:
                     raise self._held() from None
-                remove_half_written(self.folder, WRITTEN_WHOLE)
+                remove_half_written(self.folder, (*WRITTEN_WHOLE, REPORT, CARD))
                 for name in DATABASE:
                     part_from_others(self.folder / name)
             try:

@@ -24,7 +24,7 @@ from tunesmith.runs.manifest import sha256_of
 from tunesmith.runs.whole_files import whole_file
 
 RECIPE_MARK = "# Written by `tunesmith init`, which replaces it with --overwrite.\n"
-_PAGE_MARK = re.compile(rb"<!-- Written by Tunesmith; sha256 of all above: ([0-9a-f]{64}) -->\n\Z")
+_MARK = re.compile(rb"<!-- Written by Tunesmith; sha256 of all above: ([0-9a-f]{64}) -->\n\Z")
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _NAMED = 5  # files of the user that a message lists
 _LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini", ".nfs*", ".ipynb_checkpoints", "__pycache__")
@@ -155,10 +155,13 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
         _note(Path(file.name))
 
 
-def write_output(path: Path, content: str | bytes) -> None:
-    """Writes a file that a user named as an output. Text is written in UTF-8, and a page gets its mark."""
+def write_output(path: Path, content: str | bytes, *, marked: bool = False) -> None:
+    """Writes a file that a user named as an output. Text is written in UTF-8, and a page gets its mark.
+
+    ``marked`` gives a mark to text that is no page and may hold a comment of HTML, such as Markdown.
+    """
     written = content.encode() if isinstance(content, str) else content
-    if written[:15].lower() == b"<!doctype html>":
+    if marked or written[:15].lower() == b"<!doctype html>":
         written = written.rstrip(b"\n") + b"\n"
         written += f"<!-- Written by Tunesmith; sha256 of all above: {sha256(written).hexdigest()} -->\n".encode()
     with output_file(path) as file:
@@ -166,8 +169,8 @@ def write_output(path: Path, content: str | bytes) -> None:
 
 
 def wrote(path: Path) -> bool:
-    """Whether Tunesmith has written a file of this content on this machine, or a page of it anywhere."""
-    return _notes().joinpath(sha256_of(path)).exists() or _is_marked_page(path)
+    """Whether Tunesmith has written a file of this content on this machine, or one with its mark anywhere."""
+    return _notes().joinpath(sha256_of(path)).exists() or _is_marked(path)
 
 
 def is_device(path: Path) -> bool:
@@ -204,13 +207,13 @@ def _begins_with(path: Path, mark: str) -> bool:
         return file.read(len(mark) + 2).replace(b"\r\n", b"\n").startswith(mark.encode())
 
 
-def _is_marked_page(path: Path) -> bool:
+def _is_marked(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 200))
-        if _PAGE_MARK.search(file.read()) is None:
+        if _MARK.search(file.read()) is None:
             return False
     content = path.read_bytes()
-    found = _PAGE_MARK.search(content)
+    found = _MARK.search(content)
     return found is not None and sha256(content[: found.start()]).hexdigest() == found[1].decode()
 
 

@@ -13,6 +13,7 @@ OF_LOCK = (LOCK, stand_in(Path(LOCK)).name)
 EVALUATIONS = "evaluations.jsonl"
 ANSWERS = "evaluation_samples.jsonl"  # of the newest evaluation
 PROBE = "probe.jsonl"
+REPORT, CARD = "report.html", "model_card.md"  # known by their own marks, so one that the user edited is the user's
 STATUS = "status.json"
 RECIPE = "recipe.yaml"
 FUNCTIONS = "functions"  # a copy of the files that the functions of the recipe come from
@@ -28,6 +29,7 @@ _STEPS = tuple(f"step-{'[0-9]' * digits}" for digits in (6, 7))
 OWN = (
     *OF_LOCK, EVALUATIONS, "tensorboard", "wandb", "mlflow", "mlflow.db*", SET_ASIDE, f"{FUNCTIONS}/**/*.py",
     *(each for name in (*WRITTEN_WHOLE, *_MORE) for each in (name, *names_beside(name))),
+    *(each for name in (REPORT, CARD) for each in names_beside(name)),
     f"checkpoints/{MANIFEST}", *(f"checkpoints/{each}" for step in _STEPS for each in (step, *names_beside(step))),
 )  # fmt: skip
 """Patterns of what a run writes into its folder (see ``outputs.strangers``). Starting over removes it."""

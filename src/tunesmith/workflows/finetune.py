@@ -15,6 +15,7 @@ import torch
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.data.ledger import EpochTokens
+from tunesmith.deploy.report.files import lacks_report, report_at_end
 from tunesmith.errors import RunError, TrainError, TunesmithError
 from tunesmith.evaluation.advice import advice
 from tunesmith.evaluation.compare import Level
@@ -199,6 +200,8 @@ def _continue(start: Start, listener: Listener) -> TrainResult:
     continuation.check_recipe()
     if run.status()["status"] == "finished" and tell_of_result(run, listener):
         listener.say(f"{run.folder} is finished already")
+        if lacks_report(run):
+            report_at_end(run, listener)
         return stored_result(run)
     began = time.perf_counter()
     started_in = Path(run.status().get("started_in") or Path.cwd())
@@ -251,6 +254,7 @@ def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listene
         run.write_json(RESULTS[1], verdict)
         seconds = round(time.perf_counter() - began, 1)
         run.set_status("finished", seconds=seconds, tokens=trained.tokens)
+    report_at_end(run, listener)
     return TrainResult(run.folder, verdict, seconds, trained.tokens)
 
 

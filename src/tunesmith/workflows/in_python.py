@@ -15,7 +15,7 @@ ROWS = "the rows"  # what a message calls those that are no file of the user's
 _COLUMNS = re.compile(r"data\.columns: \{((?:[^{}]|\{[^{}]*\})*)\}")
 _READING = re.compile(r'data\.(header|delimiter|encoding|sheet|key|sample_by): ("[^"]*"|[^\s,;]+)')
 _FLAG = re.compile(r"(?<![\w`=-])--(resume|overwrite|trust-remote-code|allow-functions)\b")
-_VALUE_FLAG = re.compile(r"(?<![\w`=-])--(model|method|out)\b")
+_VALUE_FLAG = re.compile(r"(?<![\w`=-])--(model|method|out|html|card)\b")
 
 
 @contextmanager

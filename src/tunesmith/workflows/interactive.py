@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.files.given_rows import is_rows
+from tunesmith.deploy.report import files
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.row_shape import RowShape
 from tunesmith.recipe.settings import Recipe
@@ -219,3 +220,18 @@ def list_runs(folder: str | Path = "runs") -> RunList:
 def show_run(run: str | Path) -> Details:
     """All about a run. Raises RunError if there is none in this folder, or its files are damaged."""
     return details(run)
+
+
+@remedies_in_python()
+def report_run(run: str | Path, *, html: str | Path | None = None, card: str | Path | None = None) -> list[Path]:
+    """Writes the report and the model card of a run, into its folder if no file is named. Gives the written files.
+
+    Args:
+        run: the run folder.
+        html: the file for the report, one HTML page that needs nothing else.
+        card: the file for the model card, Markdown with the metadata that model hubs read.
+
+    Raises:
+        TunesmithError: there is no run, its files are damaged, or a file cannot be written or is not Tunesmith's.
+    """
+    return files.report_run(run, html=html, card=card)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.report.page import _BARS, _OUTCOMES, ROWS_NAMED, TEXT_LIMIT, data_report, visible
+from tunesmith.data.report.ledger import OUTCOMES
+from tunesmith.data.report.page import _BARS, ROWS_NAMED, TEXT_LIMIT, data_report, visible
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -40,7 +41,7 @@ HOSTILE = [
 
 
 def counts(**places: int) -> dict[str, int]:
-    filled = {place: places.get(place, 0) for place, _, _ in _OUTCOMES}
+    filled = {place: places.get(place, 0) for place, _, _ in OUTCOMES}
     return {"read": sum(filled.values()), **filled}
 
 
@@ -310,7 +311,7 @@ def test_many_labels_show_the_largest_and_the_smallest():
     labels = {"distinct": 77, "counts": [{"label": f"label {n}", "rows": 770 - 10 * n} for n in range(77)]}
     page = page_of(labels=labels, scripts=[], languages=None, diversity=None)
     text = Parsed(page).text
-    assert page.count('class="track"') - len(_OUTCOMES) - 1 == _BARS
+    assert page.count('class="track"') - len(OUTCOMES) - 1 == _BARS
     assert "label 19" in text and "label 20" not in text and "label 56" not in text and "label 57" in text
     assert "Between them 37 labels of 210 to 570 rows each" in text
     assert "Smallest: label 76 (10), label 75 (20)," in text

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from itertools import groupby, pairwise
 from math import ceil, log1p
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from tunesmith.data.report.ledger import OUTCOMES, accounts_of, measures_of, share
 from tunesmith.runs.drawing import Axis, Picture, powers, round_step, spread, ticks
+from tunesmith.runs.pages.rendering import TEXT_LIMIT, head, page_template
 from tunesmith.safe_text import visible
 
-TEXT_LIMIT = 2_000
 ROWS_NAMED = 200
 SOURCES_SHOWN = 200
 SAMPLES_SHOWN = 20
@@ -28,19 +26,6 @@ SHOWN_ROWS = 50
 SHOWN_PIECES = 40
 _BARS = 40
 
-# (key, name, what it means), in the order of the bars.
-_OUTCOMES = (
-    ("trained", "to train on", "what the model learns from"),
-    ("held_out", "held out", "kept to judge on, and for the validation loss"),
-    ("test", "test", "kept apart from training and verdict"),
-    ("unbalanced", "taken out for balance", "left out so that no answer outweighs the others"),
-    ("too_long", "too long", "longer than the longest row allowed"),
-    ("leaked", "leaked", "its prompt is held out, so it is not trained on"),
-    ("duplicate", "duplicate", "the same row stands elsewhere"),
-    ("left_out", "left out", "marked as not to be used by the tool that wrote the file"),
-    ("invalid", "invalid", "could not be used, see the bad rows"),
-)
-MEASURES = (("rows", "rows"), ("tokens", "tokens"), ("supervised", "supervised tokens"))
 _QUANTILES = ("min", "p5", "p25", "p50", "p75", "p95", "p99", "max")
 _SEVERITIES = ("error", "warning", "info")
 
@@ -52,36 +37,28 @@ def data_report(found: Mapping[str, Any], *, title: str) -> str:
         found: the object that `check --json` prints (schema 1).
         title: the page's title, such as the name of the recipe.
     """
-    measures = _measures(found["ledger"])
+    measures = measures_of(found["ledger"])
     findings = sorted(found["findings"], key=lambda finding: _SEVERITIES.index(finding["severity"]))
     sections = {
         "ledger": ("Where every row went", measures),
-        "sources": ("Sources", _head(found["sources"], SOURCES_SHOWN)),
+        "sources": ("Sources", head(found["sources"], SOURCES_SHOWN)),
         "findings": ("Findings", [_finding(finding) for finding in findings]),
         "lengths": ("Lengths", _lengths(found.get("lengths"))),
         "labels": ("Labels", _labels(found.get("labels"))),
         "scripts": ("Scripts and languages", _scripts(found)),
         "diversity": ("Diversity", _diversity(found.get("diversity"))),
-        "bad": ("Bad rows", _head(found["bad"], ROWS_NAMED)),
-        "shown": ("Rows as the model sees them", _head([_pieces(row) for row in found["shown"]], SHOWN_ROWS)),
+        "bad": ("Bad rows", head(found["bad"], ROWS_NAMED)),
+        "shown": ("Rows as the model sees them", head([_pieces(row) for row in found["shown"]], SHOWN_ROWS)),
     }
-    page = _template().render(
+    page = page_template("page.html.j2", "tunesmith.data.report").render(
         title=title,
         found=found,
         glance=_glance(found),
-        outcomes=_OUTCOMES,
-        by_source=_head(_by_source(found["ledger"]), SOURCES_SHOWN),
+        outcomes=OUTCOMES,
+        by_source=head(accounts_of(found["ledger"]), SOURCES_SHOWN),
         sections={key: {"title": name, "content": content} for key, (name, content) in sections.items() if content},
     )
     return visible(page)
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The first items of a list, and how many there are beyond them."""
-
-    items: Sequence[Any]
-    more: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,84 +109,10 @@ def _histogram(buckets: Sequence[Mapping[str, int]], quantiles: Mapping[str, flo
     return Markup(picture.inline_svg())
 
 
-@cache
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True, finalize=_written, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = resources.files("tunesmith.data.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source)
-
-
-def _written(value: Any) -> Any:
-    """How the template writes a value: texts cut, numbers grouped, nothing as a dash."""
-    if value is None:
-        return "–"
-    if isinstance(value, Markup | bool):
-        return value
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.10g}"
-    if isinstance(value, str) and len(value) > TEXT_LIMIT:
-        return f"{value[:TEXT_LIMIT]} […{len(value) - TEXT_LIMIT:,} more characters]"
-    return value
-
-
-def _head(items: Sequence[Any], limit: int) -> Head | None:
-    return Head(items[:limit], max(len(items) - limit, 0)) if items else None
-
-
-def _share(part: float, whole: float) -> str:
-    share = part / whole if whole else 0.0
-    return "< 0.1%" if 0 < share < 0.001 else f"{share:.1%}"
-
-
 def _bars(counts: Iterable[tuple[str, int]]) -> list[Bar]:
     counts = list(counts)
     most = max((rows for _, rows in counts), default=0) or 1
     return [Bar(name, rows, f"{100 * rows / most:.2f}") for name, rows in counts]
-
-
-def _measures(ledger: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows, tokens and supervised tokens by where they went: counts, shares and the segments of a bar."""
-    measures = []
-    for key, name in MEASURES:
-        counts = ledger.get(key)
-        if not counts:
-            continue
-        read = counts["read"] or 0
-        placed = sum(counts[outcome] or 0 for outcome, _, _ in _OUTCOMES)
-        whole = max(read, placed) or 1
-        parts = [(outcome, label, counts[outcome] or 0) for outcome, label, _ in _OUTCOMES]
-        ends = [sum(count for _, _, count in parts[:number]) for number in range(len(parts))]
-        measures.append(
-            {
-                "name": name,
-                "counts": counts,
-                "unplaced": read - placed,
-                "sum": " + ".join(f"{count:,}" for _, _, count in parts if count),
-                "shares": {outcome: _share(count, read) for outcome, _, count in parts},
-                "starts": {part[0]: f"{100 * end / whole:.3f}" for part, end in zip(parts, ends, strict=True)},
-                "widths": {outcome: f"{100 * count / whole:.3f}" for outcome, _, count in parts},
-                "segments": [
-                    {
-                        "outcome": outcome,
-                        "name": label,
-                        "title": f"{label}: {count:,} {name}",
-                        "wide": count > whole / 8,
-                    }
-                    for outcome, label, count in parts
-                    if count
-                ],
-            }
-        )
-    return measures
-
-
-def _by_source(ledger: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Mapping[str, int]]]]]:
-    sources = ledger["sources"].items()
-    return [(path, [(name, counts[key]) for key, name in MEASURES if counts.get(key)]) for path, counts in sources]
 
 
 def _glance(found: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
@@ -218,11 +121,11 @@ def _glance(found: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
     rows, supervised, tokens = ledger["rows"], ledger.get("supervised"), ledger.get("tokens")
     figures: list[tuple[str, Any, str]] = [
         ("rows read", rows["read"], f"{len(found['sources']):,} {_plural(len(found['sources']), 'source')}"),
-        ("rows to train on", rows["trained"], f"{_share(rows['trained'], rows['read'])} of those read"),
+        ("rows to train on", rows["trained"], f"{share(rows['trained'], rows['read'])} of those read"),
         ("rows to judge by", rows["held_out"] + rows["test"], f"{rows['held_out']:,} held out, {rows['test']:,} test"),
     ]
     if supervised and tokens:
-        remark = f"{_share(supervised['trained'], tokens['trained'])} of {tokens['trained']:,} tokens to train on"
+        remark = f"{share(supervised['trained'], tokens['trained'])} of {tokens['trained']:,} tokens to train on"
         figures.append(("tokens learned", supervised["trained"], remark))
     if lengths := found.get("lengths"):
         quantiles = lengths["quantiles"]
@@ -247,7 +150,7 @@ def _finding(finding: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **finding,
         "rows": _by_file(rows[:ROWS_NAMED]),
-        "samples": _head(finding["samples"], SAMPLES_SHOWN),
+        "samples": head(finding["samples"], SAMPLES_SHOWN),
         "more": max(len(rows) - ROWS_NAMED, 0),
     }
 
@@ -304,7 +207,7 @@ def _diversity(diversity: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         "first_words": diversity["first_words"],
         "frequent": _bars(frequent),
-        "clusters": _head(diversity["clusters"], _BARS // 2),
+        "clusters": head(diversity["clusters"], _BARS // 2),
     }
 
 
