@@ -2,6 +2,9 @@
 
 The command runs on a pseudo-terminal, and what it sends there is kept as a screen would show it: in the middle of the
 training and at the end. rich writes both as SVG; the curves are those of ``tunesmith runs curves``.
+
+``python docs/screenshots.py RUN NAME`` makes those of docs/report.md from the report of a run: report-NAME.png on a
+wide screen in light, and report-NAME-narrow.png on a telephone in dark. It needs playwright and Chromium.
 """
 
 from __future__ import annotations
@@ -145,6 +148,26 @@ def picture(rows: list[Text], title: str) -> str:
     return console.export_svg(title=title, theme=SVG_EXPORT_THEME, code_format=WITHOUT_FONTS, unique_id=name)
 
 
+def pages(run: Path, name: str) -> None:
+    """The first screens of the report of a run, and the section of its metrics."""
+    from playwright.sync_api import sync_playwright  # which only this needs
+
+    from tunesmith.deploy.report.files import report_run
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as started:
+        (file,) = report_run(run, html=Path(folder) / "report.html")
+        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for ending, scheme, width, height in (("", "light", 1180, 1180), ("-narrow", "dark", 390, 1180)):
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page.goto(file.as_uri())
+            page.screenshot(path=HERE / f"report-{name}{ending}.png")
+        page = browser.new_page(viewport={"width": 1180, "height": 1180})
+        page.goto(file.as_uri())
+        page.evaluate("document.getElementById('samples').scrollIntoView()")
+        page.screenshot(path=HERE / f"report-{name}-answers.png")
+        browser.close()
+
+
 def main() -> None:
     """Trains examples/lora.yaml in a folder of its own and writes the pictures beside this file."""
     with tempfile.TemporaryDirectory() as name:
@@ -160,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    pages(Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) == 3 else main()
