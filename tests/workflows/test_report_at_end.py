@@ -49,7 +49,7 @@ def whole(values: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> Run:
-    return Run(shutil.copytree(whole, tmp_path / "run"))
+    return Run(shutil.copytree(whole, tmp_path / "whole"))
 
 
 def contents(run: Run) -> list[bytes]:

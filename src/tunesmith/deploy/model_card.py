@@ -172,7 +172,7 @@ def _results(
             task_type=_TASK,
             dataset_type=hub[0] if hub else "private",
             dataset_name=_plain(f"{verdict['rows']} held-out rows of {names}"),
-            metric_type=_HUB_METRICS.get(name, name),
+            metric_type=_HUB_METRICS.get(name, _plain(name)),
             metric_name=_plain(f"{name} (base {found['base']:.4g})"),
             metric_value=float(f"{found['tuned']:.6g}"),
         )

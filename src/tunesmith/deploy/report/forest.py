@@ -12,6 +12,7 @@ from typing import Any
 from tunesmith.evaluation.headline import RATES
 from tunesmith.evaluation.wording import lower_is_better
 from tunesmith.runs.drawing import Axis, Picture, labelled, ticks, widened
+from tunesmith.safe_text import without_known_secrets
 
 WIDTH, NAMES, PLOT_END = 760, 210, 560  # pixels: of the picture, of the names, and where the plots end
 ROW, AXIS, TOP = 30, 40, 8  # pixels: height of a metric, of the axis below, and above the first metric
@@ -86,7 +87,7 @@ def _row(
     picture.add("text", f"{_short(name)}{more}", class_="name", x=8, y=y + (0 if decides else 4), **weight)
     if decides:
         picture.add("text", "decides", x=8, y=y + 13, fill="#555")
-    title = f"{name}: {said}, {found.get('verdict', '')}"
+    title = f"{without_known_secrets(name)}: {said}, {found.get('verdict', '')}"
     begin, end = x.at(low), x.at(high)
     picture.add("line", class_="span", x1=begin, x2=end, y1=y, y2=y, stroke="#1f6feb", stroke_width=2, title=title)
     for at in (begin, end):
@@ -103,4 +104,5 @@ def _row(
 
 
 def _short(name: str) -> str:
+    name = without_known_secrets(name)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
