@@ -100,6 +100,27 @@ class _Copied(_Shape):
     text: str
 
 
+class _BaselineMetric(_Shape):
+    value: float
+    interval: list[float]
+    difference: float
+    difference_interval: list[float]
+    verdict: str
+
+
+class _Baseline(_Shape):
+    name: str
+    metrics: dict[str, _BaselineMetric]
+    does_as_well: bool
+
+
+class _Baselines(_Shape):
+    metric: str
+    training_rows: int
+    results: list[_Baseline]
+    left_out: dict[str, str] = {}
+
+
 _SHAPES: dict[str, TypeAdapter[Any]] = {
     "ledger.json": TypeAdapter(_Accounts),
     "data.json": TypeAdapter(list[_Source]),
@@ -107,6 +128,7 @@ _SHAPES: dict[str, TypeAdapter[Any]] = {
 }
 _BOTH_LABELS = TypeAdapter(dict[str, _Classification])
 _EXAMPLES = TypeAdapter(list[_Copied])
+_BASELINES = TypeAdapter(_Baselines)
 
 
 def ledger_of(run: Run) -> dict[str, Any] | None:
@@ -139,6 +161,12 @@ def copies_of(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Answers that were copied from training rows; none if none is told."""
     found = ((verdict.get("side_effects") or {}).get("copied") or {}).get("examples")
     return found if found and _fits(_EXAMPLES, found) else []
+
+
+def baselines_of(verdict: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What needs no tuned model, beside it; None if nothing was compared, or not so told."""
+    found = verdict.get("baselines")
+    return found if found and _fits(_BASELINES, found) else None
 
 
 def _read(run: Run, name: str) -> Any:

@@ -38,6 +38,13 @@ def verdict(text: str = "harmless") -> dict[str, Any]:
     share = {**compared(0.0, 0.1, 0.02, 0.2), "changed": True}
     copy = {"source": f"{text}:1", "training_row": f"{text}:2", "words": 12, "share": 0.75, "text": text}
     kind = {"kind": text, "items": 3, **compared(1.0, 0.5, -0.9, -0.1), "adjusted_p_value": 0.5}
+    baseline = {
+        "value": 0.8,
+        "interval": [0.7, 0.9],
+        "difference": 0.05,
+        "difference_interval": [-0.1, 0.2],
+        "verdict": text,
+    }
     part = {**compared(0, 0.5, 0.1, 0.8), "tuned_interval": [0.2, 0.9], "adjusted_p_value": 0.2}
     return {
         "verdict": "better",
@@ -77,6 +84,14 @@ def verdict(text: str = "harmless") -> dict[str, Any]:
             "lost": [text],
             "gained": [f"{text}2"],
             "kinds": [kind],
+        },
+        "baselines": {
+            "metric": "accuracy",
+            "training_rows": 10,
+            "results": [
+                {"name": name, "metrics": {"accuracy": baseline}, "does_as_well": True} for name in ("linear", text)
+            ],
+            "left_out": {"few_shot": text},
         },
         "base_model": "untuned",
         "step": 20,

@@ -35,8 +35,8 @@ HOSTILE = [
     "שלום 123, مرحبا",
 ]
 EVERYTHING = [
-    "metrics", "curves", "labels", "samples", "slices", "broke", "advice", "evaluations", "ledger", "recipe",
-    "versions", "reproduce",
+    "metrics", "curves", "labels", "samples", "slices", "broke", "baselines", "advice", "evaluations", "ledger",
+    "recipe", "versions", "reproduce",
 ]  # fmt: skip
 
 
@@ -232,6 +232,12 @@ def test_metrics_without_a_finite_interval_stay_in_the_table(tmp_path: Path) -> 
     metrics = {"accuracy": compared(0.0, 1.0, float("nan"), float("inf"))}
     page = page_of(tmp_path / "run", verdict={**verdict(), "metrics": metrics}, metrics=None)
     assert "<svg" not in page and "nan points to +inf points" in shown(page)
+
+
+def test_a_simple_method_that_does_as_well_is_named(page: str) -> None:
+    text = shown(page)
+    assert "a linear model over words (tf-idf)" in text and "yes: the tuned model is not shown to be better" in text
+    assert "The base reaches 5.0%, and the tuned model 85.0%." in text
 
 
 def test_few_labels_have_a_matrix_and_many_have_their_mistakes(tmp_path: Path, page: str) -> None:

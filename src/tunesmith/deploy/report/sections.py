@@ -16,6 +16,7 @@ from tunesmith.data.report.ledger import OUTCOMES, accounts_of, measures_of
 from tunesmith.deploy.report.answers import groups
 from tunesmith.deploy.report.forest import forest, points
 from tunesmith.deploy.report.run_facts import RunFacts
+from tunesmith.evaluation.below_verdict import lines_below
 from tunesmith.evaluation.headline import in_words
 from tunesmith.evaluation.probe.wording import probe_lines
 from tunesmith.evaluation.wording import SIGNS, lower_is_better, sentence
@@ -23,13 +24,19 @@ from tunesmith.runs.curves import picture, read
 from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.pages.rendering import Whole, head
 from tunesmith.runs.plain_text import duration
-from tunesmith.runs.stored_facts import classification_of, copies_of
+from tunesmith.runs.stored_facts import baselines_of, classification_of, copies_of
 from tunesmith.safe_text import without_secrets
 
 SLICES_SHOWN, LABELS_SHOWN, MATRIX_LABELS, CONFUSIONS_SHOWN = 20, 20, 15, 20
 PROBE_KINDS, PROBE_ITEMS, SOURCES_SHOWN, FILES_SHOWN, EVALUATIONS_SHOWN = 20, 40, 50, 50, 5
 LONGEST_RECIPE = 20_000  # characters
 _NONE_OF_THEM = "none of the labels"
+_BASELINES = {
+    "majority": "the most frequent training answer",
+    "nearest": "the answer of the nearest training prompt",
+    "linear": "a linear model over words (tf-idf)",
+    "few_shot": "the base with a few training rows in its prompt",
+}
 
 
 def metrics(facts: RunFacts) -> dict[str, Any] | None:
@@ -148,6 +155,7 @@ def broke(facts: RunFacts) -> dict[str, Any] | None:
         return None
     return {
         "signs": signs,
+        "said": lines_below({**verdict, "probe": None, "side_effects": None}),
         "probe": None if probe is None else _probe(probe, probe_lines(verdict)),
         "effects": _effects(effects) if effects else [],
         "effect_rows": effects.get("rows") if effects else 0,
@@ -209,6 +217,34 @@ def _effects(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
     )
     return rows
+
+
+def baselines(facts: RunFacts) -> dict[str, Any] | None:
+    """What simple methods reach on the same rows."""
+    found = baselines_of(facts.verdict or {})
+    if found is None or facts.judged is None:
+        return None
+    name = found["metric"]
+    rows = [
+        {
+            "name": _BASELINES.get(each["name"], each["name"]),
+            "value": in_words(name, own["value"]),
+            "interval": " to ".join(in_words(name, end) for end in own["interval"]),
+            "difference": _difference(name, own["difference"]),
+            "difference_interval": " to ".join(_difference(name, end) for end in own["difference_interval"]),
+            "as_well": each["does_as_well"],
+        }
+        for each in found["results"]
+        if (own := each["metrics"].get(name))
+    ]
+    models = facts.judged["metrics"].get(name)
+    return {
+        "metric": name,
+        "rows": rows,
+        "models": models and {side: in_words(name, models[side]) for side in ("base", "tuned")},
+        "training_rows": found["training_rows"],
+        "left_out": [(_BASELINES.get(each, each), why) for each, why in found.get("left_out", {}).items()],
+    }
 
 
 def advice(facts: RunFacts) -> list[dict[str, str]] | None:
@@ -342,6 +378,7 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "samples": ("Answers, base and tuned", samples),
     "slices": ("Where it is worst", slices),
     "broke": ("What it broke", broke),
+    "baselines": ("Beside simple methods", baselines),
     "advice": ("What next", advice),
     "evaluations": ("Later evaluations", evaluations),
     "ledger": ("Where every row went", ledger),
