@@ -23,6 +23,7 @@ LIGHT = {
     "tunesmith.data.examples.example": TENSORS,
     "tunesmith.data.files.reader": TENSORS,
     "tunesmith.data.checks.scan": TENSORS,
+    "tunesmith.deploy.report.files": TENSORS,
     "tunesmith.evaluation.probe.items": TENSORS,
 }
 

@@ -56,6 +56,18 @@ def test_pictures_and_pages_of_a_foreign_run_hold_only_text(
         assert ACTS.findall(text) == []
 
 
+def test_the_report_and_the_card_of_a_foreign_run_hold_only_text(
+    command: Command, tmp_path: Path, verdict: dict[str, Any]
+) -> None:
+    run = foreign_run(tmp_path / f"run{ATTACK.replace('/', '')}", verdict)
+    done = command("runs", "report", str(run.folder), "--html", "page.html", "--card", "card.md")
+    assert done.code == 0 and ACTS.findall(done.out + done.err) == []
+    for name in ("page.html", "card.md"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "OWNED" in text and ACTS.findall(text) == []
+    assert "<script>" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_a_file_of_rows_prints_nothing_that_acts_and_the_override_is_found(command: Command, tmp_path: Path) -> None:
     name = f"rows{ATTACK.replace('/', '')}.jsonl"
     rows = [{"prompt": f"ask {n} {ATTACK}", "completion": f"say {ATTACK}", ATTACK: n} for n in range(8)]

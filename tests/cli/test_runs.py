@@ -240,6 +240,20 @@ def test_curves_are_drawn_into_a_file(command: Command, finished: Run, tmp_path:
     assert command("runs", "curves", "runs/rows", "--out", "curves.svg", "--overwrite").code == 0
 
 
+def test_the_report_is_written_into_the_run_or_where_the_user_says(
+    command: Command, finished: Run, tmp_path: Path
+) -> None:
+    outcome = command("runs", "report", "runs/rows", "--json")
+    assert outcome.code == 0 and list(outcome.json) == list(JSON_KEYS["runs report"])
+    assert outcome.json["files"] == ["runs/rows/report.html", "runs/rows/model_card.md"]
+    assert command("runs", "report", "runs/rows", "--card", "card.md").out == "Wrote card.md\n"
+    assert (tmp_path / "card.md").read_text() == (finished.folder / "model_card.md").read_text()
+    (tmp_path / "mine.html").write_text("mine")
+    refused = command("runs", "report", "runs/rows", "--html", "mine.html")
+    assert refused.code == 1 and "not known to be written by Tunesmith" in refused.err
+    assert command("runs", "report", "runs/none").code == 1
+
+
 def answers_of(finished: Run, name: str = "samples.jsonl") -> None:
     lines = [
         {

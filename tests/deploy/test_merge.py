@@ -183,7 +183,7 @@ def test_what_belongs_to_the_weights_stands_beside_them(trained: Train, tmp_path
     record = json.loads((folder / plain_weights.MARK).read_text())
     assert record["written"] == merged.to_json()["written"] and record["verdict"]["step"] == 4
     card = (folder / "README.md").read_text()
-    assert "from `step-000004` of the run `colours`" in card and "| loss |" in card
+    assert "from `step-000004` of the run `colours`" in card and "| loss (lower is better) |" in card
     assert f"logits differ by {merged.written.relative:.2g} of their spread" in card
     assert str(run.parent) not in card, "a card is published: it names no folder of this machine"
     assert not list(tmp_path.glob(".*")), "nothing hidden is left"

@@ -209,6 +209,7 @@ def test_every_writer_of_a_named_output_asks_the_one_owner(pytestconfig: pytest.
     assert asking == {
         "runs/outputs.py", "runs/curves.py", "cli/data.py", "workflows/interactive.py", "workflows/answer_rows.py",
         "workflows/prepare_data.py", "workflows/lr_range.py", "workflows/starting.py", "workflows/demo/story.py",
+            "deploy/report/files.py",
         "deploy/plain_weights.py",
     }  # fmt: skip
     takes = re.compile(r"\bplace_for\(")
