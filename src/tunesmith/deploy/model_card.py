@@ -135,7 +135,7 @@ def _head(
         metrics=[*dict.fromkeys(each.metric_type for each in results)] or None,
         model_name=name if results else None,
         eval_results=results or None,
-        **({} if known is None else {"base_model_relation": relation}),
+        base_model_relation=None if known is None else relation,
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
