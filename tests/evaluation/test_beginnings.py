@@ -217,13 +217,21 @@ def test_answers_that_cannot_match_any_more_are_left_unfinished_and_say_so(token
             assert short == answer
 
 
-def test_the_record_marks_unfinished_answers_and_scores_do_not_change(tokenizer: Any) -> None:
+@pytest.mark.parametrize("metrics", [["exact_match"], ["accuracy", "macro_f1"], ["macro_f1", "exact_match"]])
+def test_the_record_marks_unfinished_answers_and_scores_do_not_change(tokenizer: Any, metrics: list[str]) -> None:
     model = tiny(config_for("llama", **LARGE))
     model.generation_config = GenerationConfig()
     rows, stops = rows_for(model)
-    judges = [judge_for(rows, stops, tokenizer, "tree", samples=2, whole_answers=each)[0] for each in (True, False)]
-    (_, whole_lines), (_, lines) = (judge.verdict(model, nullcontext(model), listener=Silent()) for judge in judges)
+    judges = [
+        judge_for(rows, stops, tokenizer, "tree", samples=2, whole_answers=each, metrics=metrics)[0]
+        for each in (True, False)
+    ]
+    (whole_verdict, whole_lines), (verdict, lines) = (
+        judge.verdict(model, nullcontext(model), listener=Silent()) for judge in judges
+    )
     assert [line["scores"] for line in lines] == [line["scores"] for line in whole_lines]
+    assert verdict["metrics"] == whole_verdict["metrics"]
+    assert verdict.get("details") == whole_verdict.get("details")
     marked = ["tuned_settled" in line and "base_settled" in line for line in lines]
     assert any(marked) and not any(marked[:2])
     assert not any("tuned_settled" in line for line in whole_lines)

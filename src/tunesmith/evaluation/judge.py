@@ -228,7 +228,7 @@ class Judge:
         return begun
 
     def _settled(self, questions: Sequence[Question]) -> Callable[[int, Sequence[int]], bool] | None:
-        """Whether every metric knows that an answer that begins like this scores 0; never for the samples.
+        """Whether every metric knows how an answer counts that begins like this; never for the samples.
 
         None where the answers are wanted whole.
         """
@@ -241,18 +241,22 @@ class Judge:
                 return False
             # The bytes of an unfinished character may still become any character.
             text = decode_text(self.tokenizer, tokens).rstrip(PARTIAL_CHARACTER)
-            return all(metric.is_lost(text, questions[number].truth) for metric in metrics)
+            return all(counts_the_same(text, questions[number].truth) for counts_the_same in metrics)
 
         return settled
 
     @property
-    def _ending_early(self) -> list[EndsEarly]:
-        """The metrics, if all of them can do without the rest of an answer and nobody wants it."""
+    def _ending_early(self) -> list[Callable[[str, str], bool]]:
+        """What each metric says of a beginning, if all of them can do without the rest of an answer and nobody wants
+        it.
+        """
         settings, metrics = self.settings, text_metrics(self.settings)
-        early = [metric for metric in metrics if isinstance(metric, EndsEarly)]
         judged_too = any(name in PAIR_METRICS for name in settings.metrics)
-        wanted = settings.whole_answers or settings.do_sample or judged_too or len(early) < len(metrics)
-        return [] if wanted else early
+        if settings.whole_answers or settings.do_sample or judged_too:
+            return []
+        truths = [question.truth for question in self.task.questions]
+        found = [metric.ends_early(truths) if isinstance(metric, EndsEarly) else None for metric in metrics]
+        return [each for each in found if each is not None] if None not in found else []
 
     def _asked(
         self, base: Measured, tuned: Measured, listener: Listener

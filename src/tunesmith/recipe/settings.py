@@ -327,8 +327,8 @@ class EvaluationSettings(Settings):
     samples: int = Field(default=5, ge=0, description="number of answers to show side by side")
     whole_answers: bool = Field(
         default=True,
-        description="false: leave an answer unfinished once `exact_match`, the only metric of answers, cannot be "
-        "right; the samples are whole, and only they show broken answers",
+        description="false: leave an answer unfinished once it cannot be right (exact_match) or be a label (accuracy, "
+        "macro_f1), if no other metric needs it; the samples are whole, and only they show broken answers",
     )
     probe: bool | UserPath = Field(
         default=False,

@@ -18,6 +18,7 @@ from tunesmith.evaluation.metrics.answers import (
     score_answers,
 )
 from tunesmith.evaluation.metrics.answers import text_metrics as metrics_of
+from tunesmith.evaluation.metrics.classification import LabelMetric
 from tunesmith.evaluation.metrics.exact_match import ExactMatch
 from tunesmith.evaluation.metrics.json_answers import same_json
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
@@ -322,18 +323,44 @@ def test_scores_are_float64():
     ],
 )
 def test_an_answer_is_lost_once_no_end_can_make_it_match(beginning: str, truth: str, lost: bool) -> None:
-    assert ExactMatch().is_lost(beginning, truth) is lost
+    is_lost = ExactMatch().ends_early([truth])
+    assert is_lost is not None and is_lost(beginning, truth) is lost
 
 
 def test_no_beginning_of_a_matching_answer_is_lost() -> None:
     metric = ExactMatch()
+    is_lost = metric.ends_early([])
+    assert is_lost is not None
     truths = ("été à Noël", "\u1112\u1161\u11ab\u1100\u116e\u11a8", "a\u0323\u0307b", "  two words ", "e\u0301")
     for truth in truths:
         for form in ("NFC", "NFD"):
             written = f"\n{unicodedata.normalize(form, truth)}  "  # type: ignore[arg-type]
             assert metric.score(written, truth, "") == 1
-            assert not any(metric.is_lost(written[:end], truth) for end in range(len(written) + 1))
+            assert not any(is_lost(written[:end], truth) for end in range(len(written) + 1))
 
 
 def test_with_normalization_no_answer_is_left_early() -> None:
-    assert not ExactMatch(["case"]).is_lost("Wrong from the start", "right")
+    assert ExactMatch(["case"]).ends_early(["right"]) is None
+    assert LabelMetric("accuracy", ["case"]).ends_early(["right"]) is None
+
+
+@pytest.mark.parametrize(
+    ("beginning", "none"),
+    [
+        ("", False),
+        ("card a", False),
+        ("card arrival", False),
+        ("card arrival, ", True),
+        ("card arri", False),  # of another truth, but still of a label
+        ("lost ", False),
+        ("lost c", False),  # the last letter may still get marks
+        ("lost ca", True),
+        ("z", False),
+        ("zz", True),
+        ("A ", True),
+    ],
+)
+def test_an_answer_is_no_label_once_no_label_begins_like_it(beginning: str, none: bool) -> None:
+    for name in ("accuracy", "macro_f1"):
+        is_none = LabelMetric(name, ()).ends_early(["refund", "card arrival", "lost phone", "refund"])  # type: ignore[arg-type]
+        assert is_none is not None and is_none(beginning, "refund") is none

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tunesmith.errors import DataError
-from tunesmith.evaluation.probe.rules import RULES, is_right, last_number, plain
+from tunesmith.evaluation.probe.rules import RULES, is_right, plain
 
 CASES: list[tuple[dict[str, Any], str, str]] = [  # check, right, wrong
     ({"exact": "Paris"}, "**paris.**", "It is Paris"),
@@ -61,7 +61,12 @@ def test_an_empty_answer_keeps_no_rule() -> None:
 
 def test_a_text_of_punctuation_alone_is_compared_as_it_is() -> None:
     assert plain(" ?! ") == "?!"
-    assert last_number("none") is None
+
+
+def test_numbers_are_found_as_the_metric_number_match_finds_them() -> None:
+    assert is_right({"number": 120000}, "about 1.2e5 people")
+    assert is_right({"number": -4}, "It is \u22124 degrees.")
+    assert not is_right({"number": 1}, "none") and not is_right({"number": 9}, "1e99999999999999999999999")
 
 
 def test_a_pattern_without_end_is_refused() -> None:

@@ -183,10 +183,16 @@ def needs_extra(name: str, *packages: str) -> None:
 
 @runtime_checkable
 class EndsEarly(TextMetric, Protocol):
-    """A metric that can tell from the beginning of an answer that its score is 0, whatever follows."""
+    """A metric that can tell from the beginning of an answer how it counts, whatever follows."""
 
-    def is_lost(self, beginning: str, truth: str) -> bool:
-        """Whether every answer with this beginning scores 0. Where that is not sure it is false."""
+    def ends_early(self, truths: Sequence[str]) -> Callable[[str, str], bool] | None:
+        """A function of the beginning of an answer and its truth: whether every answer that begins so counts the same.
+
+        The beginning itself is one of them. Where that is not sure the function says no. None: it never is.
+
+        Args:
+            truths: the reference answers of all rows.
+        """
         ...
 
 

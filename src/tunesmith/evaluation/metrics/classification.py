@@ -6,13 +6,14 @@ label (``predicted_by_likelihood``), and ``label_scores`` makes the metrics of i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from tunesmith.evaluation.metrics.base import AnswerRows, RowScores, RowStatistics, Scores, needs_extra
-from tunesmith.evaluation.metrics.normalize import normalized
+from tunesmith.evaluation.metrics.normalize import lasting, normalized
 from tunesmith.recipe.settings import NormalForm
 
 MOST_LABELS = 1000
@@ -39,6 +40,19 @@ class LabelMetric:
         """There must not be too many labels."""
         number = len(labels_of(truths, self.forms))
         return None if number <= MOST_LABELS else f"they are {number:,} different texts, and {MOST_LABELS:,} labels fit"
+
+    def ends_early(self, truths: Sequence[str]) -> Callable[[str, str], bool] | None:
+        """An answer is none of the labels once no label begins like it."""
+        if self.forms:  # what is overlooked may change the letters before it, too
+            return None
+        labels = labels_of(truths)
+
+        def is_none(beginning: str, truth: str) -> bool:
+            start = lasting(beginning)
+            place = bisect_left(labels, start)  # labels that begin so come first among those that are not before it
+            return place == len(labels) or not labels[place].startswith(start)
+
+        return is_none
 
     def scores(self, rows: AnswerRows) -> Scores:
         """Of the answers as they were generated."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 from tunesmith.evaluation.metrics.base import RowMetric
-from tunesmith.evaluation.metrics.normalize import normalized
+from tunesmith.evaluation.metrics.normalize import lasting, normalized
 from tunesmith.recipe.settings import NormalForm
 
 
@@ -25,16 +24,8 @@ class ExactMatch(RowMetric):
         """0 or 1."""
         return float(normalized(answer, self.forms) == normalized(truth, self.forms))
 
-    def is_lost(self, beginning: str, truth: str) -> bool:
-        """Whether the truth does not begin like this, in the same form that ``score`` compares."""
+    def ends_early(self, truths: Sequence[str]) -> Callable[[str, str], bool] | None:
+        """An answer is lost once the truth does not begin like it, in the form that ``score`` compares."""
         if self.forms:  # what is overlooked may change the letters before it, too
-            return False
-        return not normalized(truth).startswith(_lasting(beginning))
-
-
-def _lasting(beginning: str) -> str:
-    """What stays at the beginning of the form that is compared whatever text follows: all but the last letter, which
-    may get marks."""
-    text = unicodedata.normalize("NFC", beginning).lstrip()
-    last = next((place for place in range(len(text) - 1, -1, -1) if not unicodedata.combining(text[place])), 0)
-    return text[:last].rstrip()
+            return None
+        return lambda beginning, truth: not normalized(truth).startswith(lasting(beginning))

@@ -23,3 +23,11 @@ def normalized(text: str, forms: Collection[NormalForm] = ()) -> str:
     if "space" in forms:
         text = " ".join(text.split())
     return unicodedata.normalize("NFC", text).strip()
+
+
+def lasting(beginning: str) -> str:
+    """What stays at the beginning of the form that is compared whatever text follows: all but the last letter, which
+    may get marks."""
+    text = unicodedata.normalize("NFC", beginning).lstrip()
+    last = next((place for place in range(len(text) - 1, -1, -1) if not unicodedata.combining(text[place])), 0)
+    return text[:last].rstrip()

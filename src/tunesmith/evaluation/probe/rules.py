@@ -20,6 +20,7 @@ from tunesmith.data.checks.scripts import script_of
 from tunesmith.data.files.json_rows import parse_json
 from tunesmith.errors import DataError
 from tunesmith.evaluation.metrics.json_answers import same_json
+from tunesmith.evaluation.metrics.number_match import last_number
 from tunesmith.evaluation.refusals import refuses
 
 SLOWEST = 1.0  # seconds that a pattern may search in one answer
@@ -30,9 +31,6 @@ _FENCE = regex.compile(r"\A```[\w+-]*[ \t]*\n(.*?)\n?```\Z", regex.DOTALL)
 _NOT_WORDS_AROUND = regex.compile(r"\A[\W_]+|[\W_]+\Z")
 _SPACES = regex.compile(r"\s+")
 _ITEM = regex.compile(r"^[ \t]*(?:[-*•–]|[0-9]+[.)])[ \t]+\S", regex.MULTILINE)
-_NUMBER = regex.compile(
-    r"(?:(?<![\w.)])[-+\u2212])?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +60,6 @@ def plain(text: str) -> str:
 
 def _spaced(text: str) -> str:
     return _SPACES.sub(" ", unicodedata.normalize("NFC", text)).casefold()
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number of a text. A point is decimal, and a comma groups three digits. None: there is none."""
-    found = _NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "").replace("\u2212", "-")) if found else None
 
 
 @functools.lru_cache(maxsize=4096)
