@@ -83,6 +83,9 @@ def test_functions_come_from_the_recipes_folder_the_run_or_the_users_folder(
     def found(consent: Consent, *typed: str, run: Path | None = None) -> dict[str, Any]:
         return consent.functions(evaluation, typed=typed, own=own, run=run)
 
+    while_training = evaluation.model_copy(update={"metrics": [], "compute_metrics": None, "during": ["score.py:a"]})
+    with pytest.raises(RunError, match=r"(?s)evaluation\.during.*"):
+        Consent().functions(while_training, typed=["metrics"], own=own, run=stored)
     both = ("score.py:score", "own.py:all")
     allowing = Consent(allow_functions=True)
     assert found(Consent()) == dict.fromkeys(both, own)
@@ -106,6 +109,7 @@ def test_the_flags_that_a_run_needs_are_named(stored: Path) -> None:
     plain = recipe.with_values(model={"trust_remote_code": False})
     assert flags_of(plain) == ""
     assert flags_of(plain.with_values(evaluation={"metrics": ["score.py:f"]})) == " --allow-functions"
+    assert flags_of(plain.with_values(evaluation={"during": ["score.py:f"]})) == " --allow-functions"
     assert (
         flags_of(recipe.with_values(evaluation={"compute_metrics": "a:b"})) == " --trust-remote-code --allow-functions"
     )

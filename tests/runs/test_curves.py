@@ -66,6 +66,25 @@ def test_a_run_has_four_panels_with_its_values_in_place(tmp_path: Path) -> None:
     assert len({y for _, y in rate}) == 1 and rate[0][1] == pytest.approx(top + inner / 2, abs=0.1)
 
 
+def test_each_metric_of_validations_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    run, other = make_run(tmp_path / "one"), make_run(tmp_path / "two")
+    for step, value in ((100, 0.25), (200, 0.5)):
+        run.append("metrics.jsonl", {"step": step, "eval_loss": 2.0, "eval_exact_match": value, "eval_seconds": 1.0})
+        run.append("metrics.jsonl", {"step": step, "eval_loss": 2.0, "eval_<b>": value, "eval_loss_by_source": {}})
+    runs = read([run.folder, other.folder])
+    assert [each.metrics for each in runs] == [
+        {"eval exact match": [(100, 0.25), (200, 0.5)], "eval <b>": [(100, 0.25), (200, 0.5)]},
+        {},
+    ]
+    drawn = svg(runs)
+    assert "eval exact match" in drawn and "eval &lt;b&gt;" in drawn and "<b>" not in drawn
+    curves = [points_of(line) for line in lines_in(drawn)]
+    assert len(curves) == 4 * 2 + 2 * 2 and [len(curve) for curve in curves[8:]] == [2, 0, 2, 0]
+    assert runs[0].to_json()["metrics"]["eval exact match"] == [(100, 0.25), (200, 0.5)]
+    assert f'height="{picture(runs).height}"' in drawn
+    assert picture(runs).height - picture(read([other.folder])).height == HEIGHT + GAP
+
+
 def test_runs_are_compared_on_one_scale_in_colours_of_their_own(tmp_path: Path) -> None:
     make_run(tmp_path / "one")
     make_run(tmp_path / "two", scale=2.0)

@@ -121,6 +121,17 @@ def test_progress_tells_how_the_run_stands(tmp_path: Path) -> None:
     assert list(second) == ["loss", "eval loss", "lr", "grad norm", "tokens/s", "saved"]
 
 
+def test_progress_shows_the_metrics_of_answers_and_so_does_a_run_that_goes_on(tmp_path: Path) -> None:
+    recorder = make_recorder(tmp_path)
+    metrics = {"exact_match": 0.25, "reward_margin": 0.5}
+    recorder.on_eval(1, 0.3, 1.2, 0.1, None, metrics, shown={"exact_match": 0.25})
+    line = recorder.run.read_lines("metrics.jsonl")[0]
+    assert (line["eval_exact_match"], line["eval_reward_margin"]) == (0.25, 0.5)
+    for each in (recorder, make_recorder(tmp_path, totals=json.loads(json.dumps(recorder.state())), step=1)):
+        facts = each.on_step(result(2))
+        assert facts["eval exact match"] == "0.25" and "eval reward margin" not in facts
+
+
 def test_nothing_is_called_saved_where_no_prefix_was_shared(tmp_path: Path) -> None:
     recorder = make_recorder(tmp_path)
     assert "saved" not in recorder.on_step(dataclasses.replace(result(1), computed_tokens=100))

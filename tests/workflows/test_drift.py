@@ -260,6 +260,12 @@ def test_what_selects_the_step_needs_the_flag(key: str) -> None:
     assert not judges_only(f"training.{key}", selects=False)
 
 
+@pytest.mark.parametrize("key", ["during", "during_rows", "normalize", "max_new_tokens", "json_schema"])
+def test_what_a_step_is_selected_by_needs_the_flag_where_answers_select_it(key: str) -> None:
+    assert judges_only(f"evaluation.{key}", selects=True)
+    assert not judges_only(f"evaluation.{key}", selects=True, by_answers=True)
+
+
 def test_rows_that_select_the_step_are_refused_without_the_flag(here: Path) -> None:
     recipe = {**Run("stopped").status()["asked"], "output_dir": str(here / "selecting")}
     shutil.copytree("stopped", "selecting")

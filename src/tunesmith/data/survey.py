@@ -245,14 +245,14 @@ def _described(scanned: Scanned, seen: Scan) -> dict[str, Any]:
     }
 
 
-def check_metrics(metrics: Sequence[str], found: Survey) -> None:
+def check_metrics(metrics: Sequence[str], found: Survey, *, key: str = "evaluation.metrics") -> None:
     """Raises RecipeError for a metric that compares answers where the rows turned out to be raw text."""
     if not found.raw_text:
         return
     try:
-        refuse_answer_metrics(list(metrics))
+        refuse_answer_metrics(list(metrics), key=key)
     except ValueError as error:
-        raise RecipeError(str(error), where="evaluation.metrics", why="The rows are raw text.") from None
+        raise RecipeError(str(error), where=key, why="The rows are raw text.") from None
 
 
 def _check_objective(objective: str, seen: Scan) -> None:

@@ -11,8 +11,10 @@ from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe.file import portable, read_recipe
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.row_shape import READING
-from tunesmith.recipe.settings import SELECTING, Recipe
+from tunesmith.recipe.settings import NEEDED_KEYS, SELECTING, Recipe
 
+DURING = ("during", "during_rows")  # of the evaluation section, while training
+SELECTED_BY = ("compute_metrics", *NEEDED_KEYS.values())
 KEYS = ("format", "columns", "name", "split", "sample_by", "on_error", *READING)  # of the data section, for new rows
 
 
@@ -52,8 +54,12 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
         of_steps = {"eval_steps", *SELECTING}  # there is no step to select
         raw["training"] = {name: value for name, value in raw.get("training", {}).items() if name not in of_steps}
     metrics = raw.pop("evaluation", {})
-    function = metrics.get("compute_metrics")  # the step may be selected by it
-    recipe = read_recipe({**raw, "evaluation": {"compute_metrics": function}}, reading).recipe
+    of_validations = {key: metrics.pop(key) for key in DURING if key in metrics}
+    # The step may be selected by what these name, and then other rows judge.
+    selecting = {key: metrics[key] for key in SELECTED_BY if key in metrics}
+    if data is None:
+        selecting |= of_validations
+    recipe = read_recipe({**raw, "evaluation": selecting}, reading).recipe
     plain |= {"data": {"train": "unused"}, "objective": raw.get("objective", "sft"), "evaluation": metrics}
     judged = read_recipe(plain, _prefixed(settings)).recipe
     return recipe.model_copy(update={"evaluation": judged.evaluation})
@@ -117,4 +123,11 @@ def _prefixed(settings: Sequence[str]) -> list[str]:
                 where=setting,
                 remedy="Leave it out; --data FILE names other rows.",
             )
+    while_training = sorted(typed_names(settings) & {*DURING})
+    if while_training:
+        raise RecipeError(
+            f"evaluation.{while_training[0]} is about validations while a model trains",
+            where=while_training[0],
+            remedy="Leave it out; metrics=[...] names what is measured now.",
+        )
     return [setting if setting.startswith("evaluation.") else f"evaluation.{setting}" for setting in settings]

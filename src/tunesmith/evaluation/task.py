@@ -13,7 +13,7 @@ from tunesmith.data.batches.layout import Batch, LayoutName, micro_batches
 from tunesmith.data.chat.template import Encoded
 from tunesmith.data.examples.message import SHAREGPT_ROLES
 from tunesmith.errors import DataError
-from tunesmith.evaluation.metrics.answers import check_truths, text_metrics
+from tunesmith.evaluation.metrics.answers import all_text_metrics, check_truths, text_metrics
 from tunesmith.evaluation.metrics.base import Scores
 from tunesmith.evaluation.metrics.preferences import Preferences, PreferenceScoring
 from tunesmith.evaluation.metrics.tokens import TokenScores
@@ -124,15 +124,14 @@ def make_task(
     questions = [
         _question(last[number], tokenizer, stop_ids, int(groups[number]), place[id(last[number])]) for number in asked
     ]
-    metrics = text_metrics(settings)
-    if metrics and not questions:
+    if text_metrics(settings) and not questions:
         raise DataError(
             "No held-out row has an answer to compare",
             where="evaluation.metrics",
             why="All held-out rows are raw text.",
             remedy="Hold out conversations too, or judge by loss or perplexity.",
         )
-    check_truths(metrics, [item.truth for item in questions], [item.source for item in questions])
+    check_truths(all_text_metrics(settings), [item.truth for item in questions], [item.source for item in questions])
     preferences = None
     if objective is not None:
         assert labels is not None

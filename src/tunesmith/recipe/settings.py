@@ -148,7 +148,8 @@ class TrainingSettings(Settings):
     metric_for_best_model: str = Field(
         default="loss",
         description="loss (the objective's), perplexity, bits_per_byte or token_accuracy of sft, preference_accuracy, "
-        "reward_accuracy or reward_margin of dpo and orpo, or a name that evaluation.compute_metrics gives",
+        "reward_accuracy or reward_margin of dpo and orpo, a metric of evaluation.during, or a name that "
+        "evaluation.compute_metrics gives",
     )
     greater_is_better: bool | None = Field(
         default=None,
@@ -282,6 +283,8 @@ class TrainingSettings(Settings):
         """Whether a higher metric_for_best_model is better; by default not if its name ends in loss or perplexity."""
         if self.greater_is_better is not None:
             return self.greater_is_better
+        if ":" in self.metric_for_best_model:  # a function that scores answers, whatever it is called
+            return True
         return not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
 
 
@@ -291,6 +294,12 @@ class EvaluationSettings(Settings):
     metrics: Names = Field(
         default_factory=list, description="the first decides the verdict; default: loss; docs/metrics.md lists them"
     )
+    during: Names = Field(
+        default_factory=list,
+        description="metrics of answers, such as exact_match, that every validation measures on some of its rows; "
+        "metric_for_best_model may name one of them",
+    )
+    during_rows: int = Field(default=64, ge=1, description="rows that a validation answers for `during`, drawn by seed")
     compute_metrics: str | None = Field(
         default=None, description="file.py:function, called with (logits, labels) as by transformers' Trainer"
     )
@@ -340,11 +349,25 @@ class EvaluationSettings(Settings):
         for name in ("temperature", "top_p"):
             if name in self.model_fields_set and not self.do_sample and getattr(self, name) != 1.0:
                 raise ValueError(f"{name} has no effect while do_sample is false: set do_sample: true or leave it out")
-        if len(set(self.metrics)) != len(self.metrics):
-            raise ValueError("a metric is named twice")
+        for metrics in (self.metrics, self.during):
+            if len(set(metrics)) != len(metrics):
+                raise ValueError("a metric is named twice")
         for metric, key in NEEDED_KEYS.items():
-            if metric in self.metrics and getattr(self, key) is None:
+            if metric in (*self.metrics, *self.during) and getattr(self, key) is None:
                 raise ValueError(f"the metric {metric} needs evaluation.{key}")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_while_training(self) -> EvaluationSettings:
+        for name in self.during:
+            if name in (*TOKEN_METRICS, *PREFERENCE_METRICS):
+                raise ValueError(
+                    f"during: {name} needs no answers; training.metric_for_best_model may name it without during"
+                )
+            if name in PAIR_METRICS:
+                raise ValueError(f"during: {name} compares the answers of two models, and a validation has one")
+        if self.differs("during_rows") and not self.during:
+            raise ValueError("during_rows has no meaning without during")
         return self
 
 
@@ -364,6 +387,7 @@ class Recipe(Settings):
         sources = self.data.sources("train")
         if all(source.format == "text" for source in sources):
             refuse_answer_metrics(self.evaluation.metrics)
+            refuse_answer_metrics(self.evaluation.during, key="evaluation.during")
         if self.model.named_tokens and getattr(self.method, "init_lora_weights", True) == "eva":
             raise ValueError("PEFT cannot combine init_lora_weights: eva with model.add_tokens; use another one")
         held_out = self.data.eval is None or bool(self.data.eval)
@@ -371,6 +395,9 @@ class Recipe(Settings):
             raise ValueError("training.eval_steps has nothing to evaluate on: data.eval is 0")
         if not held_out and self.evaluation.metrics:
             raise ValueError("evaluation.metrics has nothing to judge: data.eval is 0")
+        if self.evaluation.during and (not held_out or self.training.eval_strategy == "no"):
+            why = "training.eval_strategy is no" if held_out else "data.eval is 0"
+            raise ValueError(f"evaluation.during needs validations, and {why}")
         if not held_out and self.training.selects:
             raise ValueError(f"training.{self.training.selected_by} needs held-out rows, and data.eval is 0")
         if self.model.named_tokens and isinstance(getattr(self.method, "trainable_token_indices", None), dict):
@@ -383,12 +410,21 @@ class Recipe(Settings):
                 f"training.metric_for_best_model: {metric} has no meaning under objective: {self.objective.name}; "
                 f"use {', '.join(known)}, or what a function under evaluation.compute_metrics gives"
             )
-        if metric not in known and self.evaluation.compute_metrics is None:
+        if metric in self.evaluation.during:
+            if self.training.greater_is_better is False:
+                raise ValueError(f"greater_is_better: false contradicts metric_for_best_model: {metric}")
+        elif metric not in known and self.evaluation.compute_metrics is None:
             raise ValueError(
-                f"training.metric_for_best_model: {metric} is not known at a validation, which generates no answers; "
-                f"use {', '.join(known)}, or what a function under evaluation.compute_metrics gives"
+                f"training.metric_for_best_model: {metric} is not known at a validation; use {', '.join(known)}, a "
+                "metric of answers that evaluation.during names, too, or what a function under "
+                "evaluation.compute_metrics gives"
             )
         return self
+
+    @property
+    def selects_by_answers(self) -> bool:
+        """Whether the answers at validations select the step whose weights the run ends with."""
+        return self.training.selects and self.training.metric_for_best_model in self.evaluation.during
 
     @property
     def learning_rate(self) -> float:
@@ -418,11 +454,10 @@ def refuse_foreign_metrics(metrics: list[str], objective: str) -> None:
         )
 
 
-def refuse_answer_metrics(metrics: list[str]) -> None:
+def refuse_answer_metrics(metrics: list[str], *, key: str = "evaluation.metrics") -> None:
     """Raises ValueError for a metric that compares answers, because raw text has none."""
     refused = [name for name in metrics if name not in TOKEN_METRICS]
     if refused:
         raise ValueError(
-            f"evaluation.metrics: {', '.join(refused)} compares answers, and raw text has none; "
-            f"use {', '.join(TOKEN_METRICS)}"
+            f"{key}: {', '.join(refused)} compares answers, and raw text has none; use {', '.join(TOKEN_METRICS)}"
         )

@@ -72,7 +72,12 @@ class Consent:
         if run is not None:
             own = run / FUNCTIONS if (run / FUNCTIONS).is_dir() else run
         found: dict[str, Path] = {}
-        for key, names in (("metrics", evaluation.metrics), ("compute_metrics", [evaluation.compute_metrics or ""])):
+        named = {
+            "metrics": evaluation.metrics,
+            "during": evaluation.during,
+            "compute_metrics": [evaluation.compute_metrics or ""],
+        }
+        for key, names in named.items():
             functions = [name for name in names if ":" in name]
             if functions and run is not None and key not in typed and not self.allow_functions:
                 raise RunError(
@@ -112,7 +117,8 @@ def typed_keys(loaded: LoadedRecipe, section: str) -> set[str]:
 def flags_of(recipe: Recipe) -> str:
     """The flags that a command on a run with this recipe needs, each after a space."""
     evaluation = recipe.evaluation
-    functions = any(":" in name or name == "judge" for name in (*evaluation.metrics, evaluation.compute_metrics or ""))
+    named = (*evaluation.metrics, *evaluation.during, evaluation.compute_metrics or "")
+    functions = any(":" in name or name == "judge" for name in named)
     flags = {" --trust-remote-code": recipe.model.trust_remote_code, " --allow-functions": functions}
     return "".join(flag for flag, needed in flags.items() if needed)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,7 +19,7 @@ from tunesmith.runs.folder import Run
 from tunesmith.runs.outputs import check_file, write_output
 from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.rate_curve import RateCurve
-from tunesmith.runs.stored_shapes import metric_lines
+from tunesmith.runs.stored_shapes import metric_lines, validation_metrics
 from tunesmith.runs.symptoms import Symptom, norms_of, symptoms
 from tunesmith.runs.whole_files import place_for, why_not
 from tunesmith.safe_text import html_text, one_line
@@ -30,6 +30,7 @@ PANELS = (
     ("learning_rate", "learning rate"),
     ("grad_norm", "gradient norm"),
 )
+MOST_METRICS = 8  # of validations that have a panel
 DASHES = ("none", "7 3", "2 3")  # of the runs beyond the colours
 WIDTH, HEIGHT, MARGIN, GAP = 460, 250, (64, 30, 12, 34), 16  # of a panel; its margins: left, top, right, bottom
 LEGEND_COLUMNS, LEGEND_NAME = 3, 40  # runs beside each other, and characters of a name
@@ -47,14 +48,16 @@ class RunCurves:
     summary: Summary
     series: dict[str, Points]
     symptoms: list[Symptom]
+    metrics: dict[str, Points] = field(default_factory=dict)  # of validations, besides the loss
 
     def to_json(self) -> dict[str, Any]:
-        """``{name, run, training, validation, symptoms}``."""
+        """``{name, run, training, validation, metrics, symptoms}``."""
         return {
             "name": self.name,
             "run": self.summary.run,
             "training": self.series["loss"],
             "validation": self.series["eval_loss"],
+            "metrics": self.metrics,
             "symptoms": [asdict(found) for found in self.symptoms],
         }
 
@@ -107,7 +110,16 @@ def read(runs: Sequence[str | Path]) -> list[RunCurves]:
                 remedy="Draw it later, or leave it out.",
             )
         series = {key: _points(lines, key) for key, _ in PANELS}
-        found.append(RunCurves(one_line(name), summary(run), series, symptoms(lines)))
+        found.append(RunCurves(one_line(name), summary(run), series, symptoms(lines), _metrics(lines)))
+    return found
+
+
+def _metrics(lines: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
+    """Each metric of the validations besides the loss, by its name for people."""
+    found: dict[str, Points] = {}
+    for line in lines:
+        for name, value in validation_metrics(line).items():
+            found.setdefault(one_line(name), []).append((int(line["step"]), float(value)))
     return found
 
 
@@ -119,10 +131,12 @@ def _points(lines: Sequence[Mapping[str, Any]], key: str) -> Points:
 
 
 def picture(runs: Sequence[RunCurves]) -> Picture:
-    """Four panels, a colour for each run, and a legend."""
+    """Four panels and one for each other metric of validations, a colour for each run, and a legend."""
     top = 14 + 20 * math.ceil(len(runs) / LEGEND_COLUMNS)
     title = f"Curves of {', '.join(run.name for run in runs)}"
-    whole = Picture(2 * WIDTH + GAP, top + 2 * HEIGHT + GAP, title)
+    metrics = [*dict.fromkeys(name for run in runs for name in run.metrics)][:MOST_METRICS]
+    panels = math.ceil((len(PANELS) + len(metrics)) / 2)  # one above the other
+    whole = Picture(2 * WIDTH + GAP, top + panels * HEIGHT + (panels - 1) * GAP, title)
     for number, run in enumerate(runs):
         x, y = MARGIN[0] + (number % LEGEND_COLUMNS) * 290, 16 + 20 * (number // LEGEND_COLUMNS)
         name = run.name if len(run.name) <= LEGEND_NAME else "…" + run.name[1 - LEGEND_NAME :]
@@ -130,8 +144,10 @@ def picture(runs: Sequence[RunCurves]) -> Picture:
     # The first and the last step of all panels are the same, so that they can be compared.
     steps = [step for run in runs for points in run.series.values() for step, _ in points]
     span = min(steps, default=0), max(steps, default=0)
-    for number, (key, title) in enumerate(PANELS):
-        panel = _panel(key, title, [(run.name, run.series[key]) for run in runs], span)
+    drawn = [(key, title, [(run.name, run.series[key]) for run in runs]) for key, title in PANELS]
+    drawn += [(name, name, [(run.name, run.metrics.get(name, [])) for run in runs]) for name in metrics]
+    for number, (key, title, series) in enumerate(drawn):
+        panel = _panel(key, title, series, span)
         whole.parts.append(((number % 2) * (WIDTH + GAP), top + (number // 2) * (HEIGHT + GAP), panel))
     return whole
 

@@ -12,6 +12,7 @@ from tunesmith.recipe.file import leaves, portable, read_recipe
 # Keys that may differ when a run continues: a step that stops the run has changed nothing, so nothing is computed anew.
 MAY_CHANGE = (("training", "on_nonfinite"), ("training", "max_skipped_steps"), ("training", "check_disk"))
 SELECTING = ("max_rows", "seed", "compute_metrics")  # of the evaluation: which rows select a step, and by what
+BY_ANSWERS = ("during", "during_rows", "normalize", "json_schema", "answer_pattern", "max_new_tokens")
 _SPLITS = ("train", "eval", "test")
 
 
@@ -26,15 +27,17 @@ def of_rows(path: Path_) -> bool:
     return path[0] == "data" and len(path) > 1 and path[1] in _SPLITS and path[-1] == "path"
 
 
-def judges_only(key: str, *, selects: bool) -> bool:
+def judges_only(key: str, *, selects: bool, by_answers: bool = False) -> bool:
     """Whether a setting decides how the result is judged, and no byte of the weights.
 
     Args:
         key: with dots, as ``evaluation.max_rows``; after ``recipe.yaml: `` for one that was edited there.
         selects: whether held-out rows select the step that the run ends with.
+        by_answers: whether their answers do.
     """
     section, _, name = key.removeprefix("recipe.yaml: ").partition(".")
-    return section == "evaluation" and not (selects and name.partition(".")[0].partition("[")[0] in SELECTING)
+    deciding = (*(SELECTING if selects else ()), *(BY_ANSWERS if by_answers else ()))
+    return section == "evaluation" and name.partition(".")[0].partition("[")[0] not in deciding
 
 
 def says_the_same(recipe: Path, fingerprint: Path) -> bool:

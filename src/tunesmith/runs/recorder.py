@@ -28,6 +28,7 @@ class Totals:
     best_step: int | None = None
     best_loss: float | None = None
     last_loss: float | None = None  # of the last validation
+    last_shown: dict[str, float] = field(default_factory=dict)  # its metrics of answers
     # Gradient norms of the steps since the last line, None for a step that was skipped.
     norms: list[float | None] = field(default_factory=list)
     skipped: int = 0
@@ -107,6 +108,7 @@ class Recorder:
         totals, facts = self.totals, {"loss": f"{result.loss:.4f}"}
         if totals.last_loss is not None:
             facts["eval loss"] = f"{totals.last_loss:.4f}"
+        facts |= {f"eval {name.replace('_', ' ')}": f"{value:.4g}" for name, value in totals.last_shown.items()}
         facts |= {"lr": f"{result.learning_rate:.2e}", "grad norm": f"{result.gradient_norm:.3g}"}
         facts["tokens/s"] = f"{self._timed / self._seconds:.0f}"
         if totals.run_computed < totals.run_tokens:
@@ -147,6 +149,8 @@ class Recorder:
         seconds: float,
         by_source: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
+        *,
+        shown: Mapping[str, float] | None = None,
     ) -> None:
         """Writes a validation. The step with the lowest loss so far is remembered as the best.
 
@@ -157,9 +161,10 @@ class Recorder:
             seconds: that the validation took.
             by_source: the loss on each source's rows, if there are several sources.
             metrics: other numbers of this validation, by name.
+            shown: those of them that the progress line shows.
         """
         totals = self.totals
-        totals.last_loss = loss
+        totals.last_loss, totals.last_shown = loss, dict(shown or {})
         line = {"step": step, "epoch": round(epoch, 4), "eval_loss": loss, "eval_seconds": round(seconds, 3)}
         line |= {f"eval_{name}": value for name, value in (metrics or {}).items()}
         self._record({**line, "eval_loss_by_source": dict(by_source)} if by_source else line)

@@ -5,6 +5,7 @@ Each ``..._fault`` gives what is wrong, as a sentence, or None. The readers rais
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
@@ -21,6 +22,7 @@ OF_A_LINE = (
     "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "computed_tokens", "supervised_tokens",
     "tokens_per_second", "eval_seconds", "epoch",
 )  # fmt: skip
+OF_VALIDATION = "eval_"
 SIGNS = ("loss", "unfinished", "repetition")  # of damage
 VERDICTS = ("better", "no worse", "no evidence", "worse")
 
@@ -28,6 +30,13 @@ VERDICTS = ("better", "no worse", "no evidence", "worse")
 def metric_lines(run: Run) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl. Raises RunError if one cannot be shown."""
     return _lines(run, METRICS, line_fault)
+
+
+def validation_metrics(line: Mapping[str, Any]) -> dict[str, float]:
+    """What a line of metrics has of a validation besides its loss: names as people read them, such as `exact match`."""
+    keys = [key for key in line if key.startswith(OF_VALIDATION) and key not in OF_A_LINE]
+    found = {key: line[key] for key in keys if _is_number(line[key]) and math.isfinite(line[key])}
+    return {f"eval {key.removeprefix(OF_VALIDATION).replace('_', ' ')}": value for key, value in found.items()}
 
 
 def evaluation_lines(run: Run) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from tunesmith.errors import RunError
 from tunesmith.runs.folder import Run
 from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.progress import sample_line
-from tunesmith.runs.stored_shapes import metric_lines, sample_lines
+from tunesmith.runs.stored_shapes import metric_lines, sample_lines, validation_metrics
 from tunesmith.runs.symptoms import Symptom, Watch
 
 POLL = 1.0  # seconds between two looks
@@ -110,7 +110,8 @@ class Watcher:
 
     def _facts(self, line: Mapping[str, Any]) -> dict[str, str]:
         if "eval_loss" in line:
-            return {"eval loss": f"{line['eval_loss']:.4f}"}
+            others = {name: format(value, ".4g") for name, value in validation_metrics(line).items()}
+            return {"eval loss": f"{line['eval_loss']:.4f}", **others}
         known = {**line, "eval_loss": self._last_evaluation}
         facts = {name: format(known[key], form) for key, name, form in _FACTS if known.get(key) is not None}
         if self._computed < self._tokens:

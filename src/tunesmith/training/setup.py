@@ -16,7 +16,7 @@ from tunesmith.data.corpus import Corpus, encode_corpus
 from tunesmith.data.files.locations import refuse_missing
 from tunesmith.data.finding import Finding
 from tunesmith.data.survey import Survey, check_metrics, survey_rows
-from tunesmith.evaluation.metrics.base import COMPUTE_METRICS_KEY
+from tunesmith.evaluation.metrics.base import COMPUTE_METRICS_KEY, DURING_KEY
 from tunesmith.evaluation.metrics.computed import check_size
 from tunesmith.evaluation.metrics.user_functions import import_function
 from tunesmith.evaluation.task import Task
@@ -116,6 +116,7 @@ def prepare_training(
         listener=listener,
     )
     check_metrics(recipe.evaluation.metrics, survey)
+    check_metrics(recipe.evaluation.during, survey, key=DURING_KEY)
     for note in survey.notes:
         listener.say(note)
     _tell(survey.findings, listener)

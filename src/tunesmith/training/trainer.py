@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith.data.batches.layout import Batch
 from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.errors import ModelError, NotFiniteError, TrainError
+from tunesmith.evaluation.during import during_judge
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.model.weights.text_side import save_text_side
@@ -87,6 +88,7 @@ class Trainer:
     ) -> None:
         self.run, self.ready, self.steps, self.validation = run, ready, steps, validation
         self.template, self.listener, self.settings = template, listener, ready.recipe.training
+        self.during = during_judge(validation)
         self.total_steps = steps.order.total_steps
         self.optimizer = optimizer_of(ready)
         self.checkpoints = run.folder / "checkpoints"
@@ -219,7 +221,12 @@ class Trainer:
                 remedy="Lower training.learning_rate or add warm-up (training.warmup_steps: 0.1), and start over with "
                 "--overwrite.",
             ) from error
-        self.recorder.on_eval(step.number, step.epoch, found.loss, found.seconds, found.by_source, found.metrics)
+        if self.during is not None:
+            found = found.with_answers(self.during, self.ready.model)
+        shown = {name: found.metrics[name] for name in (self.during.settings.metrics if self.during else ())}
+        self.recorder.on_eval(
+            step.number, step.epoch, found.loss, found.seconds, found.by_source, found.metrics, shown=shown
+        )
         self._select(step.number, found)
         self._sample(self.validation, step)
         if step.number == self.total_steps:

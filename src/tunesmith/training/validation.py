@@ -1,12 +1,16 @@
-"""One validation during training: the loss of the current weights on the held-out rows, and other metrics."""
+"""One validation during training: the loss of the current weights on the held-out rows, and other metrics.
+
+Metrics of answers come after the loss pass and use what it has found (evaluation/during.py).
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
+from tunesmith.evaluation.during import measured_during, refuse_two_of_a_name
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.computed import computed_metrics
 from tunesmith.evaluation.metrics.perplexity import perplexity_of
@@ -25,6 +29,23 @@ class Validation:
     metrics: dict[str, float]
     selectable: dict[str, float]  # every number by which a step can be selected
     seconds: float
+
+    def with_answers(self, during: Judge, model: nn.Module) -> Validation:
+        """The same with the metrics of answers, measured with the same weights.
+
+        Raises:
+            ModelError: memory ran out.
+            RecipeError: a function failed, or gives a metric of the same name.
+        """
+        began = time.perf_counter()
+        refuse_two_of_a_name(during.settings.metrics, self.selectable)
+        found = measured_during(during, model, self.scores)
+        return replace(
+            self,
+            metrics={**self.metrics, **found},
+            selectable={**self.selectable, **found},
+            seconds=self.seconds + time.perf_counter() - began,
+        )
 
 
 def validate(judge: Judge, model: nn.Module, *, selected_by: str | None) -> Validation:

@@ -19,6 +19,7 @@ from tunesmith.deploy.report.files import lacks_report, report_at_end
 from tunesmith.errors import RunError, TrainError, TunesmithError
 from tunesmith.evaluation.advice import advice
 from tunesmith.evaluation.compare import Level
+from tunesmith.evaluation.during import during_judge
 from tunesmith.evaluation.foresight import foresight
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_functions
@@ -354,6 +355,8 @@ def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _L
     if judging is not None:
         judging.check_questions(ready.model)
     validation, judging = (selecting, judging) if selecting else (judging, None)
+    if during := during_judge(validation):
+        during.check_questions(ready.model)
     text = prepared.text
     probe = probe_pass(
         recipe.evaluation, template=text.template, tokenizer=text.tokenizer, stop_ids=text.stop_ids, listener=listener

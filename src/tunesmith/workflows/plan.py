@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RecipeError
+from tunesmith.evaluation.metrics.answers import check_names
 from tunesmith.model.weights.config_file import read_config
 from tunesmith.planning import workload
 from tunesmith.planning.budget import threads
@@ -49,6 +50,7 @@ def plan_recipe(
         exact: counts tokens and shared prefixes with the model's tokenizer.
     """
     listener = listener or Silent()
+    check_names(asked.evaluation)
     number = threads() if asked.training.threads == "auto" else int(asked.training.threads)
     target = device_called(device or asked.model.device, threads=number)
     config, folder = read_config(asked.model.path, revision=asked.model.revision)

@@ -94,9 +94,10 @@ class Continuation:
         self._refuse_fixed(named, changes)
         self.changed_settings = changed
         selects = stored.training.selects or self.asked.training.selects
+        by_answers = stored.selects_by_answers or self.asked.selects_by_answers
         unfinished = self.run.status().get("status") != "finished"  # else there is a verdict, with the former values
         found = [*changes, *self._edited()]
-        free = [each for each in found if unfinished and judges_only(each.key, selects=selects)]
+        free = [each for each in found if unfinished and judges_only(each.key, selects=selects, by_answers=by_answers)]
         self._settle([each for each in found if each not in free])
         for change in free:
             self.listener.say(f"{change}. It changes no weights and is recorded")

@@ -15,6 +15,7 @@ from tunesmith.evaluation.metrics import judged
 from tunesmith.evaluation.metrics.answer_length import AnswerLength
 from tunesmith.evaluation.metrics.base import (
     COMPUTE_METRICS_KEY,
+    DURING_KEY,
     METRICS_KEY,
     AnswerRows,
     Scores,
@@ -58,7 +59,14 @@ def check_metrics_exist(settings: EvaluationSettings) -> None:
 
     Functions are imported and their parameters are checked.
     """
-    text_metrics(settings)
+    all_text_metrics(settings)
+
+
+def check_names(settings: EvaluationSettings) -> None:
+    """Raises RecipeError if a metric does not exist. Packages and functions are not looked for."""
+    for key, names in _named(settings):
+        for name in names:
+            _check_name(name, key)
 
 
 def check_functions(evaluation: EvaluationSettings) -> None:
@@ -77,6 +85,18 @@ def text_metrics(settings: EvaluationSettings) -> list[TextMetric]:
         RecipeError: an unknown name, a package that is not installed, or a function that cannot be imported or called.
     """
     return [_resolve(name, settings) for name in settings.metrics if name not in _NOT_OF_ONE_ANSWER]
+
+
+def all_text_metrics(settings: EvaluationSettings) -> list[TextMetric]:
+    """The same with those of validations, each once."""
+    found = {name: _resolve(name, settings, key) for key, names in reversed(_named(settings)) for name in names}
+    return [found[name] for name in dict.fromkeys(name for _, names in _named(settings) for name in names)]
+
+
+def _named(settings: EvaluationSettings) -> list[tuple[str, list[str]]]:
+    """The metrics of answers that a recipe names, by its keys."""
+    named = ((METRICS_KEY, settings.metrics), (DURING_KEY, settings.during))
+    return [(key, [name for name in names if name not in _NOT_OF_ONE_ANSWER]) for key, names in named]
 
 
 def needs_answers(settings: EvaluationSettings) -> bool:
@@ -122,16 +142,20 @@ def score_answers(
     return {metric.name: metric.scores(rows) for metric in metrics}
 
 
-def _resolve(name: str, settings: EvaluationSettings) -> TextMetric:
-    if name in METRICS:
-        return METRICS[name](settings)
-    if ":" in name:
-        return function_metric(name)
+def _resolve(name: str, settings: EvaluationSettings, key: str = METRICS_KEY) -> TextMetric:
+    _check_name(name, key)
+    return METRICS[name](settings) if name in METRICS else function_metric(name)
+
+
+def _check_name(name: str, key: str) -> None:
+    """Raises RecipeError if it names neither a metric nor a function."""
+    if name in METRICS or ":" in name:
+        return
     known = [*_NOT_OF_ONE_ANSWER, *METRICS]
     close = difflib.get_close_matches(name, known, n=1)
     raise RecipeError(
         f"There is no metric {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
-        where=METRICS_KEY,
+        where=key,
         why=f"Metrics are {', '.join(known)}.",
         remedy="Use one of them, or name a Python function as score.py:my_function.",
     )

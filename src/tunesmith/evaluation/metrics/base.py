@@ -22,6 +22,7 @@ import numpy as np
 from tunesmith.errors import RecipeError, pip_install
 
 METRICS_KEY = "evaluation.metrics"  # the recipe key that names metrics
+DURING_KEY = "evaluation.during"  # the same, for validations
 COMPUTE_METRICS_KEY = "evaluation.compute_metrics"
 
 
