@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith.evaluation.below_verdict import lines_below, slice_lines
+from tunesmith.evaluation.metrics.by_likelihood import REPORT
+from tunesmith.evaluation.metrics.calibration import DETAILS
+from tunesmith.runs.stored_shapes import verdict_fault
 
 STILL: dict[str, Any] = {"base": 0.0, "tuned": 0.0, "difference": 0.0, "interval": [0.0, 0.0], "changed": False}
 
@@ -25,6 +28,44 @@ def test_what_changed_is_one_line() -> None:
         "Also changed from base to tuned: refusals 0.0% -> 30.0% of the answers; median length 1,240 -> 35 characters "
         "(truth 40); answers copied from training rows 0.0% -> 25.0%."
     ]
+
+
+def test_labels_by_likelihood_and_their_calibration_have_lines() -> None:
+    known = (("a", 0.9, 20), ("b\n", 0.5, 4), ("c", 0.0, 0))
+    labels = [{"label": name, "f1": f1, "rows": rows} for name, f1, rows in known]
+    cells = [("a", "a", 17), ("a", "b\n", 3), ("b\n", "a", 1), ("b\n", "b\n", 3)]
+    report = {
+        "labels": labels,
+        "confusion": [{"truth": truth, "answer": answer, "rows": rows} for truth, answer, rows in cells],
+    }
+    table = {
+        "labels": 3,
+        "bins": [{"rows": 12, "confidence": 0.61, "right": 0.5}, {"rows": 12, "confidence": 0.98, "right": 1.0}],
+        "calibration_error": {"value": 0.065, "interval": [0.03, 0.12]},
+    }
+    details: dict[str, Any] = {
+        name: {"base": each, "tuned": each} for name, each in ((REPORT, report), (DETAILS, table))
+    }
+    own, base, tuned = lines_below({"details": details})
+    assert own == (
+        "Labels by likelihood, tuned, lowest F1 first: 'b\\n' 0.50 (4 rows), 'a' 0.90 (20 rows). "
+        "Most often taken: 'a' for 'b\\n' 3x, 'b\\n' for 'a' 1x."
+    )
+    assert tuned == (
+        "Calibration, tuned: calibration error 0.065 (0.03 to 0.12). "
+        "Confidence -> right (rows): 0.61 -> 0.50 (12), 0.98 -> 1.00 (12)."
+    )
+    assert base == tuned.replace("tuned", "base")
+    found = {"metrics": {}, "verdict": "better", "details": details}
+    assert verdict_fault(found) is None
+    for broken in (
+        {"calibration": {"tuned": {**table, "bins": [{"rows": "12"}]}}},
+        {"calibration": {"tuned": {**table, "calibration_error": {"value": 1.0, "interval": [1.0]}}}},
+        {REPORT: {"tuned": {**report, "labels": [{"label": 3, "f1": 1.0, "rows": 2}]}}},
+        {REPORT: {"tuned": {**report, "confusion": [{"truth": "a", "answer": None, "rows": 1}]}}},
+        [],
+    ):
+        assert str(verdict_fault({**found, "details": broken})).startswith("details: ")
 
 
 def test_the_worst_slices_are_one_line() -> None:

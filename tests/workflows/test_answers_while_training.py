@@ -23,6 +23,7 @@ from tunesmith.training.setup import prepare_training
 from tunesmith.training.trainer import Trainer
 from tunesmith.workflows.evaluate import evaluate
 from tunesmith.workflows.finetune import train
+from tunesmith.workflows.plan import plan
 
 WORDS = ["red", "green", "blue"]
 
@@ -114,9 +115,9 @@ def test_a_validation_makes_one_loss_pass_and_answers_the_sample_alone(
     asked: list[list[list[int]]] = []
     token_scores, generate = Judge.token_scores, judging.generate
 
-    def counted(self: Judge, model: Any, *, title: str, listener: Any) -> Any:
+    def counted(self: Judge, model: Any, *, title: str, **given: Any) -> Any:
         passes.append(title)
-        return token_scores(self, model, title=title, listener=listener)
+        return token_scores(self, model, title=title, **given)
 
     def heard(model: Any, tokenizer: Any, prompts: Any, **given: Any) -> Any:
         asked.append([list(prompt) for prompt in prompts])
@@ -237,6 +238,13 @@ def test_what_cannot_be_measured_while_training_is_refused_before_it(
     with pytest.raises(RecipeError, match=f"(?s){said}"):
         train(given)
     assert not Path(given["output_dir"]).exists()
+
+
+def test_plan_refuses_a_name_that_training_would_refuse(values: dict[str, Any]) -> None:
+    for own in ({"during": ["exact_mach"]}, {"metrics": ["exact_mach"]}):
+        with pytest.raises(RecipeError, match="did you mean 'exact_match'"):
+            plan(changed(values, "planned", evaluation=own), progress=False)
+    plan(changed(values, "planned", evaluation={"during": ["own.py:score"]}), progress=False)
 
 
 def test_eval_takes_no_setting_of_validations(values: dict[str, Any]) -> None:

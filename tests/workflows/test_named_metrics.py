@@ -11,11 +11,26 @@ import pytest
 from tests.judge_server import Server, said
 
 from tunesmith.errors import ModelError, RunError
+from tunesmith.evaluation.below_verdict import lines_below
+from tunesmith.runs.folder import Run
+from tunesmith.runs.progress import Silent
+from tunesmith.runs.stored_shapes import verdict_of
 from tunesmith.workflows.evaluate import evaluate
 from tunesmith.workflows.finetune import train
 
 WORDS = ["red", "green", "blue", "black"]
 SECRET = "quartz-lantern-742"
+
+
+class Told(Silent):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Keeps one."""
+        self.warnings.append(text)
 
 
 @pytest.fixture
@@ -74,6 +89,35 @@ def test_every_metric_of_answers_and_tokens_has_an_interval_in_the_verdict(value
     assert rows > 4 and bits > 0
     again = evaluate(run, settings=["metrics=[chrf]"], progress=False)
     assert again["metrics"]["chrf"]["tuned"] == pytest.approx(verdict["metrics"]["chrf"]["tuned"])
+
+
+def test_labels_are_judged_by_their_likelihood_and_training_rows_name_them(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    names = ["likelihood_accuracy", "likelihood_macro_f1", "brier_score", "calibration_error"]
+    values["evaluation"] |= {"metrics": names, "during": ["likelihood_accuracy"]}
+    values["training"] |= {"eval_strategy": "steps", "eval_steps": 3}
+    result = train(values)
+    run = Path(values["output_dir"])
+    details = result.verdict["details"]
+    assert [each["label"] for each in details["classification_by_likelihood"]["tuned"]["labels"]] == sorted(WORDS)
+    assert result.metrics["brier_score"]["tuned"] >= 0 and "calibration_error" in details["calibration"]["base"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = [line["eval_likelihood_accuracy"] for line in lines if "eval_loss" in line]
+    assert len(measured) == 2 and measured[-1] == result.metrics["likelihood_accuracy"]["tuned"]
+    shown = lines_below(verdict_of(Run(run)) or {})
+    assert sum(line.startswith("Calibration, tuned: calibration error") for line in shown) == 1
+
+    (tmp_path / "new.jsonl").write_text(json.dumps({"prompt": "a new thing", "completion": "red"}) + "\n")
+    again = evaluate(run, data=str(tmp_path / "new.jsonl"), settings=["metrics=[likelihood_accuracy, accuracy]"])
+    for key in ("classification_by_likelihood", "classification"):
+        labels = {each["label"]: each["rows"] for each in again["details"][key]["tuned"]["labels"]}
+        assert labels == {"red": 1, "green": 0, "blue": 0, "black": 0}, "those of the training rows, too"
+    Path(values["data"]["train"]).unlink()
+    told = Told()
+    alone = evaluate(run, data=str(tmp_path / "new.jsonl"), settings=["metrics=[accuracy]"], listener=told)
+    assert [each["label"] for each in alone["details"]["classification"]["tuned"]["labels"]] == ["red"]
+    assert any("the labels are those of the judged rows alone" in line for line in told.warnings)
 
 
 def test_a_judge_is_asked_after_training_and_what_it_said_is_kept(

@@ -1,4 +1,4 @@
-"""What is printed below a verdict, from verdict.json: the probe, what else changed, and the worst slices.
+"""What is printed below a verdict, from verdict.json: the probe, what else changed, labels, and the worst slices.
 
 This module imports neither numpy nor torch.
 """
@@ -14,8 +14,14 @@ SHOWN = 3  # slices
 
 
 def lines_below(verdict: Mapping[str, Any]) -> list[str]:
-    """The lines of the probe, and one line about side effects; none if there was no probe and nothing changed."""
-    return [*probe_lines(verdict), *_effects(verdict.get("side_effects") or {})]
+    """The lines of the probe, one line about side effects, and those about labels and their calibration."""
+    details = verdict.get("details") or {}
+    return [
+        *probe_lines(verdict),
+        *_effects(verdict.get("side_effects") or {}),
+        *_labels(details.get("classification_by_likelihood") or {}),
+        *_calibration(details.get("calibration") or {}),
+    ]
 
 
 def slice_lines(verdict: Mapping[str, Any]) -> list[str]:
@@ -30,6 +36,36 @@ def slice_lines(verdict: Mapping[str, Any]) -> list[str]:
     ]
     more = f"; {len(found)} slices in all" if len(found) > SHOWN else ""
     return [f"Worst slices by {verdict['sliced_by']}: {', '.join(said)}{more}."]
+
+
+def _labels(sides: Mapping[str, Any]) -> list[str]:
+    """The labels that the tuned model knows worst, and what it takes most often for another; none if all is right."""
+    found = sides.get("tuned") or {"labels": [], "confusion": []}
+    worst = sorted((each for each in found["labels"] if each["rows"]), key=lambda each: (each["f1"], each["label"]))
+    wrong = [each for each in found["confusion"] if each["truth"] != each["answer"]]
+    wrong.sort(key=lambda each: (-each["rows"], each["truth"], each["answer"]))
+    if not wrong:
+        return []
+    said = ", ".join(f"{each['label']!r} {each['f1']:.2f} ({each['rows']} rows)" for each in worst[:SHOWN])
+    taken = ", ".join(f"{each['truth']!r} for {each['answer']!r} {each['rows']}x" for each in wrong[:SHOWN])
+    return [f"Labels by likelihood, tuned, lowest F1 first: {said}. Most often taken: {taken}."]
+
+
+def _calibration(found: Mapping[str, Any]) -> list[str]:
+    """Each model's calibration metrics with intervals, and its table: confidence -> share of right labels (rows)."""
+    lines = []
+    for side in ("base", "tuned"):
+        if (own := found.get(side)) is None:
+            continue
+        metrics = [
+            f"{name.replace('_', ' ')} {own[name]['value']:.3g} ({own[name]['interval'][0]:.3g} to "
+            f"{own[name]['interval'][1]:.3g})"
+            for name in ("calibration_error", "brier_score")
+            if name in own
+        ]
+        bins = [f"{each['confidence']:.2f} -> {each['right']:.2f} ({each['rows']})" for each in own["bins"]]
+        lines.append(f"Calibration, {side}: {', '.join(metrics)}. Confidence -> right (rows): {', '.join(bins)}.")
+    return lines
 
 
 def _effects(found: Mapping[str, Any]) -> list[str]:

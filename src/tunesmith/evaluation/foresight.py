@@ -10,7 +10,7 @@ from tunesmith.evaluation.statistics import foreseen
 from tunesmith.evaluation.task import Task
 from tunesmith.evaluation.verdict import POWER
 from tunesmith.evaluation.wording import foreseen_sentence
-from tunesmith.recipe.settings import CORPUS_METRICS, TOKEN_METRICS, EvaluationSettings
+from tunesmith.recipe.settings import CALIBRATION_METRICS, CORPUS_METRICS, TOKEN_METRICS, EvaluationSettings
 
 ASSUMED = (0.1, 0.3)  # shares of answers that only one of the two models has right: unknown before both are measured
 
@@ -30,7 +30,7 @@ def foresight(task: Task, settings: EvaluationSettings) -> str:
         numbers = [question.group for question in task.questions]
     rows, groups = len(numbers), len(set(numbers))
     confidence = settings.confidence
-    if not of_tokens and metric not in CORPUS_METRICS:
+    if not of_tokens and metric not in (*CORPUS_METRICS, *CALIBRATION_METRICS):
         shown = {share: foreseen(groups, confidence, share) for share in ASSUMED}
         return foreseen_sentence(metric, rows, groups, shown, confidence)
     sizes = (stats.norm.isf((1 - confidence) / 2) + stats.norm.ppf(POWER)) / math.sqrt(groups)

@@ -20,8 +20,9 @@ from tunesmith.evaluation.beginnings import beginning
 from tunesmith.evaluation.compare import Level, compare
 from tunesmith.evaluation.damage import signs
 from tunesmith.evaluation.endpoint import endpoint_of
+from tunesmith.evaluation.label_likelihoods import check_label_lengths, label_likelihoods, with_intervals
 from tunesmith.evaluation.metrics import judged
-from tunesmith.evaluation.metrics.answers import needs_answers, score_answers, text_metrics
+from tunesmith.evaluation.metrics.answers import likelihood_metrics, needs_answers, score_answers, text_metrics
 from tunesmith.evaluation.metrics.base import AnswerRows, EndsEarly, RowScores, Scores
 from tunesmith.evaluation.metrics.computed import computed_metrics
 from tunesmith.evaluation.metrics.tokens import Choices, TokenScores, row_losses
@@ -30,7 +31,7 @@ from tunesmith.evaluation.task import Question, Task
 from tunesmith.model.generate import PARTIAL_CHARACTER, Beginning, Generation, check_prompts, decode_text, generate
 from tunesmith.model.modes import random_state_kept
 from tunesmith.recipe.generation import GenerationSettings
-from tunesmith.recipe.settings import PAIR_METRICS, EvaluationSettings
+from tunesmith.recipe.settings import LIKELIHOOD_METRICS, PAIR_METRICS, EvaluationSettings
 from tunesmith.runs.progress import Advance, Listener, Silent
 
 SAMPLE_TOKENS = 48  # the longest answer that is sampled during training
@@ -80,6 +81,8 @@ class Judge:
         """Raises ModelError if a prompt is too long for the model, which would otherwise show after training."""
         count = None if needs_answers(self.settings) else self.settings.samples
         check_prompts(model, [question.prompt for question in self.task.questions[:count]], settings=self._decoding)
+        if likelihood_metrics(self.settings.metrics):
+            check_label_lengths(model, self.task.questions, self.task.labels)
 
     def token_scores(self, model: nn.Module, *, title: str, listener: Listener, keep_keys: bool = False) -> TokenScores:
         """Losses of every row, with progress. ``keep_keys``: for answers that go on from them."""
@@ -147,8 +150,36 @@ class Judge:
                 truths=[question.truth for question in self.task.questions],
                 prompts=[question.prompt_text for question in self.task.questions],
                 groups=[question.group for question in self.task.questions],
+                labels=self._label_texts,
             )
+        of_answers |= self._label_scores(model, name, listener)
         return Measured({**self.task.scores(tokens), **of_answers}, of_answers, made, computed)
+
+    def _label_scores(self, model: nn.Module, name: str, listener: Listener) -> dict[str, Scores]:
+        """The metrics of label likelihoods, if the recipe names some."""
+        metrics, done = likelihood_metrics(self.settings.metrics), 0
+        if not metrics:
+            return {}
+
+        def on_rows(completed: int) -> None:
+            nonlocal done
+            done += completed
+            advance(done, {})
+
+        with listener.task(f"{name}: labels", len(self.task.questions)) as advance:
+            rows = label_likelihoods(
+                model,
+                self.task.questions,
+                self.task.labels,
+                forms=self.settings.normalize,
+                stop_ids=self.stop_ids,
+                on_rows=on_rows,
+            )
+        return {metric.name: metric.scores(rows) for metric in metrics}
+
+    @property
+    def _label_texts(self) -> list[str]:
+        return [each.text for each in self.task.labels]
 
     def verdict(
         self,
@@ -190,10 +221,12 @@ class Judge:
         if computed:
             said = (f"{name} {pair['base']:.4g} -> {pair['tuned']:.4g}" for name, pair in computed.items())
             listener.say(f"{settings.compute_metrics}, base -> tuned: {', '.join(said)}")
-        found = {"compute_metrics": computed} if tuned.computed else {}
-        details = _details(before, tuned, verdict["metrics"])
+        found: dict[str, Any] = {"compute_metrics": computed} if tuned.computed else {}
+        level = Level(settings.confidence, settings.resamples, settings.seed)
+        details = with_intervals(_details(before, tuned, verdict["metrics"]), before.scores, tuned.scores, level)
         sliced = _sliced(task, before, tuned, verdict["decided_by"], settings)
-        whole = {**verdict, **found, **details, **_by_source(task, before, tuned), **sliced}
+        found |= {"details": details} if details else {}
+        whole = {**verdict, **found, **_by_source(task, before, tuned), **sliced}
         return whole, _samples(task, before, tuned, replies)
 
     def sample_answer(self, model: nn.Module) -> dict[str, Any]:
@@ -254,7 +287,7 @@ class Judge:
         judged_too = any(name in PAIR_METRICS for name in settings.metrics)
         if settings.whole_answers or settings.do_sample or judged_too:
             return []
-        truths = [question.truth for question in self.task.questions]
+        truths = [*(question.truth for question in self.task.questions), *self._label_texts]
         found = [metric.ends_early(truths) if isinstance(metric, EndsEarly) else None for metric in metrics]
         return [each for each in found if each is not None] if None not in found else []
 
@@ -328,15 +361,15 @@ def _signs(task: Task, base: Measured, tuned: Measured, *, whole: int | None) ->
     return {name: (before[name], after[name]) for name in after}
 
 
-def _details(base: Measured, tuned: Measured, metrics: Iterable[str]) -> dict[str, Any]:
-    """What metrics say beside their values, of both models: ``{details: {name: {base, tuned}}}``."""
+def _details(base: Measured, tuned: Measured, metrics: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What metrics say beside their values, of both models: ``{name: {base, tuned}}``."""
     found: dict[str, dict[str, Any]] = {}
     for side, measured in (("base", base), ("tuned", tuned)):
         for metric in metrics:
             scores = measured.scores.get(metric)
             for name, value in ({} if scores is None else scores.details).items():
                 found.setdefault(name, {})[side] = value
-    return {"details": found} if found else {}
+    return found
 
 
 def _by_source(task: Task, base: Measured, tuned: Measured) -> dict[str, Any]:
@@ -404,7 +437,8 @@ def _samples(
         if replies:
             line |= {"judge": list(replies[number])}
         for key, of in (("scores", tuned), *([] if base is None else [("base_scores", base)])):
-            if of.of_answers:
-                line[key] = {name: float(scores.of_rows[number]) for name, scores in of.of_answers.items()}
+            own = {name: scores for name, scores in of.of_answers.items() if name not in LIKELIHOOD_METRICS}
+            if own:
+                line[key] = {name: float(scores.of_rows[number]) for name, scores in own.items()}
         lines.append(line)
     return lines

@@ -130,7 +130,7 @@ def _slice(metric: str, by: str, name: str, base: Scores, tuned: Scores, level: 
         rows=len(tuned),
         base=found["base"],
         tuned=found["tuned"],
-        tuned_interval=_interval(metric, tuned, level),
+        tuned_interval=interval_of(metric, tuned, level),
         difference=found["difference"],
         interval=found["interval"],
         p_value=found["p_value"],
@@ -138,8 +138,8 @@ def _slice(metric: str, by: str, name: str, base: Scores, tuned: Scores, level: 
     )
 
 
-def _interval(metric: str, scores: Scores, level: Level) -> list[float]:
-    """The interval of one model's score."""
+def interval_of(metric: str, scores: Scores, level: Level) -> list[float]:
+    """The interval of one model's score: Wilson's of a rate, else that of the bootstrap."""
     groups = len(scores) if scores.groups is None else len(np.unique(scores.groups))
     if isinstance(scores, RowScores) and groups == len(scores) and _is_rate(scores):
         found = stats.binomtest(int(scores.total.sum()), len(scores)).proportion_ci(level.confidence, method="wilson")

@@ -13,12 +13,14 @@ from tunesmith.data.batches.layout import Batch, LayoutName, micro_batches
 from tunesmith.data.chat.template import Encoded
 from tunesmith.data.examples.message import SHAREGPT_ROLES
 from tunesmith.errors import DataError
-from tunesmith.evaluation.metrics.answers import all_text_metrics, check_truths, text_metrics
+from tunesmith.evaluation.label_set import Spelling, last_answer, without_stops
+from tunesmith.evaluation.metrics.answers import all_text_metrics, check_truths, likelihood_metrics
 from tunesmith.evaluation.metrics.base import Scores
+from tunesmith.evaluation.metrics.classification import MOST_LABELS
 from tunesmith.evaluation.metrics.preferences import Preferences, PreferenceScoring
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.model.generate import decode_text
-from tunesmith.recipe.settings import EvaluationSettings
+from tunesmith.recipe.settings import LABEL_METRICS, LIKELIHOOD_METRICS, EvaluationSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Task:
 
     ``sources`` are the row numbers of each source of a mixture. ``preferences`` is set by a preference objective. Then
     its examples are scored, and ``sources`` has the numbers of examples. ``text_bytes`` float64 [rows] are the bytes of
-    each row's supervised text.
+    each row's supervised text. ``labels`` are the different answers of training rows and of these rows, where they are
+    labels and a metric wants them.
     """
 
     rows: list[Encoded]
@@ -55,6 +58,7 @@ class Task:
     sources: Mapping[str, np.ndarray] = field(default_factory=dict)
     preferences: Preferences | None = None
     text_bytes: np.ndarray | None = None
+    labels: tuple[Spelling, ...] = ()
 
     @property
     def examples(self) -> int:
@@ -93,6 +97,7 @@ def make_task(
     objective: PreferenceScoring | None = None,
     labels: np.ndarray | None = None,
     raw_text: np.ndarray | None = None,
+    trained: Sequence[Spelling] = (),
 ) -> Task:
     """The task of some held-out rows: at most ``max_rows`` examples, drawn by seed.
 
@@ -107,6 +112,7 @@ def make_task(
         objective: the preference objective, if the run has one.
         labels: by example number, whether its answer is desirable; for an objective.
         raw_text: by example number, whether it is a document, which has no answer to ask for.
+        trained: the different answers of training rows, if a metric wants labels.
 
     Raises:
         DataError: a metric cannot score against one of the reference answers, or there is none to score.
@@ -124,14 +130,16 @@ def make_task(
     questions = [
         _question(last[number], tokenizer, stop_ids, int(groups[number]), place[id(last[number])]) for number in asked
     ]
-    if text_metrics(settings) and not questions:
+    of_answers = all_text_metrics(settings)
+    if (of_answers or likelihood_metrics([*settings.metrics, *settings.during])) and not questions:
         raise DataError(
             "No held-out row has an answer to compare",
             where="evaluation.metrics",
             why="All held-out rows are raw text.",
             remedy="Hold out conversations too, or judge by loss or perplexity.",
         )
-    check_truths(all_text_metrics(settings), [item.truth for item in questions], [item.source for item in questions])
+    spelled = _labels(questions, trained, settings)
+    check_truths(of_answers, [item.truth for item in questions], [item.source for item in questions])
     preferences = None
     if objective is not None:
         assert labels is not None
@@ -143,7 +151,38 @@ def make_task(
         questions,
         preferences=preferences,
         text_bytes=None if objective is not None else _text_bytes(laid_out, tokenizer),
+        labels=spelled,
     )
+
+
+def wants_labels(settings: EvaluationSettings) -> bool:
+    """Whether a metric, of the verdict or of validations, is of answers that are labels."""
+    return not {*LABEL_METRICS}.isdisjoint([*settings.metrics, *settings.during])
+
+
+def _labels(
+    questions: Sequence[Question], trained: Sequence[Spelling], settings: EvaluationSettings
+) -> tuple[Spelling, ...]:
+    """The labels of the task, if a metric wants any; none if they are too many, which only some metrics refuse.
+
+    Raises:
+        DataError: a metric of their likelihoods would have too many of them.
+    """
+    if not wants_labels(settings):
+        return ()
+    own = {Spelling(question.truth, question.reference) for question in questions}
+    found = tuple(sorted({*trained, *own}, key=lambda each: each.ids))
+    if len(found) <= MOST_LABELS:
+        return found
+    of_likelihoods = sorted({*settings.metrics, *settings.during} & {*LIKELIHOOD_METRICS})
+    if of_likelihoods:
+        raise DataError(
+            f"The reference answers cannot be judged by {of_likelihoods[0]}",
+            where="evaluation.metrics",
+            why=f"With those of training rows they are more than {MOST_LABELS:,} different texts, the most that fit.",
+            remedy=f"Take {of_likelihoods[0]} out, or name a metric of generated answers, such as exact_match.",
+        )
+    return ()
 
 
 def _text_bytes(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
@@ -160,13 +199,9 @@ def _question(
     row: Encoded, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], group: int, place: int
 ) -> Question:
     """The last run of supervised tokens is the answer, and all tokens before it are the prompt."""
-    end = int(np.flatnonzero(row.supervised)[-1]) + 1
-    before = np.flatnonzero(~row.supervised[:end])
-    start = int(before[-1]) + 1 if len(before) else 0
+    start, end = last_answer(row)
     reference = tuple(row.ids[start:end].tolist())
-    answer = list(reference)
-    while answer and answer[-1] in stop_ids:
-        answer.pop()
+    answer = without_stops(reference, stop_ids)
     prompt = row.ids[:start].tolist()
     return Question(
         prompt=prompt,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.evaluation.verdict import POWER, STARTED_FROM
-from tunesmith.recipe.settings import LOWER_IS_BETTER, TOKEN_METRICS
+from tunesmith.recipe.settings import CALIBRATION_METRICS, LOWER_IS_BETTER, TOKEN_METRICS
 
 SIGNS = {"unfinished": "do not end", "repetition": "end in repetition"}
 ALONE = ("loss", "perplexity")
@@ -16,7 +16,7 @@ ALONE = ("loss", "perplexity")
 
 def lower_is_better(name: str) -> bool:
     """Whether a lower value of a metric of a verdict is better."""
-    return name in LOWER_IS_BETTER or name in SIGNS
+    return name in (*LOWER_IS_BETTER, *CALIBRATION_METRICS, *SIGNS)
 
 
 def sentence(verdict: Mapping[str, Any]) -> str:

@@ -85,10 +85,8 @@ def label_logprobs(
     Raises:
         ModelError: a prompt is empty or too long for the model, memory ran out, or a value is not finite.
     """
-    assert labels and all(len(label) for label in labels), "labels have tokens"
-    longest, limit = max(len(label) for label in labels), position_limit(model)
-    for number, prompt in enumerate(prompts, start=1):
-        _check_length(number, len(prompt), longest, limit)
+    check_labels(model, prompts, labels)
+    longest = max(len(label) for label in labels)
     if not len(prompts):
         return np.empty((0, len(labels)))
     device = inner_model(model).device
@@ -107,6 +105,14 @@ def label_logprobs(
             remedy="Use model.dtype float32 or bfloat16; after training, lower training.learning_rate.",
         )
     return found
+
+
+def check_labels(model: nn.Module, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> None:
+    """Raises ModelError if a prompt is empty, or with the longest label too long for the model. Nothing is computed."""
+    assert labels and all(len(label) for label in labels), "labels have tokens"
+    longest, limit = max(len(label) for label in labels), position_limit(model)
+    for number, prompt in enumerate(prompts, start=1):
+        _check_length(number, len(prompt), longest, limit)
 
 
 def _check_length(number: int, prompt: int, label: int, limit: int | None) -> None:

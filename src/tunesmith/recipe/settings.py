@@ -25,7 +25,11 @@ SELECTING = (
     "early_stopping_threshold",
 )  # fmt: skip
 PREFERENCE_METRICS = ("preference_accuracy", "reward_accuracy", "reward_margin")  # of pairs of answers
-CORPUS_METRICS = ("bleu", "chrf", "macro_f1", "json_field_f1")  # no mean over the scores of the rows
+# No mean over the scores of the rows:
+CORPUS_METRICS = ("bleu", "chrf", "macro_f1", "likelihood_macro_f1", "json_field_f1")
+CALIBRATION_METRICS = ("brier_score", "calibration_error")  # of label likelihoods; lower is better
+LIKELIHOOD_METRICS = ("likelihood_accuracy", "likelihood_macro_f1", *CALIBRATION_METRICS)  # nothing is generated
+LABEL_METRICS = ("accuracy", "macro_f1", *LIKELIHOOD_METRICS)  # of answers that are labels
 PAIR_METRICS = ("judge",)  # of the answers of both models together
 METRICS_OF_LOGITS: dict[str, tuple[str, ...]] = {  # by objective
     "sft": TOKEN_METRICS,
@@ -285,6 +289,8 @@ class TrainingSettings(Settings):
             return self.greater_is_better
         if ":" in self.metric_for_best_model:  # a function that scores answers, whatever it is called
             return True
+        if self.metric_for_best_model in CALIBRATION_METRICS:
+            return False
         return not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
 
 
@@ -411,8 +417,11 @@ class Recipe(Settings):
                 f"use {', '.join(known)}, or what a function under evaluation.compute_metrics gives"
             )
         if metric in self.evaluation.during:
-            if self.training.greater_is_better is False:
-                raise ValueError(f"greater_is_better: false contradicts metric_for_best_model: {metric}")
+            greater, lower = self.training.greater_is_better, metric in CALIBRATION_METRICS
+            if greater is lower:
+                raise ValueError(
+                    f"greater_is_better: {str(greater).lower()} contradicts metric_for_best_model: {metric}"
+                )
         elif metric not in known and self.evaluation.compute_metrics is None:
             raise ValueError(
                 f"training.metric_for_best_model: {metric} is not known at a validation; use {', '.join(known)}, a "

@@ -109,6 +109,8 @@ def verdict_fault(found: Any) -> str | None:
         and all(isinstance(each, Mapping) and _is_slice(each) for each in found["slices"])
     ):
         return "slices is not a list of comparisons."
+    if found.get("details") is not None and (fault := details_fault(found["details"])):
+        return f"details: {fault}"
     if found.get("trained_on") is not None and not _is_count(found["trained_on"]):
         return "trained_on is not a number of rows."
     if "selection" in found and not _is_count(found.get("step")):
@@ -160,6 +162,19 @@ def effects_fault(found: Any) -> str | None:
         if not isinstance(each, Mapping) or not _is_compared(each) or not isinstance(each.get("changed"), bool):
             return f"{name} is not a comparison of two models."
     return None if _is_number(found["length"].get("truth")) else "length has no truth."
+
+
+def details_fault(found: Any) -> str | None:
+    """Of what is shown of labels and their calibration."""
+    if not isinstance(found, Mapping):
+        return "It is not an object."
+    for name, is_shown in (("classification_by_likelihood", _is_report), ("calibration", _is_table)):
+        sides = found.get(name) or {}
+        if not isinstance(sides, Mapping) or not all(
+            isinstance(sides[side], Mapping) and is_shown(sides[side]) for side in ("base", "tuned") if side in sides
+        ):
+            return f"{name} is not what it is called."
+    return None
 
 
 def evaluation_fault(found: Any) -> str | None:
@@ -299,6 +314,34 @@ def _is_slice(found: Mapping[str, Any]) -> bool:
     own = {"interval": found.get("tuned_interval")}
     texts = isinstance(found.get("by"), str) and isinstance(found.get("name"), str)
     return texts and _is_count(found.get("rows")) and _is_compared(found) and _is_compared({**found, **own})
+
+
+def _is_report(found: Mapping[str, Any]) -> bool:
+    """Whether it is a report on labels."""
+    labels, cells = found.get("labels"), found.get("confusion")
+    if not isinstance(labels, list) or not isinstance(cells, list):
+        return False
+    if not all(isinstance(each, Mapping) and _is_count(each.get("rows")) for each in (*labels, *cells)):
+        return False
+    named = all(isinstance(each.get("label"), str) and _is_number(each.get("f1")) for each in labels)
+    return named and all(isinstance(each.get(key), str) for each in cells for key in ("truth", "answer"))
+
+
+def _is_table(found: Mapping[str, Any]) -> bool:
+    """Whether it is a table of reliability, with what calibration metrics there are."""
+    bins = found.get("bins")
+    if not isinstance(bins, list) or not all(
+        isinstance(each, Mapping) and _is_count(each.get("rows")) for each in bins
+    ):
+        return False
+    for name in ("calibration_error", "brier_score"):
+        own = found.get(name, {"value": 0.0, "interval": [0.0, 0.0]})
+        if not isinstance(own, Mapping) or not _is_number(own.get("value")):
+            return False
+        interval = own.get("interval")
+        if not isinstance(interval, list) or len(interval) != 2 or not all(map(_is_number, interval)):
+            return False
+    return all(_is_number(each.get(name)) for each in bins for name in ("confidence", "right"))
 
 
 def _is_count(value: Any) -> bool:

@@ -13,7 +13,8 @@ from tunesmith.data.corpus import Corpus
 from tunesmith.data.encoded_rows import EncodedRows
 from tunesmith.data.survey import Survey
 from tunesmith.errors import DataError
-from tunesmith.evaluation.task import Task, make_task
+from tunesmith.evaluation.label_set import Spelling, spellings
+from tunesmith.evaluation.task import Task, make_task, wants_labels
 from tunesmith.recipe.settings import Recipe
 from tunesmith.training.objectives.table import preference_objective
 
@@ -25,6 +26,7 @@ def make_tasks(
     *,
     tokenizer: PreTrainedTokenizerBase,
     stops: tuple[int, ...],
+    trained: Sequence[Spelling] | None = None,
 ) -> tuple[Task | None, Task | None]:
     """The task that judges, and the task that selects the step to judge, if the recipe asks for that.
 
@@ -32,9 +34,15 @@ def make_tasks(
     bit of the hash that splits them, so that rows of the same prompt are in the same half. Raw text is judged by its
     tokens only.
 
+    Args:
+        trained: the different answers of the rows that a run was trained on; None: those of the corpus.
+
     Raises:
         DataError: a half is empty, or a metric cannot score a reference answer.
     """
+
+    if trained is None:
+        trained = trained_answers(survey, corpus, recipe, tokenizer=tokenizer, stops=stops)
 
     def task_of(rows: Sequence[Encoded]) -> Task:
         task = make_task(
@@ -46,6 +54,7 @@ def make_tasks(
             objective=preference_objective(recipe),
             labels=corpus.labels,
             raw_text=survey.scan.raw_text,
+            trained=trained,
         )
         return replace(task, sources=_rows_by_source(survey, task))
 
@@ -66,6 +75,22 @@ def make_tasks(
             remedy="Hold out more rows, give data.test, or use neither load_best_model_at_end nor early stopping.",
         )
     return task_of(judging), task_of(selecting)
+
+
+def trained_answers(
+    survey: Survey, corpus: Corpus, recipe: Recipe, *, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]
+) -> tuple[Spelling, ...]:
+    """The different answers of the training rows, one of each example; none if no metric wants labels.
+
+    Of an example with several rows it is the last answer, and of a chosen and a rejected one the chosen.
+    """
+    if not wants_labels(recipe.evaluation):
+        return ()
+    examples = corpus.train.examples  # [rows]: rows of one example follow each other
+    changes = np.diff(examples) != 0
+    own = np.append(True, changes) if preference_objective(recipe) else np.append(changes, True)
+    chosen = np.flatnonzero(own[: len(examples)] & ~survey.scan.raw_text[examples])
+    return spellings(corpus.train.select(chosen), tokenizer, stops)
 
 
 def _examples(rows: EncodedRows) -> int:

@@ -12,19 +12,22 @@ from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.survey import check_metrics, only_held_out, survey_rows
 from tunesmith.deploy.tuned import Tuned, find_target
 from tunesmith.deploy.tuned import load as load_tuned
+from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.advice import advice
 from tunesmith.evaluation.compare import Level
 from tunesmith.evaluation.held_out_recipe import evaluation_recipe, no_rows_to_judge, typed_names
 from tunesmith.evaluation.judge import Judge
+from tunesmith.evaluation.label_set import Spelling
 from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.probe.asking import probe_pass
 from tunesmith.evaluation.probe.items import probe_of
 from tunesmith.evaluation.side_effects import side_effects
-from tunesmith.evaluation.task import task_batches
+from tunesmith.evaluation.task import task_batches, wants_labels
 from tunesmith.evaluation.training_answers import training_answers
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.paths import local, shown
+from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import Fingerprint, allowed_kinds, settle
 from tunesmith.runs.folder import Run
@@ -41,7 +44,7 @@ from tunesmith.workflows.given_data import given
 from tunesmith.workflows.in_python import remedies_in_python
 from tunesmith.workflows.places import check_rows
 from tunesmith.workflows.same_run import data_changes, probe_changes
-from tunesmith.workflows.trained_rows import rows_trained_on
+from tunesmith.workflows.trained_rows import labels_trained_on, rows_trained_on
 
 FROM_PYTHON = "rows given in Python"  # what stands for the name of a file that is gone when they are judged
 
@@ -156,7 +159,14 @@ def _evaluate(
             changes += settle(found_changes, allowed, where=str(run.folder), listener=listener, otherwise=otherwise)
         check_metrics(recipe.evaluation.metrics, survey)
         corpus = encode_corpus(survey, tuned.template, listener=listener)
-        task, _ = make_tasks(survey, corpus, recipe, tokenizer=tuned.tokenizer, stops=tuned.stop_ids)
+        task, _ = make_tasks(
+            survey,
+            corpus,
+            recipe,
+            tokenizer=tuned.tokenizer,
+            stops=tuned.stop_ids,
+            trained=None if data is None else _labels_of_run(tuned, found.recipe, recipe, listener),
+        )
         if task is None:
             raise no_rows_to_judge(str(target), "The run held no rows out (data.eval is 0).")
         budget = micro_batch_tokens(tuned.device, max(len(row.ids) for row in task.rows))
@@ -197,6 +207,22 @@ def _evaluate(
         kept = {"target": str(target), "settings": typed, **judged}
         _keep(tuned.target.run, kept, samples, answered, listener)
     return judged
+
+
+def _labels_of_run(
+    tuned: Tuned, stored: Recipe | None, judged: Recipe, listener: Listener
+) -> tuple[Spelling, ...] | None:
+    """The answers of a run's training rows, if a metric wants labels; None where they cannot be had."""
+    if not wants_labels(judged.evaluation) or tuned.target.run is None or stored is None:
+        return None
+    asked = stored.with_values(evaluation={"metrics": judged.evaluation.metrics, "during": []})
+    try:
+        return labels_trained_on(tuned.target.run, asked, tuned.template, stops=tuned.stop_ids)
+    except TunesmithError as error:
+        listener.warn(
+            f"the labels are those of the judged rows alone, because the training rows cannot be had: {error.what}"
+        )
+        return None
 
 
 def _keep(

@@ -1,17 +1,21 @@
-"""How many of the rows that a run is judged on it was trained on."""
+"""What a run was trained on: how many of the rows that it is judged on, and which labels."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.data.checks.scan import first_of
+from tunesmith.data.corpus import encode_corpus
 from tunesmith.data.placement import OUTCOME
 from tunesmith.data.survey import survey_rows
 from tunesmith.errors import RunError, TunesmithError
+from tunesmith.evaluation.label_set import Spelling
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run
-from tunesmith.runs.progress import Listener
+from tunesmith.runs.progress import Listener, Silent
+from tunesmith.training.tasks import trained_answers
 from tunesmith.workflows.places import check_rows
 from tunesmith.workflows.same_run import data_changes
 
@@ -38,6 +42,28 @@ def rows_trained_on(run: Run, stored: Recipe, source: SourceSettings, listener: 
             "on them says little about new rows"
         )
     return found
+
+
+def labels_trained_on(
+    run: Run, stored: Recipe, template: ChatTemplate, *, stops: tuple[int, ...]
+) -> tuple[Spelling, ...]:
+    """The different answers of the rows that a run was trained on, if they can be labels.
+
+    Args:
+        run: whose training rows are read again.
+        stored: the run's recipe, with the metrics that want labels.
+        template: of the run.
+        stops: token ids that end an answer.
+
+    Raises:
+        TunesmithError: the rows cannot be had, or are others than when the run began.
+    """
+    check_rows(run, stored)
+    survey = survey_rows(stored.data, seed=stored.training.seed, objective=stored.objective.name)
+    if data_changes(run, survey):
+        raise RunError("the files that it was trained on have changed since")
+    corpus = encode_corpus(survey, template, listener=Silent())
+    return trained_answers(survey, corpus, stored, tokenizer=template.tokenizer, stops=stops)
 
 
 def _counted(run: Run, stored: Recipe, source: SourceSettings) -> tuple[int, int]:

@@ -7,7 +7,7 @@ Names and reference answers are checked before training, so this module does not
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.endpoint import endpoint_of
@@ -21,6 +21,8 @@ from tunesmith.evaluation.metrics.base import (
     Scores,
     TextMetric,
 )
+from tunesmith.evaluation.metrics.by_likelihood import ByLikelihood, LikelihoodMetric
+from tunesmith.evaluation.metrics.calibration import BrierScore, CalibrationError
 from tunesmith.evaluation.metrics.classification import LabelMetric
 from tunesmith.evaluation.metrics.edit_similarity import EditSimilarity
 from tunesmith.evaluation.metrics.exact_match import ExactMatch
@@ -30,7 +32,13 @@ from tunesmith.evaluation.metrics.regex_match import RegexMatch
 from tunesmith.evaluation.metrics.rouge import Rouge
 from tunesmith.evaluation.metrics.translation import Bleu, ChrF
 from tunesmith.evaluation.metrics.user_functions import function_metric, import_function
-from tunesmith.recipe.settings import PAIR_METRICS, PREFERENCE_METRICS, TOKEN_METRICS, EvaluationSettings
+from tunesmith.recipe.settings import (
+    LIKELIHOOD_METRICS,
+    PAIR_METRICS,
+    PREFERENCE_METRICS,
+    TOKEN_METRICS,
+    EvaluationSettings,
+)
 
 METRICS: dict[str, Callable[[EvaluationSettings], TextMetric]] = {
     "exact_match": lambda settings: ExactMatch(settings.normalize),
@@ -51,7 +59,13 @@ METRICS: dict[str, Callable[[EvaluationSettings], TextMetric]] = {
     "edit_similarity": lambda _: EditSimilarity(),
     "answer_length": lambda _: AnswerLength(),
 }
-_NOT_OF_ONE_ANSWER = (*TOKEN_METRICS, *PREFERENCE_METRICS, *PAIR_METRICS)
+LIKELIHOODS: dict[str, Callable[[], LikelihoodMetric]] = {
+    "likelihood_accuracy": lambda: ByLikelihood("accuracy"),
+    "likelihood_macro_f1": lambda: ByLikelihood("macro_f1"),
+    "brier_score": BrierScore,
+    "calibration_error": CalibrationError,
+}
+_NOT_OF_ONE_ANSWER = (*TOKEN_METRICS, *PREFERENCE_METRICS, *LIKELIHOOD_METRICS, *PAIR_METRICS)
 
 
 def check_metrics_exist(settings: EvaluationSettings) -> None:
@@ -60,6 +74,7 @@ def check_metrics_exist(settings: EvaluationSettings) -> None:
     Functions are imported and their parameters are checked.
     """
     all_text_metrics(settings)
+    likelihood_metrics([*settings.metrics, *settings.during])
 
 
 def check_names(settings: EvaluationSettings) -> None:
@@ -93,6 +108,11 @@ def all_text_metrics(settings: EvaluationSettings) -> list[TextMetric]:
     return [found[name] for name in dict.fromkeys(name for _, names in _named(settings) for name in names)]
 
 
+def likelihood_metrics(names: Iterable[str]) -> list[LikelihoodMetric]:
+    """Those of some metrics that score the likelihood of labels. Raises RecipeError if a package is not installed."""
+    return [LIKELIHOODS[name]() for name in names if name in LIKELIHOODS]
+
+
 def _named(settings: EvaluationSettings) -> list[tuple[str, list[str]]]:
     """The metrics of answers that a recipe names, by its keys."""
     named = ((METRICS_KEY, settings.metrics), (DURING_KEY, settings.during))
@@ -101,7 +121,8 @@ def _named(settings: EvaluationSettings) -> list[tuple[str, list[str]]]:
 
 def needs_answers(settings: EvaluationSettings) -> bool:
     """Whether every question has to be answered: by a metric of answers, or of both models' answers."""
-    return any(name not in (*TOKEN_METRICS, *PREFERENCE_METRICS) for name in settings.metrics)
+    without = (*TOKEN_METRICS, *PREFERENCE_METRICS, *LIKELIHOOD_METRICS)
+    return any(name not in without for name in settings.metrics)
 
 
 def check_truths(metrics: Sequence[TextMetric], truths: Sequence[str], sources: Sequence[str]) -> None:
@@ -132,13 +153,14 @@ def score_answers(
     truths: Sequence[str],
     prompts: Sequence[str],
     groups: Sequence[int] | None = None,
+    labels: Sequence[str] = (),
 ) -> dict[str, Scores]:
     """Every metric on every row, by name. Reference answers have passed ``check_truths``.
 
     Raises:
         RecipeError: a user's function failed. The message names the row, counted from 1.
     """
-    rows = AnswerRows(answers, truths, prompts, groups)
+    rows = AnswerRows(answers, truths, prompts, groups, labels)
     return {metric.name: metric.scores(rows) for metric in metrics}
 
 

@@ -89,12 +89,16 @@ class TextMetric(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AnswerRows:
-    """What a metric of answers knows: a model's answers, the reference answers, the prompts; and groups int [rows]."""
+    """What a metric of answers knows: a model's answers, the reference answers, the prompts; and groups int [rows].
+
+    ``labels`` are answers of training rows that are labels, too.
+    """
 
     answers: Sequence[str]
     truths: Sequence[str]
     prompts: Sequence[str]
     groups: Sequence[int] | None = None
+    labels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         assert len(self.answers) == len(self.truths) == len(self.prompts), "one answer a row"
@@ -192,7 +196,7 @@ class EndsEarly(TextMetric, Protocol):
         The beginning itself is one of them. Where that is not sure the function says no. None: it never is.
 
         Args:
-            truths: the reference answers of all rows.
+            truths: the reference answers of all rows, and of training rows that are labels.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Answers that are labels: accuracy and macro F1, with each label's figures and the confusion matrix.
 
 A prediction is the number of a label. It comes from an answer (``predicted_by_answers``) or from the likelihood of each
-label (``predicted_by_likelihood``), and ``label_scores`` makes the metrics of it.
+label (``predicted_by_likelihood``; by_likelihood.py), and ``label_scores`` makes the metrics of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LabelMetricName = Literal["accuracy", "macro_f1"]
 
 
 class LabelMetric:
-    """Whether the answer is the right one of the labels. The labels are the different truths of the rows.
+    """Whether the answer is the right one of the labels. These are the different truths of the rows and training rows.
 
     ``accuracy`` is the share of right answers. ``macro_f1`` is the mean of the F1 of each label, whatever its number of
     rows. An answer that is none of the labels is wrong. Labels are compared as exact_match compares texts.
@@ -56,7 +56,7 @@ class LabelMetric:
 
     def scores(self, rows: AnswerRows) -> Scores:
         """Of the answers as they were generated."""
-        labels = labels_of(rows.truths, self.forms)
+        labels = labels_of([*rows.truths, *rows.labels], self.forms)
         predicted = predicted_by_answers(rows.answers, labels, self.forms)
         truths = label_numbers(rows.truths, labels, self.forms)
         return label_scores(self.name, predicted, truths, labels, rows.group_numbers)
@@ -91,18 +91,21 @@ def label_scores(
     truths: np.ndarray,
     labels: Sequence[str],
     groups: np.ndarray | None = None,
+    *,
+    key: str = "classification",
 ) -> Scores:
     """A metric of predicted labels, with scikit-learn's report on them as details.
 
     Args:
-        name: of the metric.
+        name: of the metric, when it is of answers.
         predicted: int [rows], numbers of labels; ``len(labels)`` is none of them.
         truths: int [rows], numbers of labels.
         labels: their names.
         groups: as in RowScores.
+        key: of the report in the details.
     """
     right = (predicted == truths).astype(np.float64)  # [rows]
-    details = {"classification": _report(predicted, truths, labels)}
+    details = {key: _report(predicted, truths, labels)}
     if name == "accuracy":
         return RowScores(right, np.ones_like(right), groups, details)
     statistics = np.zeros((len(truths), 3, len(labels) + 1))  # [rows, (tp, fp, fn), labels and none]
