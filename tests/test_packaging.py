@@ -25,6 +25,8 @@ DATA_FILES = [
     "src/tunesmith/data/report/ledger.html.j2",
     "src/tunesmith/data/report/page.html.j2",
     "src/tunesmith/deploy/report/run.html.j2",
+    "src/tunesmith/evaluation/divergence/prompts.jsonl",
+    "src/tunesmith/evaluation/divergence/texts.jsonl",
     "src/tunesmith/evaluation/probe/items.jsonl",
     "src/tunesmith/runs/pages/macros.html.j2",
     "src/tunesmith/runs/pages/shell.html.j2",

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tunesmith.evaluation.damage import rose
 from tunesmith.evaluation.verdict import Advice
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.samples import by_label, is_wrong, one_line
@@ -46,6 +47,7 @@ def advice(
         *_learning_rate(found.get("learning_rate"), recipe, 1 / 3),
         *_learning_rate(None if "learning_rate" in found else found.get("flat"), recipe, 3.0),
         *_overfitting(found.get("overfitting"), verdict),
+        *_forgetting(verdict, recipe),
         *_cut_off(verdict, samples, recipe),
         *_contradictions(samples),
         *_few_of_a_label(samples, trained_labels or {}),
@@ -67,6 +69,20 @@ def _overfitting(found: Symptom | None, verdict: Mapping[str, Any]) -> Iterator[
     if found is not None and "selection" not in verdict:
         command = f"tunesmith train RUN/recipe.yaml training.load_best_model_at_end=true {OTHER_RUN}"
         yield Advice(reason="overfitting", text=_measured(found), command=command)
+
+
+def _forgetting(verdict: Mapping[str, Any], recipe: Recipe) -> Iterator[Advice]:
+    """General text became less likely than it was for the base, by more than what may be harmless."""
+    general = (verdict.get("divergence") or {}).get("general")
+    if general is None or general["loss"]["verdict"] != "worse":
+        return
+    base, tuned = general["loss"]["base"], general["loss"]["tuned"]
+    if rose("loss", base, tuned):
+        text = f"General text became less likely: its loss rose from {base:.3g} to {tuned:.3g}, and predictions moved "
+        text += f"by {general['kl']:.2g} nats per token from the base's. Lower the learning rate, or mix in general "
+        text += "rows (docs/probe.md)."
+        command = f"tunesmith train RUN/recipe.yaml training.learning_rate={recipe.learning_rate / 3:.2g} {OTHER_RUN}"
+        yield Advice(reason="forgetting", text=text, command=command)
 
 
 def _cut_off(verdict: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], recipe: Recipe) -> Iterator[Advice]:

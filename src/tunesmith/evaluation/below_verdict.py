@@ -1,4 +1,4 @@
-"""What is printed below a verdict, from verdict.json: the probe, what else changed, labels, and the worst slices.
+"""What is printed below a verdict, from verdict.json: what the training broke, what else changed, labels and slices.
 
 This module imports neither numpy nor torch.
 """
@@ -8,16 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tunesmith.evaluation.divergence.wording import divergence_lines
 from tunesmith.evaluation.probe.wording import probe_lines
 
 SHOWN = 3  # slices
 
 
 def lines_below(verdict: Mapping[str, Any]) -> list[str]:
-    """The lines of the probe, one line about side effects, and those about labels and their calibration."""
+    """The lines of the probe, of the divergence, of memorisation, of side effects, and of labels and their calibration.
+
+    There are none for what was not measured. Side effects have a line only where something changed.
+    """
     details = verdict.get("details") or {}
     return [
         *probe_lines(verdict),
+        *divergence_lines(verdict),
+        *_memorisation(verdict.get("memorisation")),
         *_effects(verdict.get("side_effects") or {}),
         *_labels(details.get("classification_by_likelihood") or {}),
         *_calibration(details.get("calibration") or {}),
@@ -66,6 +72,21 @@ def _calibration(found: Mapping[str, Any]) -> list[str]:
         bins = [f"{each['confidence']:.2f} -> {each['right']:.2f} ({each['rows']})" for each in own["bins"]]
         lines.append(f"Calibration, {side}: {', '.join(metrics)}. Confidence -> right (rows): {', '.join(bins)}.")
     return lines
+
+
+def _memorisation(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    rows, beside = found["rows"], found["held_out"]
+    tuned, base = (round(found[name] * rows) for name in ("tuned", "base"))
+    control = f"base: {base}"
+    if beside is not None:
+        control += f"; of held-out rows: {round(beside['tuned'] * beside['rows'])} of {beside['rows']}"
+    outcome = "The tuned model has memorised rows." if found["memorised"] else "No evidence of memorised rows."
+    return [
+        f"Memorisation: {tuned} of {rows} training rows come back word for word from their first "
+        f"{found['first_tokens']} tokens ({control}). {outcome}"
+    ]
 
 
 def _effects(found: Mapping[str, Any]) -> list[str]:

@@ -349,6 +349,14 @@ class EvaluationSettings(Settings):
         default=False,
         description="ask both models the questions of the built-in probe (true) or of a file, to see what was lost",
     )
+    divergence: bool = Field(
+        default=False,
+        description="measure how far the predictions moved from the base's on general text and on its own answers",
+    )
+    memorisation: bool = Field(
+        default=False,
+        description="count training rows that come back word for word from their first tokens",
+    )
 
     @model_validator(mode="after")
     def _sampling_is_on(self) -> EvaluationSettings:

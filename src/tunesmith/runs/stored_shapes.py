@@ -103,6 +103,9 @@ def verdict_fault(found: Any) -> str | None:
         return f"probe: {fault}"
     if found.get("side_effects") is not None and (fault := effects_fault(found["side_effects"])):
         return f"side_effects: {fault}"
+    for name, fault_of in (("divergence", divergence_fault), ("memorisation", memorisation_fault)):
+        if found.get(name) is not None and (fault := fault_of(found[name])):
+            return f"{name}: {fault}"
     if found.get("slices") is not None and not (
         isinstance(found["slices"], list)
         and isinstance(found.get("sliced_by"), str)
@@ -175,6 +178,45 @@ def details_fault(found: Any) -> str | None:
         ):
             return f"{name} is not what it is called."
     return None
+
+
+def divergence_fault(found: Any) -> str | None:
+    """Of the divergence from the base."""
+    if not isinstance(found, Mapping) or not _is_number(found.get("confidence")):
+        return "It lacks confidence."
+    for name in ("general", "own_answers"):
+        each = found.get(name)
+        if each is None:
+            continue
+        if not isinstance(each, Mapping) or not (_is_count(each.get("texts")) and _is_count(each.get("tokens"))):
+            return f"{name} lacks texts or tokens."
+        if not (_is_number(each.get("kl")) and _is_number(each.get("changed")) and _is_interval(each.get("interval"))):
+            return f"{name} lacks kl, changed or interval."
+    if (general := found.get("general")) is None:
+        return None
+    loss, perplexity, groups = (general.get(name) for name in ("loss", "perplexity", "by"))
+    if not isinstance(loss, Mapping) or not _is_compared(loss) or not isinstance(loss.get("verdict"), str):
+        return "general.loss is not a comparison of two models."
+    if not isinstance(perplexity, Mapping) or not all(_is_number(perplexity.get(name)) for name in ("base", "tuned")):
+        return "general.perplexity is not of two models."
+    named = isinstance(groups, list) and all(
+        isinstance(each, Mapping) and isinstance(each.get("name"), str) and _is_number(each.get("kl"))
+        for each in groups
+    )
+    return None if named else "general.by is not a list of groups."
+
+
+def memorisation_fault(found: Any) -> str | None:
+    """Of the training rows that come back."""
+    if not isinstance(found, Mapping) or not _is_compared(found) or not isinstance(found.get("memorised"), bool):
+        return "It is not a comparison of two models."
+    if not (_is_count(found.get("rows")) and _is_count(found.get("first_tokens"))):
+        return "It lacks rows or first_tokens."
+    beside = found.get("held_out")
+    if beside is None:
+        return None
+    whole = isinstance(beside, Mapping) and _is_count(beside.get("rows")) and _is_number(beside.get("tuned"))
+    return None if whole else "held_out lacks rows or tuned."
 
 
 def evaluation_fault(found: Any) -> str | None:
@@ -305,9 +347,13 @@ def _said_fault(found: Mapping[str, Any]) -> str | None:
 
 
 def _is_compared(values: Mapping[str, Any]) -> bool:
-    interval = values.get("interval")
-    ends = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
-    return ends and all(_is_number(values.get(name)) for name in ("base", "tuned", "difference"))
+    return _is_interval(values.get("interval")) and all(
+        _is_number(values.get(name)) for name in ("base", "tuned", "difference")
+    )
+
+
+def _is_interval(found: Any) -> bool:
+    return isinstance(found, list) and len(found) == 2 and all(map(_is_number, found))
 
 
 def _is_slice(found: Mapping[str, Any]) -> bool:

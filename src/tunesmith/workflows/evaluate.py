@@ -20,9 +20,9 @@ from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.label_set import Spelling
 from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
-from tunesmith.evaluation.probe.asking import probe_pass
 from tunesmith.evaluation.probe.items import probe_of
 from tunesmith.evaluation.side_effects import side_effects
+from tunesmith.evaluation.side_passes import TrainedRows, side_passes
 from tunesmith.evaluation.task import task_batches, wants_labels
 from tunesmith.evaluation.training_answers import training_answers
 from tunesmith.planning.budget import micro_batch_tokens
@@ -172,21 +172,28 @@ def _evaluate(
         budget = micro_batch_tokens(tuned.device, max(len(row.ids) for row in task.rows))
         # Prefixes are shared only if training has probed that: not for a plain model or an adapter made elsewhere.
         probed = recipe.training.layout in ("tree", "packed")
-        batches = task_batches(task, budget=budget, layout="tree" if probed else "padded")
-        judge = Judge(task, batches, tuned.tokenizer, tuned.stop_ids, recipe.evaluation)
+        layout = "tree" if probed else "padded"
+        judge = Judge(
+            task,
+            task_batches(task, budget=budget, layout=layout),
+            tuned.tokenizer,
+            tuned.stop_ids,
+            recipe.evaluation,
+        )
         judge.check_questions(tuned.model)
-        questions = probe_pass(
+        aside = side_passes(
             recipe.evaluation,
             template=tuned.template,
             tokenizer=tuned.tokenizer,
             stop_ids=tuned.stop_ids,
             listener=listener,
+            budget=budget,
+            layout=layout,
+            rows=TrainedRows(corpus.train, corpus.held_out, corpus.together) if data is None else None,
         )
-        if questions is not None:
-            questions.check(tuned.model)
+        aside.check(tuned.model)
         base, name = tuned.reference()
-        if questions is not None and base is not None:
-            base = questions.after(base)
+        base = None if base is None else aside.after(base)
         with memory_faults():
             judge = _with_reference(tuned, judge, listener)
             verdict, samples = judge.verdict(tuned.model, base, listener=listener)
@@ -194,10 +201,9 @@ def _evaluate(
             learned = training_answers(corpus.train, tuned.tokenizer) if data is None else None
             if effects := side_effects(samples, learned, level):
                 verdict["side_effects"] = effects
-            answered: list[dict[str, Any]] = []
-            if questions is not None:
-                questions.ask(tuned.model)
-                verdict["probe"], answered = questions.result()
+            aside.ask(tuned.model)
+            verdict |= aside.results()
+            answered = aside.probe_lines()
     facts = {"base_model": name, "data": named or None, "trained_on": trained_on}
     advised = {} if verdict["verdict"] is None else {"advice": advice(verdict, samples, recipe)}
     judged = JudgedAgain({**verdict, **facts, **advised, "changes": [change.to_json() for change in changes]})

@@ -24,9 +24,9 @@ from tunesmith.evaluation.foresight import foresight
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
-from tunesmith.evaluation.probe.asking import ProbePass, probe_pass
 from tunesmith.evaluation.probe.items import probe_of
 from tunesmith.evaluation.side_effects import side_effects
+from tunesmith.evaluation.side_passes import SidePasses, TrainedRows, side_passes
 from tunesmith.evaluation.task import Task, task_batches
 from tunesmith.evaluation.training_answers import training_answers
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
@@ -72,14 +72,14 @@ class _Loaded:
     """A loaded model, the steps of its run, and the judges of its held-out rows.
 
     ``validation`` measures rows during training. ``judging`` has the rows of the verdict if those of ``validation``
-    select the step that is judged; it is None if the same rows do both. ``probe`` is None if none was asked for.
+    select the step that is judged; it is None if the same rows do both. ``aside`` is what both are asked besides.
     """
 
     ready: Ready
     steps: Steps
     validation: Judge | None
     judging: Judge | None
-    probe: ProbePass | None
+    aside: SidePasses
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +245,9 @@ def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listene
         ).run_steps()
         if trained.judged_step != trained.last_step:
             ready.reload(replace(prepared, recipe=ready.recipe), run.checkpoint(trained.judged_step))
-        verdict, samples = _verdict(prepared, ready, trained, validation, judging, loaded.probe, listener)
-        if loaded.probe is not None:
-            verdict["probe"], answered = loaded.probe.result()
+        verdict, samples = _verdict(prepared, ready, trained, validation, judging, loaded.aside, listener)
+        verdict |= loaded.aside.results()
+        if answered := loaded.aside.probe_lines():
             run.write_lines(PROBE, answered)
         labels = prepared.survey.trained_labels()
         verdict["advice"] = advice(verdict, samples, ready.recipe, lines=run.read_lines(METRICS), trained_labels=labels)
@@ -357,13 +357,19 @@ def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _L
     validation, judging = (selecting, judging) if selecting else (judging, None)
     if during := during_judge(validation):
         during.check_questions(ready.model)
-    text = prepared.text
-    probe = probe_pass(
-        recipe.evaluation, template=text.template, tokenizer=text.tokenizer, stop_ids=text.stop_ids, listener=listener
+    text, corpus = prepared.text, prepared.corpus
+    aside = side_passes(
+        recipe.evaluation,
+        template=text.template,
+        tokenizer=text.tokenizer,
+        stop_ids=text.stop_ids,
+        listener=listener,
+        budget=int(recipe.training.micro_batch_tokens),
+        layout=layout,
+        rows=TrainedRows(corpus.train, corpus.held_out, corpus.together),
     )
-    if probe is not None:
-        probe.check(ready.model)
-    return _Loaded(ready, Steps(recipe, prepared.corpus), validation, judging, probe)
+    aside.check(ready.model)
+    return _Loaded(ready, Steps(recipe, corpus), validation, judging, aside)
 
 
 def _first_epoch(steps: Steps) -> tuple[EpochTokens, Batch]:
@@ -410,17 +416,15 @@ def _verdict(
     trained: Trained,
     validation: Judge | None,
     judging: Judge | None,
-    probe: ProbePass | None,
+    aside: SidePasses,
     listener: Listener,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Compares the run's weights with the base. Returns the verdict, and the answers of both side by side.
 
-    Both models also answer the probe, if there is one.
+    Both models are also asked what is asked besides.
     """
     judge = judging or validation
-    if probe is not None:
-        probe.ask(ready.model)
-    if judge is None and probe is None:
+    if judge is None and not aside:
         return _no_verdict(trained), []
     base, name = untuned(
         ready.method,
@@ -429,12 +433,14 @@ def _verdict(
         device=prepared.recipe.model.device,
         load_plain=lambda: load_base(prepared, {}),
     )
-    base = base if probe is None else probe.after(base)
     if judge is None:
-        with base:
-            return _no_verdict(trained), []
+        with aside.after(base):
+            pass
+        aside.ask(ready.model)
+        return _no_verdict(trained), []
     known = trained.scores if judging is None else None
-    verdict, samples = judge.verdict(ready.model, base, listener=listener, known=known)
+    verdict, samples = judge.verdict(ready.model, aside.after(base), listener=listener, known=known)
+    aside.ask(ready.model)
     settings = ready.recipe.evaluation
     effects = side_effects(
         samples,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,22 +57,19 @@ class ProbePass:
                     remedy=f"Leave {KEY} out, or name a file with shorter items: `--probe FILE`.",
                 ) from error
 
-    @contextmanager
-    def after(self, base: AbstractContextManager[nn.Module]) -> Iterator[nn.Module]:
-        """The context of the base, which also answers the probe once everything else was asked of it."""
-        with base as untuned:
-            yield untuned
-            self.base = self._answers(untuned, "base: probe")
+    def base_pass(self, untuned: nn.Module) -> None:
+        """Lets the base answer."""
+        self.base = self._answers(untuned, "base: probe")
 
-    def ask(self, model: nn.Module) -> None:
+    def tuned_pass(self, model: nn.Module) -> None:
         """Lets the tuned model answer."""
         self.tuned = self._answers(model, "tuned: probe")
 
-    def result(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """What verdict.json keeps, and the lines of probe.jsonl. Without a base there are values alone."""
+    def result(self) -> dict[str, Any]:
+        """What verdict.json keeps. Without a base there are values alone."""
         tuned = [answer.text for answer in self.tuned]
         if self.base is None:
-            return {**values(self.probe, tuned)}, self._lines()
+            return {**values(self.probe, tuned)}
         settings = self.settings
         found = compared(
             self.probe,
@@ -83,7 +79,7 @@ class ProbePass:
             resamples=settings.resamples,
             seed=settings.seed,
         )
-        return {**found}, self._lines()
+        return {**found}
 
     def _answers(self, model: nn.Module, title: str) -> list[Generation]:
         done = 0
@@ -105,7 +101,8 @@ class ProbePass:
             )
         return [sequences[0] for sequences in made]
 
-    def _lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of probe.jsonl."""
         lines = []
         sides = {name: made for name, made in (("base", self.base), ("tuned", self.tuned)) if made is not None}
         right = {name: rights(self.probe, [answer.text for answer in made]) for name, made in sides.items()}

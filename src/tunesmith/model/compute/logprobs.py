@@ -11,8 +11,10 @@ the loss by ``x``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -60,24 +62,81 @@ def target_logprobs(
         keep: takes the keys and values, unless the model makes its logits itself.
     """
     dtype = inner_model(model).dtype if choices else None
+    made = _predicting_states(model, batch, keep)
+    # A model whose logits we cannot make makes them itself.
+    if made is None:
+        with laid_out(batch):
+            logits = _own_logits(model, batch)
+        logprobs, correct = _Pick.apply(logits, batch.edges.logit, batch.edges.target)  # type: ignore[misc]
+        return Targets(logprobs, correct, *_chosen(logits, batch.edges.logit, dtype))
+    base, transform, hidden = made
+    return _read_out(base, transform, hidden, batch.edges, dtype)
+
+
+def _predicting_states(
+    model: nn.Module, batch: Batch, keep: KeepingCache | None = None
+) -> tuple[Any, LogitTransform, Tensor] | None:
+    """The model without wrappers, what it does to its logits, and the hidden states that predict a token [N,H].
+
+    None for a model whose logits we cannot make, or with tokens of its own before ours.
+    """
     base = None if adds_prompt_tokens(model) else inner_model(model)
     transform = None if base is None else _logit_transform(base)
-    skips = base is not None and transform is not None and not _recomputes(base) and _skips_unread(base)
+    if base is None or transform is None:
+        return None
+    skips = not _recomputes(base) and _skips_unread(base)
     with laid_out(batch):
-        # 1. A model whose logits we cannot make, or with tokens of its own before ours, makes them itself.
-        if base is None or transform is None:
-            logits = _own_logits(model, batch)
-            logprobs, correct = _Pick.apply(logits, batch.edges.logit, batch.edges.target)  # type: ignore[misc]
-            return Targets(logprobs, correct, *_chosen(logits, batch.edges.logit, dtype))
-        # 2. The decoder. Its last feed-forward block may skip tokens whose hidden states are not read.
+        # The decoder. Its last feed-forward block may skip tokens whose hidden states are not read.
         positions = batch.predicts.flatten().nonzero()[:, 0]  # [N], in the flattened batch
-        decoder = base.get_decoder()
+        decoder: Any = base.get_decoder()
         cached = {"use_cache": False} if keep is None else {"use_cache": True, "past_key_values": keep}
         arguments = _accepted(decoder, {**forward_arguments(batch), **cached})
         with reading(positions if skips and len(positions) < batch.computed else None):
             hidden = decoder(**arguments).last_hidden_state  # [B,L,H]
-    hidden = hidden.flatten(0, 1).index_select(0, positions)  # [N,H]
-    return _read_out(base, transform, hidden, batch.edges, dtype)
+    return base, transform, hidden.flatten(0, 1).index_select(0, positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """How a model makes logits from what ``predicting_states`` gives. It stays the same when the model changes."""
+
+    layer: Callable[[Tensor], Tensor]
+    transform: LogitTransform
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Logits in fp32 [n,V] from states [n,W]."""
+        return self.transform(self.layer(states))
+
+
+def predicting_states(model: nn.Module, batch: Batch) -> Tensor:
+    """What a model knows at each position that predicts a token [N,W], without gradients.
+
+    W is the width of a hidden state. A model whose logits we cannot make gives the logits themselves: W is V.
+    """
+    with torch.no_grad():
+        made = _predicting_states(model, batch)
+        if made is not None:
+            return made[2]
+        with laid_out(batch):
+            return _own_logits(model, batch)
+
+
+def readout_of(model: nn.Module) -> Readout:
+    """The output layer as it is now: a view of its weights. What is no plain linear layer is copied."""
+    base = None if adds_prompt_tokens(model) else inner_model(model)
+    transform = None if base is None else _logit_transform(base)
+    if base is None or transform is None:
+        return Readout(_as_it_is, LogitTransform())
+    layer = base.get_output_embeddings()
+    linear, rows = _rows_apart(layer)
+    if rows is not None or not _is_plain(linear):
+        return Readout(copy.deepcopy(layer), transform)
+    bias = None if linear.bias is None else linear.bias.data
+    return Readout(partial(nn.functional.linear, weight=linear.weight.data, bias=bias), transform)
+
+
+def _as_it_is(states: Tensor) -> Tensor:
+    return states
 
 
 def pass_logprobs(model: nn.Module, fed: SlotPass, cache: SlotCache, positions: Tensor, edges: Edges) -> Tensor:

@@ -1,0 +1,36 @@
+"""Says the divergence of a verdict in a few lines, from verdict.json. This module imports neither numpy nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SHOWN = 3  # groups of texts
+NAMES = {"general": "general text", "own_answers": "the base's own answers"}
+
+
+def divergence_lines(verdict: Mapping[str, Any]) -> list[str]:
+    """One line for each kind of text, and one for the general text's perplexity; none if nothing was measured."""
+    found = verdict.get("divergence")
+    if found is None:
+        return []
+    lines = []
+    for name, words in NAMES.items():
+        if (each := found.get(name)) is None:
+            continue
+        low, high = each["interval"]
+        lines.append(
+            f"Divergence from the base on {words}: {each['kl']:.3g} nats per token ({100 * found['confidence']:g}% "
+            f"interval {low:.3g} to {high:.3g}; {each['tokens']:,} tokens of {each['texts']} texts). The likeliest "
+            f"token changed at {100 * each['changed']:.1f}% of them."
+        )
+    general = found.get("general")
+    if general is not None:
+        perplexity, loss = general["perplexity"], general["loss"]
+        low, high = loss["interval"]
+        largest = ", ".join(f"{each['name']} {each['kl']:.3g}" for each in general["by"][:SHOWN])
+        lines.append(
+            f"  perplexity of general text {perplexity['base']:.4g} -> {perplexity['tuned']:.4g} (loss "
+            f"{loss['difference']:+.3g}, interval {low:+.3g} to {high:+.3g}); largest divergence: {largest}"
+        )
+    return lines

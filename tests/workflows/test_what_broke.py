@@ -1,0 +1,134 @@
+"""Runs and evaluations that measure divergence from the base, and training rows that come back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tunesmith.errors import RunError
+from tunesmith.evaluation.advice import advice
+from tunesmith.evaluation.below_verdict import lines_below
+from tunesmith.recipe.file import read_recipe
+from tunesmith.runs.folder import Run
+from tunesmith.runs.overview import details
+from tunesmith.workflows.evaluate import evaluate
+from tunesmith.workflows.finetune import train
+
+WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet", "jetty", "knoll", "larch"]
+
+
+@pytest.fixture
+def values(tmp_path: Path, tiny_model_dir: Path) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    rows = [{"prompt": f"say {n}", "completion": " ".join(random.choice(WORDS, 9))} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = {"max_steps": 2, "batch_size": 8, "learning_rate": 1e-3, "report_to": "none", "threads": 1}
+    return {
+        "model": str(tiny_model_dir),
+        "data": {"train": str(tmp_path / "rows.jsonl"), "eval": 0.4},
+        "method": {"name": "lora", "r": 4},
+        "training": {**training, "eval_strategy": "no", "logging_steps": 1},
+        "evaluation": {"resamples": 200, "samples": 0, "divergence": True, "memorisation": True},
+        "output_dir": str(tmp_path / "run"),
+    }
+
+
+def test_a_run_and_an_evaluation_keep_both_and_show_them(values: dict[str, Any], tmp_path: Path) -> None:
+    made = train(values, progress=False)
+    found = made.verdict["divergence"]
+    assert found["general"]["texts"] == 52 and found["own_answers"]["texts"] == 24
+    assert 0 < found["general"]["kl"] < 0.1
+    low, high = found["general"]["interval"]
+    assert low < found["general"]["kl"] < high
+    assert {each["name"] for each in found["general"]["by"]} >= {"code", "prose", "de", "en"}
+    recalled = made.verdict["memorisation"]
+    assert recalled["rows"] >= 20 and recalled["base"] == 0.0 and not recalled["memorised"]
+    assert recalled["held_out"]["rows"] >= 20
+    assert train(values, resume=True, progress=False).verdict == made.verdict
+    again = evaluate(made.run, progress=False)
+    assert again["divergence"]["general"]["tokens"] == found["general"]["tokens"]
+    assert again["divergence"]["general"]["kl"] == pytest.approx(found["general"]["kl"], rel=1e-3)
+    assert again["memorisation"] == recalled
+    plain = evaluate(made.run, settings=["divergence=false", "memorisation=false"], progress=False)
+    assert "divergence" not in plain and "memorisation" not in plain
+    other = evaluate(made.run, data=str(tmp_path / "rows.jsonl"), progress=False)
+    assert "divergence" in other and "memorisation" not in other
+    kept = details(made.run)
+    assert not any(name == "damaged" for name, _ in kept.facts)
+    lines = lines_below(made.verdict)
+    assert lines[0].startswith("Divergence from the base on general text: ")
+    assert "training rows come back word for word from their first 16 tokens (base: 0; of held-out rows: " in lines[-1]
+
+
+@pytest.mark.parametrize("method", [{"name": "lora", "r": 4}, {"name": "full"}])
+def test_a_training_that_changes_nothing_is_at_no_distance(values: dict[str, Any], method: dict[str, Any]) -> None:
+    training = {**values["training"], "learning_rate": 1e-30, "max_steps": 1}
+    found = train({**values, "method": method, "training": training}, progress=False).verdict["divergence"]
+    for part in ("general", "own_answers"):
+        assert abs(found[part]["kl"]) < 1e-9 and found[part]["changed"] == 0.0
+    assert found["general"]["loss"]["verdict"] == "no evidence"
+
+
+def test_it_grows_with_the_learning_rate(values: dict[str, Any], tmp_path: Path) -> None:
+    distances = []
+    for number, rate in enumerate((1e-4, 1e-3, 1e-2, 1e-1)):
+        training = {**values["training"], "learning_rate": rate, "max_steps": 5}
+        made = train({**values, "training": training, "output_dir": str(tmp_path / f"run-{number}")}, progress=False)
+        distances.append(made.verdict["divergence"]["general"]["kl"])
+    assert distances == sorted(distances) and distances[-1] > 100 * distances[0]
+
+
+def test_a_model_without_a_base_has_neither(values: dict[str, Any], tiny_model_dir: Path) -> None:
+    settings = ["samples=0", "divergence=true", "memorisation=true"]
+    found = evaluate(tiny_model_dir, data=values["data"]["train"], settings=settings, progress=False)
+    assert found["verdict"] is None and "divergence" not in found and "memorisation" not in found
+
+
+@pytest.mark.slow
+def test_rows_that_are_learned_by_heart_come_back_and_general_text_is_forgotten(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    training = {**values["training"], "learning_rate": 1e-2, "max_steps": 300, "lr_scheduler_type": "constant"}
+    made = train({**values, "method": {"name": "full"}, "training": training}, progress=False)
+    found = made.verdict["memorisation"]
+    assert found["tuned"] > 0.5 and found["base"] == 0.0 and found["held_out"]["tuned"] < 0.2
+    assert found["memorised"]
+    example = found["examples"][0]
+    number = int(example["source"].rsplit(":", 1)[1])
+    completion = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[number - 1])["completion"]
+    assert completion.endswith(example["rest"]) and example["rest"]
+    advised = {each["reason"]: each for each in made.verdict["advice"]}
+    assert made.verdict["divergence"]["general"]["loss"]["verdict"] == "worse"
+    assert "General text became less likely: its loss rose from " in advised["forgetting"]["text"]
+    command = advised["forgetting"]["command"].replace("RUN/", f"{made.run}/").split()
+    again = read_recipe(command[2], command[3:-1]).recipe
+    assert again.learning_rate == pytest.approx(0.0033)
+
+
+def test_a_small_rise_of_the_loss_is_no_reason_for_advice(values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(values))
+    recipe = read_recipe(tmp_path / "recipe.yaml").recipe
+    loss = {"base": 3.0, "tuned": 3.05, "difference": 0.05, "interval": [0.04, 0.06], "verdict": "worse"}
+    verdict: dict[str, Any] = {"metrics": {}, "divergence": {"general": {"kl": 0.2, "loss": loss}}}
+    assert advice(verdict, [], recipe) == []
+    loss["tuned"] = 3.5
+    assert [each["reason"] for each in advice(verdict, [], recipe)] == ["forgetting"]
+
+
+def test_a_damaged_verdict_is_named_and_not_shown(values: dict[str, Any]) -> None:
+    made = train(values, progress=False)
+    run = Run(made.run)
+    for broken in (
+        {"divergence": {"general": 3, "confidence": 0.95}},
+        {"divergence": {**made.verdict["divergence"], "confidence": "high"}},
+        {"divergence": {"general": {**made.verdict["divergence"]["general"], "by": 3}, "confidence": 0.95}},
+        {"memorisation": {}},
+        {"memorisation": {**made.verdict["memorisation"], "held_out": {"rows": 3}}},
+    ):
+        run.write_json("verdict.json", {**made.verdict, **broken})
+        with pytest.raises(RunError, match=f"{next(iter(broken))}: "):
+            details(made.run)
