@@ -25,7 +25,8 @@ FINE, LICENCE, HOLE, NO_ANSWER = 0, 2, 3, 4
 # Licences under which Tunesmith may use a library by importing it. GPL and AGPL are not among them.
 ACCEPTED = frozenset((
     "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "HPND", "ISC",
-    "LGPL-2.1-or-later", "LLVM-exception", "MIT", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Unlicense", "Zlib",
+    "LGPL-2.1-or-later", "LGPL-3.0-or-later", "LLVM-exception", "MIT", "MIT-CMU", "MPL-2.0", "PSF-2.0",
+    "Unlicense", "Zlib",
 ))  # fmt: skip
 # Words of packages that name no SPDX licence.
 WORDS = {
@@ -39,6 +40,8 @@ WORDS = {
     "Python Software Foundation License": "PSF-2.0",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "GNU Lesser General Public License v2 or later (LGPLv2+)": "LGPL-2.1-or-later",
+    "GNU Lesser General Public License v3 (LGPLv3)": "LGPL-3.0-or-later",
+    "The MIT License (MIT)": "MIT",
 }
 # Packages of which the metadata do not say it all: read in their own licence files.
 READ = {

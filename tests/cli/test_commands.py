@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.cli.conftest import replace_module
 
 import tunesmith
 from tunesmith.cli.docs import ERROR_KEYS, JSON_KEYS
@@ -267,6 +268,42 @@ def test_a_probe_is_the_built_in_one_unless_a_file_follows(
     (tmp_path / "questions").touch()
     assert command("eval", *given).code == 0
     assert [each["probe"] for each in finetune.asked] == [asked]
+
+
+def test_eval_hands_tasks_on_and_shows_a_table(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    entry = {"task": "arc", "metric": "acc", "filter": "none", "shots": 0, "higher_is_better": True, "items": 50}
+    entry |= {"base": 0.6, "tuned": 0.4, "difference": -0.2, "interval": [-0.3, -0.05], "verdict": "worse"}
+    found = {**dict.fromkeys(JSON_KEYS["eval --tasks"]), "tasks": ["arc"], "benchmarks": [entry]}
+
+    def benchmark(target: Any, tasks: Any, *, listener: Any, **how: Any) -> Any:
+        asked.append({"target": target, "tasks": tasks, **how})
+        return found
+
+    replace_module(monkeypatch, "workflows.benchmarks", SimpleNamespace(benchmark=benchmark))
+    outcome = command("eval", "runs/x", "--tasks", "arc, hella", "--include-path", "mine", "--limit", "50")
+    assert asked[0]["tasks"] == ["arc", "hella"]
+    assert (asked[0]["target"], asked[0]["include_path"], asked[0]["limit"]) == ("runs/x", "mine", 50)
+    assert outcome.out.splitlines() == [
+        "task  metric  items  base  tuned  difference  interval       verdict",
+        "arc   acc        50   0.6    0.4        -0.2  -0.3 to -0.05  worse",
+    ]
+    assert list(command("eval", "runs/x", "--tasks", "arc", "--json").json) == list(JSON_KEYS["eval --tasks"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--limit", "5"], "this flag needs --tasks"),
+        (["--include-path", "x"], "this flag needs --tasks"),
+        (["--tasks", "arc", "--data", "x.jsonl"], "--data has no effect with --tasks"),
+        (["--tasks", "arc", "max_rows=5"], "KEY=VALUE has no effect with --tasks"),
+        (["--tasks", "arc", "--probe"], "--probe has no effect with --tasks"),
+    ],
+)
+def test_flags_of_tasks_and_of_rows_do_not_go_together(command: Command, given: list[str], message: str) -> None:
+    outcome = command("eval", "runs/x", *given)
+    assert outcome.code == 2 and message in " ".join(outcome.err.split())
 
 
 def test_eval_of_rows_with_other_columns_says_what_to_add(command: Command, finetune: Any) -> None:

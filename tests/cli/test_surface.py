@@ -66,7 +66,18 @@ SURFACE = {
     ),
     "eval": (
         ["TARGET", "KEY=VALUE"],
-        ["--data", "--probe", "--model", "--allow-changes", "--trust-remote-code", "--allow-functions", "--json"],
+        [
+            "--data",
+            "--probe",
+            "--tasks",
+            "--include-path",
+            "--limit",
+            "--model",
+            "--allow-changes",
+            "--trust-remote-code",
+            "--allow-functions",
+            "--json",
+        ],
     ),
     "generate": (
         ["TARGET", "KEY=VALUE"],

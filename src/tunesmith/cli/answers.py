@@ -29,6 +29,7 @@ from tunesmith.cli.options import (
     in_arguments,
     reading_arguments,
 )
+from tunesmith.cli.runs import show_benchmarks
 from tunesmith.cli.terminal.console import Styled, Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import metrics_table, verdict_line
@@ -52,6 +53,23 @@ def evaluate(
         typer.Option("--data", metavar="DATA", help="Rows to evaluate on.", show_default="the run's held-out rows"),
     ] = None,
     probe: AskProbe = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAME,NAME",
+            help="Ask tasks of lm-evaluation-harness instead of the held-out rows.",
+            show_default=False,
+        ),
+    ] = None,
+    include_path: Annotated[
+        str | None,
+        typer.Option("--include-path", metavar="FOLDER", help="With --tasks: more tasks (.yaml).", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="With --tasks: items of each task.", show_default="all"),
+    ] = None,
     model: BaseModel = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_functions: AllowFunctions = False,
@@ -62,8 +80,20 @@ def evaluate(
 
     A run is compared with its base on held-out rows. A model without a base gets the values of its metrics.
     """
+    others = {"KEY=VALUE": settings, "--data": data, "--probe": probe}
+    _refuse_mixed_tasks(tasks, others=others, own={"--include-path": include_path, "--limit": limit})
     with session(as_json) as terminal:
         refuse_recipe(target)
+        if tasks is not None:
+            how: dict[str, Any] = {
+                "include_path": include_path,
+                "limit": limit,
+                "model": model,
+                "allow_changes": allow_changes or (),
+            }
+            how |= {"trust_remote_code": trust_remote_code, "allow_functions": allow_functions}
+            _benchmark(target, tasks, how, terminal)
+            return
         from tunesmith.evaluation.wording import ALONE, advice_lines
         from tunesmith.workflows.evaluate import evaluate
 
@@ -91,6 +121,25 @@ def evaluate(
         for line in [*lines_below(verdict), *advice_lines(verdict, target)]:
             terminal.write(one_line(line))
         terminal.result({"target": target, **verdict})
+
+
+def _refuse_mixed_tasks(tasks: str | None, *, others: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raises typer.BadParameter for what has no effect with --tasks, and for flags that need it."""
+    for name, given in others.items():
+        if tasks is not None and given:
+            raise typer.BadParameter(f"{name} has no effect with --tasks: leave it out, or evaluate twice")
+    for flag, given in own.items():
+        if tasks is None and given is not None:
+            raise typer.BadParameter("this flag needs --tasks", param_hint=flag)
+
+
+def _benchmark(target: str, tasks: str, how: dict[str, Any], terminal: Terminal) -> None:
+    from tunesmith.workflows.benchmarks import benchmark
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    found = benchmark(target, names, listener=terminal, **how)
+    show_benchmarks(found, terminal)
+    terminal.result(found)
 
 
 def generate(

@@ -16,6 +16,7 @@ from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import curve, metrics_table, table, verdict_line
 from tunesmith.cli.terminal.text import as_text
 from tunesmith.evaluation.below_verdict import lines_below, slice_lines
+from tunesmith.evaluation.benchmarks.wording import HEADER, benchmark_rows, heading
 from tunesmith.runs.plain_text import duration
 from tunesmith.runs.progress import Advance
 from tunesmith.safe_text import one_line
@@ -206,6 +207,10 @@ def _report(found: Details, terminal: Terminal) -> None:
     _report_verdict(found, terminal)
     for evaluation in found.evaluations[-EVALUATIONS_SHOWN:]:
         _report_evaluation(evaluation, terminal)
+    for benchmarks in found.benchmarks[-EVALUATIONS_SHOWN:]:
+        terminal.write("")
+        terminal.write(one_line(heading(benchmarks)))
+        show_benchmarks(benchmarks, terminal)
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     lines = curve(found.training, found.validation, width=width)
     for line in ["", *lines] if lines else []:
@@ -219,6 +224,12 @@ def _report(found: Details, terminal: Terminal) -> None:
             if "selection" in verdict and path.name.endswith(f"-{verdict['step']:06d}"):
                 mark += "  judged"
             terminal.write(one_line(f"{path}{mark}"))
+
+
+def show_benchmarks(found: dict[str, Any], terminal: Terminal) -> None:
+    """The table of a result of `eval --tasks`."""
+    for line in table(HEADER, benchmark_rows(found), right=(2, 3, 4, 5), width=terminal.columns):
+        terminal.write(line)
 
 
 def _report_evaluation(evaluation: dict[str, Any], terminal: Terminal) -> None:

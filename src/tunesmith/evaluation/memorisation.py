@@ -131,8 +131,8 @@ class MemorisationPass:
         count, settings = len(self.trained), self.settings
         level = Level(settings.confidence, settings.resamples, settings.seed)
         base, tuned = self.returned["base"], self.returned["tuned"]
-        scores = (row_scores(each[:count]) for each in (base, tuned))  # type: ignore[arg-type]
-        found = compare_alone("memorisation", *scores, level)
+        before, after = (row_scores(each[:count]) for each in (base, tuned))  # type: ignore[arg-type]
+        found = compare_alone("memorisation", before, after, level)
         kept = {name: found[name] for name in ("base", "tuned", "difference", "interval", "p_value")}
         memorised = found["verdict"] == "better"  # more rows come back
         beside = self._beside_held_out(base, tuned)

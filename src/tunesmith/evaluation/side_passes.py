@@ -43,7 +43,7 @@ class SidePass(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedRows:
+class RunRows:
     """The rows that a run learned from, and those that it did not, as they are encoded.
 
     ``together`` rows that follow each other belong to one example.
@@ -101,7 +101,7 @@ def side_passes(
     listener: Listener,
     budget: int,
     layout: LayoutName,
-    rows: TrainedRows | None,
+    rows: RunRows | None,
 ) -> SidePasses:
     """The passes that the settings ask for.
 

@@ -16,6 +16,7 @@ from tunesmith.runs.run_files import ANSWERS
 from tunesmith.runs.samples import SAMPLES, is_wrong
 from tunesmith.runs.stored_shapes import (
     answer_lines,
+    benchmark_lines,
     evaluation_lines,
     ledger_rows,
     metric_lines,
@@ -44,7 +45,8 @@ class Summary:
 class Details:
     """All about a run. ``training`` and ``validation`` are (step, loss), and ``facts`` are (name, text).
 
-    ``evaluations`` are the results of `eval`, oldest first, with time, target, data and settings.
+    ``evaluations`` are the results of `eval`, oldest first, with time, target, data and settings; ``benchmarks`` are
+    those of `eval --tasks`.
     """
 
     summary: Summary
@@ -56,6 +58,7 @@ class Details:
     checkpoints: list[Path]
     best: dict[str, Any] | None
     evaluations: list[dict[str, Any]]
+    benchmarks: list[dict[str, Any]]
 
     def __str__(self) -> str:
         facts = [f"{name}: {text}" for name, text in (("status", self.summary.status), *self.facts)]
@@ -68,7 +71,7 @@ class Details:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The summary's fields, and facts, result, error, training, validation, checkpoints, best and evaluations."""
+        """The summary's fields, and facts, result, error, curves, checkpoints, best, evaluations and benchmarks."""
         return {
             **asdict(self.summary),
             "facts": dict(self.facts),
@@ -79,6 +82,7 @@ class Details:
             "checkpoints": [str(path) for path in self.checkpoints],
             "best": self.best,
             "evaluations": self.evaluations,
+            "benchmarks": self.benchmarks,
         }
 
 
@@ -151,6 +155,7 @@ def details(folder: str | Path) -> Details:
         checkpoints=run.checkpoints,
         best=status.get("best"),
         evaluations=evaluation_lines(run),
+        benchmarks=benchmark_lines(run),
     )
 
 

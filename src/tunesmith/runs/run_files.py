@@ -11,6 +11,7 @@ from tunesmith.runs.whole_files import names_beside
 LOCK = ".lock"
 OF_LOCK = (LOCK, stand_in(Path(LOCK)).name)
 EVALUATIONS = "evaluations.jsonl"
+BENCHMARKS = "benchmarks.jsonl"  # results of `eval --tasks`
 ANSWERS = "evaluation_samples.jsonl"  # of the newest evaluation
 PROBE = "probe.jsonl"
 REPORT, CARD = "report.html", "model_card.md"  # known by their own marks, so one that the user edited is the user's
@@ -27,7 +28,8 @@ WRITTEN_WHOLE = (
 _MORE = ("reference.npz", "start")  # written whole, too, though not by this name alone
 _STEPS = tuple(f"step-{'[0-9]' * digits}" for digits in (6, 7))
 OWN = (
-    *OF_LOCK, EVALUATIONS, "tensorboard", "wandb", "mlflow", "mlflow.db*", SET_ASIDE, f"{FUNCTIONS}/**/*.py",
+    *OF_LOCK, EVALUATIONS, BENCHMARKS, "tensorboard", "wandb", "mlflow", "mlflow.db*", SET_ASIDE,
+    f"{FUNCTIONS}/**/*.py",
     *(each for name in (*WRITTEN_WHOLE, *_MORE) for each in (name, *names_beside(name))),
     *(each for name in (REPORT, CARD) for each in names_beside(name)),
     f"checkpoints/{MANIFEST}", *(f"checkpoints/{each}" for step in _STEPS for each in (step, *names_beside(step))),

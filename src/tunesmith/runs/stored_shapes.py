@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from tunesmith.runs.folder import Run
-from tunesmith.runs.run_files import EVALUATIONS
+from tunesmith.runs.run_files import BENCHMARKS, EVALUATIONS
 
 METRICS, VERDICT, LEDGER, SAMPLES = "metrics.jsonl", "verdict.json", "ledger.json", "samples_during.jsonl"
 
@@ -42,6 +42,11 @@ def validation_metrics(line: Mapping[str, Any]) -> dict[str, float]:
 def evaluation_lines(run: Run) -> list[dict[str, Any]]:
     """What `eval` kept in the run. Raises RunError if a line cannot be shown."""
     return _lines(run, EVALUATIONS, evaluation_fault)
+
+
+def benchmark_lines(run: Run) -> list[dict[str, Any]]:
+    """What `eval --tasks` kept in the run. Raises RunError if a line cannot be shown."""
+    return _lines(run, BENCHMARKS, benchmark_fault)
 
 
 def sample_lines(run: Run) -> list[dict[str, Any]]:
@@ -229,6 +234,29 @@ def evaluation_fault(found: Any) -> str | None:
     if found.get("data") is not None and not isinstance(found["data"], str):
         return "data is not a text."
     return verdict_fault(found)
+
+
+def benchmark_fault(found: Any) -> str | None:
+    """Of a line of benchmarks.jsonl."""
+    if not isinstance(found, Mapping) or not all(isinstance(found.get(name), str) for name in ("time", "target")):
+        return "It lacks time or target."
+    tasks, entries = found.get("tasks"), found.get("benchmarks")
+    if not isinstance(tasks, list) or not all(isinstance(each, str) for each in tasks):
+        return "tasks is not a list of texts."
+    if found.get("limit") is not None and not _is_count(found["limit"]):
+        return "limit is not a number."
+    if not isinstance(entries, list) or not all(isinstance(each, Mapping) for each in entries):
+        return "benchmarks is not a list of results."
+    for each in entries:
+        if not all(isinstance(each.get(name), str) for name in ("task", "metric", "filter")):
+            return "A result has no task, metric or filter."
+        numbers = ["value"] if "value" in each else ["base", "tuned", "difference"]
+        interval = each.get("interval")
+        if not all(_is_number(each.get(name)) for name in numbers) or not _is_count(each.get("items")):
+            return f"A number of {each['task']} is missing."
+        if (interval is not None and not _is_interval(interval)) or not isinstance(each.get("verdict"), str | None):
+            return f"The interval or the verdict of {each['task']} is of another form."
+    return None
 
 
 def line_fault(found: Any) -> str | None:

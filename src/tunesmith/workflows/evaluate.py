@@ -22,7 +22,7 @@ from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.probe.items import probe_of
 from tunesmith.evaluation.side_effects import side_effects
-from tunesmith.evaluation.side_passes import TrainedRows, side_passes
+from tunesmith.evaluation.side_passes import RunRows, side_passes
 from tunesmith.evaluation.task import task_batches, wants_labels
 from tunesmith.evaluation.training_answers import training_answers
 from tunesmith.planning.budget import micro_batch_tokens
@@ -189,7 +189,7 @@ def _evaluate(
             listener=listener,
             budget=budget,
             layout=layout,
-            rows=TrainedRows(corpus.train, corpus.held_out, corpus.together) if data is None else None,
+            rows=RunRows(corpus.train, corpus.held_out, corpus.together) if data is None else None,
         )
         aside.check(tuned.model)
         base, name = tuned.reference()

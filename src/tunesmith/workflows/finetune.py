@@ -26,7 +26,7 @@ from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.probe.items import probe_of
 from tunesmith.evaluation.side_effects import side_effects
-from tunesmith.evaluation.side_passes import SidePasses, TrainedRows, side_passes
+from tunesmith.evaluation.side_passes import RunRows, SidePasses, side_passes
 from tunesmith.evaluation.task import Task, task_batches
 from tunesmith.evaluation.training_answers import training_answers
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
@@ -366,7 +366,7 @@ def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _L
         listener=listener,
         budget=int(recipe.training.micro_batch_tokens),
         layout=layout,
-        rows=TrainedRows(corpus.train, corpus.held_out, corpus.together),
+        rows=RunRows(corpus.train, corpus.held_out, corpus.together),
     )
     aside.check(ready.model)
     return _Loaded(ready, Steps(recipe, corpus), validation, judging, aside)

@@ -69,34 +69,41 @@ def measured(
     }
     if nll is not None:
         sums = [np.bincount(number, weights=column) for column in nll.T]  # base, tuned: [texts] each
-        loss = compare_alone("loss", *(RowScores(each, tokens) for each in sums), level)
+        loss = compare_alone("loss", RowScores(sums[0], tokens), RowScores(sums[1], tokens), level)
         facts = ("base", "tuned", "difference", "interval", "p_value", "verdict")
         found["loss"] = {name: loss[name] for name in facts}
         found["perplexity"] = {name: _exponential(loss[name]) for name in ("base", "tuned")}
-    named = [texts[each] for each in present.tolist()]
+    rows = present.tolist()
+    named = [texts[each] for each in rows]
     found["by"] = _by(named, of_texts, tokens)
-    order = np.argsort(-of_texts / tokens, kind="stable")[:WORST_TEXTS].tolist()
     found["worst_texts"] = [
         {
             "id": named[n].id,
             "tokens": int(tokens[n]),
             "kl": float(of_texts[n] / tokens[n]),
-            "text": shown(ids[present[n]])[-LONGEST_TEXT:],
+            "text": shown(ids[rows[n]])[-LONGEST_TEXT:],
         }
-        for n in order
+        for n in np.argsort(-of_texts / tokens, kind="stable")[:WORST_TEXTS].tolist()
     ]
     found["worst_tokens"] = [
         {
-            "id": texts[row[edge]].id,
-            "before": shown(ids[row[edge]][max(0, at[edge] - TOKENS_BEFORE) : at[edge]]),
-            "token": shown(ids[row[edge]][at[edge] : at[edge] + 1]),
-            "base": shown(likeliest[edge, :1].tolist()),
-            "tuned": shown(likeliest[edge, 1:].tolist()),
+            "id": texts[int(row[edge])].id,
+            **_token(ids[int(row[edge])], int(at[edge]), likeliest[edge].tolist(), shown),
             "kl": float(kl[edge]),
         }
         for edge in np.argsort(-kl, kind="stable")[:WORST_TOKENS].tolist()
     ]
     return found
+
+
+def _token(ids: Sequence[int], at: int, likeliest: Sequence[int], shown: Shown) -> dict[str, str]:
+    """A token with what stands before it, and what both models would have said."""
+    return {
+        "before": shown(ids[max(0, at - TOKENS_BEFORE) : at]),
+        "token": shown(ids[at : at + 1]),
+        "base": shown(likeliest[:1]),
+        "tuned": shown(likeliest[1:]),
+    }
 
 
 def _by(texts: Sequence[GeneralText], kl: np.ndarray, tokens: np.ndarray) -> list[dict[str, Any]]:

@@ -127,7 +127,7 @@ def readout_of(model: nn.Module) -> Readout:
     transform = None if base is None else _logit_transform(base)
     if base is None or transform is None:
         return Readout(_as_it_is, LogitTransform())
-    layer = base.get_output_embeddings()
+    layer: Any = base.get_output_embeddings()
     linear, rows = _rows_apart(layer)
     if rows is not None or not _is_plain(linear):
         return Readout(copy.deepcopy(layer), transform)

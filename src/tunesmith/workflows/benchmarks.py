@@ -1,0 +1,320 @@
+"""Asks base and tuned model the tasks of lm-evaluation-harness, and compares them item by item."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import logging
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import jinja2
+from jinja2.sandbox import SandboxedEnvironment
+from torch import nn
+
+from tunesmith.deploy.tuned import Tuned, load
+from tunesmith.errors import DataError, RecipeError, pip_install
+from tunesmith.evaluation.benchmarks.scoring import compared, values
+from tunesmith.evaluation.benchmarks.task_files import UNREADABLE, code_named
+from tunesmith.evaluation.compare import Level
+from tunesmith.planning.budget import micro_batch_tokens
+from tunesmith.recipe.paths import local
+from tunesmith.recipe.settings import EvaluationSettings
+from tunesmith.runs.drift import allowed_kinds
+from tunesmith.runs.folder import Run
+from tunesmith.runs.from_python import heard_by
+from tunesmith.runs.plain_files import refuse_links
+from tunesmith.runs.progress import Listener
+from tunesmith.runs.run_files import BENCHMARKS
+from tunesmith.runs.surroundings import library_call
+from tunesmith.training.rehearsal import memory_faults
+
+EXTRA, PACKAGE = "benchmarks", "lm_eval"
+SHOWN = 5  # names that are close to one that is not known, and things that files would run
+FEWSHOT_SEED = 1234  # that of the harness's own command
+
+
+@library_call()
+def benchmark(
+    target: str | Path,
+    tasks: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+    listener: Listener | None = None,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+    allow_functions: bool = False,
+    allow_changes: str | Sequence[str] = (),
+) -> dict[str, Any]:
+    """Compares base and tuned model on tasks of lm-evaluation-harness. A run keeps the result in benchmarks.jsonl.
+
+    Args:
+        target: a run (its last checkpoint), a checkpoint, an adapter folder or a model.
+        tasks: names of tasks, groups or tags.
+        include_path: a folder with YAML files of more tasks. Those with names of the harness's own replace them.
+        limit: the items of each task; all by default.
+        progress: show the progress: a bar in a notebook, lines on standard error elsewhere.
+        listener: hears the progress in place of it.
+        model: the base, where it is not at the place that the run or adapter names.
+        trust_remote_code: run code that comes with the model.
+        allow_functions: run the Python that files of ``include_path`` name.
+        allow_changes: kinds of changes since the training with which it is judged.
+
+    Returns:
+        ``{time, target, tasks, include_path, limit, harness, base_model, confidence, benchmarks}``. ``benchmarks`` are
+        entries of scoring.compared, or of scoring.values for a model without a base.
+
+    Raises:
+        RecipeError: the extra is not installed, a task is not known, or its files would run code.
+        DataError: the data of a task cannot be loaded.
+    """
+    listener = heard_by(listener, progress)
+    folder = _folder(include_path)
+    needs_harness()
+    names = _known_tasks(tasks, folder, allow_functions=allow_functions)
+    with _quiet():
+        loaded = _loaded(names, folder)
+    tuned = load(
+        target,
+        listener=listener,
+        model=model,
+        trust_remote_code=trust_remote_code,
+        allow_changes=sorted(allowed_kinds(allow_changes)),
+    )
+    if tuned.target.run is not None:
+        refuse_links(tuned.target.run.folder, [BENCHMARKS])
+    settings = EvaluationSettings() if tuned.target.recipe is None else tuned.target.recipe.evaluation
+    level = Level(settings.confidence, settings.resamples, settings.seed)
+
+    def ask(model: nn.Module, name: str) -> dict[str, Any]:
+        return _ask(_harness_model(model, tuned, name, settings.batch_size, listener), loaded, limit)
+
+    context, base_name = tuned.reference()
+    with memory_faults(), _quiet():
+        found = ask(tuned.model, "tuned")
+        if context is None:
+            entries = values(found)
+        else:
+            with context as untuned:
+                before = ask(untuned, "base")
+            ways = {task: _aggregations(each) for task, each in loaded["tasks"].items()}
+            entries = compared(before, found, ways, level)
+    result: dict[str, Any] = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "target": str(target),
+        "tasks": list(tasks),
+        "include_path": None if folder is None else str(folder),
+        "limit": limit,
+        "harness": importlib.metadata.version("lm-eval"),
+        "base_model": base_name,
+        "confidence": settings.confidence,
+        "benchmarks": entries,
+    }
+    if tuned.target.run is not None:
+        _keep(tuned.target.run, result, listener)
+    return result
+
+
+def needs_harness() -> None:
+    """Raises RecipeError if lm-evaluation-harness is not installed."""
+    if find_spec(PACKAGE) is None:
+        raise RecipeError(
+            "Tasks need lm-evaluation-harness, which is not installed",
+            where="--tasks",
+            why=f"The package {PACKAGE} cannot be found.",
+            remedy=f"Install it with {pip_install('benchmarks')}.",
+        )
+
+
+def _folder(include_path: str | Path | None) -> Path | None:
+    if include_path is None:
+        return None
+    folder = Path(local(str(include_path)))
+    if not folder.is_dir():
+        raise RecipeError(
+            "There is no such folder of tasks",
+            where=str(include_path),
+            why="--include-path names a folder with YAML files of lm-evaluation-harness.",
+            remedy="Correct the path, or leave --include-path out.",
+        )
+    return folder.resolve()
+
+
+def _known_tasks(tasks: Sequence[str], folder: Path | None, *, allow_functions: bool) -> list[str]:
+    """The names, each known to the harness. Raises RecipeError for one that is not, and for files that run code."""
+    from lm_eval.api import metrics, registry  # pyright: ignore[reportMissingImports]
+
+    assert metrics is not None  # its import fills the registry
+    if folder is not None and not allow_functions:
+        _refuse_code(folder, set(registry.METRIC_REGISTRY))
+    known = _manager(tasks, folder).all_tasks
+    unknown = [name for name in tasks if name not in known]
+    if unknown or not tasks:
+        name = unknown[0] if unknown else ""
+        close = difflib.get_close_matches(name, known, n=SHOWN)
+        raise RecipeError(
+            f"There is no task {name!r}" if unknown else "No task is named",
+            where="--tasks",
+            why=f"Close to it are {', '.join(close)}."
+            if close
+            else f"{len(known):,} tasks, groups and tags are known.",
+            remedy="Correct the name. `lm-eval ls tasks` lists the tasks; --include-path FOLDER adds your own.",
+        )
+    return list(dict.fromkeys(tasks))
+
+
+def _refuse_code(folder: Path, metrics: set[str]) -> None:
+    """Raises RecipeError if files of tasks would run code of their own, or cannot be read."""
+    named = code_named(folder, metrics)
+    if not named:
+        return
+    unreadable = [path for path, what in named if what == UNREADABLE]
+    if len(unreadable) == len(named):
+        raise RecipeError(
+            "A file of these tasks cannot be read",
+            where=str(unreadable[0]),
+            why="It is no YAML, or it is not there.",
+            remedy="Correct it, or move it out of the folder.",
+        )
+    lines = [f"{path.name}: {what}" for path, what in named[:SHOWN]]
+    more = [f"... and {len(named) - SHOWN} more"] if len(named) > SHOWN else []
+    raise RecipeError(
+        "The files of these tasks would run Python code",
+        where=str(named[0][0]),
+        why="\n".join([*lines, *more]),
+        remedy="Read that code. If you trust it, add --allow-functions.",
+    )
+
+
+def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
+    """The harness's index of tasks. Its own files are thousands: they are read only for names that the folder lacks."""
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    if folder is not None:
+        own = TaskManager(include_path=str(folder), include_defaults=False)
+        if set(tasks) <= set(own.all_tasks):
+            return own
+    return TaskManager(include_path=None if folder is None else str(folder))
+
+
+def _loaded(tasks: Sequence[str], folder: Path | None) -> Any:
+    """The tasks with their data. Raises DataError if they cannot be loaded, RecipeError for one that runs code."""
+    state = random.getstate()
+    random.seed(FEWSHOT_SEED)  # some tasks shuffle their choices with it
+    try:
+        with _template_faults():
+            loaded = _manager(tasks, folder).load(list(tasks))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        # The file of a task is a program of the harness: whatever it raises while it is loaded is a fault of the file,
+        # of its data, or of the network.
+        text = str(error).strip() or type(error).__name__
+        raise DataError(
+            "The tasks cannot be loaded",
+            where=", ".join(tasks),
+            why=f"{type(error).__name__}: {text[:500]}",
+            remedy="If the data is on the hub, this needs a network once; then it is in the cache of `datasets`. "
+            "If the task is your own, correct its file.",
+        ) from error
+    finally:
+        random.setstate(state)
+    for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise RecipeError(
+                f"The task {name} runs programs that the model writes",
+                where="--tasks",
+                why="Tunesmith has no sandbox for them.",
+                remedy="Leave the task out, or run it with `lm-eval` itself, in a container.",
+            )
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+    return loaded
+
+
+def _harness_model(model: nn.Module, tuned: Tuned, name: str, batch_size: int, listener: Listener) -> Any:
+    from tunesmith.evaluation.benchmarks.harness_model import HarnessModel
+
+    recipe = tuned.target.recipe
+    # Prefixes are shared only if training has probed that: not for a plain model or an adapter made elsewhere.
+    shares = recipe is not None and recipe.training.layout in ("tree", "packed")
+    return HarnessModel(
+        model,
+        tuned.tokenizer,
+        stop_ids=tuned.stop_ids,
+        batch_size=batch_size,
+        budget=partial(micro_batch_tokens, tuned.device),
+        layout="tree" if shares else "padded",
+        name=name,
+        listener=listener,
+    )
+
+
+def _ask(asked: Any, loaded: Any, limit: int | None) -> dict[str, Any]:
+    """Lets one model do the tasks: the harness's results, with its log of items. Both models get the same examples."""
+    from lm_eval import evaluator  # pyright: ignore[reportMissingImports]
+
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    with _template_faults():
+        found = evaluator.evaluate(lm=asked, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    return cast(dict[str, Any], found)
+
+
+@contextmanager
+def _template_faults() -> Iterator[None]:
+    """Raises RecipeError for a template that cannot be filled in, or that the sandbox stops."""
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        raise RecipeError(
+            "A template of a task cannot be filled in",
+            where="--tasks",
+            why=f"{error}".rstrip(".") + ".",
+            remedy="Correct the template in the task's file, or the names of the fields in its data.",
+        ) from error
+
+
+def _aggregations(task: Any) -> dict[str, str]:
+    """How a task makes each metric of its items, by the harness's name. A function of the user has none."""
+    from lm_eval.api import registry  # pyright: ignore[reportMissingImports]
+
+    names = {function: name for name, function in registry.AGGREGATION_REGISTRY.items()}
+    return {metric: names[function] for metric, function in task.aggregation().items() if function in names}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The harness's warnings are left out, and its templates are filled in by a sandbox: a template can run code."""
+    from lm_eval import utils  # pyright: ignore[reportMissingImports]
+
+    log, before = logging.getLogger("lm_eval"), utils.env
+    level = log.level
+    sandbox = SandboxedEnvironment(
+        loader=before.loader, undefined=before.undefined, keep_trailing_newline=before.keep_trailing_newline
+    )
+    sandbox.filters |= {name: each for name, each in before.filters.items() if name not in sandbox.filters}
+    log.setLevel(logging.ERROR)
+    utils.env = sandbox
+    try:
+        yield
+    finally:
+        utils.env = before
+        log.setLevel(level)
+
+
+def _keep(run: Run, found: dict[str, Any], listener: Listener) -> None:
+    """Adds the result to those that the run's folder holds. A folder that takes no files is only a warning."""
+    try:
+        run.append(BENCHMARKS, found)
+        run.seal(BENCHMARKS)
+    except OSError as error:
+        listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
+    else:
+        listener.say(f"kept in {run.folder / BENCHMARKS}; `tunesmith runs show {run.folder}` shows it")

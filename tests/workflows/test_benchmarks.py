@@ -1,0 +1,173 @@
+"""Tasks of lm-evaluation-harness from local files, with a run and with a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="needs pip install 'tunesmith[benchmarks]'")
+
+from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.runs.folder import Run
+from tunesmith.runs.overview import details
+from tunesmith.workflows import benchmarks
+from tunesmith.workflows.benchmarks import benchmark
+from tunesmith.workflows.finetune import train
+
+CHOICE = """task: colours
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "The colour of {{{{thing}}}} is"
+doc_to_choice: ["red", "blue"]
+doc_to_target: colour
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+FREE = """task: colours_free
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{thing}}}}?"
+doc_to_target: "{{{{ ['red', 'blue'][colour] }}}}"
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 4}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+TEXT = """task: colours_text
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{thing}}}} is a thing"
+metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    rows = [{"thing": f"thing {n}", "colour": n % 2} for n in range(40)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name, text in (("choice", CHOICE), ("free", FREE), ("text", TEXT)):
+        found = text.format(data=tmp_path / "items.jsonl", cache=tmp_path / "cache")
+        (folder / f"{name}.yaml").write_text(found)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    rows = [{"prompt": f"thing {n}?", "completion": "red" if n % 2 else "blue"} for n in range(20)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = {"max_steps": 4, "batch_size": 4, "learning_rate": 0.05, "report_to": "none", "threads": 1}
+    values = {
+        "model": str(tiny_model_dir),
+        "data": {"train": str(folder / "rows.jsonl"), "eval": 0.3},
+        "method": {"name": "lora", "r": 4},
+        "training": training,
+        "evaluation": {"resamples": 200, "samples": 0},
+        "output_dir": str(folder / "run"),
+    }
+    return train(values, progress=False).run
+
+
+def test_a_run_does_tasks_of_each_kind_beside_its_base_and_keeps_the_result(run: Path, tasks: Path) -> None:
+    names = ["colours", "colours_free", "colours_text"]
+    found = benchmark(run, names, include_path=tasks, limit=30, progress=False)
+    assert [(each["task"], each["metric"], each["items"]) for each in found["benchmarks"]] == [
+        ("colours", "acc", 30),
+        ("colours_free", "exact_match", 30),
+        ("colours_text", "word_perplexity", 30),
+        ("colours_text", "bits_per_byte", 30),
+    ]
+    for each in found["benchmarks"]:
+        low, high = each["interval"]
+        assert low <= each["difference"] <= high and each["difference"] == pytest.approx(each["tuned"] - each["base"])
+    perplexity = found["benchmarks"][2]
+    assert perplexity["difference"] != 0 and perplexity["verdict"] in ("better", "worse", "no evidence")
+    assert details(run).benchmarks == Run(run).read_lines("benchmarks.jsonl") == [found]
+    again = benchmark(run, names[:1], include_path=tasks, limit=30, progress=False)
+    assert again["benchmarks"][0]["tuned"] == found["benchmarks"][0]["tuned"]
+    assert len(details(run).benchmarks) == 2
+    Run(run).append("benchmarks.jsonl", {**found, "benchmarks": [{"task": "x"}]})
+    Run(run).seal("benchmarks.jsonl")
+    with pytest.raises(RunError, match="A result has no task, metric or filter"):
+        details(run)
+
+
+def test_the_harness_gives_the_same_value_by_its_own_model(tiny_model_dir: Path, tasks: Path) -> None:
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    found = benchmark(tiny_model_dir, ["colours", "colours_text"], include_path=tasks, progress=False)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    theirs = evaluator.evaluate(
+        lm=HFLM(pretrained=str(tiny_model_dir), batch_size=8, device="cpu"),
+        task_dict=manager.load(["colours", "colours_text"]),
+        bootstrap_iters=0,
+    )
+    for each in found["benchmarks"]:
+        assert each["value"] == pytest.approx(theirs["results"][each["task"]][f"{each['metric']},none"], rel=1e-4)
+    assert len(found["benchmarks"]) == 3
+
+
+def test_a_name_that_is_not_known_is_one_message(tiny_model_dir: Path, tasks: Path, monkeypatch: Any) -> None:
+    from lm_eval.tasks import TaskManager
+
+    def own(tasks: Any, folder: Path) -> Any:  # the harness's own files are many
+        return TaskManager(include_path=str(folder), include_defaults=False)
+
+    monkeypatch.setattr(benchmarks, "_manager", own)
+    with pytest.raises(RecipeError, match=r"(?s)There is no task 'colors'.*Close to it are colours"):
+        benchmark(tiny_model_dir, ["colors"], include_path=tasks, progress=False)
+    with pytest.raises(RecipeError, match="There is no such folder of tasks"):
+        benchmark(tiny_model_dir, ["colours"], include_path=tasks / "gone", progress=False)
+
+
+def test_files_that_name_code_are_refused_unless_that_is_allowed(tiny_model_dir: Path, tasks: Path) -> None:
+    ran = tasks.parent / "ran"
+    (tasks / "utils.py").write_text(f"open({str(ran)!r}, 'w').close()\ndef words(doc):\n    return doc['thing']\n")
+    text = (tasks / "choice.yaml").read_text().replace('"The colour of {{thing}} is"', "!function utils.words")
+    (tasks / "choice.yaml").write_text(text)
+    with pytest.raises(
+        RecipeError, match=r"(?s)would run Python code.*choice\.yaml: !function utils\.words.*--allow-f"
+    ):
+        benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
+    assert not ran.exists()
+    found = benchmark(tiny_model_dir, ["colours"], include_path=tasks, allow_functions=True, progress=False)
+    assert ran.exists() and found["benchmarks"][0]["items"] == 40
+
+
+def test_templates_run_in_a_sandbox(tiny_model_dir: Path, tasks: Path) -> None:
+    text = (tasks / "choice.yaml").read_text().replace("{{thing}}", "{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    (tasks / "choice.yaml").write_text(text)
+    with pytest.raises(RecipeError, match="A template of a task cannot be filled in"):
+        benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
+
+
+def test_data_that_is_not_there_and_programs_of_the_model_are_one_message(tiny_model_dir: Path, tasks: Path) -> None:
+    text = (tasks / "choice.yaml").read_text()
+    (tasks / "choice.yaml").write_text(text.replace("items.jsonl", "gone.jsonl"))
+    with pytest.raises(DataError, match="The tasks cannot be loaded"):
+        benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
+    (tasks / "choice.yaml").write_text(text.replace("dataset_path: json\n", "dataset_path: nobody/nothing\n"))
+    with pytest.raises(DataError, match="needs a network once"):
+        benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
+    (tasks / "choice.yaml").write_text(text + "unsafe_code: true\n")
+    with pytest.raises(RecipeError, match="runs programs that the model writes"):
+        benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
+
+
+def test_a_harness_that_is_not_installed_is_named_with_its_extra(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="pip install 'tunesmith\\[benchmarks\\]'"):
+        benchmark(tiny_model_dir, ["colours"], progress=False)
