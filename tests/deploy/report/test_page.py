@@ -244,10 +244,11 @@ def test_few_labels_have_a_matrix_and_many_have_their_mistakes(tmp_path: Path, p
     assert page.count('class="right"') == 3 and "none of the labels" in shown(page)
     labels = [{"label": f"l{n}", "precision": 0.0, "recall": 0.0, "f1": n / 100, "rows": 2} for n in range(77)]
     confusion = [{"truth": f"l{n}", "answer": f"l{n + 1}", "rows": 77 - n} for n in range(76)]
+    labels.append({"label": "of training alone", "precision": 0.0, "recall": 0.0, "f1": 0.0, "rows": 0})
     found = {**verdict(), "details": {"classification": {"tuned": {"labels": labels, "confusion": confusion}}}}
     many = page_of(tmp_path / "many", verdict=found)
     text = shown(many)
-    assert 'class="matrix"' not in many and "77 labels." in text
+    assert 'class="matrix"' not in many and "78 labels." in text and "of training alone" not in text
     assert "and 56 more kinds of mistakes" in text and "and 57 more labels" in text
 
 

@@ -89,7 +89,8 @@ def labels(facts: RunFacts) -> dict[str, Any] | None:
         return None
     tuned, base = found["tuned"], found.get("base") or {"labels": []}
     before = {each["label"]: each["f1"] for each in base["labels"]}
-    worst = sorted(tuned["labels"], key=lambda each: (each["f1"], -each["rows"], each["label"]))
+    judged = [each for each in tuned["labels"] if each["rows"]]  # others are labels of training rows alone
+    worst = sorted(judged, key=lambda each: (each["f1"], -each["rows"], each["label"]))
     wrong = [cell for cell in tuned["confusion"] if cell["truth"] != cell["answer"]]
     wrong.sort(key=lambda cell: (-cell["rows"], str(cell["truth"]), str(cell["answer"])))
     mistakes = [{**cell, "answer": _NONE_OF_THEM if cell["answer"] is None else cell["answer"]} for cell in wrong]
