@@ -15,6 +15,10 @@ def test_an_axis_goes_from_its_low_end_to_its_high_one_and_not_beyond() -> None:
     assert Axis(3, 3, 0, 50).at(3) == 25
 
 
+def test_round_tens_are_labelled_as_whole_numbers() -> None:
+    assert [label for label, _ in labelled([0.0, 20.0, 40.0, 80.0])] == ["0", "20", "40", "80"]
+
+
 def test_what_a_picture_shows_cannot_become_markup() -> None:
     picture = Picture(10, 10, "<a>")
     picture.add("text", "b & c", x=1, y=2.0, text_anchor="end", title="<d>")

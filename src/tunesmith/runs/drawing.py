@@ -225,7 +225,7 @@ def labelled(marks: Sequence[float]) -> list[tuple[str, float]]:
         if abs(mark) <= 1e-9 * largest:  # 0, and what sums of steps make of it
             return "0"
         if 1e-3 <= largest < 1e6:
-            return f"{mark:.{digits}g}"
+            return f"{mark:.{max(digits, math.floor(math.log10(largest)) + 1)}g}"
         mantissa, exponent = f"{mark:.{digits - 1}e}".split("e")
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
         return f"{mantissa}e{int(exponent)}"

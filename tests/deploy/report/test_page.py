@@ -214,7 +214,7 @@ def test_answers_without_scores_are_shown_as_changed(tmp_path: Path) -> None:
 
 def test_the_figures_of_each_metric_are_in_the_table(page: str) -> None:
     text = shown(page)
-    assert "+80.0 points" in text and "+65.0 points to +92.5 points" in text
+    assert "+80.0 points" in text and "+65.0 to +92.5 points" in text
     assert "-1.5" in text and "-1.6 to -1.4" in text
     assert "lower is better" in text and "decides" in text
 
@@ -222,7 +222,7 @@ def test_the_figures_of_each_metric_are_in_the_table(page: str) -> None:
 def test_the_forest_plot_marks_evidence_by_shape(page: str) -> None:
     plot = page[page.index("<svg") : page.index("</svg>")]
     assert plot.count('class="point sure"') == 3 and plot.count('class="point unsure"') == 1
-    assert plot.count('class="zero"') == 3, "shares stand on one axis, and loss and score on one of their own"
+    assert plot.count('class="zero"') == 4, "shares and scores from 0 to 1 have an axis for all, others one for each"
     zero = re.search(r'class="zero"[^>]* x1="([\d.]+)"', plot)
     point = re.search(r'class="point sure"[^>]* cx="([\d.]+)"', plot)
     assert zero and point and float(zero[1]) < float(point[1])
@@ -231,7 +231,7 @@ def test_the_forest_plot_marks_evidence_by_shape(page: str) -> None:
 def test_metrics_without_a_finite_interval_stay_in_the_table(tmp_path: Path) -> None:
     metrics = {"accuracy": compared(0.0, 1.0, float("nan"), float("inf"))}
     page = page_of(tmp_path / "run", verdict={**verdict(), "metrics": metrics}, metrics=None)
-    assert "<svg" not in page and "nan points to +inf points" in shown(page)
+    assert "<svg" not in page and "+nan to +inf points" in shown(page)
 
 
 def test_a_simple_method_that_does_as_well_is_named(page: str) -> None:

@@ -119,5 +119,6 @@ def differences(base: str, tuned: str) -> tuple[list[Part], list[Part]]:
     for tag, begin, end, start, stop in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         for own, words, mark in ((parts[0], before[begin:end], "del"), (parts[1], after[start:stop], "ins")):
             if words:
-                own.append(Part("".join(words), "" if tag == "equal" else mark))
+                text = "".join(words)
+                own.append(Part(text, "" if tag == "equal" or not text.strip() else mark))
     return parts

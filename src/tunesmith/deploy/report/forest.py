@@ -1,6 +1,7 @@
 """The metrics of a verdict as a forest plot: tuned minus base with its interval, a line at zero, and the verdict.
 
-Metrics that are shares stand on one axis, in points of a hundred. Every other metric has an axis of its own.
+Metrics that are shares stand on one axis, in points of a hundred, and scores from 0 to 1 on another one. Every other
+metric has an axis of its own.
 """
 
 from __future__ import annotations
@@ -41,22 +42,22 @@ def forest(verdict: Mapping[str, Any]) -> Picture | None:
 
 def points(name: str) -> bool:
     """Whether differences of a metric are told in points of a hundred."""
-    return name in RATES or name in _UNIT
+    return name in RATES
 
 
 def _panels(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The metrics that share an axis, by name, in the order in which the first of each stands in the verdict."""
     panels: list[dict[str, Any]] = []
-    shared: dict[str, Any] = {}
+    shared: dict[bool, dict[str, Any]] = {}  # by whether they are told in points
     for name, found in metrics.items():
         if not all(math.isfinite(each) for each in (found["difference"], *found["interval"])):
             continue
-        if not points(name):
+        if not points(name) and name not in _UNIT:
             panels.append({name: found})
             continue
-        if not shared:
-            panels.append(shared)
-        shared[name] = found
+        if points(name) not in shared:
+            panels.append(shared.setdefault(points(name), {}))
+        shared[points(name)][name] = found
     return panels
 
 
@@ -66,7 +67,8 @@ def _draw(picture: Picture, panel: Mapping[str, Any], top: float, decided_by: st
     bottom = top + ROW * len(panel)
     x = Axis(*widened(min(ends), max(ends)), NAMES, PLOT_END)
     columns = labelled(ticks(x.low, x.high, 6))
-    unit = "difference in points (tuned minus base)" if factor == 100 else f"difference in {_short(next(iter(panel)))}"
+    unit = "points" if factor == 100 else "score" if len(panel) > 1 else _short(next(iter(panel)))
+    unit = f"difference in {unit} (tuned minus base)"
     for label, value in columns:
         at = x.at(value)
         picture.add("line", class_="grid", x1=at, x2=at, y1=top, y2=bottom, stroke="#e3e3e3")

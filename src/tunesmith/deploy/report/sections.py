@@ -7,7 +7,7 @@ template ``section_NAME.html.j2`` beside this module; and a line in ``SECTIONS``
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -53,7 +53,7 @@ def metrics(facts: RunFacts) -> dict[str, Any] | None:
             "base": in_words(name, found["base"]),
             "tuned": in_words(name, found["tuned"]),
             "difference": _difference(name, found["difference"]),
-            "interval": " to ".join(_difference(name, end) for end in found["interval"]),
+            "interval": _interval(name, found["interval"]),
             "verdict": found.get("verdict"),
             "p_value": _p_value(found.get("p_value")),
         }
@@ -139,7 +139,7 @@ def slices(facts: RunFacts) -> dict[str, Any] | None:
             "tuned": in_words(name, each["tuned"]),
             "tuned_interval": " to ".join(in_words(name, end) for end in each["tuned_interval"]),
             "difference": _difference(name, each["difference"]),
-            "interval": " to ".join(_difference(name, end) for end in each["interval"]),
+            "interval": _interval(name, each["interval"]),
             "p_value": _p_value(each.get("adjusted_p_value")),
         }
         for each in found
@@ -194,18 +194,18 @@ def _probe(found: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
 
 
 def _effects(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    named = [("answers that refuse", found["refusals"], "")]
+    named = [("answers that refuse", found["refusals"])]
     if copied := found.get("copied"):
-        named.append(("answers copied from training rows", copied, ""))
+        named.append(("answers copied from training rows", copied))
     rows = [
         {
             "name": name,
             "base": f"{100 * each['base']:.1f}%",
             "tuned": f"{100 * each['tuned']:.1f}%",
-            "interval": " to ".join(f"{100 * end:+.1f} points" for end in each["interval"]),
+            "interval": _points(each["interval"]),
             "changed": each["changed"],
         }
-        for name, each, _ in named
+        for name, each in named
     ]
     length = found["length"]
     rows.append(
@@ -232,7 +232,7 @@ def baselines(facts: RunFacts) -> dict[str, Any] | None:
             "value": in_words(name, own["value"]),
             "interval": " to ".join(in_words(name, end) for end in own["interval"]),
             "difference": _difference(name, own["difference"]),
-            "difference_interval": " to ".join(_difference(name, end) for end in own["difference_interval"]),
+            "difference_interval": _interval(name, own["difference_interval"]),
             "as_well": each["does_as_well"],
         }
         for each in found["results"]
@@ -343,7 +343,7 @@ def _figures(facts: RunFacts) -> Iterator[tuple[str, Any, str]]:
         name = verdict["decided_by"]
         found = verdict["metrics"][name]
         yield f"{name}, tuned", in_words(name, found["tuned"]), f"base {in_words(name, found['base'])}"
-        ends = " to ".join(_difference(name, end) for end in found["interval"])
+        ends = _interval(name, found["interval"])
         yield "difference", _difference(name, found["difference"]), f"{100 * verdict['confidence']:g}% interval {ends}"
         yield "held-out rows", verdict["rows"], "that decide"
     if facts.ledger is not None:
@@ -358,6 +358,14 @@ def _figures(facts: RunFacts) -> Iterator[tuple[str, Any, str]]:
 
 def _difference(name: str, value: float) -> str:
     return f"{100 * value:+.1f} points" if points(name) else f"{value:+.3g}"
+
+
+def _interval(name: str, ends: Sequence[float]) -> str:
+    return _points(ends) if points(name) else f"{ends[0]:+.3g} to {ends[1]:+.3g}"
+
+
+def _points(ends: Sequence[float]) -> str:
+    return f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f} points"
 
 
 def _p_value(found: Any) -> str | None:
