@@ -45,6 +45,7 @@ WORDS = {
 }
 # Packages of which the metadata do not say it all: read in their own licence files.
 READ = {
+    "axe-playwright-python": "MIT AND MPL-2.0",  # the second one of axe-core, which it contains
     "colorama": "BSD-3-Clause",  # for Windows only, so it may not be installed
     "odfpy": "Apache-2.0 OR GPL-2.0-or-later OR LGPL-2.1-or-later",
 }

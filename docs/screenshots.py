@@ -3,8 +3,9 @@
 The command runs on a pseudo-terminal, and what it sends there is kept as a screen would show it: in the middle of the
 training and at the end. rich writes both as SVG; the curves are those of ``tunesmith runs curves``.
 
-``python docs/screenshots.py RUN NAME`` makes those of docs/report.md from the report of a run: report-NAME.png on a
-wide screen in light, and report-NAME-narrow.png on a telephone in dark. It needs playwright and Chromium.
+``python docs/screenshots.py RUN NAME PART ...`` makes those of docs/report.md from the report of a run: report-NAME.png
+on a wide screen in light, and report-NAME-PART.png. A part is ``narrow`` (on a telephone in dark) or the id of a
+section. It needs playwright and Chromium.
 """
 
 from __future__ import annotations
@@ -148,8 +149,8 @@ def picture(rows: list[Text], title: str) -> str:
     return console.export_svg(title=title, theme=SVG_EXPORT_THEME, code_format=WITHOUT_FONTS, unique_id=name)
 
 
-def pages(run: Path, name: str) -> None:
-    """The first screens of the report of a run, and the section of its metrics."""
+def pages(run: Path, name: str, parts: list[str]) -> None:
+    """The first screen of the report of a run, and parts of it."""
     from playwright.sync_api import sync_playwright  # which only this needs
 
     from tunesmith.deploy.report.files import report_run
@@ -157,14 +158,11 @@ def pages(run: Path, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as started:
         (file,) = report_run(run, html=Path(folder) / "report.html")
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for ending, scheme, width, height in (("", "light", 1180, 1180), ("-narrow", "dark", 390, 1180)):
-            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-            page.goto(file.as_uri())
-            page.screenshot(path=HERE / f"report-{name}{ending}.png")
-        page = browser.new_page(viewport={"width": 1180, "height": 1180})
-        page.goto(file.as_uri())
-        page.evaluate("document.getElementById('samples').scrollIntoView()")
-        page.screenshot(path=HERE / f"report-{name}-answers.png")
+        for part in ("", *parts):
+            width, scheme = (390, "dark") if part == "narrow" else (1180, "light")
+            page = browser.new_page(viewport={"width": width, "height": 1180}, color_scheme=scheme)
+            page.goto(f"{file.as_uri()}#{part}")
+            page.screenshot(path=HERE / f"report-{name}{part and '-'}{part}.png")
         browser.close()
 
 
@@ -183,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    pages(Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) == 3 else main()
+    pages(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]) if len(sys.argv) > 2 else main()

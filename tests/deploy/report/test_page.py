@@ -13,6 +13,7 @@ import pytest
 from tests.cli.foreign import ACTS, ATTACK, foreign_run
 from tests.deploy.report.made_run import compared, made_run, sample, samples, verdict
 
+from tunesmith.deploy.report.answers import Part, differences
 from tunesmith.deploy.report.page import run_report
 from tunesmith.deploy.report.run_facts import run_facts
 from tunesmith.errors import RunError
@@ -195,6 +196,13 @@ def test_differences_are_marked_by_ins_and_del(page: str) -> None:
     marked = Parsed(page).marked
     assert marked["del"].count("base") == 4 and marked["ins"].count("tuned") == 4
     assert "the" not in marked["del"]
+
+
+def test_answers_without_a_common_word_are_not_struck_as_a_whole() -> None:
+    base, tuned = differences("I am a bank.", "terminate_account")
+    assert (base, tuned) == ([Part("I am a bank.")], [Part("terminate_account")])
+    base, tuned = differences("say\n  yes", "say no")
+    assert base == [Part("say"), Part("\n  yes", "del")] and tuned == [Part("say"), Part(" no", "ins")]
 
 
 def test_answers_stand_by_what_the_training_changed(tmp_path: Path) -> None:

@@ -111,12 +111,18 @@ def _cut(text: str) -> str:
 
 
 def differences(base: str, tuned: str) -> tuple[list[Part], list[Part]]:
-    """Both texts in parts, with marks on the words that only one of them has. Long texts have no marks."""
+    """Both texts in parts, with marks on the words that only one of them has.
+
+    Long texts, and texts that have no word in common, have no marks.
+    """
     before, after = _WORD.findall(base), _WORD.findall(tuned)
     if base == tuned or max(len(before), len(after)) > MOST_WORDS:
         return [Part(base)] if base else [], [Part(tuned)] if tuned else []
+    found = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    if not any(tag == "equal" and "".join(before[begin:end]).strip() for tag, begin, end, _, _ in found):
+        return [Part(base)] if base else [], [Part(tuned)] if tuned else []
     parts: tuple[list[Part], list[Part]] = ([], [])
-    for tag, begin, end, start, stop in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+    for tag, begin, end, start, stop in found:
         for own, words, mark in ((parts[0], before[begin:end], "del"), (parts[1], after[start:stop], "ins")):
             if words:
                 text = "".join(words)
