@@ -23,7 +23,9 @@ from tunesmith.data.placement import OUTCOME
 from tunesmith.data.survey import Survey, workers
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import DataSettings
+from tunesmith.runs.cache import cache_dir
 from tunesmith.runs.progress import Listener, Silent
+from tunesmith.runs.rows_folders import passing_folder_of
 
 if TYPE_CHECKING:
     from tunesmith.data.chat.template import ChatTemplate, Encoded
@@ -98,16 +100,16 @@ def encode_corpus(
             others are left; or more rows are lost than ``data.max_lost`` allows.
     """
     from tunesmith.data.token_cache import encode_rows, refusal
-    from tunesmith.runs.cache import cache_dir
 
     settings = found.settings
+    passing = filter(None, (passing_folder_of(each.settings.path) for each in found.scan.sources))
     rows, noticed = encode_rows(
         found.scan.examples(),
         total=int(found.scan.own.sum()),
         template=template,
         folder=Path(template.tokenizer.name_or_path),
         key=_content_key(found),
-        cache=cache_dir(),
+        cache=next(passing, cache_dir()),  # tokens go with the rows that go
         workers=workers(),
         listener=listener or Silent(),
         stops=settings.on_error == "stop",

@@ -99,8 +99,8 @@ def evaluate(
     how: dict[str, Any] = {"listener": listener, "model": model, "consent": consent, "allowed": allowed, "probe": probe}
     if data is None:
         return _evaluate(target, None, "", settings, **how)
-    with given(data) as (path, rows), nullcontext() if rows is None else remedies_in_python(stored=rows):
-        return _evaluate(target, path, shown(path) if rows is None else FROM_PYTHON, settings, **how)
+    with given(data) as (path, rows), remedies_in_python(stored=rows) if rows else nullcontext():
+        return _evaluate(target, path, FROM_PYTHON if rows else shown(path), settings, **how)
 
 
 def _evaluate(

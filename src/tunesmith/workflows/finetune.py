@@ -59,7 +59,6 @@ from tunesmith.training.setup import Prepared, prepare_training
 from tunesmith.training.step_rows import Steps
 from tunesmith.training.trainer import METRICS, Trained, Trainer
 from tunesmith.workflows.continuing import tell_of_kill
-from tunesmith.workflows.given_data import with_files
 from tunesmith.workflows.in_python import remedies_in_python
 from tunesmith.workflows.same_run import Continuation, fingerprint, keep_functions, write_facts_of_rows
 from tunesmith.workflows.starting import Start, started
@@ -271,7 +270,7 @@ def dry_run(
     The layout stays ``auto``, because it depends on the loaded model. The listener hears the predicted memory.
     """
     listener = listener or Silent()
-    loaded = read_recipe(with_files(recipe), overrides)
+    loaded = read_recipe(recipe, overrides)
     stored, consent = stored_in(recipe), consent or Consent()
     asked = consent.given(loaded, stored)
     with functions_allowed(consent.of_recipe(loaded, stored)):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.errors import DataError, TunesmithError
@@ -20,14 +21,14 @@ _VALUE_FLAG = re.compile(r"(?<![\w`=-])--(model|method|out|html|card)\b")
 
 @contextmanager
 def remedies_in_python(
-    *, of_rows: bool = False, reading: str = "settings", stored: Path | None = None
+    *, of_rows: bool = False, reading: str = "settings", stored: Mapping[Path, str] = MappingProxyType({})
 ) -> Iterator[None]:
     """Makes errors name arguments of a function.
 
     Args:
         of_rows: whether the call takes ``columns``, ``format`` and ``instruction``. Else they are keys of a recipe.
         reading: the argument that takes what is said of how a file is read.
-        stored: a file of rows that were handed over, which messages call the rows.
+        stored: files of rows that were handed over, and what messages call them.
     """
     try:
         yield
@@ -35,7 +36,7 @@ def remedies_in_python(
         raise _translated(error, of_rows=of_rows, reading=reading, stored=stored) from error.__cause__
 
 
-def _translated(error: TunesmithError, *, of_rows: bool, reading: str, stored: Path | None) -> TunesmithError:
+def _translated(error: TunesmithError, *, of_rows: bool, reading: str, stored: Mapping[Path, str]) -> TunesmithError:
     where, why, remedy = error.where, error.why, error.remedy
     if remedy and of_rows:
         remedy = _COLUMNS.sub(lambda found: f"columns={_mapping(found[1])}", remedy)
@@ -53,14 +54,20 @@ def _translated(error: TunesmithError, *, of_rows: bool, reading: str, stored: P
         keys = "".join(f" and {reading}=[{_setting(name, value, reading)}]" for name, _, value in settings)
         why = "\n".join([f"{proposal.reason}:", *(f"  {sample}" for sample in proposal.samples)])
         remedy = f"if that is right, set {given}{keys}; otherwise {remedy}"
-    if stored is not None:
-        where, why, remedy = (part and part.replace(str(stored), ROWS) for part in (where, why, remedy))
-        if where and where.startswith(f"{ROWS}:"):
-            where = where.replace(f"{ROWS}:", "row ", 1)
+    for file, name in stored.items():
+        where, why, remedy = (part and _named(part, file, name) for part in (where, why, remedy))
     if (where, why, remedy) == (error.where, error.why, error.remedy):
         return error
     kind = DataError if isinstance(error, ColumnsUnclear) else type(error)
     return kind(error.what, where=where, why=why, remedy=remedy)
+
+
+def _named(text: str, file: Path, name: str) -> str:
+    """The text with the name of a file of rows, and ``row 3`` for its third line."""
+    of = name.removeprefix(ROWS)
+    return re.sub(
+        rf"{re.escape(str(file))}(?::(\d+))?", lambda found: f"row {found[1]}{of}" if found[1] else name, text
+    )
 
 
 def _mapping(pairs: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,14 @@ from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import place_for
 from tunesmith.workflows.check import Inspection, inspect
 from tunesmith.workflows.first_recipe import Starter, refuse_missing_rows, starter_recipe
-from tunesmith.workflows.given_data import given, kept, with_files
+from tunesmith.workflows.given_data import Names, given, kept, with_files
 from tunesmith.workflows.in_python import remedies_in_python
 from tunesmith.workflows.prepare_data import PreparedData, prepare_data
+
+GOES = (
+    "The rows are removed when this program ends, but for those of a run that trained on them. To keep them with the "
+    'recipe, set out="recipe.yaml".'
+)
 
 
 @library_call()
@@ -45,7 +51,8 @@ def init(
 
     Args:
         data: a path or URL, a list of dicts, a DataFrame of pandas or polars, or a datasets.Dataset.
-        out: the file to write it to. Rows that are no file are then kept beside it, in ``<name>.rows``.
+        out: the file to write it to. Rows that are no file are then kept beside it, in ``<name>.rows``. Without it they
+            are removed when this program ends, and a run that trains on them keeps them beside itself.
         model: hub id, folder or bundled name; the bundled one by default.
         method: lora by default, or qlora if lora does not fit.
         format: format of the rows; found from them by default.
@@ -77,6 +84,8 @@ def init(
         )
         if file is not None:
             write_output(file, RECIPE_MARK + made.text)
+        elif rows:
+            made = replace(made, warnings=(*made.warnings, GOES))
     return made
 
 
@@ -116,7 +125,12 @@ def check(
     Raises:
         TunesmithError: the data cannot be read, or no row is good.
     """
-    with _named(data) as source, nullcontext((None, None)) if against is None else given(against) as (other, _):
+    other: str | None = None
+    with ExitStack() as stack:
+        source, names = stack.enter_context(_named(data))
+        if against is not None:
+            other, others = stack.enter_context(given(against))
+            names = {**names, **others}
         found = inspect(
             source,
             settings=settings,
@@ -130,8 +144,8 @@ def check(
             trust_remote_code=trust_remote_code,
             listener=heard_by(listener, progress),
         )
-        if is_rows(data):  # a file that is gone when this ends
-            found.sources = _without(found.sources, f"{Path(str(source)).parent}{os.sep}")
+    for file in names:  # it is gone now
+        found.sources = _without(found.sources, f"{file.parent}{os.sep}")
     return found
 
 
@@ -178,7 +192,7 @@ def prepare(
     Raises:
         TunesmithError: the data cannot be read, or the folder cannot be written.
     """
-    with _named(data) as source:
+    with _named(data) as (source, _):
         return prepare_data(
             source,
             os.fspath(out),
@@ -194,14 +208,17 @@ def prepare(
 
 
 @contextmanager
-def _named(data: Any) -> Iterator[str | Mapping[str, Any] | Recipe]:
-    """What `check` and `prepare` read. Errors of rows or of a file of rows name the arguments of the function."""
+def _named(data: Any) -> Iterator[tuple[str | Mapping[str, Any] | Recipe, Names]]:
+    """What `check` and `prepare` read, with the names of files of rows.
+
+    Errors of rows or of a file of rows name the arguments of the function.
+    """
     if isinstance(data, Mapping | Recipe) and not is_rows(data):
-        with remedies_in_python():
-            yield with_files(data)
+        with remedies_in_python(), with_files(data) as found:
+            yield found
         return
     with given(data) as (path, rows), remedies_in_python(of_rows=not path.endswith((".yaml", ".yml")), stored=rows):
-        yield path
+        yield path, rows
 
 
 class RunList(list[Summary]):

@@ -22,7 +22,7 @@ from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.model.weights.device import tf32
 from tunesmith.planning import advice
-from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.file import LoadedRecipe, read_recipe
 from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs import curves
@@ -114,11 +114,24 @@ def lr_range(
     Raises:
         TunesmithError: one of the family in ``tunesmith.errors``.
     """
-    listener = heard_by(listener, progress)
-    loaded = read_recipe(with_files(recipe), overrides)
+    consent, listener = Consent(trust_remote_code, allow_functions), heard_by(listener, progress)
+    with with_files(recipe) as (source, _):
+        loaded = read_recipe(source, overrides)
+        return _tested(loaded, stored_in(recipe), consent, lr_min, lr_max, steps, listener)
+
+
+def _tested(
+    loaded: LoadedRecipe,
+    stored: Path | None,
+    consent: Consent,
+    lr_min: float | None,
+    lr_max: float | None,
+    steps: int | None,
+    listener: Listener,
+) -> RangeResult:
+    """The test of a recipe; ``stored``: the run whose own recipe it is."""
     for note in loaded.notes.values():
         listener.say(note)
-    consent, stored = Consent(trust_remote_code, allow_functions), stored_in(recipe)
     asked = consent.given(loaded, stored)
     low, high = _bounds(asked, lr_min, lr_max)
     if steps is not None and steps < FEWEST:

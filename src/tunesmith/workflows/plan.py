@@ -97,7 +97,8 @@ def plan(
     """
     if (rows is None) != (length is None):
         raise RecipeError("rows and length go together", where="plan", remedy="Give both, or leave both out.")
-    asked = Consent(trust_remote_code).given(read_recipe(with_files(recipe), overrides), stored_in(recipe))
-    return plan_recipe(
-        asked, device=device, rows=rows, length=length, exact=exact, listener=heard_by(listener, progress)
-    ).planned
+    with with_files(recipe) as (source, _):
+        asked = Consent(trust_remote_code).given(read_recipe(source, overrides), stored_in(recipe))
+        return plan_recipe(
+            asked, device=device, rows=rows, length=length, exact=exact, listener=heard_by(listener, progress)
+        ).planned

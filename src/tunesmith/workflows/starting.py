@@ -24,7 +24,7 @@ from tunesmith.runs.folder import Run
 from tunesmith.runs.outputs import refuse_inputs, refuse_strangers
 from tunesmith.runs.results import has_whole_result
 from tunesmith.runs.run_files import FUNCTIONS, OWN, RECIPE
-from tunesmith.workflows.given_data import with_files
+from tunesmith.workflows.given_data import rows_of_run, with_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,31 +64,34 @@ def started(
         RunError: another process works in the folder, it takes no files, or it holds what is not to be replaced; or a
             stored recipe runs code, and the user did not consent.
     """
-    allowed = allowed_kinds(allow_changes)
-    again = Path(local(recipe)) if overwrite and _has_recipe(recipe) else None
-    recipe = recipe if again is None else again / RECIPE
-    loaded = _asked_recipe(recipe, overrides, resume=resume)
-    if again is not None and loaded.origins.get(("output_dir",)) != "flag":
-        loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"output_dir": str(again)}))
-    # A run folder that was moved or renamed is continued, or starts over, where it is.
-    run = Run(recipe if resume and _is_run(recipe) else loaded.recipe.output_dir)
-    stored = run.folder if resume and _is_run(recipe) else stored_in(recipe)
-    finished = resume and run.exists() and run.status().get("status") == "finished" and has_whole_result(run)
-    asked = loaded.recipe if finished else consent.given(loaded, stored)
-    functions = {} if finished else consent.of_recipe(loaded, stored)
-    for name in (str(run.folder), os.getcwd()):
-        refuse_odd_name(name)
-    if not (resume and run.exists()):
-        run.check_free(overwrite=overwrite)
-    with run.lock():
-        continues = resume and run.exists()
-        if not continues:  # again: a run that was in the folder may just have ended
+    with rows_of_run() as rows:
+        allowed = allowed_kinds(allow_changes)
+        again = Path(local(recipe)) if overwrite and _has_recipe(recipe) else None
+        recipe = recipe if again is None else again / RECIPE
+        with with_files(recipe) as (source, _):
+            loaded = rows.moved(_asked_recipe(source, overrides, resume=resume))
+        if again is not None and loaded.origins.get(("output_dir",)) != "flag":
+            loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"output_dir": str(again)}))
+        # A run folder that was moved or renamed is continued, or starts over, where it is.
+        run = Run(recipe if resume and _is_run(recipe) else loaded.recipe.output_dir)
+        rows.recipe = run.folder / RECIPE
+        stored = run.folder if resume and _is_run(recipe) else stored_in(recipe)
+        finished = resume and run.exists() and run.status().get("status") == "finished" and has_whole_result(run)
+        asked = loaded.recipe if finished else consent.given(loaded, stored)
+        functions = {} if finished else consent.of_recipe(loaded, stored)
+        for name in (str(run.folder), os.getcwd()):
+            refuse_odd_name(name)
+        if not (resume and run.exists()):
             run.check_free(overwrite=overwrite)
-            _refuse_losses(run, recipe, loaded.recipe)
-        if not finished:
-            _refuse_small_disk(run.folder, loaded.recipe)
-        kept = (RECIPE, FUNCTIONS) if _is_of(run, recipe) else ()
-        yield Start(run, loaded, asked, functions, continues, continues and finished, allowed, kept)
+        with run.lock():
+            continues = resume and run.exists()
+            if not continues:  # again: a run that was in the folder may just have ended
+                run.check_free(overwrite=overwrite)
+                _refuse_losses(run, recipe, loaded.recipe)
+            if not finished:
+                _refuse_small_disk(run.folder, loaded.recipe)
+            kept = (RECIPE, FUNCTIONS) if _is_of(run, recipe) else ()
+            yield Start(run, loaded, asked, functions, continues, continues and finished, allowed, kept)
 
 
 def _refuse_small_disk(folder: Path, recipe: Recipe) -> None:
@@ -116,7 +119,7 @@ def _asked_recipe(
     """The recipe that was asked for. A run folder stands for the recipe that it was started with."""
     if resume and isinstance(recipe, str | Path) and _means_a_run(Path(local(recipe))):
         return read_recipe(Run.open(recipe).fact("asked"), overrides)
-    return read_recipe(with_files(recipe), overrides)
+    return read_recipe(recipe, overrides)
 
 
 def _has_recipe(recipe: object) -> TypeGuard[str | Path]:
