@@ -137,7 +137,7 @@ InstructionOption = Annotated[
     typer.Option("--instruction", metavar="TEXT", help="An instruction for all rows.", show_default=False),
 ]
 
-_READING_KEY = re.compile(rf'set data\.({"|".join(("sample_by", *READING))}): ("[^"]*"|[^\s,]+)')
+_READING_KEY = re.compile(rf'set data\.({"|".join(("sample_by", *READING))}): ("[^"]*"|[^\s,;]+)')
 _COLUMNS = re.compile(r"data\.columns: \{((?:[^{}]|\{[^{}]*\})*)\}")
 _SET_COLUMNS = re.compile(f"set {_COLUMNS.pattern}")
 _SET_BOTH = re.compile(rf"set data\.(header): (true|false) and {_COLUMNS.pattern}")

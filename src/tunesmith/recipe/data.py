@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    StringConstraints,
     field_validator,
     model_serializer,
     model_validator,
@@ -24,6 +26,13 @@ from tunesmith.recipe.section import Settings, UserPath
 SampleBy = Literal["auto", "line", "paragraph", "document"]  # datasets' name, and its values but for auto
 PersonalData = Literal["email", "phone", "iban", "card", "secret"]
 PERSONAL_DATA: tuple[str, ...] = get_args(PersonalData)
+
+
+Delimiter = Annotated[
+    str,
+    BeforeValidator(lambda value: "\t" if value in ("tab", "\\t") else value),
+    StringConstraints(min_length=1, max_length=1),
+]
 
 
 class SourceSettings(Settings):
@@ -47,8 +56,8 @@ class SourceSettings(Settings):
     sample_by: SampleBy = Field(
         default="auto", description="what a document of a text file is; auto: a line of .txt, else the whole file"
     )
-    delimiter: str | None = Field(
-        default=None, min_length=1, max_length=1, description="what separates the fields of a table; found by default"
+    delimiter: Delimiter | None = Field(
+        default=None, description="what separates the fields of a table, such as ; or tab; found by default"
     )
     encoding: str | None = Field(default=None, description="encoding of the files, such as cp1252; found by default")
     header: bool | None = Field(
@@ -152,7 +161,7 @@ class DataSettings(Settings):
     columns: dict[str, str] = Field(default_factory=dict, description="default for every source")
     instruction: str | None = Field(default=None, description="default for every source")
     sample_by: SampleBy = Field(default="auto", description="default for every source; needs files of text")
-    delimiter: str | None = Field(default=None, min_length=1, max_length=1, description="default for every source")
+    delimiter: Delimiter | None = Field(default=None, description="default for every source")
     encoding: str | None = Field(default=None, description="default for every source")
     header: bool | None = Field(default=None, description="default for every source")
     key: str | None = Field(default=None, description="default for every source")

@@ -27,6 +27,7 @@ from tunesmith.recipe.section import Settings
 from tunesmith.recipe.settings import Recipe
 from tunesmith.recipe.yaml_limits import YamlRefused, refuse_bombs
 
+MARKS = ("|", ",", "\t")  # values that are no YAML by themselves
 LONGEST_QUOTED = 1000  # characters of a value that a remedy repeats
 SHORT_FOR: Mapping[Path_, str] = {  # where a text can stand for a mapping, and the key that has the text
     ("model",): "path",
@@ -417,6 +418,8 @@ def parse_override(override: str, *, example: str = "training.seed=1") -> tuple[
     if not equals or not key.strip():
         remedy = f"Write KEY=VALUE without spaces, such as {example}."
         raise RecipeError("This argument is not KEY=VALUE", where=override, remedy=remedy)
+    if text in MARKS:  # a separator of a table
+        return tuple(key.strip().split(".")), text
     try:
         value = _plain(_load(text)) if text.strip() else None
     except YamlRefused as error:

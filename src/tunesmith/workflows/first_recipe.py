@@ -20,6 +20,7 @@ from tunesmith.data.checks.scan import Scan
 from tunesmith.data.files.locations import missing_source
 from tunesmith.data.files.reader import own_eval_split
 from tunesmith.data.files.splits import TRAIN
+from tunesmith.data.files.text_that_is_rows import refuse_rows_in_text
 from tunesmith.data.finding import rows_in_words
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import ModelError, RecipeError
@@ -137,6 +138,7 @@ def starter_recipe(
     """
     _check_method(method)
     source = _source(data, overrides, format=format, columns=dict(columns or {}), instruction=instruction)
+    refuse_rows_in_text(source)
     share = 0.0 if own_eval_split(source) is None else None
     preferred = preferred_objective(source)
     found = survey_rows(

@@ -280,9 +280,29 @@ def test_what_json_min_does_not_say_is_asked_with_both_keys_and_the_remedy_opens
         assert answer == next(iter(answers.values())) or answer == "good"
 
 
-def test_a_column_before_the_id_is_no_answer(tmp_path: Path) -> None:
-    path = written(tmp_path, {"text": "one", "score": 0.5, "id": 3, "annotator": 1, "annotation_id": 9})
-    assert "they are without an answer" in str(refusal(path).why)
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside the usual order"])
+@pytest.mark.parametrize("answer", ["good", 0.5, {"choices": ["good"]}, ["good"]], ids=str)
+def test_an_answer_before_the_id_may_be_data_so_it_is_asked_for_and_the_remedy_opens_the_file(
+    tmp_path: Path, answer: object, others: int
+) -> None:
+    facts = {"annotator": 1, "annotation_id": 9}
+    rows = [{"text": "one", "mood": answer, "id": 3, **facts}, {"text": "two", "mood": answer, "id": 4, **facts}]
+    path = written(tmp_path, *rows, *[{"text": "three", "id": 5, "mood": answer, **facts}] * others)
+    error = refusal(path)
+    assert error.what == "the rows are an export of Label Studio (JSON-MIN), and mood may be their answer or not"
+    assert f"2 of the first {2 + others} rows have nothing behind it" in str(error.why)
+    remedy = str(error.remedy)
+    named = re.search(r"if it is the answer, run `tunesmith init rows\.jsonl --columns '?([^`']*)'?`", remedy)
+    assert named is not None, remedy
+    columns = dict(each.split("=", 1) for each in named[1].split(","))
+    answers = [answer for _, answer in pairs(path, columns=columns)]
+    assert answers == [str(answer) if isinstance(answer, float) else "good"] * (2 + others)
+
+
+def test_a_column_of_data_is_no_answer_where_others_have_theirs_behind_the_id(tmp_path: Path) -> None:
+    row = {"text": "one", "score": 0.5, "id": 3, "annotator": 1, "annotation_id": 9}
+    path = written(tmp_path, minimal("two", mood="good"), row)
+    assert pairs(path) == [("two", "good")]
 
 
 def test_a_column_that_is_named_for_one_field_is_not_taken_for_the_other(tmp_path: Path) -> None:

@@ -47,3 +47,17 @@ def test_a_log_and_a_diary_are_text(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("2026-05-06 20:01:11 error: disk full\n5/6/26, we went home: late.\nSee [1.2.3] there: yes.\n" * 5)
     assert open_source(SourceSettings(path=str(log))).shape == "text"
+
+
+def test_exports_of_telegram_and_discord_are_refused_with_the_people_and_conversations_are_not(tmp_path: Path) -> None:
+    telegram = [{"id": n, "type": "message", "from": "Ann" if n % 2 else "Bo", "text": "Hi"} for n in range(4)]
+    discord = [{"id": str(n), "content": "Hi", "author": {"name": "Ann" if n % 2 else "Bo"}} for n in range(4)]
+    path = tmp_path / "result.json"
+    for messages in (telegram, discord):
+        path.write_text(json.dumps({"name": "Ann", "messages": messages}))
+        with pytest.raises(DataError, match="these are chat messages, and the person whom") as caught:
+            open_source(SourceSettings(path=str(path)))
+        assert caught.value.why == "they are Bo, Ann"
+    turns = [{"role": "user", "content": "Hi", "name": "Bo"}, {"role": "assistant", "content": "Hello"}]
+    path.write_text(json.dumps({"messages": turns}))
+    assert open_source(SourceSettings(path=str(path))).shape == "messages"

@@ -96,6 +96,12 @@ def is_label_name(name: str) -> bool:
     return any(_plain(name) in answers.split() for kind, _, answers in PAIRS if kind == "a text and its label")
 
 
+def known_names(names: Sequence[str]) -> list[str]:
+    """Those of the names that are known for a question or an answer."""
+    known = {word for _, questions, answers in PAIRS for word in (*questions.split(), *answers.split())}
+    return [name for name in names if _plain(name) in known]
+
+
 def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) -> Proposal | None:
     """The only pair of columns whose names are known for question and answer and whose values are texts.
 

@@ -6,8 +6,8 @@ The shapes, by their fields (those in brackets are optional, and absent when nul
   input. The history is a list of earlier [question, answer] pairs, whose answers are learned too.
 - prompt_completion: prompt, completion, [system, tools]. Two texts, or two lists of messages; only the completion
   is learned. An answer that is a number or a truth value is taken as text, as alpaca's output is.
-- messages: messages, [system, tools]. OpenAI's roles, tool calls and text parts; `train: false`, or what other tools
-  write for it (`weight: 0`, `loss: false`, ...), leaves a turn unlearned.
+- messages: messages, [system, tools]. A list or its JSON text, of OpenAI's roles, tool calls and text parts;
+  `train: false`, or what other tools write for it (`weight: 0`, `loss: false`, ...), leaves a turn unlearned.
 - sharegpt: conversations of {from, value}, [system, tools].
 - text: text. A raw document without turns.
 - preference: chosen, rejected, [prompt, instruction, input, system, tools]. Two answers to one prompt, each a text or a
@@ -34,7 +34,9 @@ from tunesmith.data.examples.message import (
     parsed_json,
     present,
     sharegpt_message,
+    text_of_parts,
     truth,
+    turns_in,
     with_joined_calls,
 )
 from tunesmith.data.examples.row_shapes import JUDGED, map_columns, required_fields
@@ -305,6 +307,7 @@ def _conversation(messages: list[Message], field: str) -> list[Message]:
 def _with_system(messages: list[Message], fields: Mapping[str, Any]) -> list[Message]:
     """The turns behind the row's own `system` text, where it has one."""
     given = fields.get("system")
+    given = text_of_parts(given, "system") if isinstance(given, list) else given
     system = "" if given is None else checked_text(given, "system")
     if not system.strip():
         return messages
@@ -329,7 +332,7 @@ def _tools(value: object) -> tuple[dict[str, Any], ...]:
 
 
 def _turns(fields: Mapping[str, Any], field: str) -> list[Any]:
-    value = present(fields, field)
+    value = turns_in(present(fields, field), field)
     if not isinstance(value, list) or not value:
         raise RowError(field, describe(value), "a list of turns")
     return value

@@ -25,6 +25,14 @@ class LeftOutRow(Exception):
     """The tool that wrote the row marks it as not to be used; its text says how, such as ``skipped``."""
 
 
+class PerhapsAnswered(LeftOutRow):
+    """A row that has no answer, unless a certain ``column`` is one; ``remedy`` says how that is said."""
+
+    def __init__(self, why: str, column: str, remedy: str) -> None:
+        super().__init__(why)
+        self.column, self.remedy = column, remedy
+
+
 class SeveralValues(RowError):
     """There is a choice; ``remedy`` says how it is made."""
 

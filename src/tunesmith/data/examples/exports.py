@@ -37,6 +37,7 @@ from tunesmith.data.examples.label_studio import (
 from tunesmith.data.examples.labels import is_label
 from tunesmith.data.examples.message import RowError, describe
 from tunesmith.data.examples.row_shapes import fitting_shapes
+from tunesmith.data.examples.service_exports import SERVICE_EXPORTS
 
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
@@ -307,5 +308,6 @@ EXPORTS: tuple[Export, ...] = (
         {"prompt": json_min_prompt, "completion": json_min_answer},
         gives_way=answers_stand_in_data,
     ),
+    *SERVICE_EXPORTS,
 )
 EXPORTS_BY_NAME = {export.name: export for export in EXPORTS}

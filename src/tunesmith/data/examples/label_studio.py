@@ -15,6 +15,7 @@ from tunesmith.data.examples.export_layout import (
     MAPPED,
     Fields,
     LeftOutRow,
+    PerhapsAnswered,
     SeveralValues,
     agreed,
     answer_under,
@@ -95,15 +96,24 @@ def _own_columns(row: Fields) -> dict[str, Any]:
 
 def json_min_fields(row: Fields) -> dict[str, Any]:
     """The answers of a row of JSON-MIN, with the columns that are no facts about the annotation."""
-    own, names = _own_columns(row), list(row)
+    own = _own_columns(row)
     said = {}
     for name, value in own.items():
         if is_regions(value):
             regions = [value] if isinstance(value, Mapping) else value
             said[name] = _said(regions) or _spans(regions)
-    # The tool writes the data, the id, the answers, and then the facts.
-    ordered = "id" in names and names.index("id") < names.index("annotator") < names.index("annotation_id")
-    return {**said, HELD: {**own, **said}, BEFORE: names[: names.index("id")] if ordered else []}
+    return {**said, HELD: {**own, **said}, BEFORE: _before_the_id([*row])}
+
+
+def _before_the_id(names: Sequence[str]) -> list[str]:
+    """The columns before the id, where all are in the tool's order: the data, the id, the answers, then the facts."""
+    if "id" not in names:
+        return []
+    at = names.index("id")
+    data, rest = names[:at], names[at + 1 :]
+    facts = rest[rest.index("annotator") :] if "annotator" in rest else []
+    ordered = facts[:2] == ["annotator", "annotation_id"] and {*facts} <= {*MIN_FACTS} and not {*data} & {*MIN_FACTS}
+    return [*data] if ordered else []
 
 
 def _min_columns(flat: Fields) -> tuple[str | None, list[str]]:
@@ -149,14 +159,16 @@ def json_min_answer(flat: Fields) -> Any:
     """The answer of a row.
 
     Raises:
-        LeftOutRow: there is none.
+        LeftOutRow: there is none, or it stands among the columns of the data, whose annotation may be empty.
         SeveralValues: it may be one of several columns.
     """
     text, answers = _min_columns(flat)
     if len(answers) > 1:
         raise _min_unclear(flat)
-    if not answers or flat[HELD][answers[0]] in (None, "", []) or (text in flat[BEFORE] and answers[0] in flat[BEFORE]):
+    if not answers or flat[HELD][answers[0]] in (None, "", []):
         raise LeftOutRow("without an answer")
+    if text in flat[BEFORE] and answers[0] in flat[BEFORE]:
+        raise PerhapsAnswered("without an answer behind the id", answers[0], _min_unclear(flat).remedy)
     return answer_under(flat, answers[0])
 
 

@@ -6,9 +6,10 @@ learned is read under the names that several tools give it, and refused where a 
 
 from __future__ import annotations
 
+import ast
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +31,14 @@ SHAREGPT_ROLES = {
     "tool_call": "assistant",
 }
 CALLS = ("function_call", "tool_call")  # roles of LLaMA-Factory and ms-swift whose text is a call, or a list of calls
-SWIFT_ROLES = {"tool_call": "assistant", "tool_response": "tool"}  # beside ROLES, of ms-swift
+OTHER_ROLES = {  # beside ROLES: of ms-swift, and of services and models whose words mean one thing only
+    "tool_call": "assistant",
+    "tool_response": "tool",
+    "human": "user",
+    "model": "assistant",
+    "chatbot": "assistant",
+    "gpt": "assistant",
+}
 # Keys of a turn that hold text which no Message can carry: reading past them would lose tokens in silence.
 REFUSED_KEYS = {
     "function_call": "tool_calls, the form that replaced it",
@@ -123,9 +131,9 @@ def openai_message(turn: object, where: str) -> Message:
         expected = "role and content" + ("; from and value are the shape sharegpt" if "from" in turn else "")
         raise RowError(f"{where}.role", describe(turn), expected)
     said = turn["role"]
-    if not isinstance(said, str) or said not in (*ROLES, *SWIFT_ROLES):
+    if not isinstance(said, str) or said.lower() not in (*ROLES, *OTHER_ROLES):
         raise RowError(f"{where}.role", describe(said), f"one of {', '.join(ROLES)}")
-    role = SWIFT_ROLES.get(said, said)
+    role = OTHER_ROLES.get(said.lower(), said.lower())
     for key in REFUSED_KEYS.keys() & turn.keys():
         if turn[key] is not None:
             raise RowError(f"{where}.{key}", describe(turn[key]), REFUSED_KEYS[key])
@@ -277,14 +285,41 @@ def _content(turn: Mapping[str, Any], where: str, *, may_be_null: bool) -> str:
         return ""
     if not isinstance(content, list):
         return checked_text(present(turn, "content", f"{where}.content"), f"{where}.content")
+    return text_of_parts(content, f"{where}.content")
+
+
+def text_of_parts(parts: Sequence[object], where: str) -> str:
+    """The text of {type: text, text} parts, of which Amazon Nova's have no type.
+
+    Raises:
+        RowError: a part is anything else.
+    """
     texts = []
-    for index, part in enumerate(content):
-        part_where = f"{where}.content[{index}]"
-        if not isinstance(part, Mapping) or part.get("type") != "text":
+    for index, part in enumerate(parts):
+        part_where = f"{where}[{index}]"
+        if not isinstance(part, Mapping) or part.get("type", "text" if [*part] == ["text"] else None) != "text":
             found = f"a part of type {describe(part.get('type'))}" if isinstance(part, Mapping) else describe(part)
             raise RowError(part_where, found, 'a text part: {"type": "text", "text": ...}')
         texts.append(checked_text(present(part, "text", f"{part_where}.text"), f"{part_where}.text"))
     return "".join(texts)
+
+
+def turns_in(value: object, where: str) -> object:
+    """The list that a text holds, as JSON or as Python writes it: tables have turns so. Another value as it is.
+
+    Raises:
+        RowError: the text is neither.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise RowError(where, describe(value), "a list of turns, or its JSON text") from None
 
 
 def truth(value: object, where: str, expected: str = "true or false") -> bool:

@@ -65,7 +65,13 @@ def _ends_as_those_below(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def without_names(
-    rows: Sequence[Mapping[str, Any]], fields: tuple[str, str], *, read_so: bool, sure: bool, where: str
+    rows: Sequence[Mapping[str, Any]],
+    fields: tuple[str, str],
+    *,
+    read_so: bool,
+    sure: bool,
+    cut: Sequence[str],
+    where: str,
 ) -> ColumnsUnclear:
     """The error that columns have no names, with the pair if there are two columns.
 
@@ -74,6 +80,7 @@ def without_names(
         fields: the names of the question's and the answer's field.
         read_so: the recipe says that there is no header; else the first line has been read as one.
         sure: it is a row. Else nothing is proposed.
+        cut: the separators that were chosen, in words.
         where: the file.
     """
     names = [f"column{number}" for number in range(1, len(rows[0]) + 1)]
@@ -107,8 +114,8 @@ def without_names(
     return ColumnsUnclear(
         what,
         where=where,
-        why=f"it holds {shown}",
-        remedy=remedy,
+        why="; ".join([f"it holds {shown}", *cut]),
+        remedy=f"{remedy}; if each line is one text, give the file the ending .txt" if cut else remedy,
         proposal=proposal if pair and (read_so or sure) else None,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.data.examples.example import Example, to_example
-from tunesmith.data.examples.message import SHAREGPT_ROLES, Message
+from tunesmith.data.examples.message import SHAREGPT_ROLES, Message, turns_in
 from tunesmith.data.examples.row_shapes import FIELDS, METADATA, check_mapping, listed, map_columns
 from tunesmith.errors import DataError
 
@@ -119,9 +119,10 @@ def _answer(fields: Mapping[str, Any], shape: str) -> dict[str, Any]:
     if shape == "alpaca":
         return {"output": SOME_ANSWER}
     if shape == "messages":
-        return {"messages": _ended(fields.get("messages"), "role", turn)}
+        return {"messages": _ended(turns_in(fields.get("messages"), "messages"), "role", turn)}
     if shape == "sharegpt":
-        return {"conversations": _ended(fields.get("conversations"), "from", {"from": "gpt", "value": SOME_ANSWER})}
+        turns = turns_in(fields.get("conversations"), "conversations")
+        return {"conversations": _ended(turns, "from", {"from": "gpt", "value": SOME_ANSWER})}
     if shape == "preference":
         if fields.keys().isdisjoint(("prompt", "instruction", "input")):
             return {}  # the prompt is what both answers begin with

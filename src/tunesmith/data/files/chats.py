@@ -1,4 +1,4 @@
-"""Exports of WhatsApp and Slack: which of their people the model should be only the user knows, so they are refused."""
+"""Exports of WhatsApp, Slack, Telegram and Discord: only the user knows which of their people the model should be."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ STAMP = re.compile(
 SPEAKER = re.compile(r"([^:]{1,60}): ")
 LEAST_SHARE, LEAST_LINES = 0.2, 3  # of the first lines, that begin with a date and a name
 SLACK_FILES = frozenset({"channels.json", "users.json"})
+SPEAKERS = ("from", "author", "sender")
 SLACK_MESSAGE = frozenset({"type", "ts", "text"})
 
 
@@ -27,8 +28,11 @@ def refuse_chats(rows: Sequence[Mapping[str, Any]], where: str) -> None:
         where: the source.
 
     Raises:
-        DataError: they are lines of a WhatsApp chat or messages of Slack.
+        DataError: they are lines of a WhatsApp chat, or messages of Slack, Telegram, Discord or their like.
     """
+    people = [name for row in rows for name in _speakers(row.get("messages"))]
+    if people and not any("conversations" in row for row in rows):
+        raise _refusal("chat messages", "they are", _names(people), where)
     if rows and all(row.keys() >= SLACK_MESSAGE and row["type"] == "message" for row in rows):
         raise _refusal("Slack messages", "they are", _names(row.get("user") for row in rows), where)
     texts = [row["text"] for row in rows if row.keys() == {"text"} and isinstance(row["text"], str)]
@@ -36,6 +40,17 @@ def refuse_chats(rows: Sequence[Mapping[str, Any]], where: str) -> None:
     said = [match[1] for text, end in stamped if (match := SPEAKER.match(text, end))]
     if len(said) >= max(LEAST_LINES, LEAST_SHARE * len(rows)):
         raise _refusal("a WhatsApp chat", "they are", _names(said), where)
+
+
+def _speakers(messages: object) -> list[str]:
+    """The people of messages as Telegram and Discord export them, which have an author in place of a role."""
+    turns = messages if isinstance(messages, list) else []
+    said = [turn for turn in turns if isinstance(turn, Mapping) and turn.keys() & {"text", "content"}]
+    if not said or any(turn.keys() & {"role", "value"} for turn in said):
+        return []
+    names = [next((turn[key] for key in SPEAKERS if turn.get(key)), None) for turn in said]
+    names = [name.get("name") if isinstance(name, Mapping) else name for name in names]
+    return [name for name in names if isinstance(name, str)]
 
 
 def refuse_slack_folder(names: Iterable[str], where: str) -> None:
@@ -54,7 +69,7 @@ def _names(names: Iterable[Any]) -> str:
 
 def _refusal(what: str, are: str, people: str, where: str) -> DataError:
     turns = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
-    raw = "" if "Slack" in what else "; to train on its lines as raw text, set data.format: text"
+    raw = "" if "WhatsApp" not in what else "; to train on its lines as raw text, set data.format: text"
     begins = "these are" if what.endswith("s") else "this is"
     return DataError(
         f"{begins} {what}, and the person whom the model should be is not known",

@@ -24,7 +24,7 @@ from tunesmith.data.files.rows import (
     refuse_too_large,
     refuse_utf16,
 )
-from tunesmith.data.files.tables import NO_HEADER, Table
+from tunesmith.data.files.tables import NO_HEADER, Table, is_rule, unframed
 from tunesmith.errors import DataError
 
 LARGEST_FIELD = 2**31 - 1  # what csv.field_size_limit takes on every system
@@ -155,6 +155,8 @@ def _records(lines: _Lines, table: Table) -> Iterator[Record]:
             record = f"a quote without its pair ({error})"
         finally:
             csv.field_size_limit(before)
+        if table.framed and not isinstance(record, str):
+            record = [] if is_rule(record) else unframed(record)
         if record:
             yield record
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 from tunesmith.data.examples.labels import class_name, class_names
@@ -149,8 +149,12 @@ def column_rows(block: Block) -> Iterator[Row | BadRow]:
 
 
 def _rows_of_columns(columns: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    if is_split(columns) and all(isinstance(row, list) for row in columns["data"]):
+        return [dict(zip(map(str, columns["columns"]), row, strict=False)) for row in columns["data"]]
     index = next(iter(columns.values()))
     keys = list(index) if isinstance(index, dict) else range(len(index))
+    if isinstance(index, dict) and not are_columns([*columns], [*index]):
+        return [*columns.values()]
     for column, values in columns.items():
         if len(values) != len(keys) or (isinstance(index, dict) and values.keys() != index.keys()):
             raise DataError(
@@ -160,6 +164,35 @@ def _rows_of_columns(columns: Mapping[str, Any], name: str) -> list[dict[str, An
                 remedy="write one object a row",
             )
     return [{column: values[key] for column, values in columns.items()} for key in keys]
+
+
+def are_columns(names: Sequence[str], keys: Sequence[str]) -> bool:
+    """Whether objects are columns of values by an index, as pandas writes them; else they are rows under their ids.
+
+    Args:
+        names: of the objects.
+        keys: of the first.
+    """
+    return all(map(str.isdecimal, keys)) or (len(names) <= len(keys) and not all(map(str.isdecimal, names)))
+
+
+def is_split(names: Iterable[str]) -> bool:
+    """Whether these are the keys that pandas writes with ``to_json(orient="split")``."""
+    return {*names} in ({"columns", "index", "data"}, {"columns", "data"})
+
+
+def keys_of_first(file: BinaryIO, name: str) -> list[str]:
+    """The keys of the first object that stands under a key of the object that the file is.
+
+    Raises:
+        DataError: the syntax is broken.
+    """
+    window = Window(file, name)
+    for _ in _keys(window):
+        window.next_mark()
+        value = json.loads(window.element()[1])
+        return [*value] if isinstance(value, dict) else []
+    return []
 
 
 def _keys(window: Window) -> Iterator[str]:

@@ -28,10 +28,13 @@ from tunesmith.data.files.formats import DOCUMENT, FORMATS, JSONL, LINE, PAGES, 
 from tunesmith.data.files.json_layouts import (
     VIEWER,
     Kind,
+    are_columns,
     choose_key,
     column_blocks,
     column_rows,
+    is_split,
     keyed_blocks,
+    keys_of_first,
     numbered_blocks,
     object_blocks,
     outline,
@@ -43,7 +46,7 @@ from tunesmith.data.files.rows import BLOCK_BYTES
 from tunesmith.data.files.sheets import SHEETS, find_sheet, sheet_blocks
 from tunesmith.data.files.splits import TEST, TRAIN, VALIDATION, split_of_file
 from tunesmith.data.files.streams import COMPRESSIONS, seekable
-from tunesmith.data.files.tables import find_table, fits
+from tunesmith.data.files.tables import find_table, fits, is_anki
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -54,6 +57,18 @@ CONVERTED = {
     ".pdf": "make a .txt file of it, for example with `pdftotext FILE.pdf`",
     **dict.fromkeys((".doc", ".docx", ".odt", ".rtf"), "save it as text (.txt) or as HTML in your office program"),
     ".xls": "save it as .xlsx or .csv",
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack it, and name the file or folder that it holds"),
+    **dict.fromkeys((".yaml", ".yml", ".xml", ".toml"), "write its rows as JSON lines (.jsonl): an object a line"),
+    **dict.fromkeys(
+        (".sqlite", ".sqlite3", ".db"),
+        "write the table to a .csv file, for example with `sqlite3 -header -csv FILE 'select * from TABLE' > rows.csv`",
+    ),
+    **dict.fromkeys(
+        (".pkl", ".pickle", ".feather", ".arrow", ".orc", ".h5"),
+        "write the table with pandas: `frame.to_parquet('rows.parquet')`",
+    ),
+    **dict.fromkeys((".epub", ".tex", ".ipynb"), "make a .md file of it, for example with `pandoc FILE -o rows.md`"),
+    **dict.fromkeys((".srt", ".vtt", ".py", ".log", ".conll"), "give it the ending .txt to train on it as raw text"),
 }
 JSON = frozenset({".json", ".jsonl", ".ndjson"})
 CONVERSATION = ("messages", "conversations")  # keys of a row, not of rows
@@ -176,10 +191,16 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
         without = " without scripts, styles and navigation" if suffix in HTML else ""
         return Opening(kind, encoding.name, (f"{cut}{without}", *said))
     usual = TABLES.get(suffix)
-    if usual is None and not (suffix == TEXT and (source.delimiter or encoding.name == "utf-16")):
-        return _text(file, name, encoding.name, source, kind, said)
+    is_text = usual is None and not (suffix == TEXT and (source.delimiter or encoding.name == "utf-16"))
     text, whole = _beginning(file, encoding.name, name)
-    if usual is None and source.delimiter is None and not fits(text if whole else text[: text.rfind("\n") + 1], "\t"):
+    if is_text and (suffix != TEXT or source.sample_by != "auto" or not is_anki(text)):
+        return _text(file, name, encoding.name, source, kind, said)
+    if (
+        usual is None
+        and source.delimiter is None
+        and not is_anki(text)
+        and not fits(text if whole else text[: text.rfind("\n") + 1], "\t")
+    ):
         return Opening(kind, encoding.name, said)  # UTF-16 that is no table
     table = find_table(
         text, whole=whole, usual=usual or ",", asked=source.delimiter, name=name, header=source.header is not False
@@ -273,6 +294,11 @@ def _json(
     with file() as content:
         found = outline(transcoded(content, encoding, name), name)
     kind, said = _keyed(found, name, source, usual)
+    if kind.blocks is column_blocks and {*found.values()} == {"object"}:
+        with file() as content:
+            keys = keys_of_first(transcoded(content, encoding, name), name)
+        if not are_columns([*found], keys):
+            kind, said = replace(kind, same_columns=False), ("the object under each key is a row",)
     if found.keys() >= VIEWER and found["features"] == found["rows"] == "rows":
         with file() as content:
             classes = viewer_classes(transcoded(content, encoding, name), name)
@@ -295,7 +321,8 @@ def _keyed(
         and found
         and len({*found.values()} & {"list", "object"}) == len({*found.values()}) == 1
     ):
-        return Format(column_blocks, column_rows, same_columns=True), ("an object of columns",)
+        said = "columns, index and data, as pandas splits them" if is_split(found) else "an object of columns"
+        return Format(column_blocks, column_rows, same_columns=True), (said,)
     if asked is None and len(rows) > 1:
         asked = next((key for key in TRAIN if key in rows), None)
         if asked is None:
@@ -322,7 +349,7 @@ def splits_in(file: Open, name: str, source: SourceSettings) -> list[str]:
         single = text.lstrip().startswith("{") and (not whole or isinstance(json.loads(text), dict))
     except (ValueError, RecursionError):
         return []
-    if not single or not any(f'"{key}"' in text[:1000] for key in (*TRAIN, *VALIDATION, *TEST)):
+    if not single or not any(f'"{key}"' in text for key in (*TRAIN, *VALIDATION, *TEST)):
         return []
     try:
         with file() as content:

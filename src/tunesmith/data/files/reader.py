@@ -17,6 +17,7 @@ are not wanted at once, `open_source` finds the shape from the first of them and
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,10 @@ from tunesmith.data.examples.column_names import SAMPLE_CHARACTERS, ColumnsUncle
 from tunesmith.data.examples.column_values import MISSING, is_template, names_in, start_of, value_of
 from tunesmith.data.examples.comparisons import refuse_passing_over
 from tunesmith.data.examples.example import Example, to_example
-from tunesmith.data.examples.export_layout import Export, LeftOutRow, SeveralValues
+from tunesmith.data.examples.export_layout import Export, LeftOutRow, PerhapsAnswered, SeveralValues
 from tunesmith.data.examples.exports import EXPORTS_BY_NAME, export_to_read
 from tunesmith.data.examples.labels import ANSWER, labels_in_words
-from tunesmith.data.examples.message import RowError, describe
+from tunesmith.data.examples.message import RowError, describe, printable
 from tunesmith.data.examples.no_header import First, what_the_first_line_is, without_names
 from tunesmith.data.examples.row_shapes import (
     FIELDS,
@@ -56,6 +57,7 @@ ROWS_THAT_TELL_THE_SHAPE = 100
 BAD_ROWS_SHOWN = 10  # reasons
 BAD_ROWS_KEPT = 1_000
 MOST_COLUMNS = 1000  # that are remembered when a column is looked for in all rows
+FIELD_COUNT = re.compile(r"\d+ fields?( \(|$)")  # of a record of a table
 
 
 @dataclass(slots=True)
@@ -140,12 +142,12 @@ def flat_rows(
         DataError: a row has several answers, or the tool marks all of them as not to be used.
     """
     rows: list[Columns] = []
-    left_out: list[str] = []
+    left_out: list[LeftOutRow] = []
     for row in first:
         try:
             rows.append((export.asked if asked else export.fields)(row, source.columns, instruction))
         except LeftOutRow as why:
-            left_out.append(str(why))
+            left_out.append(why)
         except SeveralValues as error:
             raise DataError(
                 f"the rows are an export of {export.name}, and one has several values for {error.field}",
@@ -155,11 +157,21 @@ def flat_rows(
             ) from None
         except RowError:
             rows.append(dict.fromkeys(export.makes))  # it is told of where the row is read
+    unsure = [why for why in left_out if isinstance(why, PerhapsAnswered)]
+    for why in unsure:
+        if not rows or any(why.column in row for row in rows):  # it answers no row, or others too
+            raise DataError(
+                f"the rows are an export of {export.name}, and {printable(why.column)} may be their answer or not",
+                where=source.path,
+                why=f"it stands before the id, as the data does, and {len(unsure)} of the first {len(first)} rows have "
+                "nothing behind it",
+                remedy=f"if it is the answer, {why.remedy}; otherwise export rows that have been annotated",
+            )
     if not rows:
         raise DataError(
             f"the rows are an export of {export.name}, and none of the first {len(first)} can be used",
             where=source.path,
-            why=f"they are {', '.join(dict.fromkeys(left_out))}",
+            why=f"they are {', '.join(dict.fromkeys(map(str, left_out)))}",
             remedy="export rows that have been annotated",
         )
     return rows
@@ -287,15 +299,18 @@ def _shape(
             shape, reason = source.format, f"data.format: {source.format}"
         ask(lambda rows: check_columns(rows, shape=shape, columns=source.columns, instruction=source.instruction))
     except ColumnsUnclear as error:
-        line = _first_line(source, parts, first)
+        line, separators = _first_line(source, parts, first), _separators(parts)
         if line != "names" and (source.header is False or error.proposal is None):  # else the names are known
             fields = ("prompt", "completion") if source.instruction is None else ("input", "output")
             read_so = source.header is False
-            raise without_names(first, fields, read_so=read_so, sure=line == "a row", where=source.path) from None
+            error = without_names(
+                first, fields, read_so=read_so, sure=line == "a row", cut=separators, where=source.path
+            )
+            raise error from None
         raise ColumnsUnclear(
             error.what,
             where=error.where or source.path,
-            why=error.why,
+            why="; ".join(filter(None, [error.why, *separators])),
             remedy=error.remedy,
             proposal=error.proposal,
         ) from None
@@ -305,6 +320,11 @@ def _shape(
             remedy = f"{remedy}; or, if the first line is a row, write a line with the names of the columns above it"
         raise DataError(error.what, where=error.where or source.path, why=error.why, remedy=remedy) from None
     return shape, reason + unused_masks(first, shape, source.columns)
+
+
+def _separators(parts: Sequence[SourcePart]) -> list[str]:
+    """Those at which tables are cut where that was chosen, in words."""
+    return list(dict.fromkeys(said for part in parts for said in part.choices if said.startswith("separator ")))
 
 
 def _first_line(source: SourceSettings, parts: Sequence[SourcePart], first: Sequence[Columns]) -> First:
@@ -360,9 +380,20 @@ def _bad_rows(path: str, bad: Sequence[BadRow], count: int, *, good: int, mixtur
     more = [f"and rows with {others:,} other reasons"] if others > 0 else []
     more += [f"and {count - len(bad):,} more rows"] if count > len(bad) else []
     skip = ", or set data.on_error: skip to set them aside in rejected.jsonl" if good else ""
+    skip += _other_reading(path, bad)
     return DataError(
         f"{count:,} of {count + good:,} rows cannot be used",
         where=path,
         why="\n".join([*shown, *more, *([mixture] if mixture else [])]),
         remedy=f"correct the row{'s' if count > 1 else ''}{skip}",
     )
+
+
+def _other_reading(path: str, bad: Sequence[BadRow]) -> str:
+    """What else the lines of a table may be whose records have other numbers of fields than the first."""
+    counts = [row for row in bad if FIELD_COUNT.match(row.found) and FIELD_COUNT.match(row.expected)]
+    if not counts or not path.lower().endswith((".csv", ".tsv")):
+        return ""
+    if counts[0].expected.startswith("1 ") and path.lower().endswith(".csv"):
+        return "; or, if commas are part of the one column, set data.delimiter: tab"
+    return "; or, if each line is one text, give the file the ending .txt"

@@ -14,9 +14,16 @@ from tunesmith.errors import DataError
 DELIMITERS = (",", ";", "\t", "|")
 NAMES = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
+# What Anki writes above its notes. https://docs.ankiweb.net/importing/text-files.html#file-headers
+ANKI = re.compile(r"#separator:(\w+|.)\r?\n(?:#.*\r?\n)*", re.IGNORECASE)
+ANKI_COLUMNS = re.compile(r"^#columns:(.*?)\r?$", re.IGNORECASE | re.MULTILINE)
+ANKI_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " ", "colon": ":"}
+RULE = re.compile(r":?-+:?")  # below a header of Markdown
 MOST_RECORDS = 1000  # that are parsed to find out
 EXCEL_BLOCK = 16  # records for which Excel writes the same number of columns
 LONGEST_SHOWN = 60
+MOST_RECORDS_FIT = 0.8
+NUMBERS, SENTENCES = "numbers", "sentences"
 NO_HEADER = "if the file has no header, set data.header: false"
 INDEX_NAMES = ("", "Unnamed: 0")  # pandas writes an index under the first, and reads it as the second
 
@@ -27,7 +34,7 @@ class Table:
 
     ``skipped``: lines before the header; ``first``, ``last``: the columns that are used, without an index before and
     empty ones behind; ``shortest``: fields of a record whose last empty ones Excel did not write; ``names``: of the
-    columns, if there is no header; ``said``: what was chosen, for the user.
+    columns, if there is no header; ``framed``: a table of Markdown; ``said``: what was chosen, for the user.
     """
 
     delimiter: str
@@ -37,6 +44,7 @@ class Table:
     last: int | None = None
     shortest: int | None = None
     names: tuple[str, ...] | None = None
+    framed: bool = False
     said: tuple[str, ...] = ()
 
     @property
@@ -55,7 +63,7 @@ def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: s
 
     The delimiter is the recipe's, or that of a line ``sep=;``, or the one of DELIMITERS that gives a header of several
     columns and as many fields in each record. If several do, the usual one of the file's ending is taken, but no comma
-    where all commas are decimal ones.
+    where all commas may be those of numbers and sentences: then a tab is taken, or a semicolon beside decimal commas.
 
     Args:
         text: how the file begins, without a byte order mark.
@@ -68,7 +76,9 @@ def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: s
     Raises:
         DataError: no delimiter fits, or several do.
     """
-    separator = SEPARATOR_LINE.match(text)
+    separator, notes = SEPARATOR_LINE.match(text), ANKI.match(text)
+    if notes is not None:
+        return _of_notes(text, notes, asked, whole=whole)
     text = text[separator.end() :] if separator else text
     if not whole:
         text = text[: text.rfind("\n") + 1] or text
@@ -79,20 +89,57 @@ def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: s
         said = (f"separator {NAMES.get(named, repr(named))}, {reason}",)
     else:
         table = _fitting(text, usual, name)
-        said = (f"separator {NAMES[table.delimiter]}",) if table.delimiter != usual else ()
+        why = "".join(f", {each}" for each in table.said)
+        said = (f"separator {NAMES[table.delimiter]}{why}",) if table.delimiter != usual else ()
     said += () if table.quotes else ("quotes are part of the text, as in a file that quotes nothing",)
     table = replace(table, skipped=int(separator is not None), said=said)
     records = records_of(text, table.delimiter, quotes=table.quotes) or []
+    if is_framed(records):
+        table = replace(table, framed=True, said=(*table.said, "a table of Markdown"))
+        records = [unframed(record) for record in records if not is_rule(record)]
     if header:
         return _with_columns(table, records)
     names = numbered(max(map(len, records), default=1))
     return replace(table, names=names, said=(*table.said, f"no header: the columns are {', '.join(names)}"))
 
 
+def is_anki(text: str) -> bool:
+    """Whether these are notes of Anki, which say their separator."""
+    return ANKI.match(text) is not None
+
+
+def _of_notes(text: str, notes: re.Match[str], asked: str | None, *, whole: bool) -> Table:
+    """The table of Anki's notes, which have no header, and names only where a line above them says these."""
+    body = text[notes.end() :]
+    body = body if whole else body[: body.rfind("\n") + 1] or body
+    delimiter = asked or ANKI_NAMES.get(notes[1].lower(), notes[1])[:1]
+    columns, records = ANKI_COLUMNS.search(notes[0]), records_of(body, delimiter) or []
+    width = max(map(len, records), default=1)
+    given = tuple(columns[1].split(delimiter)) if columns else ()
+    names = given if len(given) == width == len({*given}) else numbered(width)
+    said = f"notes of Anki, with separator {NAMES.get(delimiter, repr(delimiter))} and the columns {', '.join(names)}"
+    return Table(delimiter, skipped=notes[0].count("\n"), names=names, said=(said,))
+
+
 def fits(text: str, delimiter: str, *, quotes: bool = True) -> bool:
     """Whether a header of several columns is there and each record that is not blank has as many fields."""
     records = records_of(text, delimiter, quotes=quotes)
     return bool(records) and len(records[0]) > 1 and {*map(len, records)} == {len(records[0])}
+
+
+def is_framed(records: Sequence[list[str]]) -> bool:
+    """Whether records are those of a table of Markdown: nothing before and behind the fields, and a line of dashes."""
+    return len(records) > 1 and is_rule(records[1]) and all(record[0] == record[-1] == "" for record in records)
+
+
+def unframed(record: list[str]) -> list[str]:
+    """The fields of a record of Markdown."""
+    return [field.strip() for field in record[1:-1]]
+
+
+def is_rule(record: Sequence[str]) -> bool:
+    """Whether it is the line of dashes below a header of Markdown."""
+    return len(record) > 2 and all(RULE.fullmatch(field.strip()) for field in record[1:-1])
 
 
 def records_of(text: str, delimiter: str, *, quotes: bool = True) -> list[list[str]] | None:
@@ -122,37 +169,69 @@ def _fitting(text: str, usual: str, name: str) -> Table:
     fitting = [each for each in DELIMITERS if fits(text, each)]
     if not fitting and fits(text, "\t", quotes=False) and records_of(text, "\t") is None:
         return Table("\t", quotes=False)
-    if not fitting:  # some record is short or broken: the header tells
-        first = next((line for line in text.splitlines() if line.strip()), "")
-        fitting = [each for each in DELIMITERS if len((records_of(first, each) or [[]])[0]) > 1]
-        if not fitting:
-            return Table(usual)  # one column
-        text = first
-    if len(fitting) > 1 and "," in fitting and _only_in_numbers(text):
-        fitting.remove(",")
-    if usual in fitting:
-        return Table(usual)
+    fitting = fitting or _fitting_most(text)
+    if not fitting:
+        return Table(usual)  # one column
     if len(fitting) == 1:
         return Table(fitting[0])
+    within = _commas_within(text) if "," in fitting else set()
+    if within:
+        sure = _beside_commas([each for each in fitting if each != ","], within, text)
+        if sure is not None:
+            return Table(sure, said=(f"and not ',', which stands only within {' and '.join(sorted(within))}",))
+    elif usual in fitting:
+        return Table(usual)
     raise _undecided(text, fitting, name)
 
 
-def _only_in_numbers(text: str) -> bool:
-    """Whether each comma stands between two digits, as decimal commas do, and each record has words beside numbers."""
-    records = records_of(text, ",") or []
-    pairs = [pair for record in records for pair in pairwise(record)]
-    worded = all(any(char.isalpha() for field in record for char in field) for record in records)
-    return worded and all(left[-1:].isdecimal() and right[:1].isdecimal() for left, right in pairs)
+def _fitting_most(text: str) -> list[str]:
+    """The delimiters of the header, where some record is short or broken; the one that fits most records, if one does.
+
+    None for a table of one column.
+    """
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    headers = {each: (records_of(first, each) or [[]])[0] for each in DELIMITERS}
+    fitting = [each for each, header in headers.items() if len(header) > 1]
+    found = {each: records_of(text, each) or [] for each in fitting}
+    most = [
+        each
+        for each, records in found.items()
+        if sum(len(record) == len(headers[each]) for record in records) > MOST_RECORDS_FIT * len(records)
+    ]
+    return most if len(most) == 1 else fitting
+
+
+def _commas_within(text: str) -> set[str]:
+    """What all commas stand within, numbers or sentences, if they may separate nothing; else nothing."""
+    pairs = [pair for record in _comma_records(text) for pair in pairwise(record)]
+    found = {
+        NUMBERS if left[-1:].isdecimal() and right[:1].isdecimal() else SENTENCES if right[:1] == " " else ""
+        for left, right in pairs
+    }
+    return set() if "" in found else found
+
+
+def _beside_commas(others: Sequence[str], within: set[str], text: str) -> str | None:
+    """The delimiter that is sure: a tab, which texts do not have, or a semicolon, as programs write decimal commas."""
+    if "\t" in others:
+        return "\t"
+    worded = all(any(char.isalpha() for field in record for char in field) for record in _comma_records(text))
+    return ";" if others == [";"] and within == {NUMBERS} and worded else None
+
+
+def _comma_records(text: str) -> list[list[str]]:
+    return records_of(text, ",") or records_of(text.partition("\n")[0], ",") or []
 
 
 def _undecided(text: str, fitting: Sequence[str], name: str) -> DataError:
     line = next(line for line in text.splitlines() if line.strip())
     shown = [f"with {NAMES[each]}: {str((records_of(line, each) or [[]])[0])[:LONGEST_SHOWN]}" for each in fitting]
+    keys = ["set data.delimiter: " + ("tab" if each == "\t" else f'"{each}"') for each in fitting]
     return DataError(
         "several separators fit this table",
         where=name,
         why="its first row is, " + "; ".join(shown),
-        remedy=f'set data.delimiter: "{fitting[0]}", or another of them',
+        remedy=f"{' or '.join(keys)}; if each line is one text, give the file the ending .txt",
     )
 
 

@@ -1,0 +1,63 @@
+"""Lines of a .txt file that look like the rows of a table or of JSON: what they are for, the user says."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+
+from tunesmith.data.examples.column_names import known_names
+from tunesmith.data.files.locations import parts_of
+from tunesmith.data.files.opening import suffix_of
+from tunesmith.data.files.rows import Row
+from tunesmith.data.files.tables import DELIMITERS, NAMES, fits, records_of
+from tunesmith.errors import DataError
+from tunesmith.recipe.data import SourceSettings
+
+LINES, FEWEST = 100, 3
+
+
+def refuse_rows_in_text(source: SourceSettings) -> None:
+    """Stops at a .txt file whose lines would be learned as raw text although they look like rows.
+
+    Args:
+        source: nothing is refused where it says how the file is read.
+
+    Raises:
+        DataError: with both ways to read it.
+    """
+    plain = source.format == "auto" and not source.columns and source.delimiter is None
+    if not plain or source.sample_by != "auto" or suffix_of(source.path)[0] != ".txt":
+        return
+    part = parts_of(source, "train")[0][0]
+    found = [row.fields for row in islice(part.rows(), LINES) if isinstance(row, Row)]
+    lines = [str(fields["text"]) for fields in found if fields.keys() == {"text"}]
+    looks = _looks(lines) if len(lines) >= FEWEST and len(lines) == len(found) else None
+    if looks is None:
+        return
+    what, remedy = looks
+    raise DataError(
+        f"the lines of this text file look like {what}",
+        where=source.path,
+        why=f"the first is {lines[0]!r:.80}; a .txt file is raw text, of which each line is learned as it stands",
+        remedy=f"to read them as rows, {remedy}; to learn the lines as raw text, add data.format: text",
+    )
+
+
+def _looks(lines: list[str]) -> tuple[str, str] | None:
+    """What the lines look like, and what reads them so."""
+    if all(map(_is_object, lines)):
+        return "JSON objects", "give the file the ending .jsonl"
+    text = "".join(f"{line}\n" for line in lines)
+    for each in DELIMITERS:
+        header = (records_of(lines[0], each) or [[]])[0]
+        if fits(text, each) and (each == "\t" or len(known_names(header)) > 1):
+            key = "tab" if each == "\t" else f'"{each}"'
+            return f"a table with the separator {NAMES[each]}", f"set data.delimiter: {key}"
+    return None
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
