@@ -58,7 +58,7 @@ def make_site(folder: Path, *extras: str) -> Path:
                 continue
             link = folder / name
             if not link.exists():
-                link.symlink_to(found.locate_file(name))
+                link.symlink_to(str(found.locate_file(name)))
     return folder
 
 

@@ -43,7 +43,7 @@ class Server:
                 except OSError:
                     pass  # the client left
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -58,7 +58,8 @@ def faults(file: Path, text: str) -> list[str]:
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         imported = {name.partition(".")[0] for name in names}
         allowed = STARTED_ELSEWHERE.get(str(file.relative_to(SOURCE)), set())
-        found += [f"{node.lineno}: imports {name}" for name in sorted((imported & MODULES) - allowed)]
+        line = getattr(node, "lineno", 0)
+        found += [f"{line}: imports {name}" for name in sorted((imported & MODULES) - allowed)]
         if isinstance(node, ast.ImportFrom) and any(alias.name == "ProcessPoolExecutor" for alias in node.names):
             found += [] if file == OWNER else [f"{node.lineno}: ProcessPoolExecutor"]
     return found

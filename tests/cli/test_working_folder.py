@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from tests.canaries import Canary, fill_with_modules, module_names
@@ -114,7 +115,7 @@ def test_a_pool_of_a_python_program_takes_nothing_from_its_folder(
     monkeypatch.syspath_prepend("")
     monkeypatch.setenv("PYTHONPATH", f":{SOURCE}")
     before = dict(os.environ), list(sys.path)
-    pool = worker_pool(2, initializer=int, arguments=[])
+    pool = worker_pool(2, initializer=cast("Any", int), arguments=[])
     assert (dict(os.environ), list(sys.path)) == before
     paths, variables = (
         pool.submit(eval, "__import__('sys').path").result(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def make_tokenizer() -> TokenizerFactory:
 
     def byte_level(kind: str) -> Tokenizer:
         tokenizer = Tokenizer(models.BPE())
-        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt2")]
+        steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt2")]
         if kind == "bytes":
             steps.insert(0, pre_tokenizers.Split(Regex(LLAMA3), "isolated"))
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)

@@ -54,7 +54,7 @@ def saved_dataset(folder: Path) -> None:
 
     whole = _dataset()
     size = len(ALL_TICKETS)
-    splits = {"train": whole.select(range(size - 8)), "test": whole.select(range(size - 8, size))}
+    splits: dict[Any, Any] = {"train": whole.select(range(size - 8)), "test": whole.select(range(size - 8, size))}
     DatasetDict(splits).save_to_disk(folder / "tickets")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tests.door.real_file import RealFile
 
@@ -99,8 +99,8 @@ def build_tiny_model(folder: Path) -> None:
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=4096,
-        eos_token_id=fast.eos_token_id,
-        pad_token_id=fast.pad_token_id,
+        eos_token_id=cast("int", fast.eos_token_id),
+        pad_token_id=cast("int", fast.pad_token_id),
         tie_word_embeddings=True,
     )
     with torch.random.fork_rng():
@@ -159,7 +159,7 @@ def prepared_rows(folder: Path) -> Iterator[tuple[str, str]]:
     assert isinstance(splits, DatasetDict)
     for split in splits.values():
         for row in split:
-            yield _prompt_and_answer(row)
+            yield _prompt_and_answer(cast("dict[str, Any]", row))
 
 
 def train(home: Path) -> tuple[Outcome, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tests.door.content import (
     ALL_TICKETS,
@@ -295,7 +295,7 @@ def ods_sheet(folder: Path) -> None:
     rest = TableRow(numberrowsrepeated=1048576 - len(ALL_TICKETS) - 1)
     rest.addElement(TableCell(numbercolumnsrepeated=16384))
     table.addElement(rest)
-    document.spreadsheet.addElement(table)
+    cast("Any", document).spreadsheet.addElement(table)
     document.save(folder / "tickets.ods")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.door.files import FILES, write
@@ -70,7 +71,7 @@ def test_init_opens_it_and_train_takes_what_it_wrote(file: RealFile, model: Path
     assert verdict in ("better", "no evidence", "worse"), done.said
 
 
-def _columns(data: dict[str, object]) -> object:
+def _columns(data: dict[str, Any]) -> object:
     """The mapping that `init` wrote, beside the path or in the data section."""
     sources = data["train"] if isinstance(data["train"], list) else [data["train"]]
     own = sources[0] if isinstance(sources[0], dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def sample(number: int, *, right: bool = True, **values: Any) -> dict[str, Any]:
     return {**found, "tuned_stopped": True, "scores": {"exact_match": float(right)}, **values}
 
 
-def curve(losses: list[float], validation: list[float] = ()) -> list[dict[str, Any]]:
+def curve(losses: list[float], validation: Sequence[float] = ()) -> list[dict[str, Any]]:
     lines = [{"step": 10 * n, "loss": loss, "learning_rate": 3e-4} for n, loss in enumerate(losses, start=1)]
     every = len(losses) // max(len(validation), 1)
     return lines + [{"step": 10 * every * n, "eval_loss": loss} for n, loss in enumerate(validation, start=1)]

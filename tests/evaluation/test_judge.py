@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -178,7 +178,7 @@ def test_scores_of_tokens_are_those_of_the_rows(template: ChatTemplate, model: A
     trees = replace(judge_of(task, tokenizer), batches=task_batches(task, budget=10_000, layout="tree"))
     direct = trees.token_scores(model, title="x", listener=Silent())
     assert found.scores["loss"].value == pytest.approx(direct.loss, rel=1e-6)
-    assert found.scores["loss"].weight.tolist() == [int(row.supervised.sum()) for row in task.rows]
+    assert cast("Any", found.scores["loss"]).weight.tolist() == [int(row.supervised.sum()) for row in task.rows]
     assert found.scores["token_accuracy"].value == pytest.approx(direct.token_accuracy)
     groups = found.scores["loss"].groups
     assert groups is not None

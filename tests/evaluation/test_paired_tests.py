@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def sums_of(base, tuned, weight=None):
 
 def judged(base, tuned, groups=None, **arguments):
     pair = row_scores(base, groups), row_scores(tuned, groups)
-    steady = row_scores(np.linspace(1, 2, len(base)), groups)
+    steady = row_scores(np.linspace(1, 2, len(base)).tolist(), groups)
     scores = [{"m": each, "loss": steady} for each in pair]
     return compare(*scores, metrics=["m"], resamples=500, **arguments)
 
@@ -112,16 +113,18 @@ def test_holms_correction_is_that_of_the_paper():
 
 def test_the_deciding_metric_stands_alone_and_the_others_are_corrected_together():
     random = np.random.default_rng(3)
-    base = {name: row_scores(random.normal(size=60)) for name in "abcd"}
-    better = {name: row_scores(each.total + random.normal(0.27, 1.0, size=60)) for name, each in base.items()}
-    loss = {"loss": row_scores(random.gamma(2.0, 1.0, size=60))}
+    base = {name: row_scores(random.normal(size=60).tolist()) for name in "abcd"}
+    better = {
+        name: row_scores((each.total + random.normal(0.27, 1.0, size=60)).tolist()) for name, each in base.items()
+    }
+    loss = {"loss": row_scores(random.gamma(2.0, 1.0, size=60).tolist())}
     found = compare({**base, **loss}, {**better, **loss}, metrics=list("abcd"), resamples=500)["metrics"]
     assert found["a"]["adjusted_p_value"] == found["a"]["p_value"]
     beside = [found[name] for name in ("b", "c", "d", "loss")]
     assert [each["adjusted_p_value"] for each in beside] == holm([each["p_value"] for each in beside])
     changed = [each for each in beside if each["p_value"] <= 0.05 < each["adjusted_p_value"]]
     assert changed and all(each["verdict"] == "no evidence" for each in changed)
-    assert changed[0]["reason"].startswith("Corrected for 4 metrics beside a (Holm), p = 0.")
+    assert str(changed[0]["reason"]).startswith("Corrected for 4 metrics beside a (Holm), p = 0.")
 
 
 def test_a_few_groups_get_the_quantiles_of_students_t():
@@ -150,7 +153,7 @@ def test_the_detectable_difference_is_found_eight_times_in_ten_after_training():
     random = np.random.default_rng(5)
     least = detectable(0.5 / math.sqrt(60), 60, 0.95)
     assert least == pytest.approx(2.8 * 0.5 / math.sqrt(60), rel=0.02)
-    samples = random.normal(least, 0.5, size=(2000, 60))
+    samples = random.normal(cast("float", least), 0.5, size=(2000, 60))
     errors = samples.std(axis=1, ddof=1) / math.sqrt(60)
     found = [clustered_p_value(value, error, 60) <= 0.05 for value, error in zip(samples.mean(1), errors, strict=True)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.03)
@@ -203,10 +206,11 @@ def test_equivalence_of_a_loss_is_two_one_sided_t_tests():
     random = np.random.default_rng(7)
     base = random.gamma(4.0, 0.5, size=80)
     tuned = base + random.normal(0, 0.05, size=80)
-    verdict = compare({"loss": row_scores(base)}, {"loss": row_scores(tuned)}, margin=0.02, resamples=500)
+    scores = [{"loss": row_scores(each.tolist())} for each in (base, tuned)]
+    verdict: Any = compare(*scores, margin=0.02, resamples=500)
     found = verdict["metrics"]["loss"]["equivalence"]
-    lower = stats.ttest_1samp(tuned - base, -0.02, alternative="greater").pvalue
-    upper = stats.ttest_1samp(tuned - base, 0.02, alternative="less").pvalue
+    lower = cast("Any", stats.ttest_1samp(tuned - base, -0.02, alternative="greater")).pvalue
+    upper = cast("Any", stats.ttest_1samp(tuned - base, 0.02, alternative="less")).pvalue
     assert (found["not_worse"], found["not_better"]) == pytest.approx((upper, lower))
     assert found["outcome"] == "equivalent" and verdict["verdict"] == "no worse"
 
@@ -214,5 +218,5 @@ def test_equivalence_of_a_loss_is_two_one_sided_t_tests():
 def test_a_difference_that_is_shown_stays_better_or_worse_within_the_margin():
     base = RowScores(np.linspace(1, 2, 50), np.ones(50))
     tuned = RowScores(base.total + 0.001 + np.linspace(0, 1e-4, 50), np.ones(50))
-    verdict = compare({"loss": base}, {"loss": tuned}, margin=0.02, resamples=500)
+    verdict: Any = compare({"loss": base}, {"loss": tuned}, margin=0.02, resamples=500)
     assert verdict["verdict"] == "worse" and verdict["metrics"]["loss"]["equivalence"]["outcome"] == "equivalent"

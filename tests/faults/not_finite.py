@@ -189,7 +189,7 @@ def _stops(folder: Path, whole: bool) -> Iterator[Try]:
 def _goes_on(folder: Path, whole: bool) -> Iterator[Try]:
     """Skipped steps, and a kill at random moments: the same bytes as without the kill."""
     world = make_world(folder / "world")
-    steps = dict(zip(SKIPPED, (math.nan, math.inf, -math.inf, math.nan), strict=True))
+    steps: dict[int, float] = dict(zip(SKIPPED, (math.nan, math.inf, -math.inf, math.nan), strict=True))
     for method in ("lora with dropout", "full", "dpo") if whole else ("lora with dropout",):
         for name, rule, spoiled in (
             ("not finite", SKIP, steps),

@@ -62,8 +62,9 @@ class Points:
 
     def _watch_safetensors(self) -> None:
         """safetensors writes in Rust: half of a file is made by cutting it off."""
-        import safetensors.torch as library
+        import safetensors.torch
 
+        library: Any = safetensors.torch
         write = library.serialize_file
 
         def watched_write(tensors: Any, filename: Any, *rest: Any, **options: Any) -> None:

@@ -114,6 +114,7 @@ class Command:
 
     def _others(self) -> list[int]:
         """Processes of the command's group that are still there two seconds after it; they are ended."""
+        found: list[int] = []
         for _ in range(40):
             found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _group(pid) == self.pid]
             if not found:

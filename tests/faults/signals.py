@@ -52,9 +52,8 @@ def _ill_ended(ended: Ended, number: int, seconds: float, at: Path) -> str | Non
         return f"a traceback: {ended.said[-1500:]}"
     if seconds > GONE_WITHIN:
         return f"gone after {seconds:.1f} s"
-    if ended.left or (hidden := hidden_in(at)):
-        return f"left: {ended.left or hidden}"
-    return None
+    left = ended.left or hidden_in(at)
+    return f"left: {left}" if left else None
 
 
 def _tries(

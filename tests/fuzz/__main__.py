@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import FrameType
-from typing import Never
+from typing import Any, Never, cast
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from tests.fuzz.inputs import SEEDS, documents, inputs
@@ -62,7 +62,7 @@ def by_hypothesis(target: str, seconds: float) -> tuple[int, dict[str, str]]:
         limits = settings(
             max_examples=BATCH, deadline=None, database=None, phases=(Phase.generate,), print_blob=False,
             report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=cast("Any", list(HealthCheck)),
         )  # fmt: skip
         try:
             seed(number)(limits(given(inputs(target))(once)))()
@@ -105,7 +105,7 @@ def atheris_child(target: str, seconds: int) -> None:
         for number, data in enumerate(documents(target)):
             (Path(folder) / str(number)).write_bytes(data)
         TARGETS[target](documents(target)[0])  # imports
-        atheris.instrument_all() if target in ("recipe",) else None
+        cast("Any", atheris).instrument_all() if target in ("recipe",) else None
         crash: Callable[[bytes], None] = TARGETS[target]
 
         def once(data: bytes) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 from hypothesis import strategies as st
 from tests.fuzz.targets import FILES, SUFFIXES
@@ -66,7 +67,7 @@ def _workbook() -> bytes:
 
     book, file = openpyxl.Workbook(), io.BytesIO()
     for row in (("prompt", "completion"), ("a", "b"), ("c", 1.5)):
-        book.active.append(row)
+        cast("Any", book.active).append(row)
     book.save(file)
     return file.getvalue()
 

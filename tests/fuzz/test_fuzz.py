@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ def test_seeds_and_good_documents_end_in_an_error_of_ours_at_most(target: str) -
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, database=None, suppress_health_check=cast("Any", list(HealthCheck)))
 @given(draw=st.data())
 def test_torn_documents_end_in_an_error_of_ours_at_most(target: str, draw: st.DataObject) -> None:
     TARGETS[target](draw.draw(inputs(target)))

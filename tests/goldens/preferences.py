@@ -108,8 +108,8 @@ def _tokenizer(folder: str) -> Any:
 def dpo(folder: str, tokenizer: Any, *, loss_type: str, label_smoothing: float = 0.0, swapped: bool = False) -> Any:
     """With ``aot`` the loss of each pair by itself, of which the mean is taken: it is what was sigmoid's smoothing."""
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
     trained, untuned = (reference(), policy()) if swapped else (policy(), reference())
     rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
@@ -136,8 +136,8 @@ def optimizer(name: str, trained: Any) -> torch.optim.Optimizer:
 def dpo_steps(folder: str, tokenizer: Any, name: str) -> list[float]:
     """The loss of each of STEPS steps, of the first three pairs and of the others in turn."""
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
     trained = policy()
     rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
@@ -182,8 +182,8 @@ def orpo(folder: str, tokenizer: Any, *, one_token_prompts: bool) -> Any:
 def kto(folder: str, tokenizer: Any, *, swapped: bool = False, **weights: float) -> Any:
     """The rows of KL as TRL makes them: the answers of a batch moved on by one. Unswapped, the estimate is cut at 0."""
     from datasets import Dataset
-    from trl import KTOConfig, KTOTrainer
-    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+    from trl.trainer.kto_config import KTOConfig
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
 
     trained, untuned = (reference(), policy()) if swapped else (policy(), reference())
     rows = Dataset.from_list([{"prompt": "a", "completion": "b", "label": n % 2 == 0} for n in range(len(LENGTHS))])

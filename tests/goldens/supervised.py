@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -161,7 +161,9 @@ def model_of(folder: Path, method: str) -> Any:
         quantized = {"quantization_config": config, "device_map": {"": "cpu"}}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **quantized)
     for layer in model.modules():
-        layer.support_avx512bf16_for_cpu = False  # else bitsandbytes computes in bfloat16 on the CPUs that can
+        cast(
+            "Any", layer
+        ).support_avx512bf16_for_cpu = False  # else bitsandbytes computes in bfloat16 on the CPUs that can
     if method == "full":
         return model
     with torch.random.fork_rng():
@@ -203,13 +205,15 @@ def run(
         "per_device_train_batch_size": size, "gradient_accumulation_steps": passes, "optim": optim,
         "learning_rate": RATES[method, optim], "weight_decay": DECAY[optim], **SCHEDULE,
     }  # fmt: skip
-    examples, sampler = encoded(tokenizer), InOrder(epochs(method))
+    examples: Any = encoded(tokenizer)
+    sampler = InOrder(epochs(method))
     trainer: Any
     if kind == "trainer":
         trainer = Trainer(model, TrainingArguments(**settings), data_collator=collate, train_dataset=examples)
     else:
         from datasets import Dataset
-        from trl import SFTConfig, SFTTrainer
+        from trl.trainer.sft_config import SFTConfig
+        from trl.trainer.sft_trainer import SFTTrainer
 
         trainer = SFTTrainer(
             model,
@@ -241,7 +245,7 @@ def main() -> None:
         for method in METHODS:
             for optim in OPTIMIZERS:
                 for kind in KINDS:
-                    found[f"{kind} {method} {optim}"] = run(kind, folder, method, optim)
+                    found[f"{kind} {method} {optim}"] = run(cast("Any", kind), folder, method, optim)
         found["sft qlora adamw_torch bfloat16"] = run("sft", folder, "qlora", "adamw_torch", half=True)
     lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found.items())
     sys.stdout.write("{\n" + ",\n".join(lines) + "\n}\n")

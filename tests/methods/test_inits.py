@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -197,7 +197,7 @@ def test_an_adapter_of_others_on_a_residual_is_plain_lora_from_then_on(
     tiny_model_dir: Path, tmp_path: Path, init: str
 ) -> None:
     config = LoraConfig(
-        r=3, target_modules=["q_proj", "up_proj"], init_lora_weights=init, task_type="CAUSAL_LM",
+        r=3, target_modules=["q_proj", "up_proj"], init_lora_weights=cast("Any", init), task_type="CAUSAL_LM",
         modules_to_save=["lm_head"],
     )  # fmt: skip
     made = get_peft_model(load(tiny_model_dir), config)

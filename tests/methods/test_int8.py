@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -69,7 +69,8 @@ def test_the_linear_layers_are_in_8_bits_and_nothing_else(tiny_model_dir: Path) 
     assert len(layers) == 12  # of seven linear layers in each of two blocks, all but o_proj
     for name, layer in layers.items():
         assert layer.weight.dtype == torch.int8
-        plain = base.get_submodule(name.removeprefix("base_model.model.").removesuffix(".base_layer")).weight
+        there = base.get_submodule(name.removeprefix("base_model.model.").removesuffix(".base_layer"))
+        plain = cast("torch.Tensor", there.weight)
         error = (dequantize_8_bits(layer, torch.float32) - plain).abs()
         assert (error <= 0.7 * plain.abs().amax(1, keepdim=True) / 127).all() and error.max() > 0
         assert torch.allclose(dequantize_8_bits(layer, torch.float32), weight_of(layer), rtol=1e-6, atol=0)

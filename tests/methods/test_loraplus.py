@@ -90,6 +90,7 @@ def test_every_parameter_has_pefts_rate_after_each_step(tiny_model_dir: Path, se
     scheduler = LambdaLR(theirs, lambda done: rate(done + 1) / RATE)
     optimizer = ours(method, model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: dict[str, float] = {}
     for last in range(1, 5):
         expected = {names[key]: value for key, value in rates(theirs).items()}
         (result,) = fit(model, optimizer, first=last, last=last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -534,7 +535,7 @@ def test_closing_a_stream_ends_its_thread_soon_and_restores_the_mode(model, toke
     model.train()
     pieces = stream(model, tokenizer, [40, 41], settings=GenerationSettings(max_new_tokens=500), stop_ids=())
     next(pieces)
-    pieces.close()
+    cast("Any", pieces).close()
     assert not [thread for thread in threading.enumerate() if thread.name == "tunesmith-stream"]
     assert model.training
     assert len(steps) < 400

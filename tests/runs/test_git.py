@@ -181,16 +181,17 @@ def named_program(*settings: str) -> Payload:
     return plant
 
 
+def _own_status(folder: Path, canary: Canary) -> None:
+    git(folder, "config", "alias.status", f"!{canary.shell()}")
+
+
 OTHER_PROGRAMS = [
     "core.pager", "pager.status", "core.editor", "core.sshCommand", "core.askPass", "core.gitProxy",
     "credential.helper", "diff.external", "diff.own.command", "diff.own.textconv", "merge.own.driver", "gpg.program",
     "sequence.editor", "uploadpack.packObjectsHook", "core.alternateRefsCommand", "interactive.diffFilter",
 ]  # fmt: skip
 PAYLOADS |= {name: (named_program(name), False) for name in OTHER_PROGRAMS}
-PAYLOADS["alias.status"] = (
-    lambda folder, canary: git(folder, "config", "alias.status", f"!{canary.shell()}") and None,
-    False,
-)
+PAYLOADS["alias.status"] = (_own_status, False)
 
 
 @pytest.mark.parametrize("name", PAYLOADS)

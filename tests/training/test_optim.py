@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -140,7 +140,7 @@ def test_a_paged_optimizer_is_refused_without_a_gpu_and_the_others_are_not() -> 
         check_optimizer("paged_adamw_8bit", "cpu")
     assert error.value.remedy == "Use optim: adamw_8bit"
     for name in HERE:
-        check_optimizer(name, "cpu")
+        check_optimizer(cast("Any", name), "cpu")
 
 
 def test_the_state_of_another_optimizer_is_refused() -> None:

@@ -28,7 +28,15 @@ class Store(AbstractFileSystem):
             raise PermissionError(f"403 for 'https://{path}' ({unquote(path)})") from KeyError(unquote(path))
         return {"name": path, "size": len(ROWS), "type": "file"}
 
-    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+    def _open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        autocommit: bool = True,
+        cache_options: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         self.info(path)
         return io.BytesIO(ROWS)
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -233,7 +233,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_named() -> None:
     with NearIndex() as index, Path("/dev/full").open("wb", buffering=0) as full:
-        index._text_file = full
+        index._text_file = cast("Any", full)
         with pytest.raises(DataError, match="No space left") as raised:
             fill(index, ["one", "two"])
     assert raised.value.remedy is not None

@@ -11,6 +11,7 @@ import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -215,7 +216,7 @@ def test_a_sheet_that_repeats_a_cell_is_stopped(tmp_path: Path, monkeypatch: pyt
             cell.addElement(P(text=text + str(_)))
             row.addElement(cell)
         sheet.addElement(row)
-    document.spreadsheet.addElement(sheet)
+    cast("Any", document).spreadsheet.addElement(sheet)
     document.save(str(tmp_path / "a.ods"))
     monkeypatch.setattr(expansion, "MOST_UNPACKED", 2**26)
     with pytest.raises(DataError, match="times its size"):

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.data.loading import Loaded, load
@@ -401,7 +401,7 @@ def test_the_ending_of_a_url_is_that_of_its_path_and_rows_do_not_name_its_query(
 
     url = "memory://signed/r.jsonl?token=abc.123"
     with fsspec.open(url, "w") as file:
-        file.write('{"prompt": "a", "completion": "b"}\n')
+        cast("Any", file).write('{"prompt": "a", "completion": "b"}\n')
     (example,) = load(source(url)).examples
     assert example.source == "memory://signed/r.jsonl:1"
 

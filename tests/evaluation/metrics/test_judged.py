@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import ValidationError
@@ -114,14 +114,14 @@ def test_an_endpoint_that_keeps_refusing_is_one_message(server):
 def test_a_request_that_is_wrong_is_not_repeated(server, code):
     server.answer = lambda _: (code, {}, b'{"error": "no such model"}')
     with pytest.raises(ModelError, match=rf"(?s)evaluation.judge: {server.url}.*code {code}.*no such model") as caught:
-        Endpoint(settings_of(server), None, sleep=pytest.fail).reply("x")
+        Endpoint(settings_of(server), None, sleep=cast("Any", pytest.fail)).reply("x")
     assert "Check base_url, model and api_key_env" in (caught.value.remedy or "")
 
 
 def test_a_redirect_is_not_followed_with_the_key(server):
     server.answer = lambda _: (302, {"Location": f"{server.url}/elsewhere"}, b"")
     with pytest.raises(ModelError, match="code 302"):
-        Endpoint(settings_of(server), "secret-key", sleep=pytest.fail).reply("x")
+        Endpoint(settings_of(server), "secret-key", sleep=cast("Any", pytest.fail)).reply("x")
     assert [request["path"] for request in server.seen] == ["/v1/chat/completions"]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from tunesmith.errors import DataError, RecipeError
@@ -18,6 +20,8 @@ from tunesmith.evaluation.metrics.classification import label_scores, labels_of,
 from tunesmith.evaluation.metrics.number_match import last_number
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.recipe.settings import EvaluationSettings
+
+f1_of = cast("Any", f1_score)  # scikit-learn's annotations are narrower than what it takes
 
 WORDS = [
     "the",
@@ -95,13 +99,13 @@ def test_labels_have_scikit_learns_accuracy_f1_and_confusion_matrix():
     answers = [str(random.choice([*names[:3], "nonsense", truth, truth])) for truth in truths]
     accuracy, f1 = (scores_of(name, answers, truths) for name in ("accuracy", "macro_f1"))
     assert accuracy.value == accuracy_score(truths, answers)
-    expected = f1_score(truths, answers, labels=names, average="macro", zero_division=0.0)
+    expected = f1_of(truths, answers, labels=names, average="macro", zero_division=0.0)
     assert f1.value == pytest.approx(expected, abs=1e-12)
     assert accuracy.details == f1.details
     report = accuracy.details["classification"]
     assert [each["label"] for each in report["labels"]] == names
     assert [each["rows"] for each in report["labels"]] == [truths.count(name) for name in names]
-    per_label = f1_score(truths, answers, labels=names, average=None, zero_division=0.0)
+    per_label = f1_of(truths, answers, labels=names, average=None, zero_division=0.0)
     assert [each["f1"] for each in report["labels"]] == pytest.approx(per_label.tolist())
     matrix = confusion_matrix(truths, answers, labels=[*names, "nonsense"])
     cells = {(each["truth"], each["answer"]): each["rows"] for each in report["confusion"]}
@@ -129,7 +133,7 @@ def test_each_resample_of_macro_f1_is_that_of_its_rows():
     for difference, rows in zip(found, drawn, strict=True):
         here = truth_array[rows]
         before_f1, after_f1 = (
-            f1_score(here, np.array(answers)[rows], labels=np.unique(here), average="macro", zero_division=0.0)
+            f1_of(here, np.array(answers)[rows], labels=np.unique(here), average="macro", zero_division=0.0)
             for answers in (base_answers, tuned_answers)
         )
         assert difference == pytest.approx(after_f1 - before_f1, abs=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -12,8 +13,7 @@ from tunesmith.evaluation.probe.scoring import compared, values
 from tunesmith.evaluation.probe.wording import probe_lines
 from tunesmith.evaluation.statistics import mcnemar
 
-PROBE = probe_of(True)
-assert PROBE is not None
+PROBE = cast("ProbeItems", probe_of(True))
 WRITTEN = [json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_text("utf-8").splitlines()]
 RIGHT = [each["right"] for each in WRITTEN]
 WRONG = [each["wrong"] for each in WRITTEN]
@@ -21,7 +21,7 @@ NUMBERS = {item.id: number for number, item in enumerate(PROBE.items)}
 
 
 def of_kind(kind: str, count: int) -> list[int]:
-    return [number for number, item in enumerate(PROBE.items) if item.kind == kind][:count]  # type: ignore[union-attr]
+    return [number for number, item in enumerate(PROBE.items) if item.kind == kind][:count]
 
 
 def answers(*, wrong: list[int]) -> list[str]:

@@ -32,7 +32,7 @@ def tiny(name: str, **changes: Any) -> Any:
 @pytest.mark.parametrize(("name", "count"), [("llama", 7), ("qwen3", 11), ("olmo2", 11), ("mistral", 7), ("qwen2", 7)])
 def test_a_fused_model_gives_the_logits_and_gradients_that_it_gave_before(name: str, count: int) -> None:
     model, ids = tiny(name), torch.arange(3, 23)[None]
-    results = []
+    results, fused = [], None
     for _ in range(2):
         model.zero_grad()
         logits = model(input_ids=ids).logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 import torch
@@ -24,10 +25,10 @@ def check(
     weights = [random(*output.shape, seed=90 + n, trains=False) for n, output in enumerate(expected)]
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
-    gradients = [
-        torch.autograd.grad(sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True)), inputs)
-        for parts in (expected, found)
+    sums = [
+        sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True)) for parts in (expected, found)
     ]
+    gradients = [torch.autograd.grad(cast("Tensor", each), inputs) for each in sums]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
 
