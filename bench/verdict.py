@@ -2,7 +2,7 @@
 
     python -m bench.verdict                       # a table in about a minute
     python -m bench.verdict --runs 2000 --json bench/results/verdict.json
-    python -m bench.verdict --scores scores.npz   # row scores of a real run
+    python -m bench.verdict --scores scores.npz   # row scores of a real run, from bench.verdict_scores
 
 A population has scores of a base and a tuned model for each group of rows. Half of the null population is swapped: base
 and tuned model change places, so that the true difference is exactly 0 in every metric, whatever the scores are. A

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TunesmithError,
     )
     from tunesmith.recipe.settings import Recipe
+    from tunesmith.workflows.compare import compare
     from tunesmith.workflows.evaluate import evaluate
     from tunesmith.workflows.finetune import train
     from tunesmith.workflows.interactive import check, init, list_runs, prepare, report_run, show_run
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "train": "tunesmith.workflows.finetune",
     "evaluate": "tunesmith.workflows.evaluate",
+    "compare": "tunesmith.workflows.compare",
     "load": "tunesmith.deploy.tuned",
     "merge": "tunesmith.deploy.merge",
     "lr_range": "tunesmith.workflows.lr_range",
@@ -74,6 +76,7 @@ __all__ = [
     "TunesmithError",
     "__version__",
     "check",
+    "compare",
     "evaluate",
     "init",
     "list_runs",

@@ -320,3 +320,55 @@ def test_odd_facts_of_a_verdict_are_one_message(command: Command, finished: Run,
     finished.write_json("verdict.json", {**finished.read_json("verdict.json"), **odd})
     outcome = command("runs", "show", "runs/rows")
     assert outcome.code == 1 and outcome.err.startswith("error: runs/rows/verdict.json: verdict.json is damaged")
+
+
+def comparison(verdict: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    decides = {**verdict["metrics"]["exact_match"], "adjusted_p_value": 0.0003}
+    verdict = {**verdict, "metrics": {"exact_match": decides}, "reason": "Ten rows differ."}
+    return {
+        "time": "now",
+        "data": None,
+        "rows": 40,
+        "confidence": 0.95,
+        "notes": ["Compared on 40 rows that all targets hold out."],
+        "models": [{"name": "base"}, {"name": "runs/rows"}],
+        "metrics": {"exact_match": {"base": 0.05, "runs/rows": 0.85}},
+        "pairs": [{"from": "base", "to": "runs/rows", "verdict": verdict}],
+        **changes,
+    }
+
+
+def test_the_last_comparison_is_shown_in_80_columns(command: Command, finished: Run) -> None:
+    finished.append("comparisons.jsonl", comparison(finished.read_json("verdict.json")))
+    lines = command("runs", "show", "runs/rows").out.splitlines()
+    shown = lines[lines.index("compare at now, on held-out rows:") :][:8]
+    assert shown == [
+        "compare at now, on held-out rows:",
+        "Compared on 40 rows that all targets hold out.",
+        "   model      exact_match",
+        "1  base              0.05",
+        "2  runs/rows         0.85",
+        "",
+        "pair    verdict  decided by   difference  95% interval          p",
+        "1 -> 2  better   exact_match        +0.8  +0.65 to +0.925  0.0003",
+    ]
+    assert "1 -> 2: Ten rows differ." in lines
+    assert max(map(len, shown)) <= 80
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"pairs": [{"from": "base", "to": "runs/rows", "verdict": 3}]},
+        {"pairs": [{"from": "base", "to": "another", "verdict": {}}]},
+        {"models": [{}]},
+        {"notes": "none"},
+        {"metrics": {"exact_match": {"base": "high"}}},
+        {"confidence": None},
+        {"time": None},
+    ],
+)
+def test_an_odd_comparison_is_one_message(command: Command, finished: Run, odd: dict[str, Any]) -> None:
+    finished.append("comparisons.jsonl", comparison(finished.read_json("verdict.json"), **odd))
+    outcome = command("runs", "show", "runs/rows")
+    assert outcome.code == 1 and "comparisons.jsonl is damaged" in outcome.err

@@ -79,6 +79,10 @@ SURFACE = {
             "--json",
         ],
     ),
+    "compare": (
+        ["TARGET"],
+        ["--data", "--model", "--allow-changes", "--trust-remote-code", "--allow-functions", "--json"],
+    ),
     "generate": (
         ["TARGET", "KEY=VALUE"],
         [

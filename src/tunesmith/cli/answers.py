@@ -32,7 +32,7 @@ from tunesmith.cli.options import (
 from tunesmith.cli.runs import show_benchmarks
 from tunesmith.cli.terminal.console import Styled, Terminal
 from tunesmith.cli.terminal.session import session
-from tunesmith.cli.terminal.tables import metrics_table, verdict_line
+from tunesmith.cli.terminal.tables import baseline_lines, metrics_table, verdict_line
 from tunesmith.errors import DataError
 from tunesmith.evaluation.below_verdict import lines_below
 from tunesmith.model.weights.recipes import refuse_recipe
@@ -114,6 +114,8 @@ def evaluate(
         if verdict["verdict"] is not None:
             terminal.write(verdict_line(verdict))
         for line in metrics_table(verdict["metrics"], width=terminal.columns):
+            terminal.write(line)
+        for line in baseline_lines(verdict, width=terminal.columns):
             terminal.write(line)
         if verdict.get("decided_by") in ALONE:  # a loss says nothing of answers, so they are shown
             for line in side_by_side(verdict.samples):

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import tunesmith
-from tunesmith.cli import answers, chat, data, demo, merge, plan, runs, train
+from tunesmith.cli import answers, chat, compare, data, demo, merge, plan, runs, train
 from tunesmith.cli.options import ProbeCommand
 from tunesmith.runs.child_processes import clean_process
 from tunesmith.runs.stopping import Terminated
@@ -40,6 +40,7 @@ app.command("prepare")(data.prepare)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval", cls=ProbeCommand)(answers.evaluate)
+app.command("compare")(compare.compare)
 app.command("generate")(answers.generate)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)

@@ -13,7 +13,7 @@ import typer
 from tunesmith.cli.options import AsJson, Overwrite
 from tunesmith.cli.terminal.console import Styled, Terminal
 from tunesmith.cli.terminal.session import session
-from tunesmith.cli.terminal.tables import curve, metrics_table, table, verdict_line
+from tunesmith.cli.terminal.tables import baseline_lines, comparison_lines, curve, metrics_table, table, verdict_line
 from tunesmith.cli.terminal.text import as_text
 from tunesmith.evaluation.below_verdict import lines_below, slice_lines
 from tunesmith.evaluation.benchmarks.wording import HEADER, benchmark_rows, heading
@@ -211,6 +211,8 @@ def _report(found: Details, terminal: Terminal) -> None:
         terminal.write("")
         terminal.write(one_line(heading(benchmarks)))
         show_benchmarks(benchmarks, terminal)
+    for comparison in found.comparisons[-1:]:
+        _report_comparison(comparison, terminal)
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     lines = curve(found.training, found.validation, width=width)
     for line in ["", *lines] if lines else []:
@@ -232,12 +234,21 @@ def show_benchmarks(found: dict[str, Any], terminal: Terminal) -> None:
         terminal.write(line)
 
 
+def _report_comparison(comparison: dict[str, Any], terminal: Terminal) -> None:
+    terminal.write("")
+    terminal.write(one_line(f"compare at {comparison['time']}, on {comparison.get('data') or 'held-out rows'}:"))
+    for line in comparison_lines(comparison, width=terminal.columns):
+        terminal.write(line)
+
+
 def _report_evaluation(evaluation: dict[str, Any], terminal: Terminal) -> None:
     asked = [evaluation["data"] or "its held-out rows", *evaluation["settings"]]
     terminal.write("")
     terminal.write(one_line(f"eval {evaluation['target']} at {evaluation['time']}, on {', '.join(asked)}:"))
     terminal.write(one_line(verdict_line(evaluation)))
     for line in metrics_table(evaluation["metrics"], width=terminal.columns):
+        terminal.write(line)
+    for line in baseline_lines(evaluation, width=terminal.columns):
         terminal.write(line)
     for line in [*lines_below(evaluation), *slice_lines(evaluation)]:
         terminal.write(one_line(line))
@@ -253,6 +264,8 @@ def _report_verdict(found: Details, terminal: Terminal) -> None:
     if found.verdict.get("metrics"):
         terminal.write(Styled(one_line(sentence(found.verdict)), _VERDICT_COLOURS.get(verdict)))  # type: ignore[arg-type]
         for line in metrics_table(found.verdict["metrics"], width=terminal.columns):
+            terminal.write(line)
+        for line in baseline_lines(found.verdict, width=terminal.columns):
             terminal.write(line)
     else:
         terminal.write(one_line(f"{verdict}: {found.verdict.get('reason')}"))

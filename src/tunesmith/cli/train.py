@@ -12,7 +12,7 @@ import typer
 from tunesmith.cli.options import AllowChanges, AllowFunctions, AsJson, Overrides, Overwrite, TrustRemoteCode
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
-from tunesmith.cli.terminal.tables import metrics_table, settings_table, table, verdict_line
+from tunesmith.cli.terminal.tables import baseline_lines, metrics_table, settings_table, table, verdict_line
 from tunesmith.evaluation.below_verdict import lines_below
 from tunesmith.recipe.paths import local
 from tunesmith.runs.drift import FLAG
@@ -111,6 +111,8 @@ def train(
 
         terminal.write(verdict_line(result.verdict))
         for line in metrics_table(result.metrics, width=terminal.columns) if result.metrics else []:
+            terminal.write(line)
+        for line in baseline_lines(result.verdict, width=terminal.columns):
             terminal.write(line)
         for line in lines_below(result.verdict):
             terminal.write(one_line(line))

@@ -70,14 +70,14 @@ def compare(
         base: Scores of the base by metric name. ``perplexity`` is computed from ``loss``.
         tuned: the same for the tuned model.
         metrics: names in the order of verdict.json. The first one decides, or ``loss`` if none is named. ``loss`` is
-            always included, at the end if it is not named.
+            always included, at the end if it is not named, unless the models have none that can be compared.
         confidence: of the intervals and tests.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         margin: how much worse is still as good, in the unit of the metric that decides; None: not tested.
         signs: of broken answers, base and tuned, from ``damage.signs``.
     """
-    names = [*metrics, *(["loss"] if "loss" not in metrics else [])]
+    names = [*metrics, *(["loss"] if "loss" not in metrics and "loss" in base else [])]
     level = Level(confidence, resamples, seed, margin)
     found = {name: _metric_verdict(name, *_pair(base, tuned, name), level) for name in names}
     # A metric at its floor or ceiling says nothing, so the next one decides. If all are, it is the first one.
@@ -87,7 +87,8 @@ def compare(
     _correct(found, decides, confidence)
     if margin is not None:
         _test_margin(found[decides], decides, _pair(base, tuned, decides), level)
-    damage = _damage(_pair(base, tuned, "loss"), signs or {}, level)
+    losses = {"loss": _pair(base, tuned, "loss")} if "loss" in base else {}
+    damage = _damage({**losses, **(signs or {})}, level)
     evident = [each for each in damage if each["evidence"]]
     verdict, reason = found[decides]["verdict"], found[decides]["reason"]
     if evident and verdict == "no evidence":  # damage is never no evidence
@@ -313,9 +314,8 @@ def _test_margin(found: MetricVerdict, name: str, pair: Pair, level: Level) -> N
         found["verdict"], found["reason"] = "no worse", None
 
 
-def _damage(loss: Pair, signs: Mapping[str, Pair], level: Level) -> list[Damage]:
+def _damage(pairs: Mapping[str, Pair], level: Level) -> list[Damage]:
     """The signs of damage that rose, those with evidence first. Their tests are corrected together."""
-    pairs = {"loss": loss, **signs}
     corrected = holm([_tested(*pair)[1] for pair in pairs.values()])
     found = []
     for (name, (base, tuned)), p_value in zip(pairs.items(), corrected, strict=True):

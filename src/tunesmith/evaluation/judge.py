@@ -5,9 +5,9 @@ Prompt and reference answer are cut out of the encoded row, so evaluation sends 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.batches.layout import Batch
+from tunesmith.evaluation.baselines import Baselines
 from tunesmith.evaluation.beginnings import beginning
 from tunesmith.evaluation.compare import Level, compare
 from tunesmith.evaluation.damage import signs
 from tunesmith.evaluation.endpoint import endpoint_of
+from tunesmith.evaluation.few_shot import decoding_of
 from tunesmith.evaluation.label_likelihoods import check_label_lengths, label_likelihoods, with_intervals
 from tunesmith.evaluation.metrics import judged
 from tunesmith.evaluation.metrics.answers import likelihood_metrics, needs_answers, score_answers, text_metrics
@@ -30,7 +32,6 @@ from tunesmith.evaluation.slices import names_of_answers, names_of_rows, slices
 from tunesmith.evaluation.task import Question, Task
 from tunesmith.model.generate import PARTIAL_CHARACTER, Beginning, Generation, check_prompts, decode_text, generate
 from tunesmith.model.modes import random_state_kept
-from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.settings import LIKELIHOOD_METRICS, PAIR_METRICS, EvaluationSettings
 from tunesmith.runs.progress import Advance, Listener, Silent
 
@@ -53,6 +54,18 @@ class Measured:
         """The same with one more metric of answers."""
         more = {name: scores}
         return replace(self, scores={**self.scores, **more}, of_answers={**self.of_answers, **more})
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """What one model did on a task: the scores of its tokens, and its answers to the first questions.
+
+    ``of_labels`` are the metrics of label likelihoods, with one row for each question.
+    """
+
+    tokens: TokenScores
+    answers: list[Generation]
+    of_labels: Mapping[str, Scores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +93,8 @@ class Judge:
     def check_questions(self, model: nn.Module) -> None:
         """Raises ModelError if a prompt is too long for the model, which would otherwise show after training."""
         count = None if needs_answers(self.settings) else self.settings.samples
-        check_prompts(model, [question.prompt for question in self.task.questions[:count]], settings=self._decoding)
+        prompts = [question.prompt for question in self.task.questions[:count]]
+        check_prompts(model, prompts, settings=decoding_of(self.settings))
         if likelihood_metrics(self.settings.metrics):
             check_label_lengths(model, self.task.questions, self.task.labels)
 
@@ -119,7 +133,7 @@ class Judge:
                 model,
                 self.tokenizer,
                 [question.prompt for question in questions],
-                settings=self._decoding,
+                settings=decoding_of(self.settings),
                 stop_ids=self.stop_ids,
                 batch_size=self.settings.batch_size,
                 on_batch=on_batch,
@@ -133,27 +147,48 @@ class Judge:
 
         Every question is answered if a metric needs answers. If none does, only the samples are.
         """
-        metrics, function, computed = text_metrics(self.settings), self.settings.compute_metrics, {}
+        found = self.scored(self.respond(model, name, listener=listener, known=known))
+        if self.settings.compute_metrics is None:
+            return found
+        with torch.no_grad():
+            computed = computed_metrics(self.settings.compute_metrics, model, self.batches, device=_device_of(model))
+        return replace(found, computed=computed)
+
+    def respond(
+        self,
+        model: nn.Module,
+        name: str,
+        *,
+        listener: Listener,
+        known: TokenScores | None = None,
+        kept: list[Generation] | None = None,
+    ) -> Responses:
+        """Measures the tokens and makes the answers. What is ``known`` or ``kept`` of them is taken as it is."""
         with torch.no_grad():
             all_answered = needs_answers(self.settings)
-            keep = all_answered and not self.settings.do_sample
+            keep = all_answered and not self.settings.do_sample and kept is None
             tokens = known or self.token_scores(model, title=f"{name}: loss", listener=listener, keep_keys=keep)
-            if function is not None:
-                computed = computed_metrics(function, model, self.batches, device=_device_of(model))
-            count = None if all_answered else self.settings.samples
-            made = self.answers(model, count=count, title=f"{name}: answers", listener=listener, choices=tokens.choices)
+            if kept is None:
+                count, choices = None if all_answered else self.settings.samples, tokens.choices
+                kept = self.answers(model, count=count, title=f"{name}: answers", listener=listener, choices=choices)
+            of_labels = self._label_scores(model, name, listener)
+        return Responses(replace(tokens, choices=None), kept, of_labels)
+
+    def scored(self, responses: Responses) -> Measured:
+        """Every metric of what a model did on this task."""
+        metrics, questions = text_metrics(self.settings), self.task.questions
         of_answers: dict[str, Scores] = {}
         if metrics:
             of_answers = score_answers(
                 metrics,
-                answers=[answer.text for answer in made],
-                truths=[question.truth for question in self.task.questions],
-                prompts=[question.prompt_text for question in self.task.questions],
-                groups=[question.group for question in self.task.questions],
+                answers=[answer.text for answer in responses.answers],
+                truths=[question.truth for question in questions],
+                prompts=[question.prompt_text for question in questions],
+                groups=[question.group for question in questions],
                 labels=self._label_texts,
             )
-        of_answers |= self._label_scores(model, name, listener)
-        return Measured({**self.task.scores(tokens), **of_answers}, of_answers, made, computed)
+        of_answers |= responses.of_labels
+        return Measured({**self.task.scores(responses.tokens), **of_answers}, of_answers, responses.answers, {})
 
     def _label_scores(self, model: nn.Module, name: str, listener: Listener) -> dict[str, Scores]:
         """The metrics of label likelihoods, if the recipe names some."""
@@ -188,6 +223,7 @@ class Judge:
         *,
         listener: Listener,
         known: TokenScores | None = None,
+        baselines: Callable[[], Baselines | None] = lambda: None,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The verdict, and the answers of both models side by side. Without a base there are values but no verdict.
 
@@ -196,6 +232,7 @@ class Judge:
             base: a context that gives the untuned model.
             listener: hears the progress.
             known: the tuned model's token scores on this task, if they are known already.
+            baselines: to compare the tuned model's answers with; asked for once both models have answered.
 
         Returns:
             The content of verdict.json, and the lines of samples.jsonl.
@@ -206,7 +243,8 @@ class Judge:
             return _values_alone(tuned, metrics, len(task.questions)), _samples(task, None, tuned)
         with base as untuned:
             before = self.measure(untuned, "base", listener=listener)
-        before, tuned, replies = self._asked(before, tuned, listener)
+        before, tuned, replies = self.with_judge(before, tuned, listener=listener)
+        of_base, of_tuned = self.signs_of(before), self.signs_of(tuned)
         verdict = compare(
             before.scores,
             tuned.scores,
@@ -215,7 +253,7 @@ class Judge:
             resamples=settings.resamples,
             seed=settings.seed,
             margin=settings.margin,
-            signs=_signs(task, before, tuned, whole=settings.samples if self._ending_early else None),
+            signs={name: (of_base[name], of_tuned[name]) for name in of_tuned},
         )
         computed = _computed(before, tuned)
         if computed:
@@ -227,7 +265,30 @@ class Judge:
         sliced = _sliced(task, before, tuned, verdict["decided_by"], settings)
         found |= {"details": details} if details else {}
         whole = {**verdict, **found, **_by_source(task, before, tuned), **sliced}
+        if tuned.of_answers and (simple := baselines()) is not None:
+            whole["baselines"] = simple.result(
+                tuned.of_answers,
+                prompts=[question.prompt_text for question in task.questions],
+                truths=[question.truth for question in task.questions],
+                groups=[question.group for question in task.questions],
+                labels=self._label_texts,
+                decided_by=verdict["decided_by"],
+            )
         return whole, _samples(task, before, tuned, replies)
+
+    def signs_of(self, measured: Measured) -> dict[str, RowScores]:
+        """Signs of broken answers of one model, on the questions that were answered whole; none if none was."""
+        whole = self.settings.samples if self._ending_early else None
+        answers = measured.answers[:whole]
+        asked = self.task.questions[: len(answers)]
+        if not asked:
+            return {}
+        return signs(
+            [answer.text for answer in answers],
+            [answer.stopped for answer in answers],
+            [question.truth for question in asked],
+            [question.group for question in asked],
+        )
 
     def sample_answer(self, model: nn.Module) -> dict[str, Any]:
         """A short greedy answer to the first question. Weights, modes and random state stay as they are.
@@ -291,8 +352,8 @@ class Judge:
         found = [metric.ends_early(truths) if isinstance(metric, EndsEarly) else None for metric in metrics]
         return [each for each in found if each is not None] if None not in found else []
 
-    def _asked(
-        self, base: Measured, tuned: Measured, listener: Listener
+    def with_judge(
+        self, base: Measured, tuned: Measured, *, listener: Listener
     ) -> tuple[Measured, Measured, list[tuple[str, str]]]:
         """Both with the scores of the judge's choices, and its replies; as they are if the recipe names no judge."""
         if self.settings.judge is None or judged.NAME not in self.settings.metrics:
@@ -316,17 +377,6 @@ class Judge:
             found.replies,
         )
 
-    @property
-    def _decoding(self) -> GenerationSettings:
-        settings = self.settings
-        return GenerationSettings(
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=settings.do_sample,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=settings.seed,
-        )
-
 
 def _device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
@@ -342,23 +392,6 @@ def _computed(base: Measured, tuned: Measured) -> dict[str, dict[str, float]]:
     """The numbers of the user's function that both models have."""
     both = [name for name in tuned.computed if name in base.computed]
     return {name: {"base": base.computed[name], "tuned": tuned.computed[name]} for name in both}
-
-
-def _signs(task: Task, base: Measured, tuned: Measured, *, whole: int | None) -> dict[str, tuple[RowScores, RowScores]]:
-    """Signs of broken answers of both models on the questions that were answered whole; none if none was.
-
-    Args:
-        whole: only so many of the first answers are whole; None: all.
-    """
-    asked = task.questions[: len(tuned.answers)][:whole]
-    if not asked:
-        return {}
-    truths, groups = [question.truth for question in asked], [question.group for question in asked]
-    before, after = (
-        signs([answer.text for answer in own], [answer.stopped for answer in own], truths, groups)
-        for own in (base.answers[: len(asked)], tuned.answers[: len(asked)])
-    )
-    return {name: (before[name], after[name]) for name in after}
 
 
 def _details(base: Measured, tuned: Measured, metrics: Iterable[str]) -> dict[str, dict[str, Any]]:

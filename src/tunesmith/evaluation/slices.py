@@ -68,7 +68,7 @@ def slices(metric: str, base: Scores, tuned: Scores, names: Names, level: Level)
         for name in values:
             rows = np.array([number for number, each in enumerate(of_rows) if each == name])
             if len(rows) >= LEAST_ROWS:
-                found.append(_slice(metric, by, name, _of(base, rows), _of(tuned, rows), level))
+                found.append(_slice(metric, by, name, scores_of(base, rows), scores_of(tuned, rows), level))
     for each, p_value in zip(found, holm([each["p_value"] for each in found]), strict=True):
         each["adjusted_p_value"] = p_value
     worst = 1 if not lower_is_better(metric) else -1
@@ -115,7 +115,8 @@ def _files(sources: Sequence[str]) -> list[str | None]:
     return [source.rpartition(":")[0] or source for source in sources]
 
 
-def _of(scores: Scores, rows: np.ndarray) -> Scores:
+def scores_of(scores: Scores, rows: np.ndarray) -> RowScores | RowStatistics:
+    """The scores of some rows, by number, int [rows]."""
     groups = None if scores.groups is None else scores.groups[rows]
     if isinstance(scores, RowScores):
         return RowScores(scores.total[rows], scores.weight[rows], groups)

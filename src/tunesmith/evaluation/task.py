@@ -80,6 +80,48 @@ class Task:
         assert self.preferences is not None
         return replace(self, preferences=replace(self.preferences, reference=logprobs))
 
+    def only(self, groups: Mapping[int, int]) -> tuple[Task, np.ndarray, list[int]]:
+        """Some of its examples in another order: the task of them, and which rows and questions of this one it has.
+
+        Args:
+            groups: the group of each example that stays, by its number, in the new order.
+
+        Returns:
+            The task; the numbers of its rows, int [rows]; and the numbers of its questions.
+        """
+        order = {example: place for place, example in enumerate(groups)}
+        rows = [number for number, row in enumerate(self.rows) if row.example in order]
+        if self.preferences is None:
+            rows.sort(key=lambda number: order[self.rows[number].example])
+        else:
+            assert len(rows) == len(self.rows), "the examples of a preference objective go together"
+        place = {number: new for new, number in enumerate(rows)}
+        asked = {self.rows[question.row].example: number for number, question in enumerate(self.questions)}
+        numbers = [asked[example] for example in groups if example in asked]
+        questions = []
+        for number in numbers:
+            question = self.questions[number]
+            group = groups[self.rows[question.row].example]
+            questions.append(replace(question, group=group, row=place[question.row]))
+        kept = np.array(rows, np.int64)
+        return (
+            replace(
+                self,
+                rows=[self.rows[number] for number in rows],
+                groups=[groups[self.rows[number].example] for number in rows],
+                questions=questions,
+                sources={},
+                text_bytes=None if self.text_bytes is None else self.text_bytes[kept],
+            ),
+            kept,
+            numbers,
+        )
+
+    @property
+    def example_numbers(self) -> list[int]:
+        """The numbers of its examples, in order."""
+        return list(dict.fromkeys(row.example for row in self.rows))
+
     def losses_by_source(self, loss: Scores) -> dict[str, float]:
         """The mean loss of a supervised token, source by source. It is empty if there is only one source."""
         columns = loss.statistics.T  # [2, rows]

@@ -72,8 +72,8 @@ class Verdict(TypedDict):
     ``base_model`` says what the tuned model was compared with. ``data`` names the rows where they are not the run's own
     held-out rows, and ``trained_on`` says how many of them the run was trained on, if that is known. ``cannot_tell``
     are metrics that should have decided but are at their floor or ceiling. ``damage`` and ``advice`` are as above.
-    ``probe`` is a ProbeResult. ``divergence``, ``memorisation`` and ``side_effects`` are what the modules of these
-    names give. ``slices`` are SliceResults of the metric ``sliced_by``, the worst first.
+    ``probe`` is a ProbeResult. ``divergence``, ``memorisation``, ``side_effects`` and ``baselines`` are what modules of
+    these names give. ``slices`` are SliceResults of the metric ``sliced_by``, the worst first.
     """
 
     verdict: Judgement
@@ -94,5 +94,6 @@ class Verdict(TypedDict):
     divergence: NotRequired[dict[str, Any]]
     memorisation: NotRequired[dict[str, Any]]
     side_effects: NotRequired[dict[str, Any]]
+    baselines: NotRequired[dict[str, Any]]
     sliced_by: NotRequired[str]
     slices: NotRequired[list[dict[str, Any]]]

@@ -12,6 +12,12 @@ from tunesmith.recipe.settings import CALIBRATION_METRICS, LOWER_IS_BETTER, TOKE
 
 SIGNS = {"unfinished": "do not end", "repetition": "end in repetition"}
 ALONE = ("loss", "perplexity")
+BASELINES = {
+    "majority": "The most frequent training answer",
+    "nearest": "The answer of the nearest training prompt",
+    "linear": "A linear model over words",
+    "few_shot": "The base with training rows in its prompt",
+}
 
 
 def lower_is_better(name: str) -> bool:
@@ -41,9 +47,58 @@ def sentence(verdict: Mapping[str, Any]) -> str:
         parts.append(f"These rows show a difference of {detectable:.2g} or more, {100 * POWER:.0f} times in 100.")
     if decided_by in ALONE and set(verdict["metrics"]) <= {*TOKEN_METRICS, *verdict.get("cannot_tell", [])}:
         parts.append(f"This is about the {decided_by} alone, not about whether answers are right.")
+    parts += baseline_sentences(verdict)
     if trained := verdict.get("trained_on"):
         parts.append(f"The run was trained on {trained:,} rows of them.")
     return " ".join(filter(None, parts))
+
+
+def baseline_sentences(verdict: Mapping[str, Any]) -> list[str]:
+    """A sentence for each baseline that is not worse than the tuned model; none if all are, or there are none."""
+    found = verdict.get("baselines") or {"results": []}
+    said = []
+    for each in found["results"]:
+        if not each["does_as_well"]:
+            continue
+        values = each["metrics"][found["metric"]]
+        low, high = values["difference_interval"]
+        how = "better" if values["verdict"] == "worse" else "as well"
+        tuned, who = values["value"] + values["difference"], BASELINES.get(each["name"], each["name"])
+        said.append(
+            f"{who} does {how}: {found['metric']} {values['value']:.4g}, tuned {tuned:.4g} "
+            f"(difference {values['difference']:+.3g}, interval {low:+.3g} to {high:+.3g})."
+        )
+    return said
+
+
+def pair_sentence(pair: Mapping[str, Any]) -> str:
+    """The verdict of one pair of a comparison: ``runs/a -> runs/b: better: exact_match 0.5 -> 0.6 on ...``."""
+    verdict = pair["verdict"]
+    said = " ".join([f"{verdict['verdict']}: {_measured(verdict)}.", *pair_notes(pair)])
+    return f"{pair['from']} -> {pair['to']}: {said}"
+
+
+def pair_cells(pair: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    """One pair in a table: verdict, the metric that decided, difference, interval and corrected p-value."""
+    verdict = pair["verdict"]
+    found = verdict["metrics"][verdict["decided_by"]]
+    low, high = found["interval"]
+    return (
+        verdict["verdict"],
+        verdict["decided_by"],
+        f"{found['difference']:+.3g}",
+        f"{low:+.3g} to {high:+.3g}",
+        f"{found['adjusted_p_value']:.2g}",
+    )
+
+
+def pair_notes(pair: Mapping[str, Any]) -> list[str]:
+    """What a pair's row in a table does not say: damage, metrics that cannot tell, and the reason of its verdict."""
+    verdict = pair["verdict"]
+    signs = [_damaged(each) for each in verdict.get("damage", []) if each["evidence"]]
+    notes = [f"Damage: {_listed(signs)}."] if signs else []
+    notes += [_cannot_tell(name, verdict["metrics"][name]) for name in verdict.get("cannot_tell", [])]
+    return [*notes, *([verdict["reason"]] if verdict["reason"] else [])]
 
 
 def foreseen_sentence(metric: str, rows: int, groups: int, shown: Mapping[float, float], confidence: float) -> str:

@@ -31,6 +31,8 @@ CALIBRATION_METRICS = ("brier_score", "calibration_error")  # of label likelihoo
 LIKELIHOOD_METRICS = ("likelihood_accuracy", "likelihood_macro_f1", *CALIBRATION_METRICS)  # nothing is generated
 LABEL_METRICS = ("accuracy", "macro_f1", *LIKELIHOOD_METRICS)  # of answers that are labels
 PAIR_METRICS = ("judge",)  # of the answers of both models together
+NOT_OF_ONE_ANSWER = (*TOKEN_METRICS, *PREFERENCE_METRICS, *LIKELIHOOD_METRICS, *PAIR_METRICS)
+BaselineName = Literal["majority", "nearest", "linear", "few_shot"]  # answers without training a model
 METRICS_OF_LOGITS: dict[str, tuple[str, ...]] = {  # by objective
     "sft": TOKEN_METRICS,
     "dpo": ("loss", *PREFERENCE_METRICS),
@@ -358,6 +360,13 @@ class EvaluationSettings(Settings):
         description="count training rows that come back word for word from their first tokens",
     )
 
+    baselines: Literal["auto", "none"] | list[BaselineName] = Field(
+        default="auto",
+        description="simple ways to answer, measured beside the models: majority, nearest, linear, few_shot; auto: the "
+        "first three where answers are short and scikit-learn is installed; none",
+    )
+    few_shot_rows: int = Field(default=4, ge=1, description="training rows in the prompt of the baseline few_shot")
+
     @model_validator(mode="after")
     def _sampling_is_on(self) -> EvaluationSettings:
         for name in ("temperature", "top_p"):
@@ -366,6 +375,8 @@ class EvaluationSettings(Settings):
         for metrics in (self.metrics, self.during):
             if len(set(metrics)) != len(metrics):
                 raise ValueError("a metric is named twice")
+        if self.baselines and self.baselines not in ("auto", "none") and not self.answer_metrics:
+            raise ValueError("baselines are answers: name a metric of answers, such as metrics: [exact_match]")
         for metric, key in NEEDED_KEYS.items():
             if metric in (*self.metrics, *self.during) and getattr(self, key) is None:
                 raise ValueError(f"the metric {metric} needs evaluation.{key}")
@@ -383,6 +394,11 @@ class EvaluationSettings(Settings):
         if self.differs("during_rows") and not self.during:
             raise ValueError("during_rows has no meaning without during")
         return self
+
+    @property
+    def answer_metrics(self) -> list[str]:
+        """The metrics that score the answers of one model."""
+        return [name for name in self.metrics if name not in NOT_OF_ONE_ANSWER]
 
 
 class Recipe(Settings):
@@ -417,6 +433,10 @@ class Recipe(Settings):
         if self.model.named_tokens and isinstance(getattr(self.method, "trainable_token_indices", None), dict):
             raise ValueError("method.trainable_token_indices must be a list if model.add_tokens is set")
         refuse_foreign_metrics(self.evaluation.metrics, self.objective.name)
+        if self.evaluation.baselines not in ("auto", "none", []) and self.objective.name != "sft":
+            raise ValueError(
+                f"objective: {self.objective.name} learns from preferences; set evaluation.baselines: none"
+            )
         metric, known = self.training.metric_for_best_model, METRICS_OF_LOGITS[self.objective.name]
         foreign = metric in (*TOKEN_METRICS, *PREFERENCE_METRICS) and metric not in known
         if foreign:

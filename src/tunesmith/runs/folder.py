@@ -7,6 +7,7 @@ template.json      the chat template as used        verdict.json    better, no e
 memory.json        peak, predicted and measured     status.json     the state of the run
 samples_during.jsonl   an answer at each validation
 evaluations.jsonl      what `eval` measured later
+comparisons.jsonl      what `compare` measured with this run as the first
 evaluation_samples.jsonl   the answers of the newest of these
 report.html, model_card.md   the report and the model card, made from the other files
 manifest.json      size and sha256 of each of these files

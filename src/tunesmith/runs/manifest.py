@@ -26,7 +26,7 @@ from tunesmith.runs.whole_files import write_whole
 
 MANIFEST = "manifest.json"
 _RECIPE, _FINGERPRINT = "recipe.yaml", "fingerprint.json"
-GROWING = ("metrics.jsonl", "samples_during.jsonl", "evaluations.jsonl")
+GROWING = ("metrics.jsonl", "samples_during.jsonl", "evaluations.jsonl", "comparisons.jsonl")
 
 _SETTLED_NS = 2 * 10**9  # a file that was written less than this ago could change again within one tick of its clock
 _TRIES = 3  # to read a file and the manifest while another process writes both

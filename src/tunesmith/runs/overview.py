@@ -17,6 +17,7 @@ from tunesmith.runs.samples import SAMPLES, is_wrong
 from tunesmith.runs.stored_shapes import (
     answer_lines,
     benchmark_lines,
+    comparison_lines,
     evaluation_lines,
     ledger_rows,
     metric_lines,
@@ -46,7 +47,7 @@ class Details:
     """All about a run. ``training`` and ``validation`` are (step, loss), and ``facts`` are (name, text).
 
     ``evaluations`` are the results of `eval`, oldest first, with time, target, data and settings; ``benchmarks`` are
-    those of `eval --tasks`.
+    those of `eval --tasks`, and ``comparisons`` those of `compare` with this run as the first.
     """
 
     summary: Summary
@@ -59,6 +60,7 @@ class Details:
     best: dict[str, Any] | None
     evaluations: list[dict[str, Any]]
     benchmarks: list[dict[str, Any]]
+    comparisons: list[dict[str, Any]]
 
     def __str__(self) -> str:
         facts = [f"{name}: {text}" for name, text in (("status", self.summary.status), *self.facts)]
@@ -71,7 +73,7 @@ class Details:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The summary's fields, and facts, result, error, curves, checkpoints, best, evaluations and benchmarks."""
+        """The summary's fields, and those of this class; ``result`` is the verdict."""
         return {
             **asdict(self.summary),
             "facts": dict(self.facts),
@@ -83,6 +85,7 @@ class Details:
             "best": self.best,
             "evaluations": self.evaluations,
             "benchmarks": self.benchmarks,
+            "comparisons": self.comparisons,
         }
 
 
@@ -156,6 +159,7 @@ def details(folder: str | Path) -> Details:
         best=status.get("best"),
         evaluations=evaluation_lines(run),
         benchmarks=benchmark_lines(run),
+        comparisons=comparison_lines(run),
     )
 
 

@@ -15,6 +15,7 @@ BENCHMARKS = "benchmarks.jsonl"  # results of `eval --tasks`
 ANSWERS = "evaluation_samples.jsonl"  # of the newest evaluation
 PROBE = "probe.jsonl"
 REPORT, CARD = "report.html", "model_card.md"  # known by their own marks, so one that the user edited is the user's
+COMPARISONS = "comparisons.jsonl"  # what `compare` measured with this run as the first
 STATUS = "status.json"
 RECIPE = "recipe.yaml"
 FUNCTIONS = "functions"  # a copy of the files that the functions of the recipe come from
@@ -28,7 +29,7 @@ WRITTEN_WHOLE = (
 _MORE = ("reference.npz", "start")  # written whole, too, though not by this name alone
 _STEPS = tuple(f"step-{'[0-9]' * digits}" for digits in (6, 7))
 OWN = (
-    *OF_LOCK, EVALUATIONS, BENCHMARKS, "tensorboard", "wandb", "mlflow", "mlflow.db*", SET_ASIDE,
+    *OF_LOCK, EVALUATIONS, BENCHMARKS, COMPARISONS, "tensorboard", "wandb", "mlflow", "mlflow.db*", SET_ASIDE,
     f"{FUNCTIONS}/**/*.py",
     *(each for name in (*WRITTEN_WHOLE, *_MORE) for each in (name, *names_beside(name))),
     *(each for name in (REPORT, CARD) for each in names_beside(name)),

@@ -6,14 +6,14 @@ Each ``..._fault`` gives what is wrong, as a sentence, or None. The readers rais
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from tunesmith.runs.folder import Run
-from tunesmith.runs.run_files import BENCHMARKS, EVALUATIONS
+from tunesmith.runs.run_files import BENCHMARKS, COMPARISONS, EVALUATIONS
 
 METRICS, VERDICT, LEDGER, SAMPLES = "metrics.jsonl", "verdict.json", "ledger.json", "samples_during.jsonl"
 
@@ -47,6 +47,11 @@ def evaluation_lines(run: Run) -> list[dict[str, Any]]:
 def benchmark_lines(run: Run) -> list[dict[str, Any]]:
     """What `eval --tasks` kept in the run. Raises RunError if a line cannot be shown."""
     return _lines(run, BENCHMARKS, benchmark_fault)
+
+
+def comparison_lines(run: Run) -> list[dict[str, Any]]:
+    """What `compare` kept in the run. Raises RunError if a line cannot be shown."""
+    return _lines(run, COMPARISONS, comparison_fault)
 
 
 def sample_lines(run: Run) -> list[dict[str, Any]]:
@@ -111,6 +116,8 @@ def verdict_fault(found: Any) -> str | None:
     for name, fault_of in (("divergence", divergence_fault), ("memorisation", memorisation_fault)):
         if found.get(name) is not None and (fault := fault_of(found[name])):
             return f"{name}: {fault}"
+    if found.get("baselines") is not None and (fault := baselines_fault(found["baselines"])):
+        return f"baselines: {fault}"
     if found.get("slices") is not None and not (
         isinstance(found["slices"], list)
         and isinstance(found.get("sliced_by"), str)
@@ -159,6 +166,26 @@ def probe_fault(found: Any) -> str | None:
         return "It lacks the outcome of its two tests."
     numbers = (tested.get("margin"), tested.get("not_worse"), found.get("confidence"), found.get("p_value"))
     return None if all(map(_is_number, numbers)) else "It lacks a number of its tests."
+
+
+def baselines_fault(found: Any) -> str | None:
+    """Of the baselines of a verdict."""
+    if not isinstance(found, Mapping) or not isinstance(found.get("results"), list):
+        return "It has no results."
+    for each in found["results"]:
+        if not isinstance(each, Mapping) or not isinstance(each.get("name"), str):
+            return "A baseline has no name."
+        if not isinstance(each.get("does_as_well"), bool) or not isinstance(each.get("metrics"), Mapping):
+            return f"{each['name']} is no comparison."
+        values = each["metrics"].get(found.get("metric"))
+        if not isinstance(values, Mapping) or not isinstance(values.get("verdict"), str):
+            return f"{each['name']} lacks the metric that decides."
+        ends = [values.get(name) for name in ("interval", "difference_interval")]
+        if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) for pair in ends):
+            return f"{each['name']} lacks an interval."
+        if not all(_is_number(values.get(name)) for name in ("value", "difference")):
+            return f"{each['name']} lacks a number."
+    return None
 
 
 def effects_fault(found: Any) -> str | None:
@@ -257,6 +284,44 @@ def benchmark_fault(found: Any) -> str | None:
         if (interval is not None and not _is_interval(interval)) or not isinstance(each.get("verdict"), str | None):
             return f"The interval or the verdict of {each['task']} is of another form."
     return None
+
+
+def comparison_fault(found: Any) -> str | None:
+    """Of a line of comparisons.jsonl."""
+    if not isinstance(found, Mapping) or not isinstance(found.get("time"), str):
+        return "It lacks time."
+    if found.get("data") is not None and not isinstance(found["data"], str):
+        return "data is not a text."
+    models, notes, values, pairs = (found.get(name) for name in ("models", "notes", "metrics", "pairs"))
+    if not isinstance(models, list) or not all(isinstance(each, Mapping) for each in models):
+        return "It has no models."
+    names = [each.get("name") for each in models]
+    if not all(isinstance(name, str) for name in names):
+        return "A model has no name."
+    if not isinstance(notes, list) or not all(isinstance(each, str) for each in notes):
+        return "notes is not a list of texts."
+    if not isinstance(values, Mapping) or not all(isinstance(each, Mapping) for each in values.values()):
+        return "It has no metrics."
+    if not all(_is_number(value) for each in values.values() for value in each.values()):
+        return "The value of a metric is not a number."
+    if not isinstance(pairs, list) or not all(isinstance(each, Mapping) for each in pairs):
+        return "It has no pairs."
+    if not _is_number(found.get("confidence")):
+        return "It lacks confidence."
+    return next(filter(None, (_pair_fault(each, names) for each in pairs)), None)
+
+
+def _pair_fault(found: Mapping[str, Any], names: Sequence[Any]) -> str | None:
+    if not all(found.get(name) in names for name in ("from", "to")):
+        return "A pair does not name its models."
+    verdict = found.get("verdict")
+    if (fault := verdict_fault(verdict)) is not None:
+        return fault
+    assert isinstance(verdict, Mapping)
+    if not verdict["metrics"]:
+        return "A pair has no metrics."
+    decides = verdict["metrics"][verdict["decided_by"]]
+    return None if _is_number(decides.get("adjusted_p_value")) else "A pair has no p-value."
 
 
 def line_fault(found: Any) -> str | None:

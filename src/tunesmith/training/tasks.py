@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.chat.template import Encoded
 from tunesmith.data.corpus import Corpus
 from tunesmith.data.encoded_rows import EncodedRows
+from tunesmith.data.placement import OUTCOME
 from tunesmith.data.survey import Survey
 from tunesmith.errors import DataError
 from tunesmith.evaluation.label_set import Spelling, spellings
@@ -64,8 +65,8 @@ def make_tasks(
         return task_of(corpus.held_out), None
     if len(corpus.test):
         return task_of(corpus.test), task_of(corpus.held_out)
-    half = survey.scan.draw[corpus.held_out.examples] & np.uint64(1)  # [rows]
-    judging, selecting = (corpus.held_out.select(np.flatnonzero(half == side)) for side in (1, 0))
+    half = _judging_half(survey)[corpus.held_out.examples]  # [rows]
+    judging, selecting = (corpus.held_out.select(np.flatnonzero(half == side)) for side in (True, False))
     if not len(judging) or not len(selecting):
         raise DataError(
             "The held-out rows are too few to select a step and to judge it",
@@ -91,6 +92,19 @@ def trained_answers(
     own = np.append(True, changes) if preference_objective(recipe) else np.append(changes, True)
     chosen = np.flatnonzero(own[: len(examples)] & ~survey.scan.raw_text[examples])
     return spellings(corpus.train.select(chosen), tokenizer, stops)
+
+
+def judging_rows(survey: Survey, recipe: Recipe) -> np.ndarray:
+    """The rows that judge, before any of them turns out to be too long: bool [rows of the survey]."""
+    held_out, test = (survey.outcome == OUTCOME[name] for name in ("held_out", "test"))
+    if not recipe.training.selects:
+        return held_out
+    return test if test.any() else held_out & _judging_half(survey)
+
+
+def _judging_half(survey: Survey) -> np.ndarray:
+    """One half of all rows, by the last bit of the hash that splits them: bool [rows of the survey]."""
+    return (survey.scan.draw & np.uint64(1)) == 1
 
 
 def _examples(rows: EncodedRows) -> int:

@@ -8,45 +8,30 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.corpus import encode_corpus
-from tunesmith.data.survey import check_metrics, only_held_out, survey_rows
-from tunesmith.deploy.tuned import Tuned, find_target
-from tunesmith.deploy.tuned import load as load_tuned
-from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.advice import advice
+from tunesmith.evaluation.checked import check_evaluation
 from tunesmith.evaluation.compare import Level
-from tunesmith.evaluation.held_out_recipe import evaluation_recipe, no_rows_to_judge, typed_names
-from tunesmith.evaluation.judge import Judge
-from tunesmith.evaluation.label_set import Spelling
-from tunesmith.evaluation.metrics.answers import check_functions
+from tunesmith.evaluation.held_out_recipe import typed_names
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
-from tunesmith.evaluation.probe.items import probe_of
 from tunesmith.evaluation.side_effects import side_effects
 from tunesmith.evaluation.side_passes import RunRows, side_passes
-from tunesmith.evaluation.task import task_batches, wants_labels
 from tunesmith.evaluation.training_answers import training_answers
-from tunesmith.planning.budget import micro_batch_tokens
-from tunesmith.recipe.paths import local, shown
-from tunesmith.recipe.settings import Recipe
+from tunesmith.evaluation.wording import baseline_sentences
+from tunesmith.recipe.paths import shown
 from tunesmith.runs.consent import Consent
-from tunesmith.runs.drift import Fingerprint, allowed_kinds, settle
+from tunesmith.runs.drift import allowed_kinds
 from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by
-from tunesmith.runs.notebook import metrics_html, metrics_text
-from tunesmith.runs.plain_files import refuse_links
+from tunesmith.runs.notebook import metrics_html, metrics_text, paragraph
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.run_files import ANSWERS, EVALUATIONS, PROBE
 from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
 from tunesmith.training.rehearsal import memory_faults
-from tunesmith.training.tasks import make_tasks
-from tunesmith.workflows.given_data import given
+from tunesmith.workflows.baselines import TrainedOn, baseline_pass, rows_of_run
+from tunesmith.workflows.given_data import FROM_PYTHON, given
 from tunesmith.workflows.in_python import remedies_in_python
-from tunesmith.workflows.places import check_rows
-from tunesmith.workflows.same_run import data_changes, probe_changes
-from tunesmith.workflows.trained_rows import labels_trained_on, rows_trained_on
-
-FROM_PYTHON = "rows given in Python"  # what stands for the name of a file that is gone when they are judged
+from tunesmith.workflows.judged_target import FoundTarget, JudgedTarget, find, judged
 
 
 class JudgedAgain(dict[str, Any]):
@@ -55,10 +40,10 @@ class JudgedAgain(dict[str, Any]):
     samples: list[dict[str, Any]]
 
     def __str__(self) -> str:
-        return metrics_text(self)
+        return "\n".join([metrics_text(self), *baseline_sentences(self)])
 
     def _repr_html_(self) -> str:
-        return metrics_html(self)
+        return metrics_html(self) + "".join(map(paragraph, baseline_sentences(self)))
 
 
 @library_call()
@@ -116,119 +101,60 @@ def _evaluate(
     probe: bool | str | Path | None,
 ) -> JudgedAgain:
     """Compares base and tuned model. ``data``: a path, and ``named`` what messages and the result call it."""
-    found = find_target(str(target))
-    recipe = evaluation_recipe(found.recipe, str(target), data, settings)
-    if probe is not None:
-        asked = recipe.evaluation.model_copy(update={"probe": probe if isinstance(probe, bool) else local(probe)})
-        recipe = recipe.model_copy(update={"evaluation": asked})
-    run_folder = None if found.run is None else found.run.folder
-    if run_folder is not None:
-        refuse_links(run_folder, [EVALUATIONS, ANSWERS])  # else a long computation would be lost
-    functions = consent.functions(recipe.evaluation, typed=typed_names(settings), own=Path.cwd(), run=run_folder)
+    found = find(str(target), data=data, named=named, settings=settings, probe=probe)
+    recipe = found.recipe
+    functions = consent.functions(recipe.evaluation, typed=typed_names(settings), own=Path.cwd(), run=found.run_folder)
     with functions_allowed(functions):
-        check_functions(recipe.evaluation)
-        probe_of(recipe.evaluation.probe)
-        if data is None and (run := found.run) is not None:
-            check_rows(run, recipe, otherwise="; or judge on other rows with --data FILE")
-        tuned = load_tuned(
-            target,
-            listener=listener,
-            model=model,
-            trust_remote_code=consent.trust_remote_code,
-            allow_changes=sorted(allowed),
-        )
-        changes = [*tuned.changes]
-        survey = survey_rows(recipe.data, seed=recipe.training.seed, objective=recipe.objective.name)
-        trained_on = None
-        if data is not None:
-            survey = only_held_out(survey)
-            (source,) = recipe.data.sources("train")
-            if tuned.target.run is not None and found.recipe is not None:
-                trained_on = rows_trained_on(
-                    tuned.target.run, found.recipe, source, listener, name="the call" if named == FROM_PYTHON else named
-                )
-            elif tuned.target.checkpoint is not None:
-                listener.say(f"whether the adapter was trained on rows of {named} is not known: it has no run here")
-        elif tuned.target.run is not None:
-            run = tuned.target.run
-            otherwise = "; or judge on other rows with --data FILE"
-            found_changes = data_changes(run, survey)
-            began = Fingerprint.read(run) if probe is None else None
-            if began is not None:
-                found_changes += probe_changes(began, recipe)
-            changes += settle(found_changes, allowed, where=str(run.folder), listener=listener, otherwise=otherwise)
-        check_metrics(recipe.evaluation.metrics, survey)
-        corpus = encode_corpus(survey, tuned.template, listener=listener)
-        task, _ = make_tasks(
-            survey,
-            corpus,
-            recipe,
-            tokenizer=tuned.tokenizer,
-            stops=tuned.stop_ids,
-            trained=None if data is None else _labels_of_run(tuned, found.recipe, recipe, listener),
-        )
-        if task is None:
-            raise no_rows_to_judge(str(target), "The run held no rows out (data.eval is 0).")
-        budget = micro_batch_tokens(tuned.device, max(len(row.ids) for row in task.rows))
-        # Prefixes are shared only if training has probed that: not for a plain model or an adapter made elsewhere.
-        probed = recipe.training.layout in ("tree", "packed")
-        layout = "tree" if probed else "padded"
-        judge = Judge(
-            task,
-            task_batches(task, budget=budget, layout=layout),
-            tuned.tokenizer,
-            tuned.stop_ids,
-            recipe.evaluation,
-        )
-        judge.check_questions(tuned.model)
+        check_evaluation(recipe.evaluation)
+        found.check_rows()
+        ready = judged(found, listener=listener, model=model, consent=consent, allowed=allowed)
+        tuned, judge, corpus = ready.tuned, ready.judge, ready.corpus
         aside = side_passes(
             recipe.evaluation,
             template=tuned.template,
             tokenizer=tuned.tokenizer,
             stop_ids=tuned.stop_ids,
             listener=listener,
-            budget=budget,
-            layout=layout,
+            budget=ready.budget,
+            layout=ready.layout,
             rows=RunRows(corpus.train, corpus.held_out, corpus.together) if data is None else None,
         )
         aside.check(tuned.model)
         base, name = tuned.reference()
-        base = None if base is None else aside.after(base)
+        baselines = baseline_pass(
+            recipe, judge, ready.survey, lambda: None if base is None else _trained_on(found, ready, listener),
+            template=tuned.template, model=tuned.model, listener=listener,
+        )  # fmt: skip
+        base = None if base is None else baselines.after(aside.after(base))
         with memory_faults():
-            judge = _with_reference(tuned, judge, listener)
-            verdict, samples = judge.verdict(tuned.model, base, listener=listener)
+            verdict, samples = judge.verdict(tuned.model, base, listener=listener, baselines=baselines)
             level = Level(judge.settings.confidence, judge.settings.resamples, judge.settings.seed)
-            learned = training_answers(corpus.train, tuned.tokenizer) if data is None else None
-            if effects := side_effects(samples, learned, level):
+            copied = training_answers(corpus.train, tuned.tokenizer) if data is None else None
+            if effects := side_effects(samples, copied, level):
                 verdict["side_effects"] = effects
             aside.ask(tuned.model)
             verdict |= aside.results()
             answered = aside.probe_lines()
-    facts = {"base_model": name, "data": named or None, "trained_on": trained_on}
+    facts = {"base_model": name, "data": named or None, "trained_on": ready.trained_on}
     advised = {} if verdict["verdict"] is None else {"advice": advice(verdict, samples, recipe)}
-    judged = JudgedAgain({**verdict, **facts, **advised, "changes": [change.to_json() for change in changes]})
-    judged.samples = samples
+    changes = [change.to_json() for change in ready.changes]
+    result = JudgedAgain({**verdict, **facts, **advised, "changes": changes})
+    result.samples = samples
     if tuned.target.run is not None:
         typed = [without_secrets(each) for each in settings]
-        kept = {"target": str(target), "settings": typed, **judged}
+        kept = {"target": str(target), "settings": typed, **result}
         _keep(tuned.target.run, kept, samples, answered, listener)
-    return judged
+    return result
 
 
-def _labels_of_run(
-    tuned: Tuned, stored: Recipe | None, judged: Recipe, listener: Listener
-) -> tuple[Spelling, ...] | None:
-    """The answers of a run's training rows, if a metric wants labels; None where they cannot be had."""
-    if not wants_labels(judged.evaluation) or tuned.target.run is None or stored is None:
+def _trained_on(found: FoundTarget, ready: JudgedTarget, listener: Listener) -> TrainedOn | None:
+    """The rows that the target's run was trained on; None without a run, or where they cannot be had."""
+    run, recipe = found.target.run, found.target.recipe
+    if run is None or recipe is None:
         return None
-    asked = stored.with_values(evaluation={"metrics": judged.evaluation.metrics, "during": []})
-    try:
-        return labels_trained_on(tuned.target.run, asked, tuned.template, stops=tuned.stop_ids)
-    except TunesmithError as error:
-        listener.warn(
-            f"the labels are those of the judged rows alone, because the training rows cannot be had: {error.what}"
-        )
-        return None
+    if found.data is None and not any(change.kind == "data" for change in ready.changes):
+        return TrainedOn.of(ready.survey, ready.corpus)
+    return rows_of_run(run, recipe, ready.tuned.template, listener)
 
 
 def _keep(
@@ -254,14 +180,3 @@ def _keep(
         listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
     else:
         listener.say(f"kept in {run.folder / EVALUATIONS}; `tunesmith runs show {run.folder}` shows it")
-
-
-def _with_reference(tuned: Tuned, judge: Judge, listener: Listener) -> Judge:
-    """The judge with the untuned model's log-probabilities, as in training, if the objective compares with them."""
-    preferences = judge.task.preferences
-    if preferences is None or not preferences.lacks_reference:
-        return judge
-    context = nullcontext(tuned.model) if tuned.method is None else tuned.method.reference(tuned.model)
-    with context as untuned:
-        scores = judge.token_scores(untuned, title="untuned model: held out", listener=listener)
-    return judge.with_reference(-scores.nll_sum)

@@ -18,17 +18,17 @@ from tunesmith.data.ledger import EpochTokens
 from tunesmith.deploy.report.files import lacks_report, report_at_end
 from tunesmith.errors import RunError, TrainError, TunesmithError
 from tunesmith.evaluation.advice import advice
+from tunesmith.evaluation.checked import check_evaluation
 from tunesmith.evaluation.compare import Level
 from tunesmith.evaluation.during import during_judge
 from tunesmith.evaluation.foresight import foresight
 from tunesmith.evaluation.judge import Judge
-from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
-from tunesmith.evaluation.probe.items import probe_of
 from tunesmith.evaluation.side_effects import side_effects
 from tunesmith.evaluation.side_passes import RunRows, SidePasses, side_passes
 from tunesmith.evaluation.task import Task, task_batches
 from tunesmith.evaluation.training_answers import training_answers
+from tunesmith.evaluation.wording import baseline_sentences
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
 from tunesmith.model.weights.device import tf32
 from tunesmith.recipe.complaints import dotted
@@ -58,6 +58,7 @@ from tunesmith.training.resume_point import resume_point
 from tunesmith.training.setup import Prepared, prepare_training
 from tunesmith.training.step_rows import Steps
 from tunesmith.training.trainer import METRICS, Trained, Trainer
+from tunesmith.workflows.baselines import BaselinePass, TrainedOn, baseline_pass
 from tunesmith.workflows.continuing import tell_of_kill
 from tunesmith.workflows.in_python import remedies_in_python
 from tunesmith.workflows.same_run import Continuation, fingerprint, keep_functions, write_facts_of_rows
@@ -71,7 +72,8 @@ class _Loaded:
     """A loaded model, the steps of its run, and the judges of its held-out rows.
 
     ``validation`` measures rows during training. ``judging`` has the rows of the verdict if those of ``validation``
-    select the step that is judged; it is None if the same rows do both. ``aside`` is what both are asked besides.
+    select the step that is judged; it is None if the same rows do both. ``aside`` is what both are asked besides, and
+    ``baselines`` makes those of the verdict.
     """
 
     ready: Ready
@@ -79,6 +81,7 @@ class _Loaded:
     validation: Judge | None
     judging: Judge | None
     aside: SidePasses
+    baselines: BaselinePass
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +100,11 @@ class TrainResult:
         return self.verdict["metrics"]
 
     def __str__(self) -> str:
-        return f"{metrics_text(self.verdict)}\nRun: {self.run}"
+        return "\n".join([metrics_text(self.verdict), *baseline_sentences(self.verdict), f"Run: {self.run}"])
 
     def _repr_html_(self) -> str:
-        return metrics_html(self.verdict) + paragraph(f"Run: {self.run}")
+        said = [*baseline_sentences(self.verdict), f"Run: {self.run}"]
+        return metrics_html(self.verdict) + "".join(map(paragraph, said))
 
     def to_json(self) -> dict[str, Any]:
         """``{"run", "verdict", "metrics", "seconds", "tokens"}``."""
@@ -165,8 +169,7 @@ def train_in(start: Start, listener: Listener) -> TrainResult:
         disk_errors(start.run.folder, TrainError),
     ):
         if not start.finished:
-            check_functions(start.asked.evaluation)
-            probe_of(start.asked.evaluation.probe)
+            check_evaluation(start.asked.evaluation)
         return (_continue if start.continues else _begin)(start, listener)
 
 
@@ -244,7 +247,7 @@ def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listene
         ).run_steps()
         if trained.judged_step != trained.last_step:
             ready.reload(replace(prepared, recipe=ready.recipe), run.checkpoint(trained.judged_step))
-        verdict, samples = _verdict(prepared, ready, trained, validation, judging, loaded.aside, listener)
+        verdict, samples = _verdict(prepared, loaded, trained, validation, judging, listener)
         verdict |= loaded.aside.results()
         if answered := loaded.aside.probe_lines():
             run.write_lines(PROBE, answered)
@@ -274,8 +277,7 @@ def dry_run(
     stored, consent = stored_in(recipe), consent or Consent()
     asked = consent.given(loaded, stored)
     with functions_allowed(consent.of_recipe(loaded, stored)):
-        check_functions(asked.evaluation)
-        probe_of(asked.evaluation.probe)
+        check_evaluation(asked.evaluation)
         prepared = prepare_training(asked, listener)
     listener.say(str(prepared.plan))
     if prepared.task is not None:
@@ -368,7 +370,11 @@ def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _L
         rows=RunRows(corpus.train, corpus.held_out, corpus.together),
     )
     aside.check(ready.model)
-    return _Loaded(ready, Steps(recipe, corpus), validation, judging, aside)
+    baselines = baseline_pass(
+        recipe, judging or validation, prepared.survey, lambda: TrainedOn.of(prepared.survey, corpus),
+        template=text.template, model=ready.model, listener=listener,
+    )  # fmt: skip
+    return _Loaded(ready, Steps(recipe, corpus), validation, judging, aside, baselines)
 
 
 def _first_epoch(steps: Steps) -> tuple[EpochTokens, Batch]:
@@ -411,18 +417,17 @@ def _say_tokens(prepared: Prepared, steps: Steps, tokens: EpochTokens, listener:
 
 def _verdict(
     prepared: Prepared,
-    ready: Ready,
+    loaded: _Loaded,
     trained: Trained,
     validation: Judge | None,
     judging: Judge | None,
-    aside: SidePasses,
     listener: Listener,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Compares the run's weights with the base. Returns the verdict, and the answers of both side by side.
 
     Both models are also asked what is asked besides.
     """
-    judge = judging or validation
+    judge, ready, aside, baselines = judging or validation, loaded.ready, loaded.aside, loaded.baselines
     if judge is None and not aside:
         return _no_verdict(trained), []
     base, name = untuned(
@@ -438,7 +443,9 @@ def _verdict(
         aside.ask(ready.model)
         return _no_verdict(trained), []
     known = trained.scores if judging is None else None
-    verdict, samples = judge.verdict(ready.model, aside.after(base), listener=listener, known=known)
+    verdict, samples = judge.verdict(
+        ready.model, baselines.after(aside.after(base)), listener=listener, known=known, baselines=baselines
+    )
     aside.ask(ready.model)
     settings = ready.recipe.evaluation
     effects = side_effects(

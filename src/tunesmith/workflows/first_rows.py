@@ -18,15 +18,13 @@ from tunesmith.data.chat.packaged import CHATML_TOOLS, knows_chatml, writes_tool
 from tunesmith.data.chat.tokenizing import is_panic, tokenizing
 from tunesmith.data.checks.facts import RULE_NUMBERS
 from tunesmith.data.checks.scan import Scan
-from tunesmith.data.examples.column_names import is_label_name
 from tunesmith.data.examples.example import Example
-from tunesmith.data.examples.labels import ANSWER
 from tunesmith.data.examples.row_shapes import PREFERENCES
 from tunesmith.data.files.reader import ROWS_THAT_TELL_THE_SHAPE, Reader, open_source
 from tunesmith.data.files.rows import LeftOut
 from tunesmith.data.finding import rows_in_words
 from tunesmith.data.placement import OUTCOME, place_rows
-from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN, labels_of
+from tunesmith.data.report.findings import CHARACTERS_PER_TOKEN, different_labels
 from tunesmith.data.survey import Survey
 from tunesmith.errors import DataError, pip_install
 from tunesmith.evaluation.metrics.classification import MOST_LABELS
@@ -40,7 +38,6 @@ SHARES = (0.1, 0.2, 0.3)
 HALF = 0.5
 ENOUGH_HELD_OUT = 20  # rows; fewer show large differences only
 LEAST_HELD_OUT = 6  # rows that differ, below which no verdict is possible at 95% confidence
-SHORT_LABEL, ROWS_OF_A_LABEL = 60, 1.5  # of a column that is called label, or the like
 LONGEST_COUNTED = 20  # rows whose tokens are counted
 LEAST_LENGTH, ROOM = 2048, 128  # tokens: the usual limit, and what a template puts around a row
 
@@ -210,7 +207,7 @@ def evaluation_of(scan: Scan, texts: Texts) -> Evaluation:
     if texts.json_structures:
         reason = "every answer is a JSON object or list: equal as a whole, value by value, and whether it is JSON"
         return Evaluation(("json_exact", "json_field_f1", "json_valid"), reason, new_tokens)
-    labels, longest = _different_labels(scan), int(scan.answer_characters.max())
+    labels, longest = different_labels(scan), int(scan.answer_characters.max())
     if labels is not None:
         reason = f"the answers are labels: {labels:,} different ones, of at most {longest} characters"
         if labels > MOST_LABELS:
@@ -222,25 +219,6 @@ def evaluation_of(scan: Scan, texts: Texts) -> Evaluation:
         return Evaluation(("exact_match",), "every answer is a number", new_tokens)
     reason = "free text has many right answers, so the verdict is by loss; or name a function: [my_module:score]"
     return Evaluation((), reason, new_tokens)
-
-
-def _different_labels(scan: Scan) -> int | None:
-    """The number of different labels; None where the answers are none.
-
-    A column that is called label, category or the like needs fewer repeats to be one.
-    """
-    known = labels_of(scan)
-    if known is not None:
-        return len(known)
-    reader, rows = scan.sources[0].reader, scan.own & ~scan.raw_text
-    field = ANSWER.get(reader.shape)
-    if field is None or not is_label_name(reader.source.columns.get(field, field)):
-        return None
-    if scan.calls[rows].any():
-        return None
-    different = len(np.unique(scan.answer[rows]))
-    short = scan.answer_characters[rows].max() <= SHORT_LABEL
-    return different if short and different * ROWS_OF_A_LABEL <= rows.sum() else None
 
 
 def length_of(scan: Scan, texts: Texts, config: Mapping[str, Any] | None, folder: Path | None) -> Length:

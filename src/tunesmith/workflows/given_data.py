@@ -23,6 +23,7 @@ from tunesmith.runs.rows_folders import passing_folder, passing_folder_of, passi
 from tunesmith.runs.temporary import temporary
 from tunesmith.workflows.in_python import ROWS, remedies_in_python
 
+FROM_PYTHON = "rows given in Python"  # what stands for the name of a file that is gone when they are judged
 Given = TypeVar("Given")
 Names = Mapping[Path, str]  # files of rows, and what messages call them
 SPLITS = ("train", "eval", "test")

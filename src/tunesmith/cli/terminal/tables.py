@@ -154,6 +154,49 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Any]], *, width: int = UNLI
     return table(header, rows, right=(1, 2, 3), width=width)
 
 
+def baseline_lines(verdict: Mapping[str, Any], *, width: int = UNLIMITED) -> list[str]:
+    """The baselines of a verdict beside the tuned model, by the metric that decides among them; none if there are none.
+
+    A verdict of one is about the tuned model: `better` if it is better than the baseline.
+    """
+    found = verdict.get("baselines")
+    if not found or not found["results"]:
+        return []
+    metric, rows = found["metric"], []
+    for each in found["results"]:
+        values = each["metrics"][metric]
+        of_value, of_difference = values["interval"], values["difference_interval"]
+        rows.append(
+            (
+                each["name"],
+                values["value"],
+                f"{of_value[0]:.2g} to {of_value[1]:.2g}",
+                f"{values['difference']:+.3g}",
+                f"{of_difference[0]:+.2g} to {of_difference[1]:+.2g}",
+                values["verdict"],
+            )
+        )
+    header = ("baseline", metric, "interval", "difference", "interval", "tuned is")
+    return table(header, rows, right=(1, 3), width=width)
+
+
+def comparison_lines(found: Mapping[str, Any], *, width: int = UNLIMITED) -> list[str]:
+    """What `compare` found: the models with their values, each pair with its verdict by number, and notes."""
+    from tunesmith.evaluation.wording import pair_cells, pair_notes
+
+    names = [model["name"] for model in found["models"]]
+    numbers = {name: number for number, name in enumerate(names, start=1)}
+    rows = [(numbers[name], name, *(of.get(name) for of in found["metrics"].values())) for name in names]
+    right = range(2, 2 + len(found["metrics"]))
+    lines = [*map(one_line, found["notes"])]
+    lines += table(("", "model", *found["metrics"]), rows, right=(0, *right), width=width)
+    pairs = [(f"{numbers[pair['from']]} -> {numbers[pair['to']]}", pair) for pair in found["pairs"]]
+    header = ("pair", "verdict", "decided by", "difference", f"{100 * found['confidence']:g}% interval", "p")
+    lines += ["", *table(header, [(name, *pair_cells(pair)) for name, pair in pairs], right=(3, 5), width=width)]
+    lines += [one_line(f"{name}: {note}") for name, pair in pairs for note in pair_notes(pair)]
+    return lines
+
+
 def verdict_line(verdict: Mapping[str, Any]) -> str:
     """The verdict in a sentence, or why there is none."""
     from tunesmith.evaluation.wording import sentence

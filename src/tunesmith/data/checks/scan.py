@@ -6,7 +6,7 @@ Whatever is said of the data, and whatever becomes of a row, is computed from th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -192,9 +192,14 @@ def _frame(reader: Reader, readings: Sequence[Reading], known: list[tuple[str, s
             return before, behind
     if len(prompts) < 2:
         return "", ""
+    known.append(common_frame(prompts))
+    return known[-1]
+
+
+def common_frame(prompts: Collection[str]) -> tuple[str, str]:
+    """The whole words that all prompts begin with, and those that they end with."""
     before = _whole_words(_common_beginning(prompts))
     behind = _whole_words(_common_beginning(prompt[len(before) :][::-1] for prompt in prompts))[::-1]
-    known.append((before, behind))
     return before, behind
 
 

@@ -15,6 +15,8 @@ from tunesmith.data.checks.personal import masked
 from tunesmith.data.checks.rules import RULES
 from tunesmith.data.checks.scan import SOURCE_SIDES, Scan, first_of
 from tunesmith.data.checks.scripts import NO_SCRIPT
+from tunesmith.data.examples.column_names import is_label_name
+from tunesmith.data.examples.labels import ANSWER
 from tunesmith.data.examples.row_shapes import PREFERENCES
 from tunesmith.data.finding import Finding, Severity, rows_in_words
 from tunesmith.data.placement import NO_OUTCOME, OUTCOME
@@ -22,6 +24,7 @@ from tunesmith.recipe.methods import FULL_ROWS, LORA_ROWS
 
 CHARACTERS_PER_TOKEN = 4
 LABELS, ROWS_A_LABEL = 500, 3  # answers are labels if there are few, and each is given several times
+SHORT_LABEL, ROWS_OF_A_LABEL = 60, 1.5  # of a column that is called label, or the like
 FEW_OF_A_LABEL = 10
 MOST_LEAKED = 0.05  # share of the held-out rows, beyond which a verdict on them says nothing
 MINOR_SCRIPT = 0.05
@@ -124,6 +127,25 @@ def labels_of(scan: Scan) -> list[Label] | None:
     pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
     made = [Label(masked(scan.labels[number]), count, number) for number, count in pairs]
     return sorted(made, key=lambda label: (-label.rows, label.text))
+
+
+def different_labels(scan: Scan) -> int | None:
+    """The number of different labels; None where the answers are none.
+
+    A column that is called label, category or the like needs fewer repeats to be one.
+    """
+    known = labels_of(scan)
+    if known is not None:
+        return len(known)
+    reader, rows = scan.sources[0].reader, scan.own & ~scan.raw_text
+    field = ANSWER.get(reader.shape)
+    if field is None or not is_label_name(reader.source.columns.get(field, field)):
+        return None
+    if scan.calls[rows].any():
+        return None
+    different = len(np.unique(scan.answer[rows]))
+    short = scan.answer_characters[rows].max() <= SHORT_LABEL
+    return different if short and different * ROWS_OF_A_LABEL <= rows.sum() else None
 
 
 def _finding(

@@ -34,7 +34,7 @@ from tunesmith.evaluation.metrics.translation import Bleu, ChrF
 from tunesmith.evaluation.metrics.user_functions import function_metric, import_function
 from tunesmith.recipe.settings import (
     LIKELIHOOD_METRICS,
-    PAIR_METRICS,
+    NOT_OF_ONE_ANSWER,
     PREFERENCE_METRICS,
     TOKEN_METRICS,
     EvaluationSettings,
@@ -65,7 +65,6 @@ LIKELIHOODS: dict[str, Callable[[], LikelihoodMetric]] = {
     "brier_score": BrierScore,
     "calibration_error": CalibrationError,
 }
-_NOT_OF_ONE_ANSWER = (*TOKEN_METRICS, *PREFERENCE_METRICS, *LIKELIHOOD_METRICS, *PAIR_METRICS)
 
 
 def check_metrics_exist(settings: EvaluationSettings) -> None:
@@ -99,7 +98,7 @@ def text_metrics(settings: EvaluationSettings) -> list[TextMetric]:
     Raises:
         RecipeError: an unknown name, a package that is not installed, or a function that cannot be imported or called.
     """
-    return [_resolve(name, settings) for name in settings.metrics if name not in _NOT_OF_ONE_ANSWER]
+    return [_resolve(name, settings) for name in settings.answer_metrics]
 
 
 def all_text_metrics(settings: EvaluationSettings) -> list[TextMetric]:
@@ -116,7 +115,7 @@ def likelihood_metrics(names: Iterable[str]) -> list[LikelihoodMetric]:
 def _named(settings: EvaluationSettings) -> list[tuple[str, list[str]]]:
     """The metrics of answers that a recipe names, by its keys."""
     named = ((METRICS_KEY, settings.metrics), (DURING_KEY, settings.during))
-    return [(key, [name for name in names if name not in _NOT_OF_ONE_ANSWER]) for key, names in named]
+    return [(key, [name for name in names if name not in NOT_OF_ONE_ANSWER]) for key, names in named]
 
 
 def needs_answers(settings: EvaluationSettings) -> bool:
@@ -173,7 +172,7 @@ def _check_name(name: str, key: str) -> None:
     """Raises RecipeError if it names neither a metric nor a function."""
     if name in METRICS or ":" in name:
         return
-    known = [*_NOT_OF_ONE_ANSWER, *METRICS]
+    known = [*NOT_OF_ONE_ANSWER, *METRICS]
     close = difflib.get_close_matches(name, known, n=1)
     raise RecipeError(
         f"There is no metric {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""),

@@ -68,6 +68,10 @@ class TokenScores:
         """Share of the supervised tokens that the model found likeliest after the true tokens before them."""
         return float(self.correct.sum() / self.tokens.sum())
 
+    def only(self, rows: np.ndarray) -> TokenScores:
+        """Those of some rows, by number, int [rows], in their order. Choices are not kept."""
+        return TokenScores(self.nll_sum[rows], self.correct[rows], self.tokens[rows])
+
     def scores(self, groups: Sequence[int] | None = None, text_bytes: np.ndarray | None = None) -> dict[str, Scores]:
         """Every metric of tokens for compare.py. Rows of the same group are resampled together.
 

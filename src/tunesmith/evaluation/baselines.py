@@ -1,0 +1,239 @@
+"""Answers that need no tuned model, as a measure of it: if a bag of words does as well, the verdict says so.
+
+- ``majority``: the most frequent answer of the training rows.
+- ``nearest``: the answer of the training row whose prompt is nearest, by the cosine of tf-idf vectors.
+- ``linear``: for answers that are labels, logistic regression over the same vectors.
+- ``few_shot``: the untuned model with a few training rows before the question (few_shot.py).
+
+They learn from the rows that the run was trained on, and their answers are scored by the metrics of the models. This
+module does not import torch, and scikit-learn only where it is used.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, TypedDict
+
+import numpy as np
+
+from tunesmith.data.checks.facts import LABEL_LENGTH
+from tunesmith.data.checks.scan import common_frame
+from tunesmith.errors import RecipeError, pip_install
+from tunesmith.evaluation.compare import Level, compare_alone
+from tunesmith.evaluation.metrics.answers import score_answers, text_metrics
+from tunesmith.evaluation.metrics.base import Scores
+from tunesmith.evaluation.slices import interval_of
+from tunesmith.recipe.settings import BaselineName, EvaluationSettings
+
+KEY = "evaluation.baselines"
+NEED_SKLEARN = ("nearest", "linear")
+MOST_ROWS = 20_000  # training rows that are learned from; of more, so many are drawn by seed
+_WORDS, _CHARACTERS = 50_000, 50_000  # different n-grams that count, the most frequent first
+_ROWS_AT_A_TIME = 256  # of the asked prompts, for a dense matrix of similarities
+_STRENGTH, _STEPS = 10.0, 200  # of the regression: the inverse of its penalty, and steps at most
+
+
+class BaselineMetric(TypedDict):
+    """One metric of a baseline. ``difference`` is tuned minus baseline, and ``verdict`` says how the tuned model is."""
+
+    value: float
+    interval: list[float]
+    difference: float
+    difference_interval: list[float]
+    p_value: float
+    verdict: str
+
+
+class BaselineResult(TypedDict):
+    """One baseline. ``does_as_well``: it is not significantly worse than the tuned model, by the deciding metric."""
+
+    name: str
+    metrics: dict[str, BaselineMetric]
+    does_as_well: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPairs:
+    """Prompts and answers of rows that a run was trained on, as text. ``total`` is the number of its rows.
+
+    ``are_labels``: the answers are labels, by the rule of `init`.
+    """
+
+    prompts: Sequence[str]
+    answers: Sequence[str]
+    total: int
+    are_labels: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Baselines:
+    """The baselines of a verdict. ``made`` gives the answers of those that a model makes, once they are there.
+
+    ``left_out`` says by name why a baseline that was asked for is not there.
+    """
+
+    names: Sequence[BaselineName]
+    learned: TrainingPairs
+    settings: EvaluationSettings
+    made: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def result(
+        self,
+        tuned: Mapping[str, Scores],
+        *,
+        prompts: Sequence[str],
+        truths: Sequence[str],
+        groups: Sequence[int],
+        labels: Sequence[str] = (),
+        decided_by: str,
+    ) -> dict[str, Any]:
+        """What verdict.json keeps: ``{metric, training_rows, results, left_out}``.
+
+        Each baseline is tested by itself: whoever says that the tuned model beats all of them has had every test to
+        pass, so that nothing is corrected for being several (an intersection-union test, Berger 1982).
+
+        Args:
+            tuned: the tuned model's scores of answers, by metric.
+            prompts: of the held-out rows.
+            truths: their reference answers.
+            groups: as in RowScores.
+            labels: as in AnswerRows.
+            decided_by: the metric that decided the verdict. If it is none of answers, the first one of these decides.
+        """
+        settings = self.settings
+        level = Level(settings.confidence, settings.resamples, settings.seed)
+        metrics = text_metrics(settings)
+        names = [metric.name for metric in metrics]  # those of one answer
+        decides = decided_by if decided_by in names else names[0]
+        results: list[BaselineResult] = []
+        for name in self.names:
+            answers = self.made[name]() if name in self.made else answers_of(name, self.learned, prompts)
+            scores = score_answers(
+                metrics, answers=answers, truths=truths, prompts=prompts, groups=groups, labels=labels
+            )
+            found = {metric: _compared(metric, scores[metric], tuned[metric], level) for metric in scores}
+            results.append(BaselineResult(name=name, metrics=found, does_as_well=found[decides]["verdict"] != "better"))
+        return {
+            "metric": decides,
+            "training_rows": len(self.learned.prompts),
+            "results": results,
+            "left_out": dict(self.left_out),
+        }
+
+
+def check_baselines(settings: EvaluationSettings) -> None:
+    """Raises RecipeError if a baseline that the recipe names lacks its package."""
+    needing = [name for name in settings.baselines if name in NEED_SKLEARN] if _named(settings) else []
+    if needing and find_spec("sklearn") is None:
+        raise RecipeError(
+            f"The baseline {needing[0]} needs a package that is not installed",
+            where=KEY,
+            why="sklearn cannot be found.",
+            remedy=f"Install it with {pip_install('metrics')}, or take {needing[0]} out of {KEY}.",
+        )
+
+
+def chosen(
+    settings: EvaluationSettings, learned: TrainingPairs, truths: Sequence[str]
+) -> tuple[list[BaselineName], dict[str, str]]:
+    """The baselines that a recipe asks for and that these rows allow, and why others are left out."""
+    if settings.baselines == "none" or not settings.answer_metrics or not learned.prompts or not truths:
+        return [], {}
+    left_out: dict[str, str] = {}
+    if settings.baselines == "auto":
+        if max(map(len, [*learned.answers, *truths])) > LABEL_LENGTH:
+            return [], {}
+        names: list[BaselineName] = ["majority"]
+        if find_spec("sklearn") is not None:
+            names.append("nearest")
+            if learned.are_labels:
+                names.append("linear")
+    else:
+        names = list(dict.fromkeys(settings.baselines))
+        if "linear" in names and not learned.are_labels:
+            left_out["linear"] = "the answers are not labels"
+    if len(set(learned.answers)) < 2 and "linear" in names and "linear" not in left_out:
+        left_out["linear"] = "all training rows have the same answer"
+    return [name for name in names if name not in left_out], left_out
+
+
+def answers_of(name: str, learned: TrainingPairs, prompts: Sequence[str]) -> list[str]:
+    """The answers of ``majority``, ``nearest`` or ``linear`` to some prompts."""
+    if name == "majority":
+        ((most, _),) = Counter(learned.answers).most_common(1)
+        return [most] * len(prompts)
+    before, behind = common_frame(learned.prompts)  # what is in every prompt tells nothing
+    training, asked = ([_within(prompt, before, behind) for prompt in each] for each in (learned.prompts, prompts))
+    vectors, of_asked = _vectors(training, asked)
+    return (_nearest if name == "nearest" else _linear)(vectors, learned.answers, of_asked)
+
+
+def _named(settings: EvaluationSettings) -> bool:
+    return settings.baselines not in ("auto", "none")
+
+
+def _within(prompt: str, before: str, behind: str) -> str:
+    """What stands between the words that all training prompts begin and end with; the prompt if nothing does."""
+    inner = prompt.removeprefix(before).removesuffix(behind)
+    return inner if inner.strip() else prompt
+
+
+def _vectors(training: Sequence[str], asked: Sequence[str]) -> tuple[Any, Any]:
+    """tf-idf of words and pairs of words, and of 2 to 4 characters within words, as the training texts have them.
+
+    Returns:
+        Sparse float64 [training rows, n-grams] and [asked, n-grams]. Rows of each kind of n-gram have length 1.
+    """
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    kinds = [TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, max_features=_CHARACTERS)]
+    word = r"(?u)\b\w+\b"  # single letters and digits too, which may be all that a prompt has
+    if any(re.search(r"\w", text) for text in training):
+        words = TfidfVectorizer(token_pattern=word, ngram_range=(1, 2), sublinear_tf=True, max_features=_WORDS)
+        kinds.insert(0, words)
+    fitted = [kind.fit_transform(training) for kind in kinds]
+    return hstack(fitted, format="csr"), hstack([kind.transform(asked) for kind in kinds], format="csr")
+
+
+def _nearest(training: Any, answers: Sequence[str], asked: Any) -> list[str]:
+    """The answer of the row with the greatest cosine; of several, the first."""
+    from sklearn.preprocessing import normalize
+
+    training, asked = normalize(training), normalize(asked)
+    found: list[str] = []
+    for start in range(0, asked.shape[0], _ROWS_AT_A_TIME):
+        similar = (asked[start : start + _ROWS_AT_A_TIME] @ training.T).toarray()  # [asked, training rows]
+        found += [answers[int(number)] for number in similar.argmax(axis=1).tolist()]
+    return found
+
+
+def _linear(training: Any, answers: Sequence[str], asked: Any) -> list[str]:
+    """Multinomial logistic regression with an L2 penalty, by L-BFGS."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    labels, numbers = np.unique(np.asarray(answers, dtype=object), return_inverse=True)  # [labels], [training rows]
+    model = LogisticRegression(C=_STRENGTH, max_iter=_STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # what more steps would gain is small
+        model.fit(training, numbers)
+    return [str(labels[number]) for number in np.asarray(model.predict(asked)).tolist()]
+
+
+def _compared(name: str, baseline: Scores, tuned: Scores, level: Level) -> BaselineMetric:
+    found = compare_alone(name, baseline, tuned, level)
+    return BaselineMetric(
+        value=found["base"],
+        interval=interval_of(name, baseline, level),
+        difference=found["difference"],
+        difference_interval=found["interval"],
+        p_value=found["p_value"],
+        verdict=found["verdict"],
+    )
