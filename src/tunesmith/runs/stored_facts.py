@@ -153,8 +153,11 @@ def environment_of(run: Run) -> dict[str, Any] | None:
 def classification_of(verdict: Mapping[str, Any]) -> dict[str, Any] | None:
     """Each label's figures and the confusion matrix of both models; None if answers are not labels, or not so told."""
     details = verdict.get("details")
-    found = details.get("classification") if isinstance(details, Mapping) else None
-    return found if found and _fits(_BOTH_LABELS, found) and "tuned" in found else None
+    for name in ("classification", "classification_by_likelihood"):
+        found = details.get(name) if isinstance(details, Mapping) else None
+        if found and _fits(_BOTH_LABELS, found) and "tuned" in found:
+            return found
+    return None
 
 
 def copies_of(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:

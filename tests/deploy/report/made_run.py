@@ -38,6 +38,11 @@ def verdict(text: str = "harmless") -> dict[str, Any]:
     share = {**compared(0.0, 0.1, 0.02, 0.2), "changed": True}
     copy = {"source": f"{text}:1", "training_row": f"{text}:2", "words": 12, "share": 0.75, "text": text}
     kind = {"kind": text, "items": 3, **compared(1.0, 0.5, -0.9, -0.1), "adjusted_p_value": 0.5}
+    reliability = {
+        "bins": [{"confidence": 0.9, "right": 0.625, "rows": 40}],
+        "brier_score": {"value": 0.25, "interval": [0.125, 0.375]},
+    }
+    divergence = {"texts": 4, "tokens": 4_000, "kl": 0.375, "interval": [0.25, 0.5], "changed": 0.125}
     baseline = {
         "value": 0.8,
         "interval": [0.7, 0.9],
@@ -63,7 +68,14 @@ def verdict(text: str = "harmless") -> dict[str, Any]:
         "cannot_tell": [],
         "damage": [{"kind": "repetition", "base": 0.0, "tuned": 0.25, "rows": 40, "p_value": 0.01, "evidence": True}],
         "advice": [{"reason": text, "text": text, "command": f"tunesmith eval RUN --data {text}"}],
-        "details": {"classification": {"base": classification, "tuned": classification}},
+        "details": {
+            "classification": {"base": classification, "tuned": classification},
+            "calibration": {"base": reliability, "tuned": reliability},
+        },
+        "divergence": {"confidence": 0.95, "own_answers": divergence},
+        "memorisation": {
+            **compared(0.0, 0.5, 0.2, 0.7), "rows": 30, "first_tokens": 16, "memorised": True, "held_out": None
+        },
         "sliced_by": "accuracy",
         "slices": [
             {**part, "by": by, "name": f"{text}{n}"}
@@ -134,6 +146,14 @@ def made_run(folder: Path, text: str = "harmless", **changed: Any) -> Run:
         "samples": samples(text),
         "metrics": [*lines, {"step": 20, "eval_loss": 0.5}],
         "evaluations": [evaluation],
+        "benchmarks": [
+            {
+                "time": text, "target": text, "tasks": [text], "limit": None,
+                "benchmarks": [
+                    {"task": text, "metric": "acc", "filter": "none", "items": 9, **compared(0.25, 0.625, 0.1, 0.6)}
+                ],
+            }
+        ],
         "ledger": {**account, "sources": {f"{text}.jsonl": account}},
         "data": [
             {

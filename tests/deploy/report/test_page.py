@@ -36,8 +36,8 @@ HOSTILE = [
     "שלום 123, مرحبا",
 ]
 EVERYTHING = [
-    "metrics", "curves", "labels", "samples", "slices", "broke", "baselines", "advice", "evaluations", "ledger",
-    "recipe", "versions", "reproduce",
+    "metrics", "curves", "labels", "calibration", "samples", "slices", "broke", "baselines", "advice", "evaluations",
+    "benchmarks", "ledger", "recipe", "versions", "reproduce",
 ]  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def test_the_sentence_follows_the_verdict(changed: dict[str, Any], said: str) ->
 
 
 def test_a_run_without_a_verdict_says_so_and_shows_the_rest(tmp_path: Path) -> None:
-    page = page_of(tmp_path / "run", verdict=None, samples=None, evaluations=None)
+    page = page_of(tmp_path / "run", verdict=None, samples=None, evaluations=None, benchmarks=None)
     assert "This run has no verdict yet: its status is finished." in shown(page)
     assert re.findall(r'<h2 id="(\w+)">', page) == ["curves", "ledger", "recipe", "versions", "reproduce"]
 
@@ -240,6 +240,14 @@ def test_metrics_without_a_finite_interval_stay_in_the_table(tmp_path: Path) -> 
     metrics = {"accuracy": compared(0.0, 1.0, float("nan"), float("inf"))}
     page = page_of(tmp_path / "run", verdict={**verdict(), "metrics": metrics}, metrics=None)
     assert "<svg" not in page and "+nan to +inf points" in shown(page)
+
+
+def test_divergence_memorisation_calibration_and_benchmarks_are_shown(page: str) -> None:
+    text = shown(page)
+    assert "Divergence from the base on the base's own answers: 0.375 nats per token" in text
+    assert "15 of 30 training rows come back word for word" in text and "has memorised rows" in text
+    assert "brier score" in text and "0.125 to 0.375" in text and "62%" in text
+    assert "acc" in text and "0.625" in text and "+0.375" in text and "+0.1 to +0.6" in text
 
 
 def test_a_simple_method_that_does_as_well_is_named(page: str) -> None:

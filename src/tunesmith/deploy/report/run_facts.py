@@ -14,7 +14,14 @@ from tunesmith.runs.plain_files import read_plain
 from tunesmith.runs.samples import SAMPLES
 from tunesmith.runs.start_folder import recipe_of
 from tunesmith.runs.stored_facts import environment_of, ledger_of, sources_of
-from tunesmith.runs.stored_shapes import answer_lines, evaluation_lines, metric_lines, status_of, verdict_of
+from tunesmith.runs.stored_shapes import (
+    answer_lines,
+    benchmark_lines,
+    evaluation_lines,
+    metric_lines,
+    status_of,
+    verdict_of,
+)
 from tunesmith.safe_text import without_secrets
 
 
@@ -31,6 +38,7 @@ class RunFacts:
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    benchmarks: list[dict[str, Any]]
     ledger: dict[str, Any] | None
     sources: list[dict[str, Any]]
     environment: dict[str, Any] | None
@@ -62,6 +70,7 @@ def run_facts(run: Run) -> RunFacts:
         metrics=metric_lines(run),
         samples=answer_lines(run, SAMPLES),
         evaluations=evaluation_lines(run),
+        benchmarks=benchmark_lines(run),
         ledger=ledger_of(run),
         sources=sources_of(run),
         environment=environment_of(run),

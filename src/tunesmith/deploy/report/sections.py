@@ -17,6 +17,7 @@ from tunesmith.deploy.report.answers import groups
 from tunesmith.deploy.report.forest import forest, points
 from tunesmith.deploy.report.run_facts import RunFacts
 from tunesmith.evaluation.below_verdict import lines_below
+from tunesmith.evaluation.benchmarks.wording import HEADER, benchmark_rows, heading
 from tunesmith.evaluation.headline import in_words
 from tunesmith.evaluation.probe.wording import probe_lines
 from tunesmith.evaluation.wording import SIGNS, lower_is_better, sentence
@@ -28,6 +29,7 @@ from tunesmith.runs.stored_facts import baselines_of, classification_of, copies_
 from tunesmith.safe_text import without_secrets
 
 SLICES_SHOWN, LABELS_SHOWN, MATRIX_LABELS, CONFUSIONS_SHOWN = 20, 20, 15, 20
+BINS_SHOWN, BENCHMARKS_SHOWN = 60, 100
 PROBE_KINDS, PROBE_ITEMS, SOURCES_SHOWN, FILES_SHOWN, EVALUATIONS_SHOWN = 20, 40, 50, 50, 5
 LONGEST_RECIPE = 20_000  # characters
 _NONE_OF_THEM = "none of the labels"
@@ -116,6 +118,29 @@ def _matrix(tuned: Mapping[str, Any]) -> dict[str, Any]:
     return {"answers": [_NONE_OF_THEM if name is None else name for name in answers], "rows": rows}
 
 
+def calibration(facts: RunFacts) -> dict[str, Any] | None:
+    """How often the tuned model is right where it is so sure of a label, beside the base."""
+    found = ((facts.verdict or {}).get("details") or {}).get("calibration") or {}
+    sides = [(side, found[side]) for side in ("base", "tuned") if side in found]
+    figures = [
+        {
+            "side": side,
+            "name": name.replace("_", " "),
+            "value": f"{own[name]['value']:.3g}",
+            "interval": " to ".join(f"{end:.3g}" for end in own[name]["interval"]),
+        }
+        for side, own in sides
+        for name in ("calibration_error", "brier_score")
+        if name in own
+    ]
+    bins = [
+        {"side": side, "confidence": f"{each['confidence']:.0%}", "right": f"{each['right']:.0%}", "rows": each["rows"]}
+        for side, own in sides
+        for each in own["bins"]
+    ]
+    return {"figures": figures, "bins": head(bins, BINS_SHOWN)} if bins else None
+
+
 def samples(facts: RunFacts) -> dict[str, Any] | None:
     """Answers of both models beside each other: the best, the worst, the wrong ones and the changed ones."""
     decided_by = (facts.verdict or {}).get("decided_by")
@@ -156,7 +181,7 @@ def broke(facts: RunFacts) -> dict[str, Any] | None:
         return None
     return {
         "signs": signs,
-        "said": lines_below({**verdict, "probe": None, "side_effects": None}),
+        "said": lines_below({**verdict, "probe": None, "side_effects": None, "details": None}),
         "probe": None if probe is None else _probe(probe, probe_lines(verdict)),
         "effects": _effects(effects) if effects else [],
         "effect_rows": effects.get("rows") if effects else 0,
@@ -266,6 +291,14 @@ def evaluations(facts: RunFacts) -> dict[str, Any] | None:
         for each in reversed(facts.evaluations)
     ]
     return {"rows": head(rows, EVALUATIONS_SHOWN)} if rows else None
+
+
+def benchmarks(facts: RunFacts) -> dict[str, Any] | None:
+    """Standard benchmarks, the newest first."""
+    rows = [
+        {"asked": heading(found), "cells": row} for found in reversed(facts.benchmarks) for row in benchmark_rows(found)
+    ]
+    return {"header": HEADER, "rows": head(rows, BENCHMARKS_SHOWN)} if rows else None
 
 
 def ledger(facts: RunFacts) -> dict[str, Any] | None:
@@ -384,12 +417,14 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "metrics": ("Metrics", metrics),
     "curves": ("Loss curves", curves),
     "labels": ("Labels", labels),
+    "calibration": ("How sure it is", calibration),
     "samples": ("Answers, base and tuned", samples),
     "slices": ("Where it is worst", slices),
     "broke": ("What it broke", broke),
     "baselines": ("Beside simple methods", baselines),
     "advice": ("What next", advice),
     "evaluations": ("Later evaluations", evaluations),
+    "benchmarks": ("Benchmarks", benchmarks),
     "ledger": ("Where every row went", ledger),
     "recipe": ("Recipe", recipe),
     "versions": ("Versions and data", versions),
