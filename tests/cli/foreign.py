@@ -28,9 +28,18 @@ def foreign_run(folder: Path, verdict: dict[str, Any], attack: str = ATTACK) -> 
         **{"name": attack, "items": 3, "confidence": 0.95, "p_value": 0.5, "verdict": "worse", "equivalence": None},
         **{"lost": [attack], "gained": [], "kinds": [{**facts, "kind": attack, "items": 3}]},
     }
+    part = {"texts": 2, "tokens": 3, "kl": 1.0, "interval": [0.5, 1.0], "changed": 0.5}
+    groups = [{"by": attack, "name": attack, "tokens": 3, "kl": 1.0}]
+    general = {**part, "loss": facts, "perplexity": {"base": 1.0, "tuned": 2.0}, "by": groups}
+    found["divergence"] = {"general": general, "own_answers": part, "confidence": 0.95}
+    returned = {**facts, "rows": 20, "first_tokens": 16, "memorised": True, "held_out": None, "examples": [attack]}
+    found["memorisation"] = returned
     run.write_json("verdict.json", found)
     asked = {"time": attack, "target": attack, "data": attack, "settings": [attack]}
     run.write_lines("evaluations.jsonl", [{**found, **asked}])
+    entry = {**facts, "task": attack, "metric": attack, "filter": attack, "items": 3}
+    benchmarks = {"time": attack, "target": attack, "tasks": [attack], "limit": 3, "benchmarks": [entry]}
+    run.write_lines("benchmarks.jsonl", [benchmarks])
     run.write_json("ledger.json", {"rows": {"read": 3, "held_out": 1, "trained": 2, attack: 1}})
     steps = [{"step": step, "loss": 1.0 / step, "learning_rate": 0.1} for step in (1, 2)]
     run.write_lines("metrics.jsonl", [*steps, {"step": 2, "eval_loss": 1.0, "eval_loss_by_source": {attack: 1.0}}])

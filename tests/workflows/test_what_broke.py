@@ -88,6 +88,27 @@ def test_a_model_without_a_base_has_neither(values: dict[str, Any], tiny_model_d
     assert found["verdict"] is None and "divergence" not in found and "memorisation" not in found
 
 
+@pytest.mark.slow
+def test_rows_that_are_learned_by_heart_come_back_and_general_text_is_forgotten(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    training = {**values["training"], "learning_rate": 3e-3, "max_steps": 300, "batch_size": 16, "warmup_ratio": 0.05}
+    made = train({**values, "method": {"name": "full"}, "training": training}, progress=False)
+    found = made.verdict["memorisation"]
+    assert found["tuned"] > 0.5 and found["base"] == 0.0 and found["held_out"]["tuned"] < 0.2
+    assert found["memorised"]
+    example = found["examples"][0]
+    number = int(example["source"].rsplit(":", 1)[1])
+    completion = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[number - 1])["completion"]
+    assert completion.endswith(example["rest"]) and example["rest"]
+    advised = {each["reason"]: each for each in made.verdict["advice"]}
+    assert made.verdict["divergence"]["general"]["loss"]["verdict"] == "worse"
+    assert "General text became less likely: its loss rose from " in advised["forgetting"]["text"]
+    command = advised["forgetting"]["command"].replace("RUN/", f"{made.run}/").split()
+    again = read_recipe(command[2], command[3:-1]).recipe
+    assert again.learning_rate == pytest.approx(0.001)
+
+
 def test_a_small_rise_of_the_loss_is_no_reason_for_advice(values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(values))
     recipe = read_recipe(tmp_path / "recipe.yaml").recipe

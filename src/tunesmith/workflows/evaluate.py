@@ -126,6 +126,8 @@ def _evaluate(
             template=tuned.template, model=tuned.model, listener=listener,
         )  # fmt: skip
         base = None if base is None else baselines.after(aside.after(base))
+        if base is None and recipe.evaluation.divergence:
+            listener.say("divergence is not measured: the model has no base to compare it with")
         with memory_faults():
             verdict, samples = judge.verdict(tuned.model, base, listener=listener, baselines=baselines)
             level = Level(judge.settings.confidence, judge.settings.resamples, judge.settings.seed)
