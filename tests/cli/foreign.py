@@ -28,8 +28,10 @@ def foreign_run(folder: Path, verdict: dict[str, Any], attack: str = ATTACK) -> 
         **{"name": attack, "items": 3, "confidence": 0.95, "p_value": 0.5, "verdict": "worse", "equivalence": None},
         **{"lost": [attack], "gained": [], "kinds": [{**facts, "kind": attack, "items": 3}]},
     }
-    part = {"texts": 2, "tokens": 3, "kl": 1.0, "interval": [0.5, 1.0], "changed": 0.5}
+    part: dict[str, Any] = {"texts": 2, "tokens": 3, "kl": 1.0, "interval": [0.5, 1.0], "changed": 0.5}
     groups = [{"by": attack, "name": attack, "tokens": 3, "kl": 1.0}]
+    worst = {"id": attack, "before": attack, "token": attack, "base": attack, "tuned": attack, "kl": 1.0}
+    part |= {"worst_texts": [worst], "worst_tokens": [worst]}
     general = {**part, "loss": facts, "perplexity": {"base": 1.0, "tuned": 2.0}, "by": groups}
     found["divergence"] = {"general": general, "own_answers": part, "confidence": 0.95}
     returned = {**facts, "rows": 20, "first_tokens": 16, "memorised": True, "held_out": None, "examples": [attack]}

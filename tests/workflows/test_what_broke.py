@@ -126,6 +126,12 @@ def test_a_damaged_verdict_is_named_and_not_shown(values: dict[str, Any]) -> Non
         {"divergence": {"general": 3, "confidence": 0.95}},
         {"divergence": {**made.verdict["divergence"], "confidence": "high"}},
         {"divergence": {"general": {**made.verdict["divergence"]["general"], "by": 3}, "confidence": 0.95}},
+        {
+            "divergence": {
+                "own_answers": {**made.verdict["divergence"]["own_answers"], "worst_tokens": [{}]},
+                "confidence": 1,
+            }
+        },
         {"memorisation": {}},
         {"memorisation": {**made.verdict["memorisation"], "held_out": {"rows": 3}}},
     ):

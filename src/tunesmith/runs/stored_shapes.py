@@ -224,6 +224,8 @@ def divergence_fault(found: Any) -> str | None:
             return f"{name} lacks texts or tokens."
         if not (_is_number(each.get("kl")) and _is_number(each.get("changed")) and _is_interval(each.get("interval"))):
             return f"{name} lacks kl, changed or interval."
+        if not _are_worst(each):
+            return f"{name} does not say where the models differ most."
     if (general := found.get("general")) is None:
         return None
     loss, perplexity, groups = (general.get(name) for name in ("loss", "perplexity", "by"))
@@ -236,6 +238,19 @@ def divergence_fault(found: Any) -> str | None:
         for each in groups
     )
     return None if named else "general.by is not a list of groups."
+
+
+def _are_worst(found: Mapping[str, Any]) -> bool:
+    """Whether the texts and tokens that a divergence names are such."""
+    for name, texts in (("worst_texts", ("id",)), ("worst_tokens", ("id", "before", "token", "base", "tuned"))):
+        listed = found.get(name) or []
+        if not isinstance(listed, list) or not all(isinstance(each, Mapping) for each in listed):
+            return False
+        if not all(
+            _is_number(each.get("kl")) and all(isinstance(each.get(key), str) for key in texts) for each in listed
+        ):
+            return False
+    return True
 
 
 def memorisation_fault(found: Any) -> str | None:

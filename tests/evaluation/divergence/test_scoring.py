@@ -61,12 +61,16 @@ def test_the_lines_name_the_figures() -> None:
     loss = {"base": 2.0, "tuned": 2.1, "difference": 0.1, "interval": [0.05, 0.15], "verdict": "worse"}
     general = {**each, "loss": loss, "perplexity": {"base": 7.4, "tuned": 8.2}, "by": [{"name": "code", "kl": 0.2}]}
     assert divergence_lines({}) == []
+    general["worst_texts"] = [{"id": "code/sql", "kl": 0.6}, {"id": "prose/de", "kl": 0.25}]
+    general["worst_tokens"] = [{"before": "LIMIT ", "base": "10", "tuned": "20"}, {}]
     assert divergence_lines({"divergence": {"general": general, "own_answers": each, "confidence": 0.95}}) == [
         "Divergence from the base on general text: 0.031 nats per token (95% interval 0.02 to 0.05; 4,000 tokens of 52 "
         "texts). The likeliest token changed at 4.1% of them.",
         "Divergence from the base on the base's own answers: 0.031 nats per token (95% interval 0.02 to 0.05; 4,000 "
         "tokens of 52 texts). The likeliest token changed at 4.1% of them.",
         "  perplexity of general text 7.4 -> 8.2 (loss +0.1, interval +0.05 to +0.15); largest divergence: code 0.2",
+        "  texts that moved most: code/sql 0.6, prose/de 0.25; most of all behind 'LIMIT ', where the base expects "
+        "'10' and the tuned model '20'",
     ]
 
 

@@ -10,7 +10,7 @@ NAMES = {"general": "general text", "own_answers": "the base's own answers"}
 
 
 def divergence_lines(verdict: Mapping[str, Any]) -> list[str]:
-    """One line for each kind of text, and one for the general text's perplexity; none if nothing was measured."""
+    """A line for each kind of text, its perplexity, and where it moved most; none if nothing was measured."""
     found = verdict.get("divergence")
     if found is None:
         return []
@@ -33,4 +33,18 @@ def divergence_lines(verdict: Mapping[str, Any]) -> list[str]:
             f"  perplexity of general text {perplexity['base']:.4g} -> {perplexity['tuned']:.4g} (loss "
             f"{loss['difference']:+.3g}, interval {low:+.3g} to {high:+.3g}); largest divergence: {largest}"
         )
+        lines += _most(general)
     return lines
+
+
+def _most(found: Mapping[str, Any]) -> list[str]:
+    """The texts and the token at which the models differ most."""
+    texts = ", ".join(f"{each['id']} {each['kl']:.3g}" for each in found.get("worst_texts") or [])
+    if not texts:
+        return []
+    tokens = [
+        f"; most of all behind {each['before']!r}, where the base expects {each['base']!r} and the tuned model "
+        f"{each['tuned']!r}"
+        for each in (found.get("worst_tokens") or [])[:1]
+    ]
+    return [f"  texts that moved most: {texts}{''.join(tokens)}"]
