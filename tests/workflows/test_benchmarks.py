@@ -165,6 +165,18 @@ def test_data_that_is_not_there_and_programs_of_the_model_are_one_message(tiny_m
         benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
 
 
+@pytest.mark.slow
+def test_a_metric_of_the_hub_is_not_run_from_the_working_folder(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f1").mkdir()
+    (tmp_path / "f1" / "f1.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="The metric f1 is a program that is fetched"):
+        benchmark(tiny_model_dir, ["kobest_boolq"], progress=False)  # a task of the harness itself
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_harness_that_is_not_installed_is_named_with_its_extra(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,7 @@ def benchmark(
     folder = _folder(include_path)
     needs_harness()
     names = _known_tasks(tasks, folder, allow_functions=allow_functions)
-    with _quiet():
+    with _guarded(allow_functions=allow_functions):
         loaded = _loaded(names, folder)
     tuned = load(
         target,
@@ -98,7 +98,7 @@ def benchmark(
         return _ask(_harness_model(model, tuned, name, settings.batch_size, listener), loaded, limit)
 
     context, base_name = tuned.reference()
-    with memory_faults(), _quiet():
+    with memory_faults(), _guarded(allow_functions=allow_functions):
         found = ask(tuned.model, "tuned")
         if context is None:
             entries = values(found)
@@ -290,22 +290,44 @@ def _aggregations(task: Any) -> dict[str, str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The harness's warnings are left out, and its templates are filled in by a sandbox: a template can run code."""
+def _guarded(*, allow_functions: bool) -> Iterator[None]:
+    """The harness without its warnings, and without code that nobody asked for.
+
+    Its templates are filled in by a sandbox, because a template can run code. Metrics that the package `evaluate` loads
+    are programs from the hub, or from a folder of that name in the working folder: they are loaded only if the user
+    allows that. Raises RecipeError for one that was asked for.
+    """
+    import evaluate  # pyright: ignore[reportMissingImports]
     from lm_eval import utils  # pyright: ignore[reportMissingImports]
 
-    log, before = logging.getLogger("lm_eval"), utils.env
+    log, env, load_metric = logging.getLogger(PACKAGE), utils.env, evaluate.load
     level = log.level
     sandbox = SandboxedEnvironment(
-        loader=before.loader, undefined=before.undefined, keep_trailing_newline=before.keep_trailing_newline
+        loader=env.loader, undefined=env.undefined, keep_trailing_newline=env.keep_trailing_newline
     )
-    sandbox.filters |= {name: each for name, each in before.filters.items() if name not in sandbox.filters}
-    log.setLevel(logging.ERROR)
+    sandbox.filters |= {name: each for name, each in env.filters.items() if name not in sandbox.filters}
+    refused: list[RecipeError] = []
+
+    def refuse(path: str, *_: Any, **__: Any) -> None:
+        refused.append(
+            RecipeError(
+                f"The metric {path} is a program that is fetched",
+                where="--tasks",
+                why="The package `evaluate` takes it from the hub, or from a folder of that name here, and runs it.",
+                remedy="If you trust it, add --allow-functions.",
+            )
+        )
+        raise refused[0]
+
+    log.setLevel(logging.CRITICAL)
     utils.env = sandbox
+    evaluate.load = evaluate.load if allow_functions else refuse
     try:
         yield
+        if refused:  # the harness goes on without the metric
+            raise refused[0]
     finally:
-        utils.env = before
+        utils.env, evaluate.load = env, load_metric
         log.setLevel(level)
 
 
