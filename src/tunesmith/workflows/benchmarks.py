@@ -324,11 +324,11 @@ def _guarded(*, allow_functions: bool) -> Iterator[None]:
     evaluate.load = evaluate.load if allow_functions else refuse
     try:
         yield
-        if refused:  # the harness goes on without the metric
-            raise refused[0]
     finally:
         utils.env, evaluate.load = env, load_metric
         log.setLevel(level)
+        if refused:  # the harness goes on without the metric, or fails for the lack of it
+            raise refused[0]
 
 
 def _keep(run: Run, found: dict[str, Any], listener: Listener) -> None:
