@@ -25,6 +25,9 @@ LIGHT = {
     "tunesmith.data.checks.scan": TENSORS,
     "tunesmith.deploy.report.files": TENSORS,
     "tunesmith.evaluation.probe.items": TENSORS,
+    "tunesmith.evaluation.baselines": TENSORS | {"sklearn"},
+    "tunesmith.evaluation.pairs": TENSORS,
+    "tunesmith.evaluation.shared_rows": TENSORS,
 }
 
 

@@ -353,6 +353,9 @@ def test_the_last_comparison_is_shown_in_80_columns(command: Command, finished: 
         "1 -> 2  better   exact_match        +0.8  +0.65 to +0.925  0.0003",
     ]
     assert "1 -> 2: Ten rows differ." in lines
+    pairs = comparison(finished.read_json("verdict.json"))["pairs"] * 2  # one note of two pairs is one line
+    finished.append("comparisons.jsonl", comparison(finished.read_json("verdict.json"), pairs=pairs))
+    assert "1 -> 2, 1 -> 2: Ten rows differ.\n" in command("runs", "show", "runs/rows").out
     assert max(map(len, shown)) <= 80
 
 

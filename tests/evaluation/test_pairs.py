@@ -54,12 +54,15 @@ def test_no_worse_is_corrected_too():
     models = {name: scored(20, 2.0) for name in ("base", "a", "b")}
     (alone,) = compare_pairs(pairs_of(models, [("base", "a")]), metrics=["exact_match"], settings=margin)
     assert alone["verdict"]["verdict"] == "no worse"
-    p_value = alone["verdict"]["metrics"]["exact_match"]["equivalence"]["not_worse"]
+    tested = alone["verdict"]["metrics"]["exact_match"]["equivalence"]
+    assert tested is not None
+    p_value = tested["not_worse"]
     assert 0.05 / 3 < p_value < 0.05
     asked = pairs_of(models, [("base", "a"), ("base", "b"), ("a", "b")])
     found = compare_pairs(asked, metrics=["exact_match"], settings=margin)
     assert {each["verdict"]["verdict"] for each in found} == {"no evidence"}
-    assert found[0]["verdict"]["reason"].startswith("Corrected for 3 comparisons (Holm), no worse by p = ")
+    reason = found[0]["verdict"]["reason"]
+    assert reason is not None and reason.startswith("Corrected for 3 comparisons (Holm), no worse by p = ")
 
 
 def test_losses_of_other_tokens_are_not_compared_and_bits_per_byte_are():

@@ -193,8 +193,11 @@ def comparison_lines(found: Mapping[str, Any], *, width: int = UNLIMITED) -> lis
     pairs = [(f"{numbers[pair['from']]} -> {numbers[pair['to']]}", pair) for pair in found["pairs"]]
     header = ("pair", "verdict", "decided by", "difference", f"{100 * found['confidence']:g}% interval", "p")
     lines += ["", *table(header, [(name, *pair_cells(pair)) for name, pair in pairs], right=(3, 5), width=width)]
-    lines += [one_line(f"{name}: {note}") for name, pair in pairs for note in pair_notes(pair)]
-    return lines
+    notes: dict[str, list[str]] = {}  # one line for all pairs that a note is about
+    for name, pair in pairs:
+        for note in pair_notes(pair):
+            notes.setdefault(note, []).append(name)
+    return [*lines, *(one_line(f"{', '.join(of)}: {note}") for note, of in notes.items())]
 
 
 def verdict_line(verdict: Mapping[str, Any]) -> str:
