@@ -151,7 +151,7 @@ def picture(rows: list[Text], title: str) -> str:
 
 def pages(run: Path, name: str, parts: list[str]) -> None:
     """The first screen of the report of a run, and parts of it."""
-    from playwright.sync_api import sync_playwright  # which only this needs
+    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]  # only this needs it
 
     from tunesmith.deploy.report.files import report_run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from tests.deploy.report.test_card import metadata
 from tests.workflows.test_damaged_runs import Heard
 
 import tunesmith
@@ -61,7 +61,7 @@ def test_a_run_ends_with_its_report_and_its_card(run: Run, values: dict[str, Any
     assert "&lt;script&gt;red" in page and "<script>" not in page
     for name in ("metrics", "curves", "samples", "ledger", "recipe", "versions", "reproduce"):
         assert f'<h2 id="{name}">' in page
-    assert {each.metric_type for each in ModelCard(card).data.eval_results} == {"exact_match", "loss"}
+    assert {each.metric_type for each in metadata(card).eval_results} == {"exact_match", "loss"}
     assert str(Path(values["output_dir"]).parent) not in card
     assert run.notes() == [], "the files of the run are still as it wrote them"
 

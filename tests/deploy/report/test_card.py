@@ -19,6 +19,11 @@ from tunesmith.model.weights.bundled import BUNDLED
 from tunesmith.runs.folder import Run
 
 
+def metadata(card: str) -> Any:
+    """What a hub reads of a card."""
+    return ModelCard(card).data
+
+
 def with_recipe(run: Run, **changed: Any) -> Run:
     recipe = json.loads((run.folder / "recipe.yaml").read_text())
     run.write_text("recipe.yaml", json.dumps({**recipe, **changed}))
@@ -31,8 +36,7 @@ def test_a_hub_reads_the_metadata_of_the_card(tmp_path: Path) -> None:
         model="smollm2-135m-instruct",
         data={"train": "someone/tickets", "eval": "someone/held-out"},
     )
-    card = ModelCard(run_card(run_facts(run)))
-    data = card.data
+    data = metadata(run_card(run_facts(run)))
     assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct" and data.license == "apache-2.0"
     assert data.library_name == "peft" and data.pipeline_tag == "text-generation"
     assert data.to_dict()["base_model_relation"] == "adapter"
@@ -70,21 +74,21 @@ def test_what_is_private_or_not_known_is_left_out(tmp_path: Path) -> None:
     text = run_card(run_facts(run))
     assert str(tmp_path) not in text
     assert "score.py:score" in text and "rows.jsonl" in text and "probe.jsonl" in text
-    data = ModelCard(text).data
+    data = metadata(text)
     assert data.base_model is None and data.license is None and data.datasets is None
     assert data.eval_results[0].dataset_type == "private"
 
 
 def test_a_full_run_is_a_finetune_of_transformers(tmp_path: Path) -> None:
     run = with_recipe(made_run(tmp_path / "run"), model="someone/base@main", method="full")
-    data = ModelCard(run_card(run_facts(run))).data
+    data = metadata(run_card(run_facts(run)))
     assert data.library_name == "transformers" and data.base_model == "someone/base"
     assert data.to_dict()["base_model_relation"] == "finetune"
 
 
 def test_a_run_without_a_verdict_has_no_figures(tmp_path: Path) -> None:
     text = run_card(run_facts(made_run(tmp_path / "run", verdict=None)))
-    data = ModelCard(text).data
+    data = metadata(text)
     assert data.eval_results is None and "model_name" not in data.to_dict()
     assert "were not judged" in text
 
@@ -97,10 +101,10 @@ def test_the_licences_are_those_of_the_bundled_models() -> None:
 
 @pytest.mark.parametrize("text", [ATTACK, "</script><script>x", "---\nlicense: mit\n", "*** | `a` [x](javascript:y)"])
 def test_no_text_of_a_run_is_markup_or_metadata(tmp_path: Path, text: str) -> None:
-    plain = ModelCard(run_card(run_facts(made_run(tmp_path / "plain")))).data.to_dict()
+    plain = metadata(run_card(run_facts(made_run(tmp_path / "plain")))).to_dict()
     card = run_card(run_facts(made_run(tmp_path / "hostile", text)))
     assert ACTS.findall(card) == []
-    data = ModelCard(card).data.to_dict()
+    data = metadata(card).to_dict()
     assert data.keys() == plain.keys()
     body = card.partition("\n---\n")[2]
     outside = re.sub(r"(?s)(`+).+?\1", "", body)  # without code, which is shown as it stands
@@ -110,10 +114,10 @@ def test_no_text_of_a_run_is_markup_or_metadata(tmp_path: Path, text: str) -> No
 def test_the_card_of_a_foreign_run_holds_nothing_that_acts(tmp_path: Path) -> None:
     run = foreign_run(tmp_path / "run", {**verdict(), "slices": []})
     card = run_card(run_facts(run))
-    assert ACTS.findall(card) == [] and ModelCard(card).data.library_name == "peft"
+    assert ACTS.findall(card) == [] and metadata(card).library_name == "peft"
 
 
 def test_no_secret_is_in_the_card(tmp_path: Path) -> None:
     key = "hf_aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zA"
     card = run_card(run_facts(made_run(tmp_path / "run", f"use {key}")))
-    assert key not in card and ModelCard(card).data.eval_results
+    assert key not in card and metadata(card).eval_results

@@ -20,7 +20,7 @@ from tunesmith.evaluation.below_verdict import lines_below
 from tunesmith.evaluation.benchmarks.wording import HEADER, benchmark_rows, heading
 from tunesmith.evaluation.headline import in_words
 from tunesmith.evaluation.probe.wording import probe_lines
-from tunesmith.evaluation.wording import SIGNS, lower_is_better, sentence
+from tunesmith.evaluation.wording import BASELINES, SIGNS, lower_is_better, sentence
 from tunesmith.runs.curves import picture, read
 from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.pages.rendering import Whole, head
@@ -33,12 +33,6 @@ BINS_SHOWN, BENCHMARKS_SHOWN = 60, 100
 PROBE_KINDS, PROBE_ITEMS, SOURCES_SHOWN, FILES_SHOWN, EVALUATIONS_SHOWN = 20, 40, 50, 50, 5
 LONGEST_RECIPE = 20_000  # characters
 _NONE_OF_THEM = "none of the labels"
-_BASELINES = {
-    "majority": "the most frequent training answer",
-    "nearest": "the answer of the nearest training prompt",
-    "linear": "a linear model over words (tf-idf)",
-    "few_shot": "the base with a few training rows in its prompt",
-}
 
 
 def metrics(facts: RunFacts) -> dict[str, Any] | None:
@@ -253,7 +247,7 @@ def baselines(facts: RunFacts) -> dict[str, Any] | None:
     name = found["metric"]
     rows = [
         {
-            "name": _BASELINES.get(each["name"], each["name"]),
+            "name": BASELINES.get(each["name"], each["name"]),
             "value": in_words(name, own["value"]),
             "interval": " to ".join(in_words(name, end) for end in own["interval"]),
             "difference": _difference(name, own["difference"]),
@@ -269,7 +263,7 @@ def baselines(facts: RunFacts) -> dict[str, Any] | None:
         "rows": rows,
         "models": models and {side: in_words(name, models[side]) for side in ("base", "tuned")},
         "training_rows": found["training_rows"],
-        "left_out": [(_BASELINES.get(each, each), why) for each, why in found.get("left_out", {}).items()],
+        "left_out": [(BASELINES.get(each, each), why) for each, why in found.get("left_out", {}).items()],
     }
 
 
