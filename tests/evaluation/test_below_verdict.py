@@ -49,7 +49,7 @@ def test_labels_by_likelihood_and_their_calibration_have_lines() -> None:
     own, base, tuned = lines_below({"details": details})
     assert own == (
         "Labels by likelihood, tuned, lowest F1 first: 'b\\n' 0.50 (4 rows), 'a' 0.90 (20 rows). "
-        "Most often taken: 'a' for 'b\\n' 3x, 'b\\n' for 'a' 1x."
+        "Most often taken for another: 'a' for 'b\\n' 3x, 'b\\n' for 'a' 1x."
     )
     assert tuned == (
         "Calibration, tuned: calibration error 0.065 (0.03 to 0.12). "

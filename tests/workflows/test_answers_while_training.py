@@ -247,6 +247,20 @@ def test_plan_refuses_a_name_that_training_would_refuse(values: dict[str, Any]) 
     plan(changed(values, "planned", evaluation={"during": ["own.py:score"]}), progress=False)
 
 
+def test_preferences_are_answered_while_training_too(values: dict[str, Any], tmp_path: Path) -> None:
+    rows = tmp_path / "pairs.jsonl"
+    lines = [{"prompt": f"thing {n}", "chosen": WORDS[n % 3], "rejected": WORDS[(n + 1) % 3]} for n in range(30)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    own = {"metrics": ["exact_match"], "during": ["exact_match", "likelihood_accuracy"], "during_rows": 99}
+    given = changed(values, "pairs", evaluation=own, max_steps=2, eval_steps=1, learning_rate=0.001)
+    given |= {"data": {"train": str(rows), "eval": 0.4}, "objective": "dpo"}
+    result = train(given)
+    lines = validations(result.run)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[-1]["eval_exact_match"] == result.metrics["exact_match"]["tuned"]
+    assert 0 <= lines[-1]["eval_likelihood_accuracy"] <= 1 and "eval_reward_accuracy" in lines[-1]
+
+
 def test_eval_takes_no_setting_of_validations(values: dict[str, Any]) -> None:
     result = train(changed(values, "judged", max_steps=2))
     with pytest.raises(RecipeError, match="during is about validations while a model trains"):

@@ -54,7 +54,7 @@ def _labels(sides: Mapping[str, Any]) -> list[str]:
         return []
     said = ", ".join(f"{each['label']!r} {each['f1']:.2f} ({each['rows']} rows)" for each in worst[:SHOWN])
     taken = ", ".join(f"{each['truth']!r} for {each['answer']!r} {each['rows']}x" for each in wrong[:SHOWN])
-    return [f"Labels by likelihood, tuned, lowest F1 first: {said}. Most often taken: {taken}."]
+    return [f"Labels by likelihood, tuned, lowest F1 first: {said}. Most often taken for another: {taken}."]
 
 
 def _calibration(found: Mapping[str, Any]) -> list[str]:
