@@ -14,10 +14,10 @@ from tunesmith.runs.manifest import MANIFEST, changes, has_manifest, in_words
 from tunesmith.runs.notebook import html_table, metrics_html, metrics_text
 from tunesmith.runs.run_files import ANSWERS
 from tunesmith.runs.samples import SAMPLES, is_wrong
+from tunesmith.runs.stored_comparisons import comparison_lines
 from tunesmith.runs.stored_shapes import (
     answer_lines,
     benchmark_lines,
-    comparison_lines,
     evaluation_lines,
     ledger_rows,
     metric_lines,

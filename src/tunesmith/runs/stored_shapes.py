@@ -6,14 +6,14 @@ Each ``..._fault`` gives what is wrong, as a sentence, or None. The readers rais
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from tunesmith.runs.folder import Run
-from tunesmith.runs.run_files import BENCHMARKS, COMPARISONS, EVALUATIONS
+from tunesmith.runs.run_files import BENCHMARKS, EVALUATIONS
 
 METRICS, VERDICT, LEDGER, SAMPLES = "metrics.jsonl", "verdict.json", "ledger.json", "samples_during.jsonl"
 
@@ -29,7 +29,7 @@ VERDICTS = ("better", "no worse", "no evidence", "worse")
 
 def metric_lines(run: Run) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl. Raises RunError if one cannot be shown."""
-    return _lines(run, METRICS, line_fault)
+    return checked_lines(run, METRICS, line_fault)
 
 
 def validation_metrics(line: Mapping[str, Any]) -> dict[str, float]:
@@ -41,27 +41,22 @@ def validation_metrics(line: Mapping[str, Any]) -> dict[str, float]:
 
 def evaluation_lines(run: Run) -> list[dict[str, Any]]:
     """What `eval` kept in the run. Raises RunError if a line cannot be shown."""
-    return _lines(run, EVALUATIONS, evaluation_fault)
+    return checked_lines(run, EVALUATIONS, evaluation_fault)
 
 
 def benchmark_lines(run: Run) -> list[dict[str, Any]]:
     """What `eval --tasks` kept in the run. Raises RunError if a line cannot be shown."""
-    return _lines(run, BENCHMARKS, benchmark_fault)
-
-
-def comparison_lines(run: Run) -> list[dict[str, Any]]:
-    """What `compare` kept in the run. Raises RunError if a line cannot be shown."""
-    return _lines(run, COMPARISONS, comparison_fault)
+    return checked_lines(run, BENCHMARKS, benchmark_fault)
 
 
 def sample_lines(run: Run) -> list[dict[str, Any]]:
     """The answers at validations. Raises RunError if a line cannot be shown."""
-    return _lines(run, SAMPLES, sample_fault)
+    return checked_lines(run, SAMPLES, sample_fault)
 
 
 def answer_lines(run: Run, name: str) -> list[dict[str, Any]]:
     """The answers of a verdict or of the newest `eval`, by the file's name. Raises RunError if one cannot be shown."""
-    return _lines(run, name, answer_fault)
+    return checked_lines(run, name, answer_fault)
 
 
 def verdict_of(run: Run) -> dict[str, Any] | None:
@@ -84,7 +79,8 @@ def status_of(run: Run) -> dict[str, Any]:
     return status
 
 
-def _lines(run: Run, name: str, fault_of: Callable[[Any], str | None]) -> list[dict[str, Any]]:
+def checked_lines(run: Run, name: str, fault_of: Callable[[Any], str | None]) -> list[dict[str, Any]]:
+    """The lines of a file, which have no fault. Raises RunError if one has."""
     lines = run.read_lines(name)
     fault = next(filter(None, map(fault_of, lines)), None)
     if fault is not None:
@@ -299,44 +295,6 @@ def benchmark_fault(found: Any) -> str | None:
         if (interval is not None and not _is_interval(interval)) or not isinstance(each.get("verdict"), str | None):
             return f"The interval or the verdict of {each['task']} is of another form."
     return None
-
-
-def comparison_fault(found: Any) -> str | None:
-    """Of a line of comparisons.jsonl."""
-    if not isinstance(found, Mapping) or not isinstance(found.get("time"), str):
-        return "It lacks time."
-    if found.get("data") is not None and not isinstance(found["data"], str):
-        return "data is not a text."
-    models, notes, values, pairs = (found.get(name) for name in ("models", "notes", "metrics", "pairs"))
-    if not isinstance(models, list) or not all(isinstance(each, Mapping) for each in models):
-        return "It has no models."
-    names = [each.get("name") for each in models]
-    if not all(isinstance(name, str) for name in names):
-        return "A model has no name."
-    if not isinstance(notes, list) or not all(isinstance(each, str) for each in notes):
-        return "notes is not a list of texts."
-    if not isinstance(values, Mapping) or not all(isinstance(each, Mapping) for each in values.values()):
-        return "It has no metrics."
-    if not all(_is_number(value) for each in values.values() for value in each.values()):
-        return "The value of a metric is not a number."
-    if not isinstance(pairs, list) or not all(isinstance(each, Mapping) for each in pairs):
-        return "It has no pairs."
-    if not _is_number(found.get("confidence")):
-        return "It lacks confidence."
-    return next(filter(None, (_pair_fault(each, names) for each in pairs)), None)
-
-
-def _pair_fault(found: Mapping[str, Any], names: Sequence[Any]) -> str | None:
-    if not all(found.get(name) in names for name in ("from", "to")):
-        return "A pair does not name its models."
-    verdict = found.get("verdict")
-    if (fault := verdict_fault(verdict)) is not None:
-        return fault
-    assert isinstance(verdict, Mapping)
-    if not verdict["metrics"]:
-        return "A pair has no metrics."
-    decides = verdict["metrics"][verdict["decided_by"]]
-    return None if _is_number(decides.get("adjusted_p_value")) else "A pair has no p-value."
 
 
 def line_fault(found: Any) -> str | None:
