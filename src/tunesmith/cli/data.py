@@ -28,6 +28,7 @@ from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import bars, table
 from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.files.rows import by_reason
+from tunesmith.data.finding import rows_in_words
 from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.paths import shown
@@ -127,7 +128,7 @@ def init(
             for sample in error.proposal.samples if yes else ():
                 terminal.write(f"  {sample}")
         _write(file, RECIPE_MARK + starter.text, inputs=[data])
-        terminal.write(f"{starter.rows:,} rows: {starter.reason}")
+        terminal.write(f"{rows_in_words(starter.rows)}: {starter.reason}")
         if starter.bad:
             rows, them = ("row", "it") if starter.bad == 1 else ("rows", "them")
             terminal.warn(f"{starter.bad:,} {rows} cannot be used: `tunesmith check {out}` lists {them}.")

@@ -31,7 +31,7 @@ def rules(example: Example) -> list[str]:
 ANSWERS = {
     "answer_one_token": (["x", "ok", ")", " B "], ["7", "是", "👍", "yes", "°C", "a b c"]),
     "answer_placeholder": (
-        ["N/A", "null", "None.", "nan", "TODO", "...", "-", "- -", "<noinput>", "…"],
+        ["N/A", "\\N", "null", "None.", "nan", "TODO", "...", "-", "- -", "<noinput>", "…"],
         ["[]", "{}", "None of these", "!=", ":-)", "-1", "todo list"],
     ),
     "assistant_leftover": (

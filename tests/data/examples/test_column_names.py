@@ -65,3 +65,14 @@ def test_what_is_not_clear_says_what_it_looks_like_and_is_a_data_error_for_progr
     assert caught.value.proposal is not None
     assert caught.value.proposal.columns == {"prompt": "frage", "completion": "antwort"}
     assert caught.value.to_json()["error"] == "DataError"
+
+
+def test_what_an_instruction_is_about_is_proposed_as_its_input() -> None:
+    rows = [{"instruction": "Sum up.", "context": "A text.", "response": "So.", "category": "qa"}]
+    for known in (rows, [{**rows[0], "context": ""}, *rows]):
+        with pytest.raises(ColumnsUnclear) as caught:
+            detect_shape(known)
+        assert caught.value.proposal is not None
+        columns = {"instruction": "instruction", "input": "context", "output": "response"}
+        assert caught.value.proposal.columns == columns
+        assert detect_shape(known, columns=columns)[0] == "alpaca"

@@ -251,3 +251,34 @@ def test_what_is_said_of_a_wrong_encoding_leads_out(tmp_path: Path):
         opened(tmp_path / "t.csv", text, encoding="utf-32")
     assert "take data.encoding out" in str(caught.value.remedy)
     assert fields_of(opened(tmp_path / "t.csv", text))[0] == {"prompt": "żółw", "completion": "dół"}
+
+
+@pytest.mark.parametrize("title", ["Report,,\n", "Report,,\nof March,,\n,,\n"])
+def test_lines_above_the_header_are_passed_over_and_said_and_rows_keep_their_lines(tmp_path: Path, title: str):
+    reader = opened(tmp_path / "t.csv", f"{title}prompt,completion,agent\na,b,Ann\nc,d,Bo\n")
+    assert fields_of(reader)[0] == {"prompt": "a", "completion": "b", "agent": "Ann"}
+    assert f"{title.count(chr(10))} line" in reader.reason and "above the header passed over" in reader.reason
+    assert rows_of(reader)[0].source.endswith(f":{title.count(chr(10)) + 2}")
+
+
+def test_a_header_of_one_name_is_no_title(tmp_path: Path):
+    assert fields_of(opened(tmp_path / "t.csv", "text,,\none,,\ntwo,,\n", format="text")) == [
+        {"text": "one"},
+        {"text": "two"},
+    ]
+
+
+def test_names_in_a_header_have_no_spaces_around_them_unless_they_are_named_so(tmp_path: Path):
+    text = "\ufeff prompt ,\u00a0completion\na,b\n"
+    assert fields_of(opened(tmp_path / "t.csv", text)) == [{"prompt": "a", "completion": "b"}]
+    named = {"prompt": " prompt ", "completion": "\u00a0completion"}
+    assert fields_of(opened(tmp_path / "t.csv", text, columns=named)) == [{" prompt ": "a", "\u00a0completion": "b"}]
+    both = opened(tmp_path / "t.csv", "prompt,completion, prompt\na,b,c\n")
+    assert fields_of(both) == [{"prompt": "a", "completion": "b", " prompt": "c"}]
+
+
+def test_python_s_dicts_and_a_comma_too_many_are_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"write each with `json\.dumps\(row\)`"):
+        opened(tmp_path / "t.jsonl", "{'prompt': 'a', 'completion': 'b'}\n" * 3)
+    with pytest.raises(DataError, match="a comma before the ] that ends the array"):
+        opened(tmp_path / "t.json", '[\n{"prompt": "a", "completion": "b"},\n]\n')

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.cli.options import in_flags
+from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.files.reader import open_source
 from tunesmith.data.files.rows import Row
 from tunesmith.data.files.text_that_is_rows import refuse_rows_in_text
@@ -68,7 +69,7 @@ def test_other_lines_are_raw_text(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("notes", "names"),
     [
-        ("#separator:tab\n#html:true\n", ("column1", "column2")),
+        ("#separator:tab\n#html:true\n", ("front", "back")),
         ("#separator:Tab\r\n#columns:Front\tBack\r\n", ("Front", "Back")),
     ],
 )
@@ -76,6 +77,10 @@ def test_notes_of_anki_are_a_table(tmp_path: Path, notes: str, names: tuple[str,
     path = tmp_path / "deck.txt"
     path.write_text(notes + ROWS, newline="")
     refuse_rows_in_text(source(path))
+    with pytest.raises(ColumnsUnclear) as caught:
+        open_source(source(path))
+    assert caught.value.proposal is not None
+    assert caught.value.proposal.columns == {"prompt": names[0], "completion": names[1]}
     reader = open_source(source(path, columns={"prompt": names[0], "completion": names[1]}))
     assert f"notes of Anki, with separator tab and the columns {', '.join(names)}" in reader.reason
     rows = [row for part in reader.parts for row in part.rows() if isinstance(row, Row)]

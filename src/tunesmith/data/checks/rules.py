@@ -125,9 +125,9 @@ def _strings(value: object) -> Iterator[str]:
 # Answers --------------------------------------------------------------------------------------------------------------
 
 _PLACEHOLDER = re.compile(
-    r"n/a|n\.a|null|none|nan|nil|undefined|todo|tbd|tba|fixme|placeholder|xxx|…|-|–|—|#n/a|#ref!|#value!|lorem ipsum"
-    r"|no output|no answer|not available|not applicable|insert answer here|<(?:na|noinput|nooutput|blank|empty)>"
-    r"|\[(?:blank|empty|deleted|removed)\]|\((?:blank|empty)\)",
+    r"\\n|n/a|n\.a|null|none|nan|nil|undefined|todo|tbd|tba|fixme|placeholder|xxx|…|-|–|—|#n/a|#ref!|#value!"
+    r"|lorem ipsum|no output|no answer|not available|not applicable|insert answer here"
+    r"|<(?:na|noinput|nooutput|blank|empty)>|\[(?:blank|empty|deleted|removed)\]|\((?:blank|empty)\)",
     re.IGNORECASE,
 )
 _MARKS = re.compile(r"[.…\-–—_?!*~,;#\s]+")  # not [] and {}, which are answers where nothing was to be extracted

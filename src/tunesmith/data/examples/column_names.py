@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.data.examples.column_values import MISSING, leaves, texts_of, value_of
@@ -36,6 +36,7 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
         "title headline subject titel überschrift titre título titulo titolo tytuł заголовок 标题 タイトル",
         "body content article inhalt contenu contenido conteúdo contenuto inhoud treść содержание 正文 内容 本文",
     ),
+    ("the front and the back of a card", "front vorderseite recto anverso", "back rückseite verso reverso"),
     (
         "a source and its target",
         "source src quelle origen origem fonte bron źródło источник 源 原文",
@@ -52,6 +53,7 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
         "summary highlights zusammenfassung résumé resumen resumo",
     ),
 )
+CONTEXTS = frozenset(("context", "input"))
 REPLIES = frozenset(next(answers for kind, _, answers in PAIRS if kind == ANSWERED).split())
 # Columns of annotation tools; beside them an answer, a score and a label are the annotator's, not the text's.
 ANNOTATIONS = frozenset(("_task_hash", "_input_hash", "annotations", "responses"))
@@ -129,6 +131,16 @@ def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) 
         reason,
         samples_of(rows, question, answer),
     )
+
+
+def with_context(rows: Sequence[Mapping[str, Any]], found: Proposal) -> Proposal:
+    """The proposal with the only column of what an instruction is about, such as Dolly's context, if there is one."""
+    question, answer = found.columns["prompt"], found.columns["completion"]
+    about = [name for name in leaves(rows) if _plain(name) in CONTEXTS and name not in (question, answer)]
+    if _plain(question) != "instruction" or len(about) != 1 or not texts_of(rows, about[0]):
+        return found
+    reason = f"the columns {question}, {about[0]} and {answer} look like an instruction, its input and its answer"
+    return replace(found, columns={"instruction": question, "input": about[0], "output": answer}, reason=reason)
 
 
 def samples_of(rows: Sequence[Mapping[str, Any]], question: str, answer: str) -> tuple[str, ...]:

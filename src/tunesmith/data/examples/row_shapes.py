@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from tunesmith.data.examples.column_names import ColumnsUnclear, Proposal, propose_columns
+from tunesmith.data.examples.column_names import ColumnsUnclear, Proposal, propose_columns, with_context
 from tunesmith.data.examples.column_values import MISSING, leaves, names_in, roots_of, value_of
 from tunesmith.data.examples.message import ROW_MASKS, RowError, printable
 from tunesmith.errors import DataError
@@ -315,7 +315,10 @@ def _proposal(
 ) -> Proposal | None:
     if columns:
         return None
-    return propose_columns(rows, ("prompt", "completion") if instruction is None else ("input", "output"))
+    if instruction is not None:
+        return propose_columns(rows, ("input", "output"))
+    found = propose_columns(rows, ("prompt", "completion"))
+    return found and with_context(rows, found)
 
 
 def _unknown_shape(rows: Sequence[Mapping[str, Any]], proposal: Proposal | None) -> ColumnsUnclear:

@@ -165,6 +165,9 @@ def _header(record: Record, where: str, table: Table) -> list[str]:
     if isinstance(record, str) or INVALID_BYTES.search("".join(record)):
         why = record if isinstance(record, str) else NOT_UTF8
         raise DataError("the header line cannot be read", where=where, why=why, remedy="name each column once")
+    plain = [name.strip() for name in record]
+    if not table.spaced and len({*plain}) == len({*record}):
+        record = plain
     names = record[table.columns]
     twice = [name for name in names if names.count(name) > 1]
     if twice:

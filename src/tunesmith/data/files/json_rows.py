@@ -327,7 +327,8 @@ def elements(window: Window, *, whole: bool = True) -> Iterator[tuple[Position, 
         mark = window.next_mark()
         if mark == ",":
             window.take(window.index + 1)
-            window.next_mark()
+            if window.next_mark() == "]":
+                raise window.fault("a comma before the ] that ends the array")
         elif mark != "]":
             raise window.fault("no comma and no ] after an element of the array")
     window.take(window.index + 1)

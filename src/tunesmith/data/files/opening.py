@@ -205,7 +205,8 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
     table = find_table(
         text, whole=whole, usual=usual or ",", asked=source.delimiter, name=name, header=source.header is not False
     )
-    return Opening(table_format(table), encoding.name, (*table.said, *said))
+    spaced = any(column != column.strip() for column in source.columns.values())  # the user names them so
+    return Opening(table_format(replace(table, spaced=spaced)), encoding.name, (*table.said, *said))
 
 
 def _text(file: Open, name: str, encoding: str, source: SourceSettings, kind: Format, said: tuple[str, ...]) -> Opening:

@@ -390,7 +390,9 @@ def _bad_rows(path: str, bad: Sequence[BadRow], count: int, *, good: int, mixtur
 
 
 def _other_reading(path: str, bad: Sequence[BadRow]) -> str:
-    """What else the lines of a table may be whose records have other numbers of fields than the first."""
+    """What else the lines may be: no JSON, or no table, where records have other numbers of fields than the first."""
+    if any("property name enclosed in double quotes" in row.found for row in bad):
+        return "; Python's dicts are no JSON: write each with `json.dumps(row)`"
     counts = [row for row in bad if FIELD_COUNT.match(row.found) and FIELD_COUNT.match(row.expected)]
     if not counts or not path.lower().endswith((".csv", ".tsv")):
         return ""

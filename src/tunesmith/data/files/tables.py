@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from tunesmith.data.examples.column_names import known_names
 from tunesmith.errors import DataError
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -17,12 +18,14 @@ SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 # What Anki writes above its notes. https://docs.ankiweb.net/importing/text-files.html#file-headers
 ANKI = re.compile(r"#separator:(\w+|.)\r?\n(?:#.*\r?\n)*", re.IGNORECASE)
 ANKI_COLUMNS = re.compile(r"^#columns:(.*?)\r?$", re.IGNORECASE | re.MULTILINE)
+SIDES = ("front", "back")
 ANKI_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " ", "colon": ":"}
 RULE = re.compile(r":?-+:?")  # below a header of Markdown
 MOST_RECORDS = 1000  # that are parsed to find out
 EXCEL_BLOCK = 16  # records for which Excel writes the same number of columns
 LONGEST_SHOWN = 60
 MOST_RECORDS_FIT = 0.8
+MOST_TITLES = 5  # lines above the header
 NUMBERS, SENTENCES = "numbers", "sentences"
 NO_HEADER = "if the file has no header, set data.header: false"
 INDEX_NAMES = ("", "Unnamed: 0")  # pandas writes an index under the first, and reads it as the second
@@ -34,7 +37,8 @@ class Table:
 
     ``skipped``: lines before the header; ``first``, ``last``: the columns that are used, without an index before and
     empty ones behind; ``shortest``: fields of a record whose last empty ones Excel did not write; ``names``: of the
-    columns, if there is no header; ``framed``: a table of Markdown; ``said``: what was chosen, for the user.
+    columns, if there is no header; ``framed``: a table of Markdown; ``spaced``: the names in the header keep spaces
+    around them; ``said``: what was chosen, for the user.
     """
 
     delimiter: str
@@ -45,6 +49,7 @@ class Table:
     shortest: int | None = None
     names: tuple[str, ...] | None = None
     framed: bool = False
+    spaced: bool = True
     said: tuple[str, ...] = ()
 
     @property
@@ -98,9 +103,24 @@ def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: s
         table = replace(table, framed=True, said=(*table.said, "a table of Markdown"))
         records = [unframed(record) for record in records if not is_rule(record)]
     if header:
+        titles = 0 if table.framed else _titles(text, table)
+        if titles:
+            said = f"{titles} line{'s' if titles > 1 else ''} above the header passed over"
+            table = replace(table, skipped=table.skipped + titles, said=(*table.said, said))
+            records = records_of("".join(text.splitlines(keepends=True)[titles:]), table.delimiter) or []
         return _with_columns(table, records)
     names = numbered(max(map(len, records), default=1))
     return replace(table, names=names, said=(*table.said, f"no header: the columns are {', '.join(names)}"))
+
+
+def _titles(text: str, table: Table) -> int:
+    """Lines above the header: one field that is no known name of a column, or nothing, above a line with such names."""
+    lines = text.splitlines(keepends=True)[: MOST_TITLES + 1]
+    parsed = [(records_of(line, table.delimiter, quotes=table.quotes) or [[]])[0] for line in lines]
+    titles = next((number for number, record in enumerate(parsed) if sum(map(bool, map(str.strip, record))) > 1), 0)
+    above = [name.strip() for record in parsed[:titles] for name in record[:1]]
+    told = len({*map(len, parsed[: titles + 1])}) == 1 and not any(any(record[1:]) for record in parsed[:titles])
+    return titles if titles and told and above[0] and not known_names(above) and known_names(parsed[titles]) else 0
 
 
 def is_anki(text: str) -> bool:
@@ -116,7 +136,7 @@ def _of_notes(text: str, notes: re.Match[str], asked: str | None, *, whole: bool
     columns, records = ANKI_COLUMNS.search(notes[0]), records_of(body, delimiter) or []
     width = max(map(len, records), default=1)
     given = tuple(columns[1].split(delimiter)) if columns else ()
-    names = given if len(given) == width == len({*given}) else numbered(width)
+    names = given if len(given) == width == len({*given}) else (*SIDES[:width], *numbered(width)[2:])
     said = f"notes of Anki, with separator {NAMES.get(delimiter, repr(delimiter))} and the columns {', '.join(names)}"
     return Table(delimiter, skipped=notes[0].count("\n"), names=names, said=(said,))
 
