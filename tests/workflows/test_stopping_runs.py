@@ -171,6 +171,7 @@ def test_a_process_that_is_signalled_exits_with_its_code_and_says_how_to_continu
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({**values, "output_dir": "my run"}))
     command = [sys.executable, "-u", "-m", "tunesmith", "train"]
+    monkeypatch.setenv("COLUMNS", "")  # a pipe has no width, and no line is broken
     process = subprocess.Popen(
         [*command, "recipe.yaml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
