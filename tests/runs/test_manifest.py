@@ -145,6 +145,16 @@ def test_a_file_that_was_written_and_is_gone_is_noticed_although_it_was_new(tmp_
     assert changes(run.folder) == {"verdict.json": "is missing"}
 
 
+def test_the_last_file_that_a_command_writes_is_missed_when_it_is_gone(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for name in ("first.json", "last.json"):
+        run.write_json(name, {"a": 1})
+    run.settle()
+    assert changes(tmp_path) == {}
+    (tmp_path / "last.json").unlink()
+    assert changes(tmp_path) == {"last.json": "is missing"}
+
+
 def test_processes_that_write_at_once_lose_no_entry(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     code = (

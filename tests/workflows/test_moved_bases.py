@@ -67,7 +67,9 @@ def test_a_place_or_line_ends_that_the_user_writes_into_the_run_are_no_damage(
     text = kept.read_text().replace(str(here / "base"), str(here / "base2"))
     kept.write_bytes(text.replace("\n", "\r\n").encode())
     assert Run("whole").notes() == []
-    assert "damaged" not in said(capsys, "runs", "show", "whole", code=0)
+    shown = said(capsys, "runs", "show", "whole", code=0)
+    assert "damaged" not in shown
+    assert "edited    recipe.yaml: model.path: was '" in shown and f", is '{here / 'base2'}'" in shown
     kept.write_text(text.replace("  seed: 0\n", "  seed: 7\n"))
     assert "recipe.yaml" in Run("whole").notes()[0]
     assert "damaged" in said(capsys, "runs", "show", "whole", code=0)

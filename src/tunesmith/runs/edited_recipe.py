@@ -8,6 +8,7 @@ from pathlib import Path
 from tunesmith.errors import TunesmithError
 from tunesmith.recipe.complaints import Path_, dotted
 from tunesmith.recipe.file import leaves, portable, read_recipe
+from tunesmith.safe_text import escaped
 
 # Keys that may differ when a run continues: a step that stops the run has changed nothing, so nothing is computed anew.
 MAY_CHANGE = (("training", "on_nonfinite"), ("training", "max_skipped_steps"), ("training", "check_disk"))
@@ -42,10 +43,22 @@ def judges_only(key: str, *, selects: bool, by_answers: bool = False) -> bool:
 
 def says_the_same(recipe: Path, fingerprint: Path) -> bool:
     """Whether a run's recipe.yaml has the values that the run began with, except places and what may change."""
+    apart = _apart(recipe, fingerprint)
+    return apart is not None and all(is_place(path) or path in MAY_CHANGE for path in apart)
+
+
+def edits(recipe: Path, fingerprint: Path) -> list[str]:
+    """What a run's recipe.yaml says otherwise than when the run began, such as ``model.path: was 'a', is 'b'``."""
+    apart = _apart(recipe, fingerprint) or {}
+    return [escaped(f"{dotted(path)}: was {was!r}, is {now!r}") for path, (was, now) in apart.items()]
+
+
+def _apart(recipe: Path, fingerprint: Path) -> dict[Path_, tuple[object, object]] | None:
+    """The values that differ, with what they were and are; None if one of the files cannot be read."""
     try:
         began = dict(leaves(portable(read_recipe(json.loads(fingerprint.read_bytes())["recipe"]).recipe)))
         now = dict(leaves(portable(read_recipe(recipe).recipe)))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, TunesmithError):
-        return False  # whatever reads them says what is wrong with them
-    apart = [path for path in {**began, **now} if began.get(path) != now.get(path)]
-    return all(is_place(path) or path in MAY_CHANGE for path in apart)
+        return None  # whatever reads them says what is wrong with them
+    paths = [path for path in {**began, **now} if began.get(path) != now.get(path)]
+    return {path: (began.get(path), now.get(path)) for path in paths}

@@ -32,7 +32,17 @@ from tunesmith.errors import RunError
 from tunesmith.recipe.paths import expanded
 from tunesmith.runs.checkpoint_names import checkpoint_name, checkpoints_in
 from tunesmith.runs.locks import holder, is_locked, is_shared, locked, stand_in
-from tunesmith.runs.manifest import GROWING, MANIFEST, changes, expect, has_manifest, in_words, read_checked, seal
+from tunesmith.runs.manifest import (
+    GROWING,
+    MANIFEST,
+    changes,
+    expect,
+    has_manifest,
+    in_words,
+    read_checked,
+    seal,
+    settle,
+)
 from tunesmith.runs.plain_files import FOLDERS, refuse_links
 from tunesmith.runs.run_files import CARD, DATABASE, LOCK, OF_LOCK, RECIPE, REPORT, STATUS, WRITTEN_WHOLE
 from tunesmith.runs.whole_files import is_half_written, part_from_others, remove_half_written, why_not, write_whole
@@ -193,6 +203,10 @@ class Run:
     def seal(self, *names: str) -> None:
         """Notes the sha256 of files that lines are added to. Lines that are added later count from the next seal on."""
         seal(self.folder, *names)
+
+    def settle(self) -> None:
+        """Call it after the last file that a command writes: from then on its former content is damage."""
+        settle(self.folder)
 
     def check(self, name: str) -> bytes | None:
         """The content of a file, None if there is none. Raises RunError if it is not as the run wrote it."""

@@ -201,6 +201,27 @@ def seal(folder: Path, *names: str) -> None:
             _update(folder, files, before, found)
 
 
+def settle(folder: Path) -> None:
+    """Ends the time in which the former content of a file counts, too, where the new one is there by now.
+
+    Call it after the last file that a command writes: each earlier one is settled by the next.
+    """
+    with _alone(folder):
+        files, before = _known(folder)
+        if before:
+            _update(folder, files, before, {})
+
+
+def has_other_bytes(folder: Path, name: str) -> bool:
+    """Whether a file of a run has other bytes than the run wrote, also where they say the same."""
+    try:
+        files, before = _read(folder)
+        content = read_plain(folder / name)
+    except (OSError, ValueError):
+        return False
+    return name in files and not any(_agrees(name, facts, content) for facts in _accepted(name, files, before))
+
+
 def change(folder: Path, name: str, content: bytes | None) -> str | None:
     """In words, how a file of a run differs from what the run wrote; None if it does not or is not listed.
 

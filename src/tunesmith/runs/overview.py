@@ -8,11 +8,12 @@ from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.recipe.paths import local
+from tunesmith.runs.drift import FILE as FINGERPRINT
 from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.folder import Run, find_runs
-from tunesmith.runs.manifest import MANIFEST, changes, has_manifest, in_words
+from tunesmith.runs.manifest import MANIFEST, changes, has_manifest, has_other_bytes, in_words
 from tunesmith.runs.notebook import html_table, metrics_html, metrics_text
-from tunesmith.runs.run_files import ANSWERS
+from tunesmith.runs.run_files import ANSWERS, RECIPE
 from tunesmith.runs.samples import SAMPLES, is_wrong
 from tunesmith.runs.stored_comparisons import comparison_lines
 from tunesmith.runs.stored_shapes import (
@@ -127,6 +128,15 @@ def summary(run: Run) -> Summary:
     )
 
 
+def _edits(run: Run) -> list[str]:
+    """What was edited in the run's recipe, where that is no damage: a place, or what may change."""
+    from tunesmith.runs.edited_recipe import edits
+
+    if not has_other_bytes(run.folder, RECIPE) or RECIPE in changes(run.folder):
+        return []
+    return edits(run.folder / RECIPE, run.folder / FINGERPRINT)
+
+
 def details(folder: str | Path) -> Details:
     """All about the run in a folder. Raises RunError if there is none or its files are damaged."""
     from tunesmith.runs.start_folder import recipe_of
@@ -146,6 +156,7 @@ def details(folder: str | Path) -> Details:
         *_counts(run, status),
         *([("changed", "; then ".join(changed))] if changed else []),
         *([("damaged", in_words(damaged))] if (damaged := changes(run.folder)) else []),
+        *([("edited", f"{RECIPE}: {'; '.join(edited)}")] if (edited := _edits(run)) else []),
         *([] if has_manifest(run.folder) else [("not verified", f"the run has no {MANIFEST}")]),
     ]
     return Details(

@@ -178,6 +178,7 @@ def _keep(
         run.write_lines(ANSWERS, samples)
         if answered:
             run.write_lines(PROBE, answered)
+        run.settle()
     except OSError as error:
         listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
     else:

@@ -257,6 +257,7 @@ def _finish(run: Run, prepared: Prepared, loaded: _Loaded, began: float, listene
         run.write_json(RESULTS[1], verdict)
         seconds = round(time.perf_counter() - began, 1)
         run.set_status("finished", seconds=seconds, tokens=trained.tokens)
+        run.settle()
     report_at_end(run, listener)
     return TrainResult(run.folder, verdict, seconds, trained.tokens)
 
