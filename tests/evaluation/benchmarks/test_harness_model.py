@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -41,7 +41,7 @@ def theirs(tiny_model_dir: Path) -> Any:
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     # The model has 512 positions. Ours also feeds the last token of a text, which predicts nothing.
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=511)
+    return cast("Any", HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=511)
 
 
 def ours(folder: Path, layout: Any = "tree") -> HarnessModel:

@@ -42,11 +42,11 @@ def test_a_perplexity_is_the_exponential_of_a_ratio_and_lower_is_better() -> Non
     random = np.random.default_rng(0)
     words = random.integers(5, 50, 40)
     before, after = -3.0 * words, -2.5 * words + random.normal(0, 0.1, 40)
-    sides = [
+    sides: Any = [
         result("word_perplexity", list(zip(of, words, strict=True)), math.exp(-of.sum() / words.sum()), False)
         for of in (before, after)
     ]
-    (each,) = compared(*sides, {"task": {"word_perplexity": "weighted_perplexity"}}, LEVEL)
+    (each,) = compared(sides[0], sides[1], {"task": {"word_perplexity": "weighted_perplexity"}}, LEVEL)
     assert each["base"] == pytest.approx(math.exp(3.0)) and each["tuned"] == pytest.approx(math.exp(2.5), rel=0.01)
     assert each["verdict"] == "better" and each["interval"][1] < 0
 
@@ -54,15 +54,15 @@ def test_a_perplexity_is_the_exponential_of_a_ratio_and_lower_is_better() -> Non
 def test_a_lower_error_is_better() -> None:
     random = np.random.default_rng(0)
     base = random.uniform(1, 2, 30)
-    sides = [
+    sides: Any = [
         result("error", of.tolist(), float(of.mean()), False) for of in (base, base - random.uniform(0.1, 0.3, 30))
     ]
-    assert compared(*sides, {"task": {"error": "mean"}}, LEVEL)[0]["verdict"] == "better"
+    assert compared(sides[0], sides[1], {"task": {"error": "mean"}}, LEVEL)[0]["verdict"] == "better"
 
 
 def test_where_no_direction_is_better_nothing_is_judged() -> None:
-    sides = [result("length", [float(n) for n in range(start, start + 20)], start, None) for start in (0, 5)]
-    (each,) = compared(*sides, {"task": {"length": "mean"}}, LEVEL)
+    sides: Any = [result("length", [float(n) for n in range(start, start + 20)], start, None) for start in (0, 5)]
+    (each,) = compared(sides[0], sides[1], {"task": {"length": "mean"}}, LEVEL)
     assert (each["difference"], each["verdict"]) == (5.0, None) and each["interval"] == pytest.approx([5.0, 5.0])
 
 

@@ -131,6 +131,6 @@ def _places_of_rows(batch: Batch) -> dict[int, np.ndarray]:
         own = int(segment[end])
         parts = [np.arange(starts[own], end + 1)]
         while (own := parent[own]) >= 0:
-            parts.insert(0, np.arange(starts[own], starts[own + 1]))
+            parts.insert(0, np.arange(int(starts[own]), int(starts[own + 1])))
         found[row] = np.concatenate(parts)
     return found
