@@ -121,6 +121,11 @@ def test_runs_that_hold_out_other_rows_are_compared_on_those_that_both_hold_out(
     ]
     kept = {line["source"]: line["scores"]["exact_match"] for line in Run("c").read_lines("samples.jsonl")}
     assert found["metrics"]["exact_match"]["c"] == pytest.approx(sum(kept[each] for each in both) / len(both))
+    # Labels are the answers of these rows, for both runs, also where they are scored by their likelihood.
+    named = ["accuracy", "macro_f1", "likelihood_accuracy"]
+    by_label = tunesmith.compare(["a", "c"], settings=[f"metrics=[{', '.join(named)}]"], progress=False)
+    assert list(by_label["metrics"]) == [*named, "loss"] and by_label["rows"] == len(both)
+    assert by_label["metrics"]["likelihood_accuracy"]["base"] >= 1 / len(both)
     # No row in common: refused, and what the message advises works.
     (Path("other.jsonl")).write_text(Path("rows.jsonl").read_text().replace("thing", "number"))
     train(changed(values, "e", data={"train": "other.jsonl"}))
