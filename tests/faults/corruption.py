@@ -18,7 +18,7 @@ from tests.faults.world import TRAIN, apart, content, copy_of, hashes, make_worl
 
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import MANIFEST
-from tunesmith.runs.run_files import RECIPE
+from tunesmith.runs.run_files import CARD, RECIPE, REPORT
 
 GENERATE = ["generate", "run", "--prompt", "Name it.", "max_new_tokens=1"]
 SHOW = ["runs", "show", "run"]
@@ -112,7 +112,8 @@ def _run_files(method: str, folder: Path, whole: bool) -> Iterator[Try]:
     world = make_world(folder / "world")
     at = _made(world, folder / "made", method)
     run(["eval", "run"], at)
-    files = [path for path in sorted((at / "run").iterdir()) if path.is_file() and path.name != ".lock"]
+    besides = (".lock", REPORT, CARD)  # pages that nothing reads, that the user may edit, and that are made again
+    files = [path for path in sorted((at / "run").iterdir()) if path.is_file() and path.name not in besides]
     for number, path in enumerate(files):
         before = path.read_bytes()
         for what, damaged in _few(list(damages(before, seed=len(path.name))), whole, number):
