@@ -34,7 +34,7 @@ def finetunecheck(base: list[float], tuned: list[float]) -> bool:
     """Whether FineTuneCheck calls the tuned model good, by the rules of its runner."""
     runner = EvalRunner.__new__(EvalRunner)  # without its models
     names = ("task", "safety", "general")
-    runner._probes = [SimpleNamespace(name=name, provenance={}) for name in names]  # type: ignore[assignment]
+    runner._probes = [SimpleNamespace(name=name, provenance={}, samples=[]) for name in names]  # type: ignore[assignment]
     runner.config = SimpleNamespace(target_tasks=["task"], hard_gates={}, verdict_weights={})  # type: ignore[assignment]
     sides: list[dict[str, Any]] = []
     for task in (base, tuned):

@@ -5,7 +5,7 @@
 
 A parent model of each task knows it half. Pairs of base and tuned model come from it by real runs:
 
-    zero       the parent, and a run at learning rate 0
+    zero       the parent, and a run whose learning rate moves no weight
     seeds      two runs on the same rows with other seeds
     shuffled   the parent, and a run whose answers are those of other rows
     effect     the parent, and a short run on more rows
@@ -92,11 +92,11 @@ def words(source: random.Random) -> list[Row]:
 
 
 TASKS = {
-    "labels": Kind(labels, ["exact_match", "accuracy", "macro_f1"], 600, 4),
+    "labels": Kind(labels, ["exact_match", "accuracy", "macro_f1"], 300, 2),
     "fields": Kind(
-        fields, ["json_valid", "json_exact", "json_fields", "json_field_f1", "number_match", "edit_similarity"], 400, 4
+        fields, ["json_valid", "json_exact", "json_fields", "json_field_f1", "number_match", "edit_similarity"], 400, 8
     ),
-    "words": Kind(words, ["exact_match", "bleu", "chrf", "rouge1", "rougeL", "edit_similarity"], 600, 4),
+    "words": Kind(words, ["exact_match", "bleu", "chrf", "rouge1", "rougeL", "edit_similarity"], 600, 10),
 }
 
 
@@ -147,14 +147,15 @@ class Task:
         return Path(tunesmith.train(recipe, progress=False).run)
 
     def _export(self, run: Path) -> Path:
-        return Path(tunesmith.merge(str(run), str(self.folder / "parent")))
+        tunesmith.merge(str(run), str(self.folder / "parent"), progress=False)
+        return self.folder / "parent"
 
     def pair(self, kind: str, number: int) -> tuple[Path, Path]:
         """Base and tuned model of one pair."""
         source = random.Random(f"{self.name} {kind} {number}")
         rows = source.sample(self.fresh[self.kind.rows :], 160)
         if kind == "zero":
-            return self.parent, self.run(rows[:16], self.parent, seed=number, learning_rate=0.0)
+            return self.parent, self.run(rows[:16], self.parent, seed=number, learning_rate=1e-30)
         if kind == "seeds":
             runs = [self.run(rows, self.parent, seed=2 * number + more, learning_rate=1e-3) for more in (0, 1)]
             return runs[0], runs[1]
@@ -163,7 +164,7 @@ class Task:
             source.shuffle(answers)
             rows = [(prompt, answer) for (prompt, _), answer in zip(rows, answers, strict=True)]
             return self.parent, self.run(rows, self.parent, seed=number)
-        return self.parent, self.run(rows, self.parent, seed=number, learning_rate=source.choice([3e-4, 1e-3]))
+        return self.parent, self.run(rows, self.parent, seed=number, learning_rate=source.choice([5e-4, 1e-3, 2e-3]))
 
     def scores(self, model: Path, *, grouped: bool) -> dict[str, Scores]:
         """Every metric on the population."""
@@ -193,8 +194,6 @@ def populations(base: dict[str, Scores], tuned: dict[str, Scores], together: int
         sums = None if isinstance(before, RowScores) else before.of_sums
         after = tuned[name]
         yield verdict.Population(name, before.statistics.reshape(shape), after.statistics.reshape(shape), sums)
-        if name == "loss":
-            yield verdict.Population("perplexity", before.statistics.reshape(shape), after.statistics.reshape(shape))
 
 
 def judged(population: verdict.Population, rows: int, seed: int) -> dict[str, Any]:
