@@ -94,9 +94,12 @@ def words(source: random.Random) -> list[Row]:
 TASKS = {
     "labels": Kind(labels, ["exact_match", "accuracy", "macro_f1"], 300, 2),
     "fields": Kind(
-        fields, ["json_valid", "json_exact", "json_fields", "json_field_f1", "number_match", "edit_similarity"], 400, 8
+        fields,
+        ["json_valid", "json_exact", "json_fields", "json_field_f1", "number_match", "edit_similarity"],
+        1600,
+        10,
     ),
-    "words": Kind(words, ["exact_match", "bleu", "chrf", "rouge1", "rougeL", "edit_similarity"], 600, 10),
+    "words": Kind(words, ["exact_match", "bleu", "chrf", "rouge1", "rougeL", "edit_similarity"], 1000, 10),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,22 @@ def test_the_record_marks_unfinished_answers_and_scores_do_not_change(tokenizer:
     marked = ["tuned_settled" in line and "base_settled" in line for line in lines]
     assert any(marked) and not any(marked[:2])
     assert not any("tuned_settled" in line for line in whole_lines)
+
+
+def test_some_answers_evenly_apart_are_whole_and_show_broken_answers(tokenizer: Any) -> None:
+    model = tiny(config_for("llama", **LARGE))
+    model.generation_config = GenerationConfig()
+    rows, stops = rows_for(model)
+    # No answer can match.
+    strange = []
+    for row in rows:
+        ids = row.ids.copy()
+        ids[row.supervised] = 94
+        strange.append(replace(row, ids=ids))
+    judge, _ = judge_for(strange, stops, tokenizer, "tree", samples=1, whole_answers=3)
+    verdict, lines = judge.verdict(model, nullcontext(model), listener=Silent())
+    unfinished = [number for number, line in enumerate(lines) if "tuned_settled" in line]
+    assert len(unfinished) > 1 and set(unfinished) <= {1, 2, 4, 5}  # 0, 3 and 6 are three of seven
+    assert verdict["metrics"]["exact_match"]["rows"] == 7
+    of_all, _ = judge_for(strange, stops, tokenizer, "tree", samples=1)
+    assert not any("tuned_settled" in line for line in of_all.verdict(model, nullcontext(model), listener=Silent())[1])

@@ -274,3 +274,38 @@ def test_too_few_rows_are_said_to_be_too_few() -> None:
     verdict = compare({"loss": row_scores([2.0] * 3)}, {"loss": row_scores([1.0] * 3)}, resamples=200)
     assert verdict["verdict"] == "no evidence"
     assert verdict["reason"] == "There are only 3 rows; at least 6 must differ for a verdict at 95% confidence."
+
+
+def test_groups_of_which_none_differs_leave_an_interval_of_some_width() -> None:
+    groups = np.repeat(np.arange(10), 4)  # 10 groups of 4 rows
+    none = RowScores(np.zeros(40), np.ones(40), groups)
+    found = compare({"loss": none, "json_exact": none}, {"loss": none, "json_exact": none}, metrics=["json_exact"])
+    low, high = found["metrics"]["json_exact"]["interval"]
+    # Tango's interval of 0 of 10 groups: z^2 / (10 + z^2) to either side.
+    assert high == pytest.approx(1.959964**2 / (10 + 1.959964**2), abs=1e-6)
+    assert low == pytest.approx(-high)
+
+
+def test_a_mean_of_scores_of_which_few_differ_has_an_interval_beyond_what_was_seen() -> None:
+    base = np.full(50, 0.25)
+    tuned = base.copy()
+    tuned[0] = 0.75
+    ones = np.ones(50)
+    loss = RowScores(ones, ones)
+    found = compare(
+        {"loss": loss, "json_fields": RowScores(base, ones)},
+        {"loss": loss, "json_fields": RowScores(tuned, ones)},
+        metrics=["json_fields"],
+    )
+    low, high = found["metrics"]["json_fields"]["interval"]
+    assert low < -0.05 and high > 0.05
+    assert found["metrics"]["json_fields"]["verdict"] == "no evidence"
+
+
+def test_rows_that_all_change_in_one_direction_leave_room_for_others() -> None:
+    ones = np.ones(30)
+    loss, wrong, right = RowScores(ones, ones), RowScores(np.zeros(30), ones), RowScores(ones, ones)
+    found = compare({"loss": loss, "exact_match": wrong}, {"loss": loss, "exact_match": right}, metrics=["exact_match"])
+    low, high = found["metrics"]["exact_match"]["interval"]
+    assert 0.85 < low < 0.95 and high == pytest.approx(1)
+    assert found["verdict"] == "better"

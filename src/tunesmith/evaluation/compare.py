@@ -187,13 +187,19 @@ def _metric_verdict(name: str, base: Scores, tuned: Scores, level: Level) -> Met
         base, tuned, exponential=exponential, resamples=level.resamples, seed=level.seed
     )
     values = _scale(np.array([base.value, tuned.value]), exponential)  # [2]
-    found = _influence(base, tuned, exponential)
+    found, sums = _influence(base, tuned, exponential), _group_sums(base, tuned)
     # The interval cuts off half of what the confidence leaves on each side of the differences.
     tail = widened_tail((1 - confidence) / 2, found.groups)
     low, high = np.quantile(differences, [tail, 1 - tail]).tolist()
-    if found.gained is not None and found.lost is not None and found.gained + found.lost < least_groups(confidence):
-        # A bootstrap of rows that hardly differ does not know how many others may.
+    few = _differing(sums) < least_groups(confidence)
+    if found.gained is not None and found.lost is not None and (few or low == high):
+        # A bootstrap of rows that hardly differ, or all alike, does not know how many others may be otherwise.
         low, high = score_interval(found.gained, found.lost, found.groups, confidence)
+    elif few and _is_bounded(base) and _is_bounded(tuned):
+        # The same of scores from 0 to 1 and of groups of rows, as if every group that differs did so wholly.
+        changes = _changes(base, tuned, sums)  # [groups]
+        widest = score_interval(int((changes > 0).sum()), int((changes < 0).sum()), found.groups, confidence)
+        low, high = min(low, widest[0]), max(high, widest[1])
     test, p_value = _tested(base, tuned)
     # There is evidence if enough groups differ, the interval excludes 0 by more than rounding, and the test agrees.
     noise = _ROUNDING * float(np.abs(values).max())
@@ -251,6 +257,21 @@ def _is_rate(scores: Scores) -> bool:
         and bool((scores.weight == 1).all())
         and set(np.unique(scores.total)) <= {0.0, 1.0}
     )
+
+
+def _is_bounded(scores: Scores) -> bool:
+    """Whether the value is the mean of scores from 0 to 1, one a row."""
+    return (
+        isinstance(scores, RowScores)
+        and bool((scores.weight == 1).all())
+        and bool(((scores.total >= 0) & (scores.total <= 1)).all())
+    )
+
+
+def _changes(base: Scores, tuned: Scores, sums: np.ndarray) -> np.ndarray:
+    """Tuned minus base of each group, float64 [groups], from the sums of both [groups, 2 k]."""
+    before, after = np.split(sums, 2, axis=1)  # [groups, k] each
+    return tuned.of_sums(after) - base.of_sums(before)
 
 
 def _independent(scores: Scores) -> bool:

@@ -278,11 +278,11 @@ class Judge:
 
     def signs_of(self, measured: Measured) -> dict[str, RowScores]:
         """Signs of broken answers of one model, on the questions that were answered whole; none if none was."""
-        whole = self.settings.samples if self._ending_early else None
-        answers = measured.answers[:whole]
-        asked = self.task.questions[: len(answers)]
-        if not asked:
+        numbers = self._whole if self._ending_early else range(len(measured.answers))
+        if not numbers:
             return {}
+        answers = [measured.answers[number] for number in numbers]
+        asked = [self.task.questions[number] for number in numbers]
         return signs(
             [answer.text for answer in answers],
             [answer.stopped for answer in answers],
@@ -322,16 +322,17 @@ class Judge:
         return begun
 
     def _settled(self, questions: Sequence[Question]) -> Callable[[int, Sequence[int]], bool] | None:
-        """Whether every metric knows how an answer counts that begins like this; never for the samples.
+        """Whether every metric knows how an answer counts that begins like this; never for those wanted whole.
 
         None where the answers are wanted whole.
         """
         metrics = self._ending_early
         if not metrics:
             return None
+        whole = frozenset(self._whole)
 
         def settled(number: int, tokens: Sequence[int]) -> bool:
-            if number < self.settings.samples:
+            if number in whole:
                 return False
             # The bytes of an unfinished character may still become any character.
             text = decode_text(self.tokenizer, tokens).rstrip(PARTIAL_CHARACTER)
@@ -340,13 +341,22 @@ class Judge:
         return settled
 
     @property
+    def _whole(self) -> list[int]:
+        """Numbers of the questions that are answered whole in any case: the samples, and others evenly apart."""
+        count, asked = len(self.task.questions), self.settings.whole_answers
+        more = count * int(asked is True) if isinstance(asked, bool) else min(asked, count)
+        apart = np.linspace(0, count - 1, more).round().astype(int).tolist() if more else []
+        return sorted({*range(min(self.settings.samples, count)), *apart})
+
+    @property
     def _ending_early(self) -> list[Callable[[str, str], bool]]:
         """What each metric says of a beginning, if all of them can do without the rest of an answer and nobody wants
         it.
         """
         settings, metrics = self.settings, text_metrics(self.settings)
         judged_too = any(name in PAIR_METRICS for name in settings.metrics)
-        if settings.whole_answers or settings.do_sample or judged_too:
+        all_whole = len(self._whole) == len(self.task.questions)
+        if all_whole or settings.do_sample or judged_too:
             return []
         truths = [*(question.truth for question in self.task.questions), *self._label_texts]
         found = [metric.ends_early(truths) if isinstance(metric, EndsEarly) else None for metric in metrics]

@@ -342,10 +342,11 @@ class EvaluationSettings(Settings):
         "decides: 0.02 is 2 points of a rate",
     )
     samples: int = Field(default=5, ge=0, description="number of answers to show side by side")
-    whole_answers: bool = Field(
-        default=True,
-        description="false: leave an answer unfinished once it cannot be right (exact_match) or be a label (accuracy, "
-        "macro_f1), if no other metric needs it; the samples are whole, and only they show broken answers",
+    whole_answers: bool | Annotated[int, Field(ge=1)] = Field(
+        default=100,
+        description="so many answers, evenly apart, are decoded whole, beside the samples; the others are left "
+        "unfinished once they cannot be right (exact_match) or be a label (accuracy, macro_f1), if no other metric "
+        "needs them. Whole ones alone show broken answers. true: all, false: the samples",
     )
     probe: bool | UserPath = Field(
         default=False,
