@@ -128,7 +128,8 @@ def test_higher_is_better_for_rates_and_lower_for_losses():
         ("loss", "better"),
     ]
     assert verdict["verdict"] == "worse" and verdict["decided_by"] == "exact_match"
-    assert verdict["metrics"]["token_accuracy"]["interval"] == [1.0, 1.0]
+    low, high = verdict["metrics"]["token_accuracy"]["interval"]
+    assert 0.95 < low < 1 and high == pytest.approx(1)
 
 
 def test_perplexity_is_the_exponential_in_every_resample():
@@ -307,5 +308,5 @@ def test_rows_that_all_change_in_one_direction_leave_room_for_others() -> None:
     loss, wrong, right = RowScores(ones, ones), RowScores(np.zeros(30), ones), RowScores(ones, ones)
     found = compare({"loss": loss, "exact_match": wrong}, {"loss": loss, "exact_match": right}, metrics=["exact_match"])
     low, high = found["metrics"]["exact_match"]["interval"]
-    assert 0.85 < low < 0.95 and high == pytest.approx(1)
+    assert 0.75 < low < 0.8 and high == pytest.approx(1)  # 3 of 30 may be lost
     assert found["verdict"] == "better"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from tunesmith.recipe.data import DataSettings
 from tunesmith.recipe.endpoint import JudgeSettings
@@ -342,11 +342,10 @@ class EvaluationSettings(Settings):
         "decides: 0.02 is 2 points of a rate",
     )
     samples: int = Field(default=5, ge=0, description="number of answers to show side by side")
-    whole_answers: bool | Annotated[int, Field(ge=1)] = Field(
+    whole_answers: bool | PositiveInt = Field(
         default=100,
-        description="so many answers, evenly apart, are decoded whole, beside the samples; the others are left "
-        "unfinished once they cannot be right (exact_match) or be a label (accuracy, macro_f1), if no other metric "
-        "needs them. Whole ones alone show broken answers. true: all, false: the samples",
+        description="answers decoded whole beside the samples: only they show broken ones. The others end once they "
+        "cannot be right (exact_match) or a label (accuracy, macro_f1), if no metric needs more. true: all",
     )
     probe: bool | UserPath = Field(
         default=False,
