@@ -231,8 +231,8 @@ def test_settings_of_a_program_may_be_none_or_of_numpy(model: tuned.Tuned) -> No
 def test_turns_beside_prompts_and_turns_that_are_none_are_refused(model: tuned.Tuned) -> None:
     with pytest.raises(RecipeError, match="the list holds turns and prompts"):
         model.generate([{"role": "user", "content": "red"}, "blue"])  # type: ignore[list-item]
-    with pytest.raises(DataError, match=r"prompt 2: messages\[0\]\.role: found the text 'human', expected one of"):
-        model.generate(["red", [{"role": "human", "content": "blue"}]])
+    with pytest.raises(DataError, match=r"prompt 2: messages\[0\]\.role: found the text 'teacher', expected one of"):
+        model.generate(["red", [{"role": "teacher", "content": "blue"}]])
 
 
 def test_personal_data_is_masked_as_in_training_and_raw_sends_it(tmp_path: Path, tiny_model_dir: Path) -> None:

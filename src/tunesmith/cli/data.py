@@ -28,7 +28,6 @@ from tunesmith.cli.terminal.session import session
 from tunesmith.cli.terminal.tables import bars, table
 from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.files.rows import by_reason
-from tunesmith.data.finding import rows_in_words
 from tunesmith.data.ledger import OUTCOMES
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.paths import shown
@@ -90,6 +89,7 @@ def init(
     mapping = parse_columns(columns)
     with session(as_json) as terminal:
         file = place_for(out)
+        from tunesmith.data.finding import rows_in_words
         from tunesmith.workflows.first_recipe import refuse_missing_rows, starter_recipe
 
         refuse_missing_rows(data, overrides or ())

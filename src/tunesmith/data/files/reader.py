@@ -57,6 +57,7 @@ ROWS_THAT_TELL_THE_SHAPE = 100
 BAD_ROWS_SHOWN = 10  # reasons
 BAD_ROWS_KEPT = 1_000
 MOST_COLUMNS = 1000  # that are remembered when a column is looked for in all rows
+_PYTHON = re.compile(r"\s*\{\s*'")  # a dict as Python writes it
 FIELD_COUNT = re.compile(r"\d+ fields?( \(|$)")  # of a record of a table
 
 
@@ -391,7 +392,7 @@ def _bad_rows(path: str, bad: Sequence[BadRow], count: int, *, good: int, mixtur
 
 def _other_reading(path: str, bad: Sequence[BadRow]) -> str:
     """What else the lines may be: no JSON, or no table, where records have other numbers of fields than the first."""
-    if any("property name enclosed in double quotes" in row.found for row in bad):
+    if any("property name enclosed in double quotes" in row.found and _PYTHON.match(row.raw) for row in bad):
         return "; Python's dicts are no JSON: write each with `json.dumps(row)`"
     counts = [row for row in bad if FIELD_COUNT.match(row.found) and FIELD_COUNT.match(row.expected)]
     if not counts or not path.lower().endswith((".csv", ".tsv")):
