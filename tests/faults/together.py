@@ -19,6 +19,7 @@ from tests.faults.table import Fault, Try
 from tests.faults.world import TRAIN, apart, content, copy_of, make_world, recipe, write_recipe
 
 from tunesmith.runs.folder import Run
+from tunesmith.runs.run_files import CARD, REPORT
 
 STARTS, FIRST_USES = 20, 8
 LEAVES = 2.0  # seconds of a processor; twenty processes at a time wait for theirs
@@ -149,7 +150,11 @@ def _renames(folder: Path, whole: bool) -> Iterator[Try]:
             new(at)
             ended = Command(TRAIN, at, points=Points(folder / "point.log", kill_at=number, act=fails)).wait()
             lost = f"a traceback: {ended.said[-900:]}" if "Traceback" in ended.said else None
-            if ended.code:
+            # A page that could not be put in its place leaves the run finished; the same command makes it.
+            missing = [name for name in (REPORT, CARD) if not (at / "run" / name).is_file()]
+            if not ended.code and missing and "runs report" not in ended.said:
+                lost = lost or f"it does not say what makes {missing}: {ended.said[-700:]}"
+            if ended.code or missing:
                 again = run(TRAIN, at)
                 lost = lost or (again.said[-700:] if again.code else None)
             yield Try(f"{lines[number - 1]}: {errno.errorcode[code]}", lost or apart(content(at), wanted))
