@@ -82,12 +82,13 @@ def fields(source: random.Random) -> list[Row]:
 
 
 def words(source: random.Random) -> list[Row]:
-    """A sentence of five words in another vocabulary, word by word."""
+    """A sentence of five words in another vocabulary, word by word; one word of twelve is wrong."""
     chosen = [source.randrange(30) for _ in range(5)]
     rows = []
     for _ in range(TOGETHER):
         order = source.sample(chosen, 5)
-        rows.append((" ".join(f"w{word}" for word in order), " ".join(f"v{(7 * word) % 30}" for word in order)))
+        meant = [source.randrange(30) if source.random() < 1 / 12 else (7 * word) % 30 for word in order]
+        rows.append((" ".join(f"w{word}" for word in order), " ".join(f"v{word}" for word in meant)))
     return rows
 
 
@@ -99,7 +100,7 @@ TASKS = {
         1600,
         10,
     ),
-    "words": Kind(words, ["exact_match", "bleu", "chrf", "rouge1", "rougeL", "edit_similarity"], 1000, 10),
+    "words": Kind(words, ["exact_match", "bleu", "chrf", "rouge1", "rougeL", "edit_similarity"], 1600, 12),
 }
 
 
