@@ -9,6 +9,18 @@ import torch
 
 from tunesmith.model.compute import attention
 
+# Settings of phi3 with other rotary frequencies for texts of more than 32 tokens.
+LONGROPE: dict[str, Any] = {
+    "original_max_position_embeddings": 32,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 32,
+    },
+}
+
 
 class Row:
     def __init__(self, ids: Any, supervised: Any = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.tiny import config_for, tiny
+from tests.tiny import LONGROPE, config_for, tiny
 from transformers import AutoTokenizer, GenerationConfig
 
 from tunesmith.data.batches.layout import LayoutName
@@ -128,6 +128,23 @@ def test_judged_answers_are_those_of_a_plain_loop(
         answer.text.strip() == question.truth.strip() for answer, question in zip(made, task.questions, strict=True)
     ]
     assert any(matches) and not all(matches)
+
+
+@pytest.mark.parametrize("layout", ["padded", "tree"])
+def test_judged_answers_of_a_model_whose_rope_changes_with_the_length_are_those_of_a_plain_loop(
+    layout: LayoutName, tokenizer: Any
+) -> None:
+    model = tiny(config_for("phi3", **LARGE, **LONGROPE))  # other frequencies behind 32 tokens
+    model.generation_config = GenerationConfig()
+    rows, stops = rows_for(model)
+    assert min(len(row.ids) for row in rows) < 32 - NEW < 32 < max(len(row.ids) for row in rows)
+    judge, task = judge_for(rows, stops, tokenizer, layout, samples=len(rows))
+    scores = judge.token_scores(model, title="loss", listener=Silent(), keep_keys=True)
+    assert scores.choices is not None
+    made = judge.answers(model, count=None, title="answers", listener=Silent(), choices=scores.choices)
+    for answer, question in zip(made, task.questions, strict=True):
+        expected = plainly(model, question.prompt, stops)
+        assert list(answer.tokens) == [token for token in expected if token not in stops]
 
 
 def test_no_token_of_a_prompt_is_computed_again_for_its_answer(tokenizer: Any) -> None:

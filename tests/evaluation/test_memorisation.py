@@ -85,6 +85,17 @@ def test_choices_that_rounding_could_turn_are_decoded(tokenizer: Any, monkeypatc
     assert come_back(model, asked, tokenizer, STOP, budget=256, layout="padded").tolist() == [True, False, True]
 
 
+def test_a_passage_near_the_models_limit_is_decoded_beside_one_with_a_longer_rest(tokenizer: Any) -> None:
+    model = tiny(config_for("llama"))  # 128 positions
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    random = np.random.default_rng(0)
+    near = np.array([*random.integers(3, 90, 110), *[0] * 10], np.int32)
+    early = np.array([*random.integers(3, 90, 10), *[0] * 50], np.int32)
+    asked = [Passage(near, 110, "near"), Passage(early, 10, "early"), Passage(near + 1, 110, "another")]
+    assert come_back(model, asked, tokenizer, STOP, budget=512, layout="padded").tolist() == [True, True, False]
+
+
 def returned(tokenizer: Any, base: list[bool], tuned: list[bool], trained: int) -> dict[str, Any] | None:
     each = [Passage(np.arange(10, 40, dtype=np.int32), 16, f"rows:{n}") for n in range(len(base))]
     settings = EvaluationSettings(resamples=200)

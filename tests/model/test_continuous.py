@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.tiny import config_for, tiny
+from tests.tiny import LONGROPE, config_for, tiny
 from transformers import GenerationConfig
 
 from tunesmith.model import continuous, greedy
+from tunesmith.model.compute.rope import length_that_turns
 from tunesmith.model.continuous import Decoded, admits, decode_continuously
 from tunesmith.model.decoding import Job
 
@@ -151,6 +152,32 @@ def test_a_settled_answer_leaves_unfinished_and_frees_its_slot(llama: Any) -> No
 
 def test_a_model_with_more_than_keys_and_values_is_not_admitted() -> None:
     assert not admits(tiny(config_for("mamba", **LARGE)), jobs())
+
+
+def test_texts_on_both_sides_of_a_change_of_rope_are_decoded_as_alone() -> None:
+    """phi3 takes other frequencies for all texts of a pass once one of them has more than 32 tokens."""
+    model = tiny(config_for("phi3", **LARGE, **LONGROPE))
+    model.generation_config = GenerationConfig()
+    sizes = [len(prompt) for prompt in prompts()]
+    assert min(sizes) + NEW <= 32 and 32 - NEW < sorted(sizes)[1] <= 32 < max(sizes)
+    assert not admits(model, jobs())
+    short = [job for job in jobs(new_tokens=2) if len(job.prompt) <= 30]
+    assert len(short) > 3 and admits(model, short)
+    limits: dict[str, Any] = {"stop_ids": (), "limit": None, "settled": None, "on_done": lambda _: None}
+    found = greedy.decode_greedily(model, jobs(), batch_size=4, **limits)
+    assert [each.ids for each in found] == [plainly(model, prompt) for prompt in prompts()]
+    found = greedy.decode_greedily(model, short, batch_size=4, **limits)
+    assert [each.ids for each in found] == [plainly(model, job.prompt, new_tokens=2) for job in short]
+
+
+def test_the_length_at_which_rope_changes_is_read_from_each_way_to_write_it() -> None:
+    assert length_that_turns(config_for("phi3", **LONGROPE)) == 32
+    assert length_that_turns(config_for("llama")) is None and length_that_turns(config_for("gpt2")) is None
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    assert length_that_turns(config_for("llama", rope_parameters=dynamic)) == 128
+    assert length_that_turns(config_for("llama", rope_scaling={"type": "dynamic", "factor": 2.0})) == 128
+    of_layers = {"full_attention": {**dynamic}, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    assert length_that_turns(config_for("gemma3_text", rope_parameters=of_layers)) == 128
 
 
 def test_a_model_whose_window_does_not_follow_the_mask_is_not_admitted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.tiny import config_for, tiny
+from tests.tiny import LONGROPE, config_for, tiny
 
 from tunesmith.errors import ModelError
 from tunesmith.model import label_logprobs as scoring
@@ -57,6 +57,12 @@ def test_each_label_has_the_log_probability_that_it_has_alone(name: str, monkeyp
     assert sum(told) == 6
     # Capped scores and recurrent states are not computed over slots.
     assert rows == ([6] if name in ("gemma2", "mamba") else [1])
+
+
+def test_labels_on_both_sides_of_a_change_of_rope_have_their_own_log_probabilities() -> None:
+    model = tiny(config_for("phi3", **LARGE, **LONGROPE))
+    expected = np.array([[alone(model, prompt, label) for label in LABELS] for prompt in prompts()])
+    np.testing.assert_allclose(label_logprobs(model, prompts(), LABELS), expected, rtol=1e-5)
 
 
 def test_prompts_and_what_labels_begin_with_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ The pass gives, at every position of a reference, the token that the model finds
 it. As long as these tokens are the reference's own, they are also what greedy decoding takes, one after the other. The
 first that differs is the answer's own too, and the last that is known. A stop token among them ends the answer.
 
-Where rounding could turn a choice (model/compute/choices.py) nothing is taken from the pass: decoding begins there, and
-decides by the row alone.
+Where rounding or a change of rotary frequencies could turn a choice (model/compute/choices.py, rope.py), nothing is
+taken from the pass: decoding begins there, and decides by the row alone.
 """
 
 from __future__ import annotations

@@ -196,15 +196,17 @@ def come_back(
         for number, (each, passage) in enumerate(zip(begun, asked, strict=True))
         if not found[number] and not each.ended and each.tokens == passage.rest[: len(each.tokens)]
     ]
-    if open_ones:
+    # Each is decoded for as long as its own rest: more tokens may be more than the model can read.
+    for length in sorted({len(asked[number].rest) for number in open_ones}):
+        own = [number for number in open_ones if len(asked[number].rest) == length]
         made = generate(
             model,
             tokenizer,
-            [asked[number].ids[: asked[number].start].tolist() for number in open_ones],
-            settings=GenerationSettings(max_new_tokens=max(len(asked[number].rest) for number in open_ones)),
+            [asked[number].ids[: asked[number].start].tolist() for number in own],
+            settings=GenerationSettings(max_new_tokens=length),
             stop_ids=stop_ids,
-            begun=[begun[number] for number in open_ones],
+            begun=[begun[number] for number in own],
         )
-        for number, (answer,) in zip(open_ones, made, strict=True):
-            found[number] = answer.tokens[: len(asked[number].rest)] == asked[number].rest
+        for number, (answer,) in zip(own, made, strict=True):
+            found[number] = answer.tokens == asked[number].rest
     return found

@@ -10,7 +10,8 @@ How a text is decoded:
    transformers' own ``generate`` decodes the row. So in fp32 the answers are those of a plain loop, token for token.
 
 A model is admitted by a trial: some tokens of two texts are computed this way and alone, and must agree as closely as
-the probe of prefix sharing asks. Any other model is decoded by decoding.py.
+the probe of prefix sharing asks. Any other model is decoded by decoding.py, and so are texts that may become so long
+that the model changes its rotary frequencies (compute/rope.py).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tunesmith.model.compute.agreement import ROUNDING, TOLERANCE, agree
 from tunesmith.model.compute.attention import BESIDE_EAGER, IMPLEMENTATION
 from tunesmith.model.compute.choices import choose
 from tunesmith.model.compute.layers import adds_prompt_tokens, inner_model
+from tunesmith.model.compute.rope import turns_within
 from tunesmith.model.compute.slots import Feed, SlotCache, SlotPass, feeding
 from tunesmith.model.decoding import Job, decode, memory_faults, refuse_non_finite
 from tunesmith.model.lookup import Lookup
@@ -248,6 +250,8 @@ def admits(model: nn.Module, jobs: Sequence[Job]) -> bool:
     inner = inner_model(model)
     installed = inner.config._attn_implementation in (IMPLEMENTATION, BESIDE_EAGER)
     if len(jobs) < _LEAST_JOBS or adds_prompt_tokens(model) or not installed:
+        return False
+    if turns_within(model, [len(job.prompt) + job.new_tokens for job in jobs]):
         return False
     config = text_config(model)
     names = ("sliding_window", "attention_chunk_size", "window_size")

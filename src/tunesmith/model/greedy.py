@@ -1,6 +1,7 @@
 """Greedy answers to jobs, over a cache of slots where the model is admitted to that, else in batches.
 
-Either way a choice that rounding could turn is made again for its row alone (compute/choices.py).
+Either way a choice that rounding could turn is made again for its row alone (compute/choices.py). Rows are decoded one
+by one where some may become so long that the model changes its rotary frequencies (compute/rope.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tunesmith.model.alone import token_alone
 from tunesmith.model.compute.choices import choose
 from tunesmith.model.compute.kept_keys import AT_MOST
 from tunesmith.model.compute.layers import inner_model
+from tunesmith.model.compute.rope import turns_within
 from tunesmith.model.continuous import Decoded, Settled, admits, decode_continuously, text_config, up_to_stop
 from tunesmith.model.decoding import Job, batches, decode
 
@@ -53,7 +55,8 @@ def decode_greedily(
             on_done=lambda job: on_done([job]),
         )
     made: dict[int, Decoded] = {}  # by the identity of the job
-    for batch in batches(jobs, batch_size, limit):
+    alone = turns_within(model, [len(job.prompt) + job.new_tokens for job in jobs])
+    for batch in batches(jobs, 1 if alone else batch_size, limit):
         for job, ids in zip(batch, _batch(model, batch, stop_ids), strict=True):
             made[id(job)] = Decoded(up_to_stop(ids, stop_ids))
         on_done(batch)

@@ -25,6 +25,7 @@ from tunesmith.model.beginnings_kept import KeptBeginnings
 from tunesmith.model.compute.agreement import ROUNDING, TOLERANCE
 from tunesmith.model.compute.layers import inner_model
 from tunesmith.model.compute.logprobs import pass_logprobs, target_logprobs
+from tunesmith.model.compute.rope import turns_within
 from tunesmith.model.compute.slots import Feed, SlotCache, SlotPass
 from tunesmith.model.continuous import ENTER_AT_ONCE, admits, position_limit, text_config
 from tunesmith.model.decoding import Job, memory_faults
@@ -203,12 +204,13 @@ def _one_by_one(
     """Each label behind each prompt as a row of its own."""
     device = inner_model(model).device
     found = np.zeros((len(jobs), len(labels)))
+    alone = turns_within(model, [len(job.prompt) + job.new_tokens for job in jobs])
     for number, job in enumerate(jobs):
         rows = [
             _Row(np.array([*job.prompt, *label], np.int32), np.arange(len(job.prompt) + len(label)) >= len(job.prompt))
             for label in labels
         ]
-        for batch in micro_batches(rows, budget=ENTER_AT_ONCE, layout="padded"):
+        for batch in micro_batches(rows, budget=1 if alone else ENTER_AT_ONCE, layout="padded"):
             logprobs = target_logprobs(model, batch.to(device)).logprobs.double().cpu().numpy()
             np.add.at(found[number], batch.edges.row.numpy(), logprobs)
         told(1)

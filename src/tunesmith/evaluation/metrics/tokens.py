@@ -18,6 +18,7 @@ from tunesmith.evaluation.metrics.perplexity import Perplexity
 from tunesmith.evaluation.metrics.token_accuracy import TokenAccuracy
 from tunesmith.model.compute.kept_keys import AT_MOST, KeptKeys, keeping_cache
 from tunesmith.model.compute.logprobs import target_logprobs
+from tunesmith.model.compute.rope import turns_in
 from tunesmith.model.compute.waits import waiting_as_others_allow
 from tunesmith.model.modes import evaluation_mode, random_state_kept
 
@@ -30,7 +31,8 @@ class Choices:
 
     Args:
         likeliest: int32 [labels], row by row in the order of the row's labels.
-        certain: bool [labels]: rounding cannot make it another token (model/compute/choices.py).
+        certain: bool [labels]: rounding cannot make it another token (model/compute/choices.py), and greedy decoding
+            computes it with the same rotary frequencies (model/compute/rope.py).
         starts: int64 [rows + 1]: the first label of each row, and the end of the last.
         keys: by row, the keys and values that the pass computed, where they were kept.
     """
@@ -109,7 +111,8 @@ def row_losses(
     room = AT_MOST if keep_keys else 0
     with evaluation_mode(model), random_state_kept(torch.device(device)):
         for batch in batches:
-            keep = keeping_cache(model) if room > 0 else None
+            turns = turns_in(model, batch)
+            keep = keeping_cache(model) if room > 0 and not turns else None
             targets = target_logprobs(model, batch.to(device), choices=True, keep=keep)  # for each label: [edges]
             if keep is not None:
                 room -= keep.size
@@ -119,7 +122,8 @@ def row_losses(
             correct.index_add_(0, row, targets.correct.double().cpu())
             tokens.index_add_(0, row, torch.ones(len(row), dtype=torch.float64))
             assert targets.likeliest is not None and targets.certain is not None
-            chosen.append((row, targets.likeliest.int().cpu(), targets.certain.cpu()))
+            certain = torch.zeros_like(targets.certain) if turns else targets.certain
+            chosen.append((row, targets.likeliest.int().cpu(), certain.cpu()))
     if not torch.isfinite(nll_sum).all():
         first = int((~torch.isfinite(nll_sum)).nonzero()[0])
         raise ModelError(
