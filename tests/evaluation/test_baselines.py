@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from tests.workflows.test_damaged_runs import Heard
 
 from tunesmith.cli.terminal.tables import baseline_lines
 from tunesmith.errors import RecipeError
@@ -71,6 +72,41 @@ def test_a_linear_model_over_words_solves_what_words_decide_and_the_verdict_says
     assert of_nearest.startswith("The answer of the nearest training prompt does as well: exact_match ")
     assert of_linear.startswith(f"A linear model over words does as well: exact_match {linear['value']:.4g}, tuned ")
     assert baselines_fault(found) is None
+
+
+def test_hundreds_of_labels_are_learned_without_weights_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = random.Random(0)
+    words = ["".join(drawn.choices("abcdefghijklmnop", k=6)) for _ in range(900)]
+
+    def labelled(count: int) -> TrainingPairs:
+        """Two of the three words of a label, among words that say nothing."""
+        numbers = [drawn.randrange(200) for _ in range(count)]
+        texts = [[*drawn.sample(words[3 * n : 3 * n + 3], 2), *drawn.sample(words[600:], 3)] for n in numbers]
+        return TrainingPairs(
+            [FRAME.format(" ".join(each)) for each in texts], [f"label {n}" for n in numbers], count, True
+        )
+
+    learned, asked = labelled(2400), labelled(300)
+    found = answers_of("linear", learned, asked.prompts)
+    assert sum(map(str.__eq__, found, asked.answers)) > 0.95 * 300
+    assert answers_of("linear", learned, asked.prompts) == found
+    monkeypatch.setattr(module, "MOST_LINEAR", 600)
+    fewer = answers_of("linear", learned, asked.prompts, seed=1)
+    assert fewer == answers_of("linear", learned, asked.prompts, seed=1) != found
+
+
+def test_rows_that_the_linear_model_leaves_out_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_LINEAR", 60)
+    learned, asked, heard = topics(120, 0), topics(80, 1), Heard()
+    scores = score_answers(
+        text_metrics(settings()), answers=asked.answers, truths=asked.answers, prompts=asked.prompts, groups=range(80)
+    )
+    simple = Baselines(["linear"], learned, settings(), listener=heard)
+    found = simple.result(
+        scores, prompts=asked.prompts, truths=asked.answers, groups=range(80), decided_by="exact_match"
+    )
+    assert found["results"][0]["metrics"]["exact_match"]["value"] > 0.95
+    assert any("linear learns from 60 of 120 training rows" in text for text in heard.said)
 
 
 def test_words_cannot_tell_whether_a_sum_is_even_and_the_verdict_is_silent() -> None:

@@ -143,15 +143,15 @@ def run(data: bytes) -> None:
 
 
 def gguf(data: bytes) -> None:
-    """A GGUF file: its weights counted, and its tokenizer built."""
-    from tunesmith.model.weights.gguf import parameters_in, tokenizer_in
+    """A GGUF file: its weights counted, and its tokenizer built as a conversion builds it."""
+    from tunesmith.model.weights import gguf as reading
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         path.write_bytes(data)
-        for read in (parameters_in, tokenizer_in):
-            with suppress(TunesmithError):
-                read(path)
+        with suppress(TunesmithError):
+            reading.parameters_in(path)  # of a file that it refuses nothing more is read
+            reading.build_tokenizer(reading._read(path)[1], path)
 
 
 FILES = {

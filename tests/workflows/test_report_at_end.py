@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from tests.deploy.report.test_card import metadata
 from tests.workflows.test_damaged_runs import Heard
@@ -100,6 +101,30 @@ def test_a_full_disk_costs_the_report_and_not_the_run(
     assert "No space left on device" in said and "bytes are free" in said and "The run is complete without them" in said
     assert f"`tunesmith runs report {result.run}`" in said
     tunesmith.report_run(result.run)
+    assert all(contents(run))
+
+
+@pytest.mark.parametrize("bug", [KeyError("probe"), jinja2.UndefinedError("'score' is undefined")])
+def test_a_bug_in_the_report_is_told_and_costs_no_finished_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch, bug: Exception
+) -> None:
+    for name in NAMES:
+        (run.folder / name).unlink()
+
+    def broken(*_: Any) -> str:
+        raise bug
+
+    heard = Heard()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "run_report", broken)
+        result = train(run.folder, resume=True, listener=heard)
+        with pytest.raises(type(bug)):  # what the message names shows the error whole
+            tunesmith.report_run(run.folder)
+    assert result.already_finished and result.verdict["metrics"] and run.status()["status"] == "finished"
+    (said,) = [text for text in heard.warned if "report.html" in text]
+    assert f"({type(bug).__name__}: {bug})" in said and "Please report the bug" in said
+    assert f"`tunesmith runs report {run.folder}`" in said
+    train(run.folder, resume=True, progress=False)
     assert all(contents(run))
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.workflows.test_damaged_runs import Heard
 
 from tunesmith.errors import RunError
 from tunesmith.evaluation.advice import advice
 from tunesmith.evaluation.below_verdict import lines_below
+from tunesmith.model.compute import divergence
 from tunesmith.recipe.file import read_recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.overview import details
@@ -80,6 +82,37 @@ def test_it_grows_with_the_learning_rate(values: dict[str, Any], tmp_path: Path)
         made = train({**values, "training": training, "output_dir": str(tmp_path / f"run-{number}")}, progress=False)
         distances.append(made.verdict["divergence"]["general"]["kl"])
     assert distances == sorted(distances) and distances[-1] > 100 * distances[0]
+
+
+def test_a_tuned_model_that_overflows_on_general_text_has_a_verdict_that_says_so(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions = divergence._positions
+
+    def overflowing(*given: Any) -> list[np.ndarray]:
+        kl, *rest = positions(*given)
+        return [np.full_like(kl, np.inf), *rest]
+
+    heard = Heard()
+    with monkeypatch.context() as patch:
+        patch.setattr(divergence, "_positions", overflowing)
+        made = train(values, listener=heard)
+        again = evaluate(made.run, progress=False)
+    assert Run(made.run).status()["status"] == "finished"
+    for verdict in (made.verdict, again):
+        assert verdict["metrics"]["loss"]["tuned"] > 0 and "divergence" not in verdict
+        assert verdict["memorisation"]["rows"] >= 20  # the pass behind it is made
+        why = verdict["left_out"]["divergence"]
+        assert why.startswith(
+            "The divergence between the models is not finite (tuned model, text 1). Their logits over"
+        )
+        assert f"Left out: divergence. {why}" in lines_below(verdict)
+    assert any(text.startswith("divergence is left out of the verdict: ") for text in heard.warned)
+    run = Run(made.run)
+    assert not any(name == "damaged" for name, _ in details(made.run).facts)
+    run.write_json("verdict.json", {**made.verdict, "left_out": {"divergence": 3}})
+    with pytest.raises(RunError, match="left_out does not say why"):
+        details(made.run)
 
 
 def test_a_model_without_a_base_has_neither(values: dict[str, Any], tiny_model_dir: Path) -> None:

@@ -2,7 +2,7 @@
 
 - ``majority``: the most frequent answer of the training rows.
 - ``nearest``: the answer of the training row whose prompt is nearest, by the cosine of tf-idf vectors.
-- ``linear``: for answers that are labels, logistic regression over the same vectors.
+- ``linear``: for answers that are labels, ridge regression over the same vectors, one target a label.
 - ``few_shot``: the untuned model with a few training rows before the question (few_shot.py).
 
 They learn from the rows that the run was trained on, and their answers are scored by the metrics of the models. This
@@ -12,7 +12,6 @@ module does not import torch, and scikit-learn only where it is used.
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,13 +28,15 @@ from tunesmith.evaluation.metrics.answers import score_answers, text_metrics
 from tunesmith.evaluation.metrics.base import Scores
 from tunesmith.evaluation.slices import interval_of
 from tunesmith.recipe.settings import BaselineName, EvaluationSettings
+from tunesmith.runs.progress import Listener, Silent
 
 KEY = "evaluation.baselines"
 NEED_SKLEARN = ("nearest", "linear")
 MOST_ROWS = 20_000  # training rows that are learned from; of more, so many are drawn by seed
 _WORDS, _CHARACTERS = 50_000, 50_000  # different n-grams that count, the most frequent first
 _ROWS_AT_A_TIME = 256  # of the asked prompts, for a dense matrix of similarities
-_STRENGTH, _STEPS = 10.0, 200  # of the regression: the inverse of its penalty, and steps at most
+MOST_LINEAR = 6000  # rows that the regression learns from: its matrix of similarities has their square, 144 MiB
+_PENALTY = 0.5  # of the regression
 
 
 class BaselineMetric(TypedDict):
@@ -74,7 +75,7 @@ class TrainingPairs:
 class Baselines:
     """The baselines of a verdict. ``made`` gives the answers of those that a model makes, once they are there.
 
-    ``left_out`` says by name why a baseline that was asked for is not there.
+    ``left_out`` says by name why a baseline that was asked for is not there. The listener hears the progress.
     """
 
     names: Sequence[BaselineName]
@@ -82,6 +83,7 @@ class Baselines:
     settings: EvaluationSettings
     made: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    listener: Listener = field(default_factory=Silent)
 
     def result(
         self,
@@ -112,19 +114,30 @@ class Baselines:
         names = [metric.name for metric in metrics]  # those of one answer
         decides = decided_by if decided_by in names else names[0]
         results: list[BaselineResult] = []
-        for name in self.names:
-            answers = self.made[name]() if name in self.made else answers_of(name, self.learned, prompts)
-            scores = score_answers(
-                metrics, answers=answers, truths=truths, prompts=prompts, groups=groups, labels=labels
+        if "linear" in self.names and len(self.learned.prompts) > MOST_LINEAR:
+            self.listener.say(
+                f"the baseline linear learns from {MOST_LINEAR:,} of {len(self.learned.prompts):,} training rows, "
+                f"drawn by seed"
             )
-            found = {metric: _compared(metric, scores[metric], tuned[metric], level) for metric in scores}
-            results.append(BaselineResult(name=name, metrics=found, does_as_well=found[decides]["verdict"] != "better"))
+        with self.listener.task("baselines", len(self.names)) as advance:
+            for done, name in enumerate(self.names, start=1):
+                answers = self.made[name]() if name in self.made else self._answers_of(name, prompts)
+                scores = score_answers(
+                    metrics, answers=answers, truths=truths, prompts=prompts, groups=groups, labels=labels
+                )
+                found = {metric: _compared(metric, scores[metric], tuned[metric], level) for metric in scores}
+                as_well = found[decides]["verdict"] != "better"
+                results.append(BaselineResult(name=name, metrics=found, does_as_well=as_well))
+                advance(done, {})
         return {
             "metric": decides,
             "training_rows": len(self.learned.prompts),
             "results": results,
             "left_out": dict(self.left_out),
         }
+
+    def _answers_of(self, name: str, prompts: Sequence[str]) -> list[str]:
+        return answers_of(name, self.learned, prompts, seed=self.settings.seed)
 
 
 def check_baselines(settings: EvaluationSettings) -> None:
@@ -163,8 +176,15 @@ def chosen(
     return [name for name in names if name not in left_out], left_out
 
 
-def answers_of(name: str, learned: TrainingPairs, prompts: Sequence[str]) -> list[str]:
-    """The answers of ``majority``, ``nearest`` or ``linear`` to some prompts."""
+def answers_of(name: str, learned: TrainingPairs, prompts: Sequence[str], *, seed: int = 0) -> list[str]:
+    """The answers of ``majority``, ``nearest`` or ``linear`` to some prompts.
+
+    ``linear`` learns from at most MOST_LINEAR rows, drawn by seed.
+    """
+    if name == "linear" and len(learned.prompts) > MOST_LINEAR:
+        drawn = np.sort(np.random.default_rng(seed).choice(len(learned.prompts), MOST_LINEAR, replace=False)).tolist()
+        own, given = ([each[int(number)] for number in drawn] for each in (learned.prompts, learned.answers))
+        learned = TrainingPairs(own, given, learned.total, learned.are_labels)
     if name == "majority":
         ((most, _),) = Counter(learned.answers).most_common(1)
         return [most] * len(prompts)
@@ -215,16 +235,36 @@ def _nearest(training: Any, answers: Sequence[str], asked: Any) -> list[str]:
 
 
 def _linear(training: Any, answers: Sequence[str], asked: Any) -> list[str]:
-    """Multinomial logistic regression with an L2 penalty, by L-BFGS."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+    """Ridge regression on one target a label, 1 for its rows and 0 for others; the label with the largest value.
+
+    It is solved in its dual form, over the similarities of the n training rows (Saunders et al. 1998): weights A [n,k]
+    from (K + penalty) A = Y, with K [n,n] and Y [n,k] for k labels. So neither memory nor time grows with labels times
+    n-grams.
+    """
+    from scipy.sparse import csr_matrix, hstack
+    from sklearn.kernel_ridge import KernelRidge
 
     labels, numbers = np.unique(np.asarray(answers, dtype=object), return_inverse=True)  # [labels], [training rows]
-    model = LogisticRegression(C=_STRENGTH, max_iter=_STEPS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # what more steps would gain is small
-        model.fit(training, numbers)
-    return [str(labels[number]) for number in np.asarray(model.predict(asked)).tolist()]
+    # 1. A column of ones is the constant of the regression.
+    training, asked = (
+        hstack([each, csr_matrix(np.ones((each.shape[0], 1)))], format="csr").astype(np.float32)
+        for each in (training, asked)
+    )
+    targets = np.zeros((len(numbers), len(labels)), dtype=np.float32)
+    targets[np.arange(len(numbers)), numbers] = 1
+    # 2. The similarities, some rows at a time: a product of sparse matrices takes three times the memory of its result.
+    penalized = KernelRidge(alpha=_PENALTY, kernel="precomputed")  # pyright: ignore[reportArgumentType]
+    model = penalized.fit(_similar(training, training), targets)
+    return [str(labels[number]) for number in model.predict(_similar(asked, training)).argmax(axis=1).tolist()]
+
+
+def _similar(rows: Any, others: Any) -> np.ndarray:
+    """The products of all rows with all others, float32 [rows, others]."""
+    found = np.empty((rows.shape[0], others.shape[0]), dtype=np.float32)
+    for start in range(0, rows.shape[0], _ROWS_AT_A_TIME):
+        own = slice(start, start + _ROWS_AT_A_TIME)
+        found[own] = (rows[own] @ others.T).toarray()
+    return found
 
 
 def _compared(name: str, baseline: Scores, tuned: Scores, level: Level) -> BaselineMetric:

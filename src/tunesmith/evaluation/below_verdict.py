@@ -17,13 +17,14 @@ SHOWN = 3  # slices
 def lines_below(verdict: Mapping[str, Any]) -> list[str]:
     """The lines of the probe, of the divergence, of memorisation, of side effects, and of labels and their calibration.
 
-    There are none for what was not measured. Side effects have a line only where something changed.
+    There are none for what nobody asked to measure. Side effects have a line only where something changed.
     """
     details = verdict.get("details") or {}
     return [
         *probe_lines(verdict),
         *divergence_lines(verdict),
         *_memorisation(verdict.get("memorisation")),
+        *(f"Left out: {key}. {why}" for key, why in (verdict.get("left_out") or {}).items()),
         *_effects(verdict.get("side_effects") or {}),
         *_labels(details.get("classification_by_likelihood") or {}),
         *_calibration(details.get("calibration") or {}),

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from tunesmith.evaluation import damage as damages
-from tunesmith.evaluation.metrics.base import RowScores, Scores
+from tunesmith.evaluation.metrics.base import RowScores, Scores, is_rate
 from tunesmith.evaluation.metrics.perplexity import perplexity_of
 from tunesmith.evaluation.statistics import (
     CLUSTERED,
@@ -235,7 +235,7 @@ def _influence(base: Scores, tuned: Scores, exponential: bool) -> Influence:
         lambda sums: _scale(tuned.of_sums(sums), exponential),
         _group_sums(base, tuned),
     )  # [groups]
-    if not (_is_rate(base) and _is_rate(tuned) and _independent(base)):
+    if not (is_rate(base) and is_rate(tuned) and _independent(base)):
         return Influence(of_groups)
     changes = tuned.of_rows - base.of_rows  # [rows]: 1, 0 or -1
     return Influence(of_groups, int((changes > 0).sum()), int((changes < 0).sum()))
@@ -248,15 +248,6 @@ def _tested(base: Scores, tuned: Scores) -> tuple[str, float]:
         return MCNEMAR, mcnemar(found.gained, found.lost)
     name = PAIRED if _independent(base) else CLUSTERED
     return name, clustered_p_value(tuned.value - base.value, found.standard_error, found.groups)
-
-
-def _is_rate(scores: Scores) -> bool:
-    """Whether the value is the share of rows that are right."""
-    return (
-        isinstance(scores, RowScores)
-        and bool((scores.weight == 1).all())
-        and set(np.unique(scores.total)) <= {0.0, 1.0}
-    )
 
 
 def _is_bounded(scores: Scores) -> bool:

@@ -1,13 +1,14 @@
 """What both models are asked besides the held-out rows, to see what the training broke: the probe and the like.
 
-The base is asked once, inside the context that the verdict enters anyway, and the tuned model after it.
+The base is asked once, inside the context that the verdict enters anyway, and the tuned model after it. A pass that
+cannot be made costs no verdict: it is left out, and the verdict says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import nn
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.batches.layout import LayoutName
 from tunesmith.data.chat.template import ChatTemplate, Encoded
+from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.divergence.measuring import divergence_pass
 from tunesmith.evaluation.memorisation import MemorisationPass, passages
 from tunesmith.evaluation.probe.asking import ProbePass, probe_pass
@@ -56,9 +58,14 @@ class RunRows:
 
 @dataclass(frozen=True, slots=True)
 class SidePasses:
-    """All passes that a recipe asks for, by their keys in verdict.json."""
+    """All passes that a recipe asks for, by their keys in verdict.json.
+
+    ``left_out`` says by key why a pass was not made.
+    """
 
     passes: dict[str, SidePass]
+    listener: Listener
+    left_out: dict[str, str] = field(default_factory=dict, init=False)
 
     def __bool__(self) -> bool:
         return bool(self.passes)
@@ -73,23 +80,34 @@ class SidePasses:
         """The context of the base, which is also asked here once everything else was."""
         with base as untuned:
             yield untuned
-            for each in self.passes.values():
-                each.base_pass(untuned)
+            for key, each in self.passes.items():
+                self._try(key, each.base_pass, untuned, "base")
 
     def ask(self, model: nn.Module) -> None:
         """Asks the tuned model."""
-        for each in self.passes.values():
-            each.tuned_pass(model)
+        for key, each in self.passes.items():
+            if key not in self.left_out:
+                self._try(key, each.tuned_pass, model, "tuned model")
 
     def results(self) -> dict[str, Any]:
-        """What verdict.json keeps of each."""
-        found = {key: each.result() for key, each in self.passes.items()}
-        return {key: result for key, result in found.items() if result is not None}
+        """What verdict.json keeps of each, and under ``left_out`` why others are not there."""
+        found = {key: each.result() for key, each in self.passes.items() if key not in self.left_out}
+        found = {key: result for key, result in found.items() if result is not None}
+        return {**found, "left_out": dict(self.left_out)} if self.left_out else found
 
     def probe_lines(self) -> list[dict[str, Any]]:
         """The lines of probe.jsonl; none without a probe."""
-        probe = self.passes.get("probe")
+        probe = None if "probe" in self.left_out else self.passes.get("probe")
         return probe.lines() if isinstance(probe, ProbePass) else []
+
+    def _try(self, key: str, asking: Callable[[nn.Module], None], model: nn.Module, name: str) -> None:
+        """Asks one model. A message to the user is kept and told, and every other error is a bug and is raised."""
+        try:
+            asking(model)
+        except TunesmithError as error:
+            parts = [f"{error.what.rstrip('.')} ({name}{f', {error.where}' if error.where else ''}).", error.why]
+            self.left_out[key] = " ".join(filter(None, parts))
+            self.listener.warn(f"{key} is left out of the verdict: {self.left_out[key]}")
 
 
 def side_passes(
@@ -128,4 +146,4 @@ def side_passes(
         passes["memorisation"] = MemorisationPass(trained, held_out, budget=budget, layout=layout, **texts)
     elif settings.memorisation:
         listener.say("memorisation is not measured: it needs the rows that the run was trained on, so leave --data out")
-    return SidePasses(passes)
+    return SidePasses(passes, listener)

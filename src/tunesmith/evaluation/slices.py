@@ -15,7 +15,7 @@ from scipy import stats
 
 from tunesmith.data.checks.scripts import NO_SCRIPT, UNKNOWN, knows_languages, language_of, script_of
 from tunesmith.evaluation.compare import Level, bootstrap_differences, compare_alone
-from tunesmith.evaluation.metrics.base import RowScores, RowStatistics, Scores
+from tunesmith.evaluation.metrics.base import RowScores, RowStatistics, Scores, is_rate
 from tunesmith.evaluation.statistics import holm, widened_tail
 from tunesmith.evaluation.wording import lower_is_better
 
@@ -142,7 +142,7 @@ def _slice(metric: str, by: str, name: str, base: Scores, tuned: Scores, level: 
 def interval_of(metric: str, scores: Scores, level: Level) -> list[float]:
     """The interval of one model's score: Wilson's of a rate, else that of the bootstrap."""
     groups = len(scores) if scores.groups is None else len(np.unique(scores.groups))
-    if isinstance(scores, RowScores) and groups == len(scores) and _is_rate(scores):
+    if groups == len(scores) and is_rate(scores):
         found = stats.binomtest(int(scores.total.sum()), len(scores)).proportion_ci(level.confidence, method="wilson")
         return [float(found.low), float(found.high)]
     # The difference from a model whose score is always 0 is the score itself.
@@ -153,10 +153,6 @@ def interval_of(metric: str, scores: Scores, level: Level) -> list[float]:
     if metric == "perplexity":
         low, high = np.exp(np.minimum([low, high], 700.0)).tolist()
     return [low, high]
-
-
-def _is_rate(scores: RowScores) -> bool:
-    return set(np.unique(scores.total)) <= {0.0, 1.0} and bool((scores.weight == 1).all())
 
 
 def _zero(sums: np.ndarray) -> np.ndarray:

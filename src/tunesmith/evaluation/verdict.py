@@ -73,7 +73,8 @@ class Verdict(TypedDict):
     held-out rows, and ``trained_on`` says how many of them the run was trained on, if that is known. ``cannot_tell``
     are metrics that should have decided but are at their floor or ceiling. ``damage`` and ``advice`` are as above.
     ``probe`` is a ProbeResult. ``divergence``, ``memorisation``, ``side_effects`` and ``baselines`` are what modules of
-    these names give. ``slices`` are SliceResults of the metric ``sliced_by``, the worst first.
+    these names give. ``left_out`` says by key why ``probe``, ``divergence`` or ``memorisation`` could not be measured.
+    ``slices`` are SliceResults of the metric ``sliced_by``, the worst first.
     """
 
     verdict: Judgement
@@ -93,6 +94,7 @@ class Verdict(TypedDict):
     probe: NotRequired[dict[str, Any]]
     divergence: NotRequired[dict[str, Any]]
     memorisation: NotRequired[dict[str, Any]]
+    left_out: NotRequired[dict[str, str]]
     side_effects: NotRequired[dict[str, Any]]
     baselines: NotRequired[dict[str, Any]]
     sliced_by: NotRequired[str]

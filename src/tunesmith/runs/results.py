@@ -1,6 +1,12 @@
-"""Whether what a finished run made is whole: its verdict, its answers, and the weights that they are about."""
+"""Whether what a finished run made is whole: its verdict, its answers, and the weights that they are about.
+
+And how a result that a later command made is kept in the folder of a run.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import changes, damage, in_words
@@ -29,6 +35,34 @@ def tell_of_result(run: Run, listener: Listener) -> bool:
     for note in notes:
         listener.warn(note)
     return True
+
+
+def keep_result(
+    run: Run,
+    name: str,
+    found: Mapping[str, Any],
+    listener: Listener,
+    *,
+    beside: Mapping[str, Sequence[dict[str, Any]]] | None = None,
+) -> None:
+    """Adds a result to those that a file of the run's folder holds. A folder that takes no files is only a warning.
+
+    Args:
+        name: of the file of JSON lines.
+        found: the line.
+        beside: files of JSON lines that belong to the newest result alone, so they are replaced.
+    """
+    try:
+        run.append(name, dict(found))
+        run.seal(name)
+        for file, lines in (beside or {}).items():
+            run.write_lines(file, lines)
+        if beside:
+            run.settle()
+    except OSError as error:
+        listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
+    else:
+        listener.say(f"kept in {run.folder / name}; `tunesmith runs show {run.folder}` shows it")
 
 
 def _lost(run: Run) -> dict[str, str]:

@@ -112,6 +112,9 @@ def verdict_fault(found: Any) -> str | None:
     for name, fault_of in (("divergence", divergence_fault), ("memorisation", memorisation_fault)):
         if found.get(name) is not None and (fault := fault_of(found[name])):
             return f"{name}: {fault}"
+    left_out = found.get("left_out") or {}
+    if not isinstance(left_out, Mapping) or not all(isinstance(why, str) for why in left_out.values()):
+        return "left_out does not say why something is not there."
     if found.get("baselines") is not None and (fault := baselines_fault(found["baselines"])):
         return f"baselines: {fault}"
     if found.get("slices") is not None and not (

@@ -96,7 +96,7 @@ class BaselinePass:
             listener.say(f"baselines learn from {len(pairs.prompts):,} of {pairs.total:,} training rows")
         listener.say(f"baselines: {', '.join(names)}")
         made = {} if self.few_shot is None else {"few_shot": self.few_shot.texts}
-        return Baselines(names, pairs, settings, made, left_out)
+        return Baselines(names, pairs, settings, made, left_out, listener)
 
 
 def baseline_pass(

@@ -18,6 +18,7 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 from torch import nn
 
+from tunesmith.data.batches.layout import probed_layout
 from tunesmith.deploy.tuned import Tuned, load
 from tunesmith.errors import DataError, RecipeError, pip_install
 from tunesmith.evaluation.benchmarks.scoring import compared, values
@@ -27,10 +28,10 @@ from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.drift import allowed_kinds
-from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.plain_files import refuse_links
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.results import keep_result
 from tunesmith.runs.run_files import BENCHMARKS
 from tunesmith.runs.surroundings import library_call
 from tunesmith.training.rehearsal import memory_faults
@@ -119,7 +120,7 @@ def benchmark(
         "benchmarks": entries,
     }
     if tuned.target.run is not None:
-        _keep(tuned.target.run, result, listener)
+        keep_result(tuned.target.run, BENCHMARKS, result, listener)
     return result
 
 
@@ -241,16 +242,13 @@ def _loaded(tasks: Sequence[str], folder: Path | None) -> Any:
 def _harness_model(model: nn.Module, tuned: Tuned, name: str, batch_size: int, listener: Listener) -> Any:
     from tunesmith.evaluation.benchmarks.harness_model import HarnessModel
 
-    recipe = tuned.target.recipe
-    # Prefixes are shared only if training has probed that: not for a plain model or an adapter made elsewhere.
-    shares = recipe is not None and recipe.training.layout in ("tree", "packed")
     return HarnessModel(
         model,
         tuned.tokenizer,
         stop_ids=tuned.stop_ids,
         batch_size=batch_size,
         budget=partial(micro_batch_tokens, tuned.device),
-        layout="tree" if shares else "padded",
+        layout=probed_layout(tuned.target.recipe),
         name=name,
         listener=listener,
     )
@@ -329,14 +327,3 @@ def _guarded(*, allow_functions: bool) -> Iterator[None]:
         log.setLevel(level)
         if refused:  # the harness goes on without the metric, or fails for the lack of it
             raise refused[0]
-
-
-def _keep(run: Run, found: dict[str, Any], listener: Listener) -> None:
-    """Adds the result to those that the run's folder holds. A folder that takes no files is only a warning."""
-    try:
-        run.append(BENCHMARKS, found)
-        run.seal(BENCHMARKS)
-    except OSError as error:
-        listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
-    else:
-        listener.say(f"kept in {run.folder / BENCHMARKS}; `tunesmith runs show {run.folder}` shows it")

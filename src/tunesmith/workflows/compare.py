@@ -22,10 +22,10 @@ from tunesmith.recipe.paths import local, shown
 from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import allowed_kinds
-from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import html_table, paragraph
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.results import keep_result
 from tunesmith.runs.run_files import COMPARISONS
 from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
@@ -138,7 +138,9 @@ def _compare(
         pairs=found,
     )
     if first.target.run is not None:
-        _keep(first.target.run, {"settings": [without_secrets(each) for each in settings], **result}, listener)
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        typed = [without_secrets(each) for each in settings]
+        keep_result(first.target.run, COMPARISONS, {"time": now, "settings": typed, **result}, listener)
     return result
 
 
@@ -228,15 +230,3 @@ def _pairs(
             )
         asked.append(AskedPair(one, other, before, after))
     return asked
-
-
-def _keep(run: Run, found: dict[str, Any], listener: Listener) -> None:
-    """Adds the result to those that the run's folder holds. A folder that takes no files is only a warning."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    try:
-        run.append(COMPARISONS, {"time": now, **found})
-        run.seal(COMPARISONS)
-    except OSError as error:
-        listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
-    else:
-        listener.say(f"kept in {run.folder / COMPARISONS}; `tunesmith runs show {run.folder}` shows it")

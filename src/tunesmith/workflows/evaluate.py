@@ -20,10 +20,10 @@ from tunesmith.evaluation.wording import baseline_sentences
 from tunesmith.recipe.paths import shown
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import allowed_kinds
-from tunesmith.runs.folder import Run
 from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import metrics_html, metrics_text, paragraph
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.results import keep_result
 from tunesmith.runs.run_files import ANSWERS, EVALUATIONS, PROBE
 from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
@@ -144,8 +144,11 @@ def _evaluate(
     result.samples = samples
     if tuned.target.run is not None:
         typed = [without_secrets(each) for each in settings]
-        kept = {"target": str(target), "settings": typed, **result}
-        _keep(tuned.target.run, kept, samples, answered, listener)
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        kept = {"time": now, "target": str(target), "settings": typed, **result}
+        # Without lines of the probe, those of an earlier one stay.
+        beside = {ANSWERS: samples, **({PROBE: answered} if answered else {})}
+        keep_result(tuned.target.run, EVALUATIONS, kept, listener, beside=beside)
     return result
 
 
@@ -157,29 +160,3 @@ def _trained_on(found: FoundTarget, ready: JudgedTarget, listener: Listener) -> 
     if found.data is None and not any(change.kind == "data" for change in ready.changes):
         return TrainedOn.of(ready.survey, ready.corpus)
     return rows_of_run(run, recipe, ready.tuned.template, listener)
-
-
-def _keep(
-    run: Run,
-    found: dict[str, Any],
-    samples: Sequence[dict[str, Any]],
-    answered: Sequence[dict[str, Any]],
-    listener: Listener,
-) -> None:
-    """Adds the result to those that the run's folder holds, and replaces the answers of the one before.
-
-    ``answered`` are the lines of probe.jsonl; without any, those of an earlier probe stay. A folder that takes no files
-    is only a warning.
-    """
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    try:
-        run.append(EVALUATIONS, {"time": now, **found})
-        run.seal(EVALUATIONS)
-        run.write_lines(ANSWERS, samples)
-        if answered:
-            run.write_lines(PROBE, answered)
-        run.settle()
-    except OSError as error:
-        listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
-    else:
-        listener.say(f"kept in {run.folder / EVALUATIONS}; `tunesmith runs show {run.folder}` shows it")

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.data.batches.layout import LayoutName
+from tunesmith.data.batches.layout import LayoutName, probed_layout
 from tunesmith.data.corpus import Corpus, encode_corpus
 from tunesmith.data.survey import Survey, check_metrics, only_held_out, survey_rows
 from tunesmith.deploy.tuned import ModelTarget, Tuned, find_target
@@ -166,9 +166,7 @@ def judged(
     if task is None:
         raise no_rows_to_judge(found.name, "The run held no rows out (data.eval is 0).")
     budget = micro_batch_tokens(tuned.device, max(len(row.ids) for row in task.rows))
-    # Prefixes are shared only if training has probed that: not for a plain model or an adapter made elsewhere.
-    probed = run is not None and recipe.training.layout in ("tree", "packed")
-    layout: LayoutName = "tree" if probed else "padded"
+    layout = probed_layout(None if run is None else recipe)
     batches = task_batches(task, budget=budget, layout=layout)
     judge = Judge(task, batches, tuned.tokenizer, tuned.stop_ids, recipe.evaluation)
     judge.check_questions(tuned.model)

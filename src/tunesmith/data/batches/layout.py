@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tunesmith.recipe.settings import Recipe
+
 LayoutName = Literal["tree", "packed", "padded"]
 LEAST_SHARED = 16  # tokens that a segment must save: its attention calls cost about as much (docs/lab.md)
 BATCH_COST = 64  # tokens: what one more batch costs, most of it for reading the weights again
@@ -123,6 +125,14 @@ def _moved(part: Any, device: torch.device | str) -> Any:
     if not is_dataclass(part) or isinstance(part, type):
         return part
     return replace(part, **{field.name: _moved(getattr(part, field.name), device) for field in fields(part)})
+
+
+def probed_layout(recipe: Recipe | None) -> LayoutName:
+    """How rows are laid out for a model that was trained elsewhere, by the recipe of its run.
+
+    Prefixes are shared only if the training has probed that: not for a plain model or an adapter without a run.
+    """
+    return "tree" if recipe is not None and recipe.training.layout in ("tree", "packed") else "padded"
 
 
 def micro_batches(

@@ -53,7 +53,7 @@ def report_run(run: str | Path, *, html: str | Path | None = None, card: str | P
 def report_at_end(run: Run, listener: Listener) -> None:
     """Writes both into the folder of a run that has ended. Whatever goes wrong is said, and the run stays complete.
 
-    A file that the user changed stays as it is.
+    A file that the user changed stays as it is. A bug is told with its type and text, and `runs report` shows it whole.
     """
     try:
         with disk_errors(run.folder, RunError):
@@ -68,6 +68,11 @@ def report_at_end(run: Run, listener: Listener) -> None:
         listener.warn(
             f"{REPORT} and {CARD} were not written: {error.what}{why}. The run is complete without them. "
             f"`tunesmith runs report {run.folder}` makes them again"
+        )
+    except Exception as error:  # noqa: BLE001 - a bug must not make a finished run look like one that failed
+        listener.warn(
+            f"{REPORT} and {CARD} were not written: this is a bug in Tunesmith ({type(error).__name__}: {error}). The "
+            f"run is complete without them. Please report the bug: `tunesmith runs report {run.folder}` shows it whole"
         )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -280,3 +280,12 @@ def row_scores(scores: Sequence[float], groups: Sequence[int] | None = None) -> 
     """RowScores of a metric whose value is the mean over rows."""
     total = np.asarray(scores, dtype=np.float64)
     return RowScores(total, np.ones_like(total), None if groups is None else np.asarray(groups))
+
+
+def is_rate(scores: Scores) -> TypeGuard[RowScores]:
+    """Whether the value is the share of rows that are right."""
+    return (
+        isinstance(scores, RowScores)
+        and bool((scores.weight == 1).all())
+        and set(np.unique(scores.total)) <= {0.0, 1.0}
+    )

@@ -222,12 +222,6 @@ def parameters_in(path: Path) -> int:
     return _held(reader)
 
 
-def tokenizer_in(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of the file. Raises ModelError as ``parameters_in`` does, or if there is none."""
-    check_magic(path)
-    return build_tokenizer(_read(path)[1], path)
-
-
 def _held(reader: GGUFReader) -> int:
     return sum(int(tensor.n_elements) for tensor in reader.tensors if not tensor.name.startswith("rope_freqs"))
 
