@@ -14,7 +14,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.evaluation import baselines as module
 from tunesmith.evaluation.baselines import Baselines, TrainingPairs, answers_of, check_baselines, chosen
 from tunesmith.evaluation.metrics.answers import score_answers, text_metrics
-from tunesmith.evaluation.wording import baseline_sentences
+from tunesmith.evaluation.wording import baseline_outcome, baseline_sentences
 from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.stored_shapes import baselines_fault
 
@@ -67,10 +67,11 @@ def test_a_linear_model_over_words_solves_what_words_decide_and_the_verdict_says
     assert majority["value"] == asked.answers.count("card") / 80
     assert majority["interval"][0] < majority["value"] < majority["interval"][1]
     assert majority["difference"] == pytest.approx(79 / 80 - majority["value"])
-    assert [each["does_as_well"] for each in found["results"]] == [False, True, True]
+    assert [each["outcome"] for each in found["results"]] == ["worse", *["not shown to be worse"] * 2]
     (of_nearest, of_linear) = baseline_sentences({"baselines": found})
-    assert of_nearest.startswith("The answer of the nearest training prompt does as well: exact_match ")
-    assert of_linear.startswith(f"A linear model over words does as well: exact_match {linear['value']:.4g}, tuned ")
+    assert of_nearest.startswith("The answer of the nearest training prompt is not shown to be worse: exact_match ")
+    said = "A linear model over words is not shown to be worse: exact_match "
+    assert of_linear.startswith(f"{said}{linear['value']:.4g}, tuned ")
     assert baselines_fault(found) is None
 
 
@@ -109,13 +110,43 @@ def test_rows_that_the_linear_model_leaves_out_are_told(monkeypatch: pytest.Monk
     assert any("linear learns from 60 of 120 training rows" in text for text in heard.said)
 
 
+def test_only_what_lies_within_the_margin_does_as_well() -> None:
+    """80 rows that are all right on both sides leave 4.6 points to either side; 2 points take 400 rows."""
+    learned = topics(120, 0)
+    for rows, changes, outcome in (
+        (80, {}, "not shown to be worse"),
+        (80, {"margin": 0.1}, "as well"),
+        (400, {}, "as well"),
+        (400, {"margin": 0.001}, "not shown to be worse"),
+    ):
+        asked = topics(rows, 1)
+        found = judged(learned, asked, answers_of("linear", learned, asked.prompts), **changes)
+        linear = next(each for each in found["results"] if each["name"] == "linear")
+        assert linear["metrics"]["exact_match"]["verdict"] == "no evidence" and linear["outcome"] == outcome
+        assert found["margin"] == changes.get("margin", 0.02)
+        within = max(map(abs, linear["metrics"]["exact_match"]["difference_interval"])) <= found["margin"]
+        assert within is (outcome == "as well")
+        said = " ".join(baseline_sentences({"baselines": found}))
+        how = f"does as well, within {found['margin']:g}" if within else "is not shown to be worse"
+        assert f"A linear model over words {how}: " in said
+
+
+def test_a_baseline_of_an_earlier_version_does_not_do_as_well_by_lack_of_evidence() -> None:
+    found = judged(topics(120, 0), topics(80, 1), ["card"] * 80)
+    for verdict, outcome in (("worse", "better"), ("no evidence", "not shown to be worse"), ("better", "worse")):
+        values = {**found["results"][2]["metrics"]["exact_match"], "verdict": verdict}
+        earlier = {"name": "linear", "metrics": {"exact_match": values}, "does_as_well": verdict != "better"}
+        assert baseline_outcome(earlier, "exact_match") == outcome
+        assert baselines_fault({"metric": "exact_match", "results": [earlier]}) is None
+
+
 def test_words_cannot_tell_whether_a_sum_is_even_and_the_verdict_is_silent() -> None:
     learned, asked = sums(200, 0), sums(200, 1)
     found = judged(learned, asked, list(asked.answers))
     for each in found["results"]:
         assert each["metrics"]["exact_match"]["value"] < 0.75, each["name"]
         assert each["metrics"]["exact_match"]["verdict"] == "better"
-        assert each["does_as_well"] is False
+        assert each["outcome"] == "worse"
     assert baseline_sentences({"baselines": found}) == []
 
 
@@ -123,7 +154,7 @@ def test_a_tuned_model_that_is_worse_than_words_hears_that_they_do_better() -> N
     asked = topics(80, 1)
     found = judged(topics(120, 0), asked, ["card"] * 80)
     linear = next(each for each in found["results"] if each["name"] == "linear")
-    assert linear["metrics"]["exact_match"]["verdict"] == "worse" and linear["does_as_well"]
+    assert linear["metrics"]["exact_match"]["verdict"] == "worse" and linear["outcome"] == "better"
     assert "A linear model over words does better: " in " ".join(baseline_sentences({"baselines": found}))
 
 
@@ -175,8 +206,9 @@ def test_a_table_of_baselines_fits_into_80_columns() -> None:
     [
         {"results": None},
         {"results": [{"name": 3}]},
-        {"results": [{"name": "linear", "does_as_well": 1, "metrics": {}}]},
-        {"metric": "bleu", "results": [{"name": "linear", "does_as_well": True, "metrics": {}}]},
+        {"results": [{"name": "linear", "outcome": 1, "metrics": {}}]},
+        {"metric": "bleu", "results": [{"name": "linear", "outcome": "as well", "metrics": {}}]},
+        {"metric": "bleu", "margin": "2", "results": []},
     ],
 )
 def test_odd_baselines_of_a_verdict_are_named(odd: dict[str, Any]) -> None:

@@ -56,6 +56,10 @@ def test_labels_by_likelihood_and_their_calibration_have_lines() -> None:
         "Confidence -> right (rows): 0.61 -> 0.50 (12), 0.98 -> 1.00 (12)."
     )
     assert base == tuned.replace("tuned", "base")
+    now = {**table, "calibration_error": {"value": 0.065}}  # older runs have an interval of it
+    (line,) = lines_below({"details": {DETAILS: {"tuned": now}}})
+    assert line == tuned.replace(" (0.03 to 0.12)", "")
+    assert verdict_fault({"metrics": {}, "verdict": "better", "details": {DETAILS: {"tuned": now}}}) is None
     found = {"metrics": {}, "verdict": "better", "details": details}
     assert verdict_fault(found) is None
     for broken in (
@@ -66,6 +70,22 @@ def test_labels_by_likelihood_and_their_calibration_have_lines() -> None:
         [],
     ):
         assert str(verdict_fault({**found, "details": broken})).startswith("details: ")
+
+
+def test_what_could_not_be_measured_says_why() -> None:
+    verdict = {
+        "metrics": {},
+        "verdict": "better",
+        "divergence": {"general": {"left_out": "1 is too few"}, "own_answers": {"left_out": "none"}, "confidence": 0.9},
+        "memorisation": {"left_out": "3 training rows are long enough, and it takes 20"},
+    }
+    assert lines_below(verdict) == [
+        "Divergence from the base on general text is not measured: 1 is too few.",
+        "Divergence from the base on the base's own answers is not measured: none.",
+        "Memorisation is not measured: 3 training rows are long enough, and it takes 20.",
+    ]
+    assert verdict_fault(verdict) is None
+    assert str(verdict_fault({**verdict, "memorisation": {"left_out": 3}})).startswith("memorisation: ")
 
 
 def test_the_worst_slices_are_one_line() -> None:

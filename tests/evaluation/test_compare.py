@@ -167,7 +167,7 @@ def test_the_first_metric_decides_and_loss_is_always_there():
 def test_equal_scores_are_no_evidence():
     found = one(losses(2.0), losses(2.0))
     assert found["verdict"] == "no evidence" and found["interval"] == [0.0, 0.0]
-    assert found["reason"] is not None and found["reason"].startswith("Base and tuned model score the same")
+    assert found["reason"] is not None and found["reason"].startswith("Both models score the same")
 
 
 def test_a_difference_of_rounding_is_no_evidence():
@@ -256,7 +256,7 @@ def test_the_sentence_says_it_in_plain_words():
     assert sentence(same) == (
         f"No evidence that the tuned model is better or worse than the base: loss {losses(2.0, rows=1).value:.4g} -> "
         f"{losses(2.0, rows=1).value:.4g} on 1 held-out row (difference +0, 95% interval +0 to +0, lower is better). "
-        "Base and tuned model score the same; at least 6 must differ for a verdict at 95% confidence. "
+        "Both models score the same; at least 6 must differ for a verdict at 95% confidence. "
         "This is about the loss alone, not about whether answers are right."
     )
     assert sentence(compare({"loss": losses(1.0)}, {"loss": losses(3.0)})).startswith("Worse than the base: loss ")

@@ -72,3 +72,13 @@ def test_sources_that_were_read_differently_need_keys_that_say_how_new_rows_are_
     keys = ["data.columns={prompt: q, completion: a}", "data.instruction=Say it."]
     [source] = evaluation_recipe(stored, "run", "new.jsonl", keys).data.sources("train")
     assert (source.columns, source.instruction) == ({"prompt": "q", "completion": "a"}, "Say it.")
+
+
+def test_rows_of_few_shot_are_left_out_with_the_baseline(tmp_path: Path) -> None:
+    evaluation = {"metrics": ["exact_match"], "baselines": ["few_shot"], "few_shot_rows": 3}
+    values = {"model": "m", "data": {"train": "old.jsonl"}, "evaluation": evaluation, "output_dir": "run"}
+    stored = read_recipe(values).recipe
+    for typed, rows in (([], 3), (["baselines=[few_shot, majority]"], 3), (["baselines=none"], 4)):
+        assert evaluation_recipe(stored, "run", "new.jsonl", typed).evaluation.few_shot_rows == rows
+    with pytest.raises(RecipeError, match="few_shot_rows has no meaning"):
+        evaluation_recipe(stored, "run", "new.jsonl", ["baselines=none", "few_shot_rows=2"])

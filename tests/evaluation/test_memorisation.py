@@ -114,4 +114,5 @@ def test_rows_that_come_back_are_memorised_only_if_held_out_rows_do_not(tokenize
     assert task["held_out"] == {"rows": 40, "base": 0.0, "tuned": 0.75, "p_value": pytest.approx(0.6, abs=0.1)}
     learned = returned(tokenizer, [False] * 80, [True] * 30 + [False] * 50, 40)
     assert learned is not None and learned["memorised"] and learned["held_out"]["p_value"] < 1e-6
-    assert returned(tokenizer, [False] * 19, [True] * 19, 19) is None
+    few = "19 training rows have learned texts of 16 tokens or more, and it takes 20"
+    assert returned(tokenizer, [False] * 19, [True] * 19, 19) == {"left_out": few}

@@ -44,6 +44,24 @@ def test_a_row_that_is_there_twice_is_shared_as_often_as_all_have_it(tmp_path: P
     assert len(shared_keys([mine, theirs], limit=None, seed=0)) == 2
 
 
+def test_a_row_that_is_known_by_its_place_is_not_replaced_by_another_one_like_it(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.jsonl", [1, 2])
+    more = written(tmp_path / "b.jsonl", [1, 3])
+    mine = rows_that_judge(one := surveyed(file), one.scan.good)
+    for first, second in ((file, more), (more, file)):
+        survey = survey_rows(
+            DataSettings.model_validate(
+                {"train": [{"path": str(path)} for path in (first, second)], "eval": 0.0, "instruction": "Say it."}
+            ),
+            seed=0,
+        )
+        theirs = rows_that_judge(survey, survey.scan.good, by_place(mine))
+        assert len(theirs.numbers) == 4, "every row has a key of its own"
+        shared = [theirs.numbers[key] for key in shared_keys([mine, theirs], limit=None, seed=0)]
+        assert [survey.scan.files[int(survey.scan.file[number])] for number in shared] == [str(file)] * 2
+        assert [int(survey.scan.line[number]) for number in shared] == [1, 2]
+
+
 def test_rows_with_other_instructions_are_the_same_by_their_place(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", range(8))
     one, other = surveyed(file), surveyed(file, instruction="Be brief.")

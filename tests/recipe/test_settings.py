@@ -194,6 +194,9 @@ def test_layers_are_chosen_only_where_peft_would_heed_it() -> None:
 
 def test_sampling_settings_need_sampling() -> None:
     assert "temperature has no effect while do_sample is false" in refusal(evaluation={"temperature": 0.7})
+    for own in ({}, {"baselines": "none"}, {"metrics": ["exact_match"], "baselines": ["nearest"]}):
+        said = refusal(evaluation={**own, "few_shot_rows": 3})
+        assert "few_shot_rows has no meaning unless baselines names few_shot" in said
     assert "top_p has no effect while do_sample is false" in refusal(evaluation={"top_p": 0.9})
     assert recipe(evaluation={"temperature": 0.7, "do_sample": True}).evaluation.temperature == 0.7
     assert "named twice" in refusal(evaluation={"metrics": ["loss", "loss"]})

@@ -126,6 +126,8 @@ def test_runs_that_hold_out_other_rows_are_compared_on_those_that_both_hold_out(
     by_label = tunesmith.compare(["a", "c"], settings=[f"metrics=[{', '.join(named)}]"], progress=False)
     assert list(by_label["metrics"]) == [*named, "loss"] and by_label["rows"] == len(both)
     assert by_label["metrics"]["likelihood_accuracy"]["base"] >= 1 / len(both)
+    (note,) = [each for each in by_label["notes"] if each.startswith("Labels are the answers of the compared rows")]
+    assert note.endswith("so its values of accuracy, macro_f1, likelihood_accuracy can differ.")
     # No row in common: refused, and what the message advises works.
     (Path("other.jsonl")).write_text(Path("rows.jsonl").read_text().replace("thing", "number"))
     train(changed(values, "e", data={"train": "other.jsonl"}))
@@ -135,6 +137,19 @@ def test_runs_that_hold_out_other_rows_are_compared_on_those_that_both_hold_out(
     rows = [{"input": f"new {n}", "output": f"word {n % 3}"} for n in range(8)]
     on_others = tunesmith.compare(["a", "e"], data=rows, progress=False)
     assert (on_others["rows"], on_others["data"]) == (8, "rows given in Python")
+
+
+def test_a_checkpoint_that_was_copied_out_of_its_run_may_know_the_rows_and_a_note_says_so(
+    values: dict[str, Any],
+) -> None:
+    train(values)
+    shutil.copytree("a/checkpoints/step-000002", "copy")
+    rows = [{"input": f"new {n}", "output": f"word {n % 3}"} for n in range(8)]
+    for data in (None, rows):
+        found = tunesmith.compare(["a", "copy"], data=data, progress=False)
+        assert found["notes"] == ["It is not known whether copy was trained on these rows: it has no run here."]
+        assert [model["trained_on"] for model in found["models"] if model["name"] == "copy"] == [None]
+    assert "decided_by" not in found and all(pair["verdict"]["decided_by"] for pair in found["pairs"])
 
 
 def test_other_prompts_and_another_base_are_named_and_a_named_base_is_compared_once(

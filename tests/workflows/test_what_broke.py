@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from tests.workflows.test_damaged_runs import Heard
 
+from tunesmith.deploy.report.files import report_run
 from tunesmith.errors import RunError
 from tunesmith.evaluation.advice import advice
 from tunesmith.evaluation.below_verdict import lines_below
+from tunesmith.evaluation.divergence import measuring
+from tunesmith.evaluation.divergence.texts import general_texts
 from tunesmith.model.compute import divergence
 from tunesmith.recipe.file import read_recipe
 from tunesmith.runs.folder import Run
@@ -64,6 +67,26 @@ def test_a_run_and_an_evaluation_keep_both_and_show_them(values: dict[str, Any],
     lines = lines_below(made.verdict)
     assert lines[0].startswith("Divergence from the base on general text: ")
     assert "training rows come back word for word from their first 16 tokens (base: 0; of held-out rows: " in lines[-1]
+
+
+def test_too_few_rows_or_texts_are_said_where_the_result_would_be(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"thing {n}", "completion": f"word {n % 3}"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(measuring, "general_texts", lambda *names: general_texts(*names)[:1])
+    made = train(values, progress=False)
+    few = "0 training rows have learned texts of 16 tokens or more, and it takes 20"
+    assert made.verdict["memorisation"] == {"left_out": few}
+    one = {"left_out": "1 of the texts could be measured, and it takes 2"}
+    assert made.verdict["divergence"] == {"general": one, "own_answers": one, "confidence": 0.95}
+    kept = details(made.run)
+    assert not any(name == "damaged" for name, _ in kept.facts)
+    lines = lines_below(made.verdict)
+    assert f"Memorisation is not measured: {few}." in lines
+    assert sum("is not measured: 1 of the texts" in line for line in lines) == 2
+    (page,) = report_run(made.run, html=tmp_path / "report.html")
+    assert f"Memorisation is not measured: {few}." in page.read_text()
 
 
 @pytest.mark.parametrize("method", [{"name": "lora", "r": 4}, {"name": "full"}])

@@ -74,7 +74,7 @@ def _overfitting(found: Symptom | None, verdict: Mapping[str, Any]) -> Iterator[
 def _forgetting(verdict: Mapping[str, Any], recipe: Recipe) -> Iterator[Advice]:
     """General text became less likely than it was for the base, by more than what may be harmless."""
     general = (verdict.get("divergence") or {}).get("general")
-    if general is None or general["loss"]["verdict"] != "worse":
+    if general is None or "left_out" in general or general["loss"]["verdict"] != "worse":
         return
     base, tuned = general["loss"]["base"], general["loss"]["tuned"]
     if rose("loss", base, tuned):

@@ -1,4 +1,4 @@
-"""Answers that need no tuned model, as a measure of it: if a bag of words does as well, the verdict says so.
+"""Answers that need no tuned model, as a measure of it: if a bag of words is not worse, the verdict says so.
 
 - ``majority``: the most frequent answer of the training rows.
 - ``nearest``: the answer of the training row whose prompt is nearest, by the cosine of tf-idf vectors.
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -37,6 +37,9 @@ _WORDS, _CHARACTERS = 50_000, 50_000  # different n-grams that count, the most f
 _ROWS_AT_A_TIME = 256  # of the asked prompts, for a dense matrix of similarities
 MOST_LINEAR = 6000  # rows that the regression learns from: its matrix of similarities has their square, 144 MiB
 _PENALTY = 0.5  # of the regression
+MARGIN = 2  # points, if evaluation.margin does not say otherwise
+POINTS = {"bleu": 1.0, "chrf": 1.0}  # what one point is; 0.01 of the other metrics
+BaselineOutcome = Literal["better", "as well", "not shown to be worse", "worse"]
 
 
 class BaselineMetric(TypedDict):
@@ -51,11 +54,11 @@ class BaselineMetric(TypedDict):
 
 
 class BaselineResult(TypedDict):
-    """One baseline. ``does_as_well``: it is not significantly worse than the tuned model, by the deciding metric."""
+    """One baseline. ``outcome``: how it is beside the tuned model, by the deciding metric."""
 
     name: str
     metrics: dict[str, BaselineMetric]
-    does_as_well: bool
+    outcome: BaselineOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,10 @@ class Baselines:
         labels: Sequence[str] = (),
         decided_by: str,
     ) -> dict[str, Any]:
-        """What verdict.json keeps: ``{metric, training_rows, results, left_out}``.
+        """What verdict.json keeps: ``{metric, margin, training_rows, results, left_out}``.
+
+        A baseline does as well if the whole interval of the difference is within the margin: ``evaluation.margin``, or
+        2 points if that is not set. The margin is None for a Python function, whose scale nobody knows.
 
         Each baseline is tested by itself: whoever says that the tuned model beats all of them has had every test to
         pass, so that nothing is corrected for being several (an intersection-union test, Berger 1982).
@@ -113,6 +119,9 @@ class Baselines:
         metrics = text_metrics(settings)
         names = [metric.name for metric in metrics]  # those of one answer
         decides = decided_by if decided_by in names else names[0]
+        margin = settings.margin if decides == decided_by else None
+        if margin is None and ":" not in decides:
+            margin = POINTS.get(decides, 0.01) * MARGIN
         results: list[BaselineResult] = []
         if "linear" in self.names and len(self.learned.prompts) > MOST_LINEAR:
             self.listener.say(
@@ -126,11 +135,11 @@ class Baselines:
                     metrics, answers=answers, truths=truths, prompts=prompts, groups=groups, labels=labels
                 )
                 found = {metric: _compared(metric, scores[metric], tuned[metric], level) for metric in scores}
-                as_well = found[decides]["verdict"] != "better"
-                results.append(BaselineResult(name=name, metrics=found, does_as_well=as_well))
+                results.append(BaselineResult(name=name, metrics=found, outcome=_outcome(found[decides], margin)))
                 advance(done, {})
         return {
             "metric": decides,
+            "margin": margin,
             "training_rows": len(self.learned.prompts),
             "results": results,
             "left_out": dict(self.left_out),
@@ -265,6 +274,14 @@ def _similar(rows: Any, others: Any) -> np.ndarray:
         own = slice(start, start + _ROWS_AT_A_TIME)
         found[own] = (rows[own] @ others.T).toarray()
     return found
+
+
+def _outcome(found: BaselineMetric, margin: float | None) -> BaselineOutcome:
+    """What was only not shown to differ does not do as well."""
+    if found["verdict"] in ("better", "worse"):  # the tuned model is
+        return "worse" if found["verdict"] == "better" else "better"
+    within = margin is not None and max(map(abs, found["difference_interval"])) <= margin
+    return "as well" if within else "not shown to be worse"
 
 
 def _compared(name: str, baseline: Scores, tuned: Scores, level: Level) -> BaselineMetric:

@@ -5,7 +5,7 @@ This module imports neither numpy nor torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.evaluation.divergence.wording import divergence_lines
@@ -65,8 +65,7 @@ def _calibration(found: Mapping[str, Any]) -> list[str]:
         if (own := found.get(side)) is None:
             continue
         metrics = [
-            f"{name.replace('_', ' ')} {own[name]['value']:.3g} ({own[name]['interval'][0]:.3g} to "
-            f"{own[name]['interval'][1]:.3g})"
+            f"{name.replace('_', ' ')} {own[name]['value']:.3g}{_between(own[name].get('interval'))}"
             for name in ("calibration_error", "brier_score")
             if name in own
         ]
@@ -75,9 +74,15 @@ def _calibration(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _between(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.3g} to {interval[1]:.3g})"
+
+
 def _memorisation(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
+    if "left_out" in found:
+        return [f"Memorisation is not measured: {found['left_out']}."]
     rows, beside = found["rows"], found["held_out"]
     tuned, base = (round(found[name] * rows) for name in ("tuned", "base"))
     control = f"base: {base}"

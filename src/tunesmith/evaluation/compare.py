@@ -18,6 +18,7 @@ import numpy as np
 
 from tunesmith.evaluation import damage as damages
 from tunesmith.evaluation.metrics.base import RowScores, Scores, is_rate
+from tunesmith.evaluation.metrics.calibration import NOT_COMPARED
 from tunesmith.evaluation.metrics.perplexity import perplexity_of
 from tunesmith.evaluation.statistics import (
     CLUSTERED,
@@ -70,14 +71,16 @@ def compare(
         base: Scores of the base by metric name. ``perplexity`` is computed from ``loss``.
         tuned: the same for the tuned model.
         metrics: names in the order of verdict.json. The first one decides, or ``loss`` if none is named. ``loss`` is
-            always included, at the end if it is not named, unless the models have none that can be compared.
+            always included, at the end if it is not named, unless the models have none that can be compared. Those of
+            NOT_COMPARED are left out.
         confidence: of the intervals and tests.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         margin: how much worse is still as good, in the unit of the metric that decides; None: not tested.
         signs: of broken answers, base and tuned, from ``damage.signs``.
     """
-    names = [*metrics, *(["loss"] if "loss" not in metrics and "loss" in base else [])]
+    names = [name for name in metrics if name not in NOT_COMPARED]
+    names += ["loss"] if "loss" not in names and "loss" in base else []
     level = Level(confidence, resamples, seed, margin)
     found = {name: _metric_verdict(name, *_pair(base, tuned, name), level) for name in names}
     # A metric at its floor or ceiling says nothing, so the next one decides. If all are, it is the first one.
@@ -363,7 +366,7 @@ def _too_little(base: Scores, tuned: Scores, confidence: float) -> str | None:
     if differing >= needed:
         return None
     kind = "rows" if base.groups is None else "independent groups of rows"
-    found = f"Only {differing} of {len(sums)} {kind} differ" if differing else "Base and tuned model score the same"
+    found = f"Only {differing} of {len(sums)} {kind} differ" if differing else "Both models score the same"
     if differing == len(sums):
         found = f"There are only {differing} {kind}"
     return f"{found}; at least {needed} must differ for a verdict at {100 * confidence:g}% confidence."

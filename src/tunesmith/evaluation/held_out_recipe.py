@@ -54,6 +54,8 @@ def evaluation_recipe(stored: Recipe | None, target: str, data: str | None, sett
         of_steps = {"eval_steps", *SELECTING}  # there is no step to select
         raw["training"] = {name: value for name, value in raw.get("training", {}).items() if name not in of_steps}
     metrics = raw.pop("evaluation", {})
+    if any(_without_few_shot(setting) for setting in settings):
+        metrics.pop("few_shot_rows", None)  # the run's own, which is of a baseline that nobody asks for now
     of_validations = {key: metrics.pop(key) for key in DURING if key in metrics}
     # The step may be selected by what these name, and then other rows judge.
     selecting = {key: metrics[key] for key in SELECTED_BY if key in metrics}
@@ -112,6 +114,11 @@ def typed_names(settings: Sequence[str]) -> set[str]:
     """The keys of the evaluation section that the user has typed."""
     names = [setting.partition("=")[0].strip().removeprefix("evaluation.") for setting in settings]
     return {name.partition(".")[0].partition("[")[0] for name in names}
+
+
+def _without_few_shot(setting: str) -> bool:
+    name, _, value = setting.partition("=")
+    return name.strip().removeprefix("evaluation.") == "baselines" and "few_shot" not in value
 
 
 def _prefixed(settings: Sequence[str]) -> list[str]:

@@ -261,7 +261,7 @@ class Judge:
             listener.say(f"{settings.compute_metrics}, base -> tuned: {', '.join(said)}")
         found: dict[str, Any] = {"compute_metrics": computed} if tuned.computed else {}
         level = Level(settings.confidence, settings.resamples, settings.seed)
-        details = with_intervals(_details(before, tuned, verdict["metrics"]), before.scores, tuned.scores, level)
+        details = with_intervals(_details(before, tuned, tuned.scores), before.scores, tuned.scores, level)
         sliced = _sliced(task, before, tuned, verdict["decided_by"], settings)
         found |= {"details": details} if details else {}
         whole = {**verdict, **found, **_by_source(task, before, tuned), **sliced}

@@ -15,7 +15,7 @@ from tunesmith.evaluation.compare import Level
 from tunesmith.evaluation.label_set import Spelling
 from tunesmith.evaluation.metrics.base import Scores
 from tunesmith.evaluation.metrics.by_likelihood import LikelihoodRows
-from tunesmith.evaluation.metrics.calibration import DETAILS
+from tunesmith.evaluation.metrics.calibration import DETAILS, NOT_COMPARED
 from tunesmith.evaluation.metrics.classification import label_numbers, labels_of
 from tunesmith.evaluation.slices import interval_of
 from tunesmith.evaluation.task import Question
@@ -66,15 +66,18 @@ def check_label_lengths(model: nn.Module, questions: Sequence[Question], labels:
 def with_intervals(
     details: dict[str, dict[str, Any]], base: Mapping[str, Scores], tuned: Mapping[str, Scores], level: Level
 ) -> dict[str, dict[str, Any]]:
-    """The details with each model's own calibration metrics, and the bootstrap interval of each."""
+    """The details with each model's own calibration metrics, and the bootstrap interval of the Brier score.
+
+    A bootstrap of the calibration error would be off by the noise that its value is corrected for.
+    """
     if DETAILS not in details:
         return details
     both = {}
     for side, scores in (("base", base), ("tuned", tuned)):
         measured = {name: scores[name] for name in CALIBRATION_METRICS if name in scores}
-        found = {
-            name: {"value": each.value, "interval": interval_of(name, each, level)} for name, each in measured.items()
-        }
+        found: dict[str, dict[str, Any]] = {name: {"value": each.value} for name, each in measured.items()}
+        for name in found.keys() - {*NOT_COMPARED}:
+            found[name]["interval"] = interval_of(name, measured[name], level)
         both[side] = {**details[DETAILS][side], **found}
     return {**details, DETAILS: both}
 

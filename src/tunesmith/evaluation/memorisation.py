@@ -110,11 +110,17 @@ class MemorisationPass:
 
     def check(self, model: nn.Module) -> None:
         """Says if there is too little to measure. Rows that were trained on are never too long for the model."""
-        if len(self.trained) < LEAST_ROWS:
-            self.listener.say(
-                f"memorisation is not measured: {len(self.trained)} training rows have learned texts of "
-                f"{2 * LEAST_REST} tokens or more, and it takes {LEAST_ROWS}"
-            )
+        if self._too_few is not None:
+            self.listener.say(f"memorisation is not measured: {self._too_few}")
+
+    @property
+    def _too_few(self) -> str | None:
+        if len(self.trained) >= LEAST_ROWS:
+            return None
+        return (
+            f"{len(self.trained)} training rows have learned texts of {2 * LEAST_REST} tokens or more, and it takes "
+            f"{LEAST_ROWS}"
+        )
 
     def base_pass(self, untuned: nn.Module) -> None:
         """Lets the base go on."""
@@ -125,9 +131,11 @@ class MemorisationPass:
         self.returned["tuned"] = self._ask(model, "tuned: memorisation")
 
     def result(self) -> dict[str, Any] | None:
-        """What verdict.json keeps: ``MemorisationResult``. None without a base, or if too few rows are long enough."""
-        if "base" not in self.returned or len(self.trained) < LEAST_ROWS:
+        """What verdict.json keeps; ``{left_out: why}`` if too few rows are long enough. None without a base."""
+        if "base" not in self.returned:
             return None
+        if self._too_few is not None:
+            return {"left_out": self._too_few}
         count, settings = len(self.trained), self.settings
         level = Level(settings.confidence, settings.resamples, settings.seed)
         base, tuned = self.returned["base"], self.returned["tuned"]

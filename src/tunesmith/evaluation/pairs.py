@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from tunesmith.evaluation.compare import compare
 from tunesmith.evaluation.metrics.base import RowScores, Scores
+from tunesmith.evaluation.metrics.calibration import NOT_COMPARED
 from tunesmith.evaluation.statistics import holm
 from tunesmith.evaluation.verdict import MetricVerdict, Verdict
 from tunesmith.evaluation.wording import ALONE
@@ -146,6 +147,9 @@ def values(models: Mapping[str, Scored], pairs: Sequence[PairVerdict]) -> dict[s
             own = next(iter(models.values())).scores
             if (name in own or name == "perplexity") and (one_kind or _crosses(name)):
                 found.setdefault(name, {}).update({pair["from"]: metric["base"], pair["to"]: metric["tuned"]})
+    for name in NOT_COMPARED:
+        if own := {model: of.scores[name].value for model, of in models.items() if name in of.scores}:
+            found[name] = own
     return {name: {model: of[model] for model in models if model in of} for name, of in found.items()}
 
 

@@ -36,16 +36,24 @@ def rows_that_judge(survey: Survey, judges: np.ndarray, known: Mapping[_Place, K
         known: rows of another target by their place, whose keys are taken over.
     """
     scan, seen = survey.scan, Counter[tuple[int, int]]()
-    places = _places(survey)
-    numbers: dict[Key, int] = {}
-    for number in np.flatnonzero(judges).tolist():
-        content = (int(scan.content[number, 0]), int(scan.content[number, 1]))
+    places, own = _places(survey), np.flatnonzero(judges).tolist()
+    # 1. Known keys come first, each for one row: no row may take the key of another one.
+    keys: dict[int, Key] = {}
+    taken: set[Key] = set()
+    for number in own:
         key = (known or {}).get(places.get(number, ("", 0)))
-        if key is None:
+        if key is not None and key not in taken:
+            keys[number] = key
+            taken.add(key)
+    # 2. The others count the rows of their content, past the keys that are taken.
+    for number in own:
+        content = (int(scan.content[number, 0]), int(scan.content[number, 1]))
+        while number not in keys:
             key = (*content, seen[content])
             seen[content] += 1
-        numbers[key] = number
-    return JudgingRows(survey, numbers)
+            if key not in taken:
+                keys[number] = key
+    return JudgingRows(survey, {keys[number]: number for number in own})
 
 
 def by_place(rows: JudgingRows) -> dict[_Place, Key]:

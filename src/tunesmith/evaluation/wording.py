@@ -54,21 +54,33 @@ def sentence(verdict: Mapping[str, Any]) -> str:
 
 
 def baseline_sentences(verdict: Mapping[str, Any]) -> list[str]:
-    """A sentence for each baseline that is not worse than the tuned model; none if all are, or there are none."""
-    found = verdict.get("baselines") or {"results": []}
+    """A sentence for each baseline that is not shown to be worse than the tuned model; none if there are none."""
+    found: Mapping[str, Any] = verdict.get("baselines") or {"results": []}
     said = []
     for each in found["results"]:
-        if not each["does_as_well"]:
-            continue
         values = each["metrics"][found["metric"]]
         low, high = values["difference_interval"]
-        how = "better" if values["verdict"] == "worse" else "as well"
+        outcome = baseline_outcome(each, found["metric"])
+        if outcome == "worse":
+            continue
+        how = {"better": "does better", "as well": f"does as well, within {found.get('margin') or 0:g}"}.get(
+            outcome, "is not shown to be worse"
+        )
         tuned, who = values["value"] + values["difference"], BASELINES.get(each["name"], each["name"])
         said.append(
-            f"{who} does {how}: {found['metric']} {values['value']:.4g}, tuned {tuned:.4g} "
+            f"{who} {how}: {found['metric']} {values['value']:.4g}, tuned {tuned:.4g} "
             f"(difference {values['difference']:+.3g}, interval {low:+.3g} to {high:+.3g})."
         )
     return said
+
+
+def baseline_outcome(result: Mapping[str, Any], metric: str) -> str:
+    """``better``, ``as well``, ``not shown to be worse`` or ``worse``: how a baseline is beside the tuned model.
+
+    Earlier versions kept only the verdict, which is about the tuned model.
+    """
+    of_verdict = {"better": "worse", "worse": "better"}
+    return result.get("outcome") or of_verdict.get(result["metrics"][metric]["verdict"], "not shown to be worse")
 
 
 def pair_sentence(pair: Mapping[str, Any]) -> str:

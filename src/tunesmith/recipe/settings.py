@@ -386,13 +386,13 @@ class EvaluationSettings(Settings):
     def _answers_while_training(self) -> EvaluationSettings:
         for name in self.during:
             if name in (*TOKEN_METRICS, *PREFERENCE_METRICS):
-                raise ValueError(
-                    f"during: {name} needs no answers; training.metric_for_best_model may name it without during"
-                )
+                raise ValueError(f"during: {name} needs no answers; training.metric_for_best_model may name it alone")
             if name in PAIR_METRICS:
                 raise ValueError(f"during: {name} compares the answers of two models, and a validation has one")
         if self.differs("during_rows") and not self.during:
             raise ValueError("during_rows has no meaning without during")
+        if self.differs("few_shot_rows") and "few_shot" not in self.baselines:
+            raise ValueError("few_shot_rows has no meaning unless baselines names few_shot")
         return self
 
     @property

@@ -111,11 +111,12 @@ class _BaselineMetric(_Shape):
 class _Baseline(_Shape):
     name: str
     metrics: dict[str, _BaselineMetric]
-    does_as_well: bool
+    outcome: str | None = None  # earlier versions have none
 
 
 class _Baselines(_Shape):
     metric: str
+    margin: float | None = None
     training_rows: int
     results: list[_Baseline]
     left_out: dict[str, str] = {}

@@ -171,10 +171,12 @@ def baselines_fault(found: Any) -> str | None:
     """Of the baselines of a verdict."""
     if not isinstance(found, Mapping) or not isinstance(found.get("results"), list):
         return "It has no results."
+    if found.get("margin") is not None and not _is_number(found["margin"]):
+        return "margin is not a number."
     for each in found["results"]:
         if not isinstance(each, Mapping) or not isinstance(each.get("name"), str):
             return "A baseline has no name."
-        if not isinstance(each.get("does_as_well"), bool) or not isinstance(each.get("metrics"), Mapping):
+        if not isinstance(each.get("outcome", ""), str) or not isinstance(each.get("metrics"), Mapping):
             return f"{each['name']} is no comparison."
         values = each["metrics"].get(found.get("metric"))
         if not isinstance(values, Mapping) or not isinstance(values.get("verdict"), str):
@@ -217,7 +219,7 @@ def divergence_fault(found: Any) -> str | None:
         return "It lacks confidence."
     for name in ("general", "own_answers"):
         each = found.get(name)
-        if each is None:
+        if each is None or _is_left_out(each):
             continue
         if not isinstance(each, Mapping) or not (_is_count(each.get("texts")) and _is_count(each.get("tokens"))):
             return f"{name} lacks texts or tokens."
@@ -225,7 +227,7 @@ def divergence_fault(found: Any) -> str | None:
             return f"{name} lacks kl, changed or interval."
         if not _are_worst(each):
             return f"{name} does not say where the models differ most."
-    if (general := found.get("general")) is None:
+    if (general := found.get("general")) is None or _is_left_out(general):
         return None
     loss, perplexity, groups = (general.get(name) for name in ("loss", "perplexity", "by"))
     if not isinstance(loss, Mapping) or not _is_compared(loss) or not isinstance(loss.get("verdict"), str):
@@ -252,8 +254,15 @@ def _are_worst(found: Mapping[str, Any]) -> bool:
     return True
 
 
+def _is_left_out(found: Any) -> bool:
+    """Whether it only says why it was not measured."""
+    return isinstance(found, Mapping) and isinstance(found.get("left_out"), str)
+
+
 def memorisation_fault(found: Any) -> str | None:
     """Of the training rows that come back."""
+    if _is_left_out(found):
+        return None
     if not isinstance(found, Mapping) or not _is_compared(found) or not isinstance(found.get("memorised"), bool):
         return "It is not a comparison of two models."
     if not (_is_count(found.get("rows")) and _is_count(found.get("first_tokens"))):
@@ -453,8 +462,7 @@ def _is_table(found: Mapping[str, Any]) -> bool:
         own = found.get(name, {"value": 0.0, "interval": [0.0, 0.0]})
         if not isinstance(own, Mapping) or not _is_number(own.get("value")):
             return False
-        interval = own.get("interval")
-        if not isinstance(interval, list) or len(interval) != 2 or not all(map(_is_number, interval)):
+        if "interval" in own and not _is_interval(own["interval"]):  # the calibration error has one in older runs
             return False
     return all(_is_number(each.get(name)) for each in bins for name in ("confidence", "right"))
 

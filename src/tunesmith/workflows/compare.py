@@ -17,9 +17,10 @@ from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.pairs import AskedPair, compare_pairs, shared_scores, values
 from tunesmith.evaluation.shared_rows import JudgingRows, Key, by_place, rows_that_judge, shared_keys
+from tunesmith.evaluation.task import wants_labels
 from tunesmith.evaluation.wording import pair_cells, pair_notes, pair_sentence
 from tunesmith.recipe.paths import local, shown
-from tunesmith.recipe.settings import EvaluationSettings
+from tunesmith.recipe.settings import LABEL_METRICS, EvaluationSettings
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import allowed_kinds
 from tunesmith.runs.from_python import heard_by
@@ -37,7 +38,7 @@ from tunesmith.workflows.measured_models import MeasuredModel, Measurements, on_
 
 
 class Comparison(dict[str, Any]):
-    """What ``compare`` found: ``rows, data, decided_by, confidence, notes, models, metrics, pairs``."""
+    """What ``compare`` found: ``rows, data, confidence, notes, models, metrics, pairs``."""
 
     def __str__(self) -> str:
         return "\n".join([*self["notes"], *map(pair_sentence, self["pairs"])])
@@ -130,7 +131,6 @@ def _compare(
     result = Comparison(
         rows=models[0].task.examples,
         data=named or None,
-        decided_by=next(iter(metrics), found[0]["verdict"]["decided_by"]),
         confidence=evaluation.confidence,
         notes=notes,
         models=[each.facts() for each in models],
@@ -188,7 +188,10 @@ def _rows_of(targets: Sequence[FoundTarget]) -> list[JudgingRows]:
 def _notes_on_rows(
     targets: Sequence[FoundTarget], rows: Sequence[JudgingRows], keys: Sequence[Key], evaluation: EvaluationSettings
 ) -> list[str]:
-    """Says on which rows the targets are compared, if not all hold out the same. Raises RunError if none is shared."""
+    """Says on which rows the targets are compared, and what is not as in the verdict of each.
+
+    Raises RunError if no row is shared.
+    """
     counts = [f"{target.name} {len(own.numbers):,}" for target, own in zip(targets, rows, strict=True)]
     if not keys:
         raise RunError(
@@ -196,12 +199,23 @@ def _notes_on_rows(
             why=f"Rows that they hold out: {', '.join(counts)}.",
             remedy="Name rows that none of them was trained on with --data FILE.",
         )
-    several = {len(own.numbers) for own in rows} != {len(keys)}
-    if not several:
-        return []
-    drawn = evaluation.max_rows is not None and len(keys) == evaluation.max_rows
-    which = f"{len(keys):,} rows that all targets hold out{', drawn by evaluation.max_rows' if drawn else ''}"
-    return [f"Compared on {which}. Rows that each holds out: {', '.join(counts)}."]
+    notes = []
+    if {len(own.numbers) for own in rows} != {len(keys)}:
+        drawn = evaluation.max_rows is not None and len(keys) == evaluation.max_rows
+        which = f"{len(keys):,} rows that all targets hold out{', drawn by evaluation.max_rows' if drawn else ''}"
+        notes.append(f"Compared on {which}. Rows that each holds out: {', '.join(counts)}.")
+    notes += [
+        f"It is not known whether {each.name} was trained on these rows: it has no run here."
+        for each in targets
+        if each.target.checkpoint is not None and each.target.run is None
+    ]
+    if wants_labels(evaluation) and any(each.target.run is not None for each in targets):
+        named = ", ".join(name for name in evaluation.metrics if name in LABEL_METRICS)
+        notes.append(
+            f"Labels are the answers of the compared rows alone. The verdict of a run also takes those of its training "
+            f"rows, so its values of {named} can differ."
+        )
+    return notes
 
 
 def _pairs(

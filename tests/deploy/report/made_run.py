@@ -100,8 +100,9 @@ def verdict(text: str = "harmless") -> dict[str, Any]:
         "baselines": {
             "metric": "accuracy",
             "training_rows": 10,
+            "margin": 0.02,
             "results": [
-                {"name": name, "metrics": {"accuracy": baseline}, "does_as_well": True} for name in ("linear", text)
+                {"name": name, "metrics": {"accuracy": baseline}, "outcome": "as well"} for name in ("linear", text)
             ],
             "left_out": {"few_shot": text},
         },

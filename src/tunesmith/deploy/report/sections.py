@@ -20,7 +20,7 @@ from tunesmith.evaluation.below_verdict import lines_below
 from tunesmith.evaluation.benchmarks.wording import HEADER, benchmark_rows, heading
 from tunesmith.evaluation.headline import in_words
 from tunesmith.evaluation.probe.wording import probe_lines
-from tunesmith.evaluation.wording import BASELINES, SIGNS, lower_is_better, sentence
+from tunesmith.evaluation.wording import BASELINES, SIGNS, baseline_outcome, lower_is_better, sentence
 from tunesmith.runs.curves import picture, read
 from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.pages.rendering import Whole, head
@@ -121,7 +121,7 @@ def calibration(facts: RunFacts) -> dict[str, Any] | None:
             "side": side,
             "name": name.replace("_", " "),
             "value": f"{own[name]['value']:.3g}",
-            "interval": " to ".join(f"{end:.3g}" for end in own[name]["interval"]),
+            "interval": " to ".join(f"{end:.3g}" for end in own[name].get("interval", ())) or "none",
         }
         for side, own in sides
         for name in ("calibration_error", "brier_score")
@@ -252,7 +252,7 @@ def baselines(facts: RunFacts) -> dict[str, Any] | None:
             "interval": " to ".join(in_words(name, end) for end in own["interval"]),
             "difference": _difference(name, own["difference"]),
             "difference_interval": _interval(name, own["difference_interval"]),
-            "as_well": each["does_as_well"],
+            "outcome": baseline_outcome(each, name),
         }
         for each in found["results"]
         if (own := each["metrics"].get(name))
@@ -260,6 +260,7 @@ def baselines(facts: RunFacts) -> dict[str, Any] | None:
     models = facts.judged["metrics"].get(name)
     return {
         "metric": name,
+        "margin": found.get("margin"),
         "rows": rows,
         "models": models and {side: in_words(name, models[side]) for side in ("base", "tuned")},
         "training_rows": found["training_rows"],

@@ -19,7 +19,7 @@ from tunesmith.data.batches.layout import Batch, LayoutName, micro_batches
 from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.data.examples.message import Message
 from tunesmith.evaluation.compare import Level
-from tunesmith.evaluation.divergence.scoring import measured
+from tunesmith.evaluation.divergence.scoring import LEAST_TEXTS, measured
 from tunesmith.evaluation.divergence.texts import PROMPTS, GeneralText, general_texts
 from tunesmith.model.compute.divergence import Kept, Positions, compare_positions, keep
 from tunesmith.model.compute.layers import inner_model
@@ -51,6 +51,12 @@ class _Part:
     batches: list[Batch]
     kept: Kept
     found: Positions | None = None
+
+    @property
+    def texts_found(self) -> int:
+        """How many texts have a position that was compared."""
+        assert self.found is not None, "the tuned model was not asked"
+        return len(np.unique(self.found.row))
 
 
 @dataclass(slots=True)
@@ -110,10 +116,20 @@ class DivergencePass:
                 advance(done, {})
 
     def result(self) -> dict[str, Any] | None:
-        """``{general, own_answers, confidence}``, as scoring.py says. None without a base."""
-        found = {name: self._measured(name, part) for name, part in self.parts.items()}
-        found = {name: each for name, each in found.items() if each is not None}
-        return {**found, "confidence": self.settings.confidence} if found else None
+        """``{general, own_answers, confidence}``, as scoring.py says. None without a base.
+
+        A part of which too few texts were measured is ``{left_out: why}``.
+        """
+        if not self.parts:
+            return None
+        found: dict[str, Any] = {}
+        for name in ("general", "own_answers"):
+            part = self.parts.get(name)
+            texts = 0 if part is None else part.texts_found
+            result = self._measured(name, part) if part is not None and texts else None
+            few = f"{texts} of the texts could be measured, and it takes {LEAST_TEXTS}"
+            found[name] = {"left_out": few} if result is None else result
+        return {**found, "confidence": self.settings.confidence}
 
     def _answers(self, untuned: nn.Module) -> list[_Row]:
         """The base's greedy answers behind their prompts; only the answers are predicted."""

@@ -18,6 +18,9 @@ def divergence_lines(verdict: Mapping[str, Any]) -> list[str]:
     for name, words in NAMES.items():
         if (each := found.get(name)) is None:
             continue
+        if "left_out" in each:
+            lines.append(f"Divergence from the base on {words} is not measured: {each['left_out']}.")
+            continue
         low, high = each["interval"]
         lines.append(
             f"Divergence from the base on {words}: {each['kl']:.3g} nats per token ({100 * found['confidence']:g}% "
@@ -25,7 +28,7 @@ def divergence_lines(verdict: Mapping[str, Any]) -> list[str]:
             f"token changed at {100 * each['changed']:.1f}% of them."
         )
     general = found.get("general")
-    if general is not None:
+    if general is not None and "left_out" not in general:
         perplexity, loss = general["perplexity"], general["loss"]
         low, high = loss["interval"]
         largest = ", ".join(f"{each['name']} {each['kl']:.3g}" for each in general["by"][:SHOWN])

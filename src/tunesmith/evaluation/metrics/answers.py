@@ -22,7 +22,7 @@ from tunesmith.evaluation.metrics.base import (
     TextMetric,
 )
 from tunesmith.evaluation.metrics.by_likelihood import ByLikelihood, LikelihoodMetric
-from tunesmith.evaluation.metrics.calibration import BrierScore, CalibrationError
+from tunesmith.evaluation.metrics.calibration import NOT_COMPARED, BrierScore, CalibrationError
 from tunesmith.evaluation.metrics.classification import LabelMetric
 from tunesmith.evaluation.metrics.edit_similarity import EditSimilarity
 from tunesmith.evaluation.metrics.exact_match import ExactMatch
@@ -68,10 +68,18 @@ LIKELIHOODS: dict[str, Callable[[], LikelihoodMetric]] = {
 
 
 def check_metrics_exist(settings: EvaluationSettings) -> None:
-    """Raises RecipeError if a metric does not exist, or lacks a package.
+    """Raises RecipeError if a metric does not exist, lacks a package, or would decide and cannot.
 
     Functions are imported and their parameters are checked.
     """
+    if (first := next(iter(settings.metrics), None)) in NOT_COMPARED:
+        raise RecipeError(
+            f"{first} cannot decide a verdict",
+            where=METRICS_KEY,
+            why="It is shown for each model and is not compared, because its noise depends on how sure a model is. The "
+            "first metric decides.",
+            remedy=f"Put brier_score first, as in metrics=[brier_score, {first}].",
+        )
     all_text_metrics(settings)
     likelihood_metrics([*settings.metrics, *settings.during])
 

@@ -15,6 +15,7 @@ from tunesmith.evaluation.metrics.by_likelihood import LikelihoodRows
 
 DETAILS = "calibration"
 MOST_BINS, ROWS_OF_A_BIN = 10, 20
+NOT_COMPARED = ("calibration_error",)  # of two models; its noise depends on how sure a model is
 
 
 class BrierScore:
@@ -31,24 +32,25 @@ class BrierScore:
 
 
 class CalibrationError:
-    """The expected calibration error: how far confidence and share of right labels are apart, on average over bins.
+    """The root mean squared distance of confidence and share of right labels over bins, without what chance adds.
 
-    Bins have equal numbers of rows (adaptive bins: Nixon et al. 2019, arXiv:1904.01685), which is biased less than bins
-    of equal width (Roelofs et al. 2022, arXiv:2012.08668). It is never below 0, so few rows make it larger than it is.
-    In a resample a row stays in its bin.
+    Bins have equal numbers of rows (adaptive bins: Nixon et al. 2019, arXiv:1904.01685). The plain error grows with the
+    spread of the rows in a bin, so it is larger for an unsure model than for a sure one even if both are calibrated.
+    So each bin's variance over its rows is taken off its squared gap (Kumar, Liang and Ma 2019, arXiv:1909.10155). A
+    sum below 0 counts as 0. Models are not compared by it: the Brier score compares them.
     """
 
     name = "calibration_error"
 
     def scores(self, rows: LikelihoodRows) -> Scores:
-        """The sums of each bin are those of right - confidence; the last statistic counts the rows."""
+        """Each bin has three sums: right - confidence, its square, and the rows."""
         confidence, right = _of_the_likeliest(rows)  # [rows] each
-        number = bins_of(confidence, bins_for(len(confidence)))
-        statistics = np.zeros((len(confidence), bins_for(len(confidence)) + 1))  # [rows, bins + 1]
-        statistics[np.arange(len(confidence)), number] = right - confidence
-        statistics[:, -1] = 1
+        bins = bins_for(len(confidence))
+        gaps, every = right - confidence, np.arange(len(confidence))
+        statistics = np.zeros((len(confidence), bins, 3))
+        statistics[every, bins_of(confidence, bins)] = np.stack([gaps, gaps**2, np.ones_like(gaps)], axis=1)
         return RowStatistics(
-            statistics, _mean_distance, np.abs(right - confidence), rows.groups, {DETAILS: reliability(rows)}
+            statistics.reshape(len(confidence), -1), _debiased, np.abs(gaps), rows.groups, {DETAILS: reliability(rows)}
         )
 
 
@@ -87,6 +89,12 @@ def _of_the_likeliest(rows: LikelihoodRows) -> tuple[np.ndarray, np.ndarray]:
     return probabilities.max(axis=1), right.astype(np.float64)
 
 
-def _mean_distance(sums: np.ndarray) -> np.ndarray:
-    """[..., bins + 1] -> [...]: the weight of a bin is its share of the rows, so its own count cancels out."""
-    return np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1]
+def _debiased(sums: np.ndarray) -> np.ndarray:
+    """[..., 3 bins] -> [...]. A bin of one row has no variance, so it adds nothing."""
+    gaps, squares, rows = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)  # [..., bins] each
+    several = np.maximum(rows, 2)
+    mean = gaps / several
+    # The variance of a bin's mean gap: that of its rows, over their number.
+    variance = (squares - several * mean**2) / (several - 1) / several
+    squared = np.where(rows > 1, mean**2 - variance, 0.0)  # expected to be the square of the true gap
+    return np.sqrt(np.maximum((rows * squared).sum(axis=-1) / rows.sum(axis=-1), 0.0))
