@@ -173,11 +173,41 @@ def test_keys_that_do_not_fit_are_computed_again(tokenizer: Any, monkeypatch: py
     rows, stops = rows_for(model)
     judge, _ = judge_for(rows, stops, tokenizer, "tree")
     expected = judge.measure(model, "tuned", listener=Silent())
-    monkeypatch.setattr(tokens, "AT_MOST", 1)
+    monkeypatch.setattr(tokens, "bytes_of_keys", lambda: 1)
     scores = judge.token_scores(model, title="loss", listener=Silent(), keep_keys=True)
     assert scores.choices is not None and not scores.choices.keys
     found = judge.measure(model, "tuned", listener=Silent())
     assert [answer.tokens for answer in found.answers] == [answer.tokens for answer in expected.answers]
+
+
+def test_no_pass_keeps_keys_that_do_not_fit_beside_those_before_it(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(config_for("llama", **LARGE))
+    rows, stops = rows_for(model)
+    judge, _ = judge_for(rows, stops, tokenizer, "padded")
+    size = kept_keys.bytes_of_token(model)
+    assert size is not None
+    sizes = [batch.input_ids.numel() * size for batch in judge.batches]
+    assert len(sizes) > 2
+    made: list[kept_keys.KeepingCache] = []
+
+    def noted(*given: Any) -> kept_keys.KeepingCache | None:
+        cache = kept_keys.keeping_cache(*given)
+        made.extend([cache] if cache else [])
+        return cache
+
+    monkeypatch.setattr(tokens, "keeping_cache", noted)
+    monkeypatch.setattr(tokens, "bytes_of_keys", lambda: sum(sizes[:2]))
+    scores = judge.token_scores(model, title="loss", listener=Silent(), keep_keys=True)
+    assert [cache.size for cache in made] == sizes[:2]
+    of_two = {row for batch in judge.batches[:2] for row in batch.edges.row.tolist()}
+    assert scores.choices is not None and set(scores.choices.keys) == of_two
+
+
+def test_the_room_for_keys_is_a_share_of_a_small_machines_memory() -> None:
+    assert kept_keys.room_for_keys(2**31) == 2**26
+    assert kept_keys.room_for_keys(2**34) == kept_keys.room_for_keys(2**40) == 2**29
 
 
 def test_keys_of_another_pass_are_left_where_they_give_another_answer(

@@ -205,7 +205,8 @@ def test_more_texts_than_asked_for_are_decoded_at_a_time_where_their_keys_fit(
     limits: dict[str, Any] = {"stop_ids": (), "limit": None, "settled": None, "on_done": lambda _: None}
     wide = greedy.decode_greedily(llama, jobs(), batch_size=2, **limits)
     # 2 layers with keys and values of 2 heads of width 8 in fp32, in 51 columns
-    monkeypatch.setattr(greedy, "AT_MOST", 3 * 2 * 2 * 2 * 8 * 4 * max(len(job.prompt) + NEW for job in jobs()))
+    room = 3 * 2 * 2 * 2 * 8 * 4 * max(len(job.prompt) + NEW for job in jobs())
+    monkeypatch.setattr(greedy, "bytes_of_keys", lambda: room)
     narrow = greedy.decode_greedily(llama, jobs(), batch_size=2, **limits)
     wanted = greedy.decode_greedily(llama, jobs(), batch_size=5, **limits)
     assert asked == [64, 3, 5]

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.planning import memory
+from tunesmith.runs import machine_memory
+from tunesmith.runs.machine_memory import group_limits
 
 
 def lay_out(root: Path, files: dict[str, str]) -> tuple[Path, Path]:
@@ -31,7 +33,7 @@ def test_the_limits_of_a_group_and_of_those_above_it_count(tmp_path: Path) -> No
             "cgroup/memory.max": "max\n",
         },
     )
-    assert list(memory.group_limits(*places)) == [3000, 2000]
+    assert list(group_limits(*places)) == [3000, 2000]
 
 
 def test_the_first_version_of_control_groups_counts_too(tmp_path: Path) -> None:
@@ -44,20 +46,20 @@ def test_the_first_version_of_control_groups_counts_too(tmp_path: Path) -> None:
             "cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
         },
     )
-    assert list(memory.group_limits(*places)) == [5000, 9223372036854771712]
+    assert list(group_limits(*places)) == [5000, 9223372036854771712]
 
 
 def test_a_container_that_sees_only_its_own_folders_is_limited_by_them(tmp_path: Path) -> None:
     places = lay_out(tmp_path, {"proc/cgroup": "0::/host/name/of/it\n", "cgroup/memory.max": "700\n"})
-    assert list(memory.group_limits(*places)) == [700]
+    assert list(group_limits(*places)) == [700]
 
 
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
-    assert list(memory.group_limits(tmp_path / "proc", tmp_path / "cgroup")) == []
+    assert list(group_limits(tmp_path / "proc", tmp_path / "cgroup")) == []
 
 
 def test_the_lowest_limit_is_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "group_limits", lambda: iter([2**62, 12_345]))
+    monkeypatch.setattr(machine_memory, "group_limits", lambda: iter([2**62, 12_345]))
     assert memory.total_memory("cpu") == 12_345
 
 

@@ -15,10 +15,10 @@ from transformers import LogitsProcessor
 
 from tunesmith.model.alone import token_alone
 from tunesmith.model.compute.choices import choose
-from tunesmith.model.compute.kept_keys import AT_MOST
+from tunesmith.model.compute.kept_keys import bytes_of_keys, bytes_of_token
 from tunesmith.model.compute.layers import inner_model
 from tunesmith.model.compute.rope import turns_within
-from tunesmith.model.continuous import Decoded, Settled, admits, decode_continuously, text_config, up_to_stop
+from tunesmith.model.continuous import Decoded, Settled, admits, decode_continuously, up_to_stop
 from tunesmith.model.decoding import Job, batches, decode
 
 _SLOTS = 64  # texts: a pass over more of them takes longer
@@ -69,14 +69,11 @@ def _slots(model: nn.Module, jobs: Sequence[Job], batch_size: int) -> int:
     A pass over a few tokens takes as long as reading the weights, so one over more texts takes little longer. Slots are
     independent of each other, so no answer depends on it.
     """
-    inner, config = inner_model(model), text_config(model)
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
-    if inner.device.type != "cpu" or not isinstance(heads, int):
+    size = bytes_of_token(model)
+    if inner_model(model).device.type != "cpu" or size is None:
         return batch_size
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     columns = max(len(job.prompt) + job.new_tokens for job in jobs)
-    size = 2 * config.num_hidden_layers * heads * width * columns * inner.dtype.itemsize  # bytes of one slot
-    return max(batch_size, min(_SLOTS, AT_MOST // size))
+    return max(batch_size, min(_SLOTS, bytes_of_keys() // (size * columns)))
 
 
 def _batch(model: nn.Module, jobs: Sequence[Job], stop_ids: Sequence[int]) -> list[list[int]]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import resource
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+
+from tunesmith.runs.machine_memory import PROC, lines_of, machine_memory
 
 GIB = 2**30
-PROC, CGROUPS = Path("/proc/self"), Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGE = 2**20  # bytes
 HEAP_MOST = 2**25  # bytes: glibc takes no larger threshold
@@ -22,24 +20,7 @@ def total_memory(device: str) -> int:
         import torch
 
         return torch.cuda.get_device_properties(device).total_memory
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *group_limits()])
-
-
-def group_limits(proc: Path = PROC, root: Path = CGROUPS) -> Iterator[int]:
-    """The bytes that each control group above this process allows.
-
-    Inside a container the groups have the names that the host sees, but the folders begin at the container's own. So
-    every folder from the named one up to the root is read, if it exists.
-    """
-    for line in _lines(proc / "cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        folder, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
-        own = folder / path.lstrip("/")
-        for group in (own, *(parent for parent in own.parents if parent.is_relative_to(folder))):
-            yield from (int(value) for value in _lines(group / name) if value.isdecimal())  # "max": no limit
+    return machine_memory()
 
 
 def limits(device: str) -> str:
@@ -50,13 +31,6 @@ def limits(device: str) -> str:
             soft = resource.getrlimit(kind)[0]
             found += [] if soft == resource.RLIM_INFINITY else [f"{soft / GIB:.1f} GB of addresses ({name})"]
     return ", and ".join(found)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
 
 
 def begin_peak(device: str) -> int:
@@ -87,7 +61,7 @@ def _is_cuda(device: str) -> bool:
 
 def _status(key: str) -> int:
     """A size of this process, or the peak of its whole life if the system does not tell it."""
-    for line in _lines(PROC / "status"):
+    for line in lines_of(PROC / "status"):
         if line.startswith(f"{key}:"):
             return 1024 * int(line.split()[1])
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

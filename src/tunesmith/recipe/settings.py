@@ -328,7 +328,7 @@ class EvaluationSettings(Settings):
     )
     max_new_tokens: int = Field(default=256, ge=1, description="limit on the tokens of an answer")
     max_rows: int | None = Field(default=None, ge=1, description="limit on the rows to evaluate, drawn by seed")
-    batch_size: int = Field(default=16, ge=1, description="answers generated at a time")
+    batch_size: int = Field(default=16, ge=1, description="answers at a time; greedy on a CPU: up to 64 if keys fit")
     do_sample: bool = False
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -16,7 +16,7 @@ from tunesmith.evaluation.metrics.bits_per_byte import BitsPerByte
 from tunesmith.evaluation.metrics.loss import Loss
 from tunesmith.evaluation.metrics.perplexity import Perplexity
 from tunesmith.evaluation.metrics.token_accuracy import TokenAccuracy
-from tunesmith.model.compute.kept_keys import AT_MOST, KeptKeys, keeping_cache
+from tunesmith.model.compute.kept_keys import KeptKeys, bytes_of_keys, keeping_cache
 from tunesmith.model.compute.logprobs import target_logprobs
 from tunesmith.model.compute.rope import turns_in
 from tunesmith.model.compute.waits import waiting_as_others_allow
@@ -108,11 +108,11 @@ def row_losses(
     nll_sum, correct, tokens = (torch.zeros(rows, dtype=torch.float64) for _ in range(3))  # [rows] each
     chosen: list[tuple[torch.Tensor, ...]] = []  # row, likeliest token and whether it is certain, [edges] each
     keys: dict[int, KeptKeys] = {}
-    room = AT_MOST if keep_keys else 0
+    room = bytes_of_keys() if keep_keys else 0
     with evaluation_mode(model), random_state_kept(torch.device(device)):
         for batch in batches:
             turns = turns_in(model, batch)
-            keep = keeping_cache(model) if room > 0 and not turns else None
+            keep = keeping_cache(model, batch, room) if room > 0 and not turns else None
             targets = target_logprobs(model, batch.to(device), choices=True, keep=keep)  # for each label: [edges]
             if keep is not None:
                 room -= keep.size

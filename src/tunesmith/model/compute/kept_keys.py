@@ -20,8 +20,34 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tunesmith.data.batches.layout import Batch, Padded
 from tunesmith.model.compute.layers import adds_prompt_tokens, inner_model
+from tunesmith.runs.machine_memory import machine_memory
 
-AT_MOST = 1 << 29  # bytes of keys and values that are kept: 512 MiB
+AT_MOST = 1 << 29  # bytes of keys and values that are kept on a large machine: 512 MiB
+_SHARE = 32  # of its memory, on a smaller one
+
+
+def room_for_keys(memory: int) -> int:
+    """How many bytes of keys and values are kept on a machine with so many bytes of memory."""
+    return min(AT_MOST, memory // _SHARE)
+
+
+def bytes_of_keys() -> int:
+    """The same on this machine."""
+    return room_for_keys(machine_memory())
+
+
+def bytes_of_token(model: nn.Module) -> int | None:
+    """Bytes of the keys and values of one token in all layers, by the config; None if that does not say it."""
+    inner = inner_model(model)
+    config = inner.config.get_text_config(decoder=True)
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    sizes: list[Any] = [getattr(config, name, None) for name in names]
+    layers, queries, size = sizes
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    if not all(isinstance(each, int) for each in (layers, queries, size, heads)):
+        return None
+    width = getattr(config, "head_dim", None) or size // queries
+    return 2 * layers * heads * width * inner.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,13 +123,15 @@ class KeepingCache(DynamicCache):
         return pairs
 
 
-def keeping_cache(model: nn.Module) -> KeepingCache | None:
+def keeping_cache(model: nn.Module, batch: Batch, room: int) -> KeepingCache | None:
     """A cache for one pass of a model on a CPU; None for a model whose keys cannot be kept like this.
 
-    On a GPU its memory is planned to the last gigabyte, and prompts are computed quickly.
+    None also for a batch whose keys take more bytes than ``room``: they would be in memory before that shows. On a
+    GPU memory is planned to the last gigabyte, and prompts are computed quickly.
     """
     inner = inner_model(model)
-    if inner.device.type != "cpu" or adds_prompt_tokens(model):
+    size = bytes_of_token(model)
+    if inner.device.type != "cpu" or adds_prompt_tokens(model) or size is None or batch.input_ids.numel() * size > room:
         return None
     try:
         return KeepingCache(inner.config.get_text_config(decoder=True))
