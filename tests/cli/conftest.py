@@ -154,7 +154,7 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     replace_module(monkeypatch, "workflows.finetune", SimpleNamespace(train_in=train_in, dry_run=dry_run))
     monkeypatch.setattr(starting, "started", started)
-    replace_module(monkeypatch, "workflows.evaluate", SimpleNamespace(evaluate=evaluate))
+    replace_module(monkeypatch, "workflows.evaluate", SimpleNamespace(evaluated=evaluate))
     return calls
 
 

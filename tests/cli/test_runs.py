@@ -60,6 +60,17 @@ def test_the_list_under_json_has_every_fact(command: Command, finished: Run) -> 
     assert found["tuned"] == 0.85 and found["step"] == 20
 
 
+def test_the_list_shows_the_metric_that_decided_and_its_values(
+    command: Command, finished: Run, verdict: dict[str, Any]
+) -> None:
+    loss = {**verdict["metrics"]["loss"], "base": 6.0, "tuned": 5.5}
+    metrics = {**verdict["metrics"], "loss": loss}
+    finished.write_json("verdict.json", {**verdict, "decided_by": "loss", "metrics": metrics})
+    (found,) = command("runs", "list", "--json").json["runs"]
+    assert (found["metric"], found["base"], found["tuned"]) == ("loss", 6.0, 5.5)
+    assert command("runs", "list").out.splitlines()[1].split()[4:8] == ["loss", "6", "->", "5.5"]
+
+
 def test_a_run_whose_process_is_gone_is_interrupted_and_one_at_work_is_running(command: Command, finished: Run) -> None:
     finished.set_status("running")
     assert command("runs", "list", "--json").json["runs"][0]["status"] == "interrupted"

@@ -87,6 +87,21 @@ def test_answers_that_are_cut_off_ask_for_a_higher_limit_only_if_the_reference_i
     assert found["reason"] == "unfinished" and found["command"] == "tunesmith check RUN/recipe.yaml --show 3"
 
 
+def test_answers_that_broke_ask_for_a_third_of_the_rate(recipe: Recipe) -> None:
+    damage = {"kind": "repetition", "base": 0.0, "tuned": 18 / 19, "rows": 19, "p_value": 0.0, "evidence": True}
+    broken = {**FINE, "verdict": "worse", "decided_by": "repetition", "damage": [damage]}
+    (found,) = advice(broken, [], recipe, lines=curve([2.0] * 40))  # and no higher rate, though the loss is flat
+    assert found["text"] == "18 of 19 answers end in repetition (base: 0): the learning rate (0.0003) may be too high."
+    assert found["command"] == "tunesmith train RUN/recipe.yaml training.learning_rate=0.0001 output_dir=RUN-2"
+    rising = curve([1.0] * 15 + [1.0 + 0.2 * n for n in range(20)])
+    assert reasons(broken, [], recipe, lines=rising) == ["learning_rate"], "the same command only once"
+    endless = {**broken, "damage": [{**damage, "kind": "unfinished"}]}
+    assert reasons(endless, [], recipe) == ["damage"]
+    cut = [sample(n, right=False, tuned_stopped=False, truth="a long reference answer") for n in range(9)]
+    assert reasons(endless, cut, recipe) == ["cut off"]
+    assert reasons({**broken, "damage": [{**damage, "evidence": False}]}, [], recipe) == []
+
+
 def test_contradictions_among_the_wrong_rows_are_counted(recipe: Recipe) -> None:
     torn = [sample(n, right=n % 2 == 0, prompt=f"ask {n // 2}", truth="ab"[n % 2]) for n in range(6)]
     (found,) = advice(FINE, [*torn, sample(7, right=False)], recipe)

@@ -195,7 +195,9 @@ def test_few_differing_rows_among_many_equal_ones_are_no_evidence():
     verdict = compare({"m": base, "loss": losses(1, 100)}, {"m": five, "loss": losses(1, 100)}, metrics=["m"])
     assert verdict["metrics"]["m"]["interval"][0] > 0
     assert verdict["verdict"] == "no evidence"
-    assert verdict["reason"] == "Only 5 of 100 rows differ; at least 6 must differ for a verdict at 95% confidence."
+    assert (
+        verdict["reason"] == "Only 5 of 100 rows differ; at least 6 rows must differ for a verdict at 95% confidence."
+    )
     verdict = compare({"m": base, "loss": losses(1, 100)}, {"m": six, "loss": losses(1, 100)}, metrics=["m"])
     assert verdict["verdict"] == "better"
 
@@ -256,7 +258,8 @@ def test_the_sentence_says_it_in_plain_words():
     assert sentence(same) == (
         f"No evidence that the tuned model is better or worse than the base: loss {losses(2.0, rows=1).value:.4g} -> "
         f"{losses(2.0, rows=1).value:.4g} on 1 held-out row (difference +0, 95% interval +0 to +0, lower is better). "
-        "Both models score the same; at least 6 must differ for a verdict at 95% confidence. "
+        "There is only 1 row, too few to show any difference: at least 6 rows must differ for a verdict at 95% "
+        "confidence. "
         "This is about the loss alone, not about whether answers are right."
     )
     assert sentence(compare({"loss": losses(1.0)}, {"loss": losses(3.0)})).startswith("Worse than the base: loss ")
@@ -269,12 +272,35 @@ def test_the_sentence_says_of_which_rows_it_is_and_how_many_were_trained_on():
     assert f" on {rows} rows of rows.jsonl (difference" in text and "held-out" not in text
     assert text.endswith("The run was trained on 6 rows of them.")
     assert f"on {rows} held-out rows (" in sentence({**verdict, "data": None, "trained_on": None})
+    assert " on 1 row given in Python (difference" in sentence({**verdict, "rows": 1, "data": "rows given in Python"})
 
 
 def test_too_few_rows_are_said_to_be_too_few() -> None:
     verdict = compare({"loss": row_scores([2.0] * 3)}, {"loss": row_scores([1.0] * 3)}, resamples=200)
     assert verdict["verdict"] == "no evidence"
-    assert verdict["reason"] == "There are only 3 rows; at least 6 must differ for a verdict at 95% confidence."
+    assert verdict["reason"] == (
+        "There are only 3 rows, too few to show any difference: at least 6 rows must differ for a verdict at 95% "
+        "confidence."
+    )
+    random = np.random.default_rng(0)
+    base, tuned = random.gamma(8.0, 0.25, size=(2, 3))
+    verdict = compare({"loss": row_scores(base)}, {"loss": row_scores(tuned)}, resamples=200)
+    assert verdict["metrics"]["loss"]["detectable"] is None and "80 times in 100" not in sentence(verdict)
+    groups = RowScores(np.ones(4), np.ones(4), np.zeros(4, dtype=int))
+    reason = compare({"loss": groups}, {"loss": groups}, resamples=200)["reason"]
+    assert str(reason).startswith(
+        "There is only 1 independent group of rows, too few to show any difference: at least 6 g"
+    )
+
+
+def test_a_difference_within_rounding_is_said_to_be_none() -> None:
+    base = losses(6.0, rows=19)
+    noise = np.random.default_rng(1).normal(0.0, 2e-8, size=19)
+    verdict = compare({"loss": base}, {"loss": RowScores(base.total * (1 + noise), base.weight)}, resamples=200)
+    assert verdict["verdict"] == "no evidence" and verdict["metrics"]["loss"]["difference"] != 0
+    assert verdict["reason"] == "Nothing changed: the difference is within rounding."
+    assert verdict["metrics"]["loss"]["detectable"] is None, "so no number of rows is advised"
+    assert "80 times in 100" not in sentence(verdict)
 
 
 def test_groups_of_which_none_differs_leave_an_interval_of_some_width() -> None:

@@ -110,6 +110,26 @@ def test_a_better_metric_stays_better_and_the_damage_is_named_first():
     assert sentence(verdict).startswith("Damage: 20 of 40 answers do not end (base: 0 of 40). Better than the base: ")
 
 
+def test_a_loss_that_fell_does_not_outweigh_answers_that_repeat_where_none_is_right():
+    noise = pairs((TEXTS, [True] * ROWS), (["g" * 32] * 38 + TEXTS[38:], [True] * ROWS))
+    nothing = [0.0] * ROWS
+    verdict = judged(nothing, nothing, risen=0.9, signs=noise)
+    assert verdict["metrics"]["loss"]["verdict"] == "better"
+    assert (verdict["verdict"], verdict["decided_by"]) == ("worse", "repetition")
+    text = sentence(verdict)
+    assert text.startswith(
+        "Worse than the base: 38 of 40 answers end in repetition (base: 0 of 40). exact_match cannot"
+    )
+    assert text.endswith("loss alone is better, which does not outweigh the damage.")
+    assert judged(nothing, nothing, risen=0.9, signs=noise, margin=0.5)["verdict"] == "worse"
+    # Where a loss was asked for, or answers are right, the damage is named first.
+    by_loss = judged(nothing, nothing, risen=0.9, signs=noise, metrics=("loss",))
+    assert (by_loss["verdict"], by_loss["decided_by"]) == ("better", "loss")
+    assert sentence(by_loss).startswith("Damage: 38 of 40 answers end in repetition (base: 0 of 40). Better than ")
+    asked = judged(nothing, [1.0] * 20 + nothing[20:], risen=0.9, signs=noise)
+    assert (asked["verdict"], asked["decided_by"]) == ("better", "exact_match")
+
+
 def test_a_base_that_never_ended_is_no_damage_of_the_tuned_model():
     cut = pairs((TEXTS, [False] * ROWS), (TEXTS, [False] * 20 + [True] * 20))
     halves = [0.0, 1.0] * (ROWS // 2)

@@ -38,8 +38,8 @@ def mapping(**sections: Any) -> dict[str, Any]:
 
 
 TREES = "'padded', found 'trees'"
-NO_NUMBER = "expected a valid number or expected 'auto', found 'fast'"
-NO_NAMES = "expected a valid string or expected a valid list, found 3"
+NO_NUMBER = "expected a valid number or 'auto', found 'fast'"
+NO_NAMES = "expected a valid string or a valid list, found 3"
 
 # What YAML means
 
@@ -243,6 +243,27 @@ def test_a_value_of_another_type_is_named_with_what_was_found_and_expected(
 ) -> None:
     error = complaint(written(file, text))
     assert (error.what, error.where) == (what, f"{file}:{line}")
+
+
+def test_what_a_flag_says_is_not_named_twice_and_comes_with_what_to_do(file: Path) -> None:
+    wrong = ["training.load_best_model_at_end=true", "training.metric_for_best_model=accuracy"]
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(mapping(), wrong)
+    error = caught.value
+    assert (error.what, error.where) == (
+        "accuracy is not known at a validation", "flag training.metric_for_best_model",
+    )  # fmt: skip
+    assert str(error.remedy).startswith("Use loss, perplexity, bits_per_byte, token_accuracy, a metric of answers that")
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(mapping(), ["evaluation.baselines=[majority]", "evaluation.metrics=[brier_score]"])
+    assert caught.value.what == "evaluation.baselines needs a metric of answers, and evaluation.metrics names none"
+    read_recipe(mapping(), ["evaluation.baselines=[majority]", "evaluation.metrics=[brier_score,exact_match]"])
+
+
+def test_rows_of_which_there_are_none_are_refused_in_plain_words(file: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(mapping(data={"train": []}))
+    assert caught.value.what == "`data.train`: expected a list that is not empty, found []"
 
 
 def test_a_bad_share_names_its_key(file: Path) -> None:

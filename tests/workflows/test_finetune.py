@@ -433,6 +433,36 @@ def test_other_rows_are_judged_whole_whatever_the_run_set_aside(values: dict[str
     assert evaluate(run, data=str(data))["rows"] == 44
 
 
+def test_a_file_with_other_columns_is_judged_as_the_remedy_says(values: dict[str, Any], tmp_path: Path) -> None:
+    run = train(values).run
+    new = tmp_path / "new.csv"
+    new.write_text("Frage,Antwort\n" + "".join(f"Name it: {word} thing,{word}\n" for word in WORDS[:7]))
+    with pytest.raises(DataError) as caught:
+        evaluate(run, data=str(new))
+    (asked,) = re.findall(r'settings=(\["data\.columns=[^\]]*"\])', str(caught.value.remedy))
+    (key,) = json.loads(asked)
+    key = re.sub(r"\{.*\}", "{prompt: Frage, completion: Antwort}", key)
+    assert evaluate(run, data=str(new), settings=[key, "data.format=prompt_completion"])["rows"] == 7
+    with pytest.raises(DataError) as caught:
+        tunesmith.compare(run, data=str(new))
+    assert 'settings=["data.columns={' in str(caught.value.remedy)
+
+
+def test_other_rows_that_are_left_out_are_named(
+    values: dict[str, Any], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(values).run
+    rows = [json.loads(line) for line in data.read_text().splitlines()[:8]]
+    answer = [*rows[0]][-1]
+    rows[3][answer] = rows[5][answer] = ""
+    new = tmp_path / "new.jsonl"
+    new.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capsys.readouterr()
+    assert evaluate(run, data=str(new), settings=["data.on_error=skip"])["rows"] == 6
+    said = capsys.readouterr().err
+    assert f"{new}: 2 of 8 rows cannot be used and are left out: {answer} is empty ({new}:4, 6)" in said
+
+
 def test_a_run_without_held_out_rows_has_nothing_to_judge_again(values: dict[str, Any]) -> None:
     kept = {name: value for name, value in values["training"].items() if name != "eval_steps"}
     recipe = {**values, "training": kept, "data": {**values["data"], "eval": 0.0}, "evaluation": {}}

@@ -14,7 +14,7 @@ from tunesmith.recipe.methods import METHOD_SETTINGS
 from tunesmith.recipe.settings import Recipe
 from tunesmith.workflows import first_rows
 from tunesmith.workflows.finetune import train
-from tunesmith.workflows.first_recipe import Starter, starter_recipe
+from tunesmith.workflows.first_recipe import Starter, name_of_run, starter_recipe
 
 LAPTOP = Device("cpu", "cpu", 16 << 30, cpus=4)
 WORKSTATION = Device("A GPU", "cuda", 24 << 30, cpus=16)
@@ -117,6 +117,11 @@ def test_a_share_holds_out_enough_rows_to_judge_on() -> None:
     assert (few.data.eval, many.data.eval) == (0.3, 0.1)
 
 
+@pytest.mark.parametrize("name", ["faq.xlsx", "faq.ods", "faq.XLSX", "faq.csv.gz"])
+def test_a_run_is_called_after_its_data_without_the_ending(name: str) -> None:
+    assert name_of_run(name) == "faq"
+
+
 def test_one_row_holds_nothing_out_and_is_still_accepted() -> None:
     starter = starter_recipe(write(pairs(["a"])), device=LAPTOP)
     recipe = written(starter)
@@ -131,7 +136,7 @@ def test_a_folder_with_a_test_split_holds_that_out() -> None:
     starter = starter_recipe("tickets", device=LAPTOP)
     recipe = written(starter)
     assert recipe.data.eval is None
-    assert "split test (1 rows) is held out" in starter.text
+    assert "split test (1 row) is held out" in starter.text
     assert recipe.evaluation.metrics == [], "the held-out answers count too"
     assert recipe.output_dir == "runs/tickets"
 

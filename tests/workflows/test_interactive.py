@@ -104,6 +104,7 @@ def test_init_writes_a_recipe_and_keeps_the_rows_beside_it(here: Path, tiny_mode
     starter = tunesmith.init(ROWS, "tickets.yaml", model=str(tiny_model_dir))
     (file,) = (here / "tickets.rows").iterdir()
     assert starter.recipe.data.train[0].path == f"tickets.rows/{file.name}"
+    assert starter.recipe.output_dir == starter.output_dir == "runs/tickets"
     assert (here / "tickets.yaml").read_text() == RECIPE_MARK + starter.text
     assert starter._repr_html_().startswith("<pre># tickets.rows/")
     assert starter.recipe == tunesmith.Recipe.model_validate(starter.recipe.model_dump(exclude_unset=True))

@@ -163,6 +163,27 @@ def test_a_run_without_progress_stops_early_and_says_so(
     assert losses(again.run) == seen
 
 
+def test_a_metric_that_never_differed_is_said_to_select_nothing(values: dict[str, Any]) -> None:
+    heard: list[str] = []
+
+    class Heard(Silent):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+
+    given = changed(values, "run", metric_for_best_model="exact_match", max_steps=3, learning_rate=1e-5)
+    given["evaluation"] = {**values["evaluation"], "during": ["exact_match"], "metrics": ["exact_match"]}
+    result = train({**given, "evaluation": {**given["evaluation"], "max_new_tokens": 2}}, listener=Heard())
+    assert result.verdict["step"] == 1  # a tie keeps the earlier step, as transformers does
+    (said,) = [line for line in heard if "validations" in line]
+    assert said == (
+        "exact_match was 0 at all 3 validations, so no step was better than another, and the first one counts as the "
+        "best. Set training.metric_for_best_model=loss to select by the loss."
+    )
+    heard.clear()
+    train(changed(values, "by loss", metric_for_best_model="loss", max_steps=3), listener=Heard())
+    assert [line for line in heard if "validations" in line] == []
+
+
 def test_early_stopping_alone_ends_with_the_last_step_and_says_that_it_does(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

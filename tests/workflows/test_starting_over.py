@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import tunesmith
+from tunesmith.cli.app import main
 from tunesmith.errors import RunError
 from tunesmith.runs.folder import Run
 
@@ -104,5 +106,37 @@ def test_the_way_that_a_damaged_file_names_works(own: Path) -> None:
     with pytest.raises(RunError) as caught:
         Run("run").read_json("verdict.json")
     assert "start over with `tunesmith train run --overwrite`" in str(caught.value.remedy)
+    tunesmith.train("run", overwrite=True, allow_functions=True, progress=False)
+    assert Run("run").read_json("verdict.json")["decided_by"] == "score.py:score"
+
+
+def test_what_the_command_line_says_of_a_run_that_is_there_works_there(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*argv: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(argv))
+        shown = capsys.readouterr()
+        return "" if not ended.value.code else " ".join((shown.out + shown.err).split())
+
+    refused = said("train", "recipe.yaml")
+    assert "Add --resume to continue or finish it, --overwrite to replace it" in refused and "=True" not in refused
+    Path("run/verdict.json").unlink()  # the run is not whole any more
+    Run("run").set_status("stopped")
+    refused = said("train", "run", "--resume", "--allow-functions", "training.batch_size=4")
+    assert "add `--allow-changes recipe`" in refused and "=True" not in refused
+    (start_over,) = re.findall(r"`(tunesmith train [^`]*--overwrite)`", refused)
+    assert said(*start_over.split()[1:], "--allow-functions") == ""
+    assert said("train", "run", "--resume") == ""
+
+
+def test_what_python_is_told_of_a_run_that_is_there_works_in_python(own: Path) -> None:
+    Path("run/verdict.json").unlink()
+    Run("run").set_status("stopped")
+    with pytest.raises(RunError) as caught:
+        tunesmith.train("run", ["training.batch_size=4"], resume=True, allow_functions=True, progress=False)
+    remedy = str(caught.value.remedy)
+    assert 'add allow_changes=["recipe"] to go on with it' in remedy
+    assert '`tunesmith.train("run", overwrite=True)` starts over' in remedy and "--" not in remedy
     tunesmith.train("run", overwrite=True, allow_functions=True, progress=False)
     assert Run("run").read_json("verdict.json")["decided_by"] == "score.py:score"

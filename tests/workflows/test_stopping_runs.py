@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tunesmith.cli.terminal.text import folded
 from tunesmith.errors import RunError, TrainError
 from tunesmith.planning import budget, memory
 from tunesmith.runs.folder import Run
@@ -100,8 +101,9 @@ def test_ctrl_c_saves_the_step_and_the_run_continues_to_the_same_bytes(
     assert run.status()["status"] == "stopped"
     assert listener.lines[-1] == (
         f"stopped: the checkpoint step-{step:06d} is saved. "
-        f"To continue: tunesmith train {shlex.quote(str(run.folder))} --resume"
+        f"To continue: `tunesmith train {shlex.quote(str(run.folder))} --resume`"
     )
+    assert f"`tunesmith train {shlex.quote(str(run.folder))} --resume`" in folded(listener.lines[-1], 80)
     again = Signals()
     train(run.folder, resume=True, listener=again)
     assert f"continuing after step {step} of {LAST}" in again.lines
@@ -184,7 +186,7 @@ def test_a_process_that_is_signalled_exits_with_its_code_and_says_how_to_continu
     assert "stopping: this step ends and a checkpoint is saved" in out
     assert Run(tmp_path / "my run").checkpoints
     said = next(line for line in out.splitlines() if line.startswith("stopped: "))
-    continues = shlex.split(said.partition("To continue: ")[2])
+    continues = shlex.split(said.partition("To continue: ")[2].strip("`"))
     assert continues == ["tunesmith", "train", "my run", "--resume"]
     done = subprocess.run([*command, *continues[2:]], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

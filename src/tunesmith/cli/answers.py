@@ -95,10 +95,10 @@ def evaluate(
             _benchmark(target, tasks, how, terminal)
             return
         from tunesmith.evaluation.wording import ALONE, advice_lines
-        from tunesmith.workflows.evaluate import evaluate
+        from tunesmith.workflows.evaluate import evaluated
 
         try:
-            verdict = evaluate(
+            verdict = evaluated(
                 target,
                 data=data,
                 settings=settings or [],

@@ -45,10 +45,10 @@ def compare(
         names = [each for each in targets if each not in keys]
         for name in names:
             refuse_recipe(name)
-        from tunesmith.workflows.compare import compare
+        from tunesmith.workflows.compare import compared
 
         try:
-            found = compare(
+            found = compared(
                 names,
                 data=data,
                 settings=keys,

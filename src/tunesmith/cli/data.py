@@ -329,10 +329,15 @@ def _report(found: Inspection, terminal: Terminal) -> None:
     for line in bars(found.lengths["histogram"]):
         terminal.write(f"  {line}")
     if found.labels is not None:
+        from tunesmith.data.finding import rows_in_words
+
         counts = found.labels["counts"]
         named = [f"{one_line(each['label'])} ({each['rows']:,})" for each in counts]
         rarest = f"; the rarest: {', '.join(named[1:][-RAREST_SHOWN:][::-1])}" if len(named) > 1 else ""
-        terminal.write(f"labels: {found.labels['distinct']:,} different answers; the most frequent: {named[0]}{rarest}")
+        spread = f"the most frequent: {named[0]}{rarest}"
+        if len(named) > 1 and len({each["rows"] for each in counts}) == 1:
+            spread = f"each in {rows_in_words(counts[0]['rows'])}"
+        terminal.write(f"labels: {found.labels['distinct']:,} different answers; {spread}")
     terminal.write("scripts: " + _mix(found.scripts))
     if found.languages is not None:
         sampled = found.languages["sampled"]

@@ -78,7 +78,7 @@ def merge(
             )
             terminal.write(
                 f"{both.folder}: the adapter, and its base in {both.base}, {both.bytes / 1e9:.2f} GB. "
-                f"Next: tunesmith generate {both.folder} --prompt TEXT"
+                f"Next: `tunesmith generate {both.folder} --prompt TEXT`"
             )
             terminal.result(both.to_json())
             return

@@ -20,7 +20,7 @@ from tunesmith.data.checks.scan import Scan, Scanned, Side, scan
 from tunesmith.data.examples.row_shapes import PREFERENCES
 from tunesmith.data.files.reader import own_eval_split
 from tunesmith.data.files.rows import BadRow, LeftOut
-from tunesmith.data.finding import Finding
+from tunesmith.data.finding import Finding, rows_in_words
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.placement import OUTCOME, place_rows
 from tunesmith.data.report.findings import findings, labels_of
@@ -144,7 +144,7 @@ def survey_rows(
     notes = [f"{each.settings.path}: {each.reader.reason}" for each in seen.sources if each.side == "train"]
     kept = {name: int((outcome == OUTCOME[name]).sum()) for name in ("held_out", "test", "trained")}
     if shares[0]:
-        note = f"held out by {settings.group or 'prompt'}: {kept['held_out']} of {sum(kept.values())} rows"
+        note = f"held out by {settings.group or 'prompt'}: {kept['held_out']} of {rows_in_words(sum(kept.values()))}"
         note += f" (share {shares[0]:g}{', of each answer' if settings.stratify else ''})"
     if clean.mask:
         items = ", ".join(f"{kind} {seen.masked[kind]:,}" for kind in clean.mask)

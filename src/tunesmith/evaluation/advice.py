@@ -12,6 +12,7 @@ from typing import Any
 
 from tunesmith.evaluation.damage import rose
 from tunesmith.evaluation.verdict import Advice
+from tunesmith.evaluation.wording import SIGNS
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.samples import by_label, is_wrong, one_line
 from tunesmith.runs.symptoms import Symptom, symptoms
@@ -43,11 +44,12 @@ def advice(
         trained_labels: rows that were trained on by label, where answers are labels.
     """
     found = {symptom.kind: symptom for symptom in symptoms(lines)}
+    slower = [*_learning_rate(found.get("learning_rate"), recipe, 1 / 3), *_broken(verdict, samples, recipe)]
     return [
-        *_learning_rate(found.get("learning_rate"), recipe, 1 / 3),
-        *_learning_rate(None if "learning_rate" in found else found.get("flat"), recipe, 3.0),
+        *slower[:1],  # the same command for several reasons
+        *_learning_rate(None if slower else found.get("flat"), recipe, 3.0),
         *_overfitting(found.get("overfitting"), verdict),
-        *_forgetting(verdict, recipe),
+        *([] if slower else _forgetting(verdict, recipe)),
         *_cut_off(verdict, samples, recipe),
         *_contradictions(samples),
         *_few_of_a_label(samples, trained_labels or {}),
@@ -62,6 +64,21 @@ def _learning_rate(found: Symptom | None, recipe: Recipe, times: float) -> Itera
             f"tunesmith train RUN/recipe.yaml training.learning_rate={recipe.learning_rate * times:.2g} {OTHER_RUN}"
         )
         yield Advice(reason=found.kind, text=_measured(found), command=command)
+
+
+def _broken(verdict: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], recipe: Recipe) -> Iterator[Advice]:
+    """Answers broke: they repeat themselves, or they do not end though the limit has room for the reference answers."""
+    damage = {each["kind"]: each for each in verdict.get("damage", []) if each["evidence"]}
+    repeated, endless = damage.get("repetition"), damage.get("unfinished")
+    if verdict["verdict"] != "worse" or _are_longer(samples, _cut(samples)):
+        endless = None  # answers that got better may still need a lesson in how to end, or more room
+    sign = repeated or endless
+    if sign is not None:
+        before, after = (round(sign[name] * sign["rows"]) for name in ("base", "tuned"))
+        text = f"{after} of {sign['rows']} answers {SIGNS[sign['kind']]} (base: {before}): the learning rate "
+        text += f"({recipe.learning_rate:.2g}) may be too high."
+        command = f"tunesmith train RUN/recipe.yaml training.learning_rate={recipe.learning_rate / 3:.2g} {OTHER_RUN}"
+        yield Advice(reason="damage", text=text, command=command)
 
 
 def _overfitting(found: Symptom | None, verdict: Mapping[str, Any]) -> Iterator[Advice]:
@@ -87,18 +104,31 @@ def _forgetting(verdict: Mapping[str, Any], recipe: Recipe) -> Iterator[Advice]:
 
 def _cut_off(verdict: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], recipe: Recipe) -> Iterator[Advice]:
     """Answers end at the limit. Either that is too low for the reference answers, or their end is not learned."""
-    cut = [each for each in samples if not each["tuned_stopped"] and not each.get("tuned_settled")]
-    if len(cut) < max(LEAST_CUT, CUT_SHARE * len(samples)):
+    cut = _cut(samples)
+    if len(cut) < _many(samples):
         return
     limit = recipe.evaluation.max_new_tokens
-    longer = [each for each in cut if len(each["truth"]) > len(each["tuned"])]
-    if len(longer) >= max(LEAST_CUT, CUT_SHARE * len(samples)):
+    if longer := _are_longer(samples, cut):
         text = f"{len(longer)} of {len(samples)} answers were cut off at {limit} tokens, shorter than the reference."
         yield Advice(reason="cut off", text=text, command=f"tunesmith eval RUN max_new_tokens={2 * limit}")
     elif any(each["kind"] == "unfinished" and each["evidence"] for each in verdict.get("damage", [])):
         text = f"{len(cut)} of {len(samples)} answers do not end within {limit} tokens, though the reference answers "
         text += "are shorter. See whether the end of an answer is learned."
         yield Advice(reason="unfinished", text=text, command="tunesmith check RUN/recipe.yaml --show 3")
+
+
+def _cut(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [each for each in samples if not each["tuned_stopped"] and not each.get("tuned_settled")]
+
+
+def _are_longer(samples: Sequence[Mapping[str, Any]], cut: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The answers that were cut off though the reference goes on, if they are more than a few."""
+    longer = [each for each in cut if len(each["truth"]) > len(each["tuned"])]
+    return longer if len(longer) >= _many(samples) else []
+
+
+def _many(samples: Sequence[Mapping[str, Any]]) -> float:
+    return max(LEAST_CUT, CUT_SHARE * len(samples))
 
 
 def _contradictions(samples: Sequence[Mapping[str, Any]]) -> Iterator[Advice]:
@@ -121,7 +151,8 @@ def _few_of_a_label(samples: Sequence[Mapping[str, Any]], trained: Mapping[str, 
     for label, right, rows in by_label(samples)[:1]:
         taught = trained.get(label)
         if taught is not None and rows >= LEAST_JUDGED and right <= rows / 2 and taught < FEW_ROWS:
-            text = f"The label {one_line(label)!r} is right in {right} of {rows} rows, and {taught} rows of it were "
+            were = "row of it was" if taught == 1 else "rows of it were"
+            text = f"The label {one_line(label)!r} is right in {right} of {rows} rows, and {taught} {were} "
             text += "trained on. Add rows of it."
             yield Advice(reason="few rows", text=text, command="tunesmith check RUN/recipe.yaml")
 

@@ -37,12 +37,16 @@ def slice_lines(verdict: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     said = [
-        f"{each['by']} {each['name']!r} {each['base']:.3g} -> {each['tuned']:.3g} ({each['rows']} rows, interval "
+        f"{each['by']} {each['name']!r} {each['base']:.3g} -> {each['tuned']:.3g} ({_rows(each['rows'])}, interval "
         f"{each['tuned_interval'][0]:.3g} to {each['tuned_interval'][1]:.3g})"
         for each in found[:SHOWN]
     ]
     more = f"; {len(found)} slices in all" if len(found) > SHOWN else ""
     return [f"Worst slices by {verdict['sliced_by']}: {', '.join(said)}{more}."]
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
 
 
 def _labels(sides: Mapping[str, Any]) -> list[str]:
@@ -53,7 +57,7 @@ def _labels(sides: Mapping[str, Any]) -> list[str]:
     wrong.sort(key=lambda each: (-each["rows"], each["truth"], each["answer"]))
     if not wrong:
         return []
-    said = ", ".join(f"{each['label']!r} {each['f1']:.2f} ({each['rows']} rows)" for each in worst[:SHOWN])
+    said = ", ".join(f"{each['label']!r} {each['f1']:.2f} ({_rows(each['rows'])})" for each in worst[:SHOWN])
     taken = ", ".join(f"{each['truth']!r} for {each['answer']!r} {each['rows']}x" for each in wrong[:SHOWN])
     return [f"Labels by likelihood, tuned, lowest F1 first: {said}. Most often taken for another: {taken}."]
 

@@ -36,6 +36,7 @@ from tunesmith.evaluation.statistics import (
 )
 from tunesmith.evaluation.verdict import Damage, Judgement, MetricVerdict, Verdict
 from tunesmith.evaluation.wording import lower_is_better
+from tunesmith.recipe.settings import TOKEN_METRICS
 
 _COUNTS_AT_A_TIME = 1 << 21  # int64 counts held in memory at a time: 16 MiB
 _ROUNDING = 1e-6  # two fp32 passes over the same weights can differ by this much, relatively
@@ -94,12 +95,16 @@ def compare(
     damage = _damage({**losses, **(signs or {})}, level)
     evident = [each for each in damage if each["evidence"]]
     verdict, reason = found[decides]["verdict"], found[decides]["reason"]
-    if evident and verdict == "no evidence":  # damage is never no evidence
+    # Damage is never no evidence, and a loss that decides only because no answer is right does not outweigh it.
+    stands_in = decides in TOKEN_METRICS and any(found[name]["bound"] == "floor" for name in cannot_tell)
+    if evident and (verdict == "no evidence" or (stands_in and verdict != "worse")):
         kind = evident[0]["kind"]
         if kind != "loss":
             found[kind] = _metric_verdict(kind, *(signs or {})[kind], level)
-        verdict, reason = "worse", f"{decides} shows no difference, but the damage does."
-        decides = kind
+        reason = f"{decides} alone is {verdict}, which does not outweigh the damage."
+        if verdict == "no evidence":
+            reason = f"{decides} shows no difference, but the damage does."
+        verdict, decides = "worse", kind
     return Verdict(
         verdict=verdict,
         decided_by=decides,
@@ -207,6 +212,8 @@ def _metric_verdict(name: str, base: Scores, tuned: Scores, level: Level) -> Met
     # There is evidence if enough groups differ, the interval excludes 0 by more than rounding, and the test agrees.
     noise = _ROUNDING * float(np.abs(values).max())
     reason = _too_little(base, tuned, confidence)
+    # Rows that can be no evidence, or that differ by rounding alone, measure no error of a difference.
+    shows = found.groups >= least_groups(confidence) and _differing(sums) > 0
     judgement: Judgement = "no evidence"
     if reason is None and (low > noise or high < -noise):
         if p_value <= 1 - confidence:
@@ -225,7 +232,7 @@ def _metric_verdict(name: str, base: Scores, tuned: Scores, level: Level) -> Met
         test=test,
         p_value=p_value,
         adjusted_p_value=p_value,
-        detectable=_finite(detectable(found.standard_error, found.groups, confidence)),
+        detectable=_finite(detectable(found.standard_error, found.groups, confidence)) if shows else None,
         bound=_bound(name, base, tuned, confidence),
         equivalence=None,
     )
@@ -365,8 +372,16 @@ def _too_little(base: Scores, tuned: Scores, confidence: float) -> str | None:
     needed = least_groups(confidence)
     if differing >= needed:
         return None
-    kind = "rows" if base.groups is None else "independent groups of rows"
-    found = f"Only {differing} of {len(sums)} {kind} differ" if differing else "Both models score the same"
-    if differing == len(sums):
-        found = f"There are only {differing} {kind}"
-    return f"{found}; at least {needed} must differ for a verdict at {100 * confidence:g}% confidence."
+    kind, count = "row" if base.groups is None else "group", len(sums)
+    least = f"at least {needed} {kind}s must differ for a verdict at {100 * confidence:g}% confidence."
+    if count < needed:
+        one, of = ("is", "") if count == 1 else ("are", "s")
+        whole = f"{kind}{of}" if base.groups is None else f"independent {kind}{of} of rows"
+        return f"There {one} only {count} {whole}, too few to show any difference: {least}"
+    if differing:
+        whole = "rows" if base.groups is None else "independent groups of rows"
+        verb = "differs" if differing == 1 else "differ"
+        return f"Only {differing} of {count} {whole} {verb}; {least}"
+    if np.array_equal(*np.split(sums, 2, axis=1)):
+        return f"Both models score the same; {least}"
+    return "Nothing changed: the difference is within rounding."

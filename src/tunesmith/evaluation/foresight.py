@@ -6,10 +6,11 @@ import math
 
 from scipy import stats
 
+from tunesmith.evaluation.compare import least_groups
 from tunesmith.evaluation.statistics import foreseen
 from tunesmith.evaluation.task import Task
 from tunesmith.evaluation.verdict import POWER
-from tunesmith.evaluation.wording import foreseen_sentence
+from tunesmith.evaluation.wording import few_rows_sentence, foreseen_sentence, held_out
 from tunesmith.recipe.settings import CALIBRATION_METRICS, CORPUS_METRICS, TOKEN_METRICS, EvaluationSettings
 
 ASSUMED = (0.1, 0.3)  # shares of answers that only one of the two models has right: unknown before both are measured
@@ -20,7 +21,7 @@ def foresight(task: Task, settings: EvaluationSettings) -> str:
 
     For shares it is the power of McNemar's exact test, if so many answers change as ASSUMED says. The difference of a
     loss or of a metric of all rows together, such as BLEU, is given in standard deviations of the rows' differences.
-    Rows of one group count as one, which is the worst case.
+    Rows of one group count as one, which is the worst case. With fewer groups than a verdict needs, none is possible.
     """
     metric = next(iter(task.metrics(settings.metrics)), "loss")
     of_tokens = metric in TOKEN_METRICS or metric == "reward_margin"
@@ -30,12 +31,14 @@ def foresight(task: Task, settings: EvaluationSettings) -> str:
         numbers = [question.group for question in task.questions]
     rows, groups = len(numbers), len(set(numbers))
     confidence = settings.confidence
+    least = least_groups(confidence)
+    if groups < least:
+        return few_rows_sentence(rows, groups, least, confidence)
     if not of_tokens and metric not in (*CORPUS_METRICS, *CALIBRATION_METRICS):
         shown = {share: foreseen(groups, confidence, share) for share in ASSUMED}
         return foreseen_sentence(metric, rows, groups, shown, confidence)
     sizes = (stats.norm.isf((1 - confidence) / 2) + stats.norm.ppf(POWER)) / math.sqrt(groups)
-    of = f"{rows:,} held-out rows" if rows == groups else f"{rows:,} held-out rows in {groups:,} independent groups"
     return (
-        f"{of} can show a difference in {metric} of {sizes:.2g} standard deviations of the rows' differences "
-        f"({100 * POWER:.0f} times in 100, at {100 * confidence:g}% confidence)"
+        f"{held_out(rows, groups)} can show a difference in {metric} of {sizes:.2g} standard deviations of the rows' "
+        f"differences ({100 * POWER:.0f} times in 100, at {100 * confidence:g}% confidence)"
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.evaluation.verdict import STARTED_FROM
-from tunesmith.evaluation.wording import SIGNS
+from tunesmith.evaluation.wording import SIGNS, of_data
 
 RATES = {  # metrics that are shares of rows or tokens, and what the share is of
     "exact_match": "right answers",
@@ -51,7 +51,7 @@ def headline(verdict: Mapping[str, Any] | None, status: str = "finished") -> str
     base = STARTED_FROM if verdict.get("base_model") == STARTED_FROM else "the base model"
     rows = f"{verdict['rows']:,} {'row' if verdict['rows'] == 1 else 'rows'}"
     if verdict.get("data"):
-        rows += f" of {verdict['data']}"
+        rows += f" {of_data(verdict['data'])}"
     rows += f", {trained:,} of which it was trained on" if (trained := verdict.get("trained_on")) else ""
     rows += "" if verdict.get("data") else " that it was not trained on"
     measured = _measured(verdict["metrics"][verdict["decided_by"]], verdict["decided_by"])

@@ -6,6 +6,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 Judgement = Literal["better", "no worse", "no evidence", "worse"]
 STARTED_FROM = "the adapter it started from"  # a verdict's base_model if training continued from an adapter
+FROM_PYTHON = "rows given in Python"  # what stands for the name of a file that is gone when they are judged
 POWER = 0.8  # the chance to see a difference of the size that is called detectable
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.evaluation.verdict import POWER, STARTED_FROM
+from tunesmith.evaluation.verdict import FROM_PYTHON, POWER, STARTED_FROM
 from tunesmith.recipe.settings import CALIBRATION_METRICS, LOWER_IS_BETTER, TOKEN_METRICS
 
 SIGNS = {"unfinished": "do not end", "repetition": "end in repetition"}
@@ -128,11 +128,25 @@ def foreseen_sentence(metric: str, rows: int, groups: int, shown: Mapping[float,
         how = f"{share:.0%} of the answers change" if least <= share else "all changes are in one direction"
         parts.append(f"{100 * least:.0f} points if {how}")
     parts = list(dict.fromkeys(parts))
-    of = f"{rows:,} held-out rows" if rows == groups else f"{rows:,} held-out rows in {groups:,} independent groups"
     return (
-        f"{of} can show a difference in {metric} of {' or '.join(parts)} "
+        f"{held_out(rows, groups)} can show a difference in {metric} of {' or '.join(parts)} "
         f"({100 * POWER:.0f} times in 100, at {100 * confidence:g}% confidence)"
     )
+
+
+def few_rows_sentence(rows: int, groups: int, least: int, confidence: float) -> str:
+    """That a number of rows can show nothing, because a verdict needs ``least`` independent groups."""
+    kind = "rows" if rows == groups else "groups"
+    return (
+        f"{held_out(rows, groups)} cannot show any difference: a verdict at {100 * confidence:g}% confidence needs at "
+        f"least {least} {kind} that differ"
+    )
+
+
+def held_out(rows: int, groups: int) -> str:
+    """``20 held-out rows in 7 independent groups``."""
+    of = f"{rows:,} held-out row{'s' * (rows != 1)}"
+    return of if rows == groups else f"{of} in {groups:,} independent group{'s' * (groups != 1)}"
 
 
 def advice_lines(verdict: Mapping[str, Any], run: str | Path) -> list[str]:
@@ -166,12 +180,17 @@ def _measured(verdict: Mapping[str, Any]) -> str:
     direction = ", lower is better" if lower_is_better(name) else ""
     data = verdict.get("data")
     plural = "s" * (rows != 1)
-    judged_on = f"{rows} held-out row{plural}" if data is None else f"{rows} row{plural} of {data}"
+    judged_on = f"{rows} held-out row{plural}" if data is None else f"{rows} row{plural} {of_data(data)}"
     return (
         f"{name} {found['base']:.4g} -> {found['tuned']:.4g} on {judged_on} "
         f"(difference {found['difference']:+.3g}, {100 * verdict['confidence']:g}% interval {low:+.3g} to {high:+.3g}"
         f"{direction})"
     )
+
+
+def of_data(name: str) -> str:
+    """Whose rows they are, behind their number: ``of new.csv``, or ``given in Python``."""
+    return name.removeprefix("rows ") if name == FROM_PYTHON else f"of {name}"
 
 
 def _cannot_tell(name: str, found: Mapping[str, Any]) -> str:

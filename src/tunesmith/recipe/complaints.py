@@ -51,6 +51,8 @@ def explain(error: ValidationError, raw: Any, origins: Mapping[Path_, str], plac
         where = line_of(path_given, origins) or place
         first_where = first_where or where
         text, remedy = _sentence(item, path, rest, raw)
+        text, _, more = text.partition("\n")  # of a section's own message: what to do
+        text, remedy = text.removeprefix(f"{where.removeprefix('flag ')}: "), remedy or more or None
         lines.append(text if where == first_where else f"{text} ({where})")
         remedies += [remedy] if remedy and remedy not in remedies else []
     return RecipeError(lines[0], where=first_where, why="\n".join(lines[1:]) or None, remedy=" ".join(remedies) or None)
@@ -73,7 +75,8 @@ def _distinct(items: Sequence[Any]) -> list[Any]:
     for loc, members in groups.items():
         first = dict(members[0], loc=loc)
         if len(members) > 1:
-            first["msg"] = " or ".join(dict.fromkeys(_expectation(member) for member in members))
+            found = [*dict.fromkeys(_expectation(member) for member in members)]
+            first["msg"] = " or ".join([found[0], *(each.removeprefix("expected ") for each in found[1:])])
         merged.append(first)
     return merged
 
@@ -84,6 +87,8 @@ def _is_union_tag(part: tuple[Any, ...]) -> bool:
 
 
 def _expectation(item: Any) -> str:
+    if item["type"] == "too_short" and item["ctx"]["min_length"] == 1:
+        return "expected a list that is not empty"
     return item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
 
 

@@ -376,7 +376,10 @@ class EvaluationSettings(Settings):
             if len(set(metrics)) != len(metrics):
                 raise ValueError("a metric is named twice")
         if self.baselines and self.baselines not in ("auto", "none") and not self.answer_metrics:
-            raise ValueError("baselines are answers: name a metric of answers, such as metrics: [exact_match]")
+            raise ValueError(
+                "evaluation.baselines needs a metric of answers, and evaluation.metrics names none\n"
+                "Add one, such as exact_match, or leave evaluation.baselines out."
+            )
         for metric, key in NEEDED_KEYS.items():
             if metric in (*self.metrics, *self.during) and getattr(self, key) is None:
                 raise ValueError(f"the metric {metric} needs evaluation.{key}")
@@ -441,8 +444,8 @@ class Recipe(Settings):
         foreign = metric in (*TOKEN_METRICS, *PREFERENCE_METRICS) and metric not in known
         if foreign:
             raise ValueError(
-                f"training.metric_for_best_model: {metric} has no meaning under objective: {self.objective.name}; "
-                f"use {', '.join(known)}, or what a function under evaluation.compute_metrics gives"
+                f"training.metric_for_best_model: {metric} has no meaning under objective: {self.objective.name}\n"
+                f"Use {', '.join(known)}, or what a function under evaluation.compute_metrics gives."
             )
         if metric in self.evaluation.during:
             greater, lower = self.training.greater_is_better, metric in CALIBRATION_METRICS
@@ -452,9 +455,9 @@ class Recipe(Settings):
                 )
         elif metric not in known and self.evaluation.compute_metrics is None:
             raise ValueError(
-                f"training.metric_for_best_model: {metric} is not known at a validation; use {', '.join(known)}, a "
-                "metric of answers that evaluation.during names, too, or what a function under "
-                "evaluation.compute_metrics gives"
+                f"training.metric_for_best_model: {metric} is not known at a validation\n"
+                f"Use {', '.join(known)}, a metric of answers that evaluation.during names, too, or what a function "
+                "under evaluation.compute_metrics gives."
             )
         return self
 
@@ -486,8 +489,8 @@ def refuse_foreign_metrics(metrics: list[str], objective: str) -> None:
     refused = [name for name in metrics if name in (*TOKEN_METRICS, *PREFERENCE_METRICS) and name not in known]
     if refused:
         raise ValueError(
-            f"evaluation.metrics: {', '.join(refused)} has no meaning under objective: {objective}; "
-            f"use {', '.join(known)}, or a metric of answers such as exact_match"
+            f"evaluation.metrics: {', '.join(refused)} has no meaning under objective: {objective}\n"
+            f"Use {', '.join(known)}, or a metric of answers such as exact_match."
         )
 
 

@@ -111,8 +111,9 @@ def summary(run: Run) -> Summary:
         status, verdict, lines = status_of(run), verdict_of(run), metric_lines(run)
     except RunError:
         return Summary(name, str(run.folder), "damaged")
-    metric = next(iter((verdict or {}).get("metrics", {})), None)
-    values = verdict["metrics"][metric] if verdict and metric else {}
+    metrics = (verdict or {}).get("metrics", {})
+    metric = (verdict or {}).get("decided_by") if metrics else None
+    values = metrics.get(metric, {})
     state = status.get("status", "unknown")
     return Summary(
         name=name,

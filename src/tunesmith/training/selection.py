@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +37,24 @@ class Selection:
     def state(self) -> dict[str, Any]:
         """All fields, for the checkpoint."""
         return asdict(self)
+
+
+def selects_nothing(metric: str, lines: Iterable[Mapping[str, Any]]) -> str | None:
+    """That a metric was the same at every validation, so that no step was better than another; None if it differed.
+
+    Args:
+        metric: the one that selects.
+        lines: of metrics.jsonl.
+    """
+    values = [line[f"eval_{metric}"] for line in lines if line.get(f"eval_{metric}") is not None]
+    if len(values) < 2 or len({*values}) > 1:
+        return None
+    by_loss = " Set training.metric_for_best_model=loss to select by the loss."
+    other = "" if metric in ("loss", "perplexity") else by_loss
+    return (
+        f"{metric} was {values[0]:.6g} at all {len(values)} validations, so no step was better than another, and the "
+        f"first one counts as the best.{other}"
+    )
 
 
 def selection(settings: TrainingSettings, state: Mapping[str, Any]) -> Selection | None:

@@ -25,7 +25,7 @@ from tunesmith.training import checkpoint
 from tunesmith.training.attach import Ready, optimizer_of
 from tunesmith.training.guard import Guard, refuse_to_save
 from tunesmith.training.loop import Hooks, Step, train_steps
-from tunesmith.training.selection import Selection, selection
+from tunesmith.training.selection import Selection, selection, selects_nothing
 from tunesmith.training.step_rows import Steps, rate_of
 from tunesmith.training.validation import Validation, validate
 
@@ -165,6 +165,8 @@ class Trainer:
             )
         if found is not None and judged != last:
             listener.say(f"step {judged} is judged: best {found.metric}, {found.best:.6g}")
+        if found is not None and (silent := selects_nothing(found.metric, self.run.read_lines(METRICS))):
+            listener.warn(silent)
         self.run.set_status("running", step=last, judged_step=judged, **self._best())
         scores = self.final_scores if judged == last else None
         return Trained(last, judged, scores, found, self.recorder.tokens)

@@ -18,6 +18,7 @@ from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.pairs import AskedPair, compare_pairs, shared_scores, values
 from tunesmith.evaluation.shared_rows import JudgingRows, Key, by_place, rows_that_judge, shared_keys
 from tunesmith.evaluation.task import wants_labels
+from tunesmith.evaluation.verdict import FROM_PYTHON
 from tunesmith.evaluation.wording import pair_cells, pair_notes, pair_sentence
 from tunesmith.recipe.paths import local, shown
 from tunesmith.recipe.settings import LABEL_METRICS, EvaluationSettings
@@ -31,9 +32,9 @@ from tunesmith.runs.run_files import COMPARISONS
 from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
 from tunesmith.training.tasks import judging_rows
-from tunesmith.workflows.given_data import FROM_PYTHON, given
+from tunesmith.workflows.given_data import given
 from tunesmith.workflows.in_python import remedies_in_python
-from tunesmith.workflows.judged_target import FoundTarget, find
+from tunesmith.workflows.judged_target import FoundTarget, find, say_left_out
 from tunesmith.workflows.measured_models import MeasuredModel, Measurements, on_shared_rows
 
 
@@ -54,6 +55,7 @@ class Comparison(dict[str, Any]):
 
 
 @library_call()
+@remedies_in_python()
 def compare(
     targets: str | Path | Sequence[str | Path],
     *,
@@ -86,14 +88,42 @@ def compare(
     Raises:
         RunError: the targets have no row, or no metric, in common.
     """
+    with nullcontext() if data is None else remedies_in_python(of_file=True):
+        return compared(
+            targets,
+            data=data,
+            settings=settings,
+            progress=progress,
+            listener=listener,
+            model=model,
+            trust_remote_code=trust_remote_code,
+            allow_functions=allow_functions,
+            allow_changes=allow_changes,
+        )
+
+
+@library_call()
+def compared(
+    targets: str | Path | Sequence[str | Path],
+    *,
+    data: Any = None,
+    settings: Sequence[str] = (),
+    progress: bool = True,
+    listener: Listener | None = None,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+    allow_functions: bool = False,
+    allow_changes: str | Sequence[str] = (),
+) -> Comparison:
+    """What ``compare`` does, with the same arguments; its errors name flags and keys, for the command line."""
     listener, allowed = heard_by(listener, progress), allowed_kinds(allow_changes)
     consent = Consent(trust_remote_code, allow_functions)
     names = [str(targets)] if isinstance(targets, str | Path) else [str(target) for target in targets]
     how: dict[str, Any] = {"listener": listener, "model": model, "consent": consent, "allowed": allowed}
     if data is None:
         return _compare(names, None, "", settings, **how)
-    with given(data) as (path, rows), nullcontext() if rows is None else remedies_in_python(stored=rows):
-        return _compare(names, path, shown(path) if rows is None else FROM_PYTHON, settings, **how)
+    with given(data) as (path, rows), remedies_in_python(stored=rows) if rows else nullcontext():
+        return _compare(names, path, FROM_PYTHON if rows else shown(path), settings, **how)
 
 
 def _compare(
@@ -113,7 +143,7 @@ def _compare(
     functions = consent.functions(evaluation, typed=typed_names(settings), own=Path.cwd(), run=first.run_folder)
     with functions_allowed(functions):
         check_functions(evaluation)
-        rows = _rows_of(targets)
+        rows = _rows_of(targets, listener)
         keys = shared_keys(rows, limit=evaluation.max_rows, seed=evaluation.seed)
         notes = _notes_on_rows(targets, rows, keys, evaluation)
         measured = Measurements(listener, model, consent, allowed)
@@ -172,12 +202,14 @@ def _found(names: Sequence[str], data: str | None, named: str, settings: Sequenc
     return [replace(each, recipe=each.recipe.model_copy(update={"evaluation": evaluation})) for each in found]
 
 
-def _rows_of(targets: Sequence[FoundTarget]) -> list[JudgingRows]:
+def _rows_of(targets: Sequence[FoundTarget], listener: Listener) -> list[JudgingRows]:
     """The rows that each target may be judged on. Raises RunError for one that has none."""
     rows: list[JudgingRows] = []
     for target in targets:
         target.check_rows()
         survey = target.survey()
+        if target.data is not None and not rows:  # the same file for all
+            say_left_out(survey, target.named, listener)
         known = by_place(rows[0]) if rows else None
         rows.append(rows_that_judge(survey, judging_rows(survey, target.recipe), known))
         if not rows[-1].numbers:

@@ -16,6 +16,7 @@ from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.side_effects import side_effects
 from tunesmith.evaluation.side_passes import RunRows, side_passes
 from tunesmith.evaluation.training_answers import training_answers
+from tunesmith.evaluation.verdict import FROM_PYTHON
 from tunesmith.evaluation.wording import baseline_sentences
 from tunesmith.recipe.paths import shown
 from tunesmith.runs.consent import Consent
@@ -29,7 +30,7 @@ from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
 from tunesmith.training.rehearsal import memory_faults
 from tunesmith.workflows.baselines import TrainedOn, baseline_pass, rows_of_run
-from tunesmith.workflows.given_data import FROM_PYTHON, given
+from tunesmith.workflows.given_data import given
 from tunesmith.workflows.in_python import remedies_in_python
 from tunesmith.workflows.judged_target import FoundTarget, JudgedTarget, find, judged
 
@@ -47,6 +48,7 @@ class JudgedAgain(dict[str, Any]):
 
 
 @library_call()
+@remedies_in_python()
 def evaluate(
     target: str | Path,
     *,
@@ -79,6 +81,36 @@ def evaluate(
         allow_changes: kinds of changes since the training with which it is judged, such as ``["weights", "data"]``. The
             result names them.
     """
+    with nullcontext() if data is None else remedies_in_python(of_file=True):
+        return evaluated(
+            target,
+            data=data,
+            settings=settings,
+            probe=probe,
+            progress=progress,
+            listener=listener,
+            model=model,
+            trust_remote_code=trust_remote_code,
+            allow_functions=allow_functions,
+            allow_changes=allow_changes,
+        )
+
+
+@library_call()
+def evaluated(
+    target: str | Path,
+    *,
+    data: Any = None,
+    settings: Sequence[str] = (),
+    probe: bool | str | Path | None = None,
+    progress: bool = True,
+    listener: Listener | None = None,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+    allow_functions: bool = False,
+    allow_changes: str | Sequence[str] = (),
+) -> JudgedAgain:
+    """What ``evaluate`` does, with the same arguments; its errors name flags and keys, for the command line."""
     listener, allowed = heard_by(listener, progress), allowed_kinds(allow_changes)
     consent = Consent(trust_remote_code, allow_functions)
     how: dict[str, Any] = {"listener": listener, "model": model, "consent": consent, "allowed": allowed, "probe": probe}

@@ -483,7 +483,7 @@ def _recorded_status(run: Run, recipe: Recipe, listener: Listener) -> Iterator[N
         run.set_status("stopped")
         saved = run.checkpoints
         kept = f"the checkpoint {saved[-1].name} is saved" if saved else "there is no checkpoint yet"
-        again = f"tunesmith train {shlex.quote(str(run.folder))} --resume{flags_of(recipe)}"
+        again = f"`tunesmith train {shlex.quote(str(run.folder))} --resume{flags_of(recipe)}`"
         listener.say(f"stopped: {kept}. To continue: {again}")
         raise
     except TunesmithError as error:

@@ -61,7 +61,8 @@ if TYPE_CHECKING:
 ROWS_JUDGED_ON_A_CPU = 200
 KEYS = ("sample_by", *READING)  # of the data section, that `init` takes
 ENDINGS = re.compile(
-    r"(\.(jsonl|ndjson|json|csv|tsv|parquet|txt|md|markdown|rst|html?))?(\.(gz|bz2|xz))?$", re.IGNORECASE
+    r"(\.(jsonl|ndjson|json|csv|tsv|parquet|txt|md|markdown|rst|html?|xlsx|ods))?(\.(gz|bz2|xz))?$",
+    re.IGNORECASE,
 )
 
 
@@ -118,6 +119,7 @@ def starter_recipe(
     instruction: str | None = None,
     device: Device | None = None,
     overrides: Sequence[str] = (),
+    name: str | None = None,
 ) -> Starter:
     """A commented recipe for the rows at ``data``: LoRA, unless another method is asked for or LoRA does not fit.
 
@@ -130,6 +132,7 @@ def starter_recipe(
         instruction: one instruction for all rows.
         device: this machine's by default.
         overrides: ``key=value`` of the data section, about how the files are read.
+        name: of the run, below ``runs``; that of the data by default.
 
     Raises:
         DataError: the data cannot be read, its format is not known, or no row is good.
@@ -183,11 +186,12 @@ def starter_recipe(
         recipe.add("objective", objectives[0], why)
     _add_training(recipe, start, evaluated=bool(held_out.rows))
     _add_evaluation(recipe, evaluation, held_out, device)
-    recipe.add("output_dir", f"runs/{_name(data)}")
+    output_dir = f"runs/{name_of_run(name or data)}"
+    recipe.add("output_dir", output_dir)
     return Starter(
         text=recipe.text(),
         model=path,
-        output_dir=f"runs/{_name(data)}",
+        output_dir=output_dir,
         rows=rows,
         bad=bad,
         shape=reader.shape,
@@ -376,7 +380,7 @@ def _add_choices(recipe: CommentedRecipe, start: _Start, section: str) -> None:
             recipe.add(key, value, str(choice))
 
 
-def _name(data: str) -> str:
+def name_of_run(data: str) -> str:
     """The name of a run on this data: the file without its endings, or the folder for train.csv and such."""
     path = data.partition("?")[0].rstrip("/") if "://" in data else str(Path(data).absolute())
     parts = [ENDINGS.sub("", part).partition("@")[0] for part in path.split("/")[-2:]]

@@ -116,7 +116,7 @@ def held_out(found: Survey) -> HeldOut:
     train, rows = (counts(found.scan, each.rows)[0] for each in (found.scan.sources[0], found.scan.sources[-1]))
     if len(found.scan.sources) > 1:
         split = found.scan.sources[-1].reader.split
-        return HeldOut(None, f"eval: the data's own split {split} ({rows:,} rows) is held out", train, rows)
+        return HeldOut(None, f"eval: the data's own split {split} ({rows_in_words(rows)}) is held out", train, rows)
     best = HeldOut(0, "too few different prompts to hold any out, so there will be no verdict", train, 0)
     for share in (*SHARES, HALF):
         if best.rows >= (LEAST_HELD_OUT if share == HALF else ENOUGH_HELD_OUT):
@@ -132,7 +132,8 @@ def held_out(found: Survey) -> HeldOut:
 
 
 def _why_held_out(share: float, rows: int) -> str:
-    said = f"{rows:,} rows are held out, chosen by their prompts, to judge on"
+    are = "is held out, chosen by its prompt," if rows == 1 else "are held out, chosen by their prompts,"
+    said = f"{rows_in_words(rows)} {are} to judge on"
     if share == HALF:
         return f"{said}: fewer than {LEAST_HELD_OUT} can show no difference"
     return said if rows >= ENOUGH_HELD_OUT else f"{said}: so few show large differences only"

@@ -23,7 +23,6 @@ from tunesmith.runs.rows_folders import passing_folder, passing_folder_of, passi
 from tunesmith.runs.temporary import temporary
 from tunesmith.workflows.in_python import ROWS, remedies_in_python
 
-FROM_PYTHON = "rows given in Python"  # what stands for the name of a file that is gone when they are judged
 Given = TypeVar("Given")
 Names = Mapping[Path, str]  # files of rows, and what messages call them
 SPLITS = ("train", "eval", "test")
@@ -128,15 +127,15 @@ class RowsOfRun:
 @contextmanager
 def rows_of_run() -> Iterator[RowsOfRun]:
     """Inside, a run begins or goes on. If that fails, rows that its recipe does not name go again."""
-    kept, gone = RowsOfRun(), dict[Path, str]()
-    with remedies_in_python(stored=gone):
-        try:
-            yield kept
-        except BaseException:
-            for file, name in kept.new.items():
-                if not kept.names(file):
-                    _forget(file)
-                    gone[file] = name
+    kept = RowsOfRun()
+    try:
+        yield kept
+    except BaseException:
+        gone = {file: name for file, name in kept.new.items() if not kept.names(file)}
+        for file in gone:
+            _forget(file)
+        # Only Python hands over rows. Without any, the command line may have begun the run: its remedies are flags.
+        with remedies_in_python(stored=gone) if gone else nullcontext():
             raise
 
 

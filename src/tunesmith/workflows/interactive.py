@@ -81,6 +81,7 @@ def init(
             columns=columns,
             instruction=instruction,
             overrides=overrides,
+            name=name if file is not None and rows else None,
         )
         if file is not None:
             write_output(file, RECIPE_MARK + made.text)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunesmith.data.batches.layout import LayoutName, probed_layout
 from tunesmith.data.corpus import Corpus, encode_corpus
+from tunesmith.data.files.rows import LeftOut, by_reason
 from tunesmith.data.survey import Survey, check_metrics, only_held_out, survey_rows
 from tunesmith.deploy.tuned import ModelTarget, Tuned, find_target
 from tunesmith.deploy.tuned import load as load_tuned
@@ -17,6 +18,7 @@ from tunesmith.evaluation.held_out_recipe import evaluation_recipe, no_rows_to_j
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.label_set import Spelling
 from tunesmith.evaluation.task import task_batches, wants_labels
+from tunesmith.evaluation.verdict import FROM_PYTHON
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import Recipe
@@ -27,7 +29,6 @@ from tunesmith.runs.progress import Listener
 from tunesmith.runs.run_files import ANSWERS, COMPARISONS, EVALUATIONS
 from tunesmith.training.rehearsal import memory_faults
 from tunesmith.training.tasks import make_tasks
-from tunesmith.workflows.given_data import FROM_PYTHON
 from tunesmith.workflows.places import check_rows
 from tunesmith.workflows.same_run import data_changes, probe_changes
 from tunesmith.workflows.trained_rows import labels_trained_on, rows_trained_on
@@ -147,6 +148,8 @@ def judged(
     if known is not None:
         steps = {"load_best_model_at_end": False, "early_stopping_patience": None}  # no step is selected
         recipe = recipe.with_values(training=steps)
+    if known is None and found.data is not None:
+        say_left_out(survey, found.named, listener)
     trained_on = None
     run = tuned.target.run
     if found.data is not None:
@@ -173,6 +176,17 @@ def judged(
     with memory_faults():
         judge = _with_reference(tuned, judge, listener)
     return JudgedTarget(tuned, judge, budget, layout, survey, corpus, changes, trained_on)
+
+
+def say_left_out(survey: Survey, named: str, listener: Listener) -> None:
+    """Names the rows of other data that are not judged: those that ``data.on_error: skip`` leaves out, and others."""
+    bad = [row for row in survey.rejected if not isinstance(row, LeftOut)]
+    if bad:
+        first = by_reason(bad)[0][1]
+        rows, are = f"{len(bad):,} of {len(survey.outcome):,} rows", "is" if len(bad) == 1 else "are"
+        listener.warn(f"{named}: {rows} cannot be used and {are} left out: {first}")
+    for note in survey.left_out_in_words():
+        listener.say(note)
 
 
 def _trained_on(found: FoundTarget, listener: Listener) -> int | None:

@@ -74,6 +74,15 @@ def test_the_lines_name_the_figures() -> None:
     ]
 
 
+def test_where_both_models_expect_the_same_token_it_is_not_said_twice() -> None:
+    loss = {"base": 2.0, "tuned": 2.0, "difference": 0.0, "interval": [0.0, 0.0]}
+    each = {"texts": 52, "tokens": 4000, "kl": 0.01, "interval": [0.0, 0.02], "changed": 0.0, "by": [], "loss": loss}
+    general = {**each, "perplexity": {"base": 7.4, "tuned": 7.4}, "worst_texts": [{"id": "code/sql", "kl": 0.6}]}
+    general["worst_tokens"] = [{"before": "vacances :", "base": "\n", "tuned": "\n"}]
+    lines = divergence_lines({"divergence": {"general": general, "confidence": 0.95}})
+    assert lines[-1] == "  texts that moved most: code/sql 0.6; most of all behind 'vacances :'"
+
+
 def test_the_texts_are_of_many_forms_and_languages() -> None:
     texts, prompts = general_texts(), general_texts(PROMPTS)
     assert len({each.id for each in [*texts, *prompts]}) == len(texts) + len(prompts)

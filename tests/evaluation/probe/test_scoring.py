@@ -61,6 +61,18 @@ def test_equal_answers_are_shown_to_be_as_good() -> None:
     assert "as good as the base, within 2 points" in probe_lines({"probe": found})[0]
 
 
+def test_two_models_that_get_nothing_right_are_not_as_good_as_each_other() -> None:
+    every = [*range(len(RIGHT))]
+    found = compared(PROBE, answers(wrong=every), answers(wrong=every[1:]))
+    assert (found["base"], found["tuned"]) == (0.0, 1 / 253)
+    assert found["verdict"] == "no evidence"
+    lines = probe_lines({"probe": found})
+    assert lines[0].startswith("Probe (the built-in probe): Both models get almost nothing right, so this says nothing")
+    assert "as good as" not in lines[0] and lines[1].endswith("no margin was tested")
+    assert compared(PROBE, answers(wrong=every[2:]), answers(wrong=every))["reason"] == found["reason"]
+    assert compared(PROBE, RIGHT, answers(wrong=every))["verdict"] == "worse"
+
+
 def test_few_items_without_a_difference_are_no_evidence_and_not_the_same() -> None:
     few = ProbeItems("few", PROBE.items[:20])  # type: ignore[union-attr]
     found = compared(few, RIGHT[:20], RIGHT[:20])

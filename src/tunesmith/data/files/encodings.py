@@ -19,6 +19,7 @@ ENOUGH = 200  # characters of several bytes without a fault: the file is UTF-8
 SAMPLE = 2**20
 CHAOS, COHERENCE = 0.01, 0.02  # charset-normalizer's measures differ by no more than this between equal candidates
 USUAL = "cp1252"
+_CELL_WORD, LONGEST_EXAMPLE = re.compile(r"[^\s;,|\"]+"), 40  # a word of a table's cell, and characters of it
 CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 HEAD_OF_A_PAGE = 1024  # bytes in which HTML wants its charset
 LATIN = ("iso-8859-1", "latin-1", "latin1", "ascii", "us-ascii")  # which HTML takes for cp1252
@@ -142,12 +143,12 @@ def _undecided(data: bytes, encodings: list[str], name: str) -> DataError:
 
 
 def _example(data: bytes, encoding: str) -> str:
-    """The first words that are not ASCII."""
+    """The first word that is not ASCII, whole, without the separators of a table around it."""
     for line in data.splitlines():
         if not line.isascii():
             text = line.decode(encoding, "replace")
-            begin = next((index for index, char in enumerate(text) if char > "\x7f"), 0)  # EBCDIC has ASCII letters
-            return text[max(text.rfind(" ", 0, begin) + 1, begin - 20) : begin + 20].split(" ")[0].strip('";,\t')
+            words = _CELL_WORD.findall(text)
+            return next((word for word in words if not word.isascii()), (words or [""])[0])[:LONGEST_EXAMPLE]  # EBCDIC
     return ""
 
 

@@ -46,8 +46,12 @@ def _most(found: Mapping[str, Any]) -> list[str]:
     if not texts:
         return []
     tokens = [
-        f"; most of all behind {each['before']!r}, where the base expects {each['base']!r} and the tuned model "
-        f"{each['tuned']!r}"
+        f"; most of all behind {each['before']!r}"
+        + (
+            f", where the base expects {each['base']!r} and the tuned model {each['tuned']!r}"
+            if each["base"] != each["tuned"]
+            else ""
+        )
         for each in (found.get("worst_tokens") or [])[:1]
     ]
     return [f"  texts that moved most: {texts}{''.join(tokens)}"]

@@ -14,6 +14,7 @@ import numpy as np
 from tunesmith.evaluation.compare import Level, compare_alone
 from tunesmith.evaluation.metrics.base import row_scores
 from tunesmith.evaluation.probe.items import ProbeItems
+from tunesmith.evaluation.probe.wording import NOTHING_RIGHT
 from tunesmith.evaluation.statistics import holm
 from tunesmith.evaluation.verdict import Equivalence, Judgement
 
@@ -93,6 +94,8 @@ def compared(
     before, after = rights(probe, base), rights(probe, tuned)  # bool [items] each
     level = Level(confidence, resamples, seed, margin)
     found = compare_alone(METRIC, row_scores(before), row_scores(after), level)  # type: ignore[arg-type]
+    if found["bound"] == "floor" and found["verdict"] != "worse":  # what was never there cannot be lost
+        found["verdict"], found["reason"] = "no evidence", NOTHING_RIGHT
     ids = np.array([item.id for item in probe.items])
     return ProbeResult(
         name=probe.name,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SHOWN = 3  # kinds
+NOTHING_RIGHT = "Both models get almost nothing right, so this says nothing about lost or gained abilities."
 _HEADINGS = {
     "worse": "The tuned model lost abilities",
     "better": "The tuned model gained abilities",
@@ -41,6 +42,8 @@ def probe_lines(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def _heading(found: Mapping[str, Any]) -> str:
+    if found["reason"] == NOTHING_RIGHT:
+        return NOTHING_RIGHT.rstrip(".")
     if found["verdict"] != "no worse":
         return _HEADINGS[found["verdict"]]
     margin = f"{100 * found['equivalence']['margin']:g} points"
@@ -51,7 +54,7 @@ def _heading(found: Mapping[str, Any]) -> str:
 
 def _equivalence(found: Mapping[str, Any]) -> str:
     tested = found["equivalence"]
-    if tested is None:
+    if tested is None or found["reason"] == NOTHING_RIGHT:
         return "no margin was tested"
     outcome = {"equivalent": "shown, and no better either", "no worse": "shown", "not shown": "not shown"}
     return (
