@@ -63,7 +63,7 @@ def test_the_list_under_json_has_every_fact(command: Command, finished: Run) -> 
 def test_the_list_shows_the_metric_that_decided_and_its_values(
     command: Command, finished: Run, verdict: dict[str, Any]
 ) -> None:
-    loss = {**verdict["metrics"]["loss"], "base": 6.0, "tuned": 5.5}
+    loss = {**verdict["metrics"]["exact_match"], "base": 6.0, "tuned": 5.5}
     metrics = {**verdict["metrics"], "loss": loss}
     finished.write_json("verdict.json", {**verdict, "decided_by": "loss", "metrics": metrics})
     (found,) = command("runs", "list", "--json").json["runs"]
