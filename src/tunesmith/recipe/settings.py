@@ -444,8 +444,8 @@ class Recipe(Settings):
         foreign = metric in (*TOKEN_METRICS, *PREFERENCE_METRICS) and metric not in known
         if foreign:
             raise ValueError(
-                f"training.metric_for_best_model: {metric} has no meaning under objective: {self.objective.name}\n"
-                f"Use {', '.join(known)}, or what a function under evaluation.compute_metrics gives."
+                f"training.metric_for_best_model: {metric} has no meaning under objective: {self.objective.name}; "
+                f"use {', '.join(known)}, or what a function under evaluation.compute_metrics gives"
             )
         if metric in self.evaluation.during:
             greater, lower = self.training.greater_is_better, metric in CALIBRATION_METRICS
@@ -489,8 +489,8 @@ def refuse_foreign_metrics(metrics: list[str], objective: str) -> None:
     refused = [name for name in metrics if name in (*TOKEN_METRICS, *PREFERENCE_METRICS) and name not in known]
     if refused:
         raise ValueError(
-            f"evaluation.metrics: {', '.join(refused)} has no meaning under objective: {objective}\n"
-            f"Use {', '.join(known)}, or a metric of answers such as exact_match."
+            f"evaluation.metrics: {', '.join(refused)} has no meaning under objective: {objective}; "
+            f"use {', '.join(known)}, or a metric of answers such as exact_match"
         )
 
 
