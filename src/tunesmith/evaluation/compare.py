@@ -382,6 +382,7 @@ def _too_little(base: Scores, tuned: Scores, confidence: float) -> str | None:
         whole = "rows" if base.groups is None else "independent groups of rows"
         verb = "differs" if differing == 1 else "differ"
         return f"Only {differing} of {count} {whole} {verb}; {least}"
-    if np.array_equal(*np.split(sums, 2, axis=1)):
+    before, after = np.split(sums, 2, axis=1)  # [groups, k] each
+    if np.array_equal(before, after):
         return f"Both models score the same; {least}"
     return "Nothing changed: the difference is within rounding."
