@@ -256,7 +256,8 @@ def test_what_a_flag_says_is_not_named_twice_and_comes_with_what_to_do(file: Pat
     assert str(error.remedy).startswith("Use loss, perplexity, bits_per_byte, token_accuracy, a metric of answers that")
     with pytest.raises(RecipeError) as caught:
         read_recipe(mapping(), ["evaluation.baselines=[majority]", "evaluation.metrics=[brier_score]"])
-    assert caught.value.what == "evaluation.baselines needs a metric of answers, and evaluation.metrics names none"
+    assert caught.value.what == "baselines need a metric of answers"
+    assert caught.value.remedy == "Add one to evaluation.metrics, such as exact_match."
     read_recipe(mapping(), ["evaluation.baselines=[majority]", "evaluation.metrics=[brier_score,exact_match]"])
 
 

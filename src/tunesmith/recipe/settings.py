@@ -376,10 +376,7 @@ class EvaluationSettings(Settings):
             if len(set(metrics)) != len(metrics):
                 raise ValueError("a metric is named twice")
         if self.baselines and self.baselines not in ("auto", "none") and not self.answer_metrics:
-            raise ValueError(
-                "evaluation.baselines needs a metric of answers, and evaluation.metrics names none\n"
-                "Add one, such as exact_match, or leave evaluation.baselines out."
-            )
+            raise ValueError("baselines need a metric of answers\nAdd one to evaluation.metrics, such as exact_match.")
         for metric, key in NEEDED_KEYS.items():
             if metric in (*self.metrics, *self.during) and getattr(self, key) is None:
                 raise ValueError(f"the metric {metric} needs evaluation.{key}")
