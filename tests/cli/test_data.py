@@ -124,7 +124,7 @@ def test_check_names_bad_rows_and_exits_with_1(command: Command, rows: str) -> N
         "    12  12     5  ##########",
         "    13  13    20  ########################################",
         "    14  14    15  ##############################",
-        "labels: 2 different answers; the most frequent: no (20); the rarest: yes (20)",
+        "labels: 2 different answers; each in 20 rows: no, yes",
         "scripts: Latin 100.0%",
         "bad row rows.jsonl:41: completion is empty",
         "error invalid_rows: 1 row that cannot be read, or used as an example (rows.jsonl:41)",

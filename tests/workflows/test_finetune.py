@@ -439,7 +439,7 @@ def test_a_file_with_other_columns_is_judged_as_the_remedy_says(values: dict[str
     new.write_text("Frage,Antwort\n" + "".join(f"Name it: {word} thing,{word}\n" for word in WORDS[:7]))
     with pytest.raises(DataError) as caught:
         evaluate(run, data=str(new))
-    (asked,) = re.findall(r'settings=(\["data\.columns=[^\]]*"\])', str(caught.value.remedy))
+    asked = re.findall(r'settings=(\["data\.columns=[^\]]*"\])', str(caught.value.remedy))[0]
     (key,) = json.loads(asked)
     key = re.sub(r"\{.*\}", "{prompt: Frage, completion: Antwort}", key)
     assert evaluate(run, data=str(new), settings=[key, "data.format=prompt_completion"])["rows"] == 7

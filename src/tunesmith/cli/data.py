@@ -336,7 +336,9 @@ def _report(found: Inspection, terminal: Terminal) -> None:
         rarest = f"; the rarest: {', '.join(named[1:][-RAREST_SHOWN:][::-1])}" if len(named) > 1 else ""
         spread = f"the most frequent: {named[0]}{rarest}"
         if len(named) > 1 and len({each["rows"] for each in counts}) == 1:
-            spread = f"each in {rows_in_words(counts[0]['rows'])}"
+            shown = [one_line(each["label"]) for each in counts[: RAREST_SHOWN + 1]]
+            more = ", ..." if len(counts) > len(shown) else ""
+            spread = f"each in {rows_in_words(counts[0]['rows'])}: {', '.join(shown)}{more}"
         terminal.write(f"labels: {found.labels['distinct']:,} different answers; {spread}")
     terminal.write("scripts: " + _mix(found.scripts))
     if found.languages is not None:
