@@ -90,7 +90,7 @@ def test_init_asks_in_a_terminal_before_it_takes_columns_by_their_names(tmp_path
     screen, end = os.openpty()
     os.write(screen, f"{answer}\n".encode())
     done = subprocess.run(
-        [sys.executable, "-m", "tunesmith", "init", "faq.csv", "--model", "m"],
+        [sys.executable, "-m", "tunesmith", "init", "faq.csv", "--model", "me/m"],
         stdin=end, stderr=end, stdout=subprocess.PIPE, cwd=tmp_path, text=True, timeout=120,
     )  # fmt: skip
     os.close(end)
@@ -414,9 +414,9 @@ def test_the_command_that_a_refusal_of_check_names_leads_out(command: Command, t
 
 def test_a_remedy_of_init_keeps_what_was_given(command: Command, tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps({name: [{"prompt": "a", "completion": "b"}] * 20 for name in "xy"}))
-    outcome = command("init", "rows.json", "--model", "m", "--out", "mine.yaml")
-    assert "run `tunesmith init rows.json --model m --out mine.yaml data.key=x`" in " ".join(outcome.err.split())
-    assert command("init", "rows.json", "--model", "m", "--out", "mine.yaml", "data.key=x").code == 0
+    outcome = command("init", "rows.json", "--model", "me/m", "--out", "mine.yaml")
+    assert "run `tunesmith init rows.json --model me/m --out mine.yaml data.key=x`" in " ".join(outcome.err.split())
+    assert command("init", "rows.json", "--model", "me/m", "--out", "mine.yaml", "data.key=x").code == 0
     assert (tmp_path / "mine.yaml").is_file()
 
 

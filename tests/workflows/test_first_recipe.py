@@ -103,6 +103,8 @@ def test_columns_instruction_and_format_are_written_so_that_they_read_back() -> 
 
 
 def test_a_path_that_yaml_would_read_as_something_else_is_quoted() -> None:
+    Path("12").mkdir()
+    Path("12/config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     for name in ("true", "null", "12", "1e5.jsonl", "~x.jsonl", "2024-01-01.jsonl", "- a.jsonl", "a: b.jsonl"):
         path = write(pairs(["a", "b"] * 20), f"{name}/rows.jsonl" if "." not in name else name)
         text = starter_recipe(path, model="12", device=LAPTOP).text
@@ -320,3 +322,10 @@ def test_a_path_at_which_there_is_no_model_is_refused(model: str) -> None:
     with pytest.raises(ModelError, match="there is no model, file or folder called") as caught:
         starter_recipe(write(pairs(["yes", "no"] * 20)), model=model)
     assert caught.value.where == "--model"
+
+
+def test_a_model_that_is_nowhere_is_refused_before_a_recipe_is_written() -> None:
+    data = write(pairs(["a", "b"] * 40))
+    with pytest.raises(ModelError, match="there is no model, file or folder called 'nosuchmodel'"):
+        starter_recipe(data, model="nosuchmodel", device=LAPTOP)
+    assert "maker/model" in starter_recipe(data, model="maker/model", device=LAPTOP).text  # it may be on the hub

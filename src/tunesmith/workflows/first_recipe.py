@@ -150,8 +150,7 @@ def starter_recipe(
         objective=preferred[0] if preferred else None,
     )
     device, path = device or this_device(), model or next(iter(BUNDLED))
-    if path.startswith((".", "/", "~")):
-        kind(path, where="--model")
+    kind(path, where="--model")  # a name that is no hub id must be something that is here
     size, texts = model_size(path), texts_of(found.scan)
     held_out, evaluation = rows_held_out(found), evaluation_of(found.scan, texts)
     length = length_of(found.scan, texts, size.config, size.folder)

@@ -242,7 +242,7 @@ def length_of(scan: Scan, texts: Texts, config: Mapping[str, Any] | None, folder
         about = most = max(counted, 1)
         reason = "by the model's tokenizer"
     wanted = 2 ** math.ceil(math.log2(max(LEAST_LENGTH, 1.25 * most + ROOM)))
-    reason = f"tokens; the longest row has about {about:,}, {reason}"
+    reason = f"tokens; the text of the longest row has about {about:,}, {reason}"
     if about + ROOM > positions:
         return Length(
             int(positions),
