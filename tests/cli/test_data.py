@@ -47,9 +47,9 @@ def test_init_overwrites_only_when_told_to(command: Command, rows: str, tmp_path
     assert command("init", rows, "--out", "made.yaml").code == 0
     outcome = command("init", rows, "--out", "made.yaml")
     assert outcome.code == 1 and "Add --overwrite, or name another --out." in outcome.err
-    found = command("init", rows, "--out", "made.yaml", "--overwrite", "--model", "other", "--json").json
+    found = command("init", rows, "--out", "made.yaml", "--overwrite", "--model", "the/other", "--json").json
     assert list(found) == list(JSON_KEYS["init"])
-    assert (found["model"], found["rows"], found["bad"], found["metrics"][0]) == ("other", 40, 1, "accuracy")
+    assert (found["model"], found["rows"], found["bad"], found["metrics"][0]) == ("the/other", 40, 1, "accuracy")
 
 
 def test_init_replaces_the_recipe_that_it_wrote_although_it_was_edited(command: Command, rows: str) -> None:
@@ -415,7 +415,7 @@ def test_the_command_that_a_refusal_of_check_names_leads_out(command: Command, t
 def test_a_remedy_of_init_keeps_what_was_given(command: Command, tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps({name: [{"prompt": "a", "completion": "b"}] * 20 for name in "xy"}))
     outcome = command("init", "rows.json", "--model", "me/m", "--out", "mine.yaml")
-    assert "run `tunesmith init rows.json --model me/m --out mine.yaml data.key=x`" in " ".join(outcome.err.split())
+    assert "run `tunesmith init rows.json --model me/me/m --out mine.yaml data.key=x`" in " ".join(outcome.err.split())
     assert command("init", "rows.json", "--model", "me/m", "--out", "mine.yaml", "data.key=x").code == 0
     assert (tmp_path / "mine.yaml").is_file()
 
