@@ -415,7 +415,7 @@ def test_the_command_that_a_refusal_of_check_names_leads_out(command: Command, t
 def test_a_remedy_of_init_keeps_what_was_given(command: Command, tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps({name: [{"prompt": "a", "completion": "b"}] * 20 for name in "xy"}))
     outcome = command("init", "rows.json", "--model", "me/m", "--out", "mine.yaml")
-    assert "run `tunesmith init rows.json --model me/me/m --out mine.yaml data.key=x`" in " ".join(outcome.err.split())
+    assert "run `tunesmith init rows.json --model me/m --out mine.yaml data.key=x`" in " ".join(outcome.err.split())
     assert command("init", "rows.json", "--model", "me/m", "--out", "mine.yaml", "data.key=x").code == 0
     assert (tmp_path / "mine.yaml").is_file()
 

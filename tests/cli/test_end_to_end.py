@@ -73,7 +73,7 @@ def test_from_data_to_answers(
 def test_the_fakes_of_these_tests_have_the_librarys_signatures(request: pytest.FixtureRequest) -> None:
     real = {name: import_module(f"tunesmith.workflows.{name}") for name in ("finetune", "evaluate")}
     request.getfixturevalue("finetune")
-    for file, name in (("finetune", "train_in"), ("finetune", "dry_run"), ("evaluate", "evaluate")):
+    for file, name in (("finetune", "train_in"), ("finetune", "dry_run"), ("evaluate", "evaluated")):
         fake = sys.modules[f"tunesmith.workflows.{file}"]
         assert fake is not real[file]
         theirs, ours = (inspect.signature(getattr(module, name)).parameters for module in (real[file], fake))

@@ -187,7 +187,7 @@ def test_auto_takes_what_the_answers_and_the_installation_allow(monkeypatch: pyt
 
 
 def test_baselines_without_a_metric_of_answers_are_refused() -> None:
-    with pytest.raises(ValueError, match="name a metric of answers"):
+    with pytest.raises(ValueError, match="baselines need a metric of answers"):
         settings(metrics=["token_accuracy"], baselines=["majority"])
 
 

@@ -133,7 +133,7 @@ def test_runs_that_hold_out_other_rows_are_compared_on_those_that_both_hold_out(
     train(changed(values, "e", data={"train": "other.jsonl"}))
     with pytest.raises(RunError, match="a and e cannot be compared: no row is held out by all of them") as caught:
         tunesmith.compare(["a", "e"], progress=False)
-    assert "--data FILE" in str(caught.value.remedy)
+    assert "data=FILE" in str(caught.value.remedy)
     rows = [{"input": f"new {n}", "output": f"word {n % 3}"} for n in range(8)]
     on_others = tunesmith.compare(["a", "e"], data=rows, progress=False)
     assert (on_others["rows"], on_others["data"]) == (8, "rows given in Python")

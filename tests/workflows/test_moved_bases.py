@@ -40,7 +40,7 @@ def test_other_contents_at_the_new_place_are_refused(here: Path, change: Any, ki
     change(here)
     recipe = moved(here)
     before = (here / "stopped" / "recipe.yaml").read_bytes()
-    with pytest.raises(RunError, match=f"--allow-changes {kind}"):
+    with pytest.raises(RunError, match=rf'allow_changes=\["{kind}"\]'):
         train(recipe, resume=True)
     assert (here / "stopped" / "recipe.yaml").read_bytes() == before
     train(recipe, resume=True, allow_changes=kind)

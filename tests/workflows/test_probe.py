@@ -110,7 +110,7 @@ def test_changed_questions_are_no_silent_change_of_a_run(
     with pytest.raises(RunError, match="The data has changed since this run was started") as caught:
         train(values, resume=True, progress=False)
     assert f"evaluation.probe: {probe}: was sha256 " in str(caught.value.why)
-    assert "`--allow-changes data`" in str(caught.value.remedy)
+    assert 'allow_changes=["data"]' in str(caught.value.remedy)
     made = train(values, resume=True, allow_changes="data", progress=False)
     assert Run(made.run).read_lines("probe.jsonl")[0]["messages"] == [{"role": "user", "content": "Say it again."}]
     (change,) = json.loads((made.run / "fingerprint.json").read_text())["changes"][0]["changes"]

@@ -70,7 +70,7 @@ def _broken(verdict: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], re
     """Answers broke: they repeat themselves, or they do not end though the limit has room for the reference answers."""
     damage = {each["kind"]: each for each in verdict.get("damage", []) if each["evidence"]}
     repeated, endless = damage.get("repetition"), damage.get("unfinished")
-    if verdict["verdict"] != "worse" or _are_longer(samples, _cut(samples)):
+    if verdict.get("verdict") != "worse" or _are_longer(samples, _cut(samples)):
         endless = None  # answers that got better may still need a lesson in how to end, or more room
     sign = repeated or endless
     if sign is not None:

@@ -150,7 +150,8 @@ def starter_recipe(
         objective=preferred[0] if preferred else None,
     )
     device, path = device or this_device(), model or next(iter(BUNDLED))
-    kind(path, where="--model")  # a name that is no hub id must be something that is here
+    if path.startswith((".", "/", "~")) or not Path(path).is_dir():
+        kind(path, where="--model")  # a name that is no hub id must be something that is here
     size, texts = model_size(path), texts_of(found.scan)
     held_out, evaluation = rows_held_out(found), evaluation_of(found.scan, texts)
     length = length_of(found.scan, texts, size.config, size.folder)

@@ -42,7 +42,7 @@ def probe_lines(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def _heading(found: Mapping[str, Any]) -> str:
-    if found["reason"] == NOTHING_RIGHT:
+    if found.get("reason") == NOTHING_RIGHT:
         return NOTHING_RIGHT.rstrip(".")
     if found["verdict"] != "no worse":
         return _HEADINGS[found["verdict"]]
@@ -54,7 +54,7 @@ def _heading(found: Mapping[str, Any]) -> str:
 
 def _equivalence(found: Mapping[str, Any]) -> str:
     tested = found["equivalence"]
-    if tested is None or found["reason"] == NOTHING_RIGHT:
+    if tested is None or found.get("reason") == NOTHING_RIGHT:
         return "no margin was tested"
     outcome = {"equivalent": "shown, and no better either", "no worse": "shown", "not shown": "not shown"}
     return (
