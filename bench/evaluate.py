@@ -11,7 +11,10 @@
 Plain transformers is what one would write: the model of the hub with its PEFT adapter, sdpa, rows sorted by length and
 padded in batches of 16, one loop for the loss and ``generate`` for the answers; labels one by one, in padded batches.
 Every part runs in the order A B B A. Figures are ratios within one run: plain seconds over ours. ``differ`` counts
-answers that are not the same tokens: plain batches round differently, ours are those of each row alone.
+answers that are not the same tokens: plain batches round differently, ours are those of each row alone. ``settled``
+counts answers that were left unfinished, because exact match had lost them (``evaluation.whole_answers: 100``, the
+default, answers a hundred rows to their end); they are compared as far as they go. ``tokens`` are those that went
+through the layers, filling included: their ratio is the figure of two programs that compute a token equally fast.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ from tunesmith.data.examples.message import Message
 from tunesmith.deploy.tuned import Tuned
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.task import make_task, task_batches
+from tunesmith.model.generate import Generation
 from tunesmith.model.label_logprobs import label_logprobs
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.settings import EvaluationSettings
@@ -57,30 +61,41 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     report: dict[str, Any] = {"threads": arguments.threads, "quick": arguments.quick, "parts": {}}
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+        for name, part in _measured(arguments, Path(folder)):
+            report["parts"][name] = part
+            _show(name, part)
+    if arguments.save is not None:
+        arguments.save.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+def _measured(arguments: argparse.Namespace, place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The figures of each part that is asked for."""
+    asked = arguments.parts or TARGETS
+    # 1. Banking77: its held rows by both models, and the likelihoods of its labels.
+    if any(not name.startswith("demo") for name in asked):
         _, items = workloads.BUILDERS["a"](arguments.data, random.Random("bench/evaluate"))
         held, rest = items[: arguments.rows], items[arguments.rows :]
-        run = arguments.run or _trained(arguments, rest, place / "banking")
-        tuned = tunesmith.load(run, progress=False)
+        tuned = tunesmith.load(arguments.run or _trained(arguments, rest, place / "banking"), progress=False)
         plain = _Plain(tuned)
         limits = {"metrics": ["exact_match"], "max_new_tokens": arguments.new_tokens}
         for name in ("tuned", "base"):
-            report["parts"][f"banking {name}"] = _judged(tuned, plain, name, held, limits)
-            _show(report)
-        labels = sorted({turns[-1]["content"] for turns in items})[:77]
-        report["parts"]["labels"] = _labelled(tuned, plain, held[: arguments.label_rows], labels)
-        _show(report)
-        if not arguments.no_demo:
-            rows = [_demo_turns(line) for line in ROWS.joinpath("test.jsonl").read_text("utf-8").splitlines()]
-            own = [_demo_turns(line) for line in ROWS.joinpath("train.jsonl").read_text("utf-8").splitlines()]
-            tuned = tunesmith.load(_trained(arguments, own, place / "demo"), progress=False)
-            plain = _Plain(tuned)
-            limits = {"metrics": ["json_exact", "json_fields", "json_valid"], "max_new_tokens": 64, "batch_size": 100}
-            for name in ("tuned", "base"):
-                report["parts"][f"demo {name}"] = _judged(tuned, plain, name, rows[: arguments.demo_rows], limits)
-                _show(report)
-    if arguments.save is not None:
-        arguments.save.write_text(json.dumps(report, indent=1), encoding="utf-8")
+            if f"banking {name}" in asked:
+                yield f"banking {name}", _judged(tuned, plain, name, held, limits)
+        if "labels" in asked:
+            labels = sorted({turns[-1]["content"] for turns in items})[:77]
+            yield "labels", _labelled(tuned, plain, held[: arguments.label_rows], labels)
+    # 2. The demo's rows by both models.
+    if any(name.startswith("demo") for name in asked):
+        rows, own = (
+            [_demo_turns(line) for line in ROWS.joinpath(name).read_text("utf-8").splitlines()]
+            for name in ("test.jsonl", "train.jsonl")
+        )
+        tuned = tunesmith.load(_trained(arguments, own, place / "demo"), progress=False)
+        plain = _Plain(tuned)
+        limits = {"metrics": ["json_exact", "json_fields", "json_valid"], "max_new_tokens": 64, "batch_size": 100}
+        for name in ("tuned", "base"):
+            if f"demo {name}" in asked:
+                yield f"demo {name}", _judged(tuned, plain, name, rows[: arguments.demo_rows], limits)
 
 
 def _arguments() -> argparse.Namespace:
@@ -95,7 +110,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--demo-rows", type=int, help="rows of the demo to judge")
     parser.add_argument("--steps", type=int, help="training steps of 16 rows")
     parser.add_argument("--new-tokens", type=int, default=32, help="limit on an answer to a Banking77 row")
-    parser.add_argument("--no-demo", action="store_true", help="leave the demo out")
+    parser.add_argument("--parts", nargs="+", choices=TARGETS, help="only these parts")
     parser.add_argument("--save", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     usual = {"rows": (48, 400), "label_rows": (3, 20), "demo_rows": (32, 100), "steps": (40, 200)}
@@ -214,24 +229,30 @@ def _judged(tuned: Tuned, plain: _Plain, name: str, items: Sequence[Turns], limi
     budget = micro_batch_tokens(str(tuned.device), max(len(row.ids) for row in rows))
     prompts = [question.prompt for question in task.questions]
 
-    def ours() -> tuple[float, list[list[int]]]:
+    def ours() -> tuple[float, list[Generation]]:
         judge = Judge(task, task_batches(task, budget=budget, layout="tree"), tuned.tokenizer, tuned.stop_ids, settings)
         base, _ = tuned.reference()
         with nullcontext(tuned.model) if name == "tuned" or base is None else base as model:
             found = judge.measure(model, name, listener=Silent())
-        return found.scores["loss"].value, [list(answer.tokens) for answer in found.answers]
+        return found.scores["loss"].value, found.answers
 
     def theirs() -> tuple[float, list[list[int]]]:
         with plain.named(name):
             return plain.loss(task.rows), plain.answers(prompts, settings.max_new_tokens)
 
-    figures, (own, other) = _in_turn(ours, theirs)
+    figures, (own, other) = _in_turn(ours, theirs, tuned, plain)
     return {
         **figures,
         "rows": len(prompts),
-        "differ": sum(one != two for one, two in zip(own[1], other[1], strict=True)),
+        "differ": sum(_differ(one, two) for one, two in zip(own[1], other[1], strict=True)),
+        "settled": sum(answer.settled for answer in own[1]),
         "loss": [own[0], other[0]],
     }
+
+
+def _differ(answer: Generation, plain: list[int]) -> bool:
+    """An answer that was left unfinished, because its rest cannot change the score, is compared as far as it goes."""
+    return list(answer.tokens) != (plain[: len(answer.tokens)] if answer.settled else plain)
 
 
 def _labelled(tuned: Tuned, plain: _Plain, items: Sequence[Turns], names: Sequence[str]) -> dict[str, Any]:
@@ -242,7 +263,7 @@ def _labelled(tuned: Tuned, plain: _Plain, items: Sequence[Turns], names: Sequen
         tuned.template.prompt_ids([Message(turn["role"], turn["content"]) for turn in turns[:-1]]) for turns in items
     ]
     figures, (own, other) = _in_turn(
-        lambda: label_logprobs(tuned.model, prompts, labels), lambda: plain.labels(prompts, labels)
+        lambda: label_logprobs(tuned.model, prompts, labels), lambda: plain.labels(prompts, labels), tuned, plain
     )
     difference = max(
         abs(one - two) for ours, theirs in zip(own, other, strict=True) for one, two in zip(ours, theirs, strict=True)
@@ -250,20 +271,37 @@ def _labelled(tuned: Tuned, plain: _Plain, items: Sequence[Turns], names: Sequen
     return {**figures, "rows": len(prompts), "labels": len(labels), "largest_difference": float(difference)}
 
 
-def _in_turn(ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[dict[str, Any], tuple[Any, Any]]:
-    """Seconds of both in the order A B B A, and what the last of each gave."""
+def _in_turn(
+    ours: Callable[[], Any], theirs: Callable[[], Any], tuned: Tuned, plain: _Plain
+) -> tuple[dict[str, Any], tuple[Any, Any]]:
+    """Seconds of both in the order A B B A, the tokens of the last of each, and what it gave."""
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+    tokens: dict[str, int] = {}
     gave: dict[str, Any] = {}
-    for name, call in (("ours", ours), ("plain", theirs), ("plain", theirs), ("ours", ours)):
-        began = time.perf_counter()
-        gave[name] = call()
-        seconds[name].append(time.perf_counter() - began)
+    turns = (("ours", ours, tuned.model), ("plain", theirs, plain.model))
+    for name, call, model in (*turns, *reversed(turns)):
+        with _tokens_counted(model) as counted:
+            began = time.perf_counter()
+            gave[name] = call()
+            seconds[name].append(time.perf_counter() - began)
+        tokens[name] = sum(counted)
     ratio = statistics.mean(seconds["plain"]) / statistics.mean(seconds["ours"])
-    return {"seconds": seconds, "ratio": ratio}, (gave["ours"], gave["plain"])
+    return {"seconds": seconds, "ratio": ratio, "tokens": tokens}, (gave["ours"], gave["plain"])
 
 
-def _show(report: dict[str, Any]) -> None:
-    name, part = list(report["parts"].items())[-1]
+@contextmanager
+def _tokens_counted(model: Any) -> Iterator[list[int]]:
+    """The tokens of each pass that begins inside."""
+    counted: list[int] = []
+    embedding = model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda module, given, made: counted.append(given[0].numel()))
+    try:
+        yield counted
+    finally:
+        hook.remove()
+
+
+def _show(name: str, part: dict[str, Any]) -> None:
     ours, theirs = (statistics.mean(part["seconds"][who]) for who in ("ours", "plain"))
     rest = {key: value for key, value in part.items() if key not in ("seconds", "ratio")}
     print(

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from tunesmith.data.batches.layout import LayoutName
 from tunesmith.data.chat.template import Encoded
-from tunesmith.evaluation.beginnings import beginning
+from tunesmith.evaluation.beginnings import beginning, unfinished
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics import tokens
 from tunesmith.evaluation.task import Task, make_task, task_batches
@@ -115,9 +115,12 @@ def test_judged_answers_are_those_of_a_plain_loop(
     model.generation_config = GenerationConfig()
     rows, stops = rows_for(model)
     judge, task = judge_for(rows, stops, tokenizer, layout, samples=len(rows))
-    scores = judge.token_scores(model, title="loss", listener=Silent(), keep_keys=keep_keys)
+    wanted = unfinished(task.questions, stops, None) if keep_keys else None
+    scores = judge.token_scores(model, title="loss", listener=Silent(), keys_wanted=wanted)
     assert scores.choices is not None
-    assert len(scores.choices.keys) == (len(rows) if keep_keys and name != "mamba" else 0)
+    going_on = {q.row for q in task.questions if unfinished([q], stops, None)(q.row, *scores.choices.of(q.row))}
+    assert 0 < len(going_on) < len(rows)
+    assert set(scores.choices.keys) == (going_on if keep_keys and name != "mamba" else set())
     made = judge.answers(model, count=None, title="answers", listener=Silent(), choices=scores.choices)
     for answer, question in zip(made, task.questions, strict=True):
         expected = plainly(model, question.prompt, stops)
@@ -139,7 +142,7 @@ def test_judged_answers_of_a_model_whose_rope_changes_with_the_length_are_those_
     rows, stops = rows_for(model)
     assert min(len(row.ids) for row in rows) < 32 - NEW < 32 < max(len(row.ids) for row in rows)
     judge, task = judge_for(rows, stops, tokenizer, layout, samples=len(rows))
-    scores = judge.token_scores(model, title="loss", listener=Silent(), keep_keys=True)
+    scores = judge.token_scores(model, title="loss", listener=Silent(), keys_wanted=_every_row)
     assert scores.choices is not None
     made = judge.answers(model, count=None, title="answers", listener=Silent(), choices=scores.choices)
     for answer, question in zip(made, task.questions, strict=True):
@@ -174,10 +177,14 @@ def test_keys_that_do_not_fit_are_computed_again(tokenizer: Any, monkeypatch: py
     judge, _ = judge_for(rows, stops, tokenizer, "tree")
     expected = judge.measure(model, "tuned", listener=Silent())
     monkeypatch.setattr(tokens, "bytes_of_keys", lambda: 1)
-    scores = judge.token_scores(model, title="loss", listener=Silent(), keep_keys=True)
+    scores = judge.token_scores(model, title="loss", listener=Silent(), keys_wanted=_every_row)
     assert scores.choices is not None and not scores.choices.keys
     found = judge.measure(model, "tuned", listener=Silent())
     assert [answer.tokens for answer in found.answers] == [answer.tokens for answer in expected.answers]
+
+
+def _every_row(row: int, likeliest: Any, certain: Any) -> bool:
+    return True
 
 
 def test_no_pass_keeps_keys_that_do_not_fit_beside_those_before_it(
@@ -190,19 +197,25 @@ def test_no_pass_keeps_keys_that_do_not_fit_beside_those_before_it(
     assert size is not None
     sizes = [batch.input_ids.numel() * size for batch in judge.batches]
     assert len(sizes) > 2
-    made: list[kept_keys.KeepingCache] = []
+    made: list[bool] = []
 
     def noted(*given: Any) -> kept_keys.KeepingCache | None:
         cache = kept_keys.keeping_cache(*given)
-        made.extend([cache] if cache else [])
+        made.append(cache is not None)
         return cache
 
     monkeypatch.setattr(tokens, "keeping_cache", noted)
-    monkeypatch.setattr(tokens, "bytes_of_keys", lambda: sum(sizes[:2]))
-    scores = judge.token_scores(model, title="loss", listener=Silent(), keep_keys=True)
-    assert [cache.size for cache in made] == sizes[:2]
-    of_two = {row for batch in judge.batches[:2] for row in batch.edges.row.tolist()}
-    assert scores.choices is not None and set(scores.choices.keys) == of_two
+    room = sizes[0]
+    monkeypatch.setattr(tokens, "bytes_of_keys", lambda: room)
+    first = set(judge.batches[0].edges.row.tolist())
+    scores = judge.token_scores(model, title="loss", listener=Silent(), keys_wanted=lambda row, *_: row in first)
+    assert scores.choices is not None and set(scores.choices.keys) == first
+    # Rows of one batch share their line of keys.
+    layers = next(iter(scores.choices.keys.values())).layers
+    kept = sum(of.nbytes for pair in layers if pair is not None for of in pair)
+    assert 0 < kept <= room
+    assert made == [True, *(size <= room - kept for size in sizes[1:])]
+    assert not all(made)
 
 
 def test_the_room_for_keys_is_a_share_of_a_small_machines_memory() -> None:

@@ -10,10 +10,12 @@ taken from the pass: decoding begins there, and decides by the row alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tunesmith.evaluation.metrics.tokens import KeysWanted
+from tunesmith.evaluation.task import Question
 from tunesmith.model.compute.kept_keys import KeptKeys
 from tunesmith.model.generate import Beginning
 
@@ -30,14 +32,15 @@ def beginning(
 
     Args:
         reference: the token ids of the reference answer, int [n].
-        likeliest: the likeliest token at each of its positions, int [n].
-        certain: whether each is certain, bool [n].
+        likeliest: the likeliest token at each label of its row, int [labels]; the last n are those of the answer.
+        certain: whether each is certain, bool [labels].
         stop_ids: token ids that end an answer.
         keys: of the row, if the pass has kept them.
     """
     taken: list[int] = []
     text = tuple(reference)
-    for true, choice, sure in zip(text, likeliest.tolist(), certain.tolist(), strict=True):
+    first = len(likeliest) - len(text)
+    for true, choice, sure in zip(text, likeliest[first:].tolist(), certain[first:].tolist(), strict=True):
         if not sure:
             break
         if choice in stop_ids:
@@ -46,3 +49,23 @@ def beginning(
         if choice != true:
             break
     return Beginning(tuple(taken), reference=text, keys=keys)
+
+
+def unfinished(
+    questions: Sequence[Question], stop_ids: Sequence[int], settled: Callable[[int, Sequence[int]], bool] | None
+) -> KeysWanted:
+    """Whether the answer to a row's question goes on behind what the pass decides of it.
+
+    Args:
+        settled: whether the rest of an answer does not count any more, from the question's number and its first tokens.
+    """
+    number_of = {question.row: number for number, question in enumerate(questions)}
+
+    def goes_on(row: int, likeliest: np.ndarray, certain: np.ndarray) -> bool:
+        number = number_of.get(row)
+        if number is None:
+            return False
+        begun = beginning(questions[number].reference, likeliest, certain, stop_ids=stop_ids)
+        return not begun.ended and not (begun.tokens and settled is not None and settled(number, begun.tokens))
+
+    return goes_on

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.batches.layout import Batch
 from tunesmith.evaluation.baselines import Baselines
-from tunesmith.evaluation.beginnings import beginning
+from tunesmith.evaluation.beginnings import beginning, unfinished
 from tunesmith.evaluation.compare import Level, compare
 from tunesmith.evaluation.damage import signs
 from tunesmith.evaluation.endpoint import endpoint_of
@@ -27,7 +27,7 @@ from tunesmith.evaluation.metrics import judged
 from tunesmith.evaluation.metrics.answers import likelihood_metrics, needs_answers, score_answers, text_metrics
 from tunesmith.evaluation.metrics.base import AnswerRows, EndsEarly, RowScores, Scores
 from tunesmith.evaluation.metrics.computed import computed_metrics
-from tunesmith.evaluation.metrics.tokens import Choices, TokenScores, row_losses
+from tunesmith.evaluation.metrics.tokens import Choices, KeysWanted, TokenScores, row_losses
 from tunesmith.evaluation.slices import names_of_answers, names_of_rows, slices
 from tunesmith.evaluation.task import Question, Task
 from tunesmith.model.generate import PARTIAL_CHARACTER, Beginning, Generation, check_prompts, decode_text, generate
@@ -98,12 +98,14 @@ class Judge:
         if likelihood_metrics(self.settings.metrics):
             check_label_lengths(model, self.task.questions, self.task.labels)
 
-    def token_scores(self, model: nn.Module, *, title: str, listener: Listener, keep_keys: bool = False) -> TokenScores:
-        """Losses of every row, with progress. ``keep_keys``: for answers that go on from them."""
+    def token_scores(
+        self, model: nn.Module, *, title: str, listener: Listener, keys_wanted: KeysWanted | None = None
+    ) -> TokenScores:
+        """Losses of every row, with progress. ``keys_wanted``: the rows from which answers go on."""
         with listener.task(title, len(self.batches)) as advance:
             batches = _counted(self.batches, advance)
             rows, device = len(self.task.rows), _device_of(model)
-            return row_losses(model, batches, rows=rows, device=device, keep_keys=keep_keys)
+            return row_losses(model, batches, rows=rows, device=device, keys_wanted=keys_wanted)
 
     def answers(
         self,
@@ -166,8 +168,10 @@ class Judge:
         """Measures the tokens and makes the answers. What is ``known`` or ``kept`` of them is taken as it is."""
         with torch.no_grad():
             all_answered = needs_answers(self.settings)
-            keep = all_answered and not self.settings.do_sample and kept is None
-            tokens = known or self.token_scores(model, title=f"{name}: loss", listener=listener, keep_keys=keep)
+            wanted = None
+            if all_answered and not self.settings.do_sample and kept is None:
+                wanted = unfinished(self.task.questions, self.stop_ids, self._settled(self.task.questions))
+            tokens = known or self.token_scores(model, title=f"{name}: loss", listener=listener, keys_wanted=wanted)
             if kept is None:
                 count, choices = None if all_answered else self.settings.samples, tokens.choices
                 kept = self.answers(model, count=count, title=f"{name}: answers", listener=listener, choices=choices)
@@ -313,13 +317,10 @@ class Judge:
         """What the pass over the reference answers decides of each greedy answer."""
         if choices is None or self.settings.do_sample:
             return None
-        begun = []
-        for question in questions:
-            # The reference answer is the last labels of its row.
-            likeliest, certain = (of[len(of) - len(question.reference) :] for of in choices.of(question.row))
-            keys = choices.keys.get(question.row)
-            begun.append(beginning(question.reference, likeliest, certain, stop_ids=self.stop_ids, keys=keys))
-        return begun
+        return [
+            beginning(q.reference, *choices.of(q.row), stop_ids=self.stop_ids, keys=choices.keys.get(q.row))
+            for q in questions
+        ]
 
     def _settled(self, questions: Sequence[Question]) -> Callable[[int, Sequence[int]], bool] | None:
         """Whether every metric knows how an answer counts that begins like this; never for those wanted whole.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,7 @@ from tunesmith.model.compute.rope import turns_in
 from tunesmith.model.compute.waits import waiting_as_others_allow
 from tunesmith.model.modes import evaluation_mode, random_state_kept
 
+KeysWanted = Callable[[int, np.ndarray, np.ndarray], bool]
 METRICS: tuple[TokenMetric, ...] = (Loss(), Perplexity(), BitsPerByte(), TokenAccuracy())
 
 
@@ -34,7 +35,7 @@ class Choices:
         certain: bool [labels]: rounding cannot make it another token (model/compute/choices.py), and greedy decoding
             computes it with the same rotary frequencies (model/compute/rope.py).
         starts: int64 [rows + 1]: the first label of each row, and the end of the last.
-        keys: by row, the keys and values that the pass computed, where they were kept.
+        keys: by row, the keys and values that the pass computed, where they were wanted and kept.
     """
 
     likeliest: np.ndarray
@@ -87,7 +88,12 @@ class TokenScores:
 
 @waiting_as_others_allow()
 def row_losses(
-    model: nn.Module, batches: Iterable[Batch], *, rows: int, device: torch.device | str, keep_keys: bool = False
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    rows: int,
+    device: torch.device | str,
+    keys_wanted: KeysWanted | None = None,
 ) -> TokenScores:
     """Scores every row under the current weights, without dropout and without gradients.
 
@@ -100,7 +106,8 @@ def row_losses(
         batches: batches over these rows. ``edges.row`` numbers them.
         rows: how many rows there are.
         device: where the model is.
-        keep_keys: the choices have the keys and values of the rows, as far as there is room for them.
+        keys_wanted: whether something goes on from a row, given its number, likeliest tokens and which are certain.
+            The choices have the keys and values of these rows, as far as there is room for them.
 
     Raises:
         ModelError: the loss of a row is not finite.
@@ -108,15 +115,12 @@ def row_losses(
     nll_sum, correct, tokens = (torch.zeros(rows, dtype=torch.float64) for _ in range(3))  # [rows] each
     chosen: list[tuple[torch.Tensor, ...]] = []  # row, likeliest token and whether it is certain, [edges] each
     keys: dict[int, KeptKeys] = {}
-    room = bytes_of_keys() if keep_keys else 0
+    room = 0 if keys_wanted is None else bytes_of_keys()
     with evaluation_mode(model), random_state_kept(torch.device(device)):
         for batch in batches:
             turns = turns_in(model, batch)
             keep = keeping_cache(model, batch, room) if room > 0 and not turns else None
             targets = target_logprobs(model, batch.to(device), choices=True, keep=keep)  # for each label: [edges]
-            if keep is not None:
-                room -= keep.size
-                keys |= keep.of_rows(batch) if room >= 0 else {}
             row = batch.edges.row.cpu()  # [edges]: the row that each label belongs to
             nll_sum.index_add_(0, row, -targets.logprobs.double().cpu())
             correct.index_add_(0, row, targets.correct.double().cpu())
@@ -124,6 +128,10 @@ def row_losses(
             assert targets.likeliest is not None and targets.certain is not None
             certain = torch.zeros_like(targets.certain) if turns else targets.certain
             chosen.append((row, targets.likeliest.int().cpu(), certain.cpu()))
+            if keep is not None and keys_wanted is not None:
+                found, size = keep.of_rows(batch, _of_row(chosen[-1], keys_wanted))
+                keys |= found
+                room -= size
     if not torch.isfinite(nll_sum).all():
         first = int((~torch.isfinite(nll_sum)).nonzero()[0])
         raise ModelError(
@@ -133,6 +141,12 @@ def row_losses(
             remedy="Use model.dtype float32 or bfloat16; after training, lower training.learning_rate.",
         )
     return TokenScores(nll_sum.numpy(), correct.numpy(), tokens.numpy(), _by_row(chosen, rows, keys))
+
+
+def _of_row(chosen: tuple[torch.Tensor, ...], wanted: KeysWanted) -> Callable[[int], bool]:
+    """The question of a row's number alone, for the rows of one batch."""
+    rows, likeliest, certain = (of.numpy() for of in chosen)  # [edges] each
+    return lambda row: wanted(row, likeliest[rows == row], certain[rows == row])
 
 
 def _by_row(chosen: Sequence[tuple[torch.Tensor, ...]], rows: int, keys: Mapping[int, KeptKeys]) -> Choices:

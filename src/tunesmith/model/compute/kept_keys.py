@@ -3,12 +3,12 @@
 Judging measures the loss of every row first. Where the greedy answer leaves the reference, decoding goes on behind the
 prompt and the tokens that they share: their keys were computed by that pass, so they are copied and not computed again.
 
-Shapes: a pass over B lines of L tokens, K key heads of width D; n tokens of a row.
+Shapes: a pass over B lines of L tokens, K key heads of width D; n tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,22 +56,20 @@ class KeptKeys:
 
     Args:
         ids: int64 [n], the tokens.
-        places: int64 [n], where each stands in the flattened lines of the pass.
-        layers: keys and values [B,K,L,D] of each layer; None for a layer that shares those of another.
+        places: int64 [n], where each stands in the line of ``layers``.
+        layers: keys and values [1,K,L,D] of each layer; None for a layer that shares those of another.
     """
 
     ids: np.ndarray
     places: Tensor
-    layers: Sequence[tuple[Tensor, Tensor] | None]
+    layers: Sequence[tuple[Tensor, ...] | None]
 
     def of_layer(self, layer: int, count: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values [K,count,D] of the first tokens in one layer."""
         pair = self.layers[layer]
         if pair is None:
             return None
-        length = pair[0].shape[2]
-        places = self.places[:count]
-        key, value = (of[places // length, :, places % length].transpose(0, 1) for of in pair)
+        key, value = (of[0, :, self.places[:count]] for of in pair)
         return key, value
 
 
@@ -99,21 +97,31 @@ class KeepingCache(DynamicCache):
             raise ValueError("a layer keeps more than keys and values")
         self.layers[:] = [_KeepingLayer() for _ in self.layers]
 
-    @property
-    def size(self) -> int:
-        """Bytes that were kept."""
-        return sum(of.nbytes for pair in self._pairs() if pair is not None for of in pair)
+    def of_rows(self, batch: Batch, wanted: Callable[[int], bool]) -> tuple[dict[int, KeptKeys], int]:
+        """By number of each row that is wanted, the keys of its tokens up to the one that predicts its last label.
 
-    def of_rows(self, batch: Batch) -> dict[int, KeptKeys]:
-        """By row number, the keys of its tokens up to the one that predicts its last label."""
+        They are copies, so the keys of all other tokens can go. The second result is their bytes.
+        """
         layers = self._pairs()
-        if all(pair is None for pair in layers):
-            return {}
+        places_of = {row: places for row, places in _places_of_rows(batch).items() if wanted(row)}
+        if not places_of or all(pair is None for pair in layers):
+            return {}, 0
+        # 1. The places of all wanted tokens, each once: [n].
+        union = np.unique(np.concatenate(list(places_of.values())))
+        length, device = batch.input_ids.shape[1], batch.input_ids.device
+        lines, columns = (torch.from_numpy(of).to(device) for of in np.divmod(union, length))
+        # 2. Their keys and values as one line, [1,K,n,D].
+        taken = [
+            None if pair is None else tuple(of[lines, :, columns].transpose(0, 1)[None].contiguous() for of in pair)
+            for pair in layers
+        ]
+        # 3. Where each row's tokens stand in that line.
         flat = batch.input_ids.flatten().cpu().numpy()
-        found = {}
-        for row, places in _places_of_rows(batch).items():
-            found[row] = KeptKeys(flat[places], torch.from_numpy(places).to(batch.input_ids.device), layers)
-        return found
+        kept = {
+            row: KeptKeys(flat[places], torch.from_numpy(np.searchsorted(union, places)).to(device), taken)
+            for row, places in places_of.items()
+        }
+        return kept, sum(of.nbytes for pair in taken if pair is not None for of in pair)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor] | None]:
         pairs: list[tuple[Tensor, Tensor] | None] = []
