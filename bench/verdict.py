@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from tunesmith.evaluation.compare import compare
-from tunesmith.evaluation.metrics.base import RowScores, RowStatistics, Scores
+from tunesmith.evaluation.metrics.base import ExtremesOf, RowScores, RowStatistics, Scores
+from tunesmith.evaluation.metrics.classification import extremes_of_labels, macro_f1
 
 SIZES = (20, 60, 200, 1000)  # groups of a run
 SWAPPED = {"null": 0.5, "effect": 0.25}  # share of the population in which base and tuned model change places
 LABELS = 5
-RATIO = "ratio"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Population:
     base: np.ndarray
     tuned: np.ndarray
     of_sums: Callable[[np.ndarray], np.ndarray] | None = None  # None: a ratio of two sums
+    extremes_of: ExtremesOf | None = None
 
     def truth(self, swapped: float) -> float:
         """Tuned minus base over the whole population, some of it swapped."""
@@ -66,21 +67,16 @@ class Population:
     def _scores(self, statistics: np.ndarray, groups: np.ndarray | None) -> Scores:
         flat = statistics.reshape(-1, statistics.shape[-1])  # [rows, k]
         if self.of_sums is None:
-            return RowScores(flat[:, 0], flat[:, 1], groups)
-        return RowStatistics(flat, self.of_sums, flat[:, :LABELS].sum(1), groups)
+            return RowScores(flat[:, 0], flat[:, 1], groups, counts=self.name == "token_accuracy")
+        return RowStatistics(flat, self.of_sums, self.of_sums(flat), groups, extremes_of=self.extremes_of)
 
 
-def macro_f1(sums: np.ndarray) -> np.ndarray:
-    """The mean F1 of the labels from true positives, predicted and true rows of each: [..., 3 x labels] -> [...]."""
-    right, predicted, true = np.split(sums, 3, axis=-1)  # [..., labels] each
-    return (2 * right / np.maximum(predicted + true, 1)).mean(axis=-1)
-
-
-def simulated(rows: int, *, groups: int = 4000, seed: int = 0) -> Iterator[Population]:
+def simulated(rows: int, *, labels: int = LABELS, groups: int = 4000, seed: int = 0) -> Iterator[Population]:
     """Populations of every kind. Rows of a group share most of what makes them hard.
 
     Args:
         rows: of a group.
+        labels: of macro F1. Rare ones have a share of the rows that falls with their rank (Zipf's law).
         groups: of the population.
         seed: of the draw.
     """
@@ -108,15 +104,19 @@ def simulated(rows: int, *, groups: int = 4000, seed: int = 0) -> Iterator[Popul
     yield Population("rare_match", *pair(lambda each: (each > 2.2).astype(float), ones))
     yield Population("fields", *pair(lambda each: np.clip(np.rint(2 + 1.5 * each), 0, 4) / 4, ones))
     yield Population("unbounded", *pair(lambda each: np.exp(each), ones))
-    true = random.integers(LABELS, size=shape)
-    guess = random.integers(LABELS, size=shape)
-    one_hot = np.eye(LABELS)
-    of_labels = []
-    for each in skill:
-        answer = np.where(each > 0.0, true, guess)  # [groups, rows]
-        parts = [one_hot[true] * (answer == true)[..., None], one_hot[answer], one_hot[true]]
-        of_labels.append(np.concatenate(parts, axis=-1))  # [groups, rows, 3 x labels]
-    yield Population("macro_f1", *of_labels, of_sums=macro_f1)
+    one_hot = np.eye(labels)
+    of_rank = 1 / np.arange(1, labels + 1)
+    for name, shares in (("macro_f1", None), ("rare_labels_f1", of_rank / of_rank.sum())):
+        true = random.choice(labels, size=shape, p=shares)
+        guess = random.integers(labels, size=shape)
+        of_labels = []
+        for each in skill:
+            answer = np.where(each > 0.0, true, guess)  # [groups, rows]
+            right = (answer == true)[..., None]
+            # Hits, false alarms and misses of each label: [groups, rows, 3 x labels].
+            parts = [one_hot[true] * right, one_hot[answer] * ~right, one_hot[true] * ~right]
+            of_labels.append(np.concatenate(parts, axis=-1))
+        yield Population(name, *of_labels, macro_f1, extremes_of_labels)
 
 
 def measured(file: Path) -> Iterator[Population]:
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200, help="runs of each line")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="groups of a run")
+    parser.add_argument("--labels", type=int, default=LABELS, help="of macro F1")
     parser.add_argument("--scores", type=Path, help="row scores of a real run, instead of simulated ones")
     parser.add_argument("--only", nargs="+", help="names of metrics")
     parser.add_argument("--json", type=Path, help="the file to write")
@@ -185,8 +186,8 @@ def main() -> None:
     if asked.scores is not None:
         populations = {each.name: each for each in measured(asked.scores)}
     else:
-        populations = {each.name: each for each in simulated(1)}
-        populations |= {f"{each.name}, groups of 4": each for each in simulated(4)}
+        populations = {each.name: each for each in simulated(1, labels=asked.labels)}
+        populations |= {f"{each.name}, groups of 4": each for each in simulated(4, labels=asked.labels)}
     if asked.only:
         populations = {name: each for name, each in populations.items() if each.name in asked.only}
     lines = table(populations, sizes=tuple(asked.sizes), runs=asked.runs, resamples=asked.resamples)

@@ -2,6 +2,7 @@
 
     python bench/verdict_runs.py --pairs 2 --json /tmp/pairs.json      # that it works, in a few minutes
     python bench/verdict_runs.py --rivals                              # 210 null pairs and 210 with an effect
+    python bench/verdict_runs.py --kept pairs                          # keeps what it measured, or judges kept pairs
 
 A parent model of each task knows it half. Pairs of base and tuned model come from it by real runs:
 
@@ -13,7 +14,9 @@ A parent model of each task knows it half. Pairs of base and tuned model come fr
 Both models of a pair answer a population of rows, and their difference over all of it is the truth. A verdict sees few
 rows, drawn from it. A false "better" is a "better" of a pair whose truth is not above 0. Every second pair has groups
 of four rows that ask the same in other words. ``--rivals`` gives the same draws to Soup's `ship` rule and to
-FineTuneCheck, in an environment of their own (bench/requirements-verdict.txt).
+FineTuneCheck, in an environment of their own (bench/requirements-verdict.txt). ``--kept FOLDER`` writes what both
+models of a pair got on each row, and trains no pair that is there already: a run that was stopped goes on, and a change
+of the statistics is judged on the same pairs in a few minutes.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +42,13 @@ from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
 from tunesmith.deploy.tuned import Tuned
 from tunesmith.evaluation.judge import Judge
-from tunesmith.evaluation.metrics.base import RowScores, Scores
+from tunesmith.evaluation.metrics.answers import METRICS
+from tunesmith.evaluation.metrics.base import AnswerRows, RowScores, RowStatistics, Scores
 from tunesmith.evaluation.task import make_task, task_batches
 from tunesmith.evaluation.wording import lower_is_better
 from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.progress import Silent
+from tunesmith.runs.whole_files import whole_file
 
 SIZES = (40, 120, 400)  # rows that a verdict sees
 TOGETHER = 4  # rows of a group
@@ -178,6 +184,43 @@ class Task:
         return measured(tuned, rows, groups, self.kind.metrics)
 
 
+class Pairs:
+    """The pairs of one task: kept ones, or made ones, which are then kept if there is a folder for them."""
+
+    def __init__(self, name: str, folder: Path, scale: float, kept: Path | None) -> None:
+        self.name, self.scale, self.kept = name, scale, kept
+        self._folder = folder
+        if kept is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def _task(self) -> Task:
+        return Task(self.name, self._folder, self.scale)
+
+    @cached_property
+    def _parents(self) -> dict[bool, dict[str, Scores]]:
+        found = {grouped: self._task.scores(self._task.parent, grouped=grouped) for grouped in (False, True)}
+        known = {metric: round(scores.value, 3) for metric, scores in found[False].items()}
+        print(f"{self.name}: the parent has {known}", flush=True)
+        return found
+
+    def pair(self, kind: str, number: int) -> dict[str, np.ndarray]:
+        """What both models of a pair got on each row of the population, by metric."""
+        file = None if self.kept is None else self.kept / f"{self.name}-{kind}-{number}-scale-{self.scale:g}.npz"
+        if file is not None and file.exists():
+            with np.load(file) as kept:
+                return dict(kept)
+        grouped = number % 2 == 1
+        base, tuned = self._task.pair(kind, number)
+        own = base == self._task.parent
+        before = self._parents[grouped] if own else self._task.scores(base, grouped=grouped)
+        found = statistics(before, self._task.scores(tuned, grouped=grouped), TOGETHER if grouped else 1)
+        if file is not None:
+            with whole_file(file) as writer:
+                np.savez_compressed(writer, **found)
+        return found
+
+
 def measured(tuned: Tuned, rows: Sequence[Row], groups: Sequence[int], metrics: Sequence[str]) -> dict[str, Scores]:
     """Scores of one model by metric."""
     settings = EvaluationSettings.model_validate({"metrics": list(metrics), "max_new_tokens": 48, "batch_size": 64})
@@ -191,19 +234,30 @@ def measured(tuned: Tuned, rows: Sequence[Row], groups: Sequence[int], metrics: 
     return judge.measure(tuned.model, "model", listener=Silent()).scores
 
 
-def populations(base: dict[str, Scores], tuned: dict[str, Scores], together: int) -> Iterator[verdict.Population]:
-    """The scores of a pair by metric, with the rows of a group beside each other."""
-    for name, before in base.items():
-        shape = (-1, together, before.statistics.shape[1])
-        sums = None if isinstance(before, RowScores) else before.of_sums
-        after = tuned[name]
-        yield verdict.Population(name, before.statistics.reshape(shape), after.statistics.reshape(shape), sums)
+def statistics(base: dict[str, Scores], tuned: dict[str, Scores], together: int) -> dict[str, np.ndarray]:
+    """What both models of a pair got on each row, by metric: float64 [2, groups, rows of a group, k]."""
+    pairs = {name: np.stack([before.statistics, tuned[name].statistics]) for name, before in base.items()}
+    return {name: pair.reshape(2, -1, together, pair.shape[-1]) for name, pair in pairs.items()}
 
 
-def judged(population: verdict.Population, rows: int, seed: int) -> dict[str, Any]:
+def populations(pair: Mapping[str, np.ndarray]) -> Iterator[verdict.Population]:
+    """The populations of a pair by metric. ``perplexity`` is that of its loss, as in a verdict."""
+    row = AnswerRows(['{"a": 1}'], ['{"a": 1}'], [""])  # of any row: how a metric makes its value of sums
+    for name, (base, tuned) in pair.items():
+        settings = EvaluationSettings()
+        scores = METRICS[name](settings).scores(row) if name in METRICS else None
+        if name == "perplexity":
+            yield verdict.Population(name, *pair["loss"])
+        elif isinstance(scores, RowStatistics):
+            yield verdict.Population(name, base, tuned, scores.of_sums, scores.extremes_of)
+        else:
+            yield verdict.Population(name, base, tuned)
+
+
+def judged(population: verdict.Population, rows: int, kind: str, seed: int) -> dict[str, Any]:
     """What a verdict on so many rows says, what is true, and the row scores that rivals get."""
     together = population.base.shape[1]
-    numbers = np.random.default_rng([seed, rows])
+    numbers = np.random.default_rng([list(KINDS).index(kind), seed, rows])
     base, tuned = population.draw(rows // together, 0.0, numbers)
     found = verdict.of_pair(population.name, base, tuned, resamples=1000, seed=seed)
     truth = population.truth(0.0)
@@ -231,16 +285,21 @@ def rivals(lines: Sequence[dict[str, Any]]) -> None:
 
 def summary(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     """A table by kind of metric, and one line a judge."""
-    yield "| metric | null: pairs judged | false better | false worse | coverage | effect: pairs judged | found |"
-    yield "|---|---|---|---|---|---|---|"
+    yield (
+        "| metric | null: pairs judged | false better | false worse | coverage | pairs that differ | their coverage | "
+        "effect: pairs judged | found |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
     for name in sorted({line["metric"] for line in lines}):
         own = [line for line in lines if line["metric"] == name]
         null = [line for line in own if line["kind"] != "effect"]
         better = [line for line in own if line["kind"] == "effect" and line["gain"] > 0]
+        differ = [line for line in own if line["gain"]]
         yield (
             f"| {name} | {len(null)} | {_rate(null, lambda line: line['says'] == 'better' and line['gain'] <= 0)} | "
             f"{_rate(null, lambda line: line['says'] == 'worse' and line['gain'] >= 0)} | "
-            f"{_rate(own, lambda line: line['covered'])} | {len(better)} | "
+            f"{_rate(own, lambda line: line['covered'])} | {len(differ)} | "
+            f"{_rate(differ, lambda line: line['covered'])} | {len(better)} | "
             f"{_rate(better, lambda line: line['says'] == 'better')} |"
         )
     asked = [line for line in lines if "rivals" in line]
@@ -314,6 +373,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="pairs of each task and kind, in place of 140 of each task")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--scale", type=float, default=1.0, help="of the rows of the population")
+    parser.add_argument("--kept", type=Path, help="the folder with the rows of pairs: written, and used again")
     parser.add_argument("--rivals", action="store_true", help="ask Soup and FineTuneCheck too")
     parser.add_argument("--json", type=Path, help="the file to write")
     asked = parser.parse_args()
@@ -321,19 +381,12 @@ def main() -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for name in asked.tasks:
-            task = Task(name, Path(folder), asked.scale)
-            parents = {grouped: task.scores(task.parent, grouped=grouped) for grouped in (False, True)}
-            known = {metric: round(scores.value, 3) for metric, scores in parents[False].items()}
-            print(f"{name}: the parent has {known}", flush=True)
+            pairs = Pairs(name, Path(folder), asked.scale, asked.kept)
             for kind, usual in KINDS.items():
                 for number in range(asked.pairs or usual):
-                    grouped = number % 2 == 1
-                    base, tuned = task.pair(kind, number)
-                    before = parents[grouped] if base == task.parent else task.scores(base, grouped=grouped)
-                    after = task.scores(tuned, grouped=grouped)
-                    for population in populations(before, after, TOGETHER if grouped else 1):
+                    for population in populations(pairs.pair(kind, number)):
                         lines += [
-                            {"task": name, "kind": kind, "number": number, **judged(population, rows, number)}
+                            {"task": name, "kind": kind, "number": number, **judged(population, rows, kind, number)}
                             for rows in SIZES
                         ]
                 print(f"{name}, {kind}: {time.perf_counter() - began:.0f} s", flush=True)

@@ -7,11 +7,13 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from tunesmith.evaluation import compare as module
-from tunesmith.evaluation.compare import bootstrap_differences, compare, least_groups
+from tunesmith.evaluation import intervals as module
+from tunesmith.evaluation.compare import compare
+from tunesmith.evaluation.intervals import bootstrap_differences, least_groups
 from tunesmith.evaluation.metrics.base import RowScores, row_scores
-from tunesmith.evaluation.statistics import widened_tail
+from tunesmith.evaluation.statistics import score_interval, widened_tail
 from tunesmith.evaluation.wording import sentence
 
 
@@ -47,7 +49,6 @@ def test_values_are_ratios_of_sums():
 
 
 def test_the_interval_is_that_of_scipys_paired_percentile_bootstrap():
-    stats = pytest.importorskip("scipy.stats")
     base = losses(2.0, rows=80)
     tuned = shifted(base, -0.1)
 
@@ -64,7 +65,7 @@ def test_the_interval_is_that_of_scipys_paired_percentile_bootstrap():
         vectorized=True,
     )
     found = one(base, tuned, resamples=20_000)
-    spread = reference.standard_error
+    spread = float(reference.standard_error)
     assert found["interval"] == pytest.approx(list(reference.confidence_interval), abs=0.1 * spread)
     assert bootstrap_differences(base, tuned, resamples=20_000).std(ddof=1) == pytest.approx(spread, rel=0.05)
 
@@ -143,7 +144,10 @@ def test_perplexity_is_the_exponential_in_every_resample():
     drawn = random.integers(50, size=(500, 50))
     ratio = [scores.total[drawn].sum(1) / scores.weight[drawn].sum(1) for scores in (base, tuned)]
     ends = [widened_tail(0.025, 50), 1 - widened_tail(0.025, 50)]
-    assert found["interval"] == pytest.approx(np.quantile(np.exp(ratio[1]) - np.exp(ratio[0]), ends).tolist())
+    low, high = np.quantile(np.exp(ratio[1]) - np.exp(ratio[0]), ends)
+    reach = found["standard_error"] * stats.t.isf(0.025, 49)
+    ends = [min(low, found["difference"] - reach), max(high, found["difference"] + reach)]
+    assert found["interval"] == pytest.approx(ends)
     assert list(verdict["metrics"]) == ["perplexity", "loss"]
 
 
@@ -325,7 +329,9 @@ def test_a_mean_of_scores_of_which_few_differ_has_an_interval_beyond_what_was_se
         metrics=["json_fields"],
     )
     low, high = found["metrics"]["json_fields"]["interval"]
-    assert low < -0.05 and high > 0.05
+    # Half of the interval of 1 row of 50, as the row that changed did so by half.
+    assert [low, high] == pytest.approx([each / 2 for each in score_interval(1, 0, 50, 0.95)])
+    assert low < -0.02 and high > 0.05
     assert found["metrics"]["json_fields"]["verdict"] == "no evidence"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tunesmith.evaluation.compare import bootstrap_differences, compare
+from tunesmith.evaluation.compare import compare
+from tunesmith.evaluation.intervals import bootstrap_differences
 from tunesmith.evaluation.metrics.base import RowScores, RowStatistics
 
 

@@ -1,10 +1,6 @@
-"""Compares base and tuned model on the same rows: differences, paired bootstrap intervals, tests, and the verdict.
+"""Compares base and tuned model on the same rows: differences with their intervals (intervals.py), tests, the verdict.
 
-The interval is the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) of tuned minus base, widened for few
-groups. Both models are resampled together, and so are the rows of one group. A resample sums the statistics of its
-rows, and a metric's ``of_sums`` gives its value: a ratio such as the loss is a ratio of sums in every resample, and
-macro F1 is computed anew. Where so few rows of a rate differ that they cannot be evidence, the interval is that of
-Tango's score. docs/verdict.md says how the verdict follows from these.
+docs/verdict.md says how the verdict follows from these.
 """
 
 from __future__ import annotations
@@ -17,9 +13,9 @@ from typing import Literal
 import numpy as np
 
 from tunesmith.evaluation import damage as damages
-from tunesmith.evaluation.metrics.base import RowScores, Scores, is_rate
+from tunesmith.evaluation.intervals import ROUNDING, differing, group_sums, interval, least_groups, scaled
+from tunesmith.evaluation.metrics.base import Scores, is_rate
 from tunesmith.evaluation.metrics.calibration import NOT_COMPARED
-from tunesmith.evaluation.metrics.perplexity import perplexity_of
 from tunesmith.evaluation.statistics import (
     CLUSTERED,
     MCNEMAR,
@@ -31,15 +27,11 @@ from tunesmith.evaluation.statistics import (
     holm,
     influence,
     mcnemar,
-    score_interval,
-    widened_tail,
 )
 from tunesmith.evaluation.verdict import Damage, Judgement, MetricVerdict, Verdict
 from tunesmith.evaluation.wording import lower_is_better
 from tunesmith.recipe.settings import TOKEN_METRICS
 
-_COUNTS_AT_A_TIME = 1 << 21  # int64 counts held in memory at a time: 16 MiB
-_ROUNDING = 1e-6  # two fp32 passes over the same weights can differ by this much, relatively
 _NEAR_BOUND = 0.01  # of the scale of a rate: both models are at its end if no more than this is left
 
 Pair = tuple[Scores, Scores]  # of the base and of the tuned model
@@ -127,62 +119,6 @@ def compare_alone(name: str, base: Scores, tuned: Scores, level: Level) -> Metri
     return found
 
 
-def bootstrap_differences(
-    base: Scores, tuned: Scores, *, exponential: bool = False, resamples: int = 10_000, seed: int = 0
-) -> np.ndarray:
-    """Tuned minus base in each resample of the groups, drawn with replacement: float64 [resamples].
-
-    With ``exponential`` it is the difference of the exponentials of both values, which makes perplexity of loss.
-    """
-    sums = _group_sums(base, tuned)  # [groups, 2 k]
-    groups, k = len(sums), sums.shape[1] // 2
-    whole = np.array_equal(sums, np.rint(sums))
-    random = np.random.default_rng(seed)
-    chunk = max(1, _COUNTS_AT_A_TIME // groups)  # resamples at a time, so that memory stays bounded
-    differences = []
-    for start in range(0, resamples, chunk):
-        number = min(chunk, resamples - start)
-        # Each resample draws as many groups as there are: group numbers [number, groups], offset by resample.
-        drawn = random.integers(groups, size=(number, groups)) + np.arange(number)[:, None] * groups
-        # How often each resample has each group [number, groups].
-        counts = np.bincount(drawn.ravel(), minlength=number * groups).reshape(number, groups)
-        # The sums of each resample [number, 2 k]. A BLAS product is exact for whole numbers, and others it could round
-        # differently for other chunk sizes.
-        totals = counts.astype(np.float64) @ sums if whole else np.einsum("ng,gk->nk", counts, sums)
-        of_base, of_tuned = base.of_sums(totals[:, :k]), tuned.of_sums(totals[:, k:])  # [number] each
-        differences.append(_scale(of_tuned, exponential) - _scale(of_base, exponential))
-    return np.concatenate(differences)
-
-
-def least_groups(confidence: float) -> int:
-    """The number of groups that must differ before there can be evidence: 6 at 95%.
-
-    If base and tuned were equally good, each differing group would favour one of them like a coin toss (Fisher's
-    randomisation test). All n groups then favour the same model with probability 2 ** (1 - n). The bootstrap cannot
-    see that: if two rows both improved, every resample improves, and the interval excludes 0.
-    """
-    return 1 + math.ceil(-math.log2(1 - confidence) - 1e-9)
-
-
-def _group_sums(base: Scores, tuned: Scores) -> np.ndarray:
-    """The k statistics of the base, then those of the tuned model, summed by group: float64 [groups, 2 k]."""
-    assert len(base) == len(tuned) > 0, f"{len(base)} rows of the base, {len(tuned)} of the tuned model"
-    assert base.statistics.shape == tuned.statistics.shape, "other statistics"
-    columns = np.concatenate([base.statistics, tuned.statistics], axis=1)  # [rows, 2 k]
-    assert np.isfinite(columns).all(), "a score that is not finite"
-    if base.groups is None:
-        return columns
-    assert tuned.groups is not None and np.array_equal(base.groups, tuned.groups), "groups of other rows"
-    names, number = np.unique(base.groups, return_inverse=True)  # [groups], and each row's group [rows]
-    sums = np.zeros((len(names), columns.shape[1]))
-    np.add.at(sums, number, columns)
-    return sums
-
-
-def _scale(value: np.ndarray, exponential: bool) -> np.ndarray:
-    return perplexity_of(value) if exponential else value
-
-
 def _pair(base: Mapping[str, Scores], tuned: Mapping[str, Scores], name: str) -> Pair:
     source = "loss" if name == "perplexity" else name
     return base[source], tuned[source]
@@ -191,29 +127,23 @@ def _pair(base: Mapping[str, Scores], tuned: Mapping[str, Scores], name: str) ->
 def _metric_verdict(name: str, base: Scores, tuned: Scores, level: Level) -> MetricVerdict:
     """The verdict of one metric as if it stood alone."""
     exponential, confidence = name == "perplexity", level.confidence
-    differences = bootstrap_differences(
-        base, tuned, exponential=exponential, resamples=level.resamples, seed=level.seed
+    values = scaled(np.array([base.value, tuned.value]), exponential)  # [2]
+    found, sums = _influence(base, tuned, exponential), group_sums(base, tuned)
+    low, high = interval(
+        base,
+        tuned,
+        found,
+        exponential=exponential,
+        confidence=confidence,
+        resamples=level.resamples,
+        seed=level.seed,
     )
-    values = _scale(np.array([base.value, tuned.value]), exponential)  # [2]
-    found, sums = _influence(base, tuned, exponential), _group_sums(base, tuned)
-    # The interval cuts off half of what the confidence leaves on each side of the differences.
-    tail = widened_tail((1 - confidence) / 2, found.groups)
-    low, high = np.quantile(differences, [tail, 1 - tail]).tolist()
-    few = _differing(sums) < least_groups(confidence)
-    if found.gained is not None and found.lost is not None and (few or low == high):
-        # A bootstrap of rows that hardly differ, or all alike, does not know how many others may be otherwise.
-        low, high = score_interval(found.gained, found.lost, found.groups, confidence)
-    elif few and _is_bounded(base) and _is_bounded(tuned):
-        # The same of scores from 0 to 1 and of groups of rows, as if every group that differs did so wholly.
-        changes = _changes(base, tuned, sums)  # [groups]
-        widest = score_interval(int((changes > 0).sum()), int((changes < 0).sum()), found.groups, confidence)
-        low, high = min(low, widest[0]), max(high, widest[1])
     test, p_value = _tested(base, tuned)
     # There is evidence if enough groups differ, the interval excludes 0 by more than rounding, and the test agrees.
-    noise = _ROUNDING * float(np.abs(values).max())
+    noise = ROUNDING * float(np.abs(values).max())
     reason = _too_little(base, tuned, confidence)
     # Rows that can be no evidence, or that differ by rounding alone, measure no error of a difference.
-    shows = found.groups >= least_groups(confidence) and _differing(sums) > 0
+    shows = found.groups >= least_groups(confidence) and differing(sums) > 0
     judgement: Judgement = "no evidence"
     if reason is None and (low > noise or high < -noise):
         if p_value <= 1 - confidence:
@@ -241,9 +171,9 @@ def _metric_verdict(name: str, base: Scores, tuned: Scores, level: Level) -> Met
 def _influence(base: Scores, tuned: Scores, exponential: bool) -> Influence:
     """What each group adds to the difference; of rates of independent rows also how many rows changed."""
     of_groups = influence(
-        lambda sums: _scale(base.of_sums(sums), exponential),
-        lambda sums: _scale(tuned.of_sums(sums), exponential),
-        _group_sums(base, tuned),
+        lambda sums: scaled(base.of_sums(sums), exponential),
+        lambda sums: scaled(tuned.of_sums(sums), exponential),
+        group_sums(base, tuned),
     )  # [groups]
     if not (is_rate(base) and is_rate(tuned) and _independent(base)):
         return Influence(of_groups)
@@ -258,21 +188,6 @@ def _tested(base: Scores, tuned: Scores) -> tuple[str, float]:
         return MCNEMAR, mcnemar(found.gained, found.lost)
     name = PAIRED if _independent(base) else CLUSTERED
     return name, clustered_p_value(tuned.value - base.value, found.standard_error, found.groups)
-
-
-def _is_bounded(scores: Scores) -> bool:
-    """Whether the value is the mean of scores from 0 to 1, one a row."""
-    return (
-        isinstance(scores, RowScores)
-        and bool((scores.weight == 1).all())
-        and bool(((scores.total >= 0) & (scores.total <= 1)).all())
-    )
-
-
-def _changes(base: Scores, tuned: Scores, sums: np.ndarray) -> np.ndarray:
-    """Tuned minus base of each group, float64 [groups], from the sums of both [groups, 2 k]."""
-    before, after = np.split(sums, 2, axis=1)  # [groups, k] each
-    return tuned.of_sums(after) - base.of_sums(before)
 
 
 def _independent(scores: Scores) -> bool:
@@ -293,7 +208,7 @@ def _bound(name: str, base: Scores, tuned: Scores, confidence: float) -> Literal
         return None
     ends: tuple[tuple[Literal["floor", "ceiling"], float], ...] = (("floor", 0.0), ("ceiling", 1.0))
     for end, value in ends:
-        elsewhere = (np.abs(rows - value) > _ROUNDING).sum(axis=1)  # [2]
+        elsewhere = (np.abs(rows - value) > ROUNDING).sum(axis=1)  # [2]
         if (elsewhere < least_groups(confidence)).all() and (np.abs(values - value) <= _NEAR_BOUND).all():
             return end
     return None
@@ -322,13 +237,13 @@ def _correct(found: Mapping[str, MetricVerdict], decides: str, confidence: float
 def _test_margin(found: MetricVerdict, name: str, pair: Pair, level: Level) -> None:
     """Adds the two one-sided tests to the deciding metric. Where there is no evidence, they may say `no worse`."""
     assert level.margin is not None
-    sums = _group_sums(*pair)
+    sums = group_sums(*pair)
     towards_better = -1.0 if lower_is_better(name) else 1.0
     found["equivalence"] = equivalence(
         towards_better * found["difference"],
         _influence(*pair, name == "perplexity"),
         margin=level.margin,
-        differing=_differing(sums),
+        differing=differing(sums),
         least=least_groups(level.confidence),
         confidence=level.confidence,
     )
@@ -356,21 +271,12 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _differing(sums: np.ndarray) -> int:
-    """The groups on which base and tuned model differ: one of their statistics does, by more than rounding.
-
-    ``sums`` is [groups, 2 k].
-    """
-    pairs = np.stack(np.split(sums, 2, axis=1))  # [2, groups, k]: base and tuned
-    return int((np.abs(pairs[1] - pairs[0]) > _ROUNDING * np.abs(pairs).max(axis=0)).any(axis=1).sum())
-
-
 def _too_little(base: Scores, tuned: Scores, confidence: float) -> str | None:
     """The reason why these rows cannot be evidence whatever the interval is, or None."""
-    sums = _group_sums(base, tuned)  # [groups, 2 k]
-    differing = _differing(sums)
+    sums = group_sums(base, tuned)  # [groups, 2 k]
+    number = differing(sums)
     needed = least_groups(confidence)
-    if differing >= needed:
+    if number >= needed:
         return None
     kind, count = "row" if base.groups is None else "group", len(sums)
     least = f"at least {needed} {kind}s must differ for a verdict at {100 * confidence:g}% confidence."
@@ -378,10 +284,10 @@ def _too_little(base: Scores, tuned: Scores, confidence: float) -> str | None:
         one, of = ("is", "") if count == 1 else ("are", "s")
         whole = f"{kind}{of}" if base.groups is None else f"independent {kind}{of} of rows"
         return f"There {one} only {count} {whole}, too few to show any difference: {least}"
-    if differing:
+    if number:
         whole = "rows" if base.groups is None else "independent groups of rows"
-        verb = "differs" if differing == 1 else "differ"
-        return f"Only {differing} of {count} {whole} {verb}; {least}"
+        verb = "differs" if number == 1 else "differ"
+        return f"Only {number} of {count} {whole} {verb}; {least}"
     before, after = np.split(sums, 2, axis=1)  # [groups, k] each
     if np.array_equal(before, after):
         return f"Both models score the same; {least}"

@@ -6,7 +6,7 @@ import math
 
 from scipy import stats
 
-from tunesmith.evaluation.compare import least_groups
+from tunesmith.evaluation.intervals import least_groups
 from tunesmith.evaluation.statistics import foreseen
 from tunesmith.evaluation.task import Task
 from tunesmith.evaluation.verdict import POWER

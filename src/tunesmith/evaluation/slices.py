@@ -8,15 +8,17 @@ does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
 from scipy import stats
 
 from tunesmith.data.checks.scripts import NO_SCRIPT, UNKNOWN, knows_languages, language_of, script_of
-from tunesmith.evaluation.compare import Level, bootstrap_differences, compare_alone
+from tunesmith.evaluation.compare import Level, compare_alone
+from tunesmith.evaluation.intervals import interval_of_value
 from tunesmith.evaluation.metrics.base import RowScores, RowStatistics, Scores, is_rate
-from tunesmith.evaluation.statistics import holm, widened_tail
+from tunesmith.evaluation.statistics import holm
 from tunesmith.evaluation.wording import lower_is_better
 
 LEAST_ROWS = 10  # of a slice
@@ -119,8 +121,9 @@ def scores_of(scores: Scores, rows: np.ndarray) -> RowScores | RowStatistics:
     """The scores of some rows, by number, int [rows]."""
     groups = None if scores.groups is None else scores.groups[rows]
     if isinstance(scores, RowScores):
-        return RowScores(scores.total[rows], scores.weight[rows], groups)
-    return RowStatistics(scores.statistics[rows], scores.of_sums, scores.of_rows[rows], groups)
+        return RowScores(scores.total[rows], scores.weight[rows], groups, counts=scores.counts)
+    assert isinstance(scores, RowStatistics)
+    return replace(scores, statistics=scores.statistics[rows], of_rows=scores.of_rows[rows], groups=groups, details={})
 
 
 def _slice(metric: str, by: str, name: str, base: Scores, tuned: Scores, level: Level) -> SliceResult:
@@ -145,16 +148,7 @@ def interval_of(metric: str, scores: Scores, level: Level) -> list[float]:
     if groups == len(scores) and is_rate(scores):
         found = stats.binomtest(int(scores.total.sum()), len(scores)).proportion_ci(level.confidence, method="wilson")
         return [float(found.low), float(found.high)]
-    # The difference from a model whose score is always 0 is the score itself.
-    zero = RowStatistics(scores.statistics, _zero, scores.of_rows, scores.groups)
-    drawn = bootstrap_differences(zero, scores, resamples=level.resamples, seed=level.seed)
-    tail = widened_tail((1 - level.confidence) / 2, groups)
-    low, high = np.quantile(drawn, [tail, 1 - tail]).tolist()
+    low, high = interval_of_value(scores, confidence=level.confidence, resamples=level.resamples, seed=level.seed)
     if metric == "perplexity":
         low, high = np.exp(np.minimum([low, high], 700.0)).tolist()
     return [low, high]
-
-
-def _zero(sums: np.ndarray) -> np.ndarray:
-    """[..., k] -> [...]."""
-    return np.zeros(sums.shape[:-1])

@@ -196,10 +196,11 @@ def equivalence(
     return Equivalence(margin=margin, not_worse=worse, not_better=better, outcome=outcome)
 
 
-def score_interval(gained: int, lost: int, rows: int, confidence: float) -> list[float]:
-    """The interval of (gained - lost) / rows by Tango's score, which holds where few rows differ, or none.
+def score_interval(gained: float, lost: float, rows: float, confidence: float) -> list[float]:
+    """The interval of (gained - lost) / rows by Tango's score (1998), which holds where few rows differ, or none.
 
-    Each end is the difference at which the one-sided test has half of what the confidence leaves.
+    Each end is the difference at which the one-sided test has half of what the confidence leaves. Parts of rows count
+    as such.
     """
     tail, found = (1 - confidence) / 2, []
     for one, other, sign in ((gained, lost, 1.0), (lost, gained, -1.0)):
@@ -211,7 +212,7 @@ def score_interval(gained: int, lost: int, rows: int, confidence: float) -> list
     return found
 
 
-def _tango(gained: int, lost: int, rows: int, limit: float) -> float:
+def _tango(gained: float, lost: float, rows: float, limit: float) -> float:
     """The one-sided p-value of (gained - lost) / rows <= limit, by Tango's score (Statistics in Medicine 17, 1998)."""
     if abs(limit) >= 1:
         return 0.0

@@ -10,7 +10,8 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.compare import bootstrap_differences, compare
+from tunesmith.evaluation.compare import compare
+from tunesmith.evaluation.intervals import bootstrap_differences
 from tunesmith.evaluation.metrics import base as protocol
 from tunesmith.evaluation.metrics.answers import LIKELIHOODS, check_metrics_exist, likelihood_metrics
 from tunesmith.evaluation.metrics.by_likelihood import ByLikelihood, LikelihoodRows

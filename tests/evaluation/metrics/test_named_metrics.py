@@ -13,7 +13,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.evaluation.compare import bootstrap_differences
+from tunesmith.evaluation.intervals import bootstrap_differences
 from tunesmith.evaluation.metrics import base
 from tunesmith.evaluation.metrics.answers import check_truths, score_answers, text_metrics
 from tunesmith.evaluation.metrics.classification import label_scores, labels_of, predicted_by_likelihood

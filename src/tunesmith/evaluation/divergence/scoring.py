@@ -13,6 +13,7 @@ import numpy as np
 
 from tunesmith.evaluation.compare import Level, compare_alone
 from tunesmith.evaluation.divergence.texts import GeneralText
+from tunesmith.evaluation.intervals import interval_of_value
 from tunesmith.evaluation.metrics.base import RowScores
 
 WORST_TEXTS, WORST_TOKENS, LEAST_TEXTS = 3, 8, 2
@@ -55,17 +56,15 @@ def measured(
     tokens = np.bincount(number).astype(np.float64)  # [texts]
     of_texts = np.bincount(number, weights=kl)
     differs = likeliest[:, 0] != likeliest[:, 1]
-    nothing = np.zeros(len(present))
-    mean = compare_alone("loss", RowScores(nothing, tokens), RowScores(of_texts, tokens), level)
-    changes = np.bincount(number, weights=differs)
-    share = compare_alone("loss", RowScores(nothing, tokens), RowScores(changes, tokens), level)
+    mean, share = (RowScores(each, tokens) for each in (of_texts, np.bincount(number, weights=differs)))
+    drawn = {"confidence": level.confidence, "resamples": level.resamples, "seed": level.seed}
     found: dict[str, Any] = {
         "texts": len(present),
         "tokens": len(row),
-        "kl": mean["tuned"],
-        "interval": mean["interval"],
-        "changed": share["tuned"],
-        "changed_interval": share["interval"],
+        "kl": mean.value,
+        "interval": interval_of_value(mean, **drawn),
+        "changed": share.value,
+        "changed_interval": interval_of_value(share, **drawn),
     }
     if nll is not None:
         sums = [np.bincount(number, weights=column) for column in nll.T]  # base, tuned: [texts] each

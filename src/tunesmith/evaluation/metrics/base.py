@@ -25,6 +25,9 @@ METRICS_KEY = "evaluation.metrics"  # the recipe key that names metrics
 DURING_KEY = "evaluation.during"  # the same, for validations
 COMPUTE_METRICS_KEY = "evaluation.compute_metrics"
 
+# From statistics [rows, k] to those of a wrong and of a right answer to each row, [rows, k] each.
+ExtremesOf = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
 
 class Scores(Protocol):
     """One metric of one model on every row, in a form that can be resampled.
@@ -61,6 +64,14 @@ class Scores(Protocol):
 
     def of_sums(self, sums: np.ndarray, /) -> np.ndarray:
         """The value of summed statistics, float64 [..., k] -> [...]. Each sum is over at least one row."""
+        ...
+
+    @property
+    def extremes(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The statistics that each row would have if it were wholly wrong, and wholly right: float64 [rows, k] each.
+
+        None: a row can count without bound, as in a loss, or the bounds are not known.
+        """
         ...
 
     def __len__(self) -> int: ...
@@ -210,12 +221,15 @@ class RowScores:
         weight: float64 [rows]: supervised tokens, or ones.
         groups: int [rows]: rows with the same number are not independent (turns of one conversation, two answers to one
             prompt) and are resampled together. None: all rows are independent.
+        details: what else verdict.json keeps.
+        counts: a total is how many of its weight are right, such as tokens.
     """
 
     total: np.ndarray
     weight: np.ndarray
     groups: np.ndarray | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    counts: bool = False
 
     def __post_init__(self) -> None:
         assert self.total.shape == self.weight.shape and self.total.ndim == 1, "one total and one weight a row"
@@ -244,6 +258,15 @@ class RowScores:
         """The ratio of the sums, [..., 2] -> [...]."""
         return sums[..., 0] / sums[..., 1]
 
+    @property
+    def extremes(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """0 and 1 of scores from 0 to 1, and none or all of what is counted."""
+        scores = bool((self.weight == 1).all()) and bool(((self.total >= 0) & (self.total <= 1)).all())
+        if not (scores or self.counts):
+            return None
+        none, full = (np.stack([total, self.weight], axis=1) for total in (np.zeros_like(self.weight), self.weight))
+        return none, full
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowStatistics:
@@ -255,6 +278,8 @@ class RowStatistics:
         of_rows: float64 [rows], the score of each row by itself.
         groups: as in RowScores.
         details: what else verdict.json keeps.
+        extremes_of: from the statistics to those of a wrong and of a right answer to each row (see Scores). None: not
+            known.
     """
 
     statistics: np.ndarray
@@ -262,6 +287,7 @@ class RowStatistics:
     of_rows: np.ndarray
     groups: np.ndarray | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    extremes_of: ExtremesOf | None = None
 
     def __post_init__(self) -> None:
         assert self.statistics.ndim == 2 and self.of_rows.shape == self.statistics.shape[:1], "statistics for each row"
@@ -274,6 +300,11 @@ class RowStatistics:
     def value(self) -> float:
         """The metric over all rows."""
         return float(self.of_sums(self.statistics.sum(axis=0)))
+
+    @property
+    def extremes(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """By ``extremes_of``."""
+        return None if self.extremes_of is None else self.extremes_of(self.statistics)
 
 
 def row_scores(scores: Sequence[float], groups: Sequence[int] | None = None) -> RowScores:

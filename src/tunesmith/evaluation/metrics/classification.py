@@ -114,7 +114,7 @@ def label_scores(
     statistics[rows[wrong], 1, predicted[wrong]] = 1
     statistics[rows[wrong], 2, truths[wrong]] = 1
     statistics = statistics[:, :, :-1].reshape(len(truths), -1)  # [rows, 3 labels]
-    return RowStatistics(statistics, macro_f1, right, groups, details)
+    return RowStatistics(statistics, macro_f1, right, groups, details, extremes_of_labels)
 
 
 def macro_f1(sums: np.ndarray) -> np.ndarray:
@@ -127,6 +127,13 @@ def macro_f1(sums: np.ndarray) -> np.ndarray:
     has_rows = tp + fn > 0
     f1 = np.divide(2 * tp, 2 * tp + fp + fn, out=np.zeros_like(tp), where=has_rows)
     return f1.sum(axis=-1) / np.maximum(has_rows.sum(axis=-1), 1)
+
+
+def extremes_of_labels(statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A miss of each row's own label, and a true positive: [rows, 3 K] -> [rows, 3 K] each."""
+    tp, _, fn = np.split(statistics, 3, axis=-1)  # [rows, K] each
+    own, none = tp + fn, np.zeros_like(tp)
+    return np.concatenate([none, none, own], axis=-1), np.concatenate([own, none, none], axis=-1)
 
 
 def _report(predicted: np.ndarray, truths: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class JsonFieldF1:
     def scores(self, rows: AnswerRows) -> RowStatistics:
         """Statistics: equal fields, fields of the answer alone, fields of the truth alone, [rows, 3]."""
         counts = np.array([_count(*pair) for pair in zip(rows.answers, rows.truths, strict=True)], dtype=np.float64)
-        return RowStatistics(counts, _f1, _f1(counts), rows.group_numbers)
+        return RowStatistics(counts, _f1, _f1(counts), rows.group_numbers, extremes_of=extremes_of_fields)
 
 
 def is_json_structure(text: str) -> bool:
@@ -163,6 +163,12 @@ def _fields(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
 def _f1(sums: np.ndarray) -> np.ndarray:
     """2 tp / (2 tp + fp + fn), [..., 3] -> [...]. A truth has a field, so the denominator is not 0."""
     return 2 * sums[..., 0] / (2 * sums[..., 0] + sums[..., 1] + sums[..., 2])
+
+
+def extremes_of_fields(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An answer without fields, and the truth itself: [rows, 3] -> [rows, 3] each."""
+    fields, none = counts[:, 0] + counts[:, 2], np.zeros(len(counts))  # [rows]: those of the truths
+    return np.stack([none, none, fields], axis=1), np.stack([fields, none, none], axis=1)
 
 
 def _references(schema: Any) -> Iterator[str]:

@@ -12,4 +12,4 @@ class TokenAccuracy:
 
     def scores(self, rows: TokenRows) -> RowScores:
         """The correct tokens of a row over its tokens."""
-        return RowScores(rows.correct, rows.tokens, rows.groups)
+        return RowScores(rows.correct, rows.tokens, rows.groups, counts=True)

@@ -40,10 +40,15 @@ class _OfSacrebleu:
             _scores_of(of_row, statistics),
             rows.group_numbers,
             {self.name: {"signature": str(of_corpus.get_signature())}},
+            self._extremes,
         )
 
     def _metrics(self) -> tuple[Any, Any]:
         """sacrebleu's metric of a corpus, and that of a sentence."""
+        raise NotImplementedError
+
+    def _extremes(self, statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The counts of an empty answer and of the reference answer, [rows, k] -> [rows, k] each."""
         raise NotImplementedError
 
 
@@ -57,6 +62,15 @@ class Bleu(_OfSacrebleu):
 
         return BLEU(), BLEU(effective_order=True)
 
+    def _extremes(self, statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Columns: length of the answer, of the reference; matches of 1 to n words; n-grams of the answer.
+        wrong, right = np.zeros_like(statistics), np.zeros_like(statistics)
+        length, orders = statistics[:, 1], (statistics.shape[1] - 2) // 2
+        wrong[:, 1] = right[:, 0] = right[:, 1] = length
+        ngrams = np.maximum(length[:, None] - np.arange(orders), 0)  # [rows, orders] of the reference
+        right[:, 2:] = np.concatenate([ngrams, ngrams], axis=1)
+        return wrong, right
+
 
 class ChrF(_OfSacrebleu):
     """chrF2 with sacrebleu's defaults: n-grams of up to 6 characters, no words."""
@@ -67,6 +81,12 @@ class ChrF(_OfSacrebleu):
         from sacrebleu.metrics.chrf import CHRF
 
         return CHRF(), CHRF()
+
+    def _extremes(self, statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Columns, for each order: n-grams of the answer, of the reference, and matches.
+        wrong, right = np.zeros_like(statistics), np.repeat(statistics[:, 1::3], 3, axis=1)
+        wrong[:, 1::3] = statistics[:, 1::3]
+        return wrong, right
 
 
 def _scores_of(metric: Any, sums: np.ndarray) -> np.ndarray:
