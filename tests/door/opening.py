@@ -20,6 +20,7 @@ from tests.door.real_file import RealFile
 
 RECIPE, PREPARED = "r.yaml", "prepared"
 COMMAND = re.compile(r"tunesmith init [^\n`]+")
+MOST_COMMANDS = 2  # that are named one after another: how a file is read, and what its columns are
 APART = frozenset({"text", "preference", "unpaired_preference"})  # the other shapes are conversations alike
 FAST = ("training.num_train_epochs=1", "training.report_to=none", "evaluation.resamples=100")
 CHAT_WITH_TOOLS = (
@@ -127,7 +128,7 @@ def tunesmith(*argv: str) -> Outcome:
 
 
 def open_file(file: RealFile, path: Path, *, model: Path, home: Path) -> Opened:
-    """The way of a user: `init`; where it refuses, the command that it names; then train's dry run.
+    """The way of a user: `init`; where it refuses, the command that it names, once more; then train's dry run.
 
     Args:
         path: the file.
@@ -138,8 +139,10 @@ def open_file(file: RealFile, path: Path, *, model: Path, home: Path) -> Opened:
     with _inside(home):
         flags = {"--out": RECIPE, "--model": str(model)}
         first = init = tunesmith("init", str(path), *chain(*flags.items()), "--json")
-        named = COMMAND.search(first.said)
-        if first.code and named is not None:
+        for _ in range(MOST_COMMANDS):
+            named = COMMAND.search(init.said) if init.code else None
+            if named is None:
+                break
             argv = shlex.split(named[0].rstrip(". "))[1:]
             missing = {flag: value for flag, value in flags.items() if flag not in argv}
             init = tunesmith(*argv, *chain(*missing.items()), "--json")

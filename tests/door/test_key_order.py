@@ -101,7 +101,11 @@ def _rewrite(path: Path, order: str) -> None:
     if not path.is_file() or not path.name.removesuffix(".gz").endswith(JSON):
         return
     packed = path.suffix == ".gz"
-    text = (gzip.decompress(path.read_bytes()) if packed else path.read_bytes()).decode()
+    data = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+    encoding = (
+        "utf-16" if data.startswith(b"\xff\xfe") else "utf-8-sig" if data.startswith(b"\xef\xbb\xbf") else "utf-8"
+    )
+    text = data.decode(encoding)
     values, at, decoder = [], 0, json.JSONDecoder()
     while at < len(text):
         value, at = decoder.raw_decode(text, at)
@@ -109,5 +113,5 @@ def _rewrite(path: Path, order: str) -> None:
         at += len(text[at:]) - len(text[at:].lstrip())
     indent = 2 if text.count("\n") > len(values) + 1 else None
     lines = [json.dumps(in_order(value, order), ensure_ascii=False, indent=indent) for value in values]
-    content = "\n".join(lines).encode()
+    content = "\n".join(lines).encode(encoding)
     path.write_bytes(gzip.compress(content, mtime=0) if packed else content)

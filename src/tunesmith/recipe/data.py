@@ -34,6 +34,8 @@ Delimiter = Annotated[
     StringConstraints(min_length=1, max_length=1),
 ]
 
+HeaderLines = bool | Annotated[int, Field(ge=2, le=9)]  # whether there is a header, or the number of its lines
+
 
 class SourceSettings(Settings):
     """One file, folder, dataset or URL of rows.
@@ -60,8 +62,10 @@ class SourceSettings(Settings):
         default=None, description="what separates the fields of a table, such as ; or tab; found by default"
     )
     encoding: str | None = Field(default=None, description="encoding of the files, such as cp1252; found by default")
-    header: bool | None = Field(
-        default=None, description="false: a table has no header, and its columns are column1, column2, ..."
+    header: HeaderLines | None = Field(
+        default=None,
+        description="false: a table has no header, and its columns are column1, column2, ...; "
+        "2: its header has two lines, of which the first names the columns",
     )
     key: str | None = Field(default=None, description="the key of a .json file that holds the rows, such as data")
     sheet: str | None = Field(default=None, description="the sheet of a spreadsheet that holds the rows")
@@ -163,7 +167,7 @@ class DataSettings(Settings):
     sample_by: SampleBy = Field(default="auto", description="default for every source; needs files of text")
     delimiter: Delimiter | None = Field(default=None, description="default for every source")
     encoding: str | None = Field(default=None, description="default for every source")
-    header: bool | None = Field(default=None, description="default for every source")
+    header: HeaderLines | None = Field(default=None, description="default for every source")
     key: str | None = Field(default=None, description="default for every source")
     sheet: str | None = Field(default=None, description="default for every source")
     max_length: int = Field(default=2048, ge=8, description="limit on the tokens of a row, prompt and answer together")

@@ -19,6 +19,7 @@ from ruamel.yaml.tokens import CommentToken
 from tunesmith.data.checks.scan import Scan
 from tunesmith.data.files.locations import missing_source
 from tunesmith.data.files.reader import own_eval_split
+from tunesmith.data.files.second_header import second_header
 from tunesmith.data.files.splits import TRAIN
 from tunesmith.data.files.text_that_is_rows import refuse_rows_in_text
 from tunesmith.data.finding import rows_in_words
@@ -157,6 +158,7 @@ def starter_recipe(
     length = length_of(found.scan, texts, size.config, size.folder)
     template, no_template = template_for_calls(texts, size.folder)
     reader = found.scan.sources[0].reader
+    doubled = second_header(reader.parts, source.header)
     rows, bad = counts(found.scan, found.scan.sources[0].rows)
     objectives = [name for name, shape in OBJECTIVE_SHAPES.items() if shape == reader.shape]
     start = _start(
@@ -200,7 +202,7 @@ def starter_recipe(
         method=start.choices["method.name"].value,
         parameters=start.size.parameters,
         choices=start.choices,
-        warnings=(*start.warnings, *filter(None, (length.warning, no_template)), *_secrets(source)),
+        warnings=(*start.warnings, *filter(None, (length.warning, no_template, doubled)), *_secrets(source)),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.data.loading import load
 
+from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.files.reader import Reader, open_source
 from tunesmith.data.files.rows import Row
 from tunesmith.data.survey import survey_rows
@@ -102,3 +103,17 @@ def test_class_labels_of_the_hubs_viewer_become_their_names(tmp_path: Path):
         tmp_path / "p.json", {"features": features[:1], "rows": rows}, columns={"prompt": "text", "completion": "label"}
     )
     assert [row["label"] for row in rows_of(plain)] == labels
+
+
+def test_an_object_of_texts_is_asked_about_and_one_row_is_none(tmp_path: Path):
+    faq = {"When does it open?": "At nine.", "Where is it?": "In Lyon.", "Who runs it?": "Pia."}
+    with pytest.raises(ColumnsUnclear) as caught:
+        opened(tmp_path / "r.json", faq)
+    proposal = caught.value.proposal
+    assert proposal is not None and proposal.columns == {"prompt": "key", "completion": "value"}
+    assert proposal.samples[0] == "When does it open? -> At nine."
+    reader = opened(tmp_path / "r.json", faq, columns=dict(proposal.columns))
+    assert rows_of(reader) == [{"key": key, "value": value} for key, value in faq.items()]
+    assert "an object of 3 texts: each is a row with the columns key and value" in reader.reason
+    with pytest.raises(DataError, match="must hold one array of rows"):
+        opened(tmp_path / "r.json", {"id": "1", "prompt": "q", "completion": "a"})

@@ -53,6 +53,7 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
         "summary highlights zusammenfassung résumé resumen resumo",
     ),
 )
+KEY_AND_VALUE = ("key", "value")  # of an object of texts
 CONTEXTS = frozenset(("context", "input"))
 REPLIES = frozenset(next(answers for kind, _, answers in PAIRS if kind == ANSWERED).split())
 # Columns of annotation tools; beside them an answer, a score and a label are the annotator's, not the text's.
@@ -123,6 +124,8 @@ def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) 
     found = _pairs(texts, texts) or _pairs(texts, [name for name in counted if _is_label(rows, name)])
     replies = [name for name in texts if _plain(name) in REPLIES and not any(name in pair for pair in found)]
     chosen = _replied(found, replies) if replies else _only(found)
+    if chosen is None and sorted(texts) == sorted(names) == [*KEY_AND_VALUE]:
+        chosen = (*KEY_AND_VALUE, "the columns key and value may be questions and their answers")
     if chosen is None:
         return None
     question, answer, reason = chosen

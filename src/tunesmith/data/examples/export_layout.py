@@ -53,6 +53,7 @@ class Export:
         holder: the key of the object with the texts of a row, if they are in one.
         gives_way: for an export whose column names may stand in other rows. Rows with the fields of a shape are never
             read as it, nor are rows for which this is true.
+        replaces: keys of a row that have the name of a field and are none.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Export:
     makes: Mapping[str, Callable[[Fields], Any]]
     holder: str | None = None
     gives_way: Callable[[Sequence[Fields]], bool] | None = None
+    replaces: tuple[str, ...] = ()
 
     def asked(self, row: Fields, columns: Mapping[str, str], instruction: str | None = None) -> dict[str, Any]:
         """The row with the fields that its prompt needs. It may have no answer, and no mark leaves it out.
@@ -107,7 +109,7 @@ class Export:
             for field in fields
             if not any(other in columns for other in IN_PLACE.get(field, (field,)))
         }
-        return {**{name: value for name, value in flat.items() if name not in OWN_KEYS}, **made}
+        return {**{name: value for name, value in flat.items() if name not in (*OWN_KEYS, *self.replaces)}, **made}
 
 
 def only_value(values: Fields, field: str, what: str) -> Any:

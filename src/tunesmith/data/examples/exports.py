@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith.data.examples.column_names import propose_columns
 from tunesmith.data.examples.column_values import names_in, value_of
 from tunesmith.data.examples.comparisons import QUESTIONS, comparison_of, winner_of
+from tunesmith.data.examples.dataset_exports import DATASET_EXPORTS
 from tunesmith.data.examples.export_layout import (
     ANSWERS,
     COMPARED,
@@ -309,5 +310,6 @@ EXPORTS: tuple[Export, ...] = (
         gives_way=answers_stand_in_data,
     ),
     *SERVICE_EXPORTS,
+    *DATASET_EXPORTS,
 )
 EXPORTS_BY_NAME = {export.name: export for export in EXPORTS}

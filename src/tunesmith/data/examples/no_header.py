@@ -1,4 +1,4 @@
-"""A table whose first line is a row: how that is noticed, and what is said of its columns, which have no names."""
+"""A table whose first line is a row, or whose second line is none: how that is noticed, and what is said of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from tunesmith.data.examples.column_names import ColumnsUnclear, Proposal, samples_of
+from tunesmith.data.examples.column_names import ColumnsUnclear, Proposal, known_names, samples_of
 from tunesmith.data.examples.message import printable
 
 LONGEST_NAME, MOST_WORDS = 40, 4
@@ -18,6 +18,11 @@ FIGURE = re.compile(
     r"|^\d{1,4}([-./])\d{1,2}\2\d{1,4}([ T]\d{1,2}:\d{2}(:\d{2})?.{0,9})?$|^\d{1,2}:\d{2}(:\d{2})?$"
 )
 NOTHING = ("n/a", "na", "nan", "null", "none", "unknown", "unbekannt")  # a row may have in place of a number
+LONGEST_UNIT = 12
+TYPES = frozenset((
+    "string", "str", "text", "object", "category", "categorical", "char", "varchar", "int", "integer", "number",
+    "numeric", "float", "double", "decimal", "bool", "boolean", "date", "datetime", "timestamp",
+))  # fmt: skip
 KEY, OTHER_KEY = "data.header=false", "data.header: true"
 First = Literal["names", "perhaps a row", "a row"]
 
@@ -40,6 +45,26 @@ def what_the_first_line_is(rows: Sequence[Mapping[str, Any]]) -> First:
     if not below and not any(map(_looks_like_a_value, names)):
         return "names"
     return "a row" if all(_ends_as_those_below(name, rows) for name in names) else "perhaps a row"
+
+
+def is_second_header(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the first row looks like a second line of the header: translated names, units or types.
+
+    Two known names stand below two known names, or a word above numbers alone beside other short words, or each value
+    is the name of a type.
+    """
+    if len(rows) < 3:
+        return False
+    first = {name: str(value).strip() for name, value in rows[0].items() if str(value or "").strip()}
+    if sum(bool(known_names([name])) and bool(known_names([value])) for name, value in first.items()) > 1:
+        return True
+    if len(first) > 1 and all(value.strip("()[]").casefold() in TYPES for value in first.values()):
+        return True
+    if any(map(_looks_like_a_value, first.values())):
+        return False
+    units = [name for name, value in first.items() if any(map(str.isalpha, value)) and len(value) <= LONGEST_UNIT]
+    units = [name for name in units if first[name].casefold() not in NOTHING and not FIGURE.match(first[name])]
+    return any(_are_figures(rows[1:], name, least=2) for name in units)
 
 
 def _looks_like_a_value(name: str) -> bool:

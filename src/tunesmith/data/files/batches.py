@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.data.examples.message import describe
-from tunesmith.data.files.rows import BadRow, Block, LeftOut, Row, RowStream, blocks_of_rows
+from tunesmith.data.files.rows import BadRow, Block, LeftOut, Row, blocks_of_rows, ready_rows
 from tunesmith.data.files.source_part import SourcePart
 from tunesmith.errors import DataError
 
@@ -122,11 +122,6 @@ def _bad(row: Row, field: str, found: str, expected: str) -> BadRow:
     return BadRow(row.source, field, found, expected, json.dumps(row.fields, ensure_ascii=False))
 
 
-def joined_rows(block: Block) -> RowStream:
-    """The rows of a block of conversations."""
-    yield from block.payload
-
-
 @dataclass(slots=True, kw_only=True)
 class BatchPart(SourcePart):
     """The requests of a batch with their answers; without answers, as they were asked. The answers are held."""
@@ -187,7 +182,7 @@ def with_batches(
         _refuse_shared(requests)
     answers = read_answers(row for part in outputs for row in part.rows()) if answered else None
     batches = [
-        BatchPart(part.name, joined_rows, same_columns=False, requests=part, outputs=outputs, answers=answers)
+        BatchPart(part.name, ready_rows, same_columns=False, requests=part, outputs=outputs, answers=answers)
         for part in requests
     ]
     return [*batches, *(part for part, kind in parts if kind is None)]

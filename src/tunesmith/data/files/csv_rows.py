@@ -11,12 +11,14 @@ from typing import BinaryIO
 
 from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import listed
+from tunesmith.data.files.quoting import parsed
 from tunesmith.data.files.rows import (
     INVALID_BYTES,
     LARGEST_ROW,
     NOT_UTF8,
     BadRow,
     Block,
+    LeftOut,
     Row,
     RowStream,
     blocks_of_rows,
@@ -24,7 +26,7 @@ from tunesmith.data.files.rows import (
     refuse_too_large,
     refuse_utf16,
 )
-from tunesmith.data.files.tables import NO_HEADER, Table, is_rule, unframed
+from tunesmith.data.files.tables import HEADER_AGAIN, NO_HEADER, Table, is_header, is_rule, unframed
 from tunesmith.errors import DataError
 
 LARGEST_FIELD = 2**31 - 1  # what csv.field_size_limit takes on every system
@@ -84,6 +86,8 @@ def delimited_blocks(file: BinaryIO, name: str, table: Table) -> Iterator[Block]
     A record whose fields are all empty is blank, as a blank line is. One that is as short as the table allows gets
     empty fields at its end.
 
+    A record that is equal to a header of known names is left out, as where files were joined.
+
     A record over several lines has the number of its first. After a record whose quotes do not match, reading goes on
     at the line after its first, so a stray quote costs one row and not those up to the next quote. A quoted field that
     has not ended after MOST_LINES lines, or after the line that reaches MOST_CHARACTERS, began with a stray quote.
@@ -98,13 +102,17 @@ def delimited_blocks(file: BinaryIO, name: str, table: Table) -> Iterator[Block]
         records = _records(lines, table)
         first = next(records, None)
         if first is not None:
+            again = None
             if table.names is None:
                 header = _header(first, f"{name}:{lines.first}", table)
+                again = first if is_header(header[table.columns]) else None
+                for _ in range(table.headers - 1):
+                    next(records, None)
             else:
                 header, records = [*table.names], chain([first], records)
             yield from blocks_of_rows(
                 (
-                    (lines.first, _row(lines, each, header, table), lines.characters)
+                    (lines.first, _row(lines, each, header, table, again=each == again), lines.characters)
                     for each in records
                     if isinstance(each, str) or len(header) == 1 or any(map(str.strip, each))
                 ),
@@ -120,8 +128,14 @@ def delimited_rows(block: Block) -> RowStream:
         yield row if isinstance(row, BadRow) else Row(row[1], f"{block.name}:{row[0]}")
 
 
-def _row(lines: _Lines, record: Record, header: list[str], table: Table) -> tuple[int, dict[str, str]] | BadRow:
-    """The present record as (line, fields by column), or what is wrong with it."""
+def _row(
+    lines: _Lines, record: Record, header: list[str], table: Table, *, again: bool
+) -> tuple[int, dict[str, str]] | BadRow:
+    """The present record as (line, fields by column), or what is wrong with it; ``again``: it is the header."""
+    if again:
+        return LeftOut(
+            f"{lines.name}:{lines.first}", "row", HEADER_AGAIN, "a row", printed("".join(lines.taken).rstrip("\r\n"))
+        )
     if not isinstance(record, str) and table.shortest is not None and len(record) >= table.shortest:
         record = [*record, *[""] * (len(header) - len(record))]
     if isinstance(record, str):
@@ -140,8 +154,7 @@ def _row(lines: _Lines, record: Record, header: list[str], table: Table) -> tupl
 
 def _records(lines: _Lines, table: Table) -> Iterator[Record]:
     """Each record that is not blank; its lines are those that `lines` has taken."""
-    quoting = csv.QUOTE_MINIMAL if table.quotes else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=table.delimiter, strict=table.quotes, quoting=quoting)
+    reader = parsed(lines, table.delimiter, table.quotes)
     while True:
         lines.end_record()
         # The limit on the length of a field belongs to the process, so it is lifted for one record at a time.

@@ -19,6 +19,27 @@ ENOUGH = 200  # characters of several bytes without a fault: the file is UTF-8
 SAMPLE = 2**20
 CHAOS, COHERENCE = 0.01, 0.02  # charset-normalizer's measures differ by no more than this between equal candidates
 USUAL = "cp1252"
+CENTRAL = ("cp1250", "iso8859_2")  # whose words, such as Czech ones, may also look like western ones in cp1252
+LATIN_PAGES = (USUAL, "cp1250", "cp1254", "cp850", "mac_roman")
+# Other code pages, such as cp775 or johab, are found by chance in texts with few other letters.
+COMMON = frozenset((
+    "big5", "cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp850", "cp866", "cp932",
+    "cp949", "euc_jp", "euc_kr", "gb18030", "gbk", "iso8859_15", "iso8859_2", "iso8859_5", "iso8859_7", "iso8859_9",
+    "koi8_r", "koi8_u", "mac_roman", "shift_jis", "tis_620",
+))  # fmt: skip
+MOST_SHOWN = 5  # encodings
+SURE = 0.5  # coherence
+MOSTLY = 0.8  # ASCII
+WESTERN = frozenset("äöüßàâæçéèêëîïôœùûüÿáíóúñãõìòøåÄÖÜÀÂÆÇÉÈÊËÎÏÔŒÙÛŸÁÍÓÚÑÃÕÌÒØÅ")
+WITHIN_WORDS = "’‘´·–—\xad"  # marks that stand between letters, too
+NO_LETTERS = "ºª²³¼½¾µ"  # which Python counts as letters or digits
+ABOUT_WORDS = frozenset(f"{WITHIN_WORDS}{NO_LETTERS}€„“”‚…«»‹›°§£©®™•¡¿×±\xa0")
+LONGEST_ALONE, FEW_FOREIGN = 2, 0.1  # letters of a word without ASCII, such as "à" and "öä"; share of longer ones
+_WORD = re.compile(r"[^\W\d_]+")
+_ODD_MARK = re.compile(rf"(?<=[A-Za-z])(?:[{NO_LETTERS}]|(?![{WITHIN_WORDS}])[^\x00-\x7f\w\s])(?=[A-Za-z])")
+_ODD_CAPITAL = re.compile(rf"(?<=[a-z])[{''.join(filter(str.isupper, map(chr, range(0xC0, 0x180))))}]")
+_HUNGARIAN = re.compile(r"\A[^ä]*õ(?!e)[^ä]*\Z")  # ő in cp1252: Portuguese has õ before e, Estonian has ä too
+_HALF_WIDTH = re.compile("[\uff61-\uff9f]{3}")
 _CELL_WORD, LONGEST_EXAMPLE = re.compile(r"[^\s;,|\"]+"), 40  # a word of a table's cell, and characters of it
 CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 HEAD_OF_A_PAGE = 1024  # bytes in which HTML wants its charset
@@ -115,25 +136,67 @@ def _code_page(data: bytes, name: str) -> Encoding:
     from charset_normalizer import from_bytes
 
     matches = [match for match in from_bytes(data) if not match.encoding.startswith("utf")]
-    if not matches:
+    western = _is_western(data)
+    if not matches and not western:
         return UTF8  # its bad rows say so
-    best = matches[0]
-    equal = [
-        match
-        for match in matches
-        if match.chaos <= best.chaos + CHAOS and match.coherence >= best.coherence - COHERENCE
-    ]
-    chosen = best.encoding
-    if any(USUAL in match.could_be_from_charset for match in equal):
-        chosen = USUAL
-    elif len(equal) > 1:
-        raise _undecided(data, [match.encoding for match in equal], name)
+    best = matches[0] if matches else None
+    chosen = USUAL
+    if best is not None and not (western and best.encoding not in CENTRAL):
+        equal = [
+            match
+            for match in matches
+            if match.chaos <= best.chaos + CHAOS and match.coherence >= best.coherence - COHERENCE
+        ]
+        usual = USUAL in best.could_be_from_charset or any(USUAL in match.could_be_from_charset for match in equal)
+        same = USUAL in best.could_be_from_charset
+        chosen = USUAL if same or (usual and not _speaks_against(data.decode(USUAL, "replace"))) else best.encoding
+        rare = best.encoding not in COMMON and best.coherence < SURE and _is_latin(data)
+        if chosen != USUAL and (usual or len(equal) > 1 or rare or _oddities(data.decode(chosen, "replace"))):
+            raise _undecided(data, [match.encoding for match in equal], name)
     return Encoding(chosen, f"encoding {chosen} (for example {_example(data, chosen)!r})")
 
 
+def _is_latin(data: bytes) -> bool:
+    return sum(byte < 0x80 for byte in data) > len(data) * MOSTLY
+
+
+def _speaks_against(text: str) -> bool:
+    """Whether what was read as cp1252 has letters in places where no western language has them."""
+    return _oddities(text) > 0 or _HUNGARIAN.search(text) is not None
+
+
+def _oddities(text: str) -> int:
+    """Marks within words, capitals behind small letters, and runs of half-width kana."""
+    return sum(len(each.findall(text)) for each in (_ODD_MARK, _ODD_CAPITAL, _HALF_WIDTH))
+
+
+def _is_western(data: bytes) -> bool:
+    """Whether all of it is text of a western language in cp1252: its letters among others, and marks between words.
+
+    Read as cp1252, Cyrillic and Greek are words of such letters alone, other code pages have marks within words, and
+    those of DOS and the Mac capitals behind small letters.
+    """
+    try:
+        text = data.decode(USUAL)
+    except UnicodeDecodeError:
+        return False
+    others = {char for char in text if not char.isascii()}
+    if not others <= WESTERN | ABOUT_WORDS or _speaks_against(text):
+        return False
+    words = [word for word in _WORD.findall(text) if not word.isascii()]
+    foreign = sum(len(word) > LONGEST_ALONE and not any(map(str.isascii, word)) for word in words)
+    return foreign <= FEW_FOREIGN * len(words)
+
+
 def _undecided(data: bytes, encodings: list[str], name: str) -> DataError:
-    line = next((line for line in data.splitlines() if not line.isascii()), b"")
-    shown = [f"{encoding}: {line.decode(encoding, 'replace')[:80]!r}" for encoding in encodings[:4]]
+    """The error, with a line that differs in the encodings; of Latin text, in those that its programs write."""
+    if _is_latin(data):
+        read = {each: data.decode(each, "replace") for each in (*LATIN_PAGES, *encodings[:2])}
+        encodings = sorted(read, key=lambda each: _oddities(read[each]) + read[each].count("\ufffd"))
+    lines = [line for line in data.splitlines() if not line.isascii()] or [b""]
+    differ = (line for line in lines if len({line.decode(each, "replace") for each in encodings[:2]}) > 1)
+    line = next(differ, lines[0])
+    shown = [f"{encoding}: {line.decode(encoding, 'replace')[:80]!r}" for encoding in encodings[:MOST_SHOWN]]
     return DataError(
         "the file is not UTF-8, and several encodings fit it",
         where=name,

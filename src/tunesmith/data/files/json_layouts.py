@@ -10,9 +10,12 @@ from tunesmith.data.examples.labels import class_name, class_names
 from tunesmith.data.examples.row_shapes import listed
 from tunesmith.data.files.json_rows import Position, Window, elements, parse_rows, row_of
 from tunesmith.data.files.rows import BadRow, Block, Row, RowStream, blocks_of_rows, refuse_too_large, text_chunks
+from tunesmith.data.files.tables import is_header
 from tunesmith.errors import DataError
 
-Kind = Literal["rows", "list", "object", "other"]
+Kind = Literal["rows", "list", "object", "text", "other"]
+KINDS: Mapping[str, Kind] = {"{": "object", '"': "text"}  # by the first character
+FEWEST_PAIRS = 3
 VIEWER = {"features", "rows"}  # keys of an answer of the hub's dataset viewer; its rows are {row_idx, row}
 
 
@@ -28,7 +31,7 @@ def outline(file: BinaryIO, name: str) -> dict[str, Kind]:
         mark = window.next_mark()
         if mark != "[":
             window.element()
-            found[key] = "object" if mark == "{" else "other"
+            found[key] = KINDS.get(mark, "other")
             continue
         _, first = next(items := elements(window, whole=False), (None, ""))
         for _ in items:
@@ -43,19 +46,42 @@ def keyed_blocks(file: BinaryIO, name: str, key: str) -> Iterator[Block]:
     Raises:
         DataError: the syntax is broken, or an element does not end.
     """
+    found = under_key(file, name, key)
+    return blocks_of_rows(((each[0].line, each, len(each[1])) for each in found), name)
+
+
+def under_key(file: BinaryIO, name: str, key: str) -> Iterator[tuple[Position, str]]:
+    """Where each element of the array under a key begins, and its text.
+
+    Raises:
+        DataError: the syntax is broken, or an element does not end.
+    """
+    window = Window(file, name)
+    for found in _keys(window):
+        if window.next_mark() != "[":
+            window.element()
+        elif found == key:
+            yield from elements(window, whole=False)
+        else:
+            for _ in elements(window, whole=False):
+                pass
+
+
+def pair_blocks(file: BinaryIO, name: str) -> Iterator[Block]:
+    """The keys of an object of texts and what stands under each, as rows {key, value} with their numbers.
+
+    Raises:
+        DataError: the syntax is broken, or a value does not end.
+    """
     window = Window(file, name)
 
-    def under_key() -> Iterator[tuple[Position, str]]:
-        for found in _keys(window):
-            if window.next_mark() != "[":
-                window.element()
-            elif found == key:
-                yield from elements(window, whole=False)
-            else:
-                for _ in elements(window, whole=False):
-                    pass
+    def pairs() -> Iterator[tuple[int, tuple[int, dict[str, Any]], int]]:
+        for number, key in enumerate(_keys(window), start=1):
+            window.next_mark()
+            text = window.element()[1]
+            yield number, (number, {"key": key, "value": json.loads(text)}), len(key) + len(text)
 
-    return blocks_of_rows(((each[0].line, each, len(each[1])) for each in under_key()), name)
+    return blocks_of_rows(pairs(), name)
 
 
 def viewer_classes(file: BinaryIO, name: str) -> dict[str, list[str]]:
@@ -174,6 +200,11 @@ def are_columns(names: Sequence[str], keys: Sequence[str]) -> bool:
         keys: of the first.
     """
     return all(map(str.isdecimal, keys)) or (len(names) <= len(keys) and not all(map(str.isdecimal, names)))
+
+
+def are_pairs(found: Mapping[str, Kind]) -> bool:
+    """Whether the keys of an object may be questions and the texts under them their answers; else it may be one row."""
+    return len(found) >= FEWEST_PAIRS and {*found.values()} == {"text"} and not is_header([*found])
 
 
 def is_split(names: Iterable[str]) -> bool:

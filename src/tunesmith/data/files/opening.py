@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tunesmith.data.examples.labels import classes_in_words
 from tunesmith.data.files.arrow_rows import parquet_classes
@@ -29,6 +29,7 @@ from tunesmith.data.files.json_layouts import (
     VIEWER,
     Kind,
     are_columns,
+    are_pairs,
     choose_key,
     column_blocks,
     column_rows,
@@ -38,15 +39,19 @@ from tunesmith.data.files.json_layouts import (
     numbered_blocks,
     object_blocks,
     outline,
+    pair_blocks,
+    under_key,
     viewer_classes,
     viewer_rows,
 )
 from tunesmith.data.files.json_rows import ENDS, array_rows, not_numbers
-from tunesmith.data.files.rows import BLOCK_BYTES
+from tunesmith.data.files.quoting import fits
+from tunesmith.data.files.rows import BLOCK_BYTES, ready_rows
 from tunesmith.data.files.sheets import SHEETS, find_sheet, sheet_blocks
 from tunesmith.data.files.splits import TEST, TRAIN, VALIDATION, split_of_file
+from tunesmith.data.files.squad import is_article, question_blocks
 from tunesmith.data.files.streams import COMPRESSIONS, seekable
-from tunesmith.data.files.tables import find_table, fits, is_anki
+from tunesmith.data.files.tables import find_table, header_lines, is_anki
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -173,7 +178,7 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
             return Opening(kind, said=parquet_classes(seekable(content)))
     if suffix in SHEETS:
         with file() as content:
-            layout = find_sheet(content, suffix, name, source.sheet, header=source.header is not False)
+            layout = find_sheet(content, suffix, name, source.sheet, headers=header_lines(source.header))
         blocks = partial(sheet_blocks, suffix=suffix, layout=layout)
         return Opening(replace(kind, blocks=blocks), said=layout.said)
     encoding = _encoding(file, name, source, tells=suffix in TABLES or suffix in DOCUMENTS)
@@ -203,7 +208,7 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
     ):
         return Opening(kind, encoding.name, said)  # UTF-16 that is no table
     table = find_table(
-        text, whole=whole, usual=usual or ",", asked=source.delimiter, name=name, header=source.header is not False
+        text, whole=whole, usual=usual or ",", asked=source.delimiter, name=name, headers=header_lines(source.header)
     )
     spaced = any(column != column.strip() for column in source.columns.values())  # the user names them so
     return Opening(table_format(replace(table, spaced=spaced)), encoding.name, (*table.said, *said))
@@ -294,7 +299,12 @@ def _json(
         return usual, ()
     with file() as content:
         found = outline(transcoded(content, encoding, name), name)
-    kind, said = _keyed(found, name, source, usual)
+
+    def first_under(key: str) -> Any:
+        with file() as content:
+            return json.loads(next(under_key(transcoded(content, encoding, name), name, key))[1])
+
+    kind, said = _keyed(found, name, source, usual, first_under)
     if kind.blocks is column_blocks and {*found.values()} == {"object"}:
         with file() as content:
             keys = keys_of_first(transcoded(content, encoding, name), name)
@@ -309,8 +319,13 @@ def _json(
 
 
 def _keyed(
-    found: Mapping[str, Kind], name: str, source: SourceSettings, usual: Format
+    found: Mapping[str, Kind],
+    name: str,
+    source: SourceSettings,
+    usual: Format,
+    first_under: Callable[[str], Any],
 ) -> tuple[Format, tuple[str, ...]]:
+    """How an object is read. ``first_under``: the first element of the array under a key."""
     rows = [key for key, kind in found.items() if kind == "rows"]
     rows = ["rows"] if "rows" in rows and found.keys() >= VIEWER else rows
     asked = source.key or (source.split if source.split in rows else None)
@@ -333,11 +348,16 @@ def _keyed(
                 why=f"they are {', '.join(rows)}",
                 remedy=f"set data.key: {rows[0]}, or another of them",
             )
+    if asked is None and not rows and are_pairs(found):
+        said = f"an object of {len(found):,} texts: each is a row with the columns key and value"
+        return Format(pair_blocks, column_rows, same_columns=True), (said,)
     if asked is None and not rows:
         return usual, ()
     key = choose_key(found, asked or rows[0], name)
     others = [other for other in rows if other != key]
     said = f"the rows under the key {key}" + (f" (not {', '.join(others)})" if others else "")
+    if is_article(first_under(key)):
+        return Format(partial(question_blocks, key=key), ready_rows), (said, "each question of a paragraph is a row")
     return Format(partial(keyed_blocks, key=key), viewer_rows), (said,)
 
 

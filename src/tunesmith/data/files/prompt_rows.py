@@ -14,6 +14,7 @@ from tunesmith.data.examples.prompts import prompt_columns, prompt_shape, to_pro
 from tunesmith.data.examples.row_shapes import map_columns
 from tunesmith.data.files.folders import passed_over
 from tunesmith.data.files.locations import parts_of
+from tunesmith.data.files.message_trees import are_messages_of_trees, with_trees
 from tunesmith.data.files.reader import bad_row, begins_with_row, export_in, first_rows, flat_rows
 from tunesmith.data.files.rows import BadRow, Row
 from tunesmith.data.files.source_part import SourcePart
@@ -90,6 +91,9 @@ def open_prompts(
     parts, ignored, _ = parts_of(source, "train", answered=False)
     first, empty = first_rows(source, parts)
     parts = [part for part in parts if part not in empty]
+    if source.format == "auto" and not source.columns and are_messages_of_trees(first):
+        parts = with_trees(parts)
+        first, _ = first_rows(source, parts)
     export = export_in(source, first)
     if export is not None and export.gives_way is not None and _are_prompts(first, source, wanted, instruction):
         export = None

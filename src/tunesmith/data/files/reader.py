@@ -42,6 +42,7 @@ from tunesmith.data.examples.row_shapes import (
 from tunesmith.data.files.chats import refuse_chats
 from tunesmith.data.files.folders import passed_over
 from tunesmith.data.files.locations import parts_of, split_names
+from tunesmith.data.files.message_trees import are_messages_of_trees, with_trees
 from tunesmith.data.files.opening import is_document, is_table
 from tunesmith.data.files.rows import BadRow, LeftOut, Row, by_reason
 from tunesmith.data.files.source_part import SourcePart
@@ -108,6 +109,9 @@ def open_source(source: SourceSettings, *, role: Role = "train", wanted: str | N
     parts = [part for part in parts if part not in empty]
     if source.format == "auto" and not source.columns:
         refuse_chats(first, source.path)
+        if are_messages_of_trees(first):
+            parts = with_trees(parts)
+            first, _ = first_rows(source, parts)
     ignored = [*ignored, *(part.name.removeprefix(f"{source.path.rstrip('/')}/") for part in empty)]
     if source.format == "auto":
         refuse_passing_over(first, source.columns, source.path)

@@ -76,6 +76,11 @@ class Block:
 RowStream = Iterator[Row | BadRow]
 
 
+def ready_rows(block: Block) -> RowStream:
+    """The rows of a block whose payload they are: they were made when the file was cut."""
+    yield from block.payload
+
+
 def by_reason(bad: Iterable[BadRow]) -> list[tuple[int, str]]:
     """Each reason with its number of rows: ``a.jsonl:3: text is empty``, or ``text is empty (a.jsonl:3, 4, 5)``."""
     reasons: dict[str, list[str]] = {}

@@ -19,9 +19,9 @@ from xml.sax.handler import ContentHandler
 from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import listed
 from tunesmith.data.files.expansion import Expansion
-from tunesmith.data.files.rows import BLOCK_BYTES, BadRow, Block, blocks_of_rows
+from tunesmith.data.files.rows import BLOCK_BYTES, BadRow, Block, LeftOut, blocks_of_rows
 from tunesmith.data.files.streams import seekable
-from tunesmith.data.files.tables import NO_HEADER, numbered
+from tunesmith.data.files.tables import HEADER_AGAIN, NO_HEADER, is_header, numbered
 from tunesmith.errors import DataError, pip_install
 
 SHEETS = (".xlsx", ".ods")
@@ -47,7 +47,7 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the rows are. ``header``: number of the row with the names; ``said``: what was chosen, for the user."""
+    """Where the rows are. ``header``: number of the last row of the header; ``said``: what was chosen, for the user."""
 
     title: str
     header: int
@@ -55,7 +55,7 @@ class Layout:
     said: tuple[str, ...]
 
 
-def find_sheet(file: BinaryIO, suffix: str, name: str, asked: str | None, *, header: bool = True) -> Layout:
+def find_sheet(file: BinaryIO, suffix: str, name: str, asked: str | None, *, headers: int = 1) -> Layout:
     """The sheet that is read: the recipe's, or the only visible one with rows.
 
     Raises:
@@ -71,7 +71,7 @@ def find_sheet(file: BinaryIO, suffix: str, name: str, asked: str | None, *, hea
                     why=f"the sheets are {listed([sheet.title for sheet in sheets])}",
                     remedy="set data.sheet to one of them",
                 )
-            return _layout(chosen[0], name, (), header=header)
+            return _layout(chosen[0], name, (), headers=headers)
         filled = [sheet for sheet in sheets if len(list(itertools.islice(sheet.rows, 2))) > 1]
         shown = [sheet for sheet in filled if not sheet.hidden] or filled
         if not shown:
@@ -85,7 +85,7 @@ def find_sheet(file: BinaryIO, suffix: str, name: str, asked: str | None, *, hea
                 remedy=f'set data.sheet: "{titles[0]}", or another of them',
             )
         others = [sheet.title for sheet in filled if sheet is not shown[0]]
-        return _layout(shown[0], name, (f"hidden, not read: {listed(others)}",) if others else (), header=header)
+        return _layout(shown[0], name, (f"hidden, not read: {listed(others)}",) if others else (), headers=headers)
 
 
 def sheet_blocks(file: BinaryIO, name: str, suffix: str, layout: Layout) -> Iterator[Block]:
@@ -110,6 +110,8 @@ def _sized(rows: Iterable[Cells], name: str, layout: Layout, expansion: Expansio
 
 def _row(number: int, cells: list[str | None], name: str, layout: Layout) -> tuple[int, dict[str, str | None]] | BadRow:
     names = [*layout.names, *[""] * (len(cells) - len(layout.names))]
+    if cells == names and is_header(layout.names):
+        return LeftOut(f"{name}:{number}", "row", HEADER_AGAIN, "a row", " | ".join(layout.names))
     if any(_holds(text) and not column for column, text in zip(names, cells, strict=False)):
         found, expected = "a value in a column without a name", "a name in the header for each column"
         return BadRow(f"{name}:{number}", "row", found, expected, " | ".join(text or "" for text in cells))
@@ -117,14 +119,14 @@ def _row(number: int, cells: list[str | None], name: str, layout: Layout) -> tup
     return number, {column: text for column, text in zip(names, texts, strict=False) if column}
 
 
-def _layout(sheet: Sheet, name: str, said: tuple[str, ...], *, header: bool) -> Layout:
-    """The header is the first row; lines of one cell above a row of several are a title."""
-    lines = list(itertools.islice(sheet.rows, MOST_TITLES + 1))
+def _layout(sheet: Sheet, name: str, said: tuple[str, ...], *, headers: int) -> Layout:
+    """The header is the first row, or several; lines of one cell above a row of several are a title."""
+    lines = list(itertools.islice(sheet.rows, MOST_TITLES + max(headers, 1)))
     if not lines:
         raise DataError(
             f"the sheet {printable(sheet.title)!r} is empty", where=name, remedy="name another one as data.sheet"
         )
-    if not header:
+    if not headers:
         names = numbered(max(len(cells) for _, cells in lines))
         without = f"no header: the columns are {', '.join(names)}"
         return Layout(sheet.title, lines[0][0] - 1, names, (f"sheet {sheet.title}", without, *said))
@@ -141,7 +143,9 @@ def _layout(sheet: Sheet, name: str, said: tuple[str, ...], *, header: bool) -> 
     title = (f"the header is row {number}, below a title",) if titles else ()
     unsaved = {column: None for _, cells in lines for column, text in zip(names, cells, strict=False) if text is None}
     formulas = (f"no value was saved for the formulas of {listed([*unsaved])}",) if unsaved else ()
-    return Layout(sheet.title, number, names, (f"sheet {sheet.title}", *title, *formulas, *said))
+    last = lines[min(titles + headers, len(lines)) - 1][0]
+    more = (f"the header has {headers} lines, as data.header says",) if headers > 1 else ()
+    return Layout(sheet.title, last, names, (f"sheet {sheet.title}", *title, *more, *formulas, *said))
 
 
 def _filled(row: Cells) -> int:

@@ -1,15 +1,15 @@
-"""How a table of text is written: its delimiter, its quotes and its empty columns, found from its first records."""
+"""How a table of text is written: its delimiter, its header and its empty columns, found from its first records."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tunesmith.data.examples.column_names import known_names
+from tunesmith.data.examples.row_shapes import FIELDS
+from tunesmith.data.files.quoting import NONE, USUAL, Quotes, find_quotes, fits, fits_most, records_of
 from tunesmith.errors import DataError
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -21,13 +21,12 @@ ANKI_COLUMNS = re.compile(r"^#columns:(.*?)\r?$", re.IGNORECASE | re.MULTILINE)
 SIDES = ("front", "back")
 ANKI_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " ", "colon": ":"}
 RULE = re.compile(r":?-+:?")  # below a header of Markdown
-MOST_RECORDS = 1000  # that are parsed to find out
 EXCEL_BLOCK = 16  # records for which Excel writes the same number of columns
 LONGEST_SHOWN = 60
-MOST_RECORDS_FIT = 0.8
 MOST_TITLES = 5  # lines above the header
 NUMBERS, SENTENCES = "numbers", "sentences"
 NO_HEADER = "if the file has no header, set data.header: false"
+HEADER_AGAIN = "repeated header"  # why a record below it is left out
 INDEX_NAMES = ("", "Unnamed: 0")  # pandas writes an index under the first, and reads it as the second
 
 
@@ -37,13 +36,15 @@ class Table:
 
     ``skipped``: lines before the header; ``first``, ``last``: the columns that are used, without an index before and
     empty ones behind; ``shortest``: fields of a record whose last empty ones Excel did not write; ``names``: of the
-    columns, if there is no header; ``framed``: a table of Markdown; ``spaced``: the names in the header keep spaces
-    around them; ``said``: what was chosen, for the user.
+    columns, if there is no header; ``headers``: records of the header, of which the first has the names; ``framed``: a
+    table of Markdown; ``spaced``: the names in the header keep spaces around them; ``said``: what was chosen, for the
+    user.
     """
 
     delimiter: str
-    quotes: bool = True
+    quotes: Quotes = USUAL
     skipped: int = 0
+    headers: int = 1
     first: int = 0
     last: int | None = None
     shortest: int | None = None
@@ -63,7 +64,17 @@ def numbered(columns: int) -> tuple[str, ...]:
     return tuple(f"column{number}" for number in range(1, columns + 1))
 
 
-def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: str, header: bool = True) -> Table:
+def is_header(names: Sequence[str]) -> bool:
+    """Whether several of the names are known for columns, so that a record that is equal to them is no row."""
+    return len({*known_names(names), *({*names} & {*FIELDS})}) > 1
+
+
+def header_lines(asked: bool | int | None) -> int:
+    """Those that ``data.header`` says; one by default."""
+    return 1 if asked is None else int(asked)
+
+
+def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: str, headers: int = 1) -> Table:
     """How a file is written, from its beginning.
 
     The delimiter is the recipe's, or that of a line ``sep=;``, or the one of DELIMITERS that gives a header of several
@@ -76,7 +87,7 @@ def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: s
         usual: the delimiter of the file's ending.
         asked: the recipe's.
         name: of the file, for messages.
-        header: whether the first line holds the names of the columns.
+        headers: lines of the header, of which the first holds the names of the columns.
 
     Raises:
         DataError: no delimiter fits, or several do.
@@ -88,27 +99,29 @@ def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: s
     if not whole:
         text = text[: text.rfind("\n") + 1] or text
     named = asked or (separator and separator[1])
+    quotes = find_quotes(text, [named] if named else DELIMITERS)
     if named:
         reason = "as data.delimiter says" if asked else f"as its first line says: sep={named}"
-        table = _read_as(text, named)
+        table = Table(named, quotes)
         said = (f"separator {NAMES.get(named, repr(named))}, {reason}",)
     else:
-        table = _fitting(text, usual, name)
+        table = _fitting(text, usual, name, quotes)
         why = "".join(f", {each}" for each in table.said)
         said = (f"separator {NAMES[table.delimiter]}{why}",) if table.delimiter != usual else ()
-    said += () if table.quotes else ("quotes are part of the text, as in a file that quotes nothing",)
-    table = replace(table, skipped=int(separator is not None), said=said)
-    records = records_of(text, table.delimiter, quotes=table.quotes) or []
+    table = replace(table, skipped=int(separator is not None), headers=headers, said=(*said, *quotes.said))
+    records = records_of(text, table.delimiter, quotes) or []
     if is_framed(records):
         table = replace(table, framed=True, said=(*table.said, "a table of Markdown"))
         records = [unframed(record) for record in records if not is_rule(record)]
-    if header:
+    if headers:
         titles = 0 if table.framed else _titles(text, table)
         if titles:
-            said = f"{titles} line{'s' if titles > 1 else ''} above the header passed over"
-            table = replace(table, skipped=table.skipped + titles, said=(*table.said, said))
-            records = records_of("".join(text.splitlines(keepends=True)[titles:]), table.delimiter) or []
-        return _with_columns(table, records)
+            lines = f"{titles} line{'s' if titles > 1 else ''} above the header passed over"
+            table = replace(table, skipped=table.skipped + titles, said=(*table.said, lines))
+            records = records_of("".join(text.splitlines(keepends=True)[titles:]), table.delimiter, quotes) or []
+        if headers > 1:
+            table = replace(table, said=(*table.said, f"the header has {headers} lines, as data.header says"))
+        return _with_columns(table, [*records[:1], *records[headers:]])
     names = numbered(max(map(len, records), default=1))
     return replace(table, names=names, said=(*table.said, f"no header: the columns are {', '.join(names)}"))
 
@@ -116,7 +129,7 @@ def find_table(text: str, *, whole: bool, usual: str, asked: str | None, name: s
 def _titles(text: str, table: Table) -> int:
     """Lines above the header: one field that is no known name of a column, or nothing, above a line with such names."""
     lines = text.splitlines(keepends=True)[: MOST_TITLES + 1]
-    parsed = [(records_of(line, table.delimiter, quotes=table.quotes) or [[]])[0] for line in lines]
+    parsed = [(records_of(line, table.delimiter, table.quotes) or [[]])[0] for line in lines]
     titles = next((number for number, record in enumerate(parsed) if sum(map(bool, map(str.strip, record))) > 1), 0)
     above = [name.strip() for record in parsed[:titles] for name in record[:1]]
     told = len({*map(len, parsed[: titles + 1])}) == 1 and not any(any(record[1:]) for record in parsed[:titles])
@@ -141,12 +154,6 @@ def _of_notes(text: str, notes: re.Match[str], asked: str | None, *, whole: bool
     return Table(delimiter, skipped=notes[0].count("\n"), names=names, said=(said,))
 
 
-def fits(text: str, delimiter: str, *, quotes: bool = True) -> bool:
-    """Whether a header of several columns is there and each record that is not blank has as many fields."""
-    records = records_of(text, delimiter, quotes=quotes)
-    return bool(records) and len(records[0]) > 1 and {*map(len, records)} == {len(records[0])}
-
-
 def is_framed(records: Sequence[list[str]]) -> bool:
     """Whether records are those of a table of Markdown: nothing before and behind the fields, and a line of dashes."""
     return len(records) > 1 and is_rule(records[1]) and all(record[0] == record[-1] == "" for record in records)
@@ -162,68 +169,41 @@ def is_rule(record: Sequence[str]) -> bool:
     return len(record) > 2 and all(RULE.fullmatch(field.strip()) for field in record[1:-1])
 
 
-def records_of(text: str, delimiter: str, *, quotes: bool = True) -> list[list[str]] | None:
-    """The first records that are not blank; None where the quotes do not match."""
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    found: list[list[str]] = []
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        for record in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=quotes, quoting=quoting):
-            if record:
-                found.append(record)
-            if len(found) == MOST_RECORDS:
-                break
-    except csv.Error:
-        return None
-    finally:
-        csv.field_size_limit(before)
-    return found
-
-
-def _read_as(text: str, delimiter: str) -> Table:
-    unquoted = not fits(text, delimiter) and fits(text, delimiter, quotes=False)
-    return Table(delimiter, quotes=not (unquoted and records_of(text, delimiter) is None and delimiter == "\t"))
-
-
-def _fitting(text: str, usual: str, name: str) -> Table:
-    fitting = [each for each in DELIMITERS if fits(text, each)]
-    if not fitting and fits(text, "\t", quotes=False) and records_of(text, "\t") is None:
-        return Table("\t", quotes=False)
-    fitting = fitting or _fitting_most(text)
+def _fitting(text: str, usual: str, name: str, quotes: Quotes) -> Table:
+    if quotes == NONE:
+        return Table("\t", quotes)
+    fitting = [each for each in DELIMITERS if fits(text, each, quotes)] or _fitting_most(text, quotes)
     if not fitting:
-        return Table(usual)  # one column
+        return Table(usual, quotes)  # one column
     if len(fitting) == 1:
-        return Table(fitting[0])
-    within = _commas_within(text) if "," in fitting else set()
+        return Table(fitting[0], quotes)
+    within = _commas_within(text, quotes) if "," in fitting else set()
     if within:
-        sure = _beside_commas([each for each in fitting if each != ","], within, text)
+        sure = _beside_commas([each for each in fitting if each != ","], within, text, quotes)
         if sure is not None:
-            return Table(sure, said=(f"and not ',', which stands only within {' and '.join(sorted(within))}",))
+            said = f"and not ',', which stands only within {' and '.join(sorted(within))}"
+            return Table(sure, quotes, said=(said,))
     elif usual in fitting:
-        return Table(usual)
-    raise _undecided(text, fitting, name)
+        return Table(usual, quotes)
+    raise _undecided(text, fitting, name, quotes)
 
 
-def _fitting_most(text: str) -> list[str]:
+def _fitting_most(text: str, quotes: Quotes) -> list[str]:
     """The delimiters of the header, where some record is short or broken; the one that fits most records, if one does.
 
     None for a table of one column.
     """
     first = next((line for line in text.splitlines() if line.strip()), "")
-    headers = {each: (records_of(first, each) or [[]])[0] for each in DELIMITERS}
+    headers = {each: (records_of(first, each, quotes) or [[]])[0] for each in DELIMITERS}
     fitting = [each for each, header in headers.items() if len(header) > 1]
-    found = {each: records_of(text, each) or [] for each in fitting}
-    most = [
-        each
-        for each, records in found.items()
-        if sum(len(record) == len(headers[each]) for record in records) > MOST_RECORDS_FIT * len(records)
-    ]
+    found = {each: records_of(text, each, quotes) or [] for each in fitting}
+    most = [each for each, records in found.items() if fits_most(records, len(headers[each]))]
     return most if len(most) == 1 else fitting
 
 
-def _commas_within(text: str) -> set[str]:
+def _commas_within(text: str, quotes: Quotes) -> set[str]:
     """What all commas stand within, numbers or sentences, if they may separate nothing; else nothing."""
-    pairs = [pair for record in _comma_records(text) for pair in pairwise(record)]
+    pairs = [pair for record in _comma_records(text, quotes) for pair in pairwise(record)]
     found = {
         NUMBERS if left[-1:].isdecimal() and right[:1].isdecimal() else SENTENCES if right[:1] == " " else ""
         for left, right in pairs
@@ -231,21 +211,22 @@ def _commas_within(text: str) -> set[str]:
     return set() if "" in found else found
 
 
-def _beside_commas(others: Sequence[str], within: set[str], text: str) -> str | None:
+def _beside_commas(others: Sequence[str], within: set[str], text: str, quotes: Quotes) -> str | None:
     """The delimiter that is sure: a tab, which texts do not have, or a semicolon, as programs write decimal commas."""
     if "\t" in others:
         return "\t"
-    worded = all(any(char.isalpha() for field in record for char in field) for record in _comma_records(text))
+    worded = all(any(char.isalpha() for field in record for char in field) for record in _comma_records(text, quotes))
     return ";" if others == [";"] and within == {NUMBERS} and worded else None
 
 
-def _comma_records(text: str) -> list[list[str]]:
-    return records_of(text, ",") or records_of(text.partition("\n")[0], ",") or []
+def _comma_records(text: str, quotes: Quotes) -> list[list[str]]:
+    return records_of(text, ",", quotes) or records_of(text.partition("\n")[0], ",", quotes) or []
 
 
-def _undecided(text: str, fitting: Sequence[str], name: str) -> DataError:
+def _undecided(text: str, fitting: Sequence[str], name: str, quotes: Quotes) -> DataError:
     line = next(line for line in text.splitlines() if line.strip())
-    shown = [f"with {NAMES[each]}: {str((records_of(line, each) or [[]])[0])[:LONGEST_SHOWN]}" for each in fitting]
+    first = {each: (records_of(line, each, quotes) or [[]])[0] for each in fitting}
+    shown = [f"with {NAMES[each]}: {str(record)[:LONGEST_SHOWN]}" for each, record in first.items()]
     keys = ["set data.delimiter: " + ("tab" if each == "\t" else f'"{each}"') for each in fitting]
     return DataError(
         "several separators fit this table",

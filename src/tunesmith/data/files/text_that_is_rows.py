@@ -8,8 +8,9 @@ from itertools import islice
 from tunesmith.data.examples.column_names import known_names
 from tunesmith.data.files.locations import parts_of
 from tunesmith.data.files.opening import suffix_of
+from tunesmith.data.files.quoting import fits, records_of
 from tunesmith.data.files.rows import Row
-from tunesmith.data.files.tables import DELIMITERS, NAMES, fits, records_of
+from tunesmith.data.files.tables import DELIMITERS, NAMES
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings
 
