@@ -154,6 +154,9 @@ WHOLE: list[Row] = [
     {"text": "one", "answer": "accept", "accept": [1], "label": "good", "_task_hash": 1},
     {"text": "one", "label": ["good"]},
     {"input": {"messages": [], "tools": []}, "preferred_output": [], "non_preferred_output": []},
+    {"context": "one", "question": "two", "answers": {"text": ["good"], "answer_start": [1]}},
+    {"context": "one", "question": "two", "answers": [{"text": "good"}]},
+    {"prompt": {"text": "a", "role": "prompter", "replies": [{"text": "b", "role": "assistant", "rank": 0}]}},
 ]
 
 

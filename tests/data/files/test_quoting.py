@@ -56,6 +56,11 @@ TABLES: dict[str, tuple[str, str, list[tuple[str, ...]]]] = {
         "",
         [("it's so", "a"), ("'tis", "b"), ("the '80s", "c")],
     ),
+    "single quotes around a column": (
+        "text,label\n'a',x\n'b',y\n'c',x\n",
+        SINGLE,
+        [("a", "x"), ("b", "y"), ("c", "x")],
+    ),
     "one text in single quotes": ("text,label\n'so',a\nit's,b\n", "", [("'so'", "a"), ("it's", "b")]),
     "double quotes around single ones": ('text,label\n"\'a\', b",c\n"d","e"\n', "", [("'a', b", "c"), ("d", "e")]),
     "backslashes in usual quotes": ('text,label\n"a ""\\"" b",c\nd\\",e\n', "", [('a "\\" b', "c"), ('d\\"', "e")]),

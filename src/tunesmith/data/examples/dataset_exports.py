@@ -52,7 +52,8 @@ def _question_about(flat: Fields) -> str:
 
 # OpenAssistant's trees: {prompt: {text, role, replies: [{text, role, rank, replies: [...]}]}}.
 def _root(row: Fields) -> Fields | None:
-    root = row.get("prompt") if isinstance(row.get("prompt"), Mapping) else row
+    prompt = row.get("prompt")
+    root = prompt if isinstance(prompt, Mapping) else row
     known = root.keys() >= {"text", "role", "replies"} and isinstance(root["replies"], list)
     return root if known and str(root["role"]).lower() in TREE_ROLES else None
 

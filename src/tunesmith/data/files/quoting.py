@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 MOST_RECORDS = 1000  # that are parsed to find out
 MOST_RECORDS_FIT = 0.8
+FEWEST_QUOTED = 3  # records
 MARKS = "\"'\\"
 # A number or NULL, which programs that quote every text write as it is.
 BARE = re.compile(r"[+-]?\d[\d.,]*([eE][+-]?\d+)?|NULL|")
@@ -128,11 +129,22 @@ def _protects(text: str, delimiter: str, quotes: Quotes) -> bool:
 
 
 def _all_quoted(text: str, delimiter: str, quotes: Quotes) -> bool:
-    """Whether each text below the header stands within the marks, or each with such a mark does and writes it twice."""
-    records = records_of(text, delimiter, NONE) or []
-    fields = [field for record in records[1:] for field in record if not BARE.fullmatch(field)]
-    marked = [field for field in fields if quotes.mark in field]
-    within = [field[1:-1] for field in marked if len(field) > 1 and field[0] == field[-1] == quotes.mark]
-    if not marked or len(within) < len(marked) or not fits(text, delimiter, quotes):
+    """Whether the marks are no text: around each text or all texts of a column, or around each with a mark in it."""
+    records = (records_of(text, delimiter, NONE) or [])[1:]
+    marked = [field for record in records for field in record if quotes.mark in field]
+    if not marked or not fits(text, delimiter, quotes):
         return False
-    return len(within) == len(fields) or any(quotes.mark in text for text in within)
+    texts = [field for record in records for field in record if not BARE.fullmatch(field)]
+    if all(_stands_within(field, quotes.mark) for field in texts):
+        return True
+    alike = len({*map(len, records)}) == 1 and len(records) >= FEWEST_QUOTED
+    if alike and any(
+        all(_stands_within(field, quotes.mark) for field in column) for column in zip(*records, strict=True)
+    ):
+        return True
+    within = all(_stands_within(field, quotes.mark) for field in marked)
+    return within and any(quotes.mark in field[1:-1] for field in marked)
+
+
+def _stands_within(field: str, mark: str) -> bool:
+    return len(field) > 1 and field[0] == field[-1] == mark

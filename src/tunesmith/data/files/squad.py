@@ -55,7 +55,8 @@ def _questions(article: Mapping[str, Any]) -> Iterator[dict[str, Any] | str]:
     paragraphs = article.get("paragraphs")
     for paragraph in paragraphs if isinstance(paragraphs, list) else [paragraphs]:
         questions = paragraph.get("qas") if isinstance(paragraph, Mapping) else None
-        if not isinstance(questions, list) or not all(isinstance(each, Mapping) for each in questions):
+        are_questions = isinstance(questions, list) and all(isinstance(each, Mapping) for each in questions)
+        if not isinstance(paragraph, Mapping) or not isinstance(questions, list) or not are_questions:
             yield describe(paragraph)
             continue
         for each in questions:
