@@ -75,6 +75,7 @@ def test_columns_that_are_no_pairs_are_a_usage_error(text: str) -> None:
         ("such as data.columns: {input: text, output: label}", "such as --columns input=text,output=label"),
         ("data.columns: {input: my text}", "--columns 'input=my text'"),
         ("raw text: data.format: text", "raw text: --format text"),
+        ("as raw text, set data.format: text; or", "as raw text, add `--format text`; or"),
         ("with one data.instruction for all rows", "with one --instruction for all rows"),
         ("name the file .json", "name the file .json"),
     ],

@@ -183,7 +183,7 @@ def yaml_of(home: Path) -> dict[str, Any]:
 def _prompt_and_answer(row: Mapping[str, Any]) -> tuple[str, str]:
     if row.get("text") is not None:
         return row["text"], ""
-    chosen = row.get("chosen") or []
+    chosen = row.get("chosen") or row.get("completion") or []
     messages: Sequence[Mapping[str, Any]] = [*(row.get("messages") or row.get("prompt") or []), *chosen]
     if not messages:
         return json.dumps(dict(row), ensure_ascii=False), ""

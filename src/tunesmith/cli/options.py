@@ -141,6 +141,7 @@ _READING_KEY = re.compile(rf'set data\.({"|".join(("sample_by", *READING))}): ("
 _COLUMNS = re.compile(r"data\.columns: \{((?:[^{}]|\{[^{}]*\})*)\}")
 _SET_COLUMNS = re.compile(f"set {_COLUMNS.pattern}")
 _SET_BOTH = re.compile(rf"set data\.(header): (true|false) and {_COLUMNS.pattern}")
+_SET_FORMAT = re.compile(r"set data\.format: (\w+)")
 _KEY_AND_VALUE = re.compile(r'(data\.\w+)(?:: |=)(\{(?:[^{}]|\{[^{}]*\})*\}|"[^"]*"|[^\s,]+)')
 
 
@@ -195,6 +196,7 @@ def in_flags(error: DataError, command: str = "") -> DataError:
     if command:
         remedy = _SET_COLUMNS.sub(lambda found: f"run `{command} --columns {_pairs(found[1])}`", remedy)
     remedy = _COLUMNS.sub(lambda found: f"--columns {_pairs(found[1])}", remedy)
+    remedy = _SET_FORMAT.sub(lambda found: f"{before}--format {found[1]}`", remedy)
     for key in ("format", "instruction"):
         remedy = re.sub(rf"data\.{key}(: ?)?", lambda found, key=key: f"--{key}{' ' if found[1] else ''}", remedy)
     remedy = _READING_KEY.sub(lambda found: f"{before}{_as_argument(found[1], found[2])}`", remedy)

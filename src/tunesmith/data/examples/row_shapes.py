@@ -305,7 +305,7 @@ def _refuse_text_beside_others(
     raise ColumnsUnclear(
         f"ambiguous: is `text` raw text, or a prompt that another column answers ({listed(others)})?",
         why="rows with a column text and others can be read both ways",
-        remedy=f"raw text: data.format: text; prompts with answers: {_suggestion(['text', *others])}",
+        remedy=f"as raw text, set data.format: text; prompts with answers: {_suggestion(['text', *others])}",
         proposal=_proposal(rows, columns, instruction),
     )
 
