@@ -55,6 +55,12 @@ def test_a_repetition_that_the_reference_answer_has_is_none():
     assert signs([line, line], [True, True], [line, "a title"], [0, 1])["repetition"].total.tolist() == [0.0, 1.0]
 
 
+def test_digits_repeat_in_an_answer_of_many_times_the_references_length():
+    zeros = "0" * 32
+    made = signs([zeros, "1" + zeros, zeros], [False] * 3, ["0", "1" + "0" * 30, zeros], [0, 1, 2])
+    assert made["repetition"].total.tolist() == [1.0, 0.0, 0.0]
+
+
 def test_noise_at_the_floor_is_worse_and_not_no_evidence():
     noise = pairs((TEXTS, [True] * ROWS), (["zq " * 20] * ROWS, [False] * ROWS))
     verdict = judged([0.0] * ROWS, [0.0] * ROWS, risen=5.0, signs=noise)

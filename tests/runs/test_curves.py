@@ -170,7 +170,7 @@ def test_a_page_is_whole_and_tells_what_looks_wrong(tmp_path: Path) -> None:
     make_run(tmp_path / "<flat>", lines=40, loss=2.0)
     text = page(read([tmp_path / "<flat>"]))
     assert "&lt;flat&gt;" in text and "<flat>" not in text
-    assert "the loss has not fallen" in text
+    assert "the loss has hardly fallen" in text
     assert "<td>stopped</td><td>400/400</td><td>2</td><td>2 at step 100</td>" in text
     links = re.findall(r"(?:src|href)=|@import|url\(", text)
     assert links == [], "nothing is fetched"

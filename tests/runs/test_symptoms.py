@@ -56,6 +56,13 @@ def test_a_validation_loss_that_turns_is_overfitting() -> None:
     assert "since step 250 (1.2 -> 1.4) while the training loss fell" in found.text
 
 
+def test_a_loss_that_falls_after_all_is_flat_no_more() -> None:
+    lines = lines_of(lambda n: 3.0 if n < 25 else 3.0 * 0.97 ** (n - 25), schedule="constant")
+    assert [found.kind for found in Watch(lines).found] == ["flat"]
+    assert kinds(lines[:20]) == ["flat"]
+    assert kinds(lines) == []
+
+
 def test_a_validation_loss_that_rises_with_the_training_loss_is_not_overfitting() -> None:
     assert "overfitting" not in kinds(lines_of(lambda n: 1 + 0.03 * n, evaluation=lambda n: 1 + 0.03 * n))
 

@@ -31,6 +31,7 @@ from tunesmith.recipe.settings import refuse_answer_metrics
 from tunesmith.runs.progress import Listener, Silent
 
 DEFAULT_EVAL_SHARE = 0.1
+FAR_FROM_SHARE = 0.2  # of the share that was asked for: where few rows are drawn so far from it, it is said
 
 
 @dataclass(slots=True)
@@ -144,8 +145,11 @@ def survey_rows(
     notes = [f"{each.settings.path}: {each.reader.reason}" for each in seen.sources if each.side == "train"]
     kept = {name: int((outcome == OUTCOME[name]).sum()) for name in ("held_out", "test", "trained")}
     if shares[0]:
-        note = f"held out by {settings.group or 'prompt'}: {kept['held_out']} of {rows_in_words(sum(kept.values()))}"
+        count, rows = kept["held_out"], sum(kept.values())
+        note = f"held out by {settings.group or 'prompt'}: {count} of {rows_in_words(rows)}"
         note += f" (share {shares[0]:g}{', of each answer' if settings.stratify else ''})"
+        if abs(count - shares[0] * rows) > FAR_FROM_SHARE * shares[0] * rows:
+            note += f": it became {count / rows:.2g}, because a hash draws rows; another training.seed draws others"
     if clean.mask:
         items = ", ".join(f"{kind} {seen.masked[kind]:,}" for kind in clean.mask)
         notes.append(f"masked by data.clean.mask_pii: {items}")

@@ -139,8 +139,9 @@ def norms_of(line: Mapping[str, Any]) -> list[tuple[int, float]]:
 
 
 def symptoms(lines: Iterable[Mapping[str, Any]]) -> list[Symptom]:
-    """All symptoms in the lines of a run, in order."""
-    return Watch(lines).found
+    """The symptoms in the lines of a run, in order. One of a curve that has passed since is none any more."""
+    seen = Watch(lines)
+    return [found for found in seen.found if found.kind not in _OF_LINES or _RULES[found.kind](seen) is not None]
 
 
 def _overfitting(seen: Watch) -> Symptom | None:
@@ -181,7 +182,7 @@ def _flat(seen: Watch) -> Symptom | None:
     return Symptom(
         "flat",
         steps[-1],
-        f"the loss has not fallen in {steps[-1] - steps[0]} steps ({first:.4g} -> {last:.4g}). The learning rate "
+        f"the loss has hardly fallen in {steps[-1] - steps[0]} steps ({first:.4g} -> {last:.4g}). The learning rate "
         f"({seen.rate:.3g}) may be too low, or too little of the model trains. Check what is supervised with "
         "`tunesmith check --show`, and try three times the learning rate.",
     )
