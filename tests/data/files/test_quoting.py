@@ -114,5 +114,8 @@ def test_a_header_of_known_names_that_stands_again_is_left_out_and_another_is_a_
     assert [row.source.rpartition(":")[2] for row in rows] == ["2", "3", "4"]
 
 
-def test_a_repeat_of_names_that_are_not_known_is_a_row(tmp_path: Path) -> None:
-    assert read(tmp_path / "t.csv", "this,that\na,b\nthis,that\n")[1] == [("a", "b"), ("this", "that")]
+def test_a_repeat_of_names_that_are_not_known_is_a_row_unless_the_columns_are_named(tmp_path: Path) -> None:
+    text = "this,that\na,b\nthis,that\n"
+    assert read(tmp_path / "t.csv", text)[1] == [("a", "b"), ("this", "that")]
+    columns = {"prompt": "this", "completion": "that"}
+    assert read(tmp_path / "t.csv", text, columns=columns)[1] == [("a", "b")]

@@ -10,7 +10,7 @@ import pytest
 from tunesmith.cli.options import in_flags
 from tunesmith.data.examples.column_names import ColumnsUnclear
 from tunesmith.data.files.reader import Reader, open_source
-from tunesmith.data.files.rows import BadRow, Row
+from tunesmith.data.files.rows import BadRow, LeftOut, Row
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings
 
@@ -189,7 +189,9 @@ def test_of_a_first_line_that_may_be_names_nothing_is_proposed_and_both_keys_lea
     with pytest.raises(ColumnsUnclear, match="the shape of the rows is not known"):
         opened(tmp_path / "t.csv", text, header=True)
     names = dict(zip(("prompt", "completion"), text.partition("\n")[0].split(","), strict=True))
-    assert len(fields_of(opened(tmp_path / "t.csv", text, header=True, columns=names))) == text.count("\n") - 1
+    rows = rows_of(opened(tmp_path / "t.csv", text, header=True, columns=names))
+    assert len(rows) == text.count("\n") - 1
+    assert sum(isinstance(row, LeftOut) for row in rows) == text.count(text.partition("\n")[0] + "\n") - 1
 
 
 FIGURES = "".join(

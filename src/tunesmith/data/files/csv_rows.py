@@ -105,7 +105,7 @@ def delimited_blocks(file: BinaryIO, name: str, table: Table) -> Iterator[Block]
             again = None
             if table.names is None:
                 header = _header(first, f"{name}:{lines.first}", table)
-                again = first if is_header(header[table.columns]) else None
+                again = first if is_header(header[table.columns], table.named) else None
                 for _ in range(table.headers - 1):
                     next(records, None)
             else:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from tunesmith.data.examples.column_values import names_in
 from tunesmith.data.examples.labels import classes_in_words
 from tunesmith.data.files.arrow_rows import parquet_classes
 from tunesmith.data.files.documents import DOCUMENTS, HTML, TEXT, has_pages
@@ -179,7 +180,7 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
     if suffix in SHEETS:
         with file() as content:
             layout = find_sheet(content, suffix, name, source.sheet, headers=header_lines(source.header))
-        blocks = partial(sheet_blocks, suffix=suffix, layout=layout)
+        blocks = partial(sheet_blocks, suffix=suffix, layout=replace(layout, named=_named(source)))
         return Opening(replace(kind, blocks=blocks), said=layout.said)
     encoding = _encoding(file, name, source, tells=suffix in TABLES or suffix in DOCUMENTS)
     said = (encoding.said,) if encoding.said else ()
@@ -211,7 +212,13 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
         text, whole=whole, usual=usual or ",", asked=source.delimiter, name=name, headers=header_lines(source.header)
     )
     spaced = any(column != column.strip() for column in source.columns.values())  # the user names them so
-    return Opening(table_format(replace(table, spaced=spaced)), encoding.name, (*table.said, *said))
+    table = replace(table, spaced=spaced, named=_named(source))
+    return Opening(table_format(table), encoding.name, (*table.said, *said))
+
+
+def _named(source: SourceSettings) -> tuple[str, ...]:
+    """The columns that the user names."""
+    return tuple(part for column in source.columns.values() for part in names_in(column, ()))
 
 
 def _text(file: Open, name: str, encoding: str, source: SourceSettings, kind: Format, said: tuple[str, ...]) -> Opening:

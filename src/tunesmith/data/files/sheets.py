@@ -47,12 +47,16 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the rows are. ``header``: number of the last row of the header; ``said``: what was chosen, for the user."""
+    """Where the rows are. ``header``: number of the last row of the header; ``said``: what was chosen, for the user.
+
+    ``named``: columns that the user names.
+    """
 
     title: str
     header: int
     names: tuple[str, ...]
     said: tuple[str, ...]
+    named: tuple[str, ...] = ()
 
 
 def find_sheet(file: BinaryIO, suffix: str, name: str, asked: str | None, *, headers: int = 1) -> Layout:
@@ -110,7 +114,7 @@ def _sized(rows: Iterable[Cells], name: str, layout: Layout, expansion: Expansio
 
 def _row(number: int, cells: list[str | None], name: str, layout: Layout) -> tuple[int, dict[str, str | None]] | BadRow:
     names = [*layout.names, *[""] * (len(cells) - len(layout.names))]
-    if cells == names and is_header(layout.names):
+    if cells == names and is_header(layout.names, layout.named):
         return LeftOut(f"{name}:{number}", "row", HEADER_AGAIN, "a row", " | ".join(layout.names))
     if any(_holds(text) and not column for column, text in zip(names, cells, strict=False)):
         found, expected = "a value in a column without a name", "a name in the header for each column"

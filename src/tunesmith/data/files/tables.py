@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -36,9 +36,9 @@ class Table:
 
     ``skipped``: lines before the header; ``first``, ``last``: the columns that are used, without an index before and
     empty ones behind; ``shortest``: fields of a record whose last empty ones Excel did not write; ``names``: of the
-    columns, if there is no header; ``headers``: records of the header, of which the first has the names; ``framed``: a
-    table of Markdown; ``spaced``: the names in the header keep spaces around them; ``said``: what was chosen, for the
-    user.
+    columns, if there is no header; ``headers``: records of the header, of which the first has the names; ``named``:
+    columns that the user names; ``framed``: a table of Markdown; ``spaced``: the names in the header keep spaces
+    around them; ``said``: what was chosen, for the user.
     """
 
     delimiter: str
@@ -49,6 +49,7 @@ class Table:
     last: int | None = None
     shortest: int | None = None
     names: tuple[str, ...] | None = None
+    named: tuple[str, ...] = ()
     framed: bool = False
     spaced: bool = True
     said: tuple[str, ...] = ()
@@ -64,9 +65,13 @@ def numbered(columns: int) -> tuple[str, ...]:
     return tuple(f"column{number}" for number in range(1, columns + 1))
 
 
-def is_header(names: Sequence[str]) -> bool:
-    """Whether several of the names are known for columns, so that a record that is equal to them is no row."""
-    return len({*known_names(names), *({*names} & {*FIELDS})}) > 1
+def is_header(names: Sequence[str], named: Collection[str] = ()) -> bool:
+    """Whether these are surely names of columns, so that a record that is equal to them is no row.
+
+    Several are known, or the user names columns, ``named``, that are among them.
+    """
+    several = len({*names}) > 1 and bool(named) and {*named} <= {*names}
+    return several or len({*known_names(names), *({*names} & {*FIELDS})}) > 1
 
 
 def header_lines(asked: bool | int | None) -> int:
