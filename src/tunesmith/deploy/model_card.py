@@ -64,7 +64,7 @@ def run_card(facts: RunFacts) -> str:
         head,
         f"# {_text(name)}\n",
         f"**{_text(headline(verdict, facts.summary.status))}**\n",
-        f"{_code(shown)}, fine-tuned with {method} by Tunesmith.{at}\n",
+        f"{_code(shown)}, fine-tuned with {method} and {recipe.objective.name} by Tunesmith.{at}\n",
         *_judged(verdict),
         *_broke(verdict),
         _use_of_run(name, shown, adapter=adapter),
@@ -269,6 +269,7 @@ def _training(recipe: Recipe, method: Mapping[str, Any], status: Mapping[str, An
     settings.pop("adapter_sha256", None)
     rows = [
         ("data", _text(", ".join(PurePath(source.path).name for source in recipe.data.sources("train")))),
+        ("objective", _text(recipe.objective.name)),
         ("method", _text(json.dumps(settings))),
         ("length", f"{length}, {status.get('total_steps', '?')} optimizer steps in all"),
         ("batch size", training.batch_size),

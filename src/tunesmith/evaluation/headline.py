@@ -23,9 +23,9 @@ RATES = {  # metrics that are shares of rows or tokens, and what the share is of
     **{name: f"answers that {what}" for name, what in SIGNS.items()},
 }
 _OTHERS = {
-    "loss": "the loss on the reference answers (lower is better)",
-    "perplexity": "the perplexity of the reference answers (lower is better)",
-    "bits_per_byte": "the bits per byte of the reference answers (lower is better)",
+    "loss": "the loss on them (lower is better)",
+    "perplexity": "the perplexity (lower is better)",
+    "bits_per_byte": "the bits per byte (lower is better)",
 }
 _DAMAGED = {
     "loss": "its loss rose",

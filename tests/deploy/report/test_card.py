@@ -59,6 +59,7 @@ def test_the_card_says_the_verdict_and_what_it_broke(tmp_path: Path) -> None:
     assert "- answers that end in repetition: 0.0% -\\> 25.0%" in text
     assert "Also changed from base to tuned" in text and "Worst slices by accuracy" in text
     assert "AutoPeftModelForCausalLM" in text and "| seed | 0 |" in text and "Rows: 60 read" in text
+    assert "with lora and sft by Tunesmith" in text and "| objective | sft |" in text
 
 
 def test_what_is_private_or_not_known_is_left_out(tmp_path: Path) -> None:

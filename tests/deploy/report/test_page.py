@@ -161,7 +161,7 @@ def test_the_verdict_comes_first_in_one_sentence(page: str) -> None:
         ({"verdict": "no evidence"}, "It is not shown whether the tuned model is better or worse than the base model"),
         ({"verdict": "no worse"}, "The tuned model is not worse, within the margin, than the base model"),
         ({"base_model": "the adapter it started from"}, "is better than the adapter it started from: on 40 rows"),
-        ({"decided_by": "loss"}, "the loss on the reference answers (lower is better) went from 2 to 0.5"),
+        ({"decided_by": "loss"}, "the loss on them (lower is better) went from 2 to 0.5"),
         ({"data": "more.jsonl", "trained_on": 7}, "on 40 rows of more.jsonl, 7 of which it was trained on, right"),
         (
             {"metrics": {}, "verdict": "no evidence", "reason": "There are no held-out rows (data.eval is 0)."},

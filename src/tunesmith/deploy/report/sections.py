@@ -381,7 +381,8 @@ def _figures(facts: RunFacts) -> Iterator[tuple[str, Any, str]]:
     if status.get("total_steps"):
         seconds = "" if status.get("seconds") is None else f"{duration(status['seconds'])} in all"
         yield "steps", status.get("step") or 0, f"of {status['total_steps']:,}; {seconds}".rstrip("; ")
-    yield "method", facts.recipe.method.name, f"learning rate {facts.recipe.learning_rate:g}"
+    recipe = facts.recipe
+    yield "method", recipe.method.name, f"objective {recipe.objective.name}, learning rate {recipe.learning_rate:g}"
 
 
 def _difference(name: str, value: float) -> str:
