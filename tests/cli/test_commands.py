@@ -174,6 +174,16 @@ def test_an_unknown_key_is_a_mistake_with_file_and_line(command: Command, recipe
     assert outcome.err.startswith("error: recipe.yaml:4: `training.learning_rat` is not a setting")
 
 
+@pytest.mark.parametrize("flag", ["--learning-rate", "--lr=1e-4", "--training.learning_rate"])
+def test_a_flag_that_names_a_key_is_told_how_to_write_it(
+    command: Command, recipe: str, finetune: Any, flag: str
+) -> None:
+    outcome = command("train", recipe, flag, "1e-4")
+    assert outcome.code == 2 and finetune.asked == []
+    assert "did you mean training.learning_rate=VALUE?" in " ".join(outcome.err.split())
+    assert "No such option" in command("train", recipe, "--zebra").err
+
+
 @pytest.mark.parametrize(("error", "code"), [(ModelError("no"), 1), (TrainError("nan"), 3)])
 def test_the_exit_code_is_the_errors(command: Command, recipe: str, finetune: Any, error: Exception, code: int) -> None:
     def fail() -> None:

@@ -168,6 +168,13 @@ def test_a_key_given_twice_is_refused_at_its_second_line(file: Path, text: str, 
         ("learning_rate: 1e-4\n", 5, "`learning_rate` is not a setting", "Did you mean `training.learning_rate`?"),
         ("r: 8\n", 5, "`r` is not a setting", "Did you mean `method.r`?"),
         ("training:\n  r: 8\n", 6, "`training.r` is not a setting", "Did you mean `method.r`?"),
+        ("training:\n  lr: 1e-4\n", 6, "`training.lr` is not a setting", "Did you mean `training.learning_rate`?"),
+        ("epochs: 2\n", 5, "`epochs` is not a setting", "Did you mean `training.num_train_epochs`?"),
+        ("batch_size: 2\n", 5, "`batch_size` is not a setting", "Did you mean `training.batch_size`?"),
+        ("method:\n  lora_r: 8\n", 6, "`method.lora_r` is not a setting", "Did you mean `method.r`?"),
+        ("lora_alpha: 8\n", 5, "`lora_alpha` is not a setting", "Did you mean `method.lora_alpha`?"),
+        ("lora: {}\n", 5, "`lora` is not a setting", "Did you mean `method`?"),
+        ("warmup_ratio: 0.1\n", 5, "`warmup_ratio` is not a setting", "Did you mean `training.warmup_ratio`?"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_names_its_line_and_the_key_that_was_meant(

@@ -68,3 +68,9 @@ def test_wrong_rows_say_which_answers_are_not_whole() -> None:
     row = {"source": "a:1", "prompt": "p", "base": "b", "tuned": "t", "truth": "u", "scores": {"exact_match": 0.0}}
     text = "\n".join(wrong_lines([{**row, "base_stopped": False, "tuned_stopped": False, "tuned_settled": True}], 1))
     assert "b  (cut off)" in text and "t  (left unfinished: it cannot be right)" in text
+
+
+def test_a_wrong_row_shows_the_turn_that_was_asked_and_not_the_template_around_it() -> None:
+    row = sample(1, prompt="systemYou are a bot.user\nWhich colour?assistant", asked="Which\ncolour?", tuned="no")
+    assert wrong_lines([row], 1)[2:4] == ["    prompt Which", "           colour?"]
+    assert wrong_lines([{**row, "asked": None}], 1)[2].startswith("    prompt systemYou are")  # of an earlier version

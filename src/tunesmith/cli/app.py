@@ -14,7 +14,7 @@ import typer
 
 import tunesmith
 from tunesmith.cli import answers, chat, compare, data, demo, merge, plan, runs, train
-from tunesmith.cli.options import ProbeCommand
+from tunesmith.cli.options import KeyCommand, ProbeCommand
 from tunesmith.runs.child_processes import clean_process
 from tunesmith.runs.stopping import Terminated
 from tunesmith.runs.temporary import clear
@@ -37,10 +37,10 @@ runs_app = typer.Typer(
 app.command("init")(data.init)
 app.command("check")(data.check)
 app.command("prepare")(data.prepare)
-app.command("plan")(plan.plan)
-app.command("train")(train.train)
+app.command("plan", cls=KeyCommand)(plan.plan)
+app.command("train", cls=KeyCommand)(train.train)
 app.command("eval", cls=ProbeCommand)(answers.evaluate)
-app.command("compare")(compare.compare)
+app.command("compare", cls=KeyCommand)(compare.compare)
 app.command("generate")(answers.generate)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)

@@ -264,7 +264,25 @@ def written_columns(columns: Mapping[str, str]) -> str:
     return ",".join(f"{field}={column}".replace("\n", "\\n") for field, column in columns.items())
 
 
-class ProbeCommand(TyperCommand):
+class KeyCommand(TyperCommand):
+    """A command that takes KEY=VALUE. An unknown flag that names a key is told how to write that key."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises typer.BadParameter for such a flag, as in ``--learning-rate 1e-4``."""
+        known = {name for each in self.get_params(ctx) for name in (*each.opts, *each.secondary_opts)}
+        for argument in args[: args.index("--") if "--" in args else None]:
+            flag = argument.partition("=")[0]
+            if not flag.startswith("--") or flag in known:
+                continue
+            from tunesmith.recipe.complaints import key_meant
+
+            key = key_meant(flag)
+            if key is not None:
+                raise typer.BadParameter(f"there is no flag {flag}. Settings are KEY=VALUE: did you mean {key}=VALUE?")
+        return super().parse_args(ctx, args)
+
+
+class ProbeCommand(KeyCommand):
     """A command whose ``--probe`` may stand without a file: then it means the built-in probe."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.methods import METHOD_SETTINGS
 from tunesmith.recipe.objectives import OBJECTIVE_SETTINGS
+from tunesmith.recipe.other_names import OTHER_NAMES, meant, plain
 from tunesmith.recipe.section import Settings
 from tunesmith.recipe.settings import Recipe
 
@@ -161,17 +162,39 @@ def _unknown_key(path: Path_, raw: Any) -> tuple[str, str | None]:
         return f"`{kind}.{name}` is a setting of {' and '.join(owners)}; the {kind} here is {current}", (
             f"Remove it, or set {kind}.name: {owners[0]}."
         )
-    close = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.6)
+    what, own = f"`{dotted(path)}` is not a setting", plain(name)
+    if own in model.model_fields:
+        return what, f"Did you mean `{own}`?"
+    known = _known_key(own, str(section[0]) if section else "")
+    if known is not None:
+        return what, f"Did you mean `{known}`?"
+    close = difflib.get_close_matches(own, model.model_fields, n=1, cutoff=0.6)
     if close:
-        return f"`{dotted(path)}` is not a setting", f"Did you mean `{close[0]}`?"
-    elsewhere = [dotted((section_name, name)) for section_name, names in _names().items() if name in names]
-    if elsewhere:
-        return f"`{dotted(path)}` is not a setting", f"Did you mean `{elsewhere[0]}`?"
-    everywhere = {field: section_name for section_name, names in _names().items() for field in names}
+        return what, f"Did you mean `{close[0]}`?"
+    near = _near_key(own)
+    hint = f"Did you mean `{near}`? " if near else ""
+    return what, f"{hint}Known here: {', '.join(model.model_fields)}."
+
+
+def key_meant(name: str) -> str | None:
+    """The dotted key of the setting that a name probably means, such as ``training.learning_rate``; None: no idea."""
+    section, _, last = plain(name).rpartition(".")
+    if not section and last in Recipe.model_fields:
+        return last
+    return _known_key(last, section) or _near_key(last)
+
+
+def _known_key(name: str, section: str) -> str | None:
+    """The key of another tool's name, or of a setting of another section."""
+    elsewhere = [dotted((known, name)) for known, names in _names().items() if name in names]
+    return meant(name, section) if f"{section}.{name}" in OTHER_NAMES or not elsewhere else elsewhere[0]
+
+
+def _near_key(name: str) -> str | None:
+    """The key of any section that is spelled nearly like this."""
+    everywhere = {field: section for section, names in _names().items() for field in names}
     close = difflib.get_close_matches(name, everywhere, n=1, cutoff=0.75)
-    hint = f"Did you mean `{everywhere[close[0]]}.{close[0]}`? " if close else ""
-    known = ", ".join(model.model_fields)
-    return f"`{dotted(path)}` is not a setting", f"{hint}Known here: {known}."
+    return f"{everywhere[close[0]]}.{close[0]}" if close else None
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

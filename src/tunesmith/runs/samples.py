@@ -24,10 +24,14 @@ def side_by_side(samples: Sequence[Mapping[str, Any]]) -> list[str]:
     for sample in shown:
         lines.append(f"  {sample['source']}")
         texts = {name: sample[name] for name in ("base", "tuned", "truth") if name in sample}
-        asked = sample.get("asked") or sample["prompt"]  # earlier versions kept the whole prompt alone
-        for name, text in {"prompt": _end(asked), **texts}.items():
+        for name, text in {"prompt": _end(asked_of(sample)), **texts}.items():
             lines.append(f"    {name:<6} {one_line(text)}")
     return lines
+
+
+def asked_of(sample: Mapping[str, Any]) -> str:
+    """The turn that was asked. Earlier versions kept only the whole prompt, with the template around it."""
+    return str(sample.get("asked") or sample["prompt"])
 
 
 def worst_labels(samples: Sequence[Mapping[str, Any]]) -> str | None:
@@ -66,13 +70,16 @@ def is_wrong(sample: Mapping[str, Any], metric: str | None = None) -> bool:
 
 
 def wrong_lines(wrong: Sequence[Mapping[str, Any]], answers: int) -> list[str]:
-    """Rows that the tuned model does not have right, of so many: prompt, both answers in full, truth and scores."""
+    """Rows that the tuned model does not have right, of so many answers.
+
+    Each has the turn that was asked, both answers in full, the truth and the scores.
+    """
     lines = [f"{len(wrong)} of {answers} answers are not right{':' if wrong else '.'}"]
     for each in wrong:
         now, was = each.get("scores") or {}, each.get("base_scores") or {}
         scored = [f"{name} {f'{was[name]:.3g} -> ' if name in was else ''}{value:.3g}" for name, value in now.items()]
         lines.append("  ".join([f"  {each['source']}", *scored]))
-        texts = {"prompt": each["prompt"], **{name: each[name] for name in ("base", "tuned", "truth") if name in each}}
+        texts = {"prompt": asked_of(each), **{name: each[name] for name in ("base", "tuned", "truth") if name in each}}
         for name, text in texts.items():
             cut = "" if each.get(f"{name}_stopped", True) else "  (cut off)"
             cut = "  (left unfinished: it cannot be right)" if each.get(f"{name}_settled") else cut

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunesmith.evaluation.wording import lower_is_better
 from tunesmith.runs.pages.rendering import Head, head
-from tunesmith.runs.samples import is_wrong
+from tunesmith.runs.samples import asked_of, is_wrong
 from tunesmith.safe_text import without_known_secrets
 
 SHOWN = 5  # answers of each kind
@@ -83,7 +83,7 @@ def _gain(sample: Mapping[str, Any], metric: str | None) -> float:
 
 def _pair(sample: Mapping[str, Any]) -> AnswerPair:
     was, now = sample.get("base_scores") or {}, sample.get("scores") or {}
-    asked = without_known_secrets(str(sample.get("asked") or sample["prompt"]))
+    asked = without_known_secrets(asked_of(sample))
     base, tuned = sample.get("base"), _cut(sample["tuned"])
     marked = (None, differences(tuned, tuned)[1]) if base is None else differences(_cut(base), tuned)
     return AnswerPair(
