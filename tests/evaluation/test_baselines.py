@@ -53,7 +53,8 @@ def judged(learned: TrainingPairs, asked: TrainingPairs, tuned: list[str], **cha
         text_metrics(evaluation), answers=tuned, truths=asked.answers, prompts=asked.prompts, groups=groups
     )
     names, left_out = chosen(evaluation, learned, asked.answers)
-    found = Baselines(names, learned, evaluation, left_out=left_out)
+    assert not left_out
+    found = Baselines(names, learned, evaluation)
     return found.result(scores, prompts=asked.prompts, truths=asked.answers, groups=groups, decided_by="exact_match")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from tunesmith.evaluation.below_verdict import lines_below, slice_lines
 from tunesmith.evaluation.metrics.by_likelihood import REPORT
 from tunesmith.evaluation.metrics.calibration import DETAILS
+from tunesmith.evaluation.not_measured import reasons_of
 from tunesmith.runs.stored_shapes import verdict_fault
 
 STILL: dict[str, Any] = {"base": 0.0, "tuned": 0.0, "difference": 0.0, "interval": [0.0, 0.0], "changed": False}
@@ -86,6 +87,15 @@ def test_what_could_not_be_measured_says_why() -> None:
     ]
     assert verdict_fault(verdict) is None
     assert str(verdict_fault({**verdict, "memorisation": {"left_out": 3}})).startswith("memorisation: ")
+    now = {
+        "divergence.general": "1 is too few",
+        "divergence.own_answers": "none",
+        "memorisation": "3 training rows are long enough, and it takes 20",
+    }
+    assert reasons_of(verdict) == now  # earlier versions kept them in three places
+    assert lines_below({"metrics": {}, "verdict": "better", "left_out": now}) == lines_below(verdict)
+    (line,) = lines_below({"baselines": {"left_out": {"linear": "the answers are not labels"}}})
+    assert line == "The baseline linear is not measured: the answers are not labels."
 
 
 def test_the_worst_slices_are_one_line() -> None:

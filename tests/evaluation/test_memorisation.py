@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from tunesmith.data.chat.template import Encoded
 from tunesmith.evaluation.memorisation import MemorisationPass, Passage, come_back, passages
+from tunesmith.evaluation.not_measured import NotMeasured
 from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.progress import Silent
 
@@ -96,12 +97,14 @@ def test_a_passage_near_the_models_limit_is_decoded_beside_one_with_a_longer_res
     assert come_back(model, asked, tokenizer, STOP, budget=512, layout="padded").tolist() == [True, True, False]
 
 
-def returned(tokenizer: Any, base: list[bool], tuned: list[bool], trained: int) -> dict[str, Any] | None:
+def returned(
+    tokenizer: Any, base: list[bool], tuned: list[bool], trained: int, left_out: NotMeasured | None = None
+) -> dict[str, Any] | None:
     each = [Passage(np.arange(10, 40, dtype=np.int32), 16, f"rows:{n}") for n in range(len(base))]
     settings = EvaluationSettings(resamples=200)
     found = MemorisationPass(each[:trained], each[trained:], tokenizer, STOP, settings, Silent(), 256, "tree")
     found.returned = {"base": np.array(base), "tuned": np.array(tuned)}
-    return found.result()
+    return found.result(left_out or NotMeasured())
 
 
 def test_rows_that_come_back_are_memorised_only_if_held_out_rows_do_not(tokenizer: Any) -> None:
@@ -115,4 +118,6 @@ def test_rows_that_come_back_are_memorised_only_if_held_out_rows_do_not(tokenize
     learned = returned(tokenizer, [False] * 80, [True] * 30 + [False] * 50, 40)
     assert learned is not None and learned["memorised"] and learned["held_out"]["p_value"] < 1e-6
     few = "19 training rows have learned texts of 16 tokens or more, and it takes 20"
-    assert returned(tokenizer, [False] * 19, [True] * 19, 19) == {"left_out": few}
+    left_out = NotMeasured()
+    assert returned(tokenizer, [False] * 19, [True] * 19, 19, left_out) is None
+    assert left_out.reasons == {"memorisation": few}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from tests.evaluation.drawn import drawn_rows
 
 from tunesmith.evaluation.compare import compare
 from tunesmith.evaluation.intervals import bootstrap_differences
@@ -23,7 +24,7 @@ def test_each_resample_is_the_metric_of_the_resampled_rows():
     random = np.random.default_rng(5)
     base, tuned = random.integers(0, 9, 20), random.integers(0, 9, 20)
     found = bootstrap_differences(_scores(base), _scores(tuned), resamples=50, seed=3)
-    drawn = np.random.default_rng(3).integers(20, size=(50, 20))
+    drawn = drawn_rows(_scores(base), _scores(tuned), resamples=50, seed=3)
     expected = np.sqrt((tuned[drawn] ** 2).mean(axis=1)) - np.sqrt((base[drawn] ** 2).mean(axis=1))
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 

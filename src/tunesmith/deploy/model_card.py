@@ -21,6 +21,7 @@ from tunesmith.evaluation.headline import RATES, headline
 from tunesmith.evaluation.wording import SIGNS, lower_is_better, sentence
 from tunesmith.recipe.data import SourceSettings
 from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.plain_text import between
 from tunesmith.safe_text import fenced, markdown_code, markdown_text, one_line, visible, without_known_secrets
 
 ONTO = {
@@ -52,6 +53,7 @@ def run_card(facts: RunFacts) -> str:
         verdict=verdict,
         recipe=recipe,
         started_in=facts.status.get("started_in"),
+        languages=facts.languages,
     )
     known = _known_base(base)
     shown = known or PurePath(base).name
@@ -80,7 +82,7 @@ def model_card(merged: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     Args:
         merged: the fields of ``merge.Merged``.
         facts: ``method`` (its settings), ``hub`` (the base's hub id or None), and of a run ``run``, ``training`` (its
-            recipe), ``status``, ``verdict`` and ``verdict_is_of_this``.
+            recipe), ``status``, ``languages``, ``verdict`` and ``verdict_is_of_this``.
     """
     name, verdict = PurePath(merged["folder"]).name, _published(facts.get("verdict"))
     this = verdict if facts.get("verdict_is_of_this") else None
@@ -95,6 +97,7 @@ def model_card(merged: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         verdict=this,
         recipe=recipe,
         started_in=started_in,
+        languages=facts.get("languages") or [],
     )
     parts = [
         head,
@@ -119,6 +122,7 @@ def _head(
     verdict: Mapping[str, Any] | None,
     recipe: Recipe | None,
     started_in: str | None,
+    languages: list[str],
 ) -> str:
     """The block that hubs read. What is not known is left out."""
     known = _known_base(base)
@@ -127,6 +131,7 @@ def _head(
     results = _results(verdict, held_out, started_in)
     data = ModelCardData(
         base_model=known,
+        language=languages or None,
         datasets=_datasets(sources, started_in) or None,
         library_name=library,
         license=next((licence for _, (hub, licence) in PUBLISHED.items() if hub == known), None),
@@ -298,8 +303,9 @@ def _judged(verdict: Mapping[str, Any] | None, *, of_step: int | None = None) ->
         lines.append(f"It is of step {of_step} of the run, not of the checkpoint that was merged.\n")
     lines += ["| metric | base | tuned | difference | interval | verdict |", "|---|---|---|---|---|---|"]
     for name, found in verdict["metrics"].items():
-        low, high = found["interval"]
-        figures = f"{found['base']:.4g} | {found['tuned']:.4g} | {found['difference']:+.3g} | {low:+.3g} to {high:+.3g}"
+        figures = (
+            f"{found['base']:.4g} | {found['tuned']:.4g} | {found['difference']:+.3g} | {between(found['interval'])}"
+        )
         lower = " (lower is better)" if lower_is_better(name) else ""
         lines.append(f"| {_text(name)}{lower} | {figures} | {_text(str(found.get('verdict', '')))} |")
     return [*lines, ""]

@@ -26,6 +26,7 @@ from tunesmith.errors import RecipeError, pip_install
 from tunesmith.evaluation.compare import Level, compare_alone
 from tunesmith.evaluation.metrics.answers import score_answers, text_metrics
 from tunesmith.evaluation.metrics.base import Scores
+from tunesmith.evaluation.not_measured import BASELINES, NotMeasured
 from tunesmith.evaluation.slices import interval_of
 from tunesmith.recipe.settings import BaselineName, EvaluationSettings
 from tunesmith.runs.progress import Listener, Silent
@@ -78,14 +79,14 @@ class TrainingPairs:
 class Baselines:
     """The baselines of a verdict. ``made`` gives the answers of those that a model makes, once they are there.
 
-    ``left_out`` says by name why a baseline that was asked for is not there. The listener hears the progress.
+    ``left_out`` takes why a baseline that was asked for is not there. The listener hears the progress.
     """
 
     names: Sequence[BaselineName]
     learned: TrainingPairs
     settings: EvaluationSettings
     made: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: NotMeasured = field(default_factory=NotMeasured)
     listener: Listener = field(default_factory=Silent)
 
     def result(
@@ -98,7 +99,7 @@ class Baselines:
         labels: Sequence[str] = (),
         decided_by: str,
     ) -> dict[str, Any]:
-        """What verdict.json keeps: ``{metric, margin, training_rows, results, left_out}``.
+        """What verdict.json keeps: ``{metric, margin, training_rows, results}``.
 
         A baseline does as well if the whole interval of the difference is within the margin: ``evaluation.margin``, or
         2 points if that is not set. The margin is None for a Python function, whose scale nobody knows.
@@ -130,19 +131,19 @@ class Baselines:
             )
         with self.listener.task("baselines", len(self.names)) as advance:
             for done, name in enumerate(self.names, start=1):
-                answers = self.made[name]() if name in self.made else self._answers_of(name, prompts)
-                scores = score_answers(
-                    metrics, answers=answers, truths=truths, prompts=prompts, groups=groups, labels=labels
-                )
-                found = {metric: _compared(metric, scores[metric], tuned[metric], level) for metric in scores}
-                results.append(BaselineResult(name=name, metrics=found, outcome=_outcome(found[decides], margin)))
+                with self.left_out.noting(f"{BASELINES}{name}"):
+                    answers = self.made[name]() if name in self.made else self._answers_of(name, prompts)
+                    scores = score_answers(
+                        metrics, answers=answers, truths=truths, prompts=prompts, groups=groups, labels=labels
+                    )
+                    found = {metric: _compared(metric, scores[metric], tuned[metric], level) for metric in scores}
+                    results.append(BaselineResult(name=name, metrics=found, outcome=_outcome(found[decides], margin)))
                 advance(done, {})
         return {
             "metric": decides,
             "margin": margin,
             "training_rows": len(self.learned.prompts),
             "results": results,
-            "left_out": dict(self.left_out),
         }
 
     def _answers_of(self, name: str, prompts: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.evaluation.divergence.wording import divergence_lines
+from tunesmith.evaluation.not_measured import left_out_lines
 from tunesmith.evaluation.probe.wording import probe_lines
 
 SHOWN = 3  # slices
@@ -17,14 +18,15 @@ SHOWN = 3  # slices
 def lines_below(verdict: Mapping[str, Any]) -> list[str]:
     """The lines of the probe, of the divergence, of memorisation, of side effects, and of labels and their calibration.
 
-    There are none for what nobody asked to measure. Side effects have a line only where something changed.
+    There are none for what nobody asked to measure; what could not be measured says why. Side effects have a line only
+    where something changed.
     """
     details = verdict.get("details") or {}
     return [
         *probe_lines(verdict),
         *divergence_lines(verdict),
         *_memorisation(verdict.get("memorisation")),
-        *(f"Left out: {key}. {why}" for key, why in (verdict.get("left_out") or {}).items()),
+        *left_out_lines(verdict),
         *_effects(verdict.get("side_effects") or {}),
         *_labels(details.get("classification_by_likelihood") or {}),
         *_calibration(details.get("calibration") or {}),
@@ -83,10 +85,8 @@ def _between(interval: Sequence[float] | None) -> str:
 
 
 def _memorisation(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
+    if found is None or "left_out" in found:  # earlier versions said there why it is not measured
         return []
-    if "left_out" in found:
-        return [f"Memorisation is not measured: {found['left_out']}."]
     rows, beside = found["rows"], found["held_out"]
     tuned, base = (round(found[name] * rows) for name in ("tuned", "base"))
     control = f"base: {base}"

@@ -32,6 +32,7 @@ from tunesmith.evaluation.verdict import Damage, Judgement, MetricVerdict, Verdi
 from tunesmith.evaluation.wording import lower_is_better
 from tunesmith.recipe.settings import TOKEN_METRICS
 
+_PREFERRED = "preference_accuracy"  # of dpo and orpo
 _NEAR_BOUND = 0.01  # of the scale of a rate: both models are at its end if no more than this is left
 
 Pair = tuple[Scores, Scores]  # of the base and of the tuned model
@@ -76,9 +77,12 @@ def compare(
     names += ["loss"] if "loss" not in names and "loss" in base else []
     level = Level(confidence, resamples, seed, margin)
     found = {name: _metric_verdict(name, *_pair(base, tuned, name), level) for name in names}
-    # A metric at its floor or ceiling says nothing, so the next one decides. If all are, it is the first one.
+    # A metric at its floor or ceiling says nothing, so the next one decides. If all are, it is the first one. The loss
+    # of a preference objective falls long before a pair changes sides, so it decides only where it was asked for.
+    of_pairs = _PREFERRED in base
     cannot_tell = [name for name in names if found[name]["bound"] is not None]
-    decides = next((name for name in names if name not in cannot_tell), names[0])
+    may_decide = [name for name in names if name == names[0] or not (of_pairs and name == "loss")]
+    decides = next((name for name in may_decide if name not in cannot_tell), names[0])
     cannot_tell = cannot_tell[: names.index(decides)]
     _correct(found, decides, confidence)
     if margin is not None:
@@ -97,6 +101,8 @@ def compare(
         if verdict == "no evidence":
             reason = f"{decides} shows no difference, but the damage does."
         verdict, decides = "worse", kind
+    if of_pairs and verdict != "worse" and (said := _unmoved_pairs(found, *_pair(base, tuned, _PREFERRED), level)):
+        reason = f"{said} {reason or ''}".strip()
     return Verdict(
         verdict=verdict,
         decided_by=decides,
@@ -108,6 +114,25 @@ def compare(
         metrics=found,
         cannot_tell=cannot_tell,
         damage=damage,
+    )
+
+
+def _unmoved_pairs(found: Mapping[str, MetricVerdict], base: Scores, tuned: Scores, level: Level) -> str | None:
+    """That a preference objective's loss fell while the model hardly prefers other answers, if that is so.
+
+    ``base`` and ``tuned`` say of each pair whether the model finds the chosen answer likelier than the rejected one.
+    """
+    if "loss" not in found or found["loss"]["verdict"] != "better":
+        return None
+    preferred = found[_PREFERRED] if _PREFERRED in found else _metric_verdict(_PREFERRED, base, tuned, level)
+    if preferred["verdict"] == "better":
+        return None
+    before, after = base.of_rows > 0.5, tuned.of_rows > 0.5  # bool [pairs]
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    sides = f"{gained} changed to the chosen answer and {lost} away from it" if gained or lost else "none changed sides"
+    return (
+        f"The loss fell, but of {len(after)} pairs {sides}: the chosen answer is the likelier one in "
+        f"{int(after.sum())} (base: {int(before.sum())})."
     )
 
 

@@ -19,12 +19,15 @@ from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.data.checks.scan import Scan
 from tunesmith.data.examples.example import Example
 from tunesmith.data.examples.message import Message
+from tunesmith.evaluation.not_measured import BASELINES, NotMeasured
 from tunesmith.evaluation.task import Task
 from tunesmith.model.continuous import position_limit
 from tunesmith.model.generate import Generation, generate
 from tunesmith.recipe.generation import GenerationSettings
 from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.progress import Listener
+
+KEY = f"{BASELINES}few_shot"  # in NotMeasured
 
 
 @dataclass(slots=True)
@@ -40,11 +43,15 @@ class FewShotPass:
     answers: list[Generation] = field(default_factory=list, init=False)
 
     @contextmanager
-    def after(self, base: AbstractContextManager[nn.Module]) -> Iterator[nn.Module]:
-        """The context of the base, which also answers these prompts once everything else was asked of it."""
+    def after(self, base: AbstractContextManager[nn.Module], left_out: NotMeasured) -> Iterator[nn.Module]:
+        """The context of the base, which also answers these prompts once everything else was asked of it.
+
+        ``left_out`` takes why it could not.
+        """
         with base as untuned:
             yield untuned
-            self._ask(untuned)
+            with left_out.noting(KEY, "base"):
+                self._ask(untuned)
 
     def texts(self) -> list[str]:
         """The answers, once they are there."""

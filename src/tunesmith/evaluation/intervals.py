@@ -139,6 +139,7 @@ def bootstrap_differences(
     With ``exponential`` it is the difference of the exponentials of both values, which makes perplexity of loss.
     """
     sums = group_sums(base, tuned)  # [groups, 2 k]
+    sums = sums[drawing_order(sums)]
     groups, k = len(sums), sums.shape[1] // 2
     whole = np.array_equal(sums, np.rint(sums))
     random = np.random.default_rng(seed)
@@ -156,6 +157,20 @@ def bootstrap_differences(
         of_base, of_tuned = base.of_sums(totals[:, :k]), tuned.of_sums(totals[:, k:])  # [number] each
         differences.append(scaled(of_tuned, exponential) - scaled(of_base, exponential))
     return np.concatenate(differences)
+
+
+def drawing_order(sums: np.ndarray) -> np.ndarray:
+    """The order by value in which resamples draw the rows of ``sums``, float64 [groups, 2 k]: their numbers, [groups].
+
+    So the same scores have the same interval, whatever the order of their rows and the numbers of their groups: that of
+    a run's verdict and that of a comparison are one.
+    """
+    before, after = np.split(sums, 2, axis=1)  # [groups, k] each
+    # What both have together comes first, so that swapped models keep the order unless rows tie. Bytes of big-endian
+    # floats compare like the numbers, but for signs; adding 0 makes one zero of -0 and 0.
+    columns = np.concatenate([before + after, before], axis=1) + 0.0  # [groups, 2 k]
+    keys = np.ascontiguousarray(columns.astype(">f8")).view(f"V{8 * columns.shape[1]}").ravel()  # [groups]
+    return np.argsort(keys, kind="stable")
 
 
 def least_groups(confidence: float) -> int:

@@ -5,10 +5,10 @@ Prompt and reference answer are cut out of the encoded row, so evaluation sends 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,49 +23,30 @@ from tunesmith.evaluation.damage import signs
 from tunesmith.evaluation.endpoint import endpoint_of
 from tunesmith.evaluation.few_shot import decoding_of
 from tunesmith.evaluation.label_likelihoods import check_label_lengths, label_likelihoods, with_intervals
+from tunesmith.evaluation.measured import (
+    Measured,
+    Responses,
+    computed_pairs,
+    details_of,
+    losses_by_source,
+    samples_of,
+    slices_of,
+    values_alone,
+)
 from tunesmith.evaluation.metrics import judged
 from tunesmith.evaluation.metrics.answers import likelihood_metrics, needs_answers, score_answers, text_metrics
 from tunesmith.evaluation.metrics.base import AnswerRows, EndsEarly, RowScores, Scores
 from tunesmith.evaluation.metrics.computed import computed_metrics
 from tunesmith.evaluation.metrics.tokens import Choices, KeysWanted, TokenScores, row_losses
-from tunesmith.evaluation.slices import names_of_answers, names_of_rows, slices
+from tunesmith.evaluation.not_measured import NotMeasured
 from tunesmith.evaluation.task import Question, Task
 from tunesmith.model.generate import PARTIAL_CHARACTER, Beginning, Generation, check_prompts, decode_text, generate
 from tunesmith.model.modes import random_state_kept
-from tunesmith.recipe.settings import LIKELIHOOD_METRICS, PAIR_METRICS, EvaluationSettings
+from tunesmith.recipe.settings import PAIR_METRICS, EvaluationSettings
 from tunesmith.runs.progress import Advance, Listener, Silent
 
+Side = Literal["base", "tuned"]
 SAMPLE_TOKENS = 48  # the longest answer that is sampled during training
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """The results of one model: scores by metric, and its answers (none if no answer was needed).
-
-    ``of_answers`` are the scores with one row for each question. ``computed`` is what the user's function returned.
-    """
-
-    scores: dict[str, Scores]
-    of_answers: dict[str, Scores]
-    answers: list[Generation]
-    computed: dict[str, float]
-
-    def with_answer_scores(self, name: str, scores: Scores) -> Measured:
-        """The same with one more metric of answers."""
-        more = {name: scores}
-        return replace(self, scores={**self.scores, **more}, of_answers={**self.of_answers, **more})
-
-
-@dataclass(frozen=True, slots=True)
-class Responses:
-    """What one model did on a task: the scores of its tokens, and its answers to the first questions.
-
-    ``of_labels`` are the metrics of label likelihoods, with one row for each question.
-    """
-
-    tokens: TokenScores
-    answers: list[Generation]
-    of_labels: Mapping[str, Scores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +125,26 @@ class Judge:
             )
         return [sequences[0] for sequences in made]
 
-    def measure(self, model: nn.Module, name: str, *, listener: Listener, known: TokenScores | None = None) -> Measured:
-        """Everything that the recipe asks of one model. Token scores that are ``known`` are not measured again.
+    def measure(
+        self,
+        model: nn.Module,
+        name: str,
+        *,
+        listener: Listener,
+        known: TokenScores | None = None,
+        kept: list[Generation] | None = None,
+        left_out: NotMeasured | None = None,
+    ) -> Measured:
+        """Everything that the recipe asks of one model. What is ``known`` or ``kept`` is not measured again.
 
-        Every question is answered if a metric needs answers. If none does, only the samples are.
+        Every question is answered if a metric needs answers. If none does, only the samples are. ``left_out`` takes why
+        the user's function has no numbers, if memory runs out for them.
         """
-        found = self.scored(self.respond(model, name, listener=listener, known=known))
+        found = self.scored(self.respond(model, name, listener=listener, known=known, kept=kept))
         if self.settings.compute_metrics is None:
             return found
-        with torch.no_grad():
+        computed: dict[str, float] = {}
+        with (left_out or NotMeasured(listener)).noting_memory("compute_metrics", name), torch.no_grad():
             computed = computed_metrics(self.settings.compute_metrics, model, self.batches, device=_device_of(model))
         return replace(found, computed=computed)
 
@@ -227,7 +219,9 @@ class Judge:
         *,
         listener: Listener,
         known: TokenScores | None = None,
+        kept: Callable[[Side], list[Generation] | None] = lambda side: None,
         baselines: Callable[[], Baselines | None] = lambda: None,
+        left_out: NotMeasured | None = None,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The verdict, and the answers of both models side by side. Without a base there are values but no verdict.
 
@@ -236,17 +230,20 @@ class Judge:
             base: a context that gives the untuned model.
             listener: hears the progress.
             known: the tuned model's token scores on this task, if they are known already.
+            kept: the answers of a model to every question that is answered, if they need not be made again.
             baselines: to compare the tuned model's answers with; asked for once both models have answered.
+            left_out: takes what could not be measured beside the metrics.
 
         Returns:
             The content of verdict.json, and the lines of samples.jsonl.
         """
         task, settings = self.task, self.settings
-        tuned, metrics = self.measure(model, "tuned", listener=listener, known=known), task.metrics(settings.metrics)
+        tuned = self.measure(model, "tuned", listener=listener, known=known, kept=kept("tuned"), left_out=left_out)
+        metrics = task.metrics(settings.metrics)
         if base is None:
-            return _values_alone(tuned, metrics, len(task.questions)), _samples(task, None, tuned)
+            return values_alone(tuned, metrics, len(task.questions)), samples_of(task, None, tuned)
         with base as untuned:
-            before = self.measure(untuned, "base", listener=listener)
+            before = self.measure(untuned, "base", listener=listener, kept=kept("base"), left_out=left_out)
         before, tuned, replies = self.with_judge(before, tuned, listener=listener)
         of_base, of_tuned = self.signs_of(before), self.signs_of(tuned)
         verdict = compare(
@@ -259,16 +256,16 @@ class Judge:
             margin=settings.margin,
             signs={name: (of_base[name], of_tuned[name]) for name in of_tuned},
         )
-        computed = _computed(before, tuned)
+        computed = computed_pairs(before, tuned)
         if computed:
             said = (f"{name} {pair['base']:.4g} -> {pair['tuned']:.4g}" for name, pair in computed.items())
             listener.say(f"{settings.compute_metrics}, base -> tuned: {', '.join(said)}")
         found: dict[str, Any] = {"compute_metrics": computed} if tuned.computed else {}
         level = Level(settings.confidence, settings.resamples, settings.seed)
-        details = with_intervals(_details(before, tuned, tuned.scores), before.scores, tuned.scores, level)
-        sliced = _sliced(task, before, tuned, verdict["decided_by"], settings)
+        details = with_intervals(details_of(before, tuned, tuned.scores), before.scores, tuned.scores, level)
+        sliced = slices_of(task, before, tuned, verdict["decided_by"], settings)
         found |= {"details": details} if details else {}
-        whole = {**verdict, **found, **_by_source(task, before, tuned), **sliced}
+        whole = {**verdict, **found, **losses_by_source(task, before, tuned), **sliced}
         if tuned.of_answers and (simple := baselines()) is not None:
             whole["baselines"] = simple.result(
                 tuned.of_answers,
@@ -278,7 +275,7 @@ class Judge:
                 labels=self._label_texts,
                 decided_by=verdict["decided_by"],
             )
-        return whole, _samples(task, before, tuned, replies)
+        return whole, samples_of(task, before, tuned, replies)
 
     def signs_of(self, measured: Measured) -> dict[str, RowScores]:
         """Signs of broken answers of one model, on the questions that were answered whole; none if none was."""
@@ -397,92 +394,3 @@ def _counted(batches: Sequence[Batch], advance: Advance) -> Iterator[Batch]:
     for number, batch in enumerate(batches, start=1):
         yield batch
         advance(number, {})
-
-
-def _computed(base: Measured, tuned: Measured) -> dict[str, dict[str, float]]:
-    """The numbers of the user's function that both models have."""
-    both = [name for name in tuned.computed if name in base.computed]
-    return {name: {"base": base.computed[name], "tuned": tuned.computed[name]} for name in both}
-
-
-def _details(base: Measured, tuned: Measured, metrics: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What metrics say beside their values, of both models: ``{name: {base, tuned}}``."""
-    found: dict[str, dict[str, Any]] = {}
-    for side, measured in (("base", base), ("tuned", tuned)):
-        for metric in metrics:
-            scores = measured.scores.get(metric)
-            for name, value in ({} if scores is None else scores.details).items():
-                found.setdefault(name, {})[side] = value
-    return found
-
-
-def _by_source(task: Task, base: Measured, tuned: Measured) -> dict[str, Any]:
-    """The loss on each source of a mixture: ``{by_source: {path: {rows, tokens, base, tuned}}}``.
-
-    ``tokens`` are the supervised ones. Preferences have none, because their loss is a mean over examples.
-    """
-    before, after = (task.losses_by_source(each.scores["loss"]) for each in (base, tuned))
-    tokens = tuned.scores["loss"].statistics[:, 1]  # [rows]
-    found = {
-        name: {
-            "rows": len(rows),
-            **({"tokens": int(tokens[rows].sum())} if task.preferences is None else {}),
-            "base": before[name],
-            "tuned": after[name],
-        }
-        for name, rows in task.sources.items()
-    }
-    return {"by_source": found} if found else {}
-
-
-def _sliced(task: Task, base: Measured, tuned: Measured, metric: str, settings: EvaluationSettings) -> dict[str, Any]:
-    """The metric that decided on slices of the rows: ``{sliced_by, slices}``. Signs of damage have no slices."""
-    name = "loss" if metric == "perplexity" else metric
-    if name in tuned.of_answers:
-        asked = task.questions
-        names = names_of_answers(
-            [question.prompt_text for question in asked],
-            [question.truth for question in asked],
-            [question.source for question in asked],
-        )
-    elif name in tuned.scores and len(tuned.scores[name]) == len(task.rows):
-        names = names_of_rows([len(row.ids) for row in task.rows], [row.source for row in task.rows])
-    else:
-        return {}
-    level = Level(settings.confidence, settings.resamples, settings.seed)
-    found = slices(metric, base.scores[name], tuned.scores[name], names, level)
-    return {"sliced_by": metric, "slices": found} if found else {}
-
-
-def _values_alone(measured: Measured, metrics: Sequence[str], rows: int) -> dict[str, Any]:
-    values = {name: scores.value for name, scores in measured.scores.items()}
-    metrics = [name for name in metrics if name not in PAIR_METRICS]
-    names = [*metrics, *(["loss"] if "loss" not in metrics else [])]
-    computed = {"compute_metrics": {name: {"value": value} for name, value in measured.computed.items()}}
-    found = computed if measured.computed else {}
-    return {"verdict": None, **found, "metrics": {name: {"value": values[name]} for name in names}, "rows": rows}
-
-
-def _samples(
-    task: Task, base: Measured | None, tuned: Measured, replies: Sequence[tuple[str, str]] = ()
-) -> list[dict[str, Any]]:
-    """Answers side by side, one line of samples.jsonl each. ``replies`` of a judge: base first, tuned first."""
-    lines = []
-    for number, answer in enumerate(tuned.answers):
-        question = task.questions[number]
-        line: dict[str, Any] = {"source": question.source, "prompt": question.prompt_text, "asked": question.asked}
-        line["truth"] = question.truth
-        if base is not None:
-            line |= {"base": base.answers[number].text, "base_stopped": base.answers[number].stopped}
-        line |= {"tuned": answer.text, "tuned_stopped": answer.stopped}
-        # Unfinished answers, whose rest could not have changed a score.
-        both = {"base": None if base is None else base.answers[number], "tuned": answer}
-        line |= {f"{name}_settled": True for name, one in both.items() if one is not None and one.settled}
-        if replies:
-            line |= {"judge": list(replies[number])}
-        for key, of in (("scores", tuned), *([] if base is None else [("base_scores", base)])):
-            own = {name: scores for name, scores in of.of_answers.items() if name not in LIKELIHOOD_METRICS}
-            if own:
-                line[key] = {name: float(scores.of_rows[number]) for name, scores in own.items()}
-        lines.append(line)
-    return lines

@@ -26,6 +26,7 @@ from tunesmith.evaluation.beginnings import beginning
 from tunesmith.evaluation.compare import Level, compare_alone
 from tunesmith.evaluation.metrics.base import row_scores
 from tunesmith.evaluation.metrics.tokens import row_losses
+from tunesmith.evaluation.not_measured import NotMeasured
 from tunesmith.model.compute.layers import inner_model
 from tunesmith.model.generate import decode_text, generate
 from tunesmith.recipe.generation import GenerationSettings
@@ -130,12 +131,13 @@ class MemorisationPass:
         """Lets the tuned model go on."""
         self.returned["tuned"] = self._ask(model, "tuned: memorisation")
 
-    def result(self) -> dict[str, Any] | None:
-        """What verdict.json keeps; ``{left_out: why}`` if too few rows are long enough. None without a base."""
+    def result(self, left_out: NotMeasured) -> dict[str, Any] | None:
+        """What verdict.json keeps. None without a base, or if too few rows are long enough: ``left_out`` says so."""
         if "base" not in self.returned:
             return None
         if self._too_few is not None:
-            return {"left_out": self._too_few}
+            left_out.note("memorisation", self._too_few)
+            return None
         count, settings = len(self.trained), self.settings
         level = Level(settings.confidence, settings.resamples, settings.seed)
         base, tuned = self.returned["base"], self.returned["tuned"]

@@ -6,9 +6,9 @@ cannot be made costs no verdict: it is left out, and the verdict says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import nn
@@ -16,12 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.batches.layout import LayoutName
 from tunesmith.data.chat.template import ChatTemplate, Encoded
-from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.divergence.measuring import divergence_pass
 from tunesmith.evaluation.memorisation import MemorisationPass, passages
+from tunesmith.evaluation.not_measured import NotMeasured
 from tunesmith.evaluation.probe.asking import ProbePass, probe_pass
 from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.progress import Listener
+
+SIDE_PASSES = ("probe", "divergence", "memorisation")  # keys of the recipe and of verdict.json
 
 
 class SidePass(Protocol):
@@ -39,8 +41,8 @@ class SidePass(Protocol):
         """Asks the tuned model, after the base."""
         ...
 
-    def result(self) -> dict[str, Any] | None:
-        """What verdict.json keeps; None if there is nothing to say."""
+    def result(self, left_out: NotMeasured) -> dict[str, Any] | None:
+        """What verdict.json keeps; None if there is nothing to say. ``left_out`` takes what could not be measured."""
         ...
 
 
@@ -60,12 +62,11 @@ class RunRows:
 class SidePasses:
     """All passes that a recipe asks for, by their keys in verdict.json.
 
-    ``left_out`` says by key why a pass was not made.
+    ``left_out`` says by key why a pass was not made, and what else of the verdict is missing.
     """
 
     passes: dict[str, SidePass]
-    listener: Listener
-    left_out: dict[str, str] = field(default_factory=dict, init=False)
+    left_out: NotMeasured
 
     def __bool__(self) -> bool:
         return bool(self.passes)
@@ -81,33 +82,29 @@ class SidePasses:
         with base as untuned:
             yield untuned
             for key, each in self.passes.items():
-                self._try(key, each.base_pass, untuned, "base")
+                with self.left_out.noting(key, "base"):
+                    each.base_pass(untuned)
 
     def ask(self, model: nn.Module) -> None:
         """Asks the tuned model."""
         for key, each in self.passes.items():
-            if key not in self.left_out:
-                self._try(key, each.tuned_pass, model, "tuned model")
+            if key not in self.left_out.reasons:
+                with self.left_out.noting(key, "tuned model"):
+                    each.tuned_pass(model)
 
     def results(self) -> dict[str, Any]:
         """What verdict.json keeps of each, and under ``left_out`` why others are not there."""
-        found = {key: each.result() for key, each in self.passes.items() if key not in self.left_out}
-        found = {key: result for key, result in found.items() if result is not None}
-        return {**found, "left_out": dict(self.left_out)} if self.left_out else found
+        found: dict[str, Any] = {}
+        for key, each in self.passes.items():
+            if key not in self.left_out.reasons:
+                with self.left_out.noting(key):
+                    found[key] = each.result(self.left_out)
+        return {**{key: result for key, result in found.items() if result is not None}, **self.left_out.result()}
 
     def probe_lines(self) -> list[dict[str, Any]]:
         """The lines of probe.jsonl; none without a probe."""
-        probe = None if "probe" in self.left_out else self.passes.get("probe")
+        probe = None if "probe" in self.left_out.reasons else self.passes.get("probe")
         return probe.lines() if isinstance(probe, ProbePass) else []
-
-    def _try(self, key: str, asking: Callable[[nn.Module], None], model: nn.Module, name: str) -> None:
-        """Asks one model. A message to the user is kept and told, and every other error is a bug and is raised."""
-        try:
-            asking(model)
-        except TunesmithError as error:
-            parts = [f"{error.what.rstrip('.')} ({name}{f', {error.where}' if error.where else ''}).", error.why]
-            self.left_out[key] = " ".join(filter(None, parts))
-            self.listener.warn(f"{key} is left out of the verdict: {self.left_out[key]}")
 
 
 def side_passes(
@@ -146,4 +143,4 @@ def side_passes(
         passes["memorisation"] = MemorisationPass(trained, held_out, budget=budget, layout=layout, **texts)
     elif settings.memorisation:
         listener.say("memorisation is not measured: it needs the rows that the run was trained on, so leave --data out")
-    return SidePasses(passes, listener)
+    return SidePasses(passes, NotMeasured(listener))

@@ -74,7 +74,7 @@ class Verdict(TypedDict):
     held-out rows, and ``trained_on`` says how many of them the run was trained on, if that is known. ``cannot_tell``
     are metrics that should have decided but are at their floor or ceiling. ``damage`` and ``advice`` are as above.
     ``probe`` is a ProbeResult. ``divergence``, ``memorisation``, ``side_effects`` and ``baselines`` are what modules of
-    these names give. ``left_out`` says by key why ``probe``, ``divergence`` or ``memorisation`` could not be measured.
+    these names give. ``left_out`` says by key what could not be measured, and why (not_measured.py).
     ``slices`` are SliceResults of the metric ``sliced_by``, the worst first.
     """
 

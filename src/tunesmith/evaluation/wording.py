@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith.evaluation.verdict import FROM_PYTHON, POWER, STARTED_FROM
 from tunesmith.recipe.settings import CALIBRATION_METRICS, LOWER_IS_BETTER, TOKEN_METRICS
+from tunesmith.runs.plain_text import between
 
 SIGNS = {"unfinished": "do not end", "repetition": "end in repetition"}
 ALONE = ("loss", "perplexity")
@@ -59,7 +60,6 @@ def baseline_sentences(verdict: Mapping[str, Any]) -> list[str]:
     said = []
     for each in found["results"]:
         values = each["metrics"][found["metric"]]
-        low, high = values["difference_interval"]
         outcome = baseline_outcome(each, found["metric"])
         if outcome == "worse":
             continue
@@ -69,7 +69,7 @@ def baseline_sentences(verdict: Mapping[str, Any]) -> list[str]:
         tuned, who = values["value"] + values["difference"], BASELINES.get(each["name"], each["name"])
         said.append(
             f"{who} {how}: {found['metric']} {values['value']:.4g}, tuned {tuned:.4g} "
-            f"(difference {values['difference']:+.3g}, interval {low:+.3g} to {high:+.3g})."
+            f"(difference {values['difference']:+.3g}, interval {between(values['difference_interval'])})."
         )
     return said
 
@@ -94,12 +94,11 @@ def pair_cells(pair: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     """One pair in a table: verdict, the metric that decided, difference, interval and corrected p-value."""
     verdict = pair["verdict"]
     found = verdict["metrics"][verdict["decided_by"]]
-    low, high = found["interval"]
     return (
         verdict["verdict"],
         verdict["decided_by"],
         f"{found['difference']:+.3g}",
-        f"{low:+.3g} to {high:+.3g}",
+        between(found["interval"]),
         f"{found['adjusted_p_value']:.2g}",
     )
 
@@ -176,15 +175,14 @@ def _heading(verdict: Mapping[str, Any]) -> str:
 def _measured(verdict: Mapping[str, Any]) -> str:
     name, rows = verdict["decided_by"], verdict["rows"]
     found = verdict["metrics"][name]
-    low, high = found["interval"]
     direction = ", lower is better" if lower_is_better(name) else ""
     data = verdict.get("data")
     plural = "s" * (rows != 1)
     judged_on = f"{rows} held-out row{plural}" if data is None else f"{rows} row{plural} {of_data(data)}"
     return (
         f"{name} {found['base']:.4g} -> {found['tuned']:.4g} on {judged_on} "
-        f"(difference {found['difference']:+.3g}, {100 * verdict['confidence']:g}% interval {low:+.3g} to {high:+.3g}"
-        f"{direction})"
+        f"(difference {found['difference']:+.3g}, {100 * verdict['confidence']:g}% interval "
+        f"{between(found['interval'])}{direction})"
     )
 
 

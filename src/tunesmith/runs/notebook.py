@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tunesmith.runs.plain_text import between
 from tunesmith.safe_text import html_text
 
 
@@ -37,7 +38,7 @@ def _compared(verdict: dict[str, Any]) -> tuple[str, tuple[str, ...], list[tuple
     rows = []
     for name, found in verdict["metrics"].items():
         interval = found.get("interval")
-        ends = f"{interval[0]:+.4g} to {interval[1]:+.4g}" if interval else None
+        ends = between(interval) if interval else None
         rows.append((name, found.get("base"), found.get("tuned", found.get("value")), found.get("difference"), ends))
     header = ("metric", "base", "tuned", "difference", f"{verdict.get('confidence', 0.95):.0%} interval")
     word = f"Verdict: {verdict['verdict']}." if verdict["verdict"] else "Nothing was tuned, so there is no verdict."

@@ -44,8 +44,10 @@ def keep_result(
     listener: Listener,
     *,
     beside: Mapping[str, Sequence[dict[str, Any]]] | None = None,
-) -> None:
+) -> bool:
     """Adds a result to those that a file of the run's folder holds. A folder that takes no files is only a warning.
+
+    Returns whether it was kept.
 
     Args:
         name: of the file of JSON lines.
@@ -61,8 +63,9 @@ def keep_result(
             run.settle()
     except OSError as error:
         listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
-    else:
-        listener.say(f"kept in {run.folder / name}; `tunesmith runs show {run.folder}` shows it")
+        return False
+    listener.say(f"kept in {run.folder / name}; `tunesmith runs show {run.folder}` shows it")
+    return True
 
 
 def _lost(run: Run) -> dict[str, str]:

@@ -5,6 +5,7 @@ A run may come from somebody else, or be damaged, so each file is held against i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tunesmith.runs.folder import Run
 
+LEAST_SAMPLED, LEAST_SHARE = 10, 0.2  # rows whose language was looked at, and the share of them in a language
+ISO_639_1 = re.compile("[a-z]{2}")
 _UNITS = ("rows", "tokens", "supervised")
 
 
@@ -44,6 +47,17 @@ class _Account(_Shape):
 
 class _Accounts(_Account):
     sources: dict[str, _Account] = {}
+    languages: _Languages | None = None  # earlier versions have none
+
+
+class _Language(_Shape):
+    name: str
+    rows: int
+
+
+class _Languages(_Shape):
+    sampled: int
+    counts: list[_Language]
 
 
 class _SourceFile(_Shape):
@@ -139,6 +153,20 @@ def ledger_of(run: Run) -> dict[str, Any] | None:
         return None
     sources = found.get("sources", {})
     return {**_with_all_counts(found), "sources": {name: _with_all_counts(each) for name, each in sources.items()}}
+
+
+def languages_of(run: Run) -> list[str]:
+    """The languages of the rows as ISO 639-1, the most frequent first; none if too few rows say.
+
+    The language of one row in 50 was looked at. A language counts if LEAST_SHARE of these rows are in it, and they are
+    LEAST_SAMPLED at least: so a few rows whose language was mistaken name none. Raises RunError if it is damaged.
+    """
+    found = (_read(run, "ledger.json") or {}).get("languages") or {"sampled": 0, "counts": []}
+    if found["sampled"] < LEAST_SAMPLED:
+        return []
+    counts = sorted(found["counts"], key=lambda each: (-each["rows"], each["name"]))
+    least = LEAST_SHARE * found["sampled"]
+    return [each["name"] for each in counts if each["rows"] >= least and ISO_639_1.fullmatch(each["name"])]
 
 
 def sources_of(run: Run) -> list[dict[str, Any]]:

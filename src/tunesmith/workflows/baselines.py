@@ -17,6 +17,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.baselines import Baselines, chosen
 from tunesmith.evaluation.few_shot import FewShotPass, few_shot_pass
 from tunesmith.evaluation.judge import Judge
+from tunesmith.evaluation.not_measured import BASELINES, NotMeasured
 from tunesmith.evaluation.training_answers import training_pairs
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run
@@ -69,10 +70,11 @@ class BaselinePass:
     learned: TrainedOn | None
     few_shot: FewShotPass | None
     listener: Listener
+    left_out: NotMeasured
 
     def after(self, base: AbstractContextManager[nn.Module]) -> AbstractContextManager[nn.Module]:
         """The context of the base, which also makes its answers for ``few_shot``, if that is asked for."""
-        return base if self.few_shot is None else self.few_shot.after(base)
+        return base if self.few_shot is None else self.few_shot.after(base, self.left_out)
 
     def __call__(self) -> Baselines | None:
         judge, learned, listener = self.judge, self.learned, self.listener
@@ -90,13 +92,15 @@ class BaselinePass:
         names, left_out = chosen(settings, pairs, [question.truth for question in judge.task.questions])
         for name, why in left_out.items():
             listener.say(f"the baseline {name} is left out: {why}")
+            self.left_out.note(f"{BASELINES}{name}", why)
+        names = [name for name in names if f"{BASELINES}{name}" not in self.left_out.reasons]
         if not names:
             return None
         if len(pairs.prompts) < pairs.total:
             listener.say(f"baselines learn from {len(pairs.prompts):,} of {pairs.total:,} training rows")
         listener.say(f"baselines: {', '.join(names)}")
         made = {} if self.few_shot is None else {"few_shot": self.few_shot.texts}
-        return Baselines(names, pairs, settings, made, left_out, listener)
+        return Baselines(names, pairs, settings, made, self.left_out, listener)
 
 
 def baseline_pass(
@@ -108,6 +112,7 @@ def baseline_pass(
     template: ChatTemplate,
     model: nn.Module,
     listener: Listener,
+    left_out: NotMeasured,
 ) -> BaselinePass:
     """The pass that a recipe asks for. Prompts of ``few_shot`` are made at once, so that a fault shows early.
 
@@ -118,12 +123,13 @@ def baseline_pass(
         template: of the run.
         model: whose positions limit the prompts.
         listener: hears the progress.
+        left_out: takes why one could not be measured.
     """
     evaluation = recipe.evaluation
     asked = evaluation.baselines != "none" and bool(evaluation.answer_metrics) and recipe.objective.name == "sft"
     rows = learned() if asked and judge is not None and judge.task.questions else None
     if rows is None or judge is None or "few_shot" not in evaluation.baselines:
-        return BaselinePass(judge, rows, None, listener)
+        return BaselinePass(judge, rows, None, listener, left_out)
     few_shot = few_shot_pass(
         evaluation,
         judge.task,
@@ -137,4 +143,4 @@ def baseline_pass(
         stop_ids=judge.stop_ids,
         listener=listener,
     )
-    return BaselinePass(judge, rows, few_shot, listener)
+    return BaselinePass(judge, rows, few_shot, listener, left_out)

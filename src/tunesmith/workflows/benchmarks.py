@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -19,8 +18,10 @@ from jinja2.sandbox import SandboxedEnvironment
 from torch import nn
 
 from tunesmith.data.batches.layout import probed_layout
+from tunesmith.deploy.report.files import report_again
 from tunesmith.deploy.tuned import Tuned, load
 from tunesmith.errors import DataError, RecipeError, pip_install
+from tunesmith.evaluation.benchmarks.progress import only_our_progress
 from tunesmith.evaluation.benchmarks.scoring import compared, values
 from tunesmith.evaluation.benchmarks.task_files import UNREADABLE, code_named
 from tunesmith.evaluation.compare import Level
@@ -80,9 +81,11 @@ def benchmark(
     listener = heard_by(listener, progress)
     folder = _folder(include_path)
     needs_harness()
-    names = _known_tasks(tasks, folder, allow_functions=allow_functions)
-    with _guarded(allow_functions=allow_functions):
-        loaded = _loaded(names, folder)
+    with only_our_progress(listener):
+        names = _known_tasks(tasks, folder, allow_functions=allow_functions)
+        listener.say(f"reading tasks: {', '.join(names)}")
+        with _guarded(allow_functions=allow_functions):
+            loaded = _loaded(names, folder)
     tuned = load(
         target,
         listener=listener,
@@ -99,7 +102,7 @@ def benchmark(
         return _ask(_harness_model(model, tuned, name, settings.batch_size, listener), loaded, limit)
 
     context, base_name = tuned.reference()
-    with memory_faults(), _guarded(allow_functions=allow_functions):
+    with memory_faults(), only_our_progress(listener), _guarded(allow_functions=allow_functions):
         found = ask(tuned.model, "tuned")
         if context is None:
             entries = values(found)
@@ -119,8 +122,8 @@ def benchmark(
         "confidence": settings.confidence,
         "benchmarks": entries,
     }
-    if tuned.target.run is not None:
-        keep_result(tuned.target.run, BENCHMARKS, result, listener)
+    if tuned.target.run is not None and keep_result(tuned.target.run, BENCHMARKS, result, listener):
+        report_again(tuned.target.run, listener)
     return result
 
 
@@ -289,7 +292,7 @@ def _aggregations(task: Any) -> dict[str, str]:
 
 @contextmanager
 def _guarded(*, allow_functions: bool) -> Iterator[None]:
-    """The harness without its warnings, and without code that nobody asked for.
+    """The harness without code that nobody asked for.
 
     Its templates are filled in by a sandbox, because a template can run code. Metrics that the package `evaluate` loads
     are programs from the hub, or from a folder of that name in the working folder: they are loaded only if the user
@@ -298,8 +301,7 @@ def _guarded(*, allow_functions: bool) -> Iterator[None]:
     import evaluate  # pyright: ignore[reportMissingImports]
     from lm_eval import utils  # pyright: ignore[reportMissingImports]
 
-    log, env, load_metric = logging.getLogger(PACKAGE), utils.env, evaluate.load
-    level = log.level
+    env, load_metric = utils.env, evaluate.load
     sandbox = SandboxedEnvironment(
         loader=env.loader, undefined=env.undefined, keep_trailing_newline=env.keep_trailing_newline
     )
@@ -317,13 +319,11 @@ def _guarded(*, allow_functions: bool) -> Iterator[None]:
         )
         raise refused[0]
 
-    log.setLevel(logging.CRITICAL)
     utils.env = sandbox
     evaluate.load = evaluate.load if allow_functions else refuse
     try:
         yield
     finally:
         utils.env, evaluate.load = env, load_metric
-        log.setLevel(level)
         if refused:  # the harness goes on without the metric, or fails for the lack of it
             raise refused[0]

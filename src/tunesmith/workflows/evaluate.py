@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from tunesmith.deploy.report.files import report_again
 from tunesmith.evaluation.advice import advice
 from tunesmith.evaluation.checked import check_evaluation
 from tunesmith.evaluation.compare import Level
 from tunesmith.evaluation.held_out_recipe import typed_names
+from tunesmith.evaluation.judge import Side
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.side_effects import side_effects
-from tunesmith.evaluation.side_passes import RunRows, side_passes
+from tunesmith.evaluation.side_passes import RunRows, SidePasses, side_passes
 from tunesmith.evaluation.training_answers import training_answers
 from tunesmith.evaluation.verdict import FROM_PYTHON
 from tunesmith.evaluation.wording import baseline_sentences
+from tunesmith.model.generate import Generation
 from tunesmith.recipe.paths import shown
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import allowed_kinds
@@ -33,6 +38,7 @@ from tunesmith.workflows.baselines import TrainedOn, baseline_pass, rows_of_run
 from tunesmith.workflows.given_data import given
 from tunesmith.workflows.in_python import remedies_in_python
 from tunesmith.workflows.judged_target import FoundTarget, JudgedTarget, find, judged
+from tunesmith.workflows.kept_answers import KeptAnswers, kept_answers, wanted
 
 
 class JudgedAgain(dict[str, Any]):
@@ -140,9 +146,14 @@ def _evaluate(
         check_evaluation(recipe.evaluation)
         found.check_rows()
         ready = judged(found, listener=listener, model=model, consent=consent, allowed=allowed)
-        tuned, judge, corpus = ready.tuned, ready.judge, ready.corpus
+        tuned, corpus = ready.tuned, ready.corpus
+        base, name = tuned.reference()
+        kept = kept_answers(found, ready)
+        kept = None if kept is None or kept.base_model != name else kept
+        stored = None if kept is None else kept.verdict_for(recipe.evaluation)
+        beside = {} if kept is None or stored is None else kept.beside(recipe.evaluation, own_probe=found.own_probe)
         aside = side_passes(
-            recipe.evaluation,
+            recipe.evaluation.model_copy(update=dict.fromkeys(beside, False)),
             template=tuned.template,
             tokenizer=tuned.tokenizer,
             stop_ids=tuned.stop_ids,
@@ -152,20 +163,17 @@ def _evaluate(
             rows=RunRows(corpus.train, corpus.held_out, corpus.together) if data is None else None,
         )
         aside.check(tuned.model)
-        base, name = tuned.reference()
-        baselines = baseline_pass(
-            recipe, judge, ready.survey, lambda: None if base is None else _trained_on(found, ready, listener),
-            template=tuned.template, model=tuned.model, listener=listener,
-        )  # fmt: skip
-        base = None if base is None else baselines.after(aside.after(base))
         if base is None and recipe.evaluation.divergence:
             listener.say("divergence is not measured: the model has no base to compare it with")
         with memory_faults():
-            verdict, samples = judge.verdict(tuned.model, base, listener=listener, baselines=baselines)
-            level = Level(judge.settings.confidence, judge.settings.resamples, judge.settings.seed)
-            copied = training_answers(corpus.train, tuned.tokenizer) if data is None else None
-            if effects := side_effects(samples, copied, level):
-                verdict["side_effects"] = effects
+            if kept is not None and stored is not None and base is not None:
+                listener.say(f"the held-out rows are not measured again: these are the answers of {kept}")
+                verdict, samples = {**stored, **beside}, kept.samples
+                if aside:
+                    with aside.after(base):
+                        pass
+            else:
+                verdict, samples = _measured(found, ready.with_reference(listener), base, kept, aside, listener)
             aside.ask(tuned.model)
             verdict |= aside.results()
             answered = aside.probe_lines()
@@ -180,8 +188,43 @@ def _evaluate(
         kept = {"time": now, "target": str(target), "settings": typed, **result}
         # Without lines of the probe, those of an earlier one stay.
         beside = {ANSWERS: samples, **({PROBE: answered} if answered else {})}
-        keep_result(tuned.target.run, EVALUATIONS, kept, listener, beside=beside)
+        if keep_result(tuned.target.run, EVALUATIONS, kept, listener, beside=beside):
+            report_again(tuned.target.run, listener)
     return result
+
+
+def _measured(
+    found: FoundTarget,
+    ready: JudgedTarget,
+    base: AbstractContextManager[nn.Module] | None,
+    kept: KeptAnswers | None,
+    aside: SidePasses,
+    listener: Listener,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The verdict over the rows, and the answers of both models. The base is also asked what is asked ``aside``."""
+    tuned, judge, left_out = ready.tuned, ready.judge, aside.left_out
+    baselines = baseline_pass(
+        found.recipe, judge, ready.survey, lambda: None if base is None else _trained_on(found, ready, listener),
+        template=tuned.template, model=tuned.model, listener=listener, left_out=left_out,
+    )  # fmt: skip
+    base = None if base is None else baselines.after(aside.after(base))
+    questions = wanted(judge.settings, judge.task.questions)
+
+    def kept_of(side: Side) -> list[Generation] | None:
+        made = kept.of(side, questions) if kept is not None and questions else None
+        if made is not None:
+            listener.say(f"{side}: the answers are those of {kept}")
+        return made
+
+    verdict, samples = judge.verdict(
+        tuned.model, base, listener=listener, kept=kept_of, baselines=baselines, left_out=left_out
+    )
+    level = Level(judge.settings.confidence, judge.settings.resamples, judge.settings.seed)
+    copied = training_answers(ready.corpus.train, tuned.tokenizer) if found.data is None else None
+    with left_out.noting("side_effects"):
+        effects = side_effects(samples, copied, level)
+        verdict |= {"side_effects": effects} if effects else {}
+    return verdict, samples
 
 
 def _trained_on(found: FoundTarget, ready: JudgedTarget, listener: Listener) -> TrainedOn | None:

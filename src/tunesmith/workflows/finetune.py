@@ -373,7 +373,7 @@ def _load(prepared: Prepared, checkpoint: Path | None, listener: Listener) -> _L
     aside.check(ready.model)
     baselines = baseline_pass(
         recipe, judging or validation, prepared.survey, lambda: TrainedOn.of(prepared.survey, corpus),
-        template=text.template, model=ready.model, listener=listener,
+        template=text.template, model=ready.model, listener=listener, left_out=aside.left_out,
     )  # fmt: skip
     return _Loaded(ready, Steps(recipe, corpus), validation, judging, aside, baselines)
 
@@ -445,16 +445,20 @@ def _verdict(
         return _no_verdict(trained), []
     known = trained.scores if judging is None else None
     verdict, samples = judge.verdict(
-        ready.model, baselines.after(aside.after(base)), listener=listener, known=known, baselines=baselines
+        ready.model,
+        baselines.after(aside.after(base)),
+        listener=listener,
+        known=known,
+        baselines=baselines,
+        left_out=aside.left_out,
     )
     aside.ask(ready.model)
     settings = ready.recipe.evaluation
-    effects = side_effects(
-        samples,
-        training_answers(prepared.corpus.train, prepared.text.tokenizer),
-        Level(settings.confidence, settings.resamples, settings.seed),
-    )
-    verdict |= {"side_effects": effects} if effects else {}
+    level = Level(settings.confidence, settings.resamples, settings.seed)
+    with aside.left_out.noting("side_effects"):
+        copied = training_answers(prepared.corpus.train, prepared.text.tokenizer)
+        effects = side_effects(samples, copied, level)
+        verdict |= {"side_effects": effects} if effects else {}
     verdict |= {"base_model": name, "step": trained.judged_step}
     found = trained.selection
     if judging is not None and validation is not None and found is not None:

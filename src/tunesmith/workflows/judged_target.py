@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.batches.layout import LayoutName, probed_layout
@@ -71,7 +71,8 @@ class JudgedTarget:
     """A loaded target with the judge of its rows, how these are laid out, and the survey of them.
 
     ``trained_on`` counts rows of other data that its run was trained on. ``corpus`` are all encoded rows; of other data
-    there are none to train on.
+    there are none to train on. Of a preference objective, the judge lacks the untuned model's log-probabilities until
+    ``with_reference`` measures them.
     """
 
     tuned: Tuned
@@ -82,6 +83,11 @@ class JudgedTarget:
     corpus: Corpus
     changes: list[Change]
     trained_on: int | None
+
+    def with_reference(self, listener: Listener) -> JudgedTarget:
+        """The same, ready to judge: with the untuned model's log-probabilities if the objective compares with them."""
+        with memory_faults():
+            return replace(self, judge=_with_reference(self.tuned, self.judge, listener))
 
 
 def find(
@@ -173,8 +179,6 @@ def judged(
     batches = task_batches(task, budget=budget, layout=layout)
     judge = Judge(task, batches, tuned.tokenizer, tuned.stop_ids, recipe.evaluation)
     judge.check_questions(tuned.model)
-    with memory_faults():
-        judge = _with_reference(tuned, judge, listener)
     return JudgedTarget(tuned, judge, budget, layout, survey, corpus, changes, trained_on)
 
 

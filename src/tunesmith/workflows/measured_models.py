@@ -12,7 +12,8 @@ from torch import nn
 
 from tunesmith.deploy.tuned import Tuned
 from tunesmith.errors import RunError
-from tunesmith.evaluation.judge import Judge, Measured, Responses
+from tunesmith.evaluation.judge import Judge
+from tunesmith.evaluation.measured import Measured, Responses
 from tunesmith.evaluation.metrics.base import Scores, TokenRows
 from tunesmith.evaluation.metrics.bits_per_byte import BitsPerByte
 from tunesmith.evaluation.pairs import Scored
@@ -117,7 +118,7 @@ class Measurements:
             consent=self.consent,
             allowed=self.allowed,
             known=held_out_alone(rows, keys),
-        )
+        ).with_reference(self.listener)
         tuned, numbers = ready.tuned, {key: rows.numbers[key] for key in keys}
         questions = wanted(ready.judge.settings, ready.judge.task.questions)
         kept = kept_answers(found, ready) if questions else None

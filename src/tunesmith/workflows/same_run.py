@@ -14,6 +14,7 @@ from typing import Any
 
 from tunesmith.data.chat.template import is_jinja
 from tunesmith.data.ledger import EpochTokens
+from tunesmith.data.report.summary import languages
 from tunesmith.data.survey import Survey
 from tunesmith.errors import RunError
 from tunesmith.evaluation.metrics.user_functions import function_files
@@ -338,7 +339,10 @@ def _changed_functions(run: Run) -> list[Change]:
 
 
 def write_facts_of_rows(run: Run, prepared: Prepared, tokens: EpochTokens) -> None:
-    """Writes what is known of the rows: sources with hashes, findings, the template, rows left out, and the ledger."""
+    """Writes what is known of the rows: sources with hashes, findings, the template, rows left out, and the ledger.
+
+    The ledger also has the languages of a sample of the rows, where they can be told.
+    """
     run.write_json("data.json", prepared.survey.sources)
     findings = [*prepared.survey.findings, *prepared.corpus.findings]
     run.write_json("findings.json", [finding.to_json() for finding in findings])
@@ -346,7 +350,9 @@ def write_facts_of_rows(run: Run, prepared: Prepared, tokens: EpochTokens) -> No
     rejected = [*prepared.survey.rejected, *(row.bad_row() for row in prepared.corpus.refused)]
     if rejected:
         run.write_lines("rejected.jsonl", [asdict(row) for row in rejected])
-    run.write_json("ledger.json", replace(prepared.corpus.ledger, epoch=tokens).to_json())
+    ledger = replace(prepared.corpus.ledger, epoch=tokens).to_json()
+    spoken = languages(prepared.survey.scan)
+    run.write_json("ledger.json", ledger if spoken is None else {**ledger, "languages": spoken})
 
 
 def _place(path: str, absolute: bool) -> str:

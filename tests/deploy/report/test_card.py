@@ -122,3 +122,21 @@ def test_no_secret_is_in_the_card(tmp_path: Path) -> None:
     key = "hf_aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zA"
     card = run_card(run_facts(made_run(tmp_path / "run", f"use {key}")))
     assert key not in card and metadata(card).eval_results
+
+
+def with_languages(run: Run, sampled: int, **counts: int) -> Run:
+    ledger = json.loads((run.folder / "ledger.json").read_text())
+    listed = [{"name": name, "rows": rows} for name, rows in counts.items()]
+    run.write_json("ledger.json", {**ledger, "languages": {"sampled": sampled, "counts": listed}})
+    return run
+
+
+def test_the_card_names_the_languages_of_the_rows_where_enough_rows_say_so(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    assert metadata(run_card(run_facts(run))).language is None  # as of a run of an earlier version
+    for sampled, counts, named in (
+        (20, {"de": 9, "no": 6, "unknown": 4, "la": 1}, ["de", "no"]),
+        (9, {"de": 9}, None),  # too few rows
+        (20, {"unknown": 18, "de": 2}, None),
+    ):
+        assert metadata(run_card(run_facts(with_languages(run, sampled, **counts)))).language == named

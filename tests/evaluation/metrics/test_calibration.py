@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
+from tests.evaluation.drawn import drawn_rows
 
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.compare import compare
@@ -109,7 +110,7 @@ def test_errors_in_two_directions_do_not_cancel_out_between_bins() -> None:
 def test_a_resample_computes_the_error_anew_and_leaves_each_row_in_its_bin() -> None:
     before, after = (CalibrationError().scores(random_rows(60, seed)) for seed in (1, 2))
     found = bootstrap_differences(before, after, resamples=20, seed=5)
-    drawn = np.random.default_rng(5).integers(60, size=(20, 60))
+    drawn = drawn_rows(before, after, resamples=20, seed=5)
 
     def by_hand(rows: LikelihoodRows, of: np.ndarray) -> float:
         confidence = rows.probabilities.max(1)

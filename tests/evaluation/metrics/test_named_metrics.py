@@ -11,6 +11,7 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from tests.evaluation.drawn import drawn_rows
 
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.intervals import bootstrap_differences
@@ -128,7 +129,7 @@ def test_each_resample_of_macro_f1_is_that_of_its_rows():
     base_answers, tuned_answers = ([str(random.choice([truth, *names])) for truth in truths] for _ in range(2))
     before, after = (scores_of("macro_f1", answers, truths) for answers in (base_answers, tuned_answers))
     found = bootstrap_differences(before, after, resamples=40, seed=5)
-    drawn = np.random.default_rng(5).integers(40, size=(40, 40))
+    drawn = drawn_rows(before, after, resamples=40, seed=5)
     truth_array = np.array(truths)
     for difference, rows in zip(found, drawn, strict=True):
         here = truth_array[rows]
@@ -170,7 +171,7 @@ def test_corpus_scores_are_sacrebleus_with_its_signature_in_every_resample(name,
     assert found.details[name]["signature"] == str(whole.get_signature())
     assert "|version:" in found.details[name]["signature"]
     differences = bootstrap_differences(base_scores, found, resamples=20, seed=2)
-    for difference, rows in zip(differences, np.random.default_rng(2).integers(30, size=(20, 30)), strict=True):
+    for difference, rows in zip(differences, drawn_rows(base_scores, found, resamples=20, seed=2), strict=True):
         refs = [[truths[row] for row in rows]]
         one, other = (library().corpus_score([texts[row] for row in rows], refs).score for texts in (nothing, answers))
         assert difference == pytest.approx(other - one, abs=1e-9)

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Any, cast
 
 from tunesmith.cli.terminal.text import UNLIMITED, as_text, cells, folded, words
+from tunesmith.runs.plain_text import between
 from tunesmith.safe_text import one_line
 
 GAP = "  "
@@ -145,8 +146,7 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Any]], *, width: int = UNLI
         return table(("metric", "value"), values, right=(1,), width=width)
     rows = []
     for name, found in metrics.items():
-        low, high = found["interval"]
-        interval = f"{low:+.3g} to {high:+.3g}"
+        interval = between(found["interval"])
         rows.append(
             (name, found["base"], found["tuned"], f"{found['difference']:+.3g}", interval, found.get("verdict"))
         )
@@ -172,7 +172,7 @@ def baseline_lines(verdict: Mapping[str, Any], *, width: int = UNLIMITED) -> lis
                 values["value"],
                 f"{of_value[0]:.2g} to {of_value[1]:.2g}",
                 f"{values['difference']:+.3g}",
-                f"{of_difference[0]:+.2g} to {of_difference[1]:+.2g}",
+                between(of_difference),
                 values["verdict"],
             )
         )

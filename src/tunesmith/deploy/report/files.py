@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunesmith.deploy.model_card import run_card
@@ -16,6 +17,8 @@ from tunesmith.runs.plain_files import refuse_links
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.run_files import CARD, REPORT
 from tunesmith.runs.whole_files import place_for, why_not
+
+_FLAGS = {REPORT: "--html", CARD: "--card"}
 
 
 def report_run(run: str | Path, *, html: str | Path | None = None, card: str | Path | None = None) -> list[Path]:
@@ -37,7 +40,7 @@ def report_run(run: str | Path, *, html: str | Path | None = None, card: str | P
     refuse_links(opened.folder, (REPORT, CARD))
     named: list[tuple[str | Path, str]] = [(file, flag) for file, flag in ((html, "--html"), (card, "--card")) if file]
     if not named:
-        named = [(opened.folder / REPORT, "--html"), (opened.folder / CARD, "--card")]
+        named = [(opened.folder / name, flag) for name, flag in _FLAGS.items()]
     places = [(place_for(file), flag) for file, flag in named]
     own = [path for path in opened.folder.rglob("*") if path.name not in (REPORT, CARD)]
     for place, flag in places:
@@ -53,16 +56,34 @@ def report_run(run: str | Path, *, html: str | Path | None = None, card: str | P
 def report_at_end(run: Run, listener: Listener) -> None:
     """Writes both into the folder of a run that has ended. Whatever goes wrong is said, and the run stays complete.
 
-    A file that the user changed stays as it is. A bug is told with its type and text, and `runs report` shows it whole.
+    A file that the user changed stays as it is, which is said. A bug is told with its type and text, and `runs report`
+    shows it whole.
     """
+    _report(run, (REPORT, CARD), listener)
+
+
+def report_again(run: Run, listener: Listener) -> None:
+    """The same for those of the two that the run has, once there is more to tell, such as a result of `eval`."""
+    names = [name for name in (REPORT, CARD) if os.path.lexists(run.folder / name)]
+    if names:
+        _report(run, names, listener)
+
+
+def _report(run: Run, names: Sequence[str], listener: Listener) -> None:
     try:
         with disk_errors(run.folder, RunError):
-            refuse_links(run.folder, (REPORT, CARD))
-            files = [run.folder / name for name in (REPORT, CARD)]
-            files = [file for file in files if not os.path.lexists(file) or wrote(file)]
-            facts = run_facts(run)
-            for file in files:
-                _write(facts, file, "--html" if file.name == REPORT else "--card")
+            refuse_links(run.folder, names)
+            files = {run.folder / name: _FLAGS[name] for name in names}
+            kept = [file for file in files if os.path.lexists(file) and not wrote(file)]
+            facts = run_facts(run) if len(kept) < len(files) else None
+            for file, flag in files.items():
+                if facts is not None and file not in kept:
+                    _write(facts, file, flag)
+            for file in kept:
+                listener.say(
+                    f"{file} stays as it is: Tunesmith did not write it, or it was changed since. "
+                    f"`tunesmith runs report {run.folder} {files[file]} FILE` writes one of now"
+                )
     except TunesmithError as error:
         why = f" ({error.why.rstrip('.')})" if error.why else ""
         listener.warn(

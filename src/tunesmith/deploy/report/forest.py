@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith.evaluation.headline import RATES
 from tunesmith.evaluation.wording import lower_is_better
 from tunesmith.runs.drawing import Axis, Picture, labelled, ticks, widened
+from tunesmith.runs.plain_text import between
 from tunesmith.safe_text import without_known_secrets
 
 WIDTH, NAMES, PLOT_END = 760, 210, 560  # pixels: of the picture, of the names, and where the plots end
@@ -83,7 +84,7 @@ def _row(
     picture: Picture, x: Axis, y: float, name: str, found: Mapping[str, Any], factor: int, *, decides: bool
 ) -> None:
     low, high = (factor * end for end in found["interval"])
-    said = f"{factor * found['difference']:+.3g} ({low:+.3g} to {high:+.3g})"
+    said = f"{factor * found['difference']:+.3g} ({between((low, high))})"
     weight = {"font_weight": "bold"} if decides else {}
     more = " ↓" if lower_is_better(name) else ""
     picture.add("text", f"{_short(name)}{more}", class_="name", x=8, y=y + (0 if decides else 4), **weight)

@@ -13,7 +13,7 @@ from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.plain_files import read_plain
 from tunesmith.runs.samples import SAMPLES
 from tunesmith.runs.start_folder import recipe_of
-from tunesmith.runs.stored_facts import environment_of, ledger_of, sources_of
+from tunesmith.runs.stored_facts import environment_of, languages_of, ledger_of, sources_of
 from tunesmith.runs.stored_shapes import (
     answer_lines,
     benchmark_lines,
@@ -40,6 +40,7 @@ class RunFacts:
     evaluations: list[dict[str, Any]]
     benchmarks: list[dict[str, Any]]
     ledger: dict[str, Any] | None
+    languages: list[str]
     sources: list[dict[str, Any]]
     environment: dict[str, Any] | None
 
@@ -72,6 +73,7 @@ def run_facts(run: Run) -> RunFacts:
         evaluations=evaluation_lines(run),
         benchmarks=benchmark_lines(run),
         ledger=ledger_of(run),
+        languages=languages_of(run),
         sources=sources_of(run),
         environment=environment_of(run),
     )

@@ -19,12 +19,14 @@ from tunesmith.deploy.report.run_facts import RunFacts
 from tunesmith.evaluation.below_verdict import lines_below
 from tunesmith.evaluation.benchmarks.wording import HEADER, benchmark_rows, heading
 from tunesmith.evaluation.headline import in_words
+from tunesmith.evaluation.not_measured import BASELINES as OF_BASELINES
+from tunesmith.evaluation.not_measured import reasons_of
 from tunesmith.evaluation.probe.wording import probe_lines
 from tunesmith.evaluation.wording import BASELINES, SIGNS, baseline_outcome, lower_is_better, sentence
 from tunesmith.runs.curves import picture, read
 from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.pages.rendering import Whole, head
-from tunesmith.runs.plain_text import duration
+from tunesmith.runs.plain_text import between, duration
 from tunesmith.runs.stored_facts import baselines_of, classification_of, copies_of
 from tunesmith.safe_text import without_secrets
 
@@ -41,26 +43,28 @@ def metrics(facts: RunFacts) -> dict[str, Any] | None:
     if verdict is None:
         return None
     chart = forest(verdict)
-    rows = [
-        {
-            "name": name,
-            "decides": name == verdict["decided_by"],
-            "lower": lower_is_better(name),
-            "base": in_words(name, found["base"]),
-            "tuned": in_words(name, found["tuned"]),
-            "difference": _difference(name, found["difference"]),
-            "interval": _interval(name, found["interval"]),
-            "verdict": found.get("verdict"),
-            "p_value": _p_value(found.get("p_value")),
-        }
-        for name, found in verdict["metrics"].items()
-    ]
+    rows = [_row_of(name, found, verdict) for name, found in verdict["metrics"].items()]
     return {
         "chart": None if chart is None else Markup(chart.inline_svg()),
         "rows": rows,
         "confidence": f"{100 * verdict['confidence']:g}%",
         "judged_on": verdict["rows"],
         "points": any(points(row["name"]) for row in rows),
+    }
+
+
+def _row_of(name: str, found: Mapping[str, Any], verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """One metric of a verdict as a row of a table."""
+    return {
+        "name": name,
+        "decides": name == verdict["decided_by"],
+        "lower": lower_is_better(name),
+        "base": in_words(name, found["base"]),
+        "tuned": in_words(name, found["tuned"]),
+        "difference": _difference(name, found["difference"]),
+        "interval": _interval(name, found["interval"]),
+        "verdict": found.get("verdict"),
+        "p_value": _p_value(found.get("p_value")),
     }
 
 
@@ -173,9 +177,14 @@ def broke(facts: RunFacts) -> dict[str, Any] | None:
     signs = [_sign(each) for each in verdict.get("damage") or []]
     if not signs and probe is None and not effects and facts.judged is None:
         return None
+    elsewhere: dict[str, Any] = {"probe": None, "side_effects": None, "details": None}  # in sections of their own
+    if baselines(facts) is not None:
+        reasons = reasons_of(verdict)
+        elsewhere |= {"left_out": {key: why for key, why in reasons.items() if not key.startswith(OF_BASELINES)}}
+        elsewhere |= {"baselines": None}
     return {
         "signs": signs,
-        "said": lines_below({**verdict, "probe": None, "side_effects": None, "details": None}),
+        "said": lines_below({**verdict, **elsewhere}),
         "probe": None if probe is None else _probe(probe, probe_lines(verdict)),
         "effects": _effects(effects) if effects else [],
         "effect_rows": effects.get("rows") if effects else 0,
@@ -264,8 +273,14 @@ def baselines(facts: RunFacts) -> dict[str, Any] | None:
         "rows": rows,
         "models": models and {side: in_words(name, models[side]) for side in ("base", "tuned")},
         "training_rows": found["training_rows"],
-        "left_out": [(BASELINES.get(each, each), why) for each, why in found.get("left_out", {}).items()],
+        "left_out": [(BASELINES.get(each, each), why) for each, why in _baselines_left_out(facts).items()],
     }
+
+
+def _baselines_left_out(facts: RunFacts) -> dict[str, str]:
+    """Why a baseline is not there, by its name."""
+    reasons = reasons_of(facts.verdict or {})
+    return {key.removeprefix(OF_BASELINES): why for key, why in reasons.items() if key.startswith(OF_BASELINES)}
 
 
 def advice(facts: RunFacts) -> list[dict[str, str]] | None:
@@ -276,12 +291,15 @@ def advice(facts: RunFacts) -> list[dict[str, str]] | None:
 
 
 def evaluations(facts: RunFacts) -> dict[str, Any] | None:
-    """What `eval` measured later."""
+    """What `eval` measured later, on which rows, and what was asked besides."""
     rows = [
         {
             "time": each["time"],
             "on": ", ".join([each.get("data") or "its held-out rows", *each["settings"]]),
             "said": sentence(each) if each["metrics"] else str(each.get("reason")),
+            "metrics": [_row_of(name, found, each) for name, found in each["metrics"].items()],
+            "confidence": f"{100 * each['confidence']:g}%" if each["metrics"] else "",
+            "below": lines_below(each),
         }
         for each in reversed(facts.evaluations)
     ]
@@ -390,7 +408,7 @@ def _difference(name: str, value: float) -> str:
 
 
 def _interval(name: str, ends: Sequence[float]) -> str:
-    return _points(ends) if points(name) else f"{ends[0]:+.3g} to {ends[1]:+.3g}"
+    return _points(ends) if points(name) else between(ends)
 
 
 def _points(ends: Sequence[float]) -> str:

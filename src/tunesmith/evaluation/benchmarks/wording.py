@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tunesmith.runs.plain_text import between
+
 HEADER = ("task", "metric", "items", "base", "tuned", "difference", "interval", "verdict")
 
 
@@ -23,7 +25,6 @@ def _row(each: Mapping[str, Any]) -> tuple[Any, ...]:
     name = each["metric"] if each["filter"] == "none" else f"{each['metric']} ({each['filter']})"
     if "value" in each:
         return each["task"], name, each["items"], None, each["value"], None, None, None
-    interval = each["interval"]
-    between = None if interval is None else f"{interval[0]:+.3g} to {interval[1]:+.3g}"
-    facts = (each["base"], each["tuned"], f"{each['difference']:+.3g}", between, each["verdict"])
+    interval = None if each["interval"] is None else between(each["interval"])
+    facts = (each["base"], each["tuned"], f"{each['difference']:+.3g}", interval, each["verdict"])
     return each["task"], name, each["items"], *facts

@@ -21,6 +21,7 @@ from tunesmith.data.examples.message import Message
 from tunesmith.evaluation.compare import Level
 from tunesmith.evaluation.divergence.scoring import LEAST_TEXTS, measured
 from tunesmith.evaluation.divergence.texts import PROMPTS, GeneralText, general_texts
+from tunesmith.evaluation.not_measured import PARTS, NotMeasured
 from tunesmith.model.compute.divergence import Kept, Positions, compare_positions, keep
 from tunesmith.model.compute.layers import inner_model
 from tunesmith.model.compute.waits import waiting_as_others_allow
@@ -115,21 +116,24 @@ class DivergencePass:
                 part.kept.states.clear()
                 advance(done, {})
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self, left_out: NotMeasured) -> dict[str, Any] | None:
         """``{general, own_answers, confidence}``, as scoring.py says. None without a base.
 
-        A part of which too few texts were measured is ``{left_out: why}``.
+        A part of which too few texts were measured is not there, and ``left_out`` says why.
         """
         if not self.parts:
             return None
         found: dict[str, Any] = {}
-        for name in ("general", "own_answers"):
+        for name in PARTS:
             part = self.parts.get(name)
             texts = 0 if part is None else part.texts_found
             result = self._measured(name, part) if part is not None and texts else None
-            few = f"{texts} of the texts could be measured, and it takes {LEAST_TEXTS}"
-            found[name] = {"left_out": few} if result is None else result
-        return {**found, "confidence": self.settings.confidence}
+            if result is None:
+                few = f"{texts} of the texts could be measured, and it takes {LEAST_TEXTS}"
+                left_out.note(f"divergence.{name}", few)
+            else:
+                found[name] = result
+        return {**found, "confidence": self.settings.confidence} if found else None
 
     def _answers(self, untuned: nn.Module) -> list[_Row]:
         """The base's greedy answers behind their prompts; only the answers are predicted."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tunesmith.runs.plain_text import between
+
 SHOWN = 3  # groups of texts
 NAMES = {"general": "general text", "own_answers": "the base's own answers"}
 
@@ -16,10 +18,7 @@ def divergence_lines(verdict: Mapping[str, Any]) -> list[str]:
         return []
     lines = []
     for name, words in NAMES.items():
-        if (each := found.get(name)) is None:
-            continue
-        if "left_out" in each:
-            lines.append(f"Divergence from the base on {words} is not measured: {each['left_out']}.")
+        if (each := found.get(name)) is None or "left_out" in each:  # earlier versions said there why it is not
             continue
         low, high = each["interval"]
         lines.append(
@@ -30,11 +29,10 @@ def divergence_lines(verdict: Mapping[str, Any]) -> list[str]:
     general = found.get("general")
     if general is not None and "left_out" not in general:
         perplexity, loss = general["perplexity"], general["loss"]
-        low, high = loss["interval"]
         largest = ", ".join(f"{each['name']} {each['kl']:.3g}" for each in general["by"][:SHOWN])
         lines.append(
             f"  perplexity of general text {perplexity['base']:.4g} -> {perplexity['tuned']:.4g} (loss "
-            f"{loss['difference']:+.3g}, interval {low:+.3g} to {high:+.3g}); largest divergence: {largest}"
+            f"{loss['difference']:+.3g}, interval {between(loss['interval'])}); largest divergence: {largest}"
         )
         lines += _most(general)
     return lines

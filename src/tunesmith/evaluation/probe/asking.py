@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.chat.template import ChatTemplate
 from tunesmith.errors import ModelError
+from tunesmith.evaluation.not_measured import NotMeasured
 from tunesmith.evaluation.probe.items import KEY, ProbeItems, probe_of
 from tunesmith.evaluation.probe.scoring import compared, rights, values
 from tunesmith.model.generate import Generation, check_prompts, generate
@@ -65,7 +66,7 @@ class ProbePass:
         """Lets the tuned model answer."""
         self.tuned = self._answers(model, "tuned: probe")
 
-    def result(self) -> dict[str, Any]:
+    def result(self, left_out: NotMeasured) -> dict[str, Any]:
         """What verdict.json keeps. Without a base there are values alone."""
         tuned = [answer.text for answer in self.tuned]
         if self.base is None:
