@@ -121,13 +121,12 @@ def test_runs_that_hold_out_other_rows_are_compared_on_those_that_both_hold_out(
     ]
     kept = {line["source"]: line["scores"]["exact_match"] for line in Run("c").read_lines("samples.jsonl")}
     assert found["metrics"]["exact_match"]["c"] == pytest.approx(sum(kept[each] for each in both) / len(both))
-    # Labels are the answers of these rows, for both runs, also where they are scored by their likelihood.
+    # Labels are those of all rows, as in the verdict of each run, also where they are scored by their likelihood.
     named = ["accuracy", "macro_f1", "likelihood_accuracy"]
     by_label = tunesmith.compare(["a", "c"], settings=[f"metrics=[{', '.join(named)}]"], progress=False)
     assert list(by_label["metrics"]) == [*named, "loss"] and by_label["rows"] == len(both)
     assert by_label["metrics"]["likelihood_accuracy"]["base"] >= 1 / len(both)
-    (note,) = [each for each in by_label["notes"] if each.startswith("Labels are the answers of the compared rows")]
-    assert note.endswith("so its values of accuracy, macro_f1, likelihood_accuracy can differ.")
+    assert by_label["notes"] == found["notes"]
     # No row in common: refused, and what the message advises works.
     (Path("other.jsonl")).write_text(Path("rows.jsonl").read_text().replace("thing", "number"))
     train(changed(values, "e", data={"train": "other.jsonl"}))
@@ -137,6 +136,40 @@ def test_runs_that_hold_out_other_rows_are_compared_on_those_that_both_hold_out(
     rows = [{"input": f"new {n}", "output": f"word {n % 3}"} for n in range(8)]
     on_others = tunesmith.compare(["a", "e"], data=rows, progress=False)
     assert (on_others["rows"], on_others["data"]) == (8, "rows given in Python")
+
+
+def test_a_pair_has_the_interval_of_the_runs_own_verdict(values: dict[str, Any]) -> None:
+    rows = [{"input": f"thing {n // 2}", "output": f"word {n % 3}"} for n in range(80)]  # two rows of each prompt
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = ["macro_f1", "exact_match", "likelihood_macro_f1", "edit_similarity", "loss"]
+    made = train({**values, "evaluation": {**values["evaluation"], "metrics": named}}, progress=False)
+    (pair,) = tunesmith.compare("a", progress=False)["pairs"]
+    assert list(pair["verdict"]["metrics"]) == named
+    for name, found in pair["verdict"]["metrics"].items():
+        own = made.verdict["metrics"][name]
+        for fact in ("base", "tuned", "difference", "interval", "p_value"):
+            assert found[fact] == pytest.approx(own[fact], rel=1e-5, abs=1e-6), name
+
+
+def test_runs_with_other_labels_are_compared_on_those_that_they_share(values: dict[str, Any]) -> None:
+    rows = [{"input": f"thing {n}", "output": f"word {n % 4}"} for n in range(40)]
+    Path("four.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluation = {"metrics": ["likelihood_accuracy", "accuracy"]}
+    train(changed(values, "a", evaluation=evaluation))
+    train(changed(values, "g", evaluation=evaluation, data={"train": "four.jsonl"}))
+    new = [{"input": f"new {n}", "output": f"word {n % 2}"} for n in range(12)]
+    found = tunesmith.compare(["a", "g"], data=new, progress=False)
+    (note,) = found["notes"]
+    assert note == (
+        "Labels are the 3 that all have: 'word 3' is left out. Labels of each: base 3, a 3, g 4. So values of "
+        "likelihood_accuracy, accuracy can differ from those of a run's verdict."
+    )
+    alone = evaluate("a", data=new, progress=False)["metrics"]  # which has these three labels
+    for name in evaluation["metrics"]:
+        assert found["metrics"][name]["a"] == alone[name]["tuned"]
+        assert found["metrics"][name]["base"] == alone[name]["base"]
+    same = tunesmith.compare("a", data=new, progress=False)
+    assert same["notes"] == []
 
 
 def test_a_checkpoint_that_was_copied_out_of_its_run_may_know_the_rows_and_a_note_says_so(

@@ -36,6 +36,7 @@ from tunesmith.evaluation.measured import (
 from tunesmith.evaluation.metrics import judged
 from tunesmith.evaluation.metrics.answers import likelihood_metrics, needs_answers, score_answers, text_metrics
 from tunesmith.evaluation.metrics.base import AnswerRows, EndsEarly, RowScores, Scores
+from tunesmith.evaluation.metrics.by_likelihood import LikelihoodRows
 from tunesmith.evaluation.metrics.computed import computed_metrics
 from tunesmith.evaluation.metrics.tokens import Choices, KeysWanted, TokenScores, row_losses
 from tunesmith.evaluation.not_measured import NotMeasured
@@ -167,7 +168,7 @@ class Judge:
             if kept is None:
                 count, choices = None if all_answered else self.settings.samples, tokens.choices
                 kept = self.answers(model, count=count, title=f"{name}: answers", listener=listener, choices=choices)
-            of_labels = self._label_scores(model, name, listener)
+            of_labels = self._label_likelihoods(model, name, listener)
         return Responses(replace(tokens, choices=None), kept, of_labels)
 
     def scored(self, responses: Responses) -> Measured:
@@ -183,14 +184,16 @@ class Judge:
                 groups=[question.group for question in questions],
                 labels=self._label_texts,
             )
-        of_answers |= responses.of_labels
+        if responses.of_labels is not None:
+            by_likelihood = likelihood_metrics(self.settings.metrics)
+            of_answers |= {metric.name: metric.scores(responses.of_labels) for metric in by_likelihood}
         return Measured({**self.task.scores(responses.tokens), **of_answers}, of_answers, responses.answers, {})
 
-    def _label_scores(self, model: nn.Module, name: str, listener: Listener) -> dict[str, Scores]:
-        """The metrics of label likelihoods, if the recipe names some."""
-        metrics, done = likelihood_metrics(self.settings.metrics), 0
-        if not metrics:
-            return {}
+    def _label_likelihoods(self, model: nn.Module, name: str, listener: Listener) -> LikelihoodRows | None:
+        """The likelihood of each label, if the recipe names a metric of them."""
+        done = 0
+        if not likelihood_metrics(self.settings.metrics):
+            return None
 
         def on_rows(completed: int) -> None:
             nonlocal done
@@ -198,7 +201,7 @@ class Judge:
             advance(done, {})
 
         with listener.task(f"{name}: labels", len(self.task.questions)) as advance:
-            rows = label_likelihoods(
+            return label_likelihoods(
                 model,
                 self.task.questions,
                 self.task.labels,
@@ -206,7 +209,6 @@ class Judge:
                 stop_ids=self.stop_ids,
                 on_rows=on_rows,
             )
-        return {metric.name: metric.scores(rows) for metric in metrics}
 
     @property
     def _label_texts(self) -> list[str]:

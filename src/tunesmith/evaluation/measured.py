@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.evaluation.compare import Level
 from tunesmith.evaluation.metrics.base import Scores
+from tunesmith.evaluation.metrics.by_likelihood import LikelihoodRows
 from tunesmith.evaluation.metrics.tokens import TokenScores
 from tunesmith.evaluation.slices import names_of_answers, names_of_rows, slices
 from tunesmith.evaluation.task import Task
@@ -37,12 +38,12 @@ class Measured:
 class Responses:
     """What one model did on a task: the scores of its tokens, and its answers to the first questions.
 
-    ``of_labels`` are the metrics of label likelihoods, with one row for each question.
+    ``of_labels`` are the likelihoods of the labels, with one row for each question; None if no metric wants them.
     """
 
     tokens: TokenScores
     answers: list[Generation]
-    of_labels: Mapping[str, Scores] = field(default_factory=dict)
+    of_labels: LikelihoodRows | None = None
 
 
 def computed_pairs(base: Measured, tuned: Measured) -> dict[str, dict[str, float]]:

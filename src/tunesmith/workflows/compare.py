@@ -17,11 +17,10 @@ from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
 from tunesmith.evaluation.pairs import AskedPair, compare_pairs, shared_scores, values
 from tunesmith.evaluation.shared_rows import JudgingRows, Key, by_place, rows_that_judge, shared_keys
-from tunesmith.evaluation.task import wants_labels
 from tunesmith.evaluation.verdict import FROM_PYTHON
 from tunesmith.evaluation.wording import pair_cells, pair_notes, pair_sentence
 from tunesmith.recipe.paths import local, shown
-from tunesmith.recipe.settings import LABEL_METRICS, EvaluationSettings
+from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import allowed_kinds
 from tunesmith.runs.from_python import heard_by
@@ -241,12 +240,6 @@ def _notes_on_rows(
         for each in targets
         if each.target.checkpoint is not None and each.target.run is None
     ]
-    if wants_labels(evaluation) and any(each.target.run is not None for each in targets):
-        named = ", ".join(name for name in evaluation.metrics if name in LABEL_METRICS)
-        notes.append(
-            f"Labels are the answers of the compared rows alone. The verdict of a run also takes those of its training "
-            f"rows, so its values of {named} can differ."
-        )
     return notes
 
 

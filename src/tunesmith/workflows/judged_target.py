@@ -136,7 +136,7 @@ def judged(
         model: the base, where it is not at the place that the run or adapter names.
         consent: what the user lets run.
         allowed: kinds of changes since the training.
-        known: its rows, if they were read before. Then all that are held out judge, and labels are their answers alone.
+        known: its rows, if they were read before. Then all that are held out judge.
 
     Raises:
         TunesmithError: it cannot be loaded, it has no rows, or what it depends on has changed.
@@ -168,9 +168,8 @@ def judged(
         changes += settle(found_changes, allowed, where=str(run.folder), listener=listener, otherwise=OTHERWISE)
     check_metrics(recipe.evaluation.metrics, survey)
     corpus = encode_corpus(survey, tuned.template, listener=listener)
-    labels: Sequence[Spelling] | None = ()
-    if known is None:
-        labels = None if found.data is None else _labels_of_run(tuned, found.target.recipe, recipe, listener)
+    own_rows = known is None and found.data is None
+    labels = None if own_rows else _labels_of_run(tuned, found.target.recipe, recipe, listener)
     task, _ = make_tasks(survey, corpus, recipe, tokenizer=tuned.tokenizer, stops=tuned.stop_ids, trained=labels)
     if task is None:
         raise no_rows_to_judge(found.name, "The run held no rows out (data.eval is 0).")

@@ -16,18 +16,22 @@ from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.measured import Measured, Responses
 from tunesmith.evaluation.metrics.base import Scores, TokenRows
 from tunesmith.evaluation.metrics.bits_per_byte import BitsPerByte
+from tunesmith.evaluation.metrics.classification import labels_of
+from tunesmith.evaluation.metrics.normalize import normalized
 from tunesmith.evaluation.pairs import Scored
 from tunesmith.evaluation.shared_rows import JudgingRows, Key, held_out_alone
-from tunesmith.evaluation.slices import scores_of
 from tunesmith.evaluation.task import Task
 from tunesmith.evaluation.verdict import STARTED_FROM
 from tunesmith.model.generate import Generation
+from tunesmith.recipe.settings import LABEL_METRICS
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.progress import Listener
+from tunesmith.safe_text import one_line
 from tunesmith.training.rehearsal import memory_faults
 from tunesmith.workflows.judged_target import FoundTarget, judged
 from tunesmith.workflows.kept_answers import kept_answers, wanted
 
+LABELS_SHOWN = 3  # that a note names
 MADE = "made"  # the source of answers that no run kept
 
 
@@ -190,14 +194,42 @@ def on_shared_rows(models: Sequence[Answered], keys: Sequence[Key]) -> tuple[lis
             remedy="Name shorter rows with --data FILE.",
         )
     first = models[0]
+    labels, of_labels = _shared_labels(models)
+    notes += of_labels
     group_of = dict(zip((row.example for row in first.judge.task.rows), first.judge.task.groups, strict=True))
     groups = {key: group_of[first.numbers[key]] for key in left}
-    found = [_on(each, groups) for each in models]
+    found = [_on(each, groups, labels) for each in models]
     return found, [*notes, *_differences(found)]
 
 
-def _on(model: Answered, groups: Mapping[Key, int]) -> MeasuredModel:
-    """One model on these rows, in this order. Rows with the same group are resampled together."""
+def _shared_labels(models: Sequence[Answered]) -> tuple[list[str], list[str]]:
+    """The labels that all models were measured with, by name, and a note if some were measured with others, too.
+
+    Those are the answers of a run's training rows, which other runs lack. There are none if no metric wants labels.
+    """
+    forms, known = models[0].judge.settings.normalize, {}
+    for each in models:
+        known[each.name] = labels_of([label.text for label in each.judge.task.labels], forms)
+    every = sorted(set().union(*known.values()))
+    shared = [name for name in every if all(name in own for own in known.values())]
+    lacking = [name for name in every if name not in shared]
+    if not lacking:
+        return shared, []
+    named = ", ".join(name for name in models[0].judge.settings.metrics if name in LABEL_METRICS)
+    if not all(known.values()):  # one has too many of them
+        return [], [f"Labels are the answers of the compared rows alone, so values of {named} can differ from a run's."]
+    first = ", ".join(f"{one_line(name)!r}" for name in lacking[:LABELS_SHOWN])
+    more = f" and {len(lacking) - LABELS_SHOWN:,} more" if len(lacking) > LABELS_SHOWN else ""
+    counts = ", ".join(f"{name} {len(own):,}" for name, own in known.items())
+    note = (
+        f"Labels are the {len(shared):,} that all have: {first}{more} {'is' if len(lacking) == 1 else 'are'} left out. "
+        f"Labels of each: {counts}. So values of {named} can differ from those of a run's verdict."
+    )
+    return shared, [note]
+
+
+def _on(model: Answered, groups: Mapping[Key, int], labels: Sequence[str]) -> MeasuredModel:
+    """One model on these rows, in this order, with these labels. Rows with the same group are resampled together."""
     whole = model.judge.task
     if whole.preferences is not None and len(groups) < whole.examples:
         raise RunError(
@@ -206,17 +238,16 @@ def _on(model: Answered, groups: Mapping[Key, int]) -> MeasuredModel:
             remedy="Name shorter rows with --data FILE.",
         )
     task, rows, questions = whole.only({model.numbers[key]: group for key, group in groups.items()})
-    # Labels are the answers of these rows, for all models.
-    task = replace(task, labels=())
+    forms = model.judge.settings.normalize
+    task = replace(task, labels=tuple(each for each in whole.labels if normalized(each.text, forms) in labels))
     judge, made = replace(model.judge, task=task), model.responses.answers
     asked = questions[: len(made)]
     answers = [made[number] for number in asked] if all(number < len(made) for number in asked) else []
     tokens = model.responses.tokens.only(rows)
-    of_labels: dict[str, Scores] = {}
-    if len(groups) == whole.examples:  # else the labels are those of other rows
+    of_labels = model.responses.of_labels
+    if of_labels is not None:
         of_groups = np.array([question.group for question in task.questions])
-        for name, scored in model.responses.of_labels.items():
-            of_labels[name] = replace(scores_of(scored, np.array(questions)), groups=of_groups)  # type: ignore[type-var]
+        of_labels = of_labels.only(np.array(questions), labels, of_groups)
     measured = judge.scored(Responses(tokens, answers, of_labels))
     scores: dict[str, Scores] = dict(measured.scores)
     if task.text_bytes is not None and len(task.rows) > len(groups):

@@ -42,6 +42,21 @@ class LikelihoodRows:
     def __post_init__(self) -> None:
         assert self.log_likelihoods.shape == (len(self.truths), len(self.labels)), "a likelihood for each label"
 
+    def only(self, rows: np.ndarray, labels: Sequence[str], groups: np.ndarray) -> LikelihoodRows:
+        """Some rows, and some of their labels, by name.
+
+        Args:
+            rows: their numbers, int [rows].
+            labels: names that are known, in an order of their own. The right labels of the rows are among them.
+            groups: of these rows, int [rows].
+        """
+        columns = [self.labels.index(name) for name in labels]
+        place = np.full(len(self.labels), len(labels))  # [K]: where each label is now
+        place[columns] = np.arange(len(labels))
+        truths = place[self.truths[rows]]
+        assert (truths < len(labels)).all(), "every right answer is a label"
+        return LikelihoodRows(self.log_likelihoods[rows][:, columns], truths, list(labels), groups)
+
     @property
     def probabilities(self) -> np.ndarray:
         """Of each label, given that the answer is one of them: float64 [rows, K]."""
