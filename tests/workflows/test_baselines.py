@@ -97,7 +97,7 @@ def test_the_prompt_of_few_shot_is_a_conversation_in_the_template_that_fits(
     things = {int(part.split()[2].split("<")[0]) for part in text.split("Name the colour.\n\n")[1:4]}
     assert {f"rows.jsonl:{number + 1}" for number in things}.isdisjoint(held_out)
     # With 60 positions, there is room for fewer rows.
-    evaluate("run", progress=False)
+    evaluate("run", settings=["resamples=300"], progress=False)  # so it is measured again
     assert max(map(len, asked[1].prompts)) + 4 <= 60
     assert max(asked[1].shown) < 3
 

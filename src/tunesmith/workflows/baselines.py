@@ -15,11 +15,12 @@ from tunesmith.data.report.findings import different_labels
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.baselines import Baselines, chosen
+from tunesmith.evaluation.few_shot import KEY as FEW_SHOT
 from tunesmith.evaluation.few_shot import FewShotPass, few_shot_pass
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.not_measured import BASELINES, NotMeasured
 from tunesmith.evaluation.training_answers import training_pairs
-from tunesmith.recipe.settings import Recipe
+from tunesmith.recipe.settings import BaselineName, Recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Listener
 from tunesmith.workflows.places import check_rows
@@ -93,14 +94,15 @@ class BaselinePass:
         for name, why in left_out.items():
             listener.say(f"the baseline {name} is left out: {why}")
             self.left_out.note(f"{BASELINES}{name}", why)
-        names = [name for name in names if f"{BASELINES}{name}" not in self.left_out.reasons]
-        if not names:
+        lacks = FEW_SHOT in self.left_out.reasons  # its answers could not be made
+        asked: list[BaselineName] = [each for each in names if not (lacks and each == "few_shot")]
+        if not asked:
             return None
         if len(pairs.prompts) < pairs.total:
             listener.say(f"baselines learn from {len(pairs.prompts):,} of {pairs.total:,} training rows")
-        listener.say(f"baselines: {', '.join(names)}")
+        listener.say(f"baselines: {', '.join(asked)}")
         made = {} if self.few_shot is None else {"few_shot": self.few_shot.texts}
-        return Baselines(names, pairs, settings, made, self.left_out, listener)
+        return Baselines(asked, pairs, settings, made, self.left_out, listener)
 
 
 def baseline_pass(

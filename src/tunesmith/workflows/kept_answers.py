@@ -17,7 +17,7 @@ from tunesmith.evaluation.side_passes import SIDE_PASSES
 from tunesmith.evaluation.task import Question
 from tunesmith.model.generate import Generation
 from tunesmith.recipe.methods import QUANTIZED, method_label
-from tunesmith.recipe.settings import EvaluationSettings
+from tunesmith.recipe.settings import PAIR_METRICS, EvaluationSettings
 from tunesmith.runs.drift import Fingerprint
 from tunesmith.runs.environment import package_versions, source_digest
 from tunesmith.runs.results import has_whole_result
@@ -57,10 +57,12 @@ class KeptAnswers:
     def verdict_for(self, asked: EvaluationSettings) -> dict[str, Any] | None:
         """The run's verdict without what is measured beside it; None if other things are asked of the held-out rows.
 
-        A function of the user may have changed, and what was left out may be measured now: then it is None, too.
+        A function of the user or a judge behind an endpoint may have changed, which no file of the run knows, and what
+        was left out may be measured now: then it is None, too.
         """
-        functions = [name for name in (*asked.metrics, asked.compute_metrics or "") if ":" in name]
-        if functions or any(_part(key) not in SIDE_PASSES for key in reasons_of(self.verdict)):
+        changeable = [name for name in (*asked.metrics, asked.compute_metrics or "") if ":" in name]
+        changeable += [name for name in asked.metrics if name in PAIR_METRICS]
+        if changeable or any(_part(key) not in SIDE_PASSES for key in reasons_of(self.verdict)):
             return None
         apart = {*SIDE_PASSES, *DURING}
         if self.settings.model_dump(exclude=apart) != asked.model_dump(exclude=apart) or not self.verdict["metrics"]:
