@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import tunesmith
+from tunesmith.evaluation.wording import sentence
 from tunesmith.runs.from_python import quiet_libraries
 
 ROWS = [{"prompt": f"item <{n}>?", "completion": "red" if n % 2 else "blue"} for n in range(40)]
@@ -51,7 +52,7 @@ def test_a_notebook_shows_progress_in_place_and_results_as_tables(
     init, check, plan, train, answers, evaluate, runs, run = shown[2:]
     assert init.startswith("<pre># recipe.rows/") and "can be used" in check and "<td>qlora</td>" in plan
     assert train.count("<progress") >= 2 and 'value="2" max="2"' in train and "item <" not in train
-    assert "Verdict: " in train and "Verdict: " in evaluate and "<progress" not in evaluate
+    assert "about the loss alone" in train and "about the loss alone" in evaluate and "<progress" not in evaluate
     assert answers == "" and "<td>finished</td>" in runs and "Verdict: " in run
 
 
@@ -73,7 +74,9 @@ def test_a_program_sees_lines_and_no_warning_of_a_library_and_may_silence_them(
     shown = capsys.readouterr()
     assert len(answers) == 2 and shown.out == shown.err == ""
     lines = str(result).splitlines()
-    assert lines[0].startswith("Verdict: ") and lines[1].startswith("loss: base ") and lines[-1] == "Run: run"
+    assert lines[0] == sentence(result.verdict) and "This is about the loss alone" in lines[0]
+    assert lines[1].startswith("loss: base ") and lines[-1] == "Run: run"
+    assert "decided by loss" in str(tunesmith.show_run("run"))
 
 
 def test_a_program_keeps_its_own_warnings_and_gets_its_filters_back() -> None:

@@ -54,6 +54,11 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     return " ".join(filter(None, parts))
 
 
+def sentence_of(verdict: Mapping[str, Any]) -> str | None:
+    """The same, or None where nothing was compared."""
+    return sentence(verdict) if verdict.get("verdict") and verdict["metrics"] else None
+
+
 def baseline_sentences(verdict: Mapping[str, Any]) -> list[str]:
     """A sentence for each baseline that is not shown to be worse than the tuned model; none if there are none."""
     found: Mapping[str, Any] = verdict.get("baselines") or {"results": []}

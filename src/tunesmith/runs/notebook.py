@@ -27,29 +27,38 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def metrics_html(verdict: dict[str, Any]) -> str:
-    """A verdict: its word, its reason if it has one, and base against tuned by metric."""
-    said, header, rows = _compared(verdict)
-    return paragraph(said) + html_table(header, rows)
+def metrics_html(verdict: dict[str, Any], said: str | None = None) -> str:
+    """A verdict in a sentence, and base against tuned by metric.
+
+    Args:
+        said: the sentence; None: the word of the verdict, what decided it, and its reason if it has one.
+    """
+    header, rows = _compared(verdict)
+    return paragraph(said or _in_short(verdict)) + html_table(header, rows)
 
 
-def _compared(verdict: dict[str, Any]) -> tuple[str, tuple[str, ...], list[tuple[Any, ...]]]:
-    """The sentence, and the header and the rows of the table."""
+def _in_short(verdict: dict[str, Any]) -> str:
+    if not verdict["verdict"]:
+        return "Nothing was tuned, so there is no verdict."
+    by = f", decided by {verdict['decided_by']}" if verdict.get("decided_by") else ""
+    return " ".join(filter(None, [f"Verdict: {verdict['verdict']}{by}.", verdict.get("reason")]))
+
+
+def _compared(verdict: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """The header and the rows of the table."""
     rows = []
     for name, found in verdict["metrics"].items():
         interval = found.get("interval")
         ends = between(interval) if interval else None
         rows.append((name, found.get("base"), found.get("tuned", found.get("value")), found.get("difference"), ends))
     header = ("metric", "base", "tuned", "difference", f"{verdict.get('confidence', 0.95):.0%} interval")
-    word = f"Verdict: {verdict['verdict']}." if verdict["verdict"] else "Nothing was tuned, so there is no verdict."
-    said = " ".join(filter(None, [word, verdict.get("reason")]))
-    return said, header, rows
+    return header, rows
 
 
-def metrics_text(verdict: dict[str, Any]) -> str:
+def metrics_text(verdict: dict[str, Any], said: str | None = None) -> str:
     """The same as lines."""
-    said, header, rows = _compared(verdict)
-    lines = [said]
+    header, rows = _compared(verdict)
+    lines = [said or _in_short(verdict)]
     for metric, *values in rows:
         named = zip(header[1:], values, strict=True)
         lines.append(f"{metric}: " + ", ".join(f"{name} {_text(value)}" for name, value in named if value is not None))

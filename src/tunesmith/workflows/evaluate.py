@@ -21,13 +21,13 @@ from tunesmith.evaluation.side_effects import side_effects
 from tunesmith.evaluation.side_passes import RunRows, SidePasses, side_passes
 from tunesmith.evaluation.training_answers import training_answers
 from tunesmith.evaluation.verdict import FROM_PYTHON
-from tunesmith.evaluation.wording import baseline_sentences
+from tunesmith.evaluation.wording import sentence_of
 from tunesmith.model.generate import Generation
 from tunesmith.recipe.paths import shown
 from tunesmith.runs.consent import Consent
 from tunesmith.runs.drift import allowed_kinds
 from tunesmith.runs.from_python import heard_by
-from tunesmith.runs.notebook import metrics_html, metrics_text, paragraph
+from tunesmith.runs.notebook import metrics_html, metrics_text
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.results import keep_result
 from tunesmith.runs.run_files import ANSWERS, EVALUATIONS, PROBE
@@ -47,10 +47,10 @@ class JudgedAgain(dict[str, Any]):
     samples: list[dict[str, Any]]
 
     def __str__(self) -> str:
-        return "\n".join([metrics_text(self), *baseline_sentences(self)])
+        return metrics_text(self, sentence_of(self))
 
     def _repr_html_(self) -> str:
-        return metrics_html(self) + "".join(map(paragraph, baseline_sentences(self)))
+        return metrics_html(self, sentence_of(self))
 
 
 @library_call()

@@ -28,7 +28,7 @@ from tunesmith.evaluation.side_effects import side_effects
 from tunesmith.evaluation.side_passes import RunRows, SidePasses, side_passes
 from tunesmith.evaluation.task import Task, task_batches
 from tunesmith.evaluation.training_answers import training_answers
-from tunesmith.evaluation.wording import baseline_sentences
+from tunesmith.evaluation.wording import sentence_of
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
 from tunesmith.model.weights.device import tf32
 from tunesmith.recipe.complaints import dotted
@@ -100,11 +100,10 @@ class TrainResult:
         return self.verdict["metrics"]
 
     def __str__(self) -> str:
-        return "\n".join([metrics_text(self.verdict), *baseline_sentences(self.verdict), f"Run: {self.run}"])
+        return f"{metrics_text(self.verdict, sentence_of(self.verdict))}\nRun: {self.run}"
 
     def _repr_html_(self) -> str:
-        said = [*baseline_sentences(self.verdict), f"Run: {self.run}"]
-        return metrics_html(self.verdict) + "".join(map(paragraph, said))
+        return metrics_html(self.verdict, sentence_of(self.verdict)) + paragraph(f"Run: {self.run}")
 
     def to_json(self) -> dict[str, Any]:
         """``{"run", "verdict", "metrics", "seconds", "tokens"}``."""
