@@ -194,6 +194,7 @@ def in_flags(error: DataError, command: str = "") -> DataError:
         lambda found: f"{before}{_as_argument(found[1], found[2])} --columns {_pairs(found[3])}`", remedy
     )
     if command:
+        remedy = _SET_FORMAT.sub(lambda found: f"run `{command} --format {found[1]}`", remedy)
         remedy = _SET_COLUMNS.sub(lambda found: f"run `{command} --columns {_pairs(found[1])}`", remedy)
     remedy = _COLUMNS.sub(lambda found: f"--columns {_pairs(found[1])}", remedy)
     remedy = _SET_FORMAT.sub(lambda found: f"{before}--format {found[1]}`", remedy)

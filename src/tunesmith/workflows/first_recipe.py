@@ -21,7 +21,7 @@ from tunesmith.data.files.locations import missing_source
 from tunesmith.data.files.reader import own_eval_split
 from tunesmith.data.files.second_header import second_header
 from tunesmith.data.files.splits import TRAIN
-from tunesmith.data.files.text_that_is_rows import refuse_rows_in_text
+from tunesmith.data.files.text_that_is_rows import refuse_rows_in_text, with_marked_turns
 from tunesmith.data.finding import rows_in_words
 from tunesmith.data.survey import Survey, survey_rows
 from tunesmith.errors import ModelError, RecipeError
@@ -142,6 +142,7 @@ def starter_recipe(
     """
     _check_method(method)
     source = _source(data, overrides, format=format, columns=dict(columns or {}), instruction=instruction)
+    source = with_marked_turns(source)
     refuse_rows_in_text(source)
     share = 0.0 if own_eval_split(source) is None else None
     preferred = preferred_objective(source)

@@ -99,6 +99,11 @@ def is_label_name(name: str) -> bool:
     return any(_plain(name) in answers.split() for kind, _, answers in PAIRS if kind == "a text and its label")
 
 
+def pair_names(kind: str) -> tuple[str, str]:
+    """The names of what is asked and of what answers it, for a kind of pairs; each is a text of words."""
+    return next((questions, answers) for each, questions, answers in PAIRS if each == kind)
+
+
 def known_names(names: Sequence[str]) -> list[str]:
     """Those of the names that are known for a question or an answer."""
     known = {word for _, questions, answers in PAIRS for word in (*questions.split(), *answers.split())}
@@ -201,5 +206,10 @@ def _is_label(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 def _short(value: object) -> str:
     value = label_text(value, "") if is_label(value) and abs(value) < 1e15 else value
-    text = " ".join(str("" if value is None or value is MISSING else value).split())
+    return short(str("" if value is None or value is MISSING else value))
+
+
+def short(text: str) -> str:
+    """The beginning of a text on one line, with a mark where it is cut."""
+    text = " ".join(text.split())
     return printable(text if len(text) <= SAMPLE_CHARACTERS else text[: SAMPLE_CHARACTERS - 3] + "...")

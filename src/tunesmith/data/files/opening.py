@@ -46,6 +46,7 @@ from tunesmith.data.files.json_layouts import (
     viewer_rows,
 )
 from tunesmith.data.files.json_rows import ENDS, array_rows, not_numbers
+from tunesmith.data.files.marked_turns import CONVERSATIONS, INPUTS, PAIRS, Marks, find_marks, turns_format
 from tunesmith.data.files.quoting import fits
 from tunesmith.data.files.rows import BLOCK_BYTES, ready_rows
 from tunesmith.data.files.sheets import SHEETS, find_sheet, sheet_blocks
@@ -197,6 +198,14 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
         without = " without scripts, styles and navigation" if suffix in HTML else ""
         return Opening(kind, encoding.name, (f"{cut}{without}", *said))
     usual = TABLES.get(suffix)
+    marks = _marks(file, name, encoding.name, source) if suffix == TEXT else None
+    if marks is not None and source.format != "auto":
+        return Opening(turns_format(marks, source.format), encoding.name, (_taken(marks, source.format), *said))
+    if marks is not None:
+        said += (
+            f"lines begin with {marks.question}: and {marks.answer}:, and each is raw text (data.format: {PAIRS} reads "
+            "questions and answers)",
+        )
     is_text = usual is None and not (suffix == TEXT and (source.delimiter or encoding.name == "utf-16"))
     text, whole = _beginning(file, encoding.name, name)
     if is_text and (suffix != TEXT or source.sample_by != "auto" or not is_anki(text)):
@@ -219,6 +228,22 @@ def find_opening(file: Open, name: str, source: SourceSettings) -> Opening:
 def _named(source: SourceSettings) -> tuple[str, ...]:
     """The columns that the user names."""
     return tuple(part for column in source.columns.values() for part in names_in(column, ()))
+
+
+def _marks(file: Open, name: str, encoding: str, source: SourceSettings) -> Marks | None:
+    """The marks before questions and answers, where they may be what is asked for."""
+    plain = source.delimiter is None and source.sample_by == "auto" and not source.columns
+    inputs = source.format == INPUTS and source.instruction is not None
+    if not plain or not (inputs or source.format in ("auto", PAIRS, CONVERSATIONS)):
+        return None
+    return find_marks(_beginning(file, encoding, name)[0])
+
+
+def _taken(marks: Marks, shape: str) -> str:
+    if shape == CONVERSATIONS:
+        return f"{marks.question}: and {marks.answer}: begin turns; a blank line before {marks.question}: ends a row"
+    begin = f"{marks.question}: and {marks.answer}: begin questions and answers"
+    return f"{begin}, such as {marks.shown} (data.format: text reads raw text)"
 
 
 def _text(file: Open, name: str, encoding: str, source: SourceSettings, kind: Format, said: tuple[str, ...]) -> Opening:
