@@ -58,8 +58,20 @@ class _Open:
     events: int = 0
 
 
-def refuse_bombs(text: str) -> None:
+def plain_yaml(version: tuple[int, int] | None = None) -> YAML:
+    """A reader of plain values, of a version of YAML: by default of 1.2."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.version = version
+    return yaml
+
+
+def refuse_bombs(text: str, *, version: tuple[int, int] | None = None, own_tags: bool = False) -> None:
     """Looks for what no recipe needs.
+
+    Args:
+        text: of YAML.
+        version: of YAML, by which the text is read later.
+        own_tags: whether tags that are not YAML's own are left for somebody else to judge.
 
     Raises:
         YamlRefused: there is something.
@@ -71,7 +83,7 @@ def refuse_bombs(text: str) -> None:
         )
     sizes: dict[str, int] = {}
     inside: list[_Open] = [_Open(None, mapping=False)]
-    for event in YAML(typ="safe", pure=True).parse(text):
+    for event in plain_yaml(version).parse(text):
         if isinstance(event, DocumentStartEvent):
             sizes.clear()
         elif isinstance(event, CollectionEndEvent):
@@ -80,10 +92,10 @@ def refuse_bombs(text: str) -> None:
                 sizes[done.anchor] = done.values
             _add(inside[-1], done.values, event.start_mark)
         elif isinstance(event, NodeEvent):
-            _look_at_node(event, inside, sizes)
+            _look_at_node(event, inside, sizes, own_tags=own_tags)
 
 
-def _look_at_node(event: NodeEvent, inside: list[_Open], sizes: dict[str, int]) -> None:
+def _look_at_node(event: NodeEvent, inside: list[_Open], sizes: dict[str, int], *, own_tags: bool) -> None:
     line = _line(event.start_mark)
     is_key = inside[-1].mapping and inside[-1].events % 2 == 0
     inside[-1].events += 1
@@ -94,6 +106,8 @@ def _look_at_node(event: NodeEvent, inside: list[_Open], sizes: dict[str, int]) 
         return
     assert isinstance(event, (ScalarEvent, CollectionStartEvent))
     tag = None if event.ctag is None else str(event.ctag)
+    if tag is not None and own_tags and tag not in _TAGGED:
+        tag = None
     if tag is not None and tag not in _TAGGED:
         raise YamlRefused(f"The tag {tag[:80]} is not read", line, "Leave the tag out: a recipe has plain values only.")
     if tag is not None and isinstance(event, ScalarEvent) and not re.fullmatch(_TAGGED[tag], event.value, re.DOTALL):

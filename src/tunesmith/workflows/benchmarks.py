@@ -7,7 +7,7 @@ import importlib.metadata
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from tunesmith.deploy.tuned import Tuned, load
 from tunesmith.errors import DataError, RecipeError, pip_install
 from tunesmith.evaluation.benchmarks.progress import only_our_progress
 from tunesmith.evaluation.benchmarks.scoring import compared, values
-from tunesmith.evaluation.benchmarks.task_files import UNREADABLE, code_named
+from tunesmith.evaluation.benchmarks.task_files import TaskFiles, read_task_files
 from tunesmith.evaluation.compare import Level
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.paths import local
@@ -81,11 +81,12 @@ def benchmark(
     listener = heard_by(listener, progress)
     folder = _folder(include_path)
     needs_harness()
+    files = None if folder is None or allow_functions else _checked_files(folder)
     with only_our_progress(listener):
-        names = _known_tasks(tasks, folder, allow_functions=allow_functions)
+        names = _known_tasks(tasks, folder, files)
         listener.say(f"reading tasks: {', '.join(names)}")
         with _guarded(allow_functions=allow_functions):
-            loaded = _loaded(names, folder)
+            loaded = _loaded(names, folder, files)
     tuned = load(
         target,
         listener=listener,
@@ -152,14 +153,9 @@ def _folder(include_path: str | Path | None) -> Path | None:
     return folder.resolve()
 
 
-def _known_tasks(tasks: Sequence[str], folder: Path | None, *, allow_functions: bool) -> list[str]:
-    """The names, each known to the harness. Raises RecipeError for one that is not, and for files that run code."""
-    from lm_eval.api import metrics, registry  # pyright: ignore[reportMissingImports]
-
-    assert metrics is not None  # its import fills the registry
-    if folder is not None and not allow_functions:
-        _refuse_code(folder, set(registry.METRIC_REGISTRY))
-    known = _manager(tasks, folder).all_tasks
+def _known_tasks(tasks: Sequence[str], folder: Path | None, files: TaskFiles | None) -> list[str]:
+    """The names, each known to the harness. Raises RecipeError for one that is not."""
+    known = [name for name in _manager(tasks, folder, files).task_index if isinstance(name, str)]
     unknown = [name for name in tasks if name not in known]
     if unknown or not tasks:
         name = unknown[0] if unknown else ""
@@ -175,47 +171,72 @@ def _known_tasks(tasks: Sequence[str], folder: Path | None, *, allow_functions: 
     return list(dict.fromkeys(tasks))
 
 
-def _refuse_code(folder: Path, metrics: set[str]) -> None:
-    """Raises RecipeError if files of tasks would run code of their own, or cannot be read."""
-    named = code_named(folder, metrics)
-    if not named:
-        return
-    unreadable = [path for path, what in named if what == UNREADABLE]
-    if len(unreadable) == len(named):
+def _checked_files(folder: Path) -> TaskFiles:
+    """The values in the files of tasks. Raises RecipeError if they would run code, or cannot be read."""
+    from lm_eval.api import metrics, registry  # pyright: ignore[reportMissingImports]
+
+    assert metrics is not None  # its import fills the registry
+    files = read_task_files(folder, set(registry.METRIC_REGISTRY))
+    if files.code:
+        lines = [f"{path.name}: {what}" for path, what in files.code[:SHOWN]]
+        more = [f"... and {len(files.code) - SHOWN} more"] if len(files.code) > SHOWN else []
         raise RecipeError(
-            "A file of these tasks cannot be read",
-            where=str(unreadable[0]),
-            why="It is no YAML, or it is not there.",
-            remedy="Correct it, or move it out of the folder.",
+            "The files of these tasks would run Python code",
+            where=str(files.code[0][0]),
+            why="\n".join([*lines, *more]),
+            remedy="Read that code. If you trust it, add --allow-functions.",
         )
-    lines = [f"{path.name}: {what}" for path, what in named[:SHOWN]]
-    more = [f"... and {len(named) - SHOWN} more"] if len(named) > SHOWN else []
-    raise RecipeError(
-        "The files of these tasks would run Python code",
-        where=str(named[0][0]),
-        why="\n".join([*lines, *more]),
-        remedy="Read that code. If you trust it, add --allow-functions.",
-    )
+    if files.unread:
+        path, why = files.unread[0]
+        raise RecipeError(
+            "A file of these tasks cannot be read as a whole, so it is not known what it would run",
+            where=str(path),
+            why=why,
+            remedy="Correct it, or move it out of the folder. If you trust all files of the folder and the code that "
+            "they name, add --allow-functions: then the harness reads them itself.",
+        )
+    return files
 
 
-def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
-    """The harness's index of tasks. Its own files are thousands: they are read only for names that the folder lacks."""
+def _manager(tasks: Sequence[str], folder: Path | None, files: TaskFiles | None) -> Any:
+    """The harness's index of tasks. Its own files are thousands: they are read only for names that the folder lacks.
+
+    With ``files`` it gets their values, and opens none of them itself.
+    """
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
+    include = None if folder is None or files is not None else str(folder)
+    entries = {} if files is None else _entries(files)
     if folder is not None:
-        own = TaskManager(include_path=str(folder), include_defaults=False)
-        if set(tasks) <= set(own.all_tasks):
+        own = TaskManager(include_path=include, include_defaults=False)
+        own.task_index.update(entries)
+        if set(tasks) <= set(own.task_index):
             return own
-    return TaskManager(include_path=None if folder is None else str(folder))
+    manager = TaskManager(include_path=include)
+    manager.task_index.update(entries)
+    return manager
 
 
-def _loaded(tasks: Sequence[str], folder: Path | None) -> Any:
+def _entries(files: TaskFiles) -> dict[str, Any]:
+    """What the harness would index of these files, with their values in place of their paths."""
+    from lm_eval.tasks._index import TaskIndex  # pyright: ignore[reportMissingImports]
+
+    entries: dict[str, Any] = {}
+    for path, config in files.configs:
+        with suppress(KeyError, TypeError, ValueError):  # neither a task nor a group: the harness leaves it out, too
+            TaskIndex.process_cfg(config, path, entries)
+    for entry in entries.values():
+        entry.yaml_path = None
+    return entries
+
+
+def _loaded(tasks: Sequence[str], folder: Path | None, files: TaskFiles | None) -> Any:
     """The tasks with their data. Raises DataError if they cannot be loaded, RecipeError for one that runs code."""
     state = random.getstate()
     random.seed(FEWSHOT_SEED)  # some tasks shuffle their choices with it
     try:
         with _template_faults():
-            loaded = _manager(tasks, folder).load(list(tasks))
+            loaded = _manager(tasks, folder, files).load(list(tasks))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         # The file of a task is a program of the harness: whatever it raises while it is loaded is a fault of the file,
         # of its data, or of the network.
