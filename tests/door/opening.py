@@ -20,6 +20,7 @@ from tests.door.real_file import RealFile
 
 RECIPE, PREPARED = "r.yaml", "prepared"
 COMMAND = re.compile(r"tunesmith init [^\n`]+")
+RAW = "--format text"  # a way for whoever wants raw text
 MOST_COMMANDS = 2  # that are named one after another: how a file is read, and what its columns are
 APART = frozenset({"text", "preference", "unpaired_preference"})  # the other shapes are conversations alike
 FAST = ("training.num_train_epochs=1", "training.report_to=none", "evaluation.resamples=100")
@@ -140,8 +141,8 @@ def open_file(file: RealFile, path: Path, *, model: Path, home: Path) -> Opened:
         flags = {"--out": RECIPE, "--model": str(model)}
         first = init = tunesmith("init", str(path), *chain(*flags.items()), "--json")
         for _ in range(MOST_COMMANDS):
-            named = COMMAND.search(init.said) if init.code else None
-            if named is None:
+            named = [command for command in COMMAND.findall(init.said) if (RAW in command) <= (file.shape == "text")]
+            if not init.code or not named:
                 break
             argv = shlex.split(named[0].rstrip(". "))[1:]
             missing = {flag: value for flag, value in flags.items() if flag not in argv}
