@@ -15,7 +15,7 @@ def scored(truth: str, right: bool) -> dict[str, Any]:
 
 def test_the_first_rows_are_shown_with_base_tuned_and_truth() -> None:
     lines = side_by_side([sample(number, base="no\nidea") for number in range(1, 9)])
-    assert lines[0] == "3 held-out rows, with the answers of the base and the tuned model:"
+    assert lines[0] == "3 judged rows, with the answers of the base and the tuned model:"
     assert lines[1:6] == [
         "  a.jsonl:1",
         "    prompt ask 1",

@@ -14,11 +14,11 @@ OF_LABELS = ("accuracy", "exact_match")  # metrics that are 1 where an answer is
 
 
 def side_by_side(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The first few held-out rows with their answers: last turn of the prompt, base, tuned and truth."""
+    """The first few judged rows with their answers: last turn of the prompt, base, tuned and truth."""
     shown = samples[:SHOWN]
     if not shown:
         return []
-    rows = f"{len(shown)} held-out row{'s' * (len(shown) > 1)}"
+    rows = f"{len(shown)} judged row{'s' * (len(shown) > 1)}"
     who = "of the base and the tuned model" if "base" in shown[0] else "of the model"
     lines = [f"{rows}, with the answers {who}:"]
     for sample in shown:
