@@ -363,10 +363,10 @@ def test_lines_are_appended_and_a_last_one_that_was_cut_off_is_left_out(tmp_path
 def test_a_line_goes_after_the_last_whole_one(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for rest in ('{"step": 1}\n', '{"step": 1}\n{"st', '{"st', "", '{"step": 1}\n{"step": 2}'):
-        (tmp_path / "lines.jsonl").write_text(rest)
-        run.append("lines.jsonl", {"step": 7})
+        (tmp_path / "metrics.jsonl").write_text(rest)
+        run.append("metrics.jsonl", {"step": 7})
         kept = [{"step": 1}] if rest.startswith('{"step": 1}') else []
-        assert run.read_lines("lines.jsonl") == [*kept, {"step": 7}], rest
+        assert run.read_lines("metrics.jsonl") == [*kept, {"step": 7}], rest
 
 
 def test_a_damaged_line_is_told_with_its_file(tmp_path: Path) -> None:

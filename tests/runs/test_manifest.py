@@ -222,3 +222,68 @@ def test_a_large_file_is_hashed_once_in_a_process_while_it_stays_the_same(
     file.write_bytes(b"two")
     os.utime(file, (2, 2))
     assert sha256_of(file) == real(file)
+
+
+def test_a_damaged_manifest_is_never_written_anew(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    whole = (run.folder / MANIFEST).read_bytes()
+    for what, content in damages(whole):
+        if content is None:
+            continue
+        spoil(run.folder / MANIFEST, content)
+        run.append("evaluations.jsonl", {"a": 1})
+        assert list(run.seal("evaluations.jsonl")) == [MANIFEST], what
+        run.write_lines("evaluation_samples.jsonl", [{"a": 1}])
+        run.set_status("finished", step=2)
+        run.settle()
+        assert (run.folder / MANIFEST).read_bytes() == content, what
+        assert "so no file of the run can be verified" in run.notes()[0]
+    spoil(run.folder / MANIFEST, whole)  # a good copy, as the note says
+    run.set_status("finished")
+    assert changes(run.folder) == {}
+    assert run.unverified() == ["evaluation_samples.jsonl", "evaluations.jsonl"]
+
+
+def test_a_manifest_that_was_begun_after_the_run_says_what_it_does_not_list(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    assert run.unverified() == []
+    (run.folder / MANIFEST).unlink()
+    run.append("evaluations.jsonl", {"a": 1})
+    run.seal("evaluations.jsonl")
+    names = ["recipe.yaml", "metrics.jsonl", "verdict.json", "status.json"]
+    assert run.unverified() == names
+    assert run.notes() == [f"{run.folder / MANIFEST} does not list {', '.join(names)}: they cannot be verified"]
+
+
+@pytest.mark.parametrize("name", manifest.GROWING)
+def test_a_line_that_changed_is_not_sealed_over(tmp_path: Path, name: str) -> None:
+    run = a_run(tmp_path / "run")
+    run.append(name, {"loss": 5.7})
+    assert run.seal(name) == {}
+    whole = (run.folder / name).read_bytes()
+    for what, content in damages(whole):
+        if content is not None:
+            spoil(run.folder / name, content)
+            run.append(name, {"loss": 1.0})
+            assert list(run.seal(name)) == [name], what
+            assert list(changes(run.folder)) == [name], what
+    spoil(run.folder / name, whole)
+    run.append(name, {"loss": 1.0})
+    assert run.seal(name) == {}
+    assert changes(run.folder) == {}
+
+
+@pytest.mark.parametrize("name", manifest.GROWING)
+def test_a_kill_between_a_line_and_its_seal_is_no_damage(tmp_path: Path, name: str) -> None:
+    run = a_run(tmp_path / "run")
+    run.append(name, {"a": 1})
+    run.seal(name)
+    code = (
+        "import os, signal, sys\nfrom tunesmith.runs.folder import Run\nrun = Run(sys.argv[1])\n"
+        "run.append(sys.argv[2], {'a': 2})\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(run.folder), name]).returncode == -9
+    assert (changes(run.folder), run.notes()) == ({}, [])
+    assert run.read_lines(name)[-2:] == [{"a": 1}, {"a": 2}]
+    assert run.seal(name) == {}
+    assert changes(run.folder) == {}

@@ -24,7 +24,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -42,11 +42,26 @@ from tunesmith.runs.manifest import (
     read_checked,
     seal,
     settle,
+    unlisted,
 )
 from tunesmith.runs.plain_files import FOLDERS, refuse_links
-from tunesmith.runs.run_files import CARD, DATABASE, LOCK, OF_LOCK, RECIPE, REPORT, STATUS, WRITTEN_WHOLE
+from tunesmith.runs.run_files import (
+    ANSWERS,
+    COMPARISONS,
+    DATABASE,
+    HALF_WRITTEN,
+    KEEPING,
+    LATER,
+    LOCK,
+    OF_LOCK,
+    PROBE,
+    RECIPE,
+    STATUS,
+    WRITTEN_WHOLE,
+)
 from tunesmith.runs.whole_files import is_half_written, part_from_others, remove_half_written, why_not, write_whole
 
+_KEEPING_TRIES = 80  # of a quarter of a second each (see ``locks``)
 State = Literal["starting", "running", "finished", "failed", "stopped"]
 _FACTS: dict[str, type | tuple[type, ...]] = {  # of status.json, where they are known
     "status": str, "updated": str, "asked": dict, "started_in": str, "step": int, "total_steps": int,
@@ -141,7 +156,8 @@ class Run:
                     held.enter_context(locked(lock))
                 except BlockingIOError:
                     raise self._held() from None
-                remove_half_written(self.folder, (*WRITTEN_WHOLE, REPORT, CARD))
+                with self.keeping() if (self.folder / KEEPING).exists() else nullcontext():
+                    remove_half_written(self.folder, HALF_WRITTEN)
                 for name in DATABASE:
                     part_from_others(self.folder / name)
             try:
@@ -153,6 +169,22 @@ class Run:
                             lock.unlink()  # while it is held: whoever waits for it looks whether it is still there
                             self.folder.rmdir()
                 raise
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside, no other process adds a result to this run. A training does not hold it, and goes on beside it.
+
+        Raises OSError if the folder takes no files, or another process has held it for too long.
+        """
+        with ExitStack() as held:
+            for left in reversed(range(_KEEPING_TRIES)):
+                try:
+                    held.enter_context(locked(self.folder / KEEPING))
+                    break
+                except BlockingIOError:
+                    if not left:
+                        raise
+            yield
 
     def _held(self) -> RunError:
         lock, ended = self.folder / LOCK, stand_in(self.folder / LOCK)
@@ -200,9 +232,12 @@ class Run:
         expect(self.folder, name, content)
         write_whole(self.folder / name, content)
 
-    def seal(self, *names: str) -> None:
-        """Notes the sha256 of files that lines are added to. Lines that are added later count from the next seal on."""
-        seal(self.folder, *names)
+    def seal(self, *names: str) -> dict[str, str]:
+        """Notes the sha256 of files that lines are added to. Lines that are added later count from the next seal on.
+
+        Returns the files of which it is not noted, because their earlier lines have changed, or the manifest has.
+        """
+        return seal(self.folder, *names)
 
     def settle(self) -> None:
         """Call it after the last file that a command writes: from then on its former content is damage."""
@@ -224,25 +259,44 @@ class Run:
     def damaged(self, name: str, why: str, *, own: bool = False) -> RunError:
         """That a file of this run cannot be used, and what to do about it. ``own``: the user may have changed it."""
         changed = f" If you changed it yourself, remove {self.folder / MANIFEST}: the files are then used as they are."
+        other = (
+            f"start over with {self.way_to_start_over(lacks=name)}. Checkpoints are not affected: copy this folder "
+            "first to keep them."
+        )
+        if name in (*LATER, ANSWERS, PROBE):
+            command = "compare" if name == COMPARISONS else "eval"
+            other = f"remove it: the next `tunesmith {command}` makes it anew. The training and its verdict are whole."
         return RunError(
             f"{name} is damaged",
             where=str(self.folder / name),
             why=why,
-            remedy=f"Put a good copy of {name} back, or start over with {self.way_to_start_over(lacks=name)}. "
-            "Checkpoints are not affected: copy this folder first to keep them." + (changed if own else ""),
+            remedy=f"Put a good copy of {name} back, or {other}{changed if own else ''}",
         )
+
+    def unverified(self) -> list[str]:
+        """Files of the run that its manifest does not list, because it was begun after them. They are not compared."""
+        found = unlisted(self.folder, (*(name for name in WRITTEN_WHOLE if name != MANIFEST), *LATER))
+        return found if any(name not in GROWING for name in found) else []
 
     def notes(self, *, besides: Collection[str] = ()) -> list[str]:
         """Files that are not as the run wrote them, in one sentence, if there are any; or that this is not known."""
         if not has_manifest(self.folder):
             return [f"{self.folder} has no {MANIFEST}, as runs of earlier versions: its files cannot be verified"]
         found = {name: why for name, why in changes(self.folder).items() if name not in besides}
-        if not found:
-            return []
-        return [
-            f"{self.folder} has files that are not as the run wrote them: {in_words(found)}. If the change is yours, "
-            f"remove {self.folder / MANIFEST}"
-        ]
+        notes = []
+        if MANIFEST in found:
+            notes = [
+                f"{self.folder / MANIFEST} {found.pop(MANIFEST)}, so no file of the run can be verified. Put a good "
+                "copy of it back, or remove it: the files are then used as they are"
+            ]
+        if found:
+            notes.append(
+                f"{self.folder} has files that are not as the run wrote them: {in_words(found)}. If the change is "
+                f"yours, remove {self.folder / MANIFEST}"
+            )
+        if names := self.unverified():
+            notes.append(f"{self.folder / MANIFEST} does not list {', '.join(names)}: they cannot be verified")
+        return notes
 
     def notes_on(self, checkpoint: Path) -> list[str]:
         """That a checkpoint of this run cannot be verified, if its run can."""
@@ -275,6 +329,7 @@ class Run:
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Adds one JSON line. An unfinished last line, as a kill or a full disk leaves it, goes first."""
+        assert name in GROWING, "else a kill before the next seal would be damage"
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         refuse_links(self.folder, [name])
         part_from_others(self.folder / name)

@@ -3,6 +3,8 @@
 A folder that is written once, such as a checkpoint, lists all of its files. A run's folder lists its own files as they
 are written. While one is being replaced, its former content counts, too, so a kill at any moment is no damage; a file
 that grows line by line is listed as far as it was sealed.
+
+A damaged manifest is never written anew: that would vouch for files that nobody has compared.
 """
 
 from __future__ import annotations
@@ -15,18 +17,18 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from tunesmith.errors import RunError
 from tunesmith.runs.checkpoint_names import checkpoints_in
-from tunesmith.runs.plain_files import read_plain
+from tunesmith.runs.plain_files import open_plain, read_plain
 from tunesmith.runs.whole_files import write_whole
 
 MANIFEST = "manifest.json"
 _RECIPE, _FINGERPRINT = "recipe.yaml", "fingerprint.json"
-GROWING = ("metrics.jsonl", "samples_during.jsonl", "evaluations.jsonl", "comparisons.jsonl")
+GROWING = ("metrics.jsonl", "samples_during.jsonl", "evaluations.jsonl", "comparisons.jsonl", "benchmarks.jsonl")
 
 _SETTLED_NS = 2 * 10**9  # a file that was written less than this ago could change again within one tick of its clock
 _TRIES = 3  # to read a file and the manifest while another process writes both
@@ -97,7 +99,7 @@ def write_manifest(folder: Path) -> None:
 
 def take_off(folder: Path, name: str) -> None:
     """Removes a file that is no longer needed, and first its entry."""
-    with _alone(folder), suppress(ValueError):  # a damaged manifest stays what it is
+    with _alone(folder), _damaged_stays():
         files, before = _read(folder) if (folder / MANIFEST).is_file() else ({}, {})
         if name in files:
             write_whole(folder / MANIFEST, _render({key: files[key] for key in files if key != name}, before))
@@ -180,25 +182,35 @@ def _way_out(folder: Path, unread: Collection[str]) -> str:
 def expect(folder: Path, name: str, content: bytes) -> None:
     """Notes in a run's manifest what one of its files is about to hold. Call it before the file is written."""
     facts = facts_of(content)
-    with _alone(folder):
+    with _alone(folder), _damaged_stays():
         files, before = _known(folder)
         if files.get(name) == facts and name not in before:
             return
         _update(folder, files, before, {name: facts})
 
 
-def seal(folder: Path, *names: str) -> None:
-    """Lists files that grow as far as they go now, where they exist. Earlier content that changes is damage."""
-    with _alone(folder):
+def seal(folder: Path, *names: str) -> dict[str, str]:
+    """Lists files that grow as far as they go now, where they exist. Earlier content that changes is damage.
+
+    Returns the files of which nothing new is listed, with the reason: the part that was listed before has changed. If
+    the manifest itself is damaged, it is named, and nothing is listed.
+    """
+    refused: dict[str, str] = {}
+    with _alone(folder), _damaged_stays(refused):
         files, before = _known(folder)
         found = {}
         for name in names:
-            if (folder / name).is_file():
-                with (folder / name).open("rb") as file:
-                    os.fsync(file.fileno())
-                    found[name] = facts_of(file.read())
+            with _opened(folder / name) as file:
+                if file is None:
+                    continue
+                os.fsync(file.fileno())
+                if name in files and (why := _difference(folder, name, file, files, before)):
+                    refused[name] = why
+                else:
+                    found[name] = _facts(file)
         if any(files.get(name) != facts for name, facts in found.items()):
             _update(folder, files, before, found)
+    return refused
 
 
 def settle(folder: Path) -> None:
@@ -206,7 +218,7 @@ def settle(folder: Path) -> None:
 
     Call it after the last file that a command writes: each earlier one is settled by the next.
     """
-    with _alone(folder):
+    with _alone(folder), _damaged_stays():
         files, before = _known(folder)
         if before:
             _update(folder, files, before, {})
@@ -216,31 +228,33 @@ def has_other_bytes(folder: Path, name: str) -> bool:
     """Whether a file of a run has other bytes than the run wrote, also where they say the same."""
     try:
         files, before = _read(folder)
-        content = read_plain(folder / name)
+        with open_plain(folder / name) as file:
+            return name in files and not _is_accepted(name, file, files, before)
     except (OSError, ValueError):
         return False
-    return name in files and not any(_agrees(name, facts, content) for facts in _accepted(name, files, before))
 
 
-def change(folder: Path, name: str, content: bytes | None) -> str | None:
-    """In words, how a file of a run differs from what the run wrote; None if it does not or is not listed.
-
-    Args:
-        content: what was read; None: there is no such file.
-    """
+def _change(folder: Path, name: str, file: BinaryIO | None) -> str | None:
+    """In words, how a file of a run differs from what the run wrote; None if it does not or is not listed."""
     try:
         files, before = _read(folder)
     except (OSError, ValueError):
         return None
-    if name not in files or any(_agrees(name, facts, content) for facts in _accepted(name, files, before)):
+    return _difference(folder, name, file, files, before) if name in files else None
+
+
+def _difference(
+    folder: Path, name: str, file: BinaryIO | None, files: Files, before: Mapping[str, Facts | None]
+) -> str | None:
+    if _is_accepted(name, file, files, before):
         return None
-    written = files[name]["bytes"]
-    if content is None:
+    if file is None:
         return "is missing"
     if name == _RECIPE and _says_the_same(folder):
         return None
-    if len(content) != written and (name not in GROWING or len(content) < written):
-        return f"has {len(content):,} bytes, and {written:,} were written"
+    size, written = _size(file), files[name]["bytes"]
+    if size != written and (name not in GROWING or size < written):
+        return f"has {size:,} bytes, and {written:,} were written"
     return "has other content than the run wrote"
 
 
@@ -252,8 +266,23 @@ def changes(folder: Path) -> dict[str, str]:
         files, _ = _read(folder)
     except (OSError, ValueError) as error:
         return {MANIFEST: f"cannot be read ({error})"}
-    found = {name: read_checked(folder, name)[1] for name in files}
-    return {name: why for name, why in found.items() if why is not None}
+    found: dict[str, str] = {}
+    for name in files:
+        with open_checked(folder, name) as (_, why):
+            found |= {} if why is None else {name: why}
+    return found
+
+
+def unlisted(folder: Path, names: Collection[str]) -> list[str]:
+    """Files with these names that are there and that the manifest does not list, so they cannot be verified.
+
+    There are none without a readable manifest: then nothing can be verified.
+    """
+    try:
+        files, _ = _read(folder)
+    except (OSError, ValueError):
+        return []
+    return [name for name in names if name not in files and (folder / name).is_file()]
 
 
 def read_checked(folder: Path, name: str) -> tuple[bytes | None, str | None]:
@@ -261,20 +290,30 @@ def read_checked(folder: Path, name: str) -> tuple[bytes | None, str | None]:
 
     Raises OSError if the file is there and cannot be read.
     """
-    content, why = None, None
-    for _ in range(_TRIES):
-        try:
-            content = read_plain(folder / name)
-        except (FileNotFoundError, NotADirectoryError):
-            content = None
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENXIO):
-                raise
-            return None, "is no plain file"
-        why = change(folder, name, content)
-        if why is None:
-            break
-    return content, why
+    with open_checked(folder, name) as (file, why):
+        return None if file is None else file.read(), why
+
+
+@contextmanager
+def open_checked(folder: Path, name: str) -> Iterator[tuple[BinaryIO | None, str | None]]:
+    """Inside, a run's file to read from, and how it differs from what was written. None: there is no such file.
+
+    Raises OSError if the file is there and cannot be read.
+    """
+    why = None
+    for left in reversed(range(_TRIES)):
+        with ExitStack() as opened:
+            try:
+                file = opened.enter_context(_opened(folder / name))
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENXIO):
+                    raise
+                file, why = None, "is no plain file"
+            else:
+                why = _change(folder, name, file)
+            if why is None or not left or why == "is no plain file":
+                yield file, why
+                return
 
 
 def _says_the_same(folder: Path) -> bool:
@@ -289,33 +328,83 @@ def _accepted(name: str, files: Files, before: Mapping[str, Facts | None]) -> li
     return [files[name], *([before[name]] if name in before else [])]
 
 
-def _agrees(name: str, facts: Facts | None, content: bytes | None) -> bool:
-    if facts is None or content is None:
-        return facts is content
-    begin = content[: facts["bytes"]] if name in GROWING else content
-    return facts_of(begin) == facts
+def _is_accepted(name: str, file: BinaryIO | None, files: Files, before: Mapping[str, Facts | None]) -> bool:
+    return any(_agrees(name, facts, file) for facts in _accepted(name, files, before))
+
+
+def _agrees(name: str, facts: Facts | None, file: BinaryIO | None) -> bool:
+    if facts is None or file is None:
+        return facts is file
+    size = _size(file)
+    if size < facts["bytes"] or (size > facts["bytes"] and name not in GROWING):
+        return False
+    return _facts(file, facts["bytes"]) == facts
+
+
+def _facts(file: BinaryIO, most: int | None = None) -> Facts:
+    """The size and the sha256 of a file, or of its first bytes. It is read in parts, and left at its begin."""
+    found, left = hashlib.sha256(), _size(file) if most is None else most
+    size = left
+    file.seek(0)
+    while left > 0 and (part := file.read(min(left, 2**20))):
+        found.update(part)
+        left -= len(part)
+    file.seek(0)
+    return {"bytes": size - left, "sha256": found.hexdigest()}
+
+
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO | None]:
+    """Inside, a file to read from; None if it is not there."""
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(open_plain(path))
+        except (FileNotFoundError, NotADirectoryError):
+            file = None
+        yield file
 
 
 def _update(folder: Path, files: Files, before: Mapping[str, Facts | None], new: Files) -> None:
     """Writes the manifest anew. A file that is as listed by now has its former content no more."""
     pending = {}
     for name, facts in before.items():
-        with suppress(OSError):
-            if _agrees(name, files[name], read_plain(folder / name)):
+        with suppress(OSError), open_plain(folder / name) as file:
+            if _agrees(name, files[name], file):
                 continue
         pending[name] = facts
     for name in new:
         pending.setdefault(name, files.get(name))
-        if name in GROWING and (folder / name).is_file() and _agrees(name, new[name], (folder / name).read_bytes()):
-            del pending[name]
+        if name in GROWING:
+            with _opened(folder / name) as file:
+                if file is not None and _agrees(name, new[name], file):
+                    del pending[name]
     write_whole(folder / MANIFEST, _render({**files, **new}, pending))
 
 
 def _known(folder: Path) -> tuple[Files, dict[str, Facts | None]]:
+    """What the manifest lists; nothing if there is none yet. Raises _Damaged."""
     try:
         return _read(folder)
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return {}, {}
+
+
+class _Damaged(ValueError):
+    """A manifest is not as it was written."""
+
+
+@contextmanager
+def _damaged_stays(found: dict[str, str] | None = None) -> Iterator[None]:
+    """Inside, the manifest is written anew. A damaged one stays as it is, and ``found`` names it."""
+    try:
+        yield
+    except _Damaged as error:
+        if found is not None:
+            found[MANIFEST] = f"cannot be read ({error})"
 
 
 def _render(files: Mapping[str, Any], before: Mapping[str, Any]) -> str:
@@ -328,34 +417,34 @@ def _render(files: Mapping[str, Any], before: Mapping[str, Any]) -> str:
 
 
 def _read(folder: Path) -> tuple[Files, dict[str, Facts | None]]:
-    """A folder's manifest. Raises FileNotFoundError, OSError or ValueError, as ``_parse`` does."""
+    """A folder's manifest. Raises FileNotFoundError, OSError or _Damaged, as ``_parse`` does."""
     file = folder / MANIFEST
     if file.exists() and not file.is_file():
-        raise ValueError("it is no plain file")
+        raise _Damaged("it is no plain file")
     return _parse(read_plain(file))
 
 
 def _parse(text: bytes) -> tuple[Files, dict[str, Facts | None]]:
-    """The files of a manifest, and the former content of those that were being replaced. ValueError: it is damaged."""
+    """The files of a manifest, and the former content of those that were being replaced. Raises _Damaged."""
     try:
         value = json.loads(text.decode())
         files, before = value["files"], value.get("before", {})
         same = _render(files, before).encode() == text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError("it is no whole JSON") from error
+        raise _Damaged("it is no whole JSON") from error
     if not same:
-        raise ValueError("it differs from its own sha256")
+        raise _Damaged("it differs from its own sha256")
     for name, facts in [*files.items(), *((name, facts) for name, facts in before.items() if facts is not None)]:
         if not isinstance(facts, dict) or not isinstance(facts.get("bytes"), int) or "sha256" not in facts:
-            raise ValueError(f"{name!r} has no size and sha256")
+            raise _Damaged(f"{name!r} has no size and sha256")
     if before.keys() - files.keys():
-        raise ValueError("it lists a former file that it does not list now")
+        raise _Damaged("it lists a former file that it does not list now")
     for name in files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{name!r} is outside of the folder")
+            raise _Damaged(f"{name!r} is outside of the folder")
         if str(path) != name or name == "." or not name.isprintable():
-            raise ValueError(f"{name!r} is no plain name of a file")
+            raise _Damaged(f"{name!r} is no plain name of a file")
     return files, before
 
 

@@ -11,14 +11,13 @@ from tunesmith.recipe.paths import local
 from tunesmith.runs.drift import FILE as FINGERPRINT
 from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.folder import Run, find_runs
+from tunesmith.runs.later_results import later_results
 from tunesmith.runs.manifest import MANIFEST, changes, has_manifest, has_other_bytes, in_words
 from tunesmith.runs.notebook import html_table, metrics_html, metrics_text
 from tunesmith.runs.run_files import ANSWERS, RECIPE
 from tunesmith.runs.samples import SAMPLES, is_wrong
-from tunesmith.runs.stored_comparisons import comparison_lines
 from tunesmith.runs.stored_shapes import (
     answer_lines,
-    benchmark_lines,
     evaluation_lines,
     ledger_rows,
     metric_lines,
@@ -139,7 +138,10 @@ def _edits(run: Run) -> list[str]:
 
 
 def details(folder: str | Path) -> Details:
-    """All about the run in a folder. Raises RunError if there is none or its files are damaged."""
+    """All about the run in a folder. A damaged file of later results is named, and the rest is shown.
+
+    Raises RunError if there is none, or a file that its training wrote is damaged.
+    """
     from tunesmith.runs.start_folder import recipe_of
 
     run = Run.open(folder)
@@ -147,7 +149,9 @@ def details(folder: str | Path) -> Details:
     recipe = recipe_of(run)
     training = recipe.training
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.num_train_epochs:g} epochs"
-    changed = allowed_changes(run)
+    changed, later = allowed_changes(run), later_results(run)
+    damaged = {**later.damaged, **changes(run.folder)}
+    unverified = ", ".join(run.unverified()) if has_manifest(run.folder) else f"the run has no {MANIFEST}"
     facts = [
         ("model", recipe.model.path),
         ("method", recipe.method.name),
@@ -156,9 +160,9 @@ def details(folder: str | Path) -> Details:
         ("training", f"{length}, batch size {training.batch_size}, learning rate {recipe.learning_rate:g}"),
         *_counts(run, status),
         *([("changed", "; then ".join(changed))] if changed else []),
-        *([("damaged", in_words(damaged))] if (damaged := changes(run.folder)) else []),
+        *([("damaged", in_words(damaged))] if damaged else []),
         *([("edited", f"{RECIPE}: {'; '.join(edited)}")] if (edited := _edits(run)) else []),
-        *([] if has_manifest(run.folder) else [("not verified", f"the run has no {MANIFEST}")]),
+        *([("not verified", unverified)] if unverified else []),
     ]
     return Details(
         summary=summary(run),
@@ -169,9 +173,9 @@ def details(folder: str | Path) -> Details:
         validation=[(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line],
         checkpoints=run.checkpoints,
         best=status.get("best"),
-        evaluations=evaluation_lines(run),
-        benchmarks=benchmark_lines(run),
-        comparisons=comparison_lines(run),
+        evaluations=later.evaluations,
+        benchmarks=later.benchmarks,
+        comparisons=later.comparisons,
     )
 
 

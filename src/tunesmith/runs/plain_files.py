@@ -11,6 +11,7 @@ import shlex
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tunesmith.errors import RunError
 
@@ -19,12 +20,17 @@ FOLDERS = ("checkpoints", "set_aside", "functions", "start", "tensorboard", "wan
 
 def read_plain(path: Path) -> bytes:
     """The content of a file. Raises OSError for what is no file, such as a pipe, which would never end."""
+    with open_plain(path) as file:
+        return file.read()
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """A file to read from. Raises OSError for what is no file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no plain file", str(path))
-    with open(descriptor, "rb") as file:
-        return file.read()
+    return open(descriptor, "rb")
 
 
 def refuse_links(run: Path, files: Collection[str], folders: Collection[str] = ()) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.runs.folder import Run
-from tunesmith.runs.manifest import changes, damage, in_words
+from tunesmith.runs.manifest import MANIFEST, changes, damage, in_words, read_checked, take_off
 from tunesmith.runs.progress import Listener
 
 RESULTS = ("samples.jsonl", "verdict.json")
@@ -49,22 +49,41 @@ def keep_result(
 
     Returns whether it was kept.
 
+    Two processes add their results one after the other, so the files beside belong to the newest line. What was there
+    before is compared first: a damaged file or manifest is named, and nothing vouches for it.
+
     Args:
         name: of the file of JSON lines.
         found: the line.
         beside: files of JSON lines that belong to the newest result alone, so they are replaced.
     """
+    file, lost = run.folder / name, False
     try:
-        run.append(name, dict(found))
-        run.seal(name)
-        for file, lines in (beside or {}).items():
-            run.write_lines(file, lines)
-        if beside:
-            run.settle()
+        with run.keeping():
+            if lost := not file.exists() and read_checked(run.folder, name)[1] is not None:
+                take_off(run.folder, name)
+            run.append(name, dict(found))
+            refused = run.seal(name)
+            for other, lines in (beside or {}).items():
+                run.write_lines(other, lines)
+            if beside:
+                run.settle()
     except OSError as error:
         listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
         return False
-    listener.say(f"kept in {run.folder / name}; `tunesmith runs show {run.folder}` shows it")
+    listener.say(f"kept in {file}; `tunesmith runs show {run.folder}` shows it")
+    if lost:
+        listener.warn(f"{file} was missing: the results that it held are lost, and this is its first line")
+    if name in refused:
+        listener.warn(
+            f"{file} {refused[name]}: its last line is this result, and no line of it is verified. Put a good copy "
+            f"of the lines before it back; if you changed them yourself, remove {run.folder / MANIFEST}"
+        )
+    if MANIFEST in refused:
+        listener.warn(
+            f"{run.folder / MANIFEST} {refused[MANIFEST]}: the result is kept, and cannot be verified, as all "
+            "files of the run. Put a good copy of that file back, or remove it"
+        )
     return True
 
 

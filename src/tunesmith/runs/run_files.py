@@ -9,7 +9,8 @@ from tunesmith.runs.manifest import MANIFEST
 from tunesmith.runs.whole_files import names_beside
 
 LOCK = ".lock"
-OF_LOCK = (LOCK, stand_in(Path(LOCK)).name)
+KEEPING = ".keeping"  # held while `eval` or `compare` adds its result, also beside a training
+OF_LOCK = tuple(name for lock in (LOCK, KEEPING) for name in (lock, stand_in(Path(lock)).name))
 EVALUATIONS = "evaluations.jsonl"
 BENCHMARKS = "benchmarks.jsonl"  # results of `eval --tasks`
 ANSWERS = "evaluation_samples.jsonl"  # of the newest evaluation
@@ -26,13 +27,17 @@ WRITTEN_WHOLE = (
     "ledger.json", "fingerprint.json", "metrics.jsonl", "samples.jsonl", "samples_during.jsonl", "verdict.json", STATUS,
     ANSWERS, PROBE, MANIFEST,
 )  # fmt: skip
+LATER = (EVALUATIONS, BENCHMARKS, COMPARISONS)
+"""Results that `eval` and `compare` add to a run. The training and its verdict do not depend on them."""
+HALF_WRITTEN = (*WRITTEN_WHOLE, *LATER, REPORT, CARD, *DATABASE)
+"""Files that a killed process may leave under another name: written anew, or copied to part them from hard links."""
 _MORE = ("reference.npz", "start")  # written whole, too, though not by this name alone
 _STEPS = tuple(f"step-{'[0-9]' * digits}" for digits in (6, 7))
 OWN = (
-    *OF_LOCK, EVALUATIONS, BENCHMARKS, COMPARISONS, "tensorboard", "wandb", "mlflow", "mlflow.db*", SET_ASIDE,
+    *OF_LOCK, *LATER, "tensorboard", "wandb", "mlflow", "mlflow.db*", SET_ASIDE,
     f"{FUNCTIONS}/**/*.py",
     *(each for name in (*WRITTEN_WHOLE, *_MORE) for each in (name, *names_beside(name))),
-    *(each for name in (REPORT, CARD) for each in names_beside(name)),
+    *(each for name in (*LATER, REPORT, CARD, *DATABASE) for each in names_beside(name)),
     f"checkpoints/{MANIFEST}", *(f"checkpoints/{each}" for step in _STEPS for each in (step, *names_beside(step))),
 )  # fmt: skip
 """Patterns of what a run writes into its folder (see ``outputs.strangers``). Starting over removes it."""

@@ -192,6 +192,12 @@ def test_what_cannot_be_shown_is_one_message(tmp_path: Path) -> None:
         run_facts(run)
 
 
+def test_damaged_later_results_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    page = page_of(tmp_path / "run", evaluations=[{"time": 3}])
+    assert "Damaged: evaluations.jsonl is not shown (It lacks time or target)" in shown(page)
+    assert re.findall(r'<h2 id="(\w+)">', page) == [name for name in EVERYTHING if name != "evaluations"]
+
+
 def test_differences_are_marked_by_ins_and_del(page: str) -> None:
     marked = Parsed(page).marked
     assert marked["del"].count("base") == 4 and marked["ins"].count("tuned") == 4

@@ -8,6 +8,7 @@ from tunesmith.deploy.report.run_facts import RunFacts
 from tunesmith.deploy.report.sections import SECTIONS, glance
 from tunesmith.evaluation.headline import headline
 from tunesmith.evaluation.wording import sentence
+from tunesmith.runs.manifest import in_words
 from tunesmith.runs.pages.rendering import page_template
 from tunesmith.safe_text import visible
 
@@ -30,6 +31,7 @@ def run_report(facts: RunFacts) -> str:
         headline=headline(facts.verdict, facts.summary.status),
         said=None if verdict is None else sentence(verdict),
         error=facts.status.get("error"),
+        damaged=in_words(facts.damaged),
         glance=glance(facts),
         sections={key: {"title": title, "content": content} for key, (title, content) in found.items() if content},
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run
+from tunesmith.runs.later_results import later_results
 from tunesmith.runs.overview import Summary, summary
 from tunesmith.runs.plain_files import read_plain
 from tunesmith.runs.samples import SAMPLES
@@ -16,8 +17,6 @@ from tunesmith.runs.start_folder import recipe_of
 from tunesmith.runs.stored_facts import environment_of, languages_of, ledger_of, sources_of
 from tunesmith.runs.stored_shapes import (
     answer_lines,
-    benchmark_lines,
-    evaluation_lines,
     metric_lines,
     status_of,
     verdict_of,
@@ -27,7 +26,10 @@ from tunesmith.safe_text import without_secrets
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """A run as its folder tells it. ``metrics`` are the lines of metrics.jsonl, ``samples`` those of samples.jsonl."""
+    """A run as its folder tells it. ``metrics`` are the lines of metrics.jsonl, ``samples`` those of samples.jsonl.
+
+    ``damaged`` names files of later results that cannot be shown.
+    """
 
     run: Run
     summary: Summary
@@ -43,6 +45,7 @@ class RunFacts:
     languages: list[str]
     sources: list[dict[str, Any]]
     environment: dict[str, Any] | None
+    damaged: dict[str, str]
 
     @property
     def judged(self) -> dict[str, Any] | None:
@@ -58,8 +61,8 @@ class RunFacts:
 
 
 def run_facts(run: Run) -> RunFacts:
-    """Reads them. Raises RunError if there is no run, or a file of it cannot be shown."""
-    recipe = recipe_of(run)
+    """Reads them. Raises RunError if there is no run, or a file of it that its training wrote cannot be shown."""
+    recipe, later = recipe_of(run), later_results(run)
     text = read_plain(run.folder / "recipe.yaml").decode(errors="replace")
     return RunFacts(
         run=run,
@@ -70,10 +73,11 @@ def run_facts(run: Run) -> RunFacts:
         verdict=verdict_of(run),
         metrics=metric_lines(run),
         samples=answer_lines(run, SAMPLES),
-        evaluations=evaluation_lines(run),
-        benchmarks=benchmark_lines(run),
+        evaluations=later.evaluations,
+        benchmarks=later.benchmarks,
         ledger=ledger_of(run),
         languages=languages_of(run),
         sources=sources_of(run),
         environment=environment_of(run),
+        damaged=later.damaged,
     )
