@@ -19,6 +19,7 @@ from tunesmith.cli.options import (
     Overwrite,
     ReadingKeys,
     TrustRemoteCode,
+    in_flags,
     parse_columns,
     remedies_in_flags,
     written_columns,
@@ -122,7 +123,7 @@ def init(
             accept = yes or (not as_json and _confirmed(error.proposal, terminal))
             if not accept:
                 whole = again(*error.proposal.keys, columns=written_columns(error.proposal.columns))
-                raise _refusal(error, error.proposal, whole) from None
+                raise _refusal(error, error.proposal, whole, again()) from None
             starter = start(dict(error.proposal.columns), error.proposal.keys)
             terminal.write(f"Columns: {error.proposal.reason}.")
             for sample in error.proposal.samples if yes else ():
@@ -161,13 +162,14 @@ def _confirmed(proposal: Proposal, terminal: Terminal) -> bool:
     return typer.confirm("Train the model to answer the first with the second?", err=True)
 
 
-def _refusal(error: ColumnsUnclear, proposal: Proposal, command: str) -> DataError:
-    """The error with the proposal, and the command that accepts it."""
+def _refusal(error: ColumnsUnclear, proposal: Proposal, command: str, given: str) -> DataError:
+    """The error with the proposal, the command that accepts it, and what to do with the given one otherwise."""
+    otherwise = in_flags(DataError(error.what, remedy=proposal.otherwise or error.remedy), given).remedy
     return DataError(
         error.what,
         where=error.where,
         why="\n".join([f"{proposal.reason}:", *(f"  {sample}" for sample in proposal.samples)]),
-        remedy=f"if that is right, run `{command}` or add --yes; otherwise {error.remedy}",
+        remedy=f"if that is right, run `{command}` or add --yes; otherwise {otherwise}",
     )
 
 

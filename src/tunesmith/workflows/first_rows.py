@@ -210,7 +210,8 @@ def evaluation_of(scan: Scan, texts: Texts) -> Evaluation:
         return Evaluation(("json_exact", "json_field_f1", "json_valid"), reason, new_tokens)
     labels, longest = different_labels(scan), int(scan.answer_characters.max())
     if labels is not None:
-        reason = f"the answers are labels: {labels:,} different ones, of at most {longest} characters"
+        ones = "one" if labels == 1 else f"{labels:,} different ones"
+        reason = f"the answers are labels: {ones}, of at most {longest} character{'s' if longest > 1 else ''}"
         if labels > MOST_LABELS:
             return Evaluation(("exact_match",), reason, new_tokens)
         if find_spec("sklearn") is None:

@@ -58,11 +58,7 @@ def _key(name: str, value: str) -> str:
 def _translated(error: TunesmithError, *, of_rows: bool, reading: str, stored: Mapping[Path, str]) -> TunesmithError:
     where, why, remedy = error.where, error.why, error.remedy
     if remedy and of_rows:
-        remedy = _COLUMNS.sub(lambda found: f"columns={_mapping(found[1])}", remedy)
-        remedy = _READING.sub(lambda found: f"{reading}=[{_setting(found[1], found[2], reading)}]", remedy)
-        remedy = re.sub(r"data\.format: (\w+)", r'format="\1"', remedy)
-        remedy = remedy.replace("one data.instruction for", "one instruction=... for")
-        remedy = re.sub(r"data\.(format|instruction)\b", r"\1", remedy)
+        remedy = _in_arguments(remedy, reading)
     if remedy and "in Python" not in remedy:
         remedy = _COMMAND.sub(lambda found: f"`tunesmith.train({_argument(found[1])}, {found[2]}=True)`", remedy)
         remedy = _ALLOW.sub(lambda found: f"allow_changes={json.dumps(found[1].split(','))}", remedy)
@@ -74,13 +70,23 @@ def _translated(error: TunesmithError, *, of_rows: bool, reading: str, stored: M
         settings = [key.removeprefix("data.").partition("=") for key in proposal.keys]
         keys = "".join(f" and {reading}=[{_setting(name, value, reading)}]" for name, _, value in settings)
         why = "\n".join([f"{proposal.reason}:", *(f"  {sample}" for sample in proposal.samples)])
-        remedy = f"if that is right, set {given}{keys}; otherwise {remedy}"
+        otherwise = _in_arguments(proposal.otherwise, reading) if proposal.otherwise else remedy
+        remedy = f"if that is right, set {given}{keys}; otherwise {otherwise}"
     for file, name in stored.items():
         where, why, remedy = (part and _named(part, file, name) for part in (where, why, remedy))
     if (where, why, remedy) == (error.where, error.why, error.remedy):
         return error
     kind = DataError if isinstance(error, ColumnsUnclear) else type(error)
     return kind(error.what, where=where, why=why, remedy=remedy)
+
+
+def _in_arguments(remedy: str, reading: str) -> str:
+    """The remedy with arguments of a function in place of keys of a recipe."""
+    remedy = _COLUMNS.sub(lambda found: f"columns={_mapping(found[1])}", remedy)
+    remedy = _READING.sub(lambda found: f"{reading}=[{_setting(found[1], found[2], reading)}]", remedy)
+    remedy = re.sub(r"data\.format: (\w+)", r'format="\1"', remedy)
+    remedy = remedy.replace("one data.instruction for", "one instruction=... for")
+    return re.sub(r"data\.(format|instruction)\b", r"\1", remedy)
 
 
 def _named(text: str, file: Path, name: str) -> str:

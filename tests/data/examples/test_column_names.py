@@ -76,3 +76,27 @@ def test_what_an_instruction_is_about_is_proposed_as_its_input() -> None:
         columns = {"instruction": "instruction", "input": "context", "output": "response"}
         assert caught.value.proposal.columns == columns
         assert detect_shape(known, columns=columns)[0] == "alpaca"
+
+
+@pytest.mark.parametrize(
+    ("names", "prompt"),
+    [
+        ("ABCD", "{question}\nA. {A}\nB. {B}\nC. {C}\nD. {D}"),
+        (("option1", "option2"), "{question}\n1. {option1}\n2. {option2}"),
+        (("choice_b", "choice_a"), "{question}\nA. {choice_a}\nB. {choice_b}"),
+        (("options",), "{question}\n{options}"),
+        (("B", "C"), "question"),
+        (("option1", "optionB"), "question"),
+    ],
+)
+def test_choices_belong_into_the_prompt(names: tuple[str, ...], prompt: str) -> None:
+    rows = [{"question": f"What is {n}?", **dict.fromkeys(names, f"It is {n}."), "answer": "A"} for n in range(3)]
+    proposal = propose_columns(rows, ("prompt", "completion"))
+    assert proposal is not None
+    assert proposal.columns == {"prompt": prompt, "completion": "answer"}
+
+
+def test_letters_name_a_question_and_its_answer_unless_they_are_choices() -> None:
+    found = propose_columns([{"q": "Where?", "a": "Here.", "id": "1"}], ("prompt", "completion"))
+    assert found is not None and found.columns == {"prompt": "q", "completion": "a"}
+    assert propose_columns([{"q": "Where?", "a": "Here.", "b": "There."}], ("prompt", "completion")) is None

@@ -228,12 +228,50 @@ def test_names_that_are_known_are_no_row_where_values_are_the_same(tmp_path: Pat
 
 
 def test_three_columns_without_names_are_shown_and_none_is_proposed(tmp_path: Path):
+    rows = "Where is it?,Wo ist es?,Où est-ce?\nWhen is it?,Wann ist es?,Quand est-ce?\n"
     with pytest.raises(ColumnsUnclear, match=r"set data\.header: false"):
-        opened(tmp_path / "t.csv", "1,Where?,Here.\n2,When?,Now.\n")
+        opened(tmp_path / "t.csv", rows)
     with pytest.raises(ColumnsUnclear) as caught:
-        opened(tmp_path / "t.csv", "1,Where?,Here.\n2,When?,Now.\n", header=False)
+        opened(tmp_path / "t.csv", rows, header=False)
     assert caught.value.proposal is None
-    assert "column2: 'Where?'" in str(caught.value.why)
+    assert "column2: 'Wo ist es?'" in str(caught.value.why)
+    assert "{prompt: <column>, completion: <column>}" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("third", "left_out"),
+    [
+        ("CC-BY 2.0 (France) Attribution: tatoeba.org #{n} (CK) & #9{n} (sacredceltic)", True),
+        ("https://example.com/{n}", True),
+        ("SUP-{n}", True),
+        ("{n}", True),
+        ("Exported by ann{n}@mail.example at {n}:00", True),
+        ("Das {n}. Mal ist {word} hier im {word}.", False),
+    ],
+)
+def test_an_id_or_a_licence_is_no_answer(tmp_path: Path, third: str, left_out: bool):
+    words = ["Haus", "Garten", "Wald", "Hof", "Zug", "Bad", "Dorf", "Park", "Markt", "Bus"]
+    text = "".join(
+        f"The {word} is here {n}.\t{third.format(n=n, word=word)}\tC'est {word} ici {n}.\n"
+        for n, word in enumerate(words * 6)
+    )
+    with pytest.raises(ColumnsUnclear) as caught:
+        opened(tmp_path / "t.tsv", text)
+    proposal = caught.value.proposal
+    if not left_out:
+        assert proposal is None
+        return
+    assert proposal is not None, caught.value.what
+    assert proposal.columns == {"prompt": "column1", "completion": "column3"}
+    assert "(column2: ids, figures, a licence or one text in all rows)" in proposal.reason
+    assert "{prompt: column3, completion: column1} for the other way round" in proposal.otherwise
+
+
+def test_a_text_of_the_first_row_is_no_name_in_a_command(tmp_path: Path):
+    text = "I bought it here?\tno end\n" + "I sold it there today\tsome other\n" * 5
+    with pytest.raises(ColumnsUnclear) as caught:
+        opened(tmp_path / "t.tsv", text.replace("I bought it here?", "I bought this one yesterday."))
+    assert "prompt: I bought" not in str(caught.value.remedy)
 
 
 def test_names_that_are_no_values_are_not_taken_for_a_row(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from tunesmith.data.examples.message import printable
 from tunesmith.errors import DataError
 
 SAMPLES, SAMPLE_CHARACTERS = 5, 60
+PLACE = "<column>"  # for the name of one
 ANSWERED, LABELLED, TITLED = "a question and its answer", "a text and its label", "a title and what stands under it"
 # Kinds of pairs: what they are, the names of what is given, the names of what is to be written.
 PAIRS: tuple[tuple[str, str, str], ...] = (
@@ -53,6 +55,11 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
         "summary highlights zusammenfassung résumé resumen resumo",
     ),
 )
+LETTERS = ("q a", "f a", "p r", "q r", "d r", "v a", "p o", "в о", "问 答", "問 答")  # of question and answer
+# Columns of a question's choices: A, B, C; option1, option2; choice_a, choice_b.
+CHOICE_WORDS = "option|choice|opt|op|opción|opcion|opção|opcao|alternativa|choix|wahl|auswahl|вариант|选项"
+CHOICE = re.compile(rf"(?:(?:{CHOICE_WORDS})s?[ _-]?(?=.$))?([a-j]|[1-9])")
+ALL_CHOICES = ("choices", "options")
 KEY_AND_VALUE = ("key", "value")  # of an object of texts
 CONTEXTS = frozenset(("context", "input"))
 REPLIES = frozenset(next(answers for kind, _, answers in PAIRS if kind == ANSWERED).split())
@@ -65,13 +72,15 @@ ANNOTATORS_OWN = frozenset(("answer", "score", "label"))
 class Proposal:
     """The two columns that look like a pair, the kind of the pair, and pairs of the first rows.
 
-    ``keys``: what else must be said of how the rows are read, as arguments.
+    ``keys``: what else must be said of how the rows are read, as arguments. ``otherwise``: what to do if the pair is
+    not right; the error's own remedy where that is empty.
     """
 
     columns: Mapping[str, str]
     reason: str
     samples: tuple[str, ...]
     keys: tuple[str, ...] = ()
+    otherwise: str = ""
 
 
 class ColumnsUnclear(DataError):
@@ -132,13 +141,46 @@ def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) 
     if chosen is None and sorted(texts) == sorted(names) == [*KEY_AND_VALUE]:
         chosen = (*KEY_AND_VALUE, "the columns key and value may be questions and their answers")
     if chosen is None:
+        chosen = _letters(counted, texts)
+    if chosen is None:
         return None
     question, answer, reason = chosen
-    return Proposal(
-        {fields[0]: question, fields[1]: answer},
-        reason,
-        samples_of(rows, question, answer),
-    )
+    choices = _choices(rows, [name for name in counted if name not in (question, answer)])
+    if choices and not set("".join([question, *choices])) & set("{}"):
+        listed = [f"{{{name}}}" if len(choices) == 1 else f"{_letter(name)}. {{{name}}}" for name in choices]
+        reason += f", and {', '.join(map(printable, choices))} like its choices"
+        question = "\n".join([f"{{{question}}}", *listed])
+    otherwise = f"say which column is what, such as data.columns: {{{fields[0]}: {PLACE}, {fields[1]}: {PLACE}}}"
+    if fields[0] == "prompt":
+        asked, said = (PLACE if set(name) & set("{}") else printable(name) for name in (question, answer))
+        otherwise += f", or data.columns: {{input: {asked}, output: {said}}} with one data.instruction for all rows"
+    columns = {fields[0]: question, fields[1]: answer}
+    return Proposal(columns, reason, samples_of(rows, question, answer), otherwise=otherwise)
+
+
+def _letters(names: Sequence[str], texts: Sequence[str]) -> tuple[str, str, str] | None:
+    """Question, answer and reason, where the names are letters of these words, and no choices."""
+    known = {_plain(name): name for name in names}
+    for question, answer in map(str.split, LETTERS):
+        if {question, answer} <= known.keys() and "b" not in known and known[question] in texts:
+            pair = known[question], known[answer]
+            return *pair, f"the columns {printable(pair[0])} and {printable(pair[1])} look like {ANSWERED}"
+    return None
+
+
+def _letter(name: str) -> str:
+    return _plain(name)[-1].upper()
+
+
+def _choices(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """The columns of a question's choices, of which there are at least two; or the one that holds all of them."""
+    found = [name for name in names if CHOICE.fullmatch(_plain(name))]
+    stems = {_plain(name)[:-1] for name in found}
+    marks = sorted(map(_letter, found))
+    if len(stems) == 1 and len(found) > 1 and "".join(marks) in ("ABCDEFGHIJ"[: len(found)], "123456789"[: len(found)]):
+        return sorted(found, key=_letter) if stems != {""} or marks[0] == "A" else []
+    whole = [name for name in names if _plain(name) in ALL_CHOICES and not isinstance(value_of(rows[0], name), Mapping)]
+    return whole if len(whole) == 1 else []
 
 
 def with_context(rows: Sequence[Mapping[str, Any]], found: Proposal) -> Proposal:

@@ -6,17 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from tunesmith.data.examples.column_names import ColumnsUnclear, Proposal, known_names, samples_of
+from tunesmith.data.examples.column_kinds import FIGURE, are_figures, is_a_value, text_columns
+from tunesmith.data.examples.column_names import PLACE, ColumnsUnclear, Proposal, known_names, samples_of, short
 from tunesmith.data.examples.message import printable
 
 LONGEST_NAME, MOST_WORDS = 40, 4
 MARK = re.compile(r"[?!.。？！]$")  # that ends a sentence
 VALUE = re.compile(rf"{MARK.pattern}|\n|^[+-]?\d+([.,]\d+)?$|^__label__")
-# A number, with a sign, a unit or separators; a date or a time.
-FIGURE = re.compile(
-    r"^[+-]?\s?[$€£¥]?\s?\d[\d.,'’ \u00a0\u202f]*\s?([$€£¥%]|EUR|USD|CHF)?$"
-    r"|^\d{1,4}([-./])\d{1,2}\2\d{1,4}([ T]\d{1,2}:\d{2}(:\d{2})?.{0,9})?$|^\d{1,2}:\d{2}(:\d{2})?$"
-)
 NOTHING = ("n/a", "na", "nan", "null", "none", "unknown", "unbekannt")  # a row may have in place of a number
 LONGEST_UNIT = 12
 TYPES = frozenset((
@@ -44,7 +40,9 @@ def what_the_first_line_is(rows: Sequence[Mapping[str, Any]]) -> First:
         return "names"
     if not below and not any(map(_looks_like_a_value, names)):
         return "names"
-    return "a row" if all(_ends_as_those_below(name, rows) for name in names) else "perhaps a row"
+    texts = text_columns(rows, names)
+    texts = [name for name in names if name in texts or not is_a_value(rows, name)]
+    return "a row" if all(_ends_as_those_below(name, rows) for name in texts) else "perhaps a row"
 
 
 def is_second_header(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -64,7 +62,7 @@ def is_second_header(rows: Sequence[Mapping[str, Any]]) -> bool:
         return False
     units = [name for name, value in first.items() if any(map(str.isalpha, value)) and len(value) <= LONGEST_UNIT]
     units = [name for name in units if first[name].casefold() not in NOTHING and not FIGURE.match(first[name])]
-    return any(_are_figures(rows[1:], name, least=2) for name in units)
+    return any(are_figures(rows[1:], name, least=2) for name in units)
 
 
 def _looks_like_a_value(name: str) -> bool:
@@ -75,12 +73,7 @@ def _is_name_of_figures(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a word stands above values that are all numbers or dates, and several."""
     if name.strip().casefold() in NOTHING:
         return False
-    return any(map(str.isalpha, name)) and not FIGURE.match(name.strip()) and _are_figures(rows, name, least=2)
-
-
-def _are_figures(rows: Sequence[Mapping[str, Any]], name: str, least: int = 1) -> bool:
-    values = [text for row in rows if (text := str(row.get(name) or "").strip())]
-    return len(values) >= least and all(map(FIGURE.match, values))
+    return any(map(str.isalpha, name)) and not FIGURE.match(name.strip()) and are_figures(rows, name, least=2)
 
 
 def _ends_as_those_below(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -111,54 +104,65 @@ def without_names(
     names = [f"column{number}" for number in range(1, len(rows[0]) + 1)]
     values = [list(row.values()) for row in rows]
     numbered = [dict(zip(names, row, strict=False)) for row in (values if read_so else [list(rows[0]), *values])]
-    question, answer = _pair(numbered, names)
-    samples = samples_of(numbered, question, answer)
-    pair = len(names) == 2
+    found = _pair(numbered, names)
+    likely = len(names) == 2 or (found is not None and len(text_columns(numbered, names)) == 2)
 
-    def mapping(known: Sequence[str]) -> str:
+    def mapping(known: Sequence[str], *, swapped: bool = False) -> str:
         if len(names) == 1:
             return f"data.columns: {{text: {_to_map(known[0])}}}"
-        asked, said = (_to_map(known[names.index(name)]) for name in (question, answer))
-        return f"data.columns: {{{fields[0]}: {asked}, {fields[1]}: {said}}}"
+        asked, said = (known[names.index(name)] for name in found) if found else (PLACE, PLACE)
+        asked, said = (said, asked) if swapped else (asked, said)
+        return f"data.columns: {{{fields[0]}: {_to_map(asked)}, {fields[1]}: {_to_map(said)}}}"
 
-    shown = ", ".join(f"{name}: {value!r:.60}" for name, value in numbered[0].items())
+    shown = ", ".join(f"{name}: {short(str(value))!r}" for name, value in numbered[0].items())
     named = "" if read_so else mapping(list(rows[0]))
-    reason = f"{question} and {answer} are the columns of a table without a header"
+    named = "" if PLACE in named else f" and {named}"
     if read_so:
         what, remedy = "the columns have no names", f"say which column is what, such as {mapping(names)}"
+        otherwise = f"set {mapping(names, swapped=True)}"
     elif sure:
         what = "the first line is a row, and not the names of the columns"
-        remedy = f"set data.header: false and {mapping(names)}; if it holds the names of the columns, set {OTHER_KEY}"
+        behind = f"; if it holds the names of the columns, set {OTHER_KEY}"
+        remedy = f"set data.header: false and {mapping(names)}{behind}"
+        otherwise = f"set data.header: false and {mapping(names, swapped=True)} for the other way round{behind}"
     else:
         what = "the first line may be a row or the names of the columns"
-        remedy = (
+        otherwise = remedy = (
             f"if it is a row, set data.header: false and {mapping(names)}; if they are the names of the columns, set "
-            f"{OTHER_KEY} and {named}; or with other columns"
+            f"{OTHER_KEY}{named}; or with other columns"
         )
-    proposal = Proposal({fields[0]: question, fields[1]: answer}, reason, samples, () if read_so else (KEY,))
+    proposal = None
+    if found is not None and likely and (read_so or sure):
+        rest = [name for name in names if name not in found]
+        left = f" ({', '.join(rest)}: ids, figures, a licence or one text in all rows)" if rest else ""
+        reason = f"{found[0]} and {found[1]} are the columns of a table without a header{left}"
+        samples = samples_of(numbered, *found)
+        keys = () if read_so else (KEY,)
+        proposal = Proposal({fields[0]: found[0], fields[1]: found[1]}, reason, samples, keys, otherwise)
     return ColumnsUnclear(
         what,
         where=where,
         why="; ".join([f"it holds {shown}", *cut]),
         remedy=f"{remedy}; if each line is one text, give the file the ending .txt" if cut else remedy,
-        proposal=proposal if pair and (read_so or sure) else None,
+        proposal=proposal,
     )
 
 
 def _to_map(name: str) -> str:
     """The name as a mapping takes it, or a place for it."""
-    return (
-        "<column>"
-        if not 0 < len(name.strip()) <= LONGEST_NAME or set(name) & set(",:{}[]`\"'#\n\r")
-        else printable(name)
-    )
+    taken = 0 < len(name.strip()) <= LONGEST_NAME and not set(name) & set(",:{}[]`\"'#\n\r")
+    return printable(name) if taken and not (len(name.split()) > MOST_WORDS and MARK.search(name.strip())) else PLACE
 
 
-def _pair(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[str, str]:
-    """The longest texts, and beside them the only column whose values repeat, as labels do, else the last."""
-    texts = [name for name in names if not _are_figures(rows, name)]
-    names = texts if len(texts) > 1 else names
-    repeating = [name for name in names if 2 * len({str(row.get(name)) for row in rows}) <= len(rows)]
-    answer = repeating[0] if len(repeating) == 1 else names[-1]
-    others = [name for name in names if name != answer]
+def _pair(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[str, str] | None:
+    """The longest texts, and beside them the only column whose values repeat, as labels do, or the other of two.
+
+    None where several columns may be the answer.
+    """
+    texts = text_columns(rows, names)
+    repeating = [name for name in texts if 2 * len({str(row.get(name)) for row in rows}) <= len(rows)]
+    if len(texts) > 2 and len(repeating) != 1:
+        return None
+    answer = repeating[0] if len(repeating) == 1 else texts[-1]
+    others = [name for name in texts if name != answer]
     return max(others, key=lambda name: sum(len(str(row.get(name))) for row in rows), default=names[0]), answer

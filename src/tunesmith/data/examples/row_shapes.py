@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tunesmith.data.examples.column_names import ColumnsUnclear, Proposal, propose_columns, with_context
@@ -302,11 +303,12 @@ def _refuse_text_beside_others(
     others = [name for name in _names(rows) if name != "text" and name.lower() not in METADATA]
     if "text" in columns or not others:
         return
+    proposal = _proposal(rows, columns, instruction)
     raise ColumnsUnclear(
         f"ambiguous: is `text` raw text, or a prompt that another column answers ({listed(others)})?",
         why="rows with a column text and others can be read both ways",
         remedy=f"as raw text, set data.format: text; prompts with answers: {_suggestion(['text', *others])}",
-        proposal=_proposal(rows, columns, instruction),
+        proposal=proposal and replace(proposal, otherwise=f"raw text: set data.format: text; or {proposal.otherwise}"),
     )
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import BinaryIO
 
-from tunesmith.data.examples.column_names import ANSWERED, pair_names, short
+from tunesmith.data.examples.column_names import ANSWERED, LETTERS, pair_names, short
 from tunesmith.data.files.formats import Format
 from tunesmith.data.files.rows import (
     INVALID_BYTES,
@@ -29,7 +29,6 @@ FEWEST, MOST_OTHERS = 3, 0.1  # pairs; share of questions and answers that stand
 PAIRS, CONVERSATIONS, INPUTS = "prompt_completion", "messages", "alpaca"  # formats in which such a file has rows
 MARK = re.compile(r"[\s>*#_-]*([^\W\d_]{1,14})(?:\s*\d{1,6})?[*_]*\s?[:：][*_]*\s*(.*)", re.DOTALL)
 RULE = re.compile(r"\s*([-=*_])\1{2,}\s*")
-LETTERS = ("q a", "f a", "p r", "q r", "d r", "v a", "p o", "в о", "问 答", "問 答")  # of question and answer
 SPEAKERS = (
     "user human customer client benutzer nutzer kunde usuario usuário utente utilisateur gebruiker użytkownik "
     "пользователь 用户 ユーザー",

@@ -315,7 +315,7 @@ def _shape(
         raise ColumnsUnclear(
             error.what,
             where=error.where or source.path,
-            why="; ".join(filter(None, [error.why, *separators])),
+            why="\n".join(filter(None, [error.why, *separators])),
             remedy=error.remedy,
             proposal=error.proposal,
         ) from None
