@@ -98,7 +98,13 @@ def init(
 
         def again(*keys: str, **flags: str | None) -> str:
             """The command as it was given, with more."""
-            given = {"model": model, "method": method, "instruction": instruction, **flags}
+            given = {
+                "model": model,
+                "method": method,
+                "instruction": instruction,
+                "format": None if format == "auto" else format,
+            }
+            given |= flags
             said = (part for name, value in given.items() if value is not None for part in (f"--{name}", value))
             words = ["tunesmith", "init", data, *(overrides or ()), *keys, *said]
             return shlex.join([*words, *(["--out", out] if out != RECIPE else []), *["--overwrite"] * overwrite])

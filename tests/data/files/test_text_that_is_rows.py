@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_lines_that_look_like_rows_are_asked_about_and_both_ways_lead_out(tmp_pa
     else:
         assert "give the file the ending .jsonl" in remedy
         assert open_source(source(path.rename(tmp_path / "t.jsonl"))).shape == "prompt_completion"
+
+
+def test_labels_of_fasttext_are_a_table_after_the_named_command(tmp_path: Path) -> None:
+    path = tmp_path / "it's labelled.txt"
+    path.write_text("".join(f"__label__good-{n} a\ttext, {n}\n" for n in range(4)))
+    with pytest.raises(DataError, match="look like fastText's labels") as caught:
+        refuse_rows_in_text(source(path))
+    remedy = str(in_flags(caught.value, "tunesmith init t.txt").remedy)
+    command = remedy.split("make a table of them: ")[1].split("; to learn the lines")[0]
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    table = path.with_suffix(".tsv").read_text().splitlines()
+    assert table[:2] == ["label\ttext", "good-0\ta text, 0"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from itertools import islice
 
 from tunesmith.data.examples.column_names import known_names
@@ -17,6 +18,7 @@ from tunesmith.recipe.data import SourceSettings
 
 LINES, FEWEST = 100, 3
 PARAGRAPHS = 1000  # in which marks are looked for
+_FASTTEXT = "__label__"
 
 
 def refuse_rows_in_text(source: SourceSettings) -> None:
@@ -34,7 +36,7 @@ def refuse_rows_in_text(source: SourceSettings) -> None:
     part = parts_of(source, "train")[0][0]
     found = [row.fields for row in islice(part.rows(), LINES) if isinstance(row, Row)]
     lines = [str(fields["text"]) for fields in found if fields.keys() == {"text"}]
-    looks = _looks(lines) if len(lines) >= FEWEST and len(lines) == len(found) else None
+    looks = _looks(lines, source.path) if len(lines) >= FEWEST and len(lines) == len(found) else None
     if looks is None:
         return
     what, remedy = looks
@@ -82,8 +84,13 @@ def with_marked_turns(source: SourceSettings) -> SourceSettings:
     )
 
 
-def _looks(lines: list[str]) -> tuple[str, str] | None:
+def _looks(lines: list[str], path: str) -> tuple[str, str] | None:
     """What the lines look like, and what reads them so."""
+    if all(line.startswith(_FASTTEXT) for line in lines):
+        table, at = shlex.quote(f"{path.removesuffix('.txt')}.tsv"), len(_FASTTEXT) + 1
+        parts = f'{{l = substr($1, {at}); $1 = ""; print l "\\t" substr($0, 2)}}'
+        command = f"(printf 'label\\ttext\\n'; awk '{parts}' {shlex.quote(path)}) > {table}"
+        return "fastText's labels before texts", f"make a table of them: {command}"
     if all(map(_is_object, lines)):
         return "JSON objects", "give the file the ending .jsonl"
     text = "".join(f"{line}\n" for line in lines)
