@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
@@ -24,7 +25,7 @@ from tunesmith.workflows.finetune import train
 
 CHOICE = """task: colours
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
 output_type: multiple_choice
 doc_to_text: "The colour of {{{{thing}}}} is"
@@ -34,7 +35,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 FREE = """task: colours_free
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
 output_type: generate_until
 doc_to_text: "{{{{thing}}}}?"
@@ -44,7 +45,7 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
 TEXT = """task: colours_text
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
 output_type: loglikelihood_rolling
 doc_to_text: ""
@@ -54,13 +55,14 @@ metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
 
 
 @pytest.fixture
-def tasks(tmp_path: Path) -> Path:
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [{"thing": f"thing {n}", "colour": n % 2} for n in range(40)]
-    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "tasks"
     folder.mkdir()
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, text in (("choice", CHOICE), ("free", FREE), ("text", TEXT)):
-        found = text.format(data=tmp_path / "items.jsonl", cache=tmp_path / "cache")
+        found = text.format(data=folder / "items.jsonl")
         (folder / f"{name}.yaml").write_text(found)
     return folder
 
@@ -154,12 +156,63 @@ def test_templates_run_in_a_sandbox(tiny_model_dir: Path, tasks: Path) -> None:
         benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "takes more than 2 s for one row",
+        ),
+        ("{{ ('a' * 2000000000)[:1] }}", "makes more than"),
+        ("{{ 'a' * 2000000 }}", "writes more than 1,048,576 characters"),
+        ("{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!' | regex_replace('(a+)+$', '') }}", "regex_replace"),
+        (
+            "{{ ['aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!'] | map('regex_' ~ 'replace', '(a+)+$', '') | list }}",
+            "regex_",
+        ),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ " + "(" * 5000 + ")" * 5000 + " }}", "lie too deep"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "without an end"),
+    ],
+)
+def test_templates_have_limits(tiny_model_dir: Path, tasks: Path, template: str, message: str) -> None:
+    text = (tasks / "choice.yaml").read_text().replace("The colour of {{thing}} is", template)
+    (tasks / "choice.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
+
+
+def test_data_from_elsewhere_and_keys_of_datasets_are_refused(tiny_model_dir: Path, tasks: Path) -> None:
+    text = (tasks / "choice.yaml").read_text()
+    outside = tasks.parent / "outside"
+    (tasks / "choice.yaml").write_text(text.replace("{data_files:", f"{{cache_dir: {outside}, data_files:"))
+    with pytest.raises(
+        RecipeError, match=r"(?s)choice\.yaml: dataset_kwargs\.cache_dir: what is let .*--allow-functions"
+    ):
+        benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
+    assert not outside.exists()
+    rows = (tasks / "items.jsonl").read_bytes()
+    (tasks / "items.jsonl").write_bytes(gzip.compress(rows))
+    (tasks / "choice.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"items\.jsonl: it is packed; unpack it"):
+        benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
+
+
+@pytest.mark.slow  # the harness's own index
+def test_a_group_gives_a_task_of_the_harness_no_other_data(tiny_model_dir: Path, tasks: Path) -> None:
+    group = "group: mine\ntask:\n  - {task: arc_easy, dataset_path: someone/data}\n  - colours\n"
+    (tasks / "group.yaml").write_text(group)
+    with pytest.raises(RecipeError, match="dataset_path: set for arc_easy, a task of the harness itself"):
+        benchmark(tiny_model_dir, ["mine", "arc_challenge"], include_path=tasks, progress=False)
+
+
 def test_data_that_is_not_there_and_programs_of_the_model_are_one_message(tiny_model_dir: Path, tasks: Path) -> None:
     text = (tasks / "choice.yaml").read_text()
     (tasks / "choice.yaml").write_text(text.replace("items.jsonl", "gone.jsonl"))
     with pytest.raises(DataError, match="The tasks cannot be loaded"):
         benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
-    (tasks / "choice.yaml").write_text(text.replace("dataset_path: json\n", "dataset_path: nobody/nothing\n"))
+    on_hub = "dataset_path: nobody/nothing\n" + text.replace("dataset_path: json\ndataset_kwargs", "metadata")
+    (tasks / "choice.yaml").write_text(on_hub)
     with pytest.raises(DataError, match="needs a network once"):
         benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
     (tasks / "choice.yaml").write_text(text + "unsafe_code: true\n")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.metadata
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +18,15 @@ from jinja2.sandbox import SandboxedEnvironment
 from torch import nn
 
 from tunesmith.data.batches.layout import probed_layout
+from tunesmith.data.files.arrow_rows import parquet_blocks
 from tunesmith.deploy.report.files import report_again
 from tunesmith.deploy.tuned import Tuned, load
 from tunesmith.errors import DataError, RecipeError, pip_install
 from tunesmith.evaluation.benchmarks.progress import only_our_progress
 from tunesmith.evaluation.benchmarks.scoring import compared, values
 from tunesmith.evaluation.benchmarks.task_files import TaskFiles, read_task_files
+from tunesmith.evaluation.benchmarks.task_values import changed_tasks, growing_groups, refused_values
+from tunesmith.evaluation.benchmarks.templates import TaskEnvironment
 from tunesmith.evaluation.compare import Level
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.paths import local
@@ -85,7 +88,7 @@ def benchmark(
     with only_our_progress(listener):
         names = _known_tasks(tasks, folder, files)
         listener.say(f"reading tasks: {', '.join(names)}")
-        with _guarded(allow_functions=allow_functions):
+        with _guarded(allow_functions=allow_functions, limited=files is not None):
             loaded = _loaded(names, folder, files)
     tuned = load(
         target,
@@ -103,7 +106,11 @@ def benchmark(
         return _ask(_harness_model(model, tuned, name, settings.batch_size, listener), loaded, limit)
 
     context, base_name = tuned.reference()
-    with memory_faults(), only_our_progress(listener), _guarded(allow_functions=allow_functions):
+    with (
+        memory_faults(),
+        only_our_progress(listener),
+        _guarded(allow_functions=allow_functions, limited=files is not None),
+    ):
         found = ask(tuned.model, "tuned")
         if context is None:
             entries = values(found)
@@ -195,7 +202,47 @@ def _checked_files(folder: Path) -> TaskFiles:
             remedy="Correct it, or move it out of the folder. If you trust all files of the folder and the code that "
             "they name, add --allow-functions: then the harness reads them itself.",
         )
+    check = functools.cache(_why_not_read)
+    wrong = [(path, each) for path, config in files.configs for each in _refused_values(config, folder, check)]
+    _refuse_values([*wrong, *growing_groups(files.configs)])
     return files
+
+
+def _refused_values(config: dict[str, Any], folder: Path, check: Callable[[Path], str | None]) -> list[str]:
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    return list(refused_values(config, folder, set(_PACKAGED_DATASETS_MODULES), check))
+
+
+def _why_not_read(file: Path) -> str | None:
+    """Why a file of data is not read: `datasets` unpacks whatever it gets, without a limit. None if it is.
+
+    Raises:
+        DataError: it is a parquet file that becomes too large.
+    """
+    from datasets.utils.extract import Extractor
+
+    if Extractor.infer_extractor_format(file) is not None:
+        return "it is packed; unpack it"
+    with file.open("rb") as opened:
+        if opened.read(4) == b"PAR1":
+            for _ in parquet_blocks(opened, str(file)):  # as it is read, its size is counted
+                pass
+    return None
+
+
+def _refuse_values(found: Sequence[tuple[Path, str]]) -> None:
+    """Raises RecipeError if files hold values that are not let through."""
+    if found:
+        lines = [f"{path.name}: {what}" for path, what in found[:SHOWN]]
+        more = [f"... and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        raise RecipeError(
+            "The files of these tasks hold values that files of others may not have",
+            where=str(found[0][0]),
+            why="\n".join([*lines, *more]),
+            remedy="Change or remove them. If you trust the files of the folder and the code that they name, add "
+            "--allow-functions: then nothing in them is refused.",
+        )
 
 
 def _manager(tasks: Sequence[str], folder: Path | None, files: TaskFiles | None) -> Any:
@@ -213,6 +260,8 @@ def _manager(tasks: Sequence[str], folder: Path | None, files: TaskFiles | None)
         if set(tasks) <= set(own.task_index):
             return own
     manager = TaskManager(include_path=include)
+    if files is not None:
+        _refuse_values(list(changed_tasks(files.configs, set(manager.task_index) - set(entries))))
     manager.task_index.update(entries)
     return manager
 
@@ -237,7 +286,16 @@ def _loaded(tasks: Sequence[str], folder: Path | None, files: TaskFiles | None) 
     try:
         with _template_faults():
             loaded = _manager(tasks, folder, files).load(list(tasks))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ImportError,
+        SyntaxError,
+        RecursionError,
+    ) as error:
         # The file of a task is a program of the harness: whatever it raises while it is loaded is a fault of the file,
         # of its data, or of the network.
         text = str(error).strip() or type(error).__name__
@@ -271,7 +329,7 @@ def _harness_model(model: nn.Module, tuned: Tuned, name: str, batch_size: int, l
         tuned.tokenizer,
         stop_ids=tuned.stop_ids,
         batch_size=batch_size,
-        budget=partial(micro_batch_tokens, tuned.device),
+        budget=functools.partial(micro_batch_tokens, tuned.device),
         layout=probed_layout(tuned.target.recipe),
         name=name,
         listener=listener,
@@ -312,10 +370,11 @@ def _aggregations(task: Any) -> dict[str, str]:
 
 
 @contextmanager
-def _guarded(*, allow_functions: bool) -> Iterator[None]:
+def _guarded(*, allow_functions: bool, limited: bool) -> Iterator[None]:
     """The harness without code that nobody asked for.
 
-    Its templates are filled in by a sandbox, because a template can run code. Metrics that the package `evaluate` loads
+    Its templates are filled in by a sandbox, because a template can run code; those of somebody's files (``limited``)
+    by one with limits of time and memory. Metrics that the package `evaluate` loads
     are programs from the hub, or from a folder of that name in the working folder: they are loaded only if the user
     allows that. Raises RecipeError for one that was asked for.
     """
@@ -323,9 +382,8 @@ def _guarded(*, allow_functions: bool) -> Iterator[None]:
     from lm_eval import utils  # pyright: ignore[reportMissingImports]
 
     env, load_metric = utils.env, evaluate.load
-    sandbox = SandboxedEnvironment(
-        loader=env.loader, undefined=env.undefined, keep_trailing_newline=env.keep_trailing_newline
-    )
+    kind = TaskEnvironment if limited else SandboxedEnvironment
+    sandbox = kind(loader=env.loader, undefined=env.undefined, keep_trailing_newline=env.keep_trailing_newline)
     sandbox.filters |= {name: each for name, each in env.filters.items() if name not in sandbox.filters}
     refused: list[RecipeError] = []
 

@@ -90,7 +90,7 @@ _MARK = "\U000f0002generation\U000f0003"  # put before and after marked text whi
 _PROBE = "tunesmith probe"
 _LONGEST_FORM = 1000
 # What a template's own code can raise on a row that it was not written for. RuntimeError: it calls itself for ever.
-_TEMPLATE_FAULTS = (
+TEMPLATE_FAULTS = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
     MemoryError, AssertionError, StopIteration,
 )  # fmt: skip
@@ -193,7 +193,7 @@ class Renderer:
             text.encode()  # a template can write half a character, which no tokenizer takes
         except RecursionError as error:
             raise RenderError(_LOOPS) from error
-        except _TEMPLATE_FAULTS as error:
+        except TEMPLATE_FAULTS as error:
             raise RenderError(str(error) or type(error).__name__) from error
         return text
 
