@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tunesmith.data.files.prompt_rows import open_prompts
 from tunesmith.data.files.reader import open_source
 from tunesmith.data.files.rows import Row
 from tunesmith.deploy import tuned
@@ -440,3 +441,21 @@ def test_an_export_with_two_texts_is_answered_by_the_one_that_a_key_names(tiny_m
     answer_rows(tiny_model_dir, str(path), out, keys=["data.columns={prompt: thing}"], settings=SHORT)
     [alone] = tuned.load(tiny_model_dir).generate("red hat", **SHORT)
     assert json.loads(out.read_text())["answer"] == alone.text
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("ticket;question;owner\n1;My kettle is on fire;Ann\n2;Which size?;Bo\n", "question"),
+        ("ticket;owner;what happened\nSUP-1;Ann;My kettle is on fire\nSUP-2;Bo;Which size is it?\n", "what happened"),
+        ("nr;Frage\n1;2\n2;Wo?\n", "Frage"),
+    ],
+)
+def test_the_column_of_the_prompt_is_proposed_by_its_name_or_its_texts(tmp_path: Path, table: str, column: str) -> None:
+    path = tmp_path / "new.csv"
+    path.write_text(table)
+    for columns in ({}, {"prompt": "gone"}):
+        source = SourceSettings(path=str(path), columns=columns)
+        with pytest.raises(DataError, match="prompt") as caught:
+            open_prompts(source, wanted="prompt_completion", instruction=None)
+        assert f"data.columns={{prompt: {column}}}" in str(caught.value.remedy)

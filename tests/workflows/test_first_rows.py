@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_preferences_are_proposed_where_the_rows_also_hold_messages() -> None:
     ]
     starter = starter_recipe(write(rows), device=LAPTOP)
     assert (starter.shape, written(starter).objective.name) == ("preference", "dpo")
-    assert starter.reason.endswith("sft learns from them as messages")
+    assert starter.reason.endswith("(sft would learn from them as messages)")
     named = starter_recipe(write(rows), format="messages", device=LAPTOP)
     assert (named.shape, written(named).objective.name) == ("messages", "sft")
 
@@ -171,3 +172,42 @@ def test_answers_that_only_call_a_tool_are_counted_as_they_are_written_and_are_n
     assert "labels" not in starter.text and "about 0 tokens" not in starter.text
     found = inspect("rows.jsonl")
     assert found.labels is None and found.lengths["quantiles"]["min"] > 80
+
+
+def chats(path: Path, turns: list[tuple[str, ...]]) -> str:
+    def rows() -> Iterator[str]:
+        for number, said in enumerate(turns):
+            texts = [text.format(n=number) for text in said]
+            messages = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
+            yield json.dumps({"messages": messages}) + "\n"
+
+    path.write_text("".join(rows()))
+    return str(path)
+
+
+def test_a_courtesy_at_the_end_of_a_chat_is_no_label(tmp_path: Path) -> None:
+    said = [("Where is {n}?", "It is in the large hall {n}.", "Thanks", end) for end in ("Bye!", "Welcome!")] * 20
+    made = starter_recipe(chats(tmp_path / "a.jsonl", said))
+    assert made.metrics == () and "turns before the last say more and are learned, too" in made.text
+    shots = [("Is {n} odd?", "yes", "And more {n}?", label) for label in ("yes", "no")] * 20
+    assert starter_recipe(chats(tmp_path / "b.jsonl", shots)).metrics == ("accuracy", "macro_f1")
+
+
+def test_one_answer_in_all_rows_is_warned_of_by_init_and_check(tmp_path: Path) -> None:
+    path = chats(tmp_path / "a.jsonl", [("Where is {n}?", "Here.")] * 20)
+    made, found = starter_recipe(path), inspect(path)
+    warning = "20 rows to train on all end with the same answer, 'Here.'"
+    assert [each.startswith(warning) for each in made.warnings] == [True]
+    assert [each.severity for each in found.findings if each.id == "one_answer"] == ["warning"]
+    path = chats(tmp_path / "b.jsonl", [("Where is {n}?", end) for end in ("Here.", "There.")] * 20)
+    assert starter_recipe(path).warnings == ()
+
+
+def test_the_objective_is_said_and_what_is_set_is_no_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,completion,label\n" + "Where {n}?,Here.,true\nWho?,{n},false\n" * 20 + "Why?,,true\n")
+    made = starter_recipe(str(path))
+    assert "objective kto, which learns which answers are better (sft would learn" in made.reason
+    found = {how: inspect(str(path), settings=[f"on_error={how}"]).findings for how in ("stop", "skip")}
+    remedies = {how: next(one.remedy for one in each if one.id == "invalid_rows") for how, each in found.items()}
+    assert "data.on_error: skip" in remedies["stop"] and "on_error" not in remedies["skip"]

@@ -172,7 +172,8 @@ def starter_recipe(
         device=device,
         max_length=length.tokens,
     )
-    also = f"; sft learns from them as {preferred[1]}" if preferred else ""
+    also = f" (sft would learn from them as {preferred[1]})" if preferred else ""
+    learns = f"; objective {objectives[0]}, which learns which answers are better{also}" if objectives else ""
     reason = "; ".join([reader.reason, *found.left_out_in_words()])
     about = f"{source.path}: {rows_in_words(rows)}, {reason}"
     if bad:
@@ -185,7 +186,8 @@ def starter_recipe(
     _add_choices(recipe, start, "method")
     if objectives:
         others = f"; also {', '.join(objectives[1:])}" if objectives[1:] else ""
-        why = f"learns which answers are better, of rows of the shape {reader.shape}{others}{also}"
+        sft = f"; sft learns from them as {preferred[1]}" if preferred else ""
+        why = f"learns which answers are better, of rows of the shape {reader.shape}{others}{sft}"
         recipe.add("objective", objectives[0], why)
     _add_training(recipe, start, evaluated=bool(held_out.rows))
     _add_evaluation(recipe, evaluation, held_out, device)
@@ -198,12 +200,17 @@ def starter_recipe(
         rows=rows,
         bad=bad,
         shape=reader.shape,
-        reason=f"{reason}{also}",
+        reason=f"{reason}{learns}",
         metrics=evaluation.metrics if held_out.rows else (),
         method=start.choices["method.name"].value,
         parameters=start.size.parameters,
         choices=start.choices,
-        warnings=(*start.warnings, *filter(None, (length.warning, no_template, doubled)), *_secrets(source)),
+        warnings=(
+            *start.warnings,
+            *filter(None, (length.warning, no_template, doubled)),
+            *(f"{each.message}: {each.remedy}" for each in found.findings if each.id == "one_answer"),
+            *_secrets(source),
+        ),
     )
 
 

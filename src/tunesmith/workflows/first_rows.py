@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,7 @@ SHARES = (0.1, 0.2, 0.3)
 HALF = 0.5
 ENOUGH_HELD_OUT = 20  # rows; fewer show large differences only
 LEAST_HELD_OUT = 6  # rows that differ, below which no verdict is possible at 95% confidence
+MOST_OF_SEVERAL_TURNS = 0.1  # of the rows; more, and the last turn does not stand for them
 LONGEST_COUNTED = 20  # rows whose tokens are counted
 LEAST_LENGTH, ROOM = 2048, 128  # tokens: the usual limit, and what a template puts around a row
 
@@ -55,7 +57,11 @@ class HeldOut:
 @dataclass(frozen=True, slots=True)
 class Texts:
     """What a pass over the examples has shown: bytes of the longest answer, whether all are JSON objects, JSON objects
-    and lists, or numbers, whether a turn calls a tool, whether an answer does, and the longest conversations."""
+    and lists, or numbers, whether a turn calls a tool, whether an answer does, and the longest conversations.
+
+    ``earlier``: rows by the characters of the longest turn that is learned before the answer, of those that have one.
+    ``earlier_calls``: such a turn calls tools.
+    """
 
     answer_bytes: int
     json_objects: bool
@@ -64,6 +70,8 @@ class Texts:
     calls: bool
     answer_calls: bool
     longest: tuple[str, ...]
+    earlier: Mapping[int, int] = field(default_factory=dict)
+    earlier_calls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +157,7 @@ def texts_of(scan: Scan) -> Texts:
     """One pass over the conversations."""
     answer_bytes, json_objects, json_structures, numbers, calls, answer_calls = 0, True, True, True, False, False
     longest: list[tuple[int, int, str]] = []
+    earlier, earlier_calls = Counter[int](), False
     for block in scan.examples():
         for number, example in block:
             if example.text is not None:
@@ -158,13 +167,28 @@ def texts_of(scan: Scan) -> Texts:
             json_objects = json_objects and JsonFields().fault_of(answer) is None
             json_structures = json_structures and (json_objects or is_json_structure(answer))
             numbers = numbers and _is_number(answer)
+            before = [
+                turn for turn in example.messages[: example.last_answer()] if turn.role == "assistant" and turn.train
+            ]
+            earlier.update([max(len(turn.written()) for turn in before)] if before else [])
+            earlier_calls = earlier_calls or any(turn.tool_calls for turn in before)
             calls = calls or any(turn.tool_calls for turn in example.messages)
             answer_calls = answer_calls or example.answers_with_calls()
             text = _whole(example)
             entry = (len(text.encode(errors="replace")), -number, text)
             (heapq.heappush if len(longest) < LONGEST_COUNTED else heapq.heappushpop)(longest, entry)
     texts = tuple(text for *_, text in longest)
-    return Texts(answer_bytes, json_objects, json_structures, numbers, calls, answer_calls, texts)
+    return Texts(
+        answer_bytes=answer_bytes,
+        json_objects=json_objects,
+        json_structures=json_structures,
+        numbers=numbers,
+        calls=calls,
+        answer_calls=answer_calls,
+        longest=texts,
+        earlier=earlier,
+        earlier_calls=earlier_calls,
+    )
 
 
 def _whole(example: Example) -> str:
@@ -202,13 +226,18 @@ def evaluation_of(scan: Scan, texts: Texts) -> Evaluation:
     if texts.answer_calls:
         reason = "answers call tools, whose JSON has many right spellings, so the verdict is by loss"
         return Evaluation((), reason, new_tokens)
+    labels, longest = different_labels(scan), int(scan.answer_characters.max())
+    more = sum(rows for characters, rows in texts.earlier.items() if characters > longest)
+    if more > MOST_OF_SEVERAL_TURNS * int((scan.own & ~scan.raw_text).sum()):
+        taught = "turns before the last call tools" if texts.earlier_calls else "turns before the last say more"
+        reason = f"{taught} and are learned, too; metrics read the last turn alone, so the verdict is by loss"
+        return Evaluation((), reason, new_tokens)
     if texts.json_objects:
         reason = "every answer is a JSON object: equal as a whole, field by field, and whether it is JSON"
         return Evaluation(("json_exact", "json_fields", "json_valid"), reason, new_tokens)
     if texts.json_structures:
         reason = "every answer is a JSON object or list: equal as a whole, value by value, and whether it is JSON"
         return Evaluation(("json_exact", "json_field_f1", "json_valid"), reason, new_tokens)
-    labels, longest = different_labels(scan), int(scan.answer_characters.max())
     if labels is not None:
         ones = "one" if labels == 1 else f"{labels:,} different ones"
         reason = f"the answers are labels: {ones}, of at most {longest} character{'s' if longest > 1 else ''}"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tunesmith.cli.terminal.tables import curve, metrics_table, settings_table, table
-from tunesmith.cli.terminal.text import folded
+from tunesmith.cli.terminal.text import cells, folded
 
 
 def test_columns_are_aligned_and_figures_stand_to_the_right() -> None:
@@ -127,3 +127,9 @@ def test_a_table_of_many_rows_with_long_words_is_a_block_for_each_row() -> None:
     lines = table(("run", "status", "verdict"), rows, width=22)
     assert lines[:3] == ["runs/number-0", "  status finished", "  verdict better"]
     assert len(lines) == 15
+
+
+def test_wide_characters_are_broken_between_any_two_and_other_words_are_not() -> None:
+    found = folded("  答案 これはとても長い文章です " + "a" * 14, 12)
+    assert found == ["  答案 これ", "  はとても長", "  い文章です", "  " + "a" * 14]
+    assert max(map(cells, found[:3])) <= 12

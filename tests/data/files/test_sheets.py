@@ -64,12 +64,15 @@ def test_a_sheet_of_one_column_has_its_name_in_the_first_row(tmp_path: Path):
     assert read(path)[0] == [("2", {"text": "one"}), ("3", {"text": "two"})]
 
 
-def test_a_value_without_a_column_is_a_bad_row_and_a_column_named_twice_is_refused(tmp_path: Path):
-    rows, _ = read(book(tmp_path / "a.xlsx", Page=[["a", "b", None], ["1", "2"], ["1", "2", "3"]]))
-    assert rows[0] == ("2", {"a": "1", "b": "2"})
-    assert "a value in a column without a name" in rows[1] and "a.xlsx:3" in rows[1]
-    error = refused(book(tmp_path / "b.xlsx", Page=[["a", "a"], ["1", "2"]]))
-    assert error.what == "the header names the column 'a' twice"
+def test_a_value_without_a_column_costs_no_row_and_a_repeated_column_has_a_number(tmp_path: Path):
+    rows, said = read(book(tmp_path / "a.xlsx", Page=[["a", None, "b"], ["1", None, "2"], ["1", "x", "2", "3"]]))
+    assert rows == [("2", {"a": "1", "b": "2"}), ("3", {"a": "1", "b": "2"})]
+    assert "without a name and not used: columns 2, 4" in said
+    rows, said = read(book(tmp_path / "b.xlsx", Page=[["a", "b", "a"], ["1", "2", "3"]]))
+    assert rows == [("2", {"a": "1", "b": "2", "a.2": "3"})]
+    assert "the column a is there 2 times: a, a.2" in said
+    error = refused(book(tmp_path / "c.xlsx", Page=[["prompt", "prompt"], ["1", "2"]]))
+    assert error.what == "the header names the column 'prompt' twice"
 
 
 def test_formulas_without_a_saved_value_are_no_empty_texts(tmp_path: Path):

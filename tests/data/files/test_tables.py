@@ -79,14 +79,26 @@ def test_quotes_are_text_in_a_tab_file_that_quotes_nothing(tmp_path: Path):
     assert "quotes are part of the text" in reader.reason
 
 
-def test_empty_records_and_columns_behind_are_left_out_and_a_value_there_is_a_bad_row(tmp_path: Path):
+def test_empty_records_and_columns_behind_are_left_out_and_a_value_there_costs_no_row(tmp_path: Path):
     text = "prompt,completion,,\na,b,,\n,,,\nc,d,,\n"
     reader = opened(tmp_path / "t.csv", text)
     assert fields_of(reader) == [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
     assert "2 empty columns behind the others left out" in reader.reason
     many = "".join(f"q{number},a,,\n" for number in range(1200))
     rows = rows_of(opened(tmp_path / "t.csv", f"prompt,completion,,\n{many}x,y,z,\n"))
-    assert isinstance(rows[-1], BadRow) and rows[-1].found == "a value in a column without a name"
+    assert isinstance(rows[-1], Row) and rows[-1].fields == {"prompt": "x", "completion": "y"}
+
+
+def test_a_repeated_column_has_a_number_and_is_proposed_for_nothing(tmp_path: Path):
+    text = "title,Comment,Comment.2,Comment,,\na,b,c,d,e,f\n"
+    reader = opened(tmp_path / "t.csv", text, columns={"prompt": "title", "completion": "Comment.3"})
+    assert fields_of(reader) == [
+        {"title": "a", "Comment": "b", "Comment.2": "c", "Comment.3": "d", "": "e", "column6": "f"}
+    ]
+    assert "the column Comment is there 2 times: Comment, Comment.3" in reader.reason
+    with pytest.raises(ColumnsUnclear) as caught:
+        opened(tmp_path / "t.csv", "question,answer,answer\na,b,c\n")
+    assert caught.value.proposal is None
 
 
 def test_the_index_of_pandas_is_no_column_and_a_column_of_numbers_with_a_name_is(tmp_path: Path):

@@ -38,6 +38,8 @@ def words(text: str) -> list[str]:
 def folded(text: str, width: int) -> list[str]:
     """The lines of a text, broken between words to at most ``width`` columns. A longer word has a line of its own.
 
+    Texts of wide characters, such as Chinese, have no spaces: they are broken between any two.
+
     A line that was broken goes on below its own indentation.
     """
     lines = []
@@ -50,10 +52,25 @@ def folded(text: str, width: int) -> list[str]:
         for match in _WORD.finditer(line):
             longer = current + line[end : match.start()] + match[0]
             end = match.end()
-            if current.strip() and cells(longer) > width:
+            if cells(match[0]) > max(width - len(indent), len(match[0])):  # wide characters
+                *whole, current = _broken(longer, indent, width)
+                lines += whole
+            elif current.strip() and cells(longer) > width:
                 lines.append(current)
                 current = indent + match[0]
             else:
                 current = longer
         lines.append(current)
     return lines
+
+
+def _broken(text: str, indent: str, width: int) -> list[str]:
+    """The lines of a text, broken between any two characters; each has at least one of them."""
+    lines, current, used = [], "", 0
+    for character in text:
+        wide = cells(character)
+        if used + wide > width and current.strip():
+            lines.append(current)
+            current, used = indent, len(indent)
+        current, used = current + character, used + wide
+    return [*lines, current]

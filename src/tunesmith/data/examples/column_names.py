@@ -113,6 +113,12 @@ def pair_names(kind: str) -> tuple[str, str]:
     return next((questions, answers) for each, questions, answers in PAIRS if each == kind)
 
 
+def question_names(names: Sequence[str]) -> list[str]:
+    """Those of the names that are known for what is asked, the kinds of pairs in their order."""
+    ranks = {word: rank for rank, (_, asking, _) in reversed([*enumerate(PAIRS)]) for word in asking.split()}
+    return sorted((name for name in names if _plain(name) in ranks), key=lambda name: ranks[_plain(name)])
+
+
 def known_names(names: Sequence[str]) -> list[str]:
     """Those of the names that are known for a question or an answer."""
     known = {word for _, questions, answers in PAIRS for word in (*questions.split(), *answers.split())}
@@ -134,6 +140,7 @@ def propose_columns(rows: Sequence[Mapping[str, Any]], fields: tuple[str, str]) 
     known = {_plain(name) for name in names}
     counted = [name for name in names if not (known & ANNOTATIONS and _plain(name) in ANNOTATORS_OWN)]
     counted = [name for name in counted if not set(name) & set(",`\n\r") and name == name.strip()]
+    counted = [name for name in counted if f"{name}.2" not in names]  # which of the two is meant is not known
     texts = [name for name in counted if texts_of(rows, name)]
     found = _pairs(texts, texts) or _pairs(texts, [name for name in counted if _is_label(rows, name)])
     replies = [name for name in texts if _plain(name) in REPLIES and not any(name in pair for pair in found)]
@@ -253,5 +260,6 @@ def _short(value: object) -> str:
 
 def short(text: str) -> str:
     """The beginning of a text on one line, with a mark where it is cut."""
+    cut = len(text) > SAMPLE_CHARACTERS  # texts of first rows come with one character more, where they go on
     text = " ".join(text.split())
-    return printable(text if len(text) <= SAMPLE_CHARACTERS else text[: SAMPLE_CHARACTERS - 3] + "...")
+    return printable(f"{text[: SAMPLE_CHARACTERS - 3].rstrip()}..." if cut else text)

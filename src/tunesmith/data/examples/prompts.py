@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunesmith.data.examples.column_kinds import are_figures, text_columns
+from tunesmith.data.examples.column_names import question_names
 from tunesmith.data.examples.example import Example, to_example
-from tunesmith.data.examples.message import SHAREGPT_ROLES, Message, turns_in
+from tunesmith.data.examples.message import SHAREGPT_ROLES, Message, printable, turns_in
 from tunesmith.data.examples.row_shapes import FIELDS, METADATA, check_mapping, listed, map_columns
 from tunesmith.errors import DataError
 
@@ -59,7 +61,7 @@ def prompt_shape(
         raise DataError(
             error.what,
             why=f"the columns are {listed(found)}",
-            remedy=f"say where the prompt stands in this file, such as data.columns={{{field}: {_likely(found)}}}",
+            remedy=f"say where the prompt stands in this file, such as data.columns={{{field}: {_likely(rows)}}}",
         ) from None
     mapped = [map_columns(row, columns) for row in rows]
     names = [set(row) for row in mapped]
@@ -86,13 +88,18 @@ def prompt_shape(
     raise DataError(
         f"no row has the field {expected!r}, which holds the prompt",
         why=f"the columns are {listed(found)}",
-        remedy=f"name the column that holds the prompt, such as data.columns={{{expected}: {_likely(found)}}}",
+        remedy=f"name the column that holds the prompt, such as data.columns={{{expected}: {_likely(mapped)}}}",
     )
 
 
-def _likely(names: Sequence[str]) -> str:
-    likely = (name for name in names if name == "text" or name not in (*FIELDS, *METADATA))
-    return next(likely, names[0] if names else "COLUMN")
+def _likely(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The column that holds the prompt most likely: one that is named for a question, else the longest texts."""
+    found = list(dict.fromkeys(name for row in rows for name in row))
+    names = [name for name in found if name == "text" or name not in (*FIELDS, *METADATA)] or found
+    texts = text_columns(rows, names)
+    named = question_names([name for name in names if not are_figures(rows, name)])
+    likely = max(texts, key=lambda name: sum(len(str(row.get(name) or "")) for row in rows), default="COLUMN")
+    return printable(named[0] if named else likely)
 
 
 def to_prompt(

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import BinaryIO
 
-from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import listed
 from tunesmith.data.files.quoting import parsed
 from tunesmith.data.files.rows import (
@@ -26,7 +25,7 @@ from tunesmith.data.files.rows import (
     refuse_too_large,
     refuse_utf16,
 )
-from tunesmith.data.files.tables import HEADER_AGAIN, NO_HEADER, Table, is_header, is_rule, unframed
+from tunesmith.data.files.tables import HEADER_AGAIN, Table, is_header, is_rule, unframed, without_repeats
 from tunesmith.errors import DataError
 
 LARGEST_FIELD = 2**31 - 1  # what csv.field_size_limit takes on every system
@@ -93,7 +92,7 @@ def delimited_blocks(file: BinaryIO, name: str, table: Table) -> Iterator[Block]
     has not ended after MOST_LINES lines, or after the line that reaches MOST_CHARACTERS, began with a stray quote.
 
     Raises:
-        DataError: no header, the same column twice, the file is UTF-16, or a line does not end.
+        DataError: no header, a column that is used twice, the file is UTF-16, or a line does not end.
     """
     lines = _Lines(file, name)
     try:
@@ -144,8 +143,6 @@ def _row(
         found, expected = NOT_UTF8, "UTF-8"
     elif len(record) != len(header):
         found, expected = _count(len(record)), f"{_count(len(header))} ({listed(header)})"
-    elif any(map(str.strip, record[table.last :] if table.last else ())):
-        found, expected = "a value in a column without a name", "a name in the header for each column"
     else:
         return lines.first, dict(zip(header[table.columns], record[table.columns], strict=True))
     raw = "".join(lines.taken).rstrip("\r\n")
@@ -181,12 +178,9 @@ def _header(record: Record, where: str, table: Table) -> list[str]:
     plain = [name.strip() for name in record]
     if not table.spaced and len({*plain}) == len({*record}):
         record = plain
-    names = record[table.columns]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        what = f"the header names the column {printable(twice[0])!r} twice"
-        raise DataError(what, where=where, remedy=f"name each column once, or, {NO_HEADER}")
-    return record
+    names = [*record]
+    names[table.columns], _ = without_repeats(record[table.columns], where)
+    return names
 
 
 def _count(fields: int) -> str:

@@ -21,12 +21,13 @@ from tunesmith.data.examples.row_shapes import listed
 from tunesmith.data.files.expansion import Expansion
 from tunesmith.data.files.rows import BLOCK_BYTES, BadRow, Block, LeftOut, blocks_of_rows
 from tunesmith.data.files.streams import seekable
-from tunesmith.data.files.tables import HEADER_AGAIN, NO_HEADER, is_header, numbered
+from tunesmith.data.files.tables import HEADER_AGAIN, is_header, numbered, without_repeats
 from tunesmith.errors import DataError, pip_install
 
 SHEETS = (".xlsx", ".ods")
 MOST_COLUMNS, MOST_ROWS = 16_384, 1_048_576  # of a sheet, in both programs
 MOST_TITLES = 5  # lines above the header
+ROWS_LOOKED_AT, COLUMNS_SAID = 100, 10  # for values in columns without a name
 ROWS_AT_ONCE = 1000
 SMALLEST_ZIP = 22  # bytes
 OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0"  # begins .xls files, and files with a password
@@ -116,9 +117,6 @@ def _row(number: int, cells: list[str | None], name: str, layout: Layout) -> tup
     names = [*layout.names, *[""] * (len(cells) - len(layout.names))]
     if cells == names and is_header(layout.names, layout.named):
         return LeftOut(f"{name}:{number}", "row", HEADER_AGAIN, "a row", " | ".join(layout.names))
-    if any(_holds(text) and not column for column, text in zip(names, cells, strict=False)):
-        found, expected = "a value in a column without a name", "a name in the header for each column"
-        return BadRow(f"{name}:{number}", "row", found, expected, " | ".join(text or "" for text in cells))
     texts = [*cells, *[""] * (len(names) - len(cells))]
     return number, {column: text for column, text in zip(names, texts, strict=False) if column}
 
@@ -137,19 +135,19 @@ def _layout(sheet: Sheet, name: str, said: tuple[str, ...], *, headers: int) -> 
     titles = len(list(itertools.takewhile(lambda line: _filled(line) == 1, lines)))
     titles = titles if titles < len(lines) else 0  # all have one cell: a sheet of one column
     number, names = lines[titles][0], tuple(text or "" for text in lines[titles][1])
-    twice = [column for column in names if column and names.count(column) > 1]
-    if twice:
-        raise DataError(
-            f"the header names the column {printable(twice[0])!r} twice",
-            where=f"{name}:{number}",
-            remedy=f"name each column once, or, {NO_HEADER}",
-        )
+    kept, repeats = without_repeats(names, f"{name}:{number}")
+    names = tuple(new if old else "" for old, new in zip(names, kept, strict=True))
+    looked = itertools.islice(sheet.rows, titles + 1, ROWS_LOOKED_AT)
+    named = {at for at, column in enumerate(names) if column}
+    beside = {at for _, cells in looked for at, text in enumerate(cells) if _holds(text) and at not in named}
+    columns = ", ".join(str(at + 1) for at in sorted(beside)[:COLUMNS_SAID])
+    repeats += [f"without a name and not used: column{'s' if len(beside) > 1 else ''} {columns}"] if beside else []
     title = (f"the header is row {number}, below a title",) if titles else ()
     unsaved = {column: None for _, cells in lines for column, text in zip(names, cells, strict=False) if text is None}
     formulas = (f"no value was saved for the formulas of {listed([*unsaved])}",) if unsaved else ()
     last = lines[min(titles + headers, len(lines)) - 1][0]
     more = (f"the header has {headers} lines, as data.header says",) if headers > 1 else ()
-    return Layout(sheet.title, last, names, (f"sheet {sheet.title}", *title, *more, *formulas, *said))
+    return Layout(sheet.title, last, names, (f"sheet {sheet.title}", *title, *more, *repeats, *formulas, *said))
 
 
 def _filled(row: Cells) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tunesmith.data.examples.column_names import known_names
+from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import FIELDS
 from tunesmith.data.files.quoting import NONE, USUAL, Quotes, find_quotes, fits, fits_most, records_of
 from tunesmith.errors import DataError
@@ -63,6 +64,37 @@ class Table:
 def numbered(columns: int) -> tuple[str, ...]:
     """Names for the columns of a table without a header."""
     return tuple(f"column{number}" for number in range(1, columns + 1))
+
+
+def without_repeats(names: Sequence[str], where: str) -> tuple[list[str], list[str]]:
+    """The names, where each repeat has a number of its own (Comment, Comment.2), and what was renamed, in words.
+
+    Raises:
+        DataError: a repeated name is a field of rows, so it would be used.
+    """
+    twice = [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
+    used = next((name for name in twice if name in FIELDS), None)
+    if used is not None:
+        raise DataError(
+            f"the header names the column {printable(used)!r} twice",
+            where=where,
+            why="its values are used, and which of the columns is meant is not known",
+            remedy=f"name each column once, or, {NO_HEADER}",
+        )
+    taken, found = {*names}, []
+    for at, name in enumerate(names):
+        number = 1
+        while name in found:
+            number += 1
+            other = f"{names[at]}.{number}" if names[at] else f"column{at + number - 1}"
+            name = name if other in taken else other
+        found.append(name)
+    said = [
+        f"the column {printable(name)} is there {names.count(name)} times: "
+        f"{', '.join(printable(new) for old, new in zip(names, found, strict=True) if old == name)}"
+        for name in twice
+    ]
+    return found, said
 
 
 def is_header(names: Sequence[str], named: Collection[str] = ()) -> bool:
@@ -265,7 +297,16 @@ def _with_columns(table: Table, records: Sequence[list[str]]) -> Table:
     if shortest is not None:
         said.append(f"Excel left out empty fields at the end of some records: {', '.join(header[shortest:])}")
     last = behind if behind < len(header) else None
+    said += _repeats(header[indexes:last], table)
     return replace(table, first=indexes, last=last, shortest=shortest, said=tuple(said))
+
+
+def _repeats(header: Sequence[str], table: Table) -> list[str]:
+    """What is said of repeated names; where they are refused, whoever reads the rows hears of it."""
+    try:
+        return without_repeats([name.strip() if not table.spaced else name for name in header], "")[1]
+    except DataError:
+        return []
 
 
 def _counts(records: Sequence[list[str]], column: int) -> bool:

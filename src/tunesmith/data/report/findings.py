@@ -26,6 +26,7 @@ CHARACTERS_PER_TOKEN = 4
 LABELS, ROWS_A_LABEL = 500, 3  # answers are labels if there are few, and each is given several times
 SHORT_LABEL, ROWS_OF_A_LABEL = 60, 1.5  # of a column that is called label, or the like
 FEW_OF_A_LABEL = 10
+LEAST_OF_ONE_ANSWER = 3  # rows
 MOST_LEAKED = 0.05  # share of the held-out rows, beyond which a verdict on them says nothing
 MINOR_SCRIPT = 0.05
 
@@ -34,7 +35,10 @@ MINOR_SCRIPT = 0.05
 _FINDINGS: dict[str, tuple[Severity, str, str]] = {
     "invalid_rows": (
         "warning", "{rows} that cannot be read, or used as an example",
-        "correct them, or set data.on_error: skip to set them aside"),
+        "{remedy}"),
+    "one_answer": (
+        "warning", "{rows} to train on all end with the same answer, {answer}",
+        "add rows with other answers, or name the column that holds the answers: the model learns to say this always"),
     "invalid_rows_against": (
         "warning", "{rows} of the data to compare with cannot be read or used",
         "correct them: their contents were not compared"),
@@ -108,6 +112,7 @@ def findings(
         *_marks(scan, are_labels=labels is not None),
         _few_of_a_label(scan, labels or []),
         _one_kind_of_answer(scan),
+        _one_answer(scan),
         _minor_script(scan),
         _size(outcome, method),
         _length(scan, max_length, split),
@@ -168,7 +173,10 @@ def _finding(
 
 def _invalid(scan: Scan, stops: bool) -> Iterator[Finding | None]:
     other = scan.side == SOURCE_SIDES.index("against")
-    yield _finding(scan, "invalid_rows", ~scan.good & ~scan.left_out & ~other, grave=stops)
+    remedy = "correct them, or set data.on_error: skip to set them aside"
+    if not stops:
+        remedy = "they are set aside in rejected.jsonl; correct them if they should be learned"
+    yield _finding(scan, "invalid_rows", ~scan.good & ~scan.left_out & ~other, grave=stops, remedy=remedy)
     yield _finding(scan, "invalid_rows_against", ~scan.good & ~scan.left_out & other)
 
 
@@ -243,6 +251,16 @@ def _one_kind_of_answer(scan: Scan) -> Finding | None:
     if said[0]:
         kind, remedy = "desirable", "add rows with label: false, or set objective: sft, which needs no others"
     return _finding(scan, "one_sided_labels", rows, kind=kind, remedy=remedy)
+
+
+def _one_answer(scan: Scan) -> Finding | None:
+    """The rows to train on, where all end with one answer and nothing else is learned of them but turns before it."""
+    preferences = [each.reader.shape in PREFERENCES for each in scan.sources]
+    rows = scan.side_is("train") & ~scan.raw_text & ~np.array(preferences, bool)[scan.source]
+    if rows.sum() < LEAST_OF_ONE_ANSWER or len(answers := np.unique(scan.answer[rows])) != 1:
+        return None
+    text = scan.labels.get(int(answers[0]))
+    return _finding(scan, "one_answer", rows, answer="a long text" if text is None else repr(masked(text)))
 
 
 def _minor_script(scan: Scan) -> Finding | None:
