@@ -156,6 +156,24 @@ def test_templates_run_in_a_sandbox(tiny_model_dir: Path, tasks: Path) -> None:
         benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
 
 
+def test_a_file_that_is_replaced_after_it_was_checked_is_not_opened_again(
+    tiny_model_dir: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = benchmarks.read_task_files
+
+    def then_replaced(folder: Path, metrics: Any) -> Any:
+        found = checked(folder, metrics)
+        (tasks / "utils.py").write_text(
+            f"open({str(tasks.parent / 'ran')!r}, 'w').close()\ndef words(doc): return ''\n"
+        )
+        (tasks / "choice.yaml").write_text("task: colours\ndoc_to_text: !function utils.words\n")
+        return found
+
+    monkeypatch.setattr(benchmarks, "read_task_files", then_replaced)
+    found = benchmark(tiny_model_dir, ["colours"], include_path=tasks, limit=4, progress=False)
+    assert found["benchmarks"][0]["items"] == 4 and not (tasks.parent / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

@@ -104,3 +104,17 @@ def test_an_answer_ends_at_the_text_that_ends_it(tiny_model_dir: Path) -> None:
 def test_an_answer_that_has_no_room_is_refused(tiny_model_dir: Path) -> None:
     with pytest.raises(RecipeError, match="answers of 600 tokens, and the model reads 512"):
         ours(tiny_model_dir).generate_until(requests("generate_until", [("x", {"max_gen_toks": 600})]))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"until": 5},
+        {"until": [5]},
+        {"max_gen_toks": "many"},
+        {"max_gen_toks": float("inf")},
+    ],
+)
+def test_values_that_cannot_be_used_are_one_message(tiny_model_dir: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"(?s)by values that cannot be used.*until is a list of texts"):
+        ours(tiny_model_dir).generate_until(requests("generate_until", [("x", given)]))

@@ -73,6 +73,7 @@ def test_other_files_are_refused(folder: Path, name: Any, why: str) -> None:
         ({"dataset_path": "json", "dataset_kwargs": {"data_dir": "x"}}, "dataset_kwargs.data_dir"),
         ({"dataset_path": "a/b", "dataset_kwargs": {"data_files": "/etc/passwd"}}, "no place in the data on the hub"),
         ({"dataset_path": "a/b", "dataset_kwargs": {"data_dir": "x/../.."}}, "no place in the data on the hub"),
+        ({"dataset_path": "a/b", "dataset_kwargs": {"revision": "../../x"}}, "no place in the data on the hub"),
         ({"dataset_kwargs": {"cache_dir": "x"}}, "dataset_kwargs.cache_dir: what is let through is data_files"),
         ({"dataset_path": "a/b", "dataset_kwargs": {"trust_remote_code": True}}, "asks for code"),
         ({"dataset_kwargs": "x"}, "it is no mapping"),
@@ -107,6 +108,9 @@ def test_groups_that_grow_or_have_no_end_are_refused() -> None:
     inline = {"group": "x", "task": ["a"]}
     assert len(list(growing_groups([group("a", inline)]))) == 1
     assert list(growing_groups([group("a", "b", *map(str, range(1000))), group("b", "x", "y")])) == []
+    for odd in (group("a", 5), (Path("5"), {"group": 5, "task": ["x"]}), group("a", {"group": None, "task": ["x"]})):
+        ((_, why),) = growing_groups([odd])
+        assert "is no text" in why
     many = [(Path("t"), {"task": str(n), "tag": "all"}) for n in range(MOST_TASKS)]
     assert len(list(growing_groups([*many, group("a", "all")]))) == 1
 
@@ -125,6 +129,7 @@ def test_a_group_changes_its_own_tasks_and_none_of_the_harness() -> None:
         [group("a", {"group": "inner", "task": ["arc"], "dataset_path": "x/y"})],
         [group("a", "b", dataset_path="x/y"), group("b", "arc")],
         [group("a", {"group": "b", "dataset_path": "x/y"}), group("b", "arc")],
+        [group("a", {"group": "b", "dataset_path": "x/y"}), group("b", "arc"), group("b")],  # the first counts
     ):
         ((_, why),) = changed_tasks(bad, known)
         assert why.startswith("dataset_path: set for ")

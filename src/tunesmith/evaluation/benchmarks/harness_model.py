@@ -189,8 +189,22 @@ class HarnessModel(TemplateLM):
         return found
 
     def _decoding(self, asked: Mapping[str, Any]) -> _Decoding:
+        try:
+            return self._as_settings(asked)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise RecipeError(
+                "The task asks for answers by values that cannot be used",
+                where="--tasks",
+                why=f"generation_kwargs are {str(dict(asked))[:300]}: {str(error).splitlines()[0][:200]}.",
+                remedy="Correct generation_kwargs in the task's file: until is a list of texts, and max_gen_toks a "
+                "whole number from 1.",
+            ) from error
+
+    def _as_settings(self, asked: Mapping[str, Any]) -> _Decoding:
         until = asked.get("until") or ()
         until = (until,) if isinstance(until, str) else tuple(until)
+        if not all(isinstance(each, str) for each in until):
+            raise TypeError("until has something that is no text")
         limit = next((int(asked[name]) for name in _LIMITS if asked.get(name) is not None), NEW_TOKENS)
         if limit >= self.max_length:
             raise RecipeError(

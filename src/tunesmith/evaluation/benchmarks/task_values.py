@@ -90,7 +90,7 @@ def _on_hub(path: Any, given: Mapping[str, Any], formats: Collection[str]) -> It
         yield f"dataset_path: {path}: a folder or address; {_PATHS}"
     elif path in formats:
         yield f"dataset_path: {path}: {_PATHS}"
-    inside: list[Any] = [given.get("data_files"), given.get("data_dir")]
+    inside: list[Any] = [given.get("data_files"), given.get("data_dir"), given.get("revision")]
     while inside:
         each = inside.pop()
         if isinstance(each, dict | list):
@@ -122,6 +122,8 @@ def growing_groups(configs: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterato
     tags = Counter(tag for _, config in configs for tag in _names(config.get("tag")))
     sizes: dict[str, int] = {}
     for path, config in configs:
+        for name in _odd_names(config) if "group" in config else ():
+            yield path, f"group: the name {name} is no text; put it into quotes"
         if "group" in config and _size(config, own, tags, sizes, 0) > MOST_TASKS:
             yield (
                 path,
@@ -145,11 +147,29 @@ def changed_tasks(
 
 
 def _groups(configs: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Mapping[str, Any]]:
-    return {config["group"]: config for _, config in configs if isinstance(config.get("group"), str)}
+    """The groups by name. As in the harness, the first of a name counts."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for _, config in configs:
+        if isinstance(config.get("group"), str):
+            found.setdefault(config["group"], config)
+    return found
 
 
 def _names(given: Any) -> list[str]:
     return [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, str)]
+
+
+def _odd_names(config: Mapping[str, Any]) -> Iterator[Any]:
+    """The names in a group that are no text: the harness finds a task or group by them, too."""
+    waiting: list[Any] = [config]
+    while waiting:
+        each = waiting.pop()
+        members = each.get("task") if isinstance(each, dict) else None
+        if isinstance(members, list):
+            waiting += members
+        name = each.get("group", members) if isinstance(each, dict) else each
+        if not isinstance(name, str):
+            yield name
 
 
 def _size(
