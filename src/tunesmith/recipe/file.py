@@ -25,7 +25,7 @@ from tunesmith.recipe.paths import local
 from tunesmith.recipe.precedence import replaced
 from tunesmith.recipe.section import Settings
 from tunesmith.recipe.settings import Recipe
-from tunesmith.recipe.yaml_limits import YamlRefused, refuse_bombs
+from tunesmith.recipe.yaml_limits import MOST_CHARACTERS, YamlRefused, refuse_bombs
 
 MARKS = ("|", ",", "\t")  # values that are no YAML by themselves
 LONGEST_QUOTED = 1000  # characters of a value that a remedy repeats
@@ -272,7 +272,8 @@ def _below(value: Any, path: Path_) -> Iterator[Path_]:
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MOST_CHARACTERS + 1)  # one more is refused below
     except FileNotFoundError:
         if "=" in str(path):
             raise _no_recipe_before(str(path)) from None

@@ -39,6 +39,7 @@ from tunesmith.runs.manifest import (
     expect,
     has_manifest,
     in_words,
+    open_checked,
     read_checked,
     seal,
     settle,
@@ -59,6 +60,7 @@ from tunesmith.runs.run_files import (
     STATUS,
     WRITTEN_WHOLE,
 )
+from tunesmith.runs.stored_json import most_text, parsed, too_large, whole_lines
 from tunesmith.runs.whole_files import is_half_written, part_from_others, remove_half_written, why_not, write_whole
 
 _KEEPING_TRIES = 80  # of a quarter of a second each (see ``locks``)
@@ -307,6 +309,8 @@ class Run:
     def read_json(self, name: str) -> Any:
         """A JSON file of this run. Raises RunError if it is missing or damaged."""
         content, changed = read_checked(self.folder, name)
+        if content is None and changed is not None and (self.folder / name).exists():
+            raise self.damaged(name, f"It {changed}.")
         if content is None:
             raise RunError(
                 f"This run has no {name}",
@@ -319,7 +323,7 @@ class Run:
         if changed is not None and name != STATUS:  # a status that can be read is used, and ``notes`` says so
             raise self.damaged(name, f"It {changed}.", own=True)
         try:
-            return json.loads(content)
+            return parsed(content)
         except (ValueError, RecursionError) as error:
             raise self.damaged(name, str(error)) from None
 
@@ -346,14 +350,23 @@ class Run:
 
         Raises RunError if a line is damaged.
         """
-        try:
-            lines = (self.check(name) or b"").split(b"\n")[:-1]  # after the last newline: an unfinished line
-            records = [json.loads(line) for line in lines if line]
-        except (ValueError, RecursionError) as error:
-            raise self.damaged(name, str(error)) from None
-        if not all(isinstance(record, dict) for record in records):
-            raise self.damaged(name, "Some line is not a JSON object.")
-        return records
+        return list(self.lines(name))
+
+    def lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """The same, one at a time, so that no more is read after a line that the caller refuses."""
+        with open_checked(self.folder, name) as (file, why):
+            if why is None and file is not None:
+                why = too_large(os.fstat(file.fileno()).st_size, most_text())
+            if why is not None:
+                raise self.damaged(name, f"It {why}.", own=True)
+            try:
+                for line in whole_lines(file) if file is not None else ():
+                    record = parsed(line)
+                    if not isinstance(record, dict):
+                        raise ValueError("Some line is not a JSON object.")
+                    yield record
+            except (ValueError, RecursionError) as error:
+                raise self.damaged(name, str(error)) from None
 
     def drop_after(self, name: str, step: int, *, validated: bool = True) -> None:
         """Keeps the JSON lines up to a step. A run that continues computes the later ones again.
@@ -433,9 +446,14 @@ def _access(folder: Path) -> Iterator[None]:
 
 
 def _end_of_lines(file: BinaryIO, end: int) -> int:
-    """Where the last whole line ends."""
-    file.seek(0)
-    return file.read(end).rfind(b"\n") + 1
+    """Where the last whole line ends. It is looked for from the end, in parts."""
+    while end > 0:
+        begin = max(end - 2**20, 0)
+        file.seek(begin)
+        if (found := file.read(end - begin).rfind(b"\n")) >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
 
 
 def _is_empty(folder: Path) -> bool:

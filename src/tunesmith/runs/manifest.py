@@ -23,7 +23,8 @@ from typing import Any, BinaryIO
 
 from tunesmith.errors import RunError
 from tunesmith.runs.checkpoint_names import checkpoints_in
-from tunesmith.runs.plain_files import open_plain, read_plain
+from tunesmith.runs.plain_files import open_plain
+from tunesmith.runs.stored_json import most_bytes, most_of_a_line, most_text, too_large
 from tunesmith.runs.whole_files import write_whole
 
 MANIFEST = "manifest.json"
@@ -291,7 +292,10 @@ def read_checked(folder: Path, name: str) -> tuple[bytes | None, str | None]:
     Raises OSError if the file is there and cannot be read.
     """
     with open_checked(folder, name) as (file, why):
-        return None if file is None else file.read(), why
+        if file is None:
+            return None, why
+        much = too_large(_size(file), most_text())
+        return (None, much) if much is not None else (file.read(), why)
 
 
 @contextmanager
@@ -300,7 +304,6 @@ def open_checked(folder: Path, name: str) -> Iterator[tuple[BinaryIO | None, str
 
     Raises OSError if the file is there and cannot be read.
     """
-    why = None
     for left in reversed(range(_TRIES)):
         with ExitStack() as opened:
             try:
@@ -308,10 +311,13 @@ def open_checked(folder: Path, name: str) -> Iterator[tuple[BinaryIO | None, str
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.ENXIO):
                     raise
-                file, why = None, "is no plain file"
-            else:
-                why = _change(folder, name, file)
-            if why is None or not left or why == "is no plain file":
+                yield None, "is no plain file"
+                return
+            if file is not None and (much := too_large(_size(file), most_bytes())):
+                yield None, much
+                return
+            why = _change(folder, name, file)
+            if why is None or not left:
                 yield file, why
                 return
 
@@ -421,7 +427,10 @@ def _read(folder: Path) -> tuple[Files, dict[str, Facts | None]]:
     file = folder / MANIFEST
     if file.exists() and not file.is_file():
         raise _Damaged("it is no plain file")
-    return _parse(read_plain(file))
+    with open_plain(file) as opened:
+        if much := too_large(_size(opened), most_of_a_line()):
+            raise _Damaged(f"it {much}")
+        return _parse(opened.read())
 
 
 def _parse(text: bytes) -> tuple[Files, dict[str, Facts | None]]:

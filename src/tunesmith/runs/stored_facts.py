@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tunesmith.runs.folder import Run
+from tunesmith.runs.stored_shapes import LARGEST
 
 LEAST_SAMPLED, LEAST_SHARE = 10, 0.2  # rows whose language was looked at, and the share of them in a language
 ISO_639_1 = re.compile("[a-z]{2}")
+_Count = Annotated[int, Field(ge=0, lt=LARGEST)]
 _UNITS = ("rows", "tokens", "supervised")
 
 
@@ -27,16 +29,16 @@ class _Shape(BaseModel):
 class _Counts(_Shape):
     """Rows or tokens by where they went."""
 
-    read: int
-    held_out: int
-    trained: int
-    invalid: int = 0
-    too_long: int = 0
-    left_out: int = 0
-    duplicate: int = 0
-    leaked: int = 0
-    unbalanced: int = 0
-    test: int = 0
+    read: _Count
+    held_out: _Count
+    trained: _Count
+    invalid: _Count = 0
+    too_long: _Count = 0
+    left_out: _Count = 0
+    duplicate: _Count = 0
+    leaked: _Count = 0
+    unbalanced: _Count = 0
+    test: _Count = 0
 
 
 class _Account(_Shape):

@@ -81,10 +81,11 @@ def status_of(run: Run) -> dict[str, Any]:
 
 def checked_lines(run: Run, name: str, fault_of: Callable[[Any], str | None]) -> list[dict[str, Any]]:
     """The lines of a file, which have no fault. Raises RunError if one has."""
-    lines = run.read_lines(name)
-    fault = next(filter(None, map(fault_of, lines)), None)
-    if fault is not None:
-        raise run.damaged(name, fault)
+    lines = []
+    for line in run.lines(name):
+        if (fault := fault_of(line)) is not None:
+            raise run.damaged(name, fault)
+        lines.append(line)
     return lines
 
 
@@ -133,8 +134,10 @@ def verdict_fault(found: Any) -> str | None:
         return fault
     if not found["metrics"]:
         return None if isinstance(found.get("verdict"), str) else "It lacks the verdict."
-    if found.get("decided_by") not in found["metrics"] or found.get("verdict") not in VERDICTS:
-        return "It does not say which metric decides, or how."
+    if not isinstance(found.get("decided_by"), str) or found["decided_by"] not in found["metrics"]:
+        return "It does not say which metric decides."
+    if found.get("verdict") not in VERDICTS:
+        return "It does not say how it is decided."
     if not (_is_number(found.get("confidence")) and _is_count(found.get("rows"))):
         return "It lacks confidence or rows."
     return None if isinstance(found.get("reason", 0), str | None) else "It has no reason, not even null."
@@ -173,12 +176,15 @@ def baselines_fault(found: Any) -> str | None:
         return "It has no results."
     if found.get("margin") is not None and not _is_number(found["margin"]):
         return "margin is not a number."
+    left_out, metric = found.get("left_out") or {}, found.get("metric")
+    if not isinstance(left_out, Mapping) or not isinstance(metric, str):
+        return "It lacks metric, or left_out is no object."
     for each in found["results"]:
         if not isinstance(each, Mapping) or not isinstance(each.get("name"), str):
             return "A baseline has no name."
         if not isinstance(each.get("outcome", ""), str) or not isinstance(each.get("metrics"), Mapping):
             return f"{each['name']} is no comparison."
-        values = each["metrics"].get(found.get("metric"))
+        values = each["metrics"].get(metric)
         if not isinstance(values, Mapping) or not isinstance(values.get("verdict"), str):
             return f"{each['name']} lacks the metric that decides."
         ends = [values.get(name) for name in ("interval", "difference_interval")]
