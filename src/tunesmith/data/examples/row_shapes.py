@@ -308,7 +308,8 @@ def _refuse_text_beside_others(
         f"ambiguous: is `text` raw text, or a prompt that another column answers ({listed(others)})?",
         why="rows with a column text and others can be read both ways",
         remedy=f"as raw text, set data.format: text; prompts with answers: {_suggestion(['text', *others])}",
-        proposal=proposal and replace(proposal, otherwise=f"raw text: set data.format: text; or {proposal.otherwise}"),
+        proposal=proposal
+        and replace(proposal, otherwise=f"set data.format: text for raw text; or {proposal.otherwise}"),
     )
 
 
