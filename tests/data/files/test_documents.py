@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tunesmith.data.examples.example import Example
+from tunesmith.data.files import folders
 from tunesmith.data.files.reader import Reader, open_source, own_eval_split
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings
@@ -23,7 +24,7 @@ def folder(root: Path, **files: str | bytes) -> Path:
     return root
 
 
-def opened(path: Path, **settings: Any) -> Reader:
+def opened(path: Path | str, **settings: Any) -> Reader:
     return open_source(SourceSettings(path=str(path), **settings))
 
 
@@ -94,6 +95,57 @@ def test_a_circle_of_links_ends(tmp_path: Path):
     folder(tmp_path, **{"a__b.md": "b"})
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     assert set(texts(opened(tmp_path))) == {"b"}
+
+
+def test_a_folder_with_many_links_to_itself_is_read_once(tmp_path: Path):
+    folder(tmp_path, **{"a__b.md": "b"})
+    for number in range(4):  # with each, there are as many ways into each folder as links: 4 to the 20th
+        (tmp_path / f"l{number}").symlink_to(tmp_path)
+        (tmp_path / "a" / f"l{number}").symlink_to("..")
+    found = opened(tmp_path)
+    assert texts(found) == ["b"]
+    assert found.ignored[0] == f"a/l0 (a link to {tmp_path.resolve()})"
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_link_out_of_the_folder_is_not_followed_and_is_named(tmp_path: Path, scheme: str):
+    private = folder(tmp_path / "private", **{"diary.md": "secret"})
+    foreign = folder(tmp_path / "foreign", **{"own.md": "own"})
+    (foreign / "docs").symlink_to(private)
+    (foreign / "one.md").symlink_to(private / "diary.md")
+    (foreign / "up").symlink_to("..")
+    found = opened(f"{scheme}{foreign}")
+    assert texts(found) == ["own"]
+    assert found.ignored[0] == f"docs (a link to {private.resolve()}, outside the folder: not followed)"
+    assert [name.split()[0] for name in found.ignored] == ["docs", "one.md", "up"]
+    (foreign / "own.md").unlink()
+    with pytest.raises(DataError, match="there are no data files") as refused:
+        opened(f"{scheme}{foreign}")
+    assert "not followed" in str(refused.value.why)
+    assert "name what it leads to" in str(refused.value.remedy)
+    assert texts(opened(private)) == ["secret"]
+
+
+def test_a_link_to_a_table_is_named_as_one(tmp_path: Path):
+    here = folder(tmp_path / "here", **{"b.jsonl": '{"text": "b"}'})
+    (here / "a.jsonl").symlink_to(folder(tmp_path / "other", **{"a.jsonl": '{"text": "a"}'}) / "a.jsonl")
+    assert "not followed" in opened(here).ignored[0]
+
+
+def test_a_link_to_a_hidden_folder_of_the_same_is_followed_once(tmp_path: Path):
+    folder(tmp_path, **{".v2__a.md": "a", ".v2__sub__b.md": "b"})
+    for name in ("latest", "other"):
+        (tmp_path / name).symlink_to(".v2")
+    (tmp_path / ".v2" / "back").symlink_to(".")
+    (tmp_path / "again").symlink_to(".v2/sub")
+    assert sorted(texts(opened(tmp_path))) == ["a", "b"]
+
+
+def test_folders_without_an_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(folders, "MOST_FOLDERS", 3)
+    folder(tmp_path, **{f"{number}__a.md": "a" for number in range(6)})
+    with pytest.raises(DataError, match="more than 3 folders"):
+        opened(tmp_path)
 
 
 def test_a_folder_without_a_document_that_has_text_is_one_error(tmp_path: Path):

@@ -20,7 +20,7 @@ from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks, label_name
 from tunesmith.data.files.batches import MARK, Kind, batch_kind, with_batches
 from tunesmith.data.files.batches import SUFFIXES as BATCHES
 from tunesmith.data.files.documents import DOCUMENTS, TEXT
-from tunesmith.data.files.folders import choose_files
+from tunesmith.data.files.folders import Link, choose_files, local_link
 from tunesmith.data.files.formats import FORMATS
 from tunesmith.data.files.opening import (
     Opening,
@@ -348,6 +348,10 @@ class _Location:
             found = self.system.ls(f"{self.root}/{within}" if within else self.root, detail=True)
         return sorted((entry["name"].rstrip("/").rpartition("/")[2], entry["type"] == "file") for entry in found)
 
+    def link(self, within: str) -> Link | None:
+        """Where a path in the folder leads, if it is a link on this machine's disk."""
+        return local_link(self.root, within) if "file" in self.system.protocol else None
+
     def neighbours(self) -> list[str]:
         """The names beside a path that is not there; none if its folder is not there either."""
         with self._reading(self.path):
@@ -403,7 +407,7 @@ def _data_files(folder: _Location) -> tuple[dict[str, list[str]], list[str]]:
     They are grouped only if some are named for training and some for evaluation; else all are those of EVERY_ROLE.
     A document of a subfolder is of the split that the subfolder is named for.
     """
-    data, ignored = choose_files(folder.path, folder.entries)
+    data, ignored = choose_files(folder.path, folder.entries, folder.link)
     splits: dict[str, list[str]] = {}
     for name in data:
         refuse_odd_name(name)
