@@ -13,8 +13,9 @@ import pytest
 from tests.canaries import Canary, fill_with_modules, module_names
 
 import tunesmith
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, RunError
 from tunesmith.model.weights.bundled import bundled_model
+from tunesmith.planning import devices
 from tunesmith.planning.devices import sgemm
 from tunesmith.runs.child_processes import clean_environment, find_program, python_command, worker_pool
 
@@ -130,6 +131,12 @@ def test_the_processor_is_timed_without_the_folder(work: Path, canary: Canary, m
     monkeypatch.chdir(work)
     assert sgemm(1) > 0
     assert canary.heard == []
+
+
+def test_a_processor_that_cannot_be_timed_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "SGEMM", "raise MemoryError('no room')")
+    with pytest.raises(RunError, match=r"(?s)could not be measured.*ended with 1: MemoryError: no room"):
+        sgemm(1)
 
 
 def test_pip_is_the_installed_one(work: Path, tmp_path: Path, canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:

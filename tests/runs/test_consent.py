@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tunesmith.errors import RunError
+from tunesmith.evaluation.held_out_recipe import evaluation_recipe, typed_names
 from tunesmith.recipe.file import LoadedRecipe, read_recipe
 from tunesmith.runs.consent import Consent, flags_of, stored_in
 
@@ -101,6 +102,50 @@ def test_functions_come_from_the_recipes_folder_the_run_or_the_users_folder(
     (stored / "functions").mkdir()
     assert found(allowing, run=stored) == dict.fromkeys(both, stored / "functions")
     assert found(allowing, "metrics", run=stored) == {"score.py:score": here, "own.py:all": stored / "functions"}
+
+
+JUDGE = {"base_url": "https://foreign.example/v1", "model": "m", "api_key_env": "HOME"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "words"),
+    [
+        (["judge.timeout=5"], "HOME", "send its held-out rows.*variable HOME as the key.*judge.base_url=.*api_key_env"),
+        (["judge.model=other", "judge.prompt='{first}{second}'"], None, "send its held-out rows"),
+        (["judge.base_url=https://mine.example"], "HOME", "variable HOME as the key.*add evaluation.judge.api_key_env"),
+        (["judge.api_key_env=MINE"], "HOME", "send its held-out rows.*foreign.example"),
+        (["judge.base_url=https://mine.example"], None, None),
+        (["judge.base_url=https://mine.example", "judge.api_key_env=null"], "HOME", None),
+        (["judge.base_url=https://mine.example", "judge.api_key_env=MINE"], "HOME", None),
+        (["judge={base_url: https://mine.example, model: m}"], "HOME", None),
+        (["judge={base_url: https://mine.example, model: m}", "judge.timeout=5"], "HOME", None),
+    ],
+)
+def test_a_key_of_the_judge_is_no_consent_to_its_address_and_its_variable(
+    stored: Path, typed: list[str], key: str | None, words: str | None
+) -> None:
+    """For `train`, whose keys have their section, and for `eval`, whose keys need none."""
+    loaded = read_recipe(
+        {
+            "model": "m",
+            "data": {"train": "x"},
+            "evaluation": {"metrics": ["judge"], "judge": {**JUDGE, "api_key_env": key}},
+            "output_dir": "out",
+        },
+        [f"evaluation.{each}" for each in typed],
+    )
+    evaluation = evaluation_recipe(loaded.recipe, "run", None, typed).evaluation
+    asks = [
+        lambda: Consent().of_recipe(loaded, stored),
+        lambda: Consent().functions(evaluation, typed=typed_names(typed), own=stored, run=stored),
+    ]
+    for ask in asks:
+        if words is None:
+            assert ask() == {}
+        else:
+            with pytest.raises(RunError, match=f"(?s){words}"):
+                ask()
+    assert Consent(allow_functions=True).of_recipe(loaded, stored) == {}
 
 
 def test_the_flags_that_a_run_needs_are_named(stored: Path) -> None:

@@ -111,9 +111,8 @@ def no_rows_to_judge(target: str, why: str) -> RunError:
 
 
 def typed_names(settings: Sequence[str]) -> set[str]:
-    """The keys of the evaluation section that the user has typed."""
-    names = [setting.partition("=")[0].strip().removeprefix("evaluation.") for setting in settings]
-    return {name.partition(".")[0].partition("[")[0] for name in names}
+    """The keys of the evaluation section that the user has typed, such as ``metrics`` and ``judge.timeout``."""
+    return {setting.partition("=")[0].strip().removeprefix("evaluation.") for setting in settings}
 
 
 def _without_few_shot(setting: str) -> bool:
@@ -130,7 +129,7 @@ def _prefixed(settings: Sequence[str]) -> list[str]:
                 where=setting,
                 remedy="Leave it out; --data FILE names other rows.",
             )
-    while_training = sorted(typed_names(settings) & {*DURING})
+    while_training = sorted({name.partition(".")[0] for name in typed_names(settings)} & {*DURING})
     if while_training:
         raise RecipeError(
             f"evaluation.{while_training[0]} is about validations while a model trains",

@@ -14,7 +14,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, RunError
 from tunesmith.model.weights.device import resolve_device
 from tunesmith.planning.memory import GIB, total_memory
 from tunesmith.runs.child_processes import clean_environment, python_command
@@ -162,16 +162,33 @@ def device_like(told: str) -> Device | None:
 
 
 def sgemm(threads: int) -> float:
-    """FLOP/s of a product of two square fp32 matrices: the median over a fifth of a second."""
+    """FLOP/s of a product of two square fp32 matrices: the median over a fifth of a second.
+
+    Raises:
+        RunError: the process that measures it failed.
+    """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
     done = subprocess.run(
         python_command("-c", SGEMM),
         env=clean_environment(**dict.fromkeys(names, str(threads))),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        check=True,
+        errors="replace",
+        check=False,
     )
-    return float(json.loads(done.stdout))
+    try:
+        if done.returncode == 0:
+            return float(json.loads(done.stdout))
+    except (ValueError, TypeError):
+        pass  # it printed something else
+    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    raise RunError(
+        "The speed of this processor could not be measured",
+        why=f"The process that multiplies two matrices with numpy ended with {done.returncode}: "
+        f"{lines[-1][:500] if lines else 'it said nothing (out of memory?)'}",
+        remedy="Free some memory and try again; `python -c 'import numpy'` shows whether numpy works.",
+    )
 
 
 def _own_gpu(name: str) -> Device:

@@ -6,12 +6,15 @@ it.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError
+from tunesmith.recipe.complaints import dotted
+from tunesmith.recipe.endpoint import JudgeSettings
 from tunesmith.recipe.file import LoadedRecipe
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import EvaluationSettings, Recipe
@@ -62,7 +65,8 @@ class Consent:
 
         Args:
             evaluation: the settings that name them.
-            typed: the keys that the user has typed; their functions come from the current folder.
+            typed: the keys that the user has typed, such as ``metrics`` and ``judge.timeout``; the functions of a key
+                that was typed come from the current folder.
             own: the folder of the recipe.
             run: the run's folder, if that is where the recipe is stored.
 
@@ -89,14 +93,8 @@ class Consent:
                 )
             found |= dict.fromkeys(functions, Path.cwd() if key in typed else own)
         judge = evaluation.judge if "judge" in evaluation.metrics else None
-        if judge is not None and run is not None and "judge" not in typed and not self.allow_functions:
-            raise RunError(
-                f"This run asks to send its held-out rows and answers to {judge.base_url}",
-                where=f"{run / 'recipe.yaml'}: evaluation.judge",
-                why="A run of somebody else could name any address, and any variable of the environment as its key.",
-                remedy="If you trust the address, add --allow-functions (in Python: allow_functions=True); or name "
-                "other metrics.",
-            )
+        if judge is not None and run is not None and not self.allow_functions:
+            _refuse_stored_judge(judge, typed, run)
         return found
 
     def of_recipe(self, loaded: LoadedRecipe, run: Path | None) -> dict[str, Path]:
@@ -105,10 +103,38 @@ class Consent:
         return self.functions(evaluation, typed=typed_keys(loaded, "evaluation"), own=loaded.folder, run=run)
 
 
+def _refuse_stored_judge(judge: JudgeSettings, typed: Collection[str], run: Path) -> None:
+    """Raises RunError unless the user typed both where the rows go and the variable whose value goes with them.
+
+    Other keys of the judge, such as ``judge.timeout``, say nothing about that.
+    """
+    if "judge" in typed:  # as a whole
+        return
+    keyed = judge.api_key_env is not None and "judge.api_key_env" not in typed
+    if "judge.base_url" in typed and not keyed:
+        return
+    own, key = "", ""
+    if "judge.base_url" not in typed:
+        own = f" evaluation.judge.base_url={shlex.quote(judge.base_url)}"
+    if keyed:
+        key = f", with the value of the environment variable {judge.api_key_env} as the key"
+        own += f" evaluation.judge.api_key_env={judge.api_key_env}"
+    raise RunError(
+        f"This run asks to send its held-out rows and answers to {judge.base_url}{key}",
+        where=f"{run / 'recipe.yaml'}: evaluation.judge",
+        why="A run of somebody else could name any address, and any variable of the environment as its key.",
+        remedy="If you trust the address, add --allow-functions (in Python: allow_functions=True), or say it yourself: "
+        f"add{own}. Or name other metrics.",
+    )
+
+
 def typed_keys(loaded: LoadedRecipe, section: str) -> set[str]:
-    """The keys of a section that were given as ``section.key=value``."""
+    """The keys of a section that were given as ``section.key=value``; keys of a key in full, such as ``judge.model``.
+
+    A key of a mapping does not stand for the mapping: ``section.judge.model=x`` is not the whole ``judge``.
+    """
     return {
-        str(path[1])
+        dotted(path[1:])
         for path, origin in loaded.origins.items()
         if len(path) > 1 and path[0] == section and origin == "flag"
     }

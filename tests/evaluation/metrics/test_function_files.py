@@ -240,6 +240,13 @@ def test_a_function_that_is_not_there_is_refused(name: str, words: str, recipes:
         score(recipes, name)
 
 
+@pytest.mark.parametrize("source", ["import sys\nsys.exit(0)", "def score(answer): raise SystemExit(0)"])
+def test_a_file_that_ends_the_program_is_a_message(source: str, tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text(source)
+    with pytest.raises(RecipeError, match=r"raised SystemExit: 0"):
+        score(tmp_path, "ends.py:score")
+
+
 def test_the_files_that_were_imported_are_known(recipes: Path) -> None:
     with functions_allowed({"uses.py:score": recipes, "pack:score": recipes}):
         check_names(["uses.py:score", "pack:score"])

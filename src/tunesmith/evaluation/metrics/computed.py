@@ -47,7 +47,7 @@ def computed_metrics(
     function = import_function(name, where=COMPUTE_METRICS_KEY)
     try:
         found = function(prediction)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _refusal(name, f"raised {type(error).__name__}: {error}", lacks_file(error, name)) from error
     try:
         numbers = {key.removeprefix("eval_"): float(value) for key, value in found.items()}

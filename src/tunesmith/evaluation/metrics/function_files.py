@@ -127,7 +127,7 @@ class FunctionFolder:
                 for count in range(1, len(parts)):
                     importlib.import_module(".".join([root, *parts[:count]]))
                 return _imported_file(file, ".".join([root, *parts]), self._imported.append)
-        except Exception as error:  # whatever the user's module raises
+        except (Exception, SystemExit) as error:  # whatever the user's module raises; a script may end with sys.exit()
             raise RecipeError(
                 f"The module of the function {name} cannot be imported",
                 where=where,
@@ -138,7 +138,7 @@ class FunctionFolder:
             sys.meta_path.remove(finder)
 
 
-def lacks_file(error: Exception, file: str | Path) -> str | None:
+def lacks_file(error: BaseException, file: str | Path) -> str | None:
     """What to do where a function reads a file that is not there: a run keeps a copy of Python files alone."""
     if not isinstance(error, FileNotFoundError):
         return None

@@ -66,7 +66,7 @@ class FunctionMetric(RowMetric):
         """Raises RecipeError if the function raises or returns anything but a finite number."""
         try:
             result = self.call(answer, truth, prompt)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._refuse(
                 f"raised {type(error).__name__}: {error}", answer, lacks_file(error, self.name)
             ) from error

