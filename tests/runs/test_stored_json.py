@@ -139,3 +139,11 @@ def test_a_huge_number_in_any_place_of_a_foreign_run_is_no_traceback(tmp_path: P
                     assert error.what == f"{name} is damaged", (name, path)
         (run.folder / name).write_text(text)
     assert tried > 200
+
+
+def test_a_list_that_a_foreign_verdict_has_as_null_is_taken_as_empty(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    (run.folder / MANIFEST).unlink()
+    value = json.loads((run.folder / "verdict.json").read_text())
+    (run.folder / "verdict.json").write_text(json.dumps({**value, "damage": None}))
+    assert "harmless" in run_report(run_facts(run))

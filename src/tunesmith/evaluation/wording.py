@@ -30,7 +30,7 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     """The verdict for the terminal: damage first, then what decided, then what limits it."""
     decided_by = verdict["decided_by"]
     found = verdict["metrics"][decided_by]
-    signs = [each for each in verdict.get("damage", []) if each["evidence"]]
+    signs = [each for each in (verdict.get("damage") or []) if each["evidence"]]
     damage = [_damaged(each) for each in signs if each["kind"] != "loss" or decided_by not in ALONE or len(signs) > 1]
     worse = verdict["verdict"] == "worse"
     heading = _heading(verdict)
@@ -111,7 +111,7 @@ def pair_cells(pair: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
 def pair_notes(pair: Mapping[str, Any]) -> list[str]:
     """What a pair's row in a table does not say: damage, metrics that cannot tell, and the reason of its verdict."""
     verdict = pair["verdict"]
-    signs = [_damaged(each) for each in verdict.get("damage", []) if each["evidence"]]
+    signs = [_damaged(each) for each in (verdict.get("damage") or []) if each["evidence"]]
     notes = [f"Damage: {_listed(signs)}."] if signs else []
     notes += [_cannot_tell(name, verdict["metrics"][name]) for name in verdict.get("cannot_tell", [])]
     return [*notes, *([verdict["reason"]] if verdict["reason"] else [])]
