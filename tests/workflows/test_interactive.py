@@ -82,7 +82,7 @@ def test_rows_are_stored_beside_the_run_and_the_run_resumes_with_them_or_without
     (listed,) = tunesmith.list_runs(".")
     for shown in (result, tunesmith.show_run("run"), tunesmith.list_runs(".")):
         assert "<table>" in shown._repr_html_()
-        assert listed.verdict is not None and listed.verdict in shown._repr_html_()
+        assert listed.verdict is not None and listed.verdict in shown._repr_html_().lower()
 
 
 def test_rows_may_stand_for_every_split_and_beside_settings_of_a_source(here: Path, tiny_model_dir: Path) -> None:
