@@ -37,7 +37,7 @@ from tunesmith.runs.manifest import sha256_of
 from tunesmith.runs.outputs import check_file, output_file, refuse_inputs
 from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.whole_files import refuse_long_name, why_not
-from tunesmith.workflows.answers_so_far import AnswersSoFar, answers_so_far, place_of, was_written
+from tunesmith.workflows.answers_so_far import AnswersSoFar, answers_so_far, check_place, place_of, was_written
 
 BATCH = 16
 CHUNK = 4 * BATCH  # rows that are answered, kept and lost together
@@ -184,12 +184,13 @@ def answer_rows(
         "rows": survey.count,
         "prompts": survey.prompts,
     }
-    with disk_errors(to, ExportError), answers_so_far(to, asking, anew=overwrite) as made:
+    sequences = asked.num_return_sequences
+    with disk_errors(to, ExportError), answers_so_far(to, asking, anew=overwrite, sequences=sequences) as made:
         resumed = made.rows
         if resumed:
             listener.say(f"{resumed:,} of {survey.count:,} rows are answered already; going on with the rest")
         _answer(rows, survey, asker, made, listener)
-        columns = _columns(survey.columns, asked.num_return_sequences)
+        columns = _columns(survey.columns, sequences)
         made.finish(to)
         with output_file(to) as file:
             names = [*survey.columns, *columns]
@@ -229,8 +230,8 @@ def _check_out(to: Path, data: str, *, overwrite: bool, inputs: Sequence[object]
             "the answers cannot be written", where=str(to), why=why_not(to, error), remedy="Name another --out."
         ) from error
     refuse_inputs(to, inputs)
-    if not was_written(to):
-        check_file(to, overwrite=overwrite)
+    check_file(to, overwrite=overwrite or was_written(to))  # such a file is written again, if nobody changed it since
+    check_place(to)
 
 
 def _replaces_data(to: Path) -> ExportError:
