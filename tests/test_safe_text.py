@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -44,6 +45,38 @@ SECRETS = {
     "bearer": ("Authorization: Bearer pl4ntedpl4ntedpl4nted1", "Authorization: Bearer ***"),
     "password in a setting": ("db: {password: 'pl4nted!x'}", "db: {password: '***'}"),
     "key in a setting": ("wandb_api_key=pl4nted0pl4nted0pl4nted0", "wandb_api_key=***"),
+    "password of letters": ("password=pl4ntedword".replace("4", "a"), "password=***"),
+    "password of digits, and the user beside it": ("user=me password=73519284 x=1", "user=me password=*** x=1"),
+    "password in capitals": ("PASSWORD: correcthorsebattery", "PASSWORD: ***"),
+    "password with spaces": ("login(password='pl4nted it, and \\'more', user=1)", "login(password='***', user=1)"),
+    "password of another alphabet": ("password=Пароль, sent", "password=***, sent"),
+    "password with a type": ('password: str = "pl4nted"', 'password: str = "***"'),
+    "password in JSON in JSON": (r"{\"passwd\": \"pl4nted\"}", r"{\"passwd\": \"***\"}"),
+    "password in a sentence": ("the password: pl4nted is wrong", "the password: *** is wrong"),
+    "short key": ("api_key=abcdef1234567", "api_key=***"),
+    "key of letters": ('{"access_key": "pl4nted"}', '{"access_key": "***"}'),
+    "key in capitals and small letters": ("clientSecret=pl4nted&scope=a", "clientSecret=***&scope=a"),
+    "key of a connection": (
+        "DefaultEndpointsProtocol=https;AccountKey=Zm9vYmFyMTIzNDU2Nzg5MGFiY2RlZg==;EndpointSuffix=a",
+        "DefaultEndpointsProtocol=https;AccountKey=***;EndpointSuffix=a",
+    ),
+    "basic": ("Authorization: Basic dXNlcjpzM2NyZXRwYXNz", "Authorization: Basic ***"),
+    "basic without its name": ("it sent basic dXNlcjpzM2NyZXRwYXNz", "it sent basic ***"),
+    "header in a mapping": ("{'Authorization': 'Bearer pl4nted'}", "{'Authorization': 'Bearer ***'}"),
+    "flag": ("tunesmith eval a --judge-key pl4nted --json", "tunesmith eval a --judge-key *** --json"),
+    "Telegram bot": ("https://api.telegram.org/bot123456:AApl4nted/getMe", "https://api.telegram.org/bot***/getMe"),
+    "Telegram token": ("bot 123456789:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaws", "bot ***"),
+    "Discord hook": (
+        f"https://discord.com/api/webhooks/123456789012/{'pl4nted' * 9}",
+        "https://discord.com/api/webhooks/***",
+    ),
+    "npm token": (f"it said npm_{'pl4nted' * 5}a", "it said ***"),
+    "PyPI token": ("it said pypi-AgEIcHlwaS5vcmcCJDEyMzQ1Njc4", "it said ***"),
+    "SendGrid key": (f"it said SG.{'pl4nted' * 3}a.{'pl4nted' * 6}a", "it said ***"),
+    "Groq key": (f"it said gsk_{'pl4nted0' * 6}", "it said ***"),
+    "Replicate token": (f"it said r8_{'pl4nted0' * 4}", "it said ***"),
+    "xAI key": (f"it said xai-{'pl4nted0' * 9}", "it said ***"),
+    "NVIDIA key": (f"it said nvapi-{'pl4nted-' * 7}a_b", "it said ***"),
     "private key": (f"-----BEGIN RSA PRIVATE KEY-----\n{'pl4nted0' * 8}\n", "***\n"),
 }
 
@@ -68,10 +101,30 @@ def test_a_secret_is_left_out_of_a_text_and_of_an_error(kind: str) -> None:
         "training.max_new_tokens=64, data.key=rows, eos_token: <|im_end|>",
         "sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
         "what?.csv",
+        "password: str | None = None, token: null, secret: 12 rows, api_key=${API_KEY}, api_key: OPENAI_API_KEY",
+        "set password=<your password>, token=docs/deploy.md, or --hf-token TOKEN; --api-key is needed",
+        "seconds_per_token=0.52, pad_token=abc, unexpected token: end, compat=new, format: a, sort key: a",
+        "The recipe may be a secret: keep it to yourself. A newline follows that token: everyday traps.",
+        "${{ secrets.HF }}, password: ${{ secrets.HF }}, password={password}",
+        "Password: must contain 8 characters",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["password=", "password=[", "password={", "password=a,", "token: ", "key:", "--api-key ", 'secret="\\', "=:"],
+)
+def test_a_text_full_of_names_takes_a_time_that_grows_with_its_length(text: str) -> None:
+    def seconds(count: int) -> float:
+        began = time.process_time()
+        without_secrets(text * count)
+        return time.process_time() - began
+
+    seconds(10)
+    assert seconds(16_000) < 40 * max(seconds(1_000), 0.005)  # 16 times as long; a square would be 256
 
 
 def test_what_the_environment_and_an_address_hold_is_known_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +141,7 @@ def test_the_value_of_a_secret_argument_is_hidden() -> None:
     assert without_secret_arguments(command) == [
         "train.py", "--hf-token", "***", "--password=***", "HF_TOKEN=***", "data.key=rows", "--api_key", "-x",
     ]  # fmt: skip
+    assert without_secret_arguments(["--judge-key", "abc", "a.judge.api_key=a"])[1:] == ["***", "a.judge.api_key=***"]
 
 
 def test_a_cause_that_says_a_secret_is_cut_off() -> None:

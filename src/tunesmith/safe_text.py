@@ -32,7 +32,7 @@ def without_secrets(text: str) -> str:
     """A text without the secrets in it. What it gives depends on the text alone, so stored texts can be compared.
 
     The query and the user of a URL become ``...``: they may hold a password, a signature or a token. What has the form
-    of a key, or stands behind a name such as ``password=``, becomes ``***``.
+    of a key, or stands behind a name such as ``password=``, becomes ``***``, unless it is plainly no secret.
     """
     if "://" in text:
         text = _USER_WITH_SLASH.sub(rf"\1{HIDDEN}@", text)
@@ -40,7 +40,7 @@ def without_secrets(text: str) -> str:
     if "?" in text:
         text = _BARE_QUERY.sub(f"?{HIDDEN}", text)
     pieces, at = [], 0
-    for start, end in sorted(secret_places(text)):
+    for start, end in sorted([*secret_places(text), *_named(text)]):
         if start >= at:
             pieces += [text[at:start], MASK]
         at = max(at, end)
@@ -86,7 +86,7 @@ def without_secret_arguments(arguments: Sequence[str]) -> list[str]:
         before = arguments[number - 1] if number else ""
         if equals and _is_secret_name(name):
             shown.append(f"{name}={MASK}")
-        elif before.startswith("-") and "=" not in before and _is_secret_name(before) and argument[:1] != "-":
+        elif _is_secret_flag(before) and argument[:1] != "-":
             shown.append(MASK)
         else:
             shown.append(without_known_secrets(argument))
@@ -104,14 +104,29 @@ def hide_causes(error: BaseException) -> None:
 
 
 _NAME_OF_SECRET = re.compile(
-    r"(?:^|[._-])(?:passwor[dt]|passwd|passphrase|pwd|secret|token|credentials?|pat|authorization"
-    r"|(?:api|access|secret|private|auth|account|encryption|signing|wandb|sas)[_-]?(?:access[_-]?)?key|apikey|sig(?:nature)?)$",
-    re.IGNORECASE,
+    r"(?:^|[^A-Za-z]|(?<=[a-z])(?=[A-Z]))"
+    r"(?:(?i:passwor[dt]|passwd|passphrase|pwd|secret|credentials?|pat|authorization|sig(?:nature)?)"
+    r"|(?i:(?:api|access|secret|private|auth|account|encryption|signing|wandb|sas|subscription|master|judge|deploy"
+    r"|storage|client|license)[ _-]?(?:access)?[ _-]?key|apikey|passkey)"
+    r"|(?<!eos[_ -])(?<!bos[_ -])(?<!pad[_ -])(?<!unk[_ -])(?<!sep[_ -])(?<!cls[_ -])(?<!mask[_ -])(?<!image[_ -])"
+    r"(?<!video[_ -])(?<!audio[_ -])(?<!special[_ -])(?<!per[_ -])(?<!next[_ -])(?<!end[_ -])(?<!start[_ -])"
+    r"(?<!stop[_ -])(?<!first[_ -])(?<!last[_ -])(?<!tool[_ -])(?<!expected[_ -])(?i:token))$"
 )
+# How each of these names ends: a name without such an end is not looked at any closer.
+_ENDS_OF_NAMES = (
+    "password", "passwort", "passwd", "passphrase", "pwd", "secret", "credential", "credentials", "pat", "token", "key",
+    "authorization", "sig", "signature",
+)  # fmt: skip
 
 
 def _is_secret_name(name: str) -> bool:
-    return _NAME_OF_SECRET.search(name.lstrip("-")) is not None
+    name = name.lstrip("-")
+    return name.lower().endswith(_ENDS_OF_NAMES) and _NAME_OF_SECRET.search(name) is not None
+
+
+def _is_secret_flag(name: str) -> bool:
+    """Whether the next argument is a secret: ``--password`` and, whatever it opens, ``--some-key``."""
+    return name.startswith("-") and "=" not in name and (name.endswith(("-key", "_key")) or _is_secret_name(name))
 
 
 def _is_mixed(text: str) -> bool:
@@ -146,8 +161,23 @@ _FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("hooks.slack.com/services/", r"hooks\.slack\.com/services/T\w{6,}/B\w{6,}/\w{16,}"),
         ("AIza", r"(?<![A-Za-z0-9])AIza[A-Za-z0-9_-]{35}"),
         ("hf_", r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{30,}"),
+        ("npm_", r"(?<![A-Za-z0-9_])npm_[A-Za-z0-9]{30,}"),
+        ("pypi-", r"(?<![A-Za-z0-9_-])pypi-AgE[A-Za-z0-9_-]{13,}"),
+        ("SG.", r"(?<![A-Za-z0-9_.-])SG\.[A-Za-z0-9_-]{16,64}\.[A-Za-z0-9_-]{16,64}"),
+        ("gsk_", r"(?<![A-Za-z0-9_])gsk_[A-Za-z0-9]{32,}"),
+        ("r8_", r"(?<![A-Za-z0-9_])r8_[A-Za-z0-9]{30,}"),
+        ("xai-", r"(?<![A-Za-z0-9_-])xai-[A-Za-z0-9]{40,}"),
+        ("nvapi-", r"(?<![A-Za-z0-9_-])nvapi-[A-Za-z0-9_-]{40,}"),
+        ("pplx-", r"(?<![A-Za-z0-9_-])pplx-[A-Za-z0-9]{32,}"),
+        ("dop_v1_", r"(?<![A-Za-z0-9_])dop_v1_[a-f0-9]{32,}"),
+        ("dckr_pat_", r"(?<![A-Za-z0-9_])dckr_pat_[A-Za-z0-9_-]{20,}"),
+        ("wandb_v1_", r"(?<![A-Za-z0-9_])wandb_v1_[A-Za-z0-9_]{20,}"),
+        (":AA", r"(?<![0-9])[0-9]{8,12}:AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])"),
+        ("api.telegram.org/bot", r"(?<=api\.telegram\.org/bot)[0-9]{3,}:[A-Za-z0-9_-]{3,}"),
+        ("/api/webhooks/", r"(?<=/api/webhooks/)[0-9]{10,}/[A-Za-z0-9_-]{20,}"),
         ("eyJ", r"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{10,}"),
         ("earer ", r"(?<=[Bb]earer )(?=[A-Za-z._~+/-]{0,200}\d)[A-Za-z0-9._~+/-]{20,}=*"),
+        ("asic ", r"(?<=[Bb]asic )(?=[A-Za-z+/]{0,200}[\d=])[A-Za-z0-9+/]{12,}={0,2}"),
         ("://", r"(?<=://)[^\s/:@\"'<>]{1,64}:(?!//)[^\s/:@\"'<>\[\]]{3,64}(?=@[A-Za-z0-9\[])"),
         (
             "-----BEGIN",
@@ -158,7 +188,7 @@ _FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     )
 )
 # Of each hint the character that is rarest in prose: a single one is looked for many times as fast as a word.
-_MARKS = "_-/JAx "
+_MARKS = "_-/JAGx "
 _MARKED_FORMS = tuple((next(mark for mark in _MARKS if mark in hint), hint, pattern) for hint, pattern in _FORMS)
 _ASSIGNED = re.compile(r"[:=]>?[ \t]{0,4}[\"'`]?(?P<value>[A-Za-z0-9!@#%^&*_+/.~?=$-]{6,256})(?![\w(\[<{])")
 _NAME = re.compile(
@@ -167,7 +197,7 @@ _NAME = re.compile(
     r"[\"']?[ \t]{0,4}:?$",
     re.IGNORECASE,
 )
-_LONGEST_NAME = 32
+_LONGEST_SHORT_NAME = 32
 _NOT_A_SECRET = re.compile(
     r"[$*%#.<-]|sha-?\d|md5|base64|utf-?\d|aes|rsa|bcrypt|argon|oauth|pbkdf|https?:|\d+[-.]|[\d.,]+\w?$"
     r"|.*(?:your|example|placeholder|changeme|xxx|\*\*\*|\.\.\.|environ|getenv|config)",
@@ -199,10 +229,86 @@ def _assigned(text: str) -> Iterator[tuple[int, int]]:
         value = match["value"].rstrip(".!?")
         if value.isalpha() or value.isdigit() or _NOT_A_SECRET.match(value):
             continue
-        name = _NAME.search(text, max(0, match.start() - _LONGEST_NAME), match.start())
+        name = _NAME.search(text, max(0, match.start() - _LONGEST_SHORT_NAME), match.start())
         # A key or a token has no words in it, so only a long one counts; a password may be a word with a digit.
         if name and _is_mixed(value) and len(value) >= (16 if name["key"] else 6):
             yield match.start("value"), match.start("value") + len(value)
+
+
+# What no secret is: an empty value, the name of a type, a word of a sentence that goes on, a place-holder, a variable.
+_PLAIN_WORDS = frozenset({
+    "none", "null", "nil", "undefined", "true", "false", "yes", "no", "on", "off", "str", "string", "text", "int",
+    "integer", "float", "number", "bool", "boolean", "bytes", "object", "any", "list", "dict", "array", "optional",
+    "required", "empty", "missing", "invalid", "unknown", "wrong", "incorrect", "hidden", "redacted", "masked",
+    "secret", "secrets", "password", "passwd", "pass", "pwd", "token", "tokens", "key", "keys", "credentials",
+    "default", "unset", "set", "needed", "given", "changeme", "placeholder", "example", "a", "an", "the", "this",
+    "that", "is", "are", "was", "were", "be", "been", "has", "have", "must", "should", "may", "can", "cannot",
+    "could", "will", "not", "of", "in", "at", "to", "for", "from", "with", "and", "or", "if", "it", "its", "every",
+    "each", "one", "two", "expected", "unexpected", "found",
+})  # fmt: skip
+_NO_SECRET = re.compile(
+    r"\$\{?[A-Za-z_]\w*\}?|%\(?\w*\)?s?|\$?\{\{.*|\{\w*\}|<.*>|<\|.*|\[[A-Z_]*|[*.\u2026x]+|your[-_ ].*|https?:.*"
+    r"|(?:os\.|environ|getenv|getpass|self\.|tokenizer\.|config\.|settings\.).*|sha-?\d+|md5|bcrypt|base64"
+    r"|[\w./~-]+\.(?:md|py|ya?ml|jsonl?|html|txt|csv|toml|pem|key)(?::\d+)?",
+    re.IGNORECASE,
+)
+_OF_A_SENTENCE = re.compile(r"\b(?:an?|the|this|that|each|every|no|as) [a-z]+$", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?\d{1,5}|[+-]?\d*\.\d+(?:e[+-]?\d+)?|\d{1,3}(?:[.,]\d{3})+", re.IGNORECASE)
+_SIGN = re.compile(r"[:=]")
+_LONGEST_NAME, _LONGEST_PLAIN = 48, 200
+# The end of a name and what stands around the sign: `"name": "`, `name=`, `name := `, `"name\": \"`.
+_QUOTES = " \t\"'`\\"
+_VALUE = re.compile(
+    r"(?:=?>|=)?[ \t]{0,8}(?:(?:str|bytes|SecretStr)(?:[ \t]?\|[ \t]?None)?[ \t]{0,4}=[ \t]{0,4})?"
+    r"(?:(?P<inner>\\[\"'])|(?P<quote>[\"'`]))?(?:(?:Basic|Bearer|Token|Digest|ApiKey)(?: |%20)[ \t]{0,4})?"
+    r"(?P<value>(?(inner)[^\n\\\"']+"  # in a text that is in quotes itself
+    r"|(?(quote)(?:(?!(?P=quote))[^\n\\]|\\[^\n])+"
+    r"|(?:(?:\$?\{\w*\}|<\w[^<>\n]{0,60}>)(?!\w)|(?:[^\s\"'`,;&)\]}<|]|[,)\]}|](?=\w)|&(?!\w{1,40}=)|<(?!\s))+))))",
+    re.IGNORECASE,
+)
+_FLAG = re.compile(r"(?<![\w-])(?P<name>--?\w[\w-]{0,47})[ \t]{1,4}(?P<value>[^\s\"'`,;-][^\s\"'`,;]{0,4095})")
+
+
+def _named(text: str) -> Iterator[tuple[int, int]]:
+    """The values of whatever is called password, secret, token or key, in whatever form. Wider than ``_assigned``.
+
+    It is for messages and records, in which a hidden word costs less than a shown secret. Rows are searched by form.
+    """
+    at = 0
+    for sign in _SIGN.finditer(text):
+        if sign.start() < at:  # in a value
+            continue
+        name = text[max(0, sign.start() - _LONGEST_NAME) : sign.start()].rstrip(_QUOTES)
+        if name.lower().endswith(_ENDS_OF_NAMES) and _NAME_OF_SECRET.search(name):
+            match = _VALUE.match(text, sign.end())
+            of_words = sign[0] == ":" and (name.lower().endswith("signature") or _goes_on(text, name, match))
+            if match and not of_words and not _is_plain(match["value"], name):
+                yield match.span("value")
+                at = match.end()
+    if "-" in text:
+        for match in _FLAG.finditer(text):
+            if _is_secret_flag(match["name"]) and not _is_plain(match["value"], "") and not match["value"].isupper():
+                yield match.span("value")
+
+
+def _goes_on(text: str, name: str, match: re.Match[str] | None) -> bool:
+    """Whether the colon is one of a sentence: "it may be a secret: keep it to yourself"."""
+    if match is None or _OF_A_SENTENCE.search(name) is None:
+        return False
+    value, rest = match["value"], text[match.end() : match.end() + 2]
+    return value.isalpha() and value.islower() and rest[:1] == " " and rest[1:].islower()
+
+
+def _is_plain(value: str, name: str) -> bool:
+    """Whether a value is plainly no secret."""
+    if len(value) > _LONGEST_PLAIN:
+        return False
+    value = value.strip().rstrip(".!?:")
+    if not value or value.lower() in _PLAIN_WORDS or _NO_SECRET.fullmatch(value):
+        return True
+    if value.isupper() and "_" in value and _is_secret_name(value):  # the name of a variable
+        return True
+    return name.lower().endswith(("token", "secret")) and _NUMBER.fullmatch(value) is not None
 
 
 # Characters -----------------------------------------------------------------------------------------------------------
