@@ -273,6 +273,20 @@ def test_rows_beyond_the_positions_of_the_model_are_refused(values: dict[str, An
         train(values)
 
 
+def test_a_judge_that_cannot_be_asked_costs_no_training(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    judge = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "retries": 0}
+    values["evaluation"] |= {"metrics": ["judge"], "judge": judge, "max_new_tokens": 2}
+    result = train(values, progress=False)
+    assert Run(result.run).status()["status"] == "finished"
+    assert (result.verdict["decided_by"], list(result.metrics)) == ("loss", ["loss"])
+    assert "The judge cannot be asked" in result.verdict["left_out"]["judge"]
+    with pytest.raises(ModelError, match=r"(?s)The judge cannot be asked.*eval RUN` asks the judge again"):
+        evaluate(result.run, allow_functions=True)
+
+
 def test_an_answer_that_cannot_be_judged_is_refused_before_a_run_begins(values: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="cannot be judged by json_fields"):
         train(with_values(values, evaluation={"metrics": ["json_fields"]}))

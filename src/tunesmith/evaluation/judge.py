@@ -6,7 +6,7 @@ Prompt and reference answer are cut out of the encoded row, so evaluation sends 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from tunesmith.evaluation.baselines import Baselines
 from tunesmith.evaluation.beginnings import beginning, unfinished
 from tunesmith.evaluation.compare import Level, compare
 from tunesmith.evaluation.damage import signs
-from tunesmith.evaluation.endpoint import endpoint_of
+from tunesmith.evaluation.endpoint import endpoint_of, over_plain_http
 from tunesmith.evaluation.few_shot import decoding_of
 from tunesmith.evaluation.label_likelihoods import check_label_lengths, label_likelihoods, with_intervals
 from tunesmith.evaluation.measured import (
@@ -224,6 +224,7 @@ class Judge:
         kept: Callable[[Side], list[Generation] | None] = lambda side: None,
         baselines: Callable[[], Baselines | None] = lambda: None,
         left_out: NotMeasured | None = None,
+        judge_may_fail: bool = False,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The verdict, and the answers of both models side by side. Without a base there are values but no verdict.
 
@@ -235,6 +236,7 @@ class Judge:
             kept: the answers of a model to every question that is answered, if they need not be made again.
             baselines: to compare the tuned model's answers with; asked for once both models have answered.
             left_out: takes what could not be measured beside the metrics.
+            judge_may_fail: a judge that cannot be asked is left out, and the other metrics, or the loss, decide.
 
         Returns:
             The content of verdict.json, and the lines of samples.jsonl.
@@ -246,7 +248,12 @@ class Judge:
             return values_alone(tuned, metrics, len(task.questions)), samples_of(task, None, tuned)
         with base as untuned:
             before = self.measure(untuned, "base", listener=listener, kept=kept("base"), left_out=left_out)
-        before, tuned, replies = self.with_judge(before, tuned, listener=listener)
+        replies: list[tuple[str, str]] = []
+        with (left_out or NotMeasured(listener)).noting(judged.NAME) if judge_may_fail else nullcontext():
+            before, tuned, replies = self.with_judge(before, tuned, listener=listener)
+        if judged.NAME in metrics and judged.NAME not in tuned.scores:
+            listener.say("the other metrics decide; `tunesmith eval RUN` with --allow-functions asks the judge again")
+            metrics = task.metrics([name for name in metrics if name != judged.NAME])
         of_base, of_tuned = self.signs_of(before), self.signs_of(tuned)
         verdict = compare(
             before.scores,
@@ -370,6 +377,8 @@ class Judge:
             return base, tuned, []
         endpoint, questions = endpoint_of(self.settings.judge), self.task.questions
         listener.say(f"{len(questions):,} prompts with their answers are sent to {endpoint.settings.base_url}")
+        for plain in over_plain_http(self.settings):
+            listener.warn(plain)
         rows = [
             AnswerRows(
                 answers=[answer.text for answer in of.answers],

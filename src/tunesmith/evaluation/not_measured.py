@@ -1,8 +1,8 @@
 """What was asked for and could not be measured, and why: ``left_out`` of verdict.json, the one place for that.
 
 Its keys are those of what is missing in the verdict: ``probe``, ``divergence`` or a part of it such as
-``divergence.general``, ``memorisation``, ``side_effects``, ``compute_metrics``, ``baselines.few_shot``. This module
-imports neither numpy nor torch.
+``divergence.general``, ``memorisation``, ``side_effects``, ``judge``, ``compute_metrics``,
+``baselines.few_shot``. This module imports neither numpy nor torch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _WORDS = {
     "divergence.own_answers": "Divergence from the base on the base's own answers",
     "memorisation": "Memorisation",
     "side_effects": "What else changed in the answers",
+    "judge": "The metric judge",
 }
 
 

@@ -21,6 +21,7 @@ from tunesmith.evaluation.advice import advice
 from tunesmith.evaluation.checked import check_evaluation
 from tunesmith.evaluation.compare import Level
 from tunesmith.evaluation.during import during_judge
+from tunesmith.evaluation.endpoint import over_plain_http
 from tunesmith.evaluation.foresight import foresight
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.metrics.user_functions import functions_allowed
@@ -304,13 +305,14 @@ def stored_result(run: Run) -> TrainResult:
 
 
 def _remarks(recipe: Recipe) -> list[str]:
-    """Notes on settings that some users may understand differently."""
-    training = recipe.training
+    """Notes on settings that some users may understand differently, or that others on the network can read."""
+    training, found = recipe.training, over_plain_http(recipe.evaluation)
     if training.early_stopping_patience is None or training.load_best_model_at_end:
-        return []
+        return found
     return [
+        *found,
         "early stopping without load_best_model_at_end: the run ends with the weights of the step at which it stops, "
-        "as in transformers. With load_best_model_at_end: true, it ends with those of the best step"
+        "as in transformers. With load_best_model_at_end: true, it ends with those of the best step",
     ]
 
 
@@ -444,13 +446,9 @@ def _verdict(
         return _no_verdict(trained), []
     known = trained.scores if judging is None else None
     verdict, samples = judge.verdict(
-        ready.model,
-        baselines.after(aside.after(base)),
-        listener=listener,
-        known=known,
-        baselines=baselines,
-        left_out=aside.left_out,
-    )
+        ready.model, baselines.after(aside.after(base)), listener=listener, known=known, baselines=baselines,
+        left_out=aside.left_out, judge_may_fail=True,  # the training is done
+    )  # fmt: skip
     aside.ask(ready.model)
     settings = ready.recipe.evaluation
     level = Level(settings.confidence, settings.resamples, settings.seed)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import socket
+import struct
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, cast
 
 import pytest
@@ -11,7 +17,7 @@ from pydantic import ValidationError
 from tests.judge_server import Server, said
 
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.evaluation.endpoint import Endpoint, endpoint_of
+from tunesmith.evaluation.endpoint import Endpoint, endpoint_of, over_plain_http
 from tunesmith.evaluation.metrics.answers import check_functions
 from tunesmith.evaluation.metrics.base import AnswerRows
 from tunesmith.evaluation.metrics.judged import choice_in, judged
@@ -202,3 +208,81 @@ def test_settings_that_cannot_work_are_refused(values, words):
         JudgeSettings(**{"base_url": "https://host/v1", "model": "m", **values})
     with pytest.raises(ValueError, match=r"the metric judge needs evaluation\.judge"):
         EvaluationSettings(metrics=["judge"])
+
+
+def raw(*pieces: bytes, pause: float = 0.0, times: int = 1, reset: bool = False) -> tuple[str, list[bytes]]:
+    """An endpoint that sends these bytes, the last of them ``times`` times, and the requests that it has heard."""
+    listening, heard = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve(one: socket.socket) -> None:
+        heard.append(one.recv(1 << 16))
+        with suppress(OSError), one:
+            for piece in [*pieces[:-1], *pieces[-1:] * times]:
+                one.sendall(piece)
+                time.sleep(pause)
+            if reset:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def accept() -> None:
+        while True:
+            threading.Thread(target=serve, args=[listening.accept()[0]], daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}/v1", heard
+
+
+@pytest.mark.parametrize(
+    ("pieces", "how", "words"),
+    [
+        ([b"HTTP/1.1 500 X\r\nContent-Length: 400\r\n\r\nabc"], {"pause": 5}, "code 500"),
+        ([b"HTTP/1.1 500 X\r\nContent-Length: 400\r\n\r\nabc"], {"pause": 0.1, "reset": True}, "code 500"),
+        ([b"HTTP/1.1 503 X\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc"], {}, "code 503"),
+        ([b"HTTP/1.1 200 OK\r\nX: ", b"a"], {"pause": 0.1, "times": 50}, "no whole reply within 0.4 seconds"),
+        ([b"HTTP/1.1 500 X\r\nContent-Length: 500\r\n\r\n", b"a"], {"pause": 0.1, "times": 50}, "code 500"),
+        ([b"HTTP/1.1 200 OK\r\n\r\n", b" "], {"pause": 0.1, "times": 50}, "no whole reply within 0.4 seconds"),
+        ([b"nonsense\r\n"], {}, "BadStatusLine"),
+    ],
+    ids=["stalls", "reset", "bad chunk", "slow headers", "slow error", "no length", "no HTTP"],
+)
+def test_an_endpoint_that_breaks_off_or_drips_is_asked_again_in_time_and_is_one_message(
+    pieces: list[bytes], how: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    url, heard = raw(*pieces, **how)
+    settings, waits = JudgeSettings(base_url=url, model="m", timeout=0.4, retries=1), []
+    began = time.monotonic()
+    with pytest.raises(ModelError, match=rf"{words}[^$]*It was tried 2 times"):
+        Endpoint(settings, None, sleep=waits.append).reply("x")
+    assert (len(heard), waits) == (2, [1.0]) and time.monotonic() - began < 2.5
+
+
+@pytest.mark.parametrize("code", [200, 503])
+def test_ctrl_c_ends_what_is_asked_and_every_wait_at_once(server: Server, code: int) -> None:
+    """Of requests that get no reply, and of those that wait for another attempt."""
+    gone = threading.Event()
+    server.answer = lambda _: (503, {"Retry-After": "60"}, b"") if code == 503 else (gone.wait(30), said("[[A]]"))[1]
+    endpoint = Endpoint(settings_of(server, timeout=30.0), None)
+    rows = AnswerRows(["a"] * 9, ["t"] * 9, ["p"] * 9), AnswerRows(["b"] * 9, ["t"] * 9, ["p"] * 9)
+    threading.Timer(0.5, lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        judged(endpoint, *rows)
+    assert time.monotonic() - began < 1.5 and len(server.seen) == 4
+    gone.set()
+    time.sleep(0.2)
+    assert len(server.seen) == 4, "nothing is asked any more"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://judge.example/v1", r"and the key of MY_KEY, go to http://judge\.example/v1 over http://"),
+        ("https://judge.example/v1", None),
+        ("http://localhost:8000/v1", None),
+    ],
+)
+def test_a_key_that_others_on_the_network_can_read_is_told_of(url: str, words: str | None) -> None:
+    judge = JudgeSettings(base_url=url, model="m", api_key_env="MY_KEY")
+    found = over_plain_http(EvaluationSettings(metrics=["judge"], judge=judge))
+    assert found == [] if words is None else re.search(words, found[0])
+    assert over_plain_http(EvaluationSettings(metrics=["loss"], judge=judge)) == []

@@ -7,19 +7,22 @@ the row is a tie. The metric of a model is its share of the rows, where a tie co
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
 
 from tunesmith.errors import ModelError
-from tunesmith.evaluation.endpoint import KEY, Endpoint
+from tunesmith.evaluation.endpoint import KEY, Endpoint, RequestStop, StoppedError
 from tunesmith.evaluation.metrics.base import AnswerRows, RowScores
 
 NAME = "judge"
+_LEAVE = 0.5  # seconds for requests to end once nobody waits for them
 UNREADABLE = 0.1  # the share of replies that may be unreadable; they count as ties
 Choice = Literal["A", "B", "TIE"]
 _CHOICES: dict[str, Choice] = {"A": "A", "B": "B", "TIE": "TIE"}
@@ -52,16 +55,7 @@ def judged(
     """
     rows = list(zip(base.answers, tuned.answers, base.truths, base.prompts, strict=True))
     prompts = [text for row in rows for text in _prompts(endpoint, *row)]
-    replies: list[str] = []
-    with ThreadPoolExecutor(endpoint.settings.parallel) as pool:
-        waiting = [pool.submit(endpoint.reply, prompt) if prompt else None for prompt in prompts]
-        try:
-            for number, each in enumerate(waiting, start=1):
-                replies.append("" if each is None else each.result())
-                if number % 2 == 0:
-                    on_row(number // 2)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    replies = _replies(endpoint, prompts, on_row)
     choices: list[Choice | None] = [choice_in(reply) for reply in replies]
     asked = [number for number, prompt in enumerate(prompts) if prompt]
     unreadable = [number for number in asked if choices[number] is None]
@@ -86,6 +80,58 @@ def judged(
     }
     scores = [RowScores(of, np.ones_like(of), base.group_numbers, {NAME: details}) for of in (1 - share, share)]
     return Judged(scores[0], scores[1], list(zip(replies[::2], replies[1::2], strict=True)))
+
+
+def _replies(endpoint: Endpoint, prompts: Sequence[str], on_row: Callable[[int], None]) -> list[str]:
+    """The reply to each prompt, and an empty text to an empty one. The two prompts of a row follow each other.
+
+    Whatever ends it, Ctrl-C too, ends the requests that are under way, and nobody waits for one that does not end: the
+    threads are those of a program that goes on, and end with it.
+    """
+    replies = [""] * len(prompts)
+    waiting = iter([(number, prompt) for number, prompt in enumerate(prompts) if prompt])
+    lock, stop = threading.Lock(), RequestStop()
+    done: SimpleQueue[tuple[int, str | Exception]] = SimpleQueue()
+
+    def ask() -> None:
+        while True:
+            with lock:
+                number, prompt = next(waiting, (None, ""))
+            if number is None:
+                return
+            try:
+                done.put((number, endpoint.reply(prompt, stop)))
+            except StoppedError:
+                return
+            except Exception as error:  # noqa: BLE001  # raised again where the replies are taken
+                done.put((number, error))
+                return
+
+    left = Counter(number // 2 for number, prompt in enumerate(prompts) if prompt)  # requests of each row
+    rows = len(prompts) // 2 - len(left)  # that are done
+    threads = [
+        threading.Thread(target=ask, daemon=True) for _ in range(min(endpoint.settings.parallel, sum(left.values())))
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        on_row(rows)
+        for _ in range(sum(left.values())):
+            number, found = done.get()
+            if isinstance(found, Exception):
+                raise found
+            replies[number] = found
+            left[number // 2] -= 1
+            if left[number // 2] == 0:
+                rows += 1
+                on_row(rows)
+    finally:
+        stop.ask()
+        ends = time.monotonic() + _LEAVE
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, ends - time.monotonic()))
+    return replies
 
 
 def choice_in(reply: str) -> Choice | None:
