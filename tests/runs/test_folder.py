@@ -426,9 +426,11 @@ def test_runs_are_found_in_a_folder_and_one_level_below(tmp_path: Path) -> None:
 def test_the_environment_names_versions_threads_and_git() -> None:
     found = environment(3)
     assert list(found) == [
-        "python", "packages", "platform", "processor", "cpus", "memory_bytes", "threads", "command", "git",
+        "python", "packages", "platform", "processor", "gpu", "cpus", "memory_bytes", "threads", "command",
+        "git",
     ]  # fmt: skip
-    assert found["threads"] == 3
+    assert found["threads"] == 3 and found["gpu"] is None and environment(1, "A100")["gpu"] == "A100"
+    assert "liger-kernel" in found["packages"]
     assert list(found["packages"]) == ["tunesmith", *RECORDED_PACKAGES]
     assert found["packages"]["torch"].split(".")[0].isdigit()
     assert found["memory_bytes"] > 2**28

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from tunesmith.cli.app import main
 from tunesmith.deploy.plain_weights import MARK
 from tunesmith.errors import RecipeError, RunError
-from tunesmith.runs.drift import FILE, OF_BASE
+from tunesmith.recipe.file import read_recipe
+from tunesmith.runs.drift import FILE, OF_BASE, Fingerprint
 from tunesmith.runs.edited_recipe import judges_only
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Advance, Silent
@@ -383,6 +385,63 @@ def test_the_template_of_the_base_does_not_matter_to_a_run_with_its_own(here: Pa
     train("own-stopped", resume=True)
     assert adapter("own-stopped") == adapter("own-template") and recorded("own-stopped") == []
     assert evaluate("own-template")["changes"] == []
+
+
+def test_a_template_file_that_was_edited_is_refused_or_taken_and_recorded(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = here / "other.jinja"
+    stored = here / "own-stopped" / "recipe.yaml"
+    [setting] = [line for line in stored.read_text().splitlines() if "chat_template:" in line]
+    stored.write_text(stored.read_text().replace(setting, f"  chat_template: {file}"))
+    asked = Run("own-stopped").status()
+    asked["asked"]["data"]["chat_template"] = str(file)
+    Run("own-stopped").write_json("status.json", asked)
+    fingerprint = json.loads((here / "own-stopped" / FILE).read_text())
+    fingerprint["recipe"]["data"]["chat_template"] = str(file)
+    (here / "own-stopped" / FILE).write_text(json.dumps(fingerprint))
+    (here / "own-stopped" / "manifest.json").unlink(missing_ok=True)
+    shutil.copytree("own-stopped", "own-gone")
+    file.write_text(TEMPLATE.replace("content'] }}", "content'] | upper }}"))
+    message = said(capsys, "train", "own-stopped", "--resume", code=1)
+    assert f"data.chat_template: {file}: was sha256 " in message and "`--allow-changes template`" in message
+    said(capsys, "train", "own-stopped", "--resume", "--allow-changes", "template", code=0)
+    [record] = recorded("own-stopped")
+    assert [each["key"] for each in record["changes"]] == [f"data.chat_template: {file}"]
+    assert "upper" in json.loads(Path("own-stopped/template.json").read_text())["templates"]["default"]
+    assert adapter("own-stopped") != adapter("own-template")
+    file.unlink()  # the run has the text of its own
+    said(capsys, "train", "own-gone", "--resume", code=0)
+    assert adapter("own-gone") == adapter("own-template") and recorded("own-gone") == []
+
+
+def test_packages_that_an_earlier_version_did_not_note_are_no_difference(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Fingerprint.read(Run("stopped"))
+    assert before is not None and "liger-kernel" in before.packages
+
+    def changed(now: dict[str, str | None], before: Fingerprint = before, *, noted: bool = True) -> list[str]:
+        packages = {**before.packages, "liger-kernel": "0.5.0"}
+        then = replace(before, packages=packages if noted else {"torch": packages["torch"]})
+        found = same_run._code_changes(recipe, then, replace(then, packages={**packages, **now}))
+        return [each.key for each in found]
+
+    recipe = read_recipe(dict(before.recipe)).recipe
+    assert changed({"liger-kernel": "0.6.0"}) == []  # a processor does not use it
+    recipe = recipe.with_values(model={"device": "cuda"})
+    assert changed({"liger-kernel": "0.6.0"}) == ["liger-kernel"]
+    assert changed({"liger-kernel": "0.6.0"}, noted=False) == []
+    assert changed({"torch": "99"}, noted=False) == ["torch"]
+
+
+def test_another_gpu_is_said_where_one_computed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(same_run, "gpu_name", lambda device: "Another GPU 9")
+    assert "Another GPU 9" not in said_by_train("stopped")  # none is noted
+    shutil.copytree("own-stopped", "on-a-gpu")
+    run = Run("on-a-gpu")
+    run.write_json("environment.json", {**run.read_json("environment.json"), "gpu": "GPU 8"})
+    assert "the run began on GPU 8, and this machine has Another GPU 9" in said_by_train("on-a-gpu")
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_a_note_and_has_a_fingerprint_then(here: Path) -> None:

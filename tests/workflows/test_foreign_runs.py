@@ -291,7 +291,7 @@ def test_a_file_that_a_function_reads_is_put_beside_the_run_s_copy_as_the_messag
     (kept / "score.py").write_text(f"from pathlib import Path\n{code[when]}\n")
     assert run(*filled("eval", sent), ASK_FUNCTIONS) == 1
     message = " ".join(capsys.readouterr().err.split())
-    assert f"Put {kept / 'limit.txt'} there. A run keeps only the Python files of its functions" in message
+    assert f"Put {kept / 'limit.txt'} there. A run keeps only the code of its functions" in message
     (kept / "limit.txt").write_text("2.5")
     assert run(*filled("eval", sent), ASK_FUNCTIONS) == 0
 

@@ -15,7 +15,7 @@ from tunesmith.safe_text import without_secret_arguments
 
 RECORDED_PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors", "numpy",
-    "jinja2",
+    "jinja2", "liger-kernel",
 )  # fmt: skip
 _NOT_OF_TRAINING = ("cli", "deploy", "workflows/demo", "data/report")  # folders of code that no byte of a run is from
 
@@ -41,13 +41,17 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """Versions, machine, git state and thread count, which must be the same for the same bytes."""
+def environment(threads: int, gpu: str | None = None) -> dict[str, Any]:
+    """Versions, machine, git state and thread count, which must be the same for the same bytes.
+
+    ``gpu``: the name of the GPU that computes, if one does.
+    """
     return {
         "python": platform.python_version(),
         "packages": package_versions(),
         "platform": platform.platform(),
         "processor": processor(),
+        "gpu": gpu,
         "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "threads": threads,

@@ -35,7 +35,7 @@ _MORE = ("reference.npz", "start")  # written whole, too, though not by this nam
 _STEPS = tuple(f"step-{'[0-9]' * digits}" for digits in (6, 7))
 OWN = (
     *OF_LOCK, *LATER, "tensorboard", "wandb", "mlflow", "mlflow.db*", SET_ASIDE,
-    f"{FUNCTIONS}/**/*.py",
+    *(f"{FUNCTIONS}/**/*{ending}" for ending in (".py", ".so", ".pyd")),
     *(each for name in (*WRITTEN_WHOLE, *_MORE) for each in (name, *names_beside(name))),
     *(each for name in (*LATER, REPORT, CARD, *DATABASE) for each in names_beside(name)),
     f"checkpoints/{MANIFEST}", *(f"checkpoints/{each}" for step in _STEPS for each in (step, *names_beside(step))),

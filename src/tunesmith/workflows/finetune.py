@@ -31,7 +31,7 @@ from tunesmith.evaluation.task import Task, task_batches
 from tunesmith.evaluation.training_answers import training_answers
 from tunesmith.evaluation.wording import sentence_of
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
-from tunesmith.model.weights.device import tf32
+from tunesmith.model.weights.device import gpu_name, tf32
 from tunesmith.recipe.complaints import dotted
 from tunesmith.recipe.file import dump, leaves, portable, read_recipe
 from tunesmith.recipe.paths import local
@@ -399,7 +399,7 @@ def _write_facts(
 ) -> None:
     """Writes the recipe, the data, the versions and the ledger. The status is last, because it makes this a run."""
     run.write_text("recipe.yaml", dump(recipe))
-    run.write_json("environment.json", environment(int(recipe.training.threads)))
+    run.write_json("environment.json", environment(int(recipe.training.threads), gpu_name(recipe.model.device)))
     write_facts_of_rows(run, prepared, tokens)
     fingerprint(recipe, prepared.folder, listener).write(run)
     run.set_status("running", asked=portable(asked), started_in=str(Path.cwd()), step=0)

@@ -6,13 +6,14 @@ with what is there now, and keeps a record of it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.chat.template import is_jinja
+from tunesmith.data.chat.template import is_jinja, template_in_file
 from tunesmith.data.ledger import EpochTokens
 from tunesmith.data.report.summary import languages
 from tunesmith.data.survey import Survey
@@ -20,6 +21,7 @@ from tunesmith.errors import RunError
 from tunesmith.evaluation.metrics.user_functions import function_files
 from tunesmith.evaluation.probe.items import own_file
 from tunesmith.model.weights.base_files import base_changes, base_files
+from tunesmith.model.weights.device import gpu_name
 from tunesmith.model.weights.resolve import resolve
 from tunesmith.recipe.complaints import Path_, dotted
 from tunesmith.recipe.file import dump, leaves, portable, read_recipe
@@ -148,8 +150,27 @@ class Continuation:
         check_places(self.run, recipe)
         if recipe.data.chat_template is None or not (self.run.folder / "template.json").is_file():
             return recipe
-        text = self.run.read_json("template.json")["templates"]["default"]
+        text = self._template(self.run.read_json("template.json")["templates"]["default"], recipe)
         return recipe.with_values(data={"chat_template": text}) if is_jinja(text) else recipe
+
+    def _template(self, text: str, recipe: Recipe) -> str:
+        """The run's template, or that of the recipe's file if its text was changed and the change is allowed.
+
+        A file that is not there any more is not needed.
+
+        Raises:
+            RunError: it was changed, and nobody allowed that.
+        """
+        stored, names = recipe.data.chat_template, {} if self.before is None else self.before.base["template"]
+        began_in = None if stored is None else os.path.join(self.run.status().get("started_in") or "", stored)
+        for setting in (self.asked.data.chat_template, stored, began_in):
+            if setting is None or is_jinja(setting) or setting in names or (found := template_in_file(setting)) is None:
+                continue
+            was, now = (hashlib.sha256(each.encode()).hexdigest() for each in (text, found))
+            key = f"data.chat_template: {setting}"
+            self._settle(compared("template", {key: was}, {key: now}))
+            return found
+        return text
 
     def _where_it_is(self, recipe: Recipe, *, absolute: bool = False) -> Recipe:
         """The recipe with the places of the base and of the rows that the user gives now."""
@@ -182,7 +203,7 @@ class Continuation:
         model, say = recipe.model, self.listener.say
         folder = resolve(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code, say=say)
         self.now = fingerprint(recipe, folder, self.listener)
-        self._compare_processor()
+        self._compare_processor(recipe.model.device)
         if self.before is None:
             self.listener.say(
                 "this run has no fingerprint, because an earlier version began it: what changed before today is not "
@@ -192,16 +213,17 @@ class Continuation:
         base, questions = base_changes(self.before, self.now.base, recipe), probe_changes(self.before, recipe)
         self._settle([*base, *questions, *_code_changes(recipe, self.before, self.now), *_changed_functions(self.run)])
 
-    def _compare_processor(self) -> None:
-        """Says that another processor may compute other bytes: a run may go on elsewhere."""
+    def _compare_processor(self, device: str) -> None:
+        """Says that another processor or GPU may compute other bytes: a run may go on elsewhere."""
         if not (self.run.folder / "environment.json").is_file() or "environment.json" in changes(self.run.folder):
             return
-        began_on, here = self.run.read_json("environment.json").get("processor"), processor()
-        if began_on not in (None, here):
-            self.listener.warn(
-                f"the run began on {began_on}, and this machine has {here}: the result may differ from that of a run "
-                "without a break"
-            )
+        began = self.run.read_json("environment.json")
+        for key, here in {"processor": processor(), "gpu": gpu_name(device)}.items():
+            if began.get(key) not in (None, here):  # None: none computed, or an earlier version did not note it
+                self.listener.warn(
+                    f"the run began on {began[key]}, and this machine has {here or 'no GPU'}: the result may differ "
+                    "from that of a run without a break"
+                )
 
     def check_data(self, survey: Survey) -> None:
         """Raises RunError if a data file has other content than when the run was started."""
@@ -293,6 +315,9 @@ def _code_changes(recipe: Recipe, before: Fingerprint, now: Fingerprint) -> list
     names = [*_ALWAYS, *(["peft"] if isinstance(recipe.method, AdapterSettings) else [])]
     if method_label(recipe.method) in QUANTIZED or recipe.training.optim in BITSANDBYTES:
         names.append("bitsandbytes")
+    if recipe.model.device.startswith("cuda"):
+        names.append("liger-kernel")
+    names = [name for name in names if name in before.packages]  # what an earlier version did not note is not known
     was, there = ({name: each.packages.get(name) for name in names} for each in (before, now))
     return [*compared("packages", was, there), *compared("code", before.code, now.code)]
 

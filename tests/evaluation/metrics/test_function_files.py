@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import py_compile
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -255,6 +256,21 @@ def test_the_files_that_were_imported_are_known(recipes: Path) -> None:
         "uses.py", "helper.py", "deeper/more.py", "pack/__init__.py", "pack/part.py", "pack/other.py", "pack_helper.py",
     ])  # fmt: skip
     assert all(file == recipes / name for name, file in found.items())
+
+
+def test_compiled_code_that_a_function_imports_is_known_again_and_again(tmp_path: Path) -> None:
+    library = Path(str(find_spec("_json").origin))  # pyright: ignore[reportOptionalMemberAccess]
+    if library.suffix not in (".so", ".pyd"):
+        pytest.skip("this Python has its modules built in")
+    (tmp_path / library.name).write_bytes(library.read_bytes())
+    (tmp_path / "uses.py").write_text(
+        "from . import _json\ndef score(answer): return len(_json.encode_basestring(answer))"
+    )
+    for _ in range(2):
+        with functions_allowed({"uses.py:score": tmp_path}):
+            check_names(["uses.py:score"])
+            assert function_files() == {name: tmp_path / name for name in ("uses.py", library.name)}
+        assert score(tmp_path, "uses.py:score") == 5.0
 
 
 def test_a_file_that_changed_is_read_again_by_the_next_command(recipes: Path) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from tunesmith.model.weights.base_files import base_files
+from tunesmith.model.weights.base_files import base_changes, base_files
+from tunesmith.recipe.file import read_recipe
+from tunesmith.runs.drift import Fingerprint
 
 
 def found(folder: Path) -> dict[str, dict[str, Any]]:
@@ -80,3 +82,27 @@ def test_a_file_that_is_no_json_counts_by_its_bytes(folder: Path) -> None:
     for text in ("{", "[1]", "\x00", "[" * 100_000):
         (folder / "config.json").write_text(text)
         assert list(found(folder)["config"]) == ["config.json"]
+
+
+def test_code_in_folders_of_a_model_is_compared_where_the_model_uses_its_code(folder: Path) -> None:
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "part.py").write_text("A = 1")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "hook.py").write_text("A = 1")
+    assert not any(key.endswith(".py") for key in found(folder)["config"])
+    (folder / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": "model.Model"}}))
+    (folder / "model.py").write_text("from .deep.er.part import A")
+    before = found(folder)
+    assert [key for key in before["config"] if key.endswith(".py")] == ["model.py", "deep/er/part.py"]
+    (folder / "deep" / "er" / "part.py").write_text("A = 2")
+    (folder / "deep" / "new.py").write_text("A = 3")
+    recipe = read_recipe({"model": "m", "data": {"train": "r.jsonl"}, "output_dir": "o"}).recipe
+
+    def changed(base: dict[str, dict[str, Any]]) -> list[str]:
+        return [each.key for each in base_changes(Fingerprint(base, {}, {}, {}), found(folder), recipe)]
+
+    assert changed(before) == ["Python files in folders", "deep/er/part.py", "deep/new.py"]
+    earlier = {key: value for key, value in before["config"].items() if "/" not in key and " in " not in key}
+    assert changed({**before, "config": earlier}) == []  # an earlier version did not look there
+    (folder / "model.py").write_text("from .deep.new import A")
+    assert changed({**before, "config": earlier}) == ["model.py"]

@@ -7,6 +7,7 @@ each with the token that ends it; ``supervision.py`` decides which tokens these 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,6 +101,15 @@ def default_template(tokenizer: PreTrainedTokenizerBase, *, stop_ids: Sequence[i
 def is_jinja(setting: str) -> bool:
     """Whether ``data.chat_template`` is the text of a template, and not the name of one or of a file."""
     return "{%" in setting or "{{" in setting
+
+
+def template_in_file(setting: str) -> str | None:
+    """The text of the file that ``data.chat_template`` names; None if it names no file that is there.
+
+    Raises:
+        RecipeError: the file cannot be read.
+    """
+    return _read(setting) if setting not in PACKAGED and os.path.isfile(local(setting)) else None
 
 
 def _read(setting: str) -> str:

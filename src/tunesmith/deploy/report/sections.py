@@ -337,6 +337,7 @@ def versions(facts: RunFacts) -> dict[str, Any] | None:
         ("Python", found["python"]),
         ("system", found["platform"]),
         ("processor", found.get("processor")),
+        ("GPU", found.get("gpu")),
         ("cores", found.get("cpus")),
         ("threads of the run", found["threads"]),
         ("memory", None if not found.get("memory_bytes") else f"{found['memory_bytes'] / 2**30:.1f} GiB"),

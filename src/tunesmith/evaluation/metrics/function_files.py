@@ -1,7 +1,8 @@
 """Imports a user's function from a named file below a folder, and from nothing else.
 
 `score.py:f` and `metrics/score.py:f` name a file. `score:f` and `metrics.score:f` are short for them. A file may import
-others below the same folder. Only source files are read: byte code beside a file could do something else than the file.
+others below the same folder, also compiled ones (``.so``), which are recorded as the others are. Byte code is never
+read: beside a file it could do something else than the file.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def lacks_file(error: BaseException, file: str | Path) -> str | None:
     if not isinstance(error, FileNotFoundError):
         return None
     return (
-        f"Put {error.filename or 'that file'} there. A run keeps only the Python files of its functions: a file that "
+        f"Put {error.filename or 'that file'} there. A run keeps only the code of its functions: a file that "
         f"they read from beside themselves is put beside {file}."
     )
 
@@ -158,6 +159,19 @@ class _Source(SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         self._tell(Path(self.path).resolve())
         return self.source_to_code(self.get_data(self.path), self.path)
+
+
+class _Extension(ExtensionFileLoader):
+    """Loads compiled code, and tells of its file."""
+
+    def __init__(self, fullname: str, path: str, tell: Callable[[Path], None]) -> None:
+        super().__init__(fullname, path)
+        self._tell = tell
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Opens the library of a module."""
+        self._tell(Path(self.path).resolve())
+        return super().create_module(spec)
 
 
 class _Folder(Loader):
@@ -185,7 +199,7 @@ class _Finder(MetaPathFinder):
             entries = [each for each in map(Path, path) if {each.resolve(), *each.resolve().parents} & {self.folder}]
         details = [
             (partial(_Source, tell=self._tell), SOURCE_SUFFIXES),
-            (ExtensionFileLoader, EXTENSION_SUFFIXES),
+            (partial(_Extension, tell=self._tell), EXTENSION_SUFFIXES),
         ]
         for entry in entries:
             found = FileFinder(str(entry), *details).find_spec(fullname)  # pyright: ignore[reportArgumentType]
@@ -215,7 +229,7 @@ def _imported_file(file: Path, fullname: str, tell: Callable[[Path], None]) -> M
 
 
 def _is_of_functions(module: ModuleType) -> bool:
-    return isinstance(getattr(module, "__loader__", None), _Source | _Folder)
+    return isinstance(getattr(module, "__loader__", None), _Source | _Extension | _Folder)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ _MORE_TEMPLATES = "additional_chat_templates"
 _OF_TOKENIZERS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece", "tekken")
 _ENDINGS = (".model", ".tiktoken", ".spm")
 _SAYS_NOTHING = {"transformers_version", "_name_or_path", "name_or_path", "_commit_hash"}
+_IN_FOLDERS = "Python files in folders"
 _LONG, _NESTED = 80, 2000  # characters: longer values are hashed, and mappings up to this size are looked into
 
 
@@ -47,6 +48,8 @@ def base_files(folder: Path, *, say: Say) -> dict[str, dict[str, Any]]:
     config = {key: value for name in configs for key, value in _of_json(files[name]).items()}
     if "auto_map" in f"{config} {tokenizer}":  # code of the folder builds the model
         config |= {name: sha256_of(path) for name, path in files.items() if path.suffix == ".py"}
+        inner = {path.relative_to(folder).as_posix(): path for path in _code_in_folders(folder)}
+        config |= {_IN_FOLDERS: len(inner), **{name: sha256_of(path) for name, path in inner.items()}}
     return {
         "weights": {path.name: known_sha256(path, say=say) for path in _weights(folder, files)},
         "config": config,
@@ -58,7 +61,22 @@ def base_files(folder: Path, *, say: Say) -> dict[str, dict[str, Any]]:
 def base_changes(before: Fingerprint, now: Mapping[str, Mapping[str, Any]], recipe: Recipe) -> list[Change]:
     """What differs in the base of a run. Its template counts only where the run's recipe has none of its own."""
     kinds: list[Kind] = [kind for kind in OF_BASE if kind != "template" or recipe.data.chat_template is None]
-    return [change for kind in kinds for change in compared(kind, before.base[kind], now[kind])]
+    there = {kind: now[kind] for kind in kinds}
+    if _IN_FOLDERS not in before.base["config"]:  # an earlier version did not look at code in folders
+        there["config"] = {
+            key: value for key, value in now["config"].items() if key != _IN_FOLDERS and not _is_inner_code(key)
+        }
+    return [change for kind in kinds for change in compared(kind, before.base[kind], there[kind])]
+
+
+def _code_in_folders(folder: Path) -> list[Path]:
+    """The Python files below the folders of a model. Hidden folders, such as that of git, hold no code of a model."""
+    found = (path for path in sorted(folder.glob("*/**/*.py")) if path.is_file())
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def _is_inner_code(key: str) -> bool:
+    return "/" in key and key.endswith(".py") and ": " not in key
 
 
 def _weights(folder: Path, files: Mapping[str, Path]) -> list[Path]:

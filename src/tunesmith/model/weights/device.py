@@ -39,6 +39,16 @@ def resolve_device(setting: str) -> str:
     return setting
 
 
+def gpu_name(device: str) -> str | None:
+    """The name of the GPU that a resolved device stands for; None for another device, or one that is not here."""
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return None
+    number = int(device.partition(":")[2] or torch.cuda.current_device())
+    return torch.cuda.get_device_name(number) if number < torch.cuda.device_count() else None
+
+
 def check_tf32(setting: bool | None, device: str) -> None:
     """Raises RecipeError for TF32 on a device that does not have it."""
     if not setting:
