@@ -471,18 +471,65 @@ def test_a_killed_merge_leaves_no_folder_and_the_next_one_clears_up(trained: Tra
     )
     killed = subprocess.run([sys.executable, "-c", program, str(run), str(place)], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
-    assert [path.name for path in tmp_path.iterdir()] == [".plain.tmp"], "hidden, and under no name that was asked for"
+    assert [path.name for path in tmp_path.iterdir()] == [".plain.tunesmith-tmp"], (
+        "hidden, and under no name that was asked for"
+    )
     merge(run, place)
     assert [path.name for path in tmp_path.iterdir()] == ["plain"]
 
 
-def test_a_kill_between_two_renames_loses_no_model(tmp_path: Path) -> None:
-    aside, place = tmp_path / ".plain.old", tmp_path / "plain"
+@pytest.mark.parametrize("name", [".plain.tunesmith-old", ".plain.old"])
+def test_a_kill_between_two_renames_loses_no_model(tmp_path: Path, name: str) -> None:
+    aside, place = tmp_path / name, tmp_path / "plain"
     aside.mkdir()
     (aside / plain_weights.MARK).write_text("{}")
     with pytest.raises(ExportError, match="already"):
         plain_weights.check_free(place, overwrite=False)
     assert (place / plain_weights.MARK).exists() and not aside.exists()
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_user_s_own_folders_beside_the_output_stay(tmp_path: Path, overwrite: bool) -> None:
+    place = tmp_path / "plain"
+    own = [tmp_path / f".plain.{end}" for end in ("old", "tmp", "del")]
+    for folder in own:
+        folder.mkdir()
+        (folder / "mine.txt").write_text("mine")
+    plain_weights.check_free(place, overwrite=overwrite)
+    for _ in range(2):
+        with plain_weights.merged_folder(place, 0, overwrite=True) as folder:
+            (folder / plain_weights.MARK).write_text("{}")
+    assert [(folder / "mine.txt").read_text() for folder in own] == ["mine"] * 3
+    assert len([*tmp_path.iterdir()]) == 4
+
+
+def test_a_merged_model_under_a_name_of_earlier_versions_is_not_removed(tmp_path: Path) -> None:
+    aside, place = tmp_path / ".plain.old", tmp_path / "plain"
+    aside.mkdir()
+    (aside / plain_weights.MARK).write_text("{}")
+    plain_weights.check_free(place, overwrite=True)
+    with plain_weights.merged_folder(place, 0, overwrite=True) as folder:
+        (folder / plain_weights.MARK).write_text("{}")
+    assert (aside / plain_weights.MARK).is_file(), "the user may have moved it there"
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_comes_to_the_output_during_the_work_stays(tmp_path: Path, overwrite: bool) -> None:
+    place = tmp_path / "plain"
+    with (
+        pytest.raises(ExportError, match="did not write"),
+        plain_weights.merged_folder(place, 0, overwrite=overwrite) as folder,
+    ):
+        (folder / plain_weights.MARK).write_text("{}")
+        place.mkdir()
+        (place / "mine.txt").write_text("mine")
+    assert [path.name for path in tmp_path.rglob("*")] == ["plain", "mine.txt"]
+
+
+def test_a_link_that_leads_nowhere_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "plain").symlink_to(tmp_path / "missing")
+    with pytest.raises(ExportError, match="link to a folder that is not there"):
+        plain_weights.check_free(tmp_path / "plain", overwrite=True)
 
 
 def fail(*_: Any, **__: Any) -> None:

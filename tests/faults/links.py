@@ -20,13 +20,15 @@ from tunesmith.training.checkpoint import prune, remove_former_best, remove_olde
 
 STEPS = ("step-000001", "step-000002", "step-000003")
 FILES = (
-    ".manifest.json.tmp", ".status.json.tmp", ".verdict.json.tmp", "evaluations.jsonl", "metrics.jsonl", ".lock",
+    ".manifest.json.tunesmith-0123abcd", ".status.json.tunesmith-0123abcd", ".status.json.tmp",
+    "evaluations.jsonl", "metrics.jsonl", ".lock",
     "status.json", "manifest.json", "verdict.json", "samples_during.jsonl", ".lock.held", "recipe.yaml",
     "functions/score.py", "start/adapter_config.json", "mlflow.db",
 )  # fmt: skip
 PLACES = (
     "checkpoints", "checkpoints/step-000001", "set_aside", "functions", "start", "tensorboard",
-    "checkpoints/.step-000009", "checkpoints/.step-000001.old", ".start.tmp",
+    "checkpoints/.step-000009", "checkpoints/.step-000001.old", "checkpoints/.step-000001.tunesmith-old",
+    ".start.tmp", ".start.tunesmith-tmp",
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ class Points:
         self._inside = False
 
     def lines(self) -> list[str]:
-        """What was done at each point, in order, such as ``rename runs/a/.status.json.tmp -> runs/a/status.json``."""
+        """What was done at each point, in order, such as ``rename a/.x.tunesmith-0123abcd -> a/x``."""
         return self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
 
     def watch(self, folder: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -216,3 +217,31 @@ def test_every_writer_of_a_named_output_asks_the_one_owner(pytestconfig: pytest.
     naming = {str(path.relative_to(source)) for path in source.rglob("*.py") if takes.search(path.read_text())}
     through_plain_weights = {"deploy/merge.py", "deploy/adapter_folder.py"}
     assert naming - {"runs/whole_files.py"} <= asking | through_plain_weights
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_text("mine")], ids=["folder", "file"])
+def test_what_comes_to_the_output_during_the_work_stays_and_the_remedy_works(tmp_path: Path, make: Any) -> None:
+    out = tmp_path / "answers.csv"
+    assert what(out) is None
+    with pytest.raises(ExportError, match="during the work"), output_file(out) as file:
+        file.write(b"answers")
+        make(out)
+    assert out.is_dir() or out.read_text() == "mine"
+    out.rename(tmp_path / "moved")
+    write_output(out, "answers")
+    assert out.read_text() == "answers"
+    out.write_text("what the user changed")
+    with pytest.raises(ExportError, match="during the work"):
+        write_output(out, "new")
+    assert out.read_text() == "what the user changed"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.csv", "cache", "moved"]
+
+
+def test_what_tunesmith_wrote_or_what_is_the_same_is_replaced_at_the_end_too(tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    out.write_text("same")
+    write_output(out, "same")
+    write_output(out, "other")
+    out.write_text(RECIPE_MARK + "edited")
+    write_output(out, RECIPE_MARK, mark=RECIPE_MARK)
+    assert out.read_text() == RECIPE_MARK

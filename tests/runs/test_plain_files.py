@@ -52,19 +52,19 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def test_a_link_where_a_file_is_written_first_is_replaced_and_not_followed(run: Run, victim: Path) -> None:
+def test_a_link_that_looks_like_what_a_kill_left_is_not_followed(run: Run, victim: Path) -> None:
     for name in ("status.json", MANIFEST, "verdict.json"):
-        (run.folder / f".{name}.tmp").symlink_to(victim)
+        for end in ("tmp", "tunesmith-0123abcd"):  # the first as earlier versions had it
+            (run.folder / f".{name}.{end}").symlink_to(victim)
     run.write_json("verdict.json", {"verdict": "better"})
     run.set_status("finished")
     assert victim.read_text() == OWN
     assert run.read_json("verdict.json") == {"verdict": "better"}
-    assert not [name for name in names(run.folder) if name.endswith(".tmp") and name != ".verdict.json.tmp"]
     assert changes(run.folder) == {}
 
 
 def test_a_link_where_a_folder_is_filled_first_is_replaced_and_not_followed(tmp_path: Path, victim: Path) -> None:
-    (tmp_path / ".made.tmp").symlink_to(victim.parent)
+    (tmp_path / ".made.tunesmith-tmp").symlink_to(victim.parent)
     with whole_folder(tmp_path / "made") as folder:
         (folder / "a").write_text("a")
     assert names(tmp_path / "made") == ["a"]
@@ -87,7 +87,8 @@ def test_a_line_is_not_added_through_a_link(run: Run, victim: Path, name: str, t
 
 ENTRIES = (
     ".lock", ".lock.held", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "set_aside", "functions", "start",
-    "tensorboard", "checkpoints/step-000001", "checkpoints/.step-000001.old", "functions/score.py", "start/a/b",
+    "tensorboard", "checkpoints/step-000001", "checkpoints/.step-000001.tunesmith-old",
+    "checkpoints/.step-000001.old", "functions/score.py", "start/a/b",
     "set_aside/step-000001", "mlflow.db", "wandb", "mlflow", "wandb/latest-run",
 )  # fmt: skip
 
@@ -161,7 +162,7 @@ WRITTEN = {
     "verdict.json": lambda run: run.write_json("verdict.json", {}),
     "recipe.yaml": lambda run: run.write_text("recipe.yaml", "model: m\n"),
     "manifest.json": lambda run: run.write_json("verdict.json", {}),
-    ".status.json.tmp": lambda run: run.set_status("finished"),
+    ".status.json.tunesmith-0123abcd": lambda run: run.set_status("finished"),
     ".lock": lambda run: locked_once(run),
     "mlflow.db": lambda run: database_changed(run),
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,12 +172,13 @@ def test_files_and_folders_are_flushed_before_they_get_their_name(
     monkeypatch.setattr(os, "fsync", flushed)
     monkeypatch.setattr(Path, "replace", renamed)
     write_whole(tmp_path / "a", "x")
-    assert done == [".a.tmp", "-> a", tmp_path.name]
+    assert done[0].startswith(".a.tunesmith-")
+    assert done[1:] == ["-> a", tmp_path.name]
     done.clear()
     with whole_folder(tmp_path / "made") as beside:
         (beside / "inner").mkdir()
         (beside / "inner" / "file").touch()
-    assert done == ["inner", "file", ".made.tmp", "-> made", tmp_path.name]
+    assert done == ["inner", "file", ".made.tunesmith-tmp", "-> made", tmp_path.name]
 
 
 def test_a_name_that_is_too_long_is_refused_with_its_length(tmp_path: Path) -> None:
@@ -186,3 +189,84 @@ def test_a_name_that_is_too_long_is_refused_with_its_length(tmp_path: Path) -> N
             place_for(str(tmp_path / name))
         assert failed.value.why == f"The name {'x' * 20}... has {len(name.split('/')[0])} bytes, which is too long."
         assert failed.value.remedy == "Choose a shorter name."
+
+
+def test_what_the_user_has_beside_an_output_stays(tmp_path: Path) -> None:
+    for name in ("file", "made"):
+        for end in ("old", "del"):
+            (tmp_path / f".{name}.{end}").mkdir()
+            (tmp_path / f".{name}.{end}" / "mine").write_text("mine")
+        (tmp_path / f".{name}.tmp").write_text("mine")
+    (tmp_path / ".made.tmp").unlink()
+    (tmp_path / ".made.tmp").mkdir()
+    before = names(tmp_path)
+    recover_folder(tmp_path / "made", earlier=["manifest"])
+    assert names(tmp_path) == before, "nothing there is known to be Tunesmith's"
+    for _ in range(2):
+        write_whole(tmp_path / "file", "x")
+        with whole_folder(tmp_path / "made") as beside:
+            (beside / "a").touch()
+        recover_folder(tmp_path / "made")
+    remove_folder(tmp_path / "made")
+    assert names(tmp_path) == sorted([*before, "file"])
+    assert [path.read_text() for path in tmp_path.rglob("mine")] == ["mine"] * 4
+    assert (tmp_path / ".file.tmp").read_text() == "mine"
+
+
+@pytest.mark.parametrize("end", ["tmp", "old", "del"])
+def test_a_link_at_a_name_of_our_own_is_removed_and_not_followed(tmp_path: Path, end: str) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "mine").touch()
+    link = tmp_path / f".made.tunesmith-{end}"
+    for act in (whole_folder, recover_folder, whole_folder, remove_folder):
+        if not link.is_symlink():
+            link.symlink_to(tmp_path / "victim")
+        if act is whole_folder:
+            with whole_folder(tmp_path / "made") as beside:
+                (beside / "a").touch()
+        else:
+            act(tmp_path / "made")
+    link.unlink(missing_ok=True)
+    assert names(tmp_path) == ["victim"] and names(tmp_path / "victim") == ["mine"]
+
+
+def test_a_folder_where_a_file_is_to_be_stays(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine").touch()
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path / "a", "x")
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["mine"]
+
+
+def test_what_a_kill_left_of_a_file_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    code = "import sys, time\nfrom pathlib import Path\nfrom tunesmith.runs.whole_files import whole_file\n"
+    code += "with whole_file(Path(sys.argv[1])) as file:\n    print(file.name, flush=True)\n    time.sleep(60)\n"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert writer.stdout is not None
+    beside = Path(writer.stdout.readline().strip())
+    write_whole(tmp_path / "a", "of another process")
+    assert names(tmp_path) == sorted([beside.name, "a"])
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    assert names(tmp_path) == sorted([beside.name, "a"])
+    write_whole(tmp_path / "a", "again")
+    assert names(tmp_path) == ["a"]
+
+
+def test_many_processes_write_one_file_at_once(tmp_path: Path) -> None:
+    code = "import sys\nfrom pathlib import Path\nfrom tunesmith.runs.whole_files import write_whole\n"
+    code += "for _ in range(150): write_whole(Path(sys.argv[1]), sys.argv[2] * 50000)\n"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a"), letter], env=environment) for letter in "abc"
+    ]
+    while any(writer.poll() is None for writer in writers):
+        if (tmp_path / "a").exists():
+            content = (tmp_path / "a").read_text()
+            assert content == content[0] * 50000
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert names(tmp_path) == ["a"]

@@ -123,8 +123,8 @@ def test_a_full_disk_is_told_and_spares_the_checkpoint_of_the_same_step(tmp_path
 def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
     stale = save(tmp_path, 2, state={"time": 1})
     (stale / "stale").touch()
-    (tmp_path / ".step-000002.tmp").mkdir()
-    (tmp_path / ".step-000002.tmp" / "rest").touch()
+    (tmp_path / ".step-000002.tunesmith-tmp").mkdir()
+    (tmp_path / ".step-000002.tunesmith-tmp" / "rest").touch()
     again = save(tmp_path, 2, state={"time": 2})
     assert checkpoint._read_state(again) == {"step": 2, "time": 2}
     assert not (again / "stale").exists()
@@ -157,9 +157,12 @@ def test_only_the_newest_checkpoint_keeps_the_state_of_the_optimizer(tmp_path: P
     assert load_file(tmp_path / "step-000002" / "model.safetensors")["weight"].tolist() == [0, 1, 2, 3]
 
 
-def test_a_kill_between_the_renames_of_a_step_that_is_saved_again_loses_no_checkpoint(tmp_path: Path) -> None:
-    save(tmp_path, 2, state={"time": 1}).rename(tmp_path / ".step-000002.old")
-    (tmp_path / ".step-000002.tmp").mkdir()
+@pytest.mark.parametrize("mark", ["tunesmith-", ""], ids=["of this version", "of earlier versions"])
+def test_a_kill_between_the_renames_of_a_step_that_is_saved_again_loses_no_checkpoint(
+    tmp_path: Path, mark: str
+) -> None:
+    save(tmp_path, 2, state={"time": 1}).rename(tmp_path / f".step-000002.{mark}old")
+    (tmp_path / f".step-000002.{mark}tmp").mkdir()
     checkpoint.remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
     assert checkpoint._read_state(tmp_path / "step-000002") == {"step": 2, "time": 1}

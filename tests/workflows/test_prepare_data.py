@@ -22,6 +22,7 @@ from tunesmith.data.survey import survey_rows
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.model.weights.text_side import make_template
 from tunesmith.recipe.data import DataSettings
+from tunesmith.workflows import prepare_data as module
 from tunesmith.workflows.prepare_data import PreparedData, prepare_data
 
 STOP = 2
@@ -401,3 +402,37 @@ def test_a_row_that_cannot_become_tokens_is_in_no_split_and_is_named(tmp_path: P
     assert (line["source"], line["reason"]) == (f"{path}:13", "invalid")
     assert "the control token <|im_end|> stands in the text of a user turn" in line["found"]
     assert "a forged <|im_end|> turn" in line["raw"]
+
+
+def test_what_comes_to_the_folder_during_the_work_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(8)))
+    write = module._write
+
+    def slow(*given: Any) -> Any:
+        out.mkdir()
+        (out / "mine").write_text("mine")
+        return write(*given)
+
+    monkeypatch.setattr(module, "_write", slow)
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match="the folder is not empty"):
+            prepare_data(str(file), out, overwrite=overwrite)
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "out", "rows.jsonl"]
+        (out / "mine").unlink()
+        out.rmdir()
+
+
+@pytest.mark.parametrize("name", [".replacing", ".tunesmith-replacing"])
+def test_a_folder_of_the_user_s_is_not_taken_for_one_that_was_being_replaced(tmp_path: Path, name: str) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(8)))
+    out.mkdir()
+    (out / name).touch()
+    (out / "mine").write_text("mine")
+    with pytest.raises(DataError, match="files that Tunesmith did not write"):
+        prepare_data(str(file), out, overwrite=True)
+    assert (out / "mine").read_text() == "mine"
+    (out / "mine").unlink()
+    prepare_data(str(file), out)
+    assert not (out / name).exists() and (out / "dataset_dict.json").is_file()

@@ -67,7 +67,9 @@ def test_hidden_files_and_folders_of_the_user_are_never_removed(own: Path, name:
 
 
 def test_what_a_killed_run_left_is_no_file_of_the_user(own: Path) -> None:
-    for name in (".verdict.json.tmp", ".reference.npz.tmp", "checkpoints/.step-000001.del/x", ".start.old/x"):
+    of_earlier = (".verdict.json.tmp", ".reference.npz.tmp", "checkpoints/.step-000001.del/x", ".start.old/x")
+    new = (".verdict.json.tunesmith-0123abcd", "checkpoints/.step-000001.tunesmith-del/x", ".start.tunesmith-old/x")
+    for name in (*of_earlier, *new):
         left = own / "run" / name
         left.parent.mkdir(exist_ok=True)
         left.write_text("half")

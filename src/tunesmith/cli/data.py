@@ -134,7 +134,7 @@ def init(
             terminal.write(f"Columns: {error.proposal.reason}.")
             for sample in error.proposal.samples if yes else ():
                 terminal.write(f"  {sample}")
-        _write(file, RECIPE_MARK + starter.text, inputs=[data])
+        _write(file, RECIPE_MARK + starter.text, inputs=[data], overwrite=overwrite)
         terminal.write(f"{rows_in_words(starter.rows)}: {starter.reason}")
         if starter.bad:
             rows, them = ("row", "it") if starter.bad == 1 else ("rows", "them")
@@ -179,13 +179,15 @@ def _refusal(error: ColumnsUnclear, proposal: Proposal, command: str, given: str
     )
 
 
-def _write(file: Path, content: str, *, what: str = "recipe", inputs: Sequence[object] = ()) -> None:
+def _write(
+    file: Path, content: str, *, what: str = "recipe", inputs: Sequence[object] = (), overwrite: bool = True
+) -> None:
     """Replaces a file that Tunesmith wrote, or makes a new one. A report that is made again replaces the last one."""
     flag = "--out" if what == "recipe" else "--html"
     mark = RECIPE_MARK if what == "recipe" else None
-    check_file(file, inputs=inputs, overwrite=True, mark=mark, kind=RecipeError, flag=flag)
+    check_file(file, inputs=inputs, overwrite=overwrite, mark=mark, kind=RecipeError, flag=flag)
     try:
-        write_output(file, content)
+        write_output(file, content, mark=mark if overwrite else None)
     except OSError as error:
         raise RecipeError(
             f"The {what} cannot be written",

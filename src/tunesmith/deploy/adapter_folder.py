@@ -107,7 +107,7 @@ def hand_over(
     of_base = [file for file in base.iterdir() if file.is_file()]
     size = sum(os.path.getsize(file) for file in [*files, *of_base])
     plain_weights.check_room(to, size)
-    with plain_weights.merged_folder(to, size) as folder:
+    with plain_weights.merged_folder(to, size, overwrite=overwrite) as folder:
         (folder / BASE).mkdir()
         for file in files:
             shutil.copyfile(file, folder / file.name)

@@ -156,7 +156,7 @@ def merge(
     facts, template, load_weights = _facts(tuned), tuned.template, tuned.load_plain
     del tuned  # its memory is for the weights that are read back
     gc.collect()
-    with plain_weights.merged_folder(to, needed) as folder:
+    with plain_weights.merged_folder(to, needed, overwrite=overwrite) as folder:
         plain_weights.write_weights(plain, folder, dtype=wanted, max_shard_size=max_shard_size)
         del plain
         save_text_side(template, folder)

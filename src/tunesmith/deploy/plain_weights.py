@@ -113,7 +113,18 @@ def check_free(to: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> N
         )
     refuse_inputs(to, inputs)
     refuse_shut(to)
-    recover_folder(to)
+    recover_folder(to, earlier=None if overwrite else [MARK])  # what is to be replaced need not come back first
+    _refuse_taken(to, overwrite=overwrite)
+
+
+def _refuse_taken(to: Path, *, overwrite: bool) -> None:
+    if to.is_symlink() and not to.exists():
+        raise ExportError(
+            "the output is a link to a folder that is not there",
+            where=str(to),
+            why=f"It points to {os.readlink(to)}.",
+            remedy="Name another --out, or remove the link.",
+        )
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return
     if not (to / MARK).is_file():
@@ -161,10 +172,12 @@ def check_room(to: Path, needed: int) -> None:
 
 
 @contextmanager
-def merged_folder(to: Path, needed: int) -> Iterator[Path]:
+def merged_folder(to: Path, needed: int, *, overwrite: bool) -> Iterator[Path]:
     """Inside, an empty folder to write to, which becomes ``to`` if nothing is raised. OSError becomes ExportError.
 
     Args:
+        to: looked at again at the end, because somebody may have put something there meanwhile.
+        overwrite: whether an earlier merged model there is replaced.
         needed: bytes, for the message of a full disk.
     """
     try:
@@ -172,6 +185,7 @@ def merged_folder(to: Path, needed: int) -> Iterator[Path]:
             yield beside
             if (beside / MARK).is_file():
                 _list_files(beside)
+            _refuse_taken(to, overwrite=overwrite)
     except WRITE_ERRORS as error:
         if isinstance(error, SafetensorError) and not is_full(error):
             raise

@@ -142,8 +142,12 @@ def strangers(folder: Path, known: list[str]) -> list[str]:
 
 
 @contextmanager
-def output_file(path: Path) -> Iterator[BinaryIO]:
-    """Inside, a file to write. It takes the place of ``path`` if nothing is raised, and is noted as written."""
+def output_file(path: Path, *, mark: str | None = None) -> Iterator[BinaryIO]:
+    """Inside, a file to write. It takes the place of ``path`` if nothing is raised, and is noted as written.
+
+    What is at ``path`` by then is looked at again, because the work may have taken hours. ``mark``: as for check_file.
+    Raises ExportError where that is the user's own.
+    """
     if is_device(path):
         with _opened(path) as file:
             yield file
@@ -152,19 +156,45 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
     with whole_file(path) as file:
         yield file
         file.flush()
+        _refuse_newcomer(path, Path(file.name), mark)
         _note(Path(file.name))
 
 
-def write_output(path: Path, content: str | bytes, *, marked: bool = False) -> None:
+def _refuse_newcomer(path: Path, made: Path, mark: str | None) -> None:
+    """Refuses to replace what the user put there since ``check_file``, unless it is the same as what was made."""
+    try:
+        if path.is_file() and (
+            wrote(path) or (mark is not None and _begins_with(path, mark)) or sha256_of(path) == sha256_of(made)
+        ):
+            return
+    except FileNotFoundError:  # it was removed meanwhile
+        return
+    if path.exists():
+        raise ExportError(
+            "The output is not known to be written by Tunesmith, and came or was changed during the work",
+            where=str(path),
+            why="It stays as it is.",
+            remedy="Move it to another place, and give the command again.",
+        )
+
+
+def write_output(path: Path, content: str | bytes, *, marked: bool = False, mark: str | None = None) -> None:
     """Writes a file that a user named as an output. Text is written in UTF-8, and a page gets its mark.
 
-    ``marked`` gives a mark to text that is no page and may hold a comment of HTML, such as Markdown.
+    Args:
+        path: the file.
+        content: of it.
+        marked: gives a mark to text that is no page and may hold a comment of HTML, such as Markdown.
+        mark: the first line of files that may be replaced although the user may have changed them.
+
+    Raises:
+        ExportError: the user has put something there since ``check_file``.
     """
     written = content.encode() if isinstance(content, str) else content
     if marked or written[:15].lower() == b"<!doctype html>":
         written = written.rstrip(b"\n") + b"\n"
         written += f"<!-- Written by Tunesmith; sha256 of all above: {sha256(written).hexdigest()} -->\n".encode()
-    with output_file(path) as file:
+    with output_file(path, mark=mark) as file:
         file.write(written)
 
 

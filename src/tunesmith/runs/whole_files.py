@@ -3,6 +3,9 @@
 All of them are made the same way: written under another name beside their place, flushed to the disk, then renamed. A
 process that is killed leaves the old one or the new one, never a half. A folder is removed the other way round: it gets
 another name first. What a killed process left under such names is removed by the next one that works there.
+
+These names hold the word ``tunesmith``, so what the user has beside an output (``.NAME.old``, ``.NAME.tmp``) is no one
+else's. Earlier versions used such names, so theirs is told by its place or its content.
 """
 
 from __future__ import annotations
@@ -10,10 +13,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,8 +28,11 @@ from tunesmith.recipe.paths import local
 from tunesmith.runs.disk import is_full, why_full
 from tunesmith.runs.temporary import temporary
 
-_REPLACING = ".replacing"  # in a folder whose entries are being replaced
-_TRIES = 5  # to make a file that another process makes, too
+_REPLACING = ".tunesmith-replacing"  # in a folder whose entries are being replaced
+REPLACING = (_REPLACING, ".replacing")  # the second: of earlier versions
+_EARLIER = ("tmp", "old", "del")  # ends of the names that earlier versions used
+_TRIES = 5  # to make a file that no other process takes for one that was left
+_STALE_S = 86_400  # after which a file was left by a killed process, where the file system has no locks
 
 
 def why_not(path: Path, error: OSError) -> str:
@@ -77,7 +86,7 @@ def place_for(out: str | os.PathLike[str]) -> Path:
 
 def refuse_long_name(path: Path) -> None:
     """Raises OSError where the file, or the one beside it that is written first, has too long a name."""
-    for each in (path, _beside(path), _set_aside(path)) if path.name else ():  # the folder you are in has no name
+    for each in (path, _new_name(path)) if path.name else ():  # the folder you are in has no name
         try:
             each.lstat()
         except OSError as error:
@@ -88,22 +97,69 @@ def refuse_long_name(path: Path) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Inside, an open file to write to. It takes the place of ``path`` if nothing is raised."""
-    with temporary(_beside(path)) as beside:
-        with _new_file(beside) as file:
+    _remove_left(path.parent, [path.name])
+    with ExitStack() as held:
+        beside, file = _new_file(path, held)
+        with file:
             yield file
         put_in_place(beside, path)
 
 
-def _new_file(path: Path) -> BinaryIO:
-    """A file that was not there. What has its name goes first, so a link there is not followed."""
-    for left in reversed(range(_TRIES)):
-        path.unlink(missing_ok=True)
+def _new_file(path: Path, held: ExitStack) -> tuple[Path, BinaryIO]:
+    """A file beside ``path`` that no other process writes to or takes for one that was left. It goes with ``held``."""
+    for _ in range(_TRIES):
+        beside = held.enter_context(temporary(_new_name(path)))
+        file = held.enter_context(beside.open("xb"))
+        lock = os.dup(file.fileno())  # which holds until the file has its name, also if it is closed before
+        held.callback(os.close, lock)
+        if _reserve(lock, beside):
+            return beside, file
+    raise BlockingIOError(errno.EAGAIN, "other processes are writing it", str(path))
+
+
+def _reserve(descriptor: int, path: Path) -> bool:
+    """Locks a new file. False if another process takes it for one that was left, as it may just before it is locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return _is_at(descriptor, path)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file or folder still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_left(folder: Path, names: Iterable[str]) -> None:
+    """Removes what killed processes left of files with these names. What is locked is still being written."""
+    left = _left_of(names)
+    with suppress(OSError):  # a folder that is not there, or that may not be listed
+        for name in os.listdir(folder):
+            if left.fullmatch(name):
+                with suppress(OSError):  # another process was faster, or it is another user's
+                    _remove_unlocked(folder / name)
+
+
+def _remove_unlocked(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
         try:
-            return path.open("xb")
-        except FileExistsError:  # another process makes it at the same moment
-            if not left:
-                raise
-    raise AssertionError
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:  # a file system without locks
+            if time.time() - os.fstat(descriptor).st_mtime < _STALE_S:
+                return
+        if _is_at(descriptor, path):
+            path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -128,21 +184,25 @@ def whole_folder(path: Path, *, beside: Path | None = None, last: str | None = N
 @contextmanager
 def _reserved(folder: Path) -> Iterator[None]:
     """Makes an empty folder that no other process takes meanwhile, and removes it, also what a killed one left."""
-    if folder.is_symlink():
-        folder.unlink()
-    try:
-        with _locked(folder):
+    if folder.is_dir() and not folder.is_symlink():
+        with suppress(FileNotFoundError), _locked(folder):
             shutil.rmtree(folder)
-    except FileNotFoundError:
-        pass
-    folder.mkdir(parents=True)
-    with _locked(folder), temporary(folder):
-        yield
+    else:
+        folder.unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise BlockingIOError(errno.EAGAIN, "another process is writing it", str(folder)) from None
+    with _locked(folder) as descriptor:
+        if not _is_at(descriptor, folder):  # another process took it for one that was left
+            raise BlockingIOError(errno.EAGAIN, "another process is writing it", str(folder))
+        with temporary(folder):
+            yield
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Raises BlockingIOError if another process is writing to the folder."""
+def _locked(folder: Path) -> Iterator[int]:
+    """Inside, a descriptor of the folder. Raises BlockingIOError if another process is writing to the folder."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -151,7 +211,7 @@ def _locked(folder: Path) -> Iterator[None]:
             raise BlockingIOError(error.errno, "another process is writing it", str(folder)) from None
         except OSError:
             pass  # a file system without locks
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -159,13 +219,17 @@ def _locked(folder: Path) -> Iterator[None]:
 def put_in_place(beside: Path, path: Path) -> None:
     """Flushes a file or a folder to the disk and gives it its name, in place of what has that name."""
     _flush(beside)
-    old = _set_aside(path)
-    if path.is_dir():  # a folder cannot be renamed onto another one
-        shutil.rmtree(old, ignore_errors=True)
+    old, folder = _set_aside(path), beside.is_dir()
+    if not folder and path.is_dir() and not path.is_symlink():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if folder and path.is_dir():  # a folder cannot be renamed onto another one
+        _clear(old)
         path.rename(old)
     _rename(beside, path)
     _flush_names(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if folder:
+        with suppress(OSError):
+            _clear(old)
 
 
 def _rename(source: Path, target: Path) -> None:
@@ -178,61 +242,104 @@ def _rename(source: Path, target: Path) -> None:
             raise
 
 
-def recover_folder(path: Path) -> None:
+def recover_folder(path: Path, *, earlier: Collection[str] | None = None) -> None:
     """Clears up after a process that was killed while it wrote or removed this folder, which no process does now.
 
     The old folder comes back if it was killed between the two renames of ``put_in_place``.
+
+    Args:
+        path: the folder.
+        earlier: files that show that an old folder under a name of earlier versions is Tunesmith's. It then comes back,
+            too, and everything else under such names stays. By default all of it stays.
     """
-    if not path.exists() and _set_aside(path).exists():
-        _set_aside(path).rename(path)
+    beside, old = _beside(path), _set_aside(path)
+    try:
+        with _locked(beside) if beside.is_dir() and not beside.is_symlink() else ExitStack():
+            _clear(beside)
+    except BlockingIOError:
+        return  # another process is filling it, and goes on
+    except FileNotFoundError:
+        pass  # another process is done with it
+    if earlier is not None and not os.path.lexists(old) and _is_ours(_earlier(path, "old"), earlier):
+        old = _earlier(path, "old")
+    if not os.path.lexists(path) and old.is_dir() and not old.is_symlink():
+        old.rename(path)
     for left in (_set_aside(path), _gone(path)):
-        if left.is_dir():
-            shutil.rmtree(left)
-    if _beside(path).is_dir():
-        with suppress(BlockingIOError), _locked(_beside(path)):  # else another process is filling it
-            shutil.rmtree(_beside(path))
+        with suppress(OSError):  # it stays, and is in the way of nothing
+            _clear(left)
+
+
+def _is_ours(folder: Path, files: Collection[str]) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and all((folder / name).is_file() for name in files)
+
+
+def _clear(path: Path) -> None:
+    """Removes what has a name that is Tunesmith's alone. Where a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
     """Removes a folder. A process that is killed leaves all of it, or nothing under its name."""
     gone = _gone(path)
-    if gone.exists():
-        shutil.rmtree(gone)
+    _clear(gone)
     path.rename(gone)
     shutil.rmtree(gone)
 
 
 def remove_half_written(folder: Path, names: Iterable[str]) -> None:
-    """Removes what a killed process left of files with these names. Call it while no other process writes them."""
+    """Removes what a killed process left of a run's files with these names, also one of an earlier version."""
+    names = [*names]
+    _remove_left(folder, names)
     for name in names:
-        _beside(folder / name).unlink(missing_ok=True)
+        _earlier(folder / name, "tmp").unlink(missing_ok=True)
 
 
-def is_half_written(path: Path, names: Iterable[str]) -> bool:
-    """Whether this is what a killed process left of a file with one of these names."""
-    return any(path.name == _beside(path.with_name(name)).name for name in names)
+def is_half_written(path: Path, names: Collection[str]) -> bool:
+    """Whether this is what a killed process left of a run's file with one of these names."""
+    earlier = any(path.name == _earlier(path.with_name(name), "tmp").name for name in names)
+    return earlier or _left_of(names).fullmatch(path.name) is not None
 
 
 def is_half_replaced(path: Path) -> bool:
     """Whether a process was killed while it replaced the entries of this folder."""
-    return (path / _REPLACING).is_file()
+    return any((path / name).is_file() for name in REPLACING)
 
 
 def names_beside(name: str) -> tuple[str, ...]:
-    """The names under which a file or folder of this name is written, set aside and removed."""
-    return tuple(made(Path(name)).name for made in (_beside, _set_aside, _gone))
+    """Patterns of the names under which a run's file or folder is written, set aside and removed, or was formerly."""
+    return (
+        f".{name}.tunesmith-{'[0-9a-f]' * 8}",
+        *(f".{name}.tunesmith-{end}" for end in _EARLIER),
+        *(f".{name}.{end}" for end in _EARLIER),
+    )
+
+
+def _left_of(names: Iterable[str]) -> re.Pattern[str]:
+    return re.compile(rf"\.(?:{'|'.join(map(re.escape, names))})\.tunesmith-[0-9a-f]{{8}}")
+
+
+def _new_name(path: Path) -> Path:
+    """A name that no other process uses, so that several may write one file at once."""
+    return path.with_name(f".{path.name}.tunesmith-{secrets.token_hex(4)}")
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
+    return path.with_name(f".{path.name}.tunesmith-tmp")
 
 
 def _set_aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
+    return path.with_name(f".{path.name}.tunesmith-old")
 
 
 def _gone(path: Path) -> Path:
-    return path.with_name(f".{path.name}.del")
+    return path.with_name(f".{path.name}.tunesmith-del")
+
+
+def _earlier(path: Path, end: str) -> Path:
+    return path.with_name(f".{path.name}.{end}")
 
 
 def _replace_entries(made: Path, path: Path, last: str) -> None:

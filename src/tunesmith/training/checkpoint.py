@@ -198,7 +198,8 @@ def _is_marked(checkpoint: Path, mark: str) -> bool:
 
 def remove_unfinished(folder: Path) -> None:
     """Removes what a killed process was still writing, and puts back a checkpoint that it was about to replace."""
-    for path in folder.glob(".step-*.old"):
-        recover_folder(folder / path.name.removeprefix(".").removesuffix(".old"))
+    for end in (".tunesmith-old", ".old"):  # the second: of earlier versions
+        for path in folder.glob(f".step-*{end}"):
+            recover_folder(folder / path.name.removeprefix(".").removesuffix(end), earlier=())
     for path in folder.glob(".step-*"):
         shutil.rmtree(path)

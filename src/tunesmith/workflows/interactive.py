@@ -84,7 +84,7 @@ def init(
             name=name if file is not None and rows else None,
         )
         if file is not None:
-            write_output(file, RECIPE_MARK + made.text)
+            write_output(file, RECIPE_MARK + made.text, mark=RECIPE_MARK if overwrite else None)
         elif rows:
             made = replace(made, warnings=(*made.warnings, GOES))
     return made

@@ -35,7 +35,7 @@ from tunesmith.runs.consent import Consent
 from tunesmith.runs.notebook import html_table, paragraph
 from tunesmith.runs.outputs import refuse_inputs, refuse_shut, refuse_strangers
 from tunesmith.runs.progress import Listener, Silent
-from tunesmith.runs.whole_files import is_half_replaced, place_for, recover_folder, whole_folder, why_not
+from tunesmith.runs.whole_files import REPLACING, is_half_replaced, place_for, recover_folder, whole_folder, why_not
 from tunesmith.safe_text import fenced, markdown_text
 from tunesmith.workflows.check import settings_of
 
@@ -117,6 +117,7 @@ def prepare_data(
     folder = place_for(out)
     refuse_inputs(folder, [data, model], kind=DataError)
     refuse_shut(folder, kind=DataError)
+    recover_folder(folder.absolute(), earlier=None if overwrite else [REJECTED, "dataset_dict.json"])
     _check_free(folder, overwrite=overwrite)
     section, source, seed, method = settings_of(
         data,
@@ -148,7 +149,7 @@ def prepare_data(
     refuse_lost(ledger, section)
     if source is not None:
         outcome, ledger, refused = _with_tokens(survey, source, listener)
-    with _dataset_folder(folder) as making:
+    with _dataset_folder(folder, overwrite=overwrite) as making:
         splits = _write(survey, outcome, making, listener)
         rejected = _write_rejected(survey, outcome, refused, making)
         (making / "README.md").write_text(_card(shown(named), survey, ledger, splits), encoding="utf-8")
@@ -169,8 +170,10 @@ def _with_tokens(
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
-    recover_folder(folder.absolute())
-    if not folder.exists() or (folder.is_dir() and (not any(folder.iterdir()) or is_half_replaced(folder))):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if folder.is_dir() and is_half_replaced(folder):
+        refuse_strangers(folder, [*WRITTEN, *REPLACING], kind=DataError)
         return
     ours = (folder / REJECTED).is_file() and (folder / "dataset_dict.json").is_file()
     if not (overwrite and ours):
@@ -184,12 +187,13 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _dataset_folder(folder: Path) -> Iterator[Path]:
-    """Inside, an empty folder that becomes ``folder``."""
+def _dataset_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Inside, an empty folder that becomes ``folder`` if nobody else has put something there meanwhile."""
     to = folder.absolute()
     try:
         with whole_folder(to, last="dataset_dict.json") as making:
             yield making
+            _check_free(folder, overwrite=overwrite)
     except OSError as error:
         raise DataError(
             "the dataset cannot be written",
