@@ -21,11 +21,18 @@ pytest.importorskip("aiohttp")
 ROWS = b"".join(json.dumps({"prompt": f"ask {n}", "completion": "say"}).encode() + b"\n" for n in range(5))
 
 
+MOST_SENT = 2**27  # bytes
+
+
 class Site(BaseHTTPRequestHandler):
-    """/rows.jsonl has rows, /to/ADDRESS leads there, /elsewhere.jsonl to ``target``, /endless.jsonl never ends."""
+    """/rows.jsonl has rows, /to/ADDRESS leads there, /elsewhere.jsonl to ``target``, /endless.jsonl never ends.
+
+    /more.jsonl answers for a range with far more, and /listing first with an error and then with a page.
+    """
 
     seen: list[str] = []  # noqa: RUF012
     target = ""
+    sent = 0
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -40,6 +47,14 @@ class Site(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/to/").removesuffix("#.jsonl"))
             self.end_headers()
+        elif self.path == "/more.jsonl":
+            self.more()
+        elif self.path == "/listing":
+            self.send_response(404 if self.seen.count(self.path) < 3 else 200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(b"<a" + b" " * 20_000)
         elif self.path.startswith("/endless"):
             self.send_response(200)
             self.end_headers()
@@ -55,6 +70,24 @@ class Site(BaseHTTPRequestHandler):
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(ROWS)
+
+    def more(self) -> None:
+        ranged = "Range" in self.headers
+        self.send_response(206 if ranged else 200)
+        if ranged:
+            self.send_header("Content-Range", "bytes 0-5242879/400000000")
+        else:
+            self.send_header("Content-Length", "400000000")
+            self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        if self.command == "GET":
+            block = ROWS * 4000
+            Site.sent = 0
+            try:
+                while Site.sent < MOST_SENT:
+                    Site.sent += self.wfile.write(block)
+            except OSError:
+                return
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -156,6 +189,24 @@ def test_a_file_without_an_end_is_stopped(site: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TUNESMITH_MAX_DOWNLOAD_GB", "much")
     with pytest.raises(DataError, match="no number of GB"):
         rows_at(f"{site}/rows.jsonl")
+
+
+def test_an_answer_that_is_longer_than_the_range_asked_for_is_not_kept_in_memory(site: str) -> None:
+    with pytest.raises(DataError, match="sends more than it was asked for") as caught:
+        rows_at(f"{site}/more.jsonl")
+    assert "name the file" in str(caught.value.remedy)
+    assert Site.sent < MOST_SENT // 2
+
+
+def test_an_answer_that_is_copied_to_the_disk_first_has_an_end(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_MAX_DOWNLOAD_GB", "0.02")
+    with pytest.raises(DataError, match="or has no end"):
+        rows_at(f"simplecache::{site}/endless.jsonl")
+
+
+def test_no_links_are_looked_for_in_a_page(site: str) -> None:
+    with pytest.raises(DataError):
+        rows_at(f"{site}/listing")
 
 
 @pytest.mark.parametrize("url", ["reference::file:///tmp/a.json", "reference://", "dask::https://e.com/a.jsonl"])

@@ -12,6 +12,7 @@ from tunesmith.data.examples.column_values import MISSING, leaves, names_in, roo
 from tunesmith.data.examples.message import ROW_MASKS, RowError, printable
 from tunesmith.errors import DataError
 
+NEAR_SHOWN = 6  # of the names near a mistyped one
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
@@ -235,6 +236,14 @@ def did_you_mean(name: str, names: Iterable[str]) -> str | None:
     known = {str(other).lower(): str(other) for other in names}
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     return known[near[0]] if near else None
+
+
+def listed_near(name: str, names: Sequence[str]) -> str:
+    """All names where they are few; else the closest to a mistyped one, and how many others there are."""
+    if len(names) <= NEAR_SHOWN:
+        return listed(sorted(names))
+    shown = difflib.get_close_matches(name, names, n=NEAR_SHOWN, cutoff=0.0)
+    return f"{listed(shown)} and {len(names) - len(shown)} others"
 
 
 def listed(names: Iterable[str]) -> str:

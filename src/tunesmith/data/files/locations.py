@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tunesmith.data.examples.labels import classes_in_words
-from tunesmith.data.examples.row_shapes import did_you_mean, listed
+from tunesmith.data.examples.row_shapes import did_you_mean, listed_near
 from tunesmith.data.files.arrow_rows import arrow_rows, batch_blocks, label_names
 from tunesmith.data.files.batches import MARK, Kind, batch_kind, with_batches
 from tunesmith.data.files.batches import SUFFIXES as BATCHES
 from tunesmith.data.files.documents import DOCUMENTS, TEXT
+from tunesmith.data.files.downloads import most_downloaded
 from tunesmith.data.files.folders import Link, choose_files, local_link
 from tunesmith.data.files.formats import FORMATS
 from tunesmith.data.files.opening import (
@@ -36,7 +36,7 @@ from tunesmith.data.files.rows import Block, Row, RowStream
 from tunesmith.data.files.source_part import SourcePart
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
-from tunesmith.data.files.web import HTTP, Redirects, most_downloaded, plain_http, refuse_schemes
+from tunesmith.data.files.web import HTTP, Redirects, plain_http, refuse_schemes
 from tunesmith.errors import DataError, TunesmithError, pip_install
 from tunesmith.recipe.paths import is_shortened, local, refuse_odd_name, shown
 from tunesmith.safe_text import remember_secrets
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 _OVER_HTTP = "read over http://: others on the network can change the rows; prefer https://"
 BATCH_MARK_WITHIN = 4096  # bytes from a file's start
-NAMES_SHOWN = 6  # of those beside a path that is not there
 EVERY_ROLE = ""  # the split of files that are named for none
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -302,6 +301,7 @@ class _Location:
 
         self.path, address = path, address or path
         self.remote = "://" in path
+        self._failed: dict[str, DataError] = {}  # a driver that copies files first leaves half a copy, and reads that
         if is_shortened(address):
             raise DataError(
                 "the query of this URL was not stored",
@@ -371,8 +371,14 @@ class _Location:
         root = self.root
         if name not in (self.path, without_query(self.path)):
             root = f"{self.root}/{name.removeprefix(self.path.rstrip('/') + '/')}"
-        with self._reading(name):
-            file = self.system.open(root, "rb")
+        if root in self._failed:
+            raise self._failed[root]
+        try:
+            with self._reading(name):
+                file = self.system.open(root, "rb")
+        except DataError as error:
+            self._failed[root] = error
+            raise
         with file:
             most = most_downloaded() if self.remote else None
             yield HashedFile(file, partial(self._reading, name), name=name, most=most)
@@ -463,14 +469,6 @@ def _dataset(source: SourceSettings, location: _Location, *, split: str | None) 
         ) from error
 
 
-def _closest(name: str, names: Sequence[str]) -> str:
-    """All names where they are few; else the closest to a mistyped one, and how many others there are."""
-    if len(names) <= NAMES_SHOWN:
-        return listed(sorted(names))
-    shown = difflib.get_close_matches(name, names, n=NAMES_SHOWN, cutoff=0.0)
-    return f"{listed(shown)} and {len(names) - len(shown)} others"
-
-
 def _missing(location: _Location) -> DataError:
     parent, _, name = location.path.rstrip("/").rpartition("/")
     where = f"the folder {parent}" if parent else "the folder you are in"
@@ -490,6 +488,6 @@ def _missing(location: _Location) -> DataError:
     return DataError(
         "there is no such file or folder",
         where=location.path,
-        why=f"{where} holds {_closest(name, names)}" if names else f"{where} is empty, or is not there",
+        why=f"{where} holds {listed_near(name, names)}" if names else f"{where} is empty, or is not there",
         remedy=location.nearest() or "check the path; a dataset of the hub is written user/name",
     )

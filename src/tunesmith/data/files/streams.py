@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Protocol, cast
 
+from tunesmith.data.files.downloads import READ_AT_ONCE, refuse_endless
 from tunesmith.data.files.expansion import Expansion
 from tunesmith.data.files.rows import BLOCK_BYTES
-from tunesmith.data.files.web import refuse_endless
 from tunesmith.errors import DataError
 
 BUFFER_BYTES = 2**18
@@ -50,7 +50,7 @@ class HashedFile(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  (the base names no buffer's type)
         """Fills the buffer as far as the store gives; 0 at the end."""
         with self._reading():
-            data = self._file.read(len(buffer))
+            data = self._file.read(min(len(buffer), READ_AT_ONCE))
         self._taken += len(data)
         if self._most is not None:
             refuse_endless(self._taken, self._most, self._name)

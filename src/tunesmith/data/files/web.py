@@ -1,10 +1,9 @@
-"""Where a URL may lead: no redirect to this machine or its network, to a plainer scheme, or without an end."""
+"""Where a URL may lead: no redirect to this machine or its network, or to a plainer scheme."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import re
 import socket
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 HTTP = re.compile(r"(^|::)https?://")
 SCHEMES = re.compile(r"(?:^|::)(\w[\w+.-]*)(?=://|::)")
 REFUSED = frozenset({"reference", "dask", "generic", "async_wrapper", "jlab", "jupyter"})  # they read what files name
-VARIABLE = "TUNESMITH_MAX_DOWNLOAD_GB"
-MOST_DOWNLOADED = 64 * 2**30  # bytes of a file
 _LINK_LOCAL, _LOOPBACK, _PRIVATE, _PUBLIC = range(4)
 _PLACES = {_LINK_LOCAL: "a local address", _LOOPBACK: "this machine", _PRIVATE: "a private network"}
 
@@ -32,34 +29,6 @@ def refuse_schemes(address: str, name: str) -> None:
             where=name,
             why="a file at such an address names other files, which would be opened too",
             remedy="copy the data to a file, and name that",
-        )
-
-
-def most_downloaded() -> int:
-    """The bytes that are read of one file of a store.
-
-    Raises:
-        DataError: ``TUNESMITH_MAX_DOWNLOAD_GB`` is no number.
-    """
-    said = os.environ.get(VARIABLE)
-    if said is None:
-        return MOST_DOWNLOADED
-    try:
-        return int(float(said) * 2**30)
-    except (ValueError, OverflowError) as error:
-        raise DataError(
-            f"{VARIABLE} is no number of GB", why=f"found {said!r}", remedy="set it to 100, or unset it"
-        ) from error
-
-
-def refuse_endless(taken: int, most: int, name: str) -> None:
-    """Raises DataError after more bytes of a file than are read."""
-    if taken > most:
-        raise DataError(
-            f"the file is larger than {most / 2**30:,.1f} GB, or has no end",
-            where=name,
-            why="so much is read of one file of a store, and no more",
-            remedy=f"set {VARIABLE} to the GB that it may have, or download it yourself and name the file",
         )
 
 
@@ -85,9 +54,11 @@ class Redirects:
         """The session of a file system."""
         import aiohttp
 
+        from tunesmith.data.files.http_answers import Answer
+
         trace = aiohttp.TraceConfig()
         trace.on_request_redirect.append(self._look)
-        return aiohttp.ClientSession(trace_configs=[trace], **options)
+        return aiohttp.ClientSession(trace_configs=[trace], response_class=Answer, **options)
 
     def check(self) -> None:
         """Raises the refusal, if there was one."""
