@@ -14,7 +14,9 @@ from tunesmith.errors import RecipeError, RunError, TrainError
 from tunesmith.recipe.file import read_recipe
 from tunesmith.recipe.methods import METHOD_SETTINGS
 from tunesmith.runs.folder import Run
+from tunesmith.runs.outputs import wrote
 from tunesmith.runs.progress import Silent
+from tunesmith.runs.rate_curve import Point, rate_curve
 from tunesmith.training.guard import Guard
 from tunesmith.training.setup import prepare_training
 from tunesmith.workflows import lr_range as range_test
@@ -219,6 +221,48 @@ def test_the_result_stands_beside_the_run(values: dict[str, Any], tmp_path: Path
     assert beside("runs/a") == Path("runs/a-lr-range") == beside("runs/a/")
     assert beside(".").is_absolute() and beside(".").name == f"{Path.cwd().name}-lr-range"
     assert beside(".").parent == Path.cwd().parent
+
+
+def earlier_result(folder: Path) -> tuple[Path, Path]:
+    """As a version wrote it that noted no files."""
+    points = [Point(step, 1e-5 * 1.5**step, abs(step - 20) + 0.123, 1.0) for step in range(1, 31)]
+    curve = rate_curve(points, steps=30, ended=None)
+    settings = {"schema": 2, "method": "lora", "optim": "adamw", "steps": 30}
+    folder.mkdir()
+    (folder / "lr-range.json").write_text(range_test._text({**settings, **curve.to_json(), "seconds": 1.5}))
+    (folder / "lr-range.svg").write_text(range_test._picture(curve, settings))
+    return folder / "lr-range.json", folder / "lr-range.svg"
+
+
+def test_the_result_of_an_earlier_version_is_replaced(tmp_path: Path) -> None:
+    files = earlier_result(tmp_path / "run-lr-range")
+    assert not any(map(wrote, files))
+    range_test._check_files(tmp_path / "run-lr-range")
+    assert all(map(wrote, files))
+
+
+@pytest.mark.parametrize("name", ["lr-range.json", "lr-range.svg"])
+def test_a_result_that_the_user_changed_stays(values: dict[str, Any], name: str) -> None:
+    folder = result_folder(read_recipe(values).recipe)
+    earlier_result(folder)
+    text = (folder / name).read_text().replace("0.123", "0.124").replace("<svg", "<!-- mine --><svg")
+    (folder / name).write_text(text)
+    with pytest.raises(RunError, match="not known to be written by Tunesmith") as caught:
+        lr_range(values, steps=10)
+    assert (folder / name).read_text() == text
+    assert caught.value.where == str(folder / name)
+    for each in ("lr-range.json", "lr-range.svg"):
+        (folder / each).unlink(missing_ok=True)
+    range_test._check_files(folder)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "mine", '{"points": [{}]}', '{"points": [], "steps": 3, "ended": 1}']
+)
+def test_a_file_of_the_user_s_with_the_name_of_a_result_stays(tmp_path: Path, content: str) -> None:
+    (tmp_path / "lr-range.json").write_text(content)
+    with pytest.raises(RunError, match="not known to be written by Tunesmith"):
+        range_test._check_files(tmp_path)
 
 
 def test_it_is_public() -> None:

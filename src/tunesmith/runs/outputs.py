@@ -247,6 +247,11 @@ def _is_marked(path: Path) -> bool:
     return found is not None and sha256(content[: found.start()]).hexdigest() == found[1].decode()
 
 
+def note_as_written(path: Path) -> None:
+    """Makes a file known whose content shows that an earlier version wrote it, without noting it."""
+    _note(path)
+
+
 def _note(path: Path) -> None:
     with suppress(OSError):  # the cache may be for reading only; the file is then not replaced later
         _notes().mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,8 @@ All of them are made the same way: written under another name beside their place
 process that is killed leaves the old one or the new one, never a half. A folder is removed the other way round: it gets
 another name first. What a killed process left under such names is removed by the next one that works there.
 
-These names hold the word ``tunesmith``, so what the user has beside an output (``.NAME.old``, ``.NAME.tmp``) is no one
-else's. Earlier versions used such names, so theirs is told by its place or its content.
+These names hold the word ``tunesmith``, which no other program puts there. What has a name such as ``.NAME.old`` is the
+user's, unless its place or content shows that an earlier version left it.
 """
 
 from __future__ import annotations

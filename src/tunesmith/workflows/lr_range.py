@@ -27,14 +27,15 @@ from tunesmith.recipe.schedules import rate_text
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs import curves
 from tunesmith.runs.consent import Consent, stored_in
+from tunesmith.runs.disk import disk_errors
 from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import paragraph, picture_html
-from tunesmith.runs.outputs import refuse_strangers
+from tunesmith.runs.outputs import check_file, note_as_written, refuse_strangers, write_output
+from tunesmith.runs.plain_files import read_plain
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.rate_curve import Ended, Point, RateCurve, growing_rate, has_diverged, rate_curve
 from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.temporary import temporary_folder
-from tunesmith.runs.whole_files import write_whole
 from tunesmith.training.attach import Ready, load_for_training, optimizer_of
 from tunesmith.training.loop import Hooks, StepResult, train_steps
 from tunesmith.training.references import with_references
@@ -136,18 +137,20 @@ def _tested(
     low, high = _bounds(asked, lr_min, lr_max)
     if steps is not None and steps < FEWEST:
         raise RecipeError(f"A range test has {FEWEST} steps at least", where="lr_steps", why=f"Found {steps}.")
+    folder = result_folder(asked)
+    _check_files(folder)
     begin = time.perf_counter()
     with functions_allowed(consent.of_recipe(loaded, stored)):
         check_functions(asked.evaluation)
         prepared = replace(prepare_training(asked, listener), task=None, selecting=None)
     torch.set_num_threads(int(prepared.recipe.training.threads))
     count = steps or _steps(prepared)
-    folder = result_folder(asked)
     with temporary_folder("tunesmith-") as scratch:
         ready = load_for_training(prepared, None, listener)
         training = ready.recipe.training
         of_run = _steps_that_fit(prepared, ready, count, listener)
         _make(folder)
+        _check_files(folder)
         with tf32(training.tf32), memory_faults():
             of_run, _, _ = with_references(scratch, ready, of_run, None, None, listener)
             curve, passes = _grow(ready, of_run, low, high, listener)
@@ -162,9 +165,18 @@ def _tested(
         "steps": count,
     }
     result = RangeResult(folder, curve, settings, passes, round(time.perf_counter() - begin, 1))
-    write_whole(folder / JSON, json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n")
-    write_whole(folder / PICTURE, curves.rate_svg(curve, title=f"{asked.method.name}, {training.optim}"))
+    with disk_errors(folder, RunError):
+        write_output(folder / JSON, _text(result.to_json()))
+        write_output(folder / PICTURE, _picture(curve, settings))
     return result
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def _picture(curve: RateCurve, settings: Mapping[str, Any]) -> str:
+    return curves.rate_svg(curve, title=f"{settings['method']}, {settings['optim']}")
 
 
 def result_folder(recipe: Recipe) -> Path:
@@ -216,6 +228,34 @@ def _make(folder: Path) -> None:
             why=error.strerror,
             remedy="Name another output_dir; the test writes beside it.",
         ) from error
+
+
+def _check_files(folder: Path) -> None:
+    """Raises RunError where a file of the result would replace one of somebody else, or one that was changed."""
+    if not folder.is_dir():
+        return
+    for file in _of_earlier(folder):
+        note_as_written(file)
+    for name in (JSON, PICTURE):
+        check_file(folder / name, overwrite=True, kind=RunError, flag="output_dir (the test writes beside it)")
+
+
+def _of_earlier(folder: Path) -> list[Path]:
+    """The files of a result that an earlier version did not note: the points in it give all of them again."""
+    file, picture = folder / JSON, folder / PICTURE
+    try:
+        text = read_plain(file).decode()
+        told = json.loads(text)
+        points = [
+            Point(each["step"], each["learning_rate"], each["loss"], each["grad_norm"]) for each in told["points"]
+        ]
+        curve = rate_curve(points, steps=told["steps"], ended=told["ended"])
+        if _text({**told, **curve.to_json()}) != text:
+            return []
+        same = picture.is_file() and read_plain(picture).decode() == _picture(curve, told)
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        return []  # it is no result, or it was changed
+    return [file, picture] if same else [file]
 
 
 def _grow(ready: Ready, steps: Steps, low: float, high: float, listener: Listener) -> tuple[RateCurve, float]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tunesmith.errors import RunError
+from tunesmith.recipe.file import dump, read_recipe
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Advance, Silent
 from tunesmith.workflows.demo import story
@@ -76,3 +78,32 @@ def test_an_interrupted_demo_goes_on(small: None, tmp_path: Path) -> None:
     story.run(folder, overwrite=False, listener=listener)
     assert "training" in listener.tasks
     assert Run(folder).status()["status"] == "finished"
+
+
+def test_files_of_the_user_stay_and_a_recipe_with_notes_is_left_as_it_is(tmp_path: Path) -> None:
+    data, folder = tmp_path / "demo-data", tmp_path / "demo"
+    recipe = read_recipe(story.recipe_values(data, folder)).recipe
+    data.mkdir()
+    assert not story._check_ours(data, recipe)
+    for name in ("train.jsonl", "test.jsonl"):
+        story._copy_rows(name, data)
+    (data / "recipe.yaml").write_text("# my notes\n" + dump(recipe))
+    assert story._check_ours(data, recipe), "it says the same, so it stays"
+    for name, content in (("recipe.yaml", "model: other\n"), ("recipe.yaml", "a: [\n"), ("train.jsonl", "mine\n")):
+        (data / name).write_text(content)
+        with pytest.raises(RunError, match="not known to be written by Tunesmith"):
+            story._check_ours(data, recipe)
+        assert (data / name).read_text() == content
+        (data / name).unlink()
+    (data / "recipe.yaml").symlink_to(tmp_path / "missing")
+    with pytest.raises(RunError, match="link to a file that is not there"):
+        story._check_ours(data, recipe)
+
+
+def test_a_recipe_with_notes_is_as_it_was_after_the_demo(small: None, tmp_path: Path) -> None:
+    data, folder = tmp_path / "demo-data", tmp_path / "demo"
+    text = "# my notes\n" + dump(read_recipe(story.recipe_values(data, folder)).recipe)
+    data.mkdir()
+    (data / "recipe.yaml").write_text(text)
+    story.run(folder, overwrite=False, listener=Listener())
+    assert (data / "recipe.yaml").read_text() == text

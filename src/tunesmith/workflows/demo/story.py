@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import RunError
+from tunesmith.errors import RunError, TunesmithError
 from tunesmith.evaluation.wording import sentence
 from tunesmith.recipe.file import dump, read_recipe
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run
-from tunesmith.runs.outputs import check_file, write_output
+from tunesmith.runs.outputs import check_file, write_output, wrote
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.samples import SAMPLES, one_line
 from tunesmith.workflows.finetune import TrainResult, stored_result, train
@@ -69,28 +69,40 @@ def run(folder: Path, *, overwrite: bool, listener: Listener) -> dict[str, Any]:
 def _train(folder: Path, *, overwrite: bool, listener: Listener) -> TrainResult:
     data = folder.with_name(f"{folder.name}-data")
     recipe = read_recipe(recipe_values(data, folder)).recipe
-    _check_ours(data, recipe)
+    kept = _check_ours(data, recipe)
     data.mkdir(parents=True, exist_ok=True)
     train_rows, held_out = _copy_rows("train.jsonl", data), _copy_rows("test.jsonl", data)
     listener.say("The task: turn invoice headers, written in twelve locales, into JSON.")
     listener.say(f"{train_rows} rows to train on; {held_out} held-out rows, in phrasings that training never sees.")
-    write_output(data / "recipe.yaml", dump(recipe))
+    if not kept:
+        write_output(data / "recipe.yaml", dump(recipe))
     listener.say(f"The rows and the recipe are in {data}.\n")
     return train(recipe, resume=not overwrite, overwrite=overwrite, listener=listener)
 
 
-def _check_ours(data: Path, recipe: Recipe) -> None:
-    """Raises RunError if a file of the demo would replace one of somebody else, or one that was changed."""
+def _check_ours(data: Path, recipe: Recipe) -> bool:
+    """Raises RunError if a file of the demo would replace one of somebody else, or one that was changed.
+
+    Returns whether the recipe there stays: it says the same, and is not known, as of a version that noted no files.
+    """
+    kept = False
     for name in ("train.jsonl", "test.jsonl", "recipe.yaml"):
         file = data / name
-        if not file.is_file():
-            continue
-        if name == "recipe.yaml":  # an earlier version did not note what it wrote
-            same = read_recipe(file).recipe == recipe
-        else:
-            same = file.read_bytes() == ROWS.joinpath(name).read_bytes()
-        if not same:
-            check_file(file, overwrite=True, kind=RunError, flag="working folder")
+        if file.is_file() and not wrote(file):
+            if name != "recipe.yaml" and file.read_bytes() == ROWS.joinpath(name).read_bytes():
+                continue
+            if name == "recipe.yaml" and _says(file, recipe):
+                kept = True
+                continue
+        check_file(file, overwrite=True, kind=RunError, flag="working folder")
+    return kept
+
+
+def _says(file: Path, recipe: Recipe) -> bool:
+    try:
+        return read_recipe(file).recipe == recipe
+    except TunesmithError:
+        return False
 
 
 def _copy_rows(name: str, folder: Path) -> int:
