@@ -25,7 +25,7 @@ from typing import Any
 
 GUARDS = {
     "tunesmith.runs.manifest": (
-        "write_manifest", "take_off", "is_listed", "damage", "refuse_damaged", "expect", "seal", "change", "changes",
+        "write_manifest", "take_off", "is_listed", "damage", "refuse_damaged", "expect", "seal", "_change", "changes",
         "read_checked", "sha256_of", "listing",
     ),
     "tunesmith.runs.built_folders": ("damage_to",),

@@ -29,7 +29,7 @@ def _turns(city: str) -> list[dict]:
         {"role": "assistant", "content": "", "tool_calls": [call, call]},
         {"role": "tool", "content": "sun"},
         {"role": "tool", "content": "rain"},
-        {"role": "assistant", "content": "Sun, then rain."},
+        {"role": "assistant", "content": f"Sun, then rain in {city}."},
     ]
 
 
@@ -65,7 +65,7 @@ def test_each_turn_is_written_once_and_a_prompt_is_the_beginning_of_the_whole() 
     assert calls == f"<|im_start|>assistant\n{call}\n{call}"
     results_of = [f"\n<tool_response>\n{text}\n</tool_response>" for text in ("sun", "rain")]
     assert results == f"<|im_start|>user{''.join(results_of)}"
-    assert (answer, rest) == ("<|im_start|>assistant\nSun, then rain.", "")
+    assert (answer, rest) == ("<|im_start|>assistant\nSun, then rain in Rome.", "")
 
 
 def test_init_names_the_template_and_the_run_keeps_it(rows: str, model: Path, tmp_path: Path) -> None:
