@@ -270,3 +270,32 @@ def test_many_processes_write_one_file_at_once(tmp_path: Path) -> None:
             assert content == content[0] * 50000
     assert [writer.returncode for writer in writers] == [0, 0, 0]
     assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_that_another_process_begins_at_once_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / ".made.tunesmith-tmp"
+
+    def put(beside: Path, path: Path) -> None:
+        put_in_place(beside, path)
+        other.mkdir()
+        (other / "file").touch()
+
+    monkeypatch.setattr("tunesmith.runs.whole_files.put_in_place", put)
+    with whole_folder(tmp_path / "made") as beside:
+        (beside / "a").touch()
+    assert names(tmp_path) == [other.name, "made"] and names(other) == ["file"]
+
+
+def test_a_folder_that_another_process_removes_before_it_is_locked_is_said_to_be_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def removed(self: Path, **how: bool) -> None:
+        make(self, **how)
+        self.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", removed)
+    with pytest.raises(BlockingIOError, match="another process is writing it"), whole_folder(tmp_path / "made"):
+        pass
+    assert names(tmp_path) == []

@@ -15,19 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_known: dict[str, tuple[int, Path]] = {}  # by a key of each use: the process that uses it, and where it is
+_known: dict[str, tuple[int, Path, int | None]] = {}  # by a key of each use: process, place, open folder
 
 
 @contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """Inside, a file or a folder may have this name. Afterwards none has. Enter it before the file is made."""
-    key = _note(path)
+def temporary(path: Path, descriptor: int | None = None) -> Iterator[Path]:
+    """Inside, a file or a folder may have this name. Afterwards none has. Enter it before the file is made.
+
+    Or give an open ``descriptor`` of what was made. Then another one stays that has got this name meanwhile.
+    """
+    key = _note(path, descriptor)
     try:
         yield path
     finally:
-        process, known = _known[key]
-        if process == os.getpid():  # else this is a fork of the process that made it
-            _remove(known)
+        _remove_known(key)
         del _known[key]
 
 
@@ -51,15 +52,23 @@ def folder_of_process(prefix: str) -> Path:
 
 def clear() -> None:
     """Removes all that this process still has, the newest first. A process that was forked has none of its parent's."""
-    for process, path in reversed([*_known.values()]):
-        if process == os.getpid():
-            _remove(path)
+    for key in reversed([*_known]):
+        _remove_known(key)
 
 
-def _note(path: Path) -> str:
+def _note(path: Path, descriptor: int | None = None) -> str:
     key = secrets.token_hex(8)
-    _known[key] = (os.getpid(), Path(os.path.abspath(path)))  # the working folder may be another one later
+    _known[key] = (os.getpid(), Path(os.path.abspath(path)), descriptor)  # the working folder may be another one later
     return key
+
+
+def _remove_known(key: str) -> None:
+    process, path, descriptor = _known[key]
+    if process != os.getpid():  # this is a fork of the process that made it
+        return
+    with suppress(OSError):  # there is none
+        if descriptor is None or os.path.samestat(os.fstat(descriptor), path.lstat()):
+            _remove(path)
 
 
 def _new_name(prefix: str, folder: Path | None) -> Path:

@@ -189,15 +189,17 @@ def _reserved(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder)
     else:
         folder.unlink(missing_ok=True)
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise BlockingIOError(errno.EAGAIN, "another process is writing it", str(folder)) from None
-    with _locked(folder) as descriptor:
-        if not _is_at(descriptor, folder):  # another process took it for one that was left
-            raise BlockingIOError(errno.EAGAIN, "another process is writing it", str(folder))
-        with temporary(folder):
-            yield
+    busy = BlockingIOError(errno.EAGAIN, "another process is writing it", str(folder))
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True)
+            descriptor = held.enter_context(_locked(folder))
+        except (FileExistsError, FileNotFoundError):  # another process made it, or took it for one that was left
+            raise busy from None
+        if not _is_at(descriptor, folder):
+            raise busy
+        held.enter_context(temporary(folder, descriptor))  # once it has its place, another process may take the name
+        yield
 
 
 @contextmanager
