@@ -112,7 +112,12 @@ def _run_files(method: str, folder: Path, whole: bool) -> Iterator[Try]:
     world = make_world(folder / "world")
     at = _made(world, folder / "made", method)
     run(["eval", "run"], at)
-    besides = (".lock", REPORT, CARD)  # pages that nothing reads, that the user may edit, and that are made again
+    besides = (
+        ".lock",
+        ".keeping",
+        REPORT,
+        CARD,
+    )  # pages that nothing reads, that the user may edit, and that are made again
     files = [path for path in sorted((at / "run").iterdir()) if path.is_file() and path.name not in besides]
     for number, path in enumerate(files):
         before = path.read_bytes()

@@ -170,6 +170,8 @@ def copy_of(made: Path, folder: Path) -> Path:
 
 def hidden_in(folder: Path) -> list[str]:
     """What looks like half of a file or a folder, outside the cache's locks and the answers so far."""
-    found = [path for path in folder.rglob(".*") if path.name not in (".lock", ".gitignore", ".answers.answers")]
+    found = [
+        path for path in folder.rglob(".*") if path.name not in (".lock", ".keeping", ".gitignore", ".answers.answers")
+    ]
     found += folder.glob("cache/**/*.partial")
     return sorted(str(path.relative_to(folder)) for path in found)
