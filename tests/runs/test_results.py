@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from tunesmith.errors import RunError
+from tunesmith.cli.terminal.session import session
+from tunesmith.errors import RecipeError, RunError
+from tunesmith.runs.disk import disk_errors
 from tunesmith.runs.folder import Run
 from tunesmith.runs.later_results import later_results
 from tunesmith.runs.manifest import MANIFEST, changes
 from tunesmith.runs.outputs import strangers
-from tunesmith.runs.progress import Silent
+from tunesmith.runs.progress import Failure, Silent
 from tunesmith.runs.results import keep_result
 from tunesmith.runs.run_files import ANSWERS, BENCHMARKS, COMPARISONS, EVALUATIONS, HALF_WRITTEN, LATER, OWN
 from tunesmith.runs.stored_comparisons import comparison_lines
 from tunesmith.runs.stored_shapes import benchmark_lines, evaluation_lines
-from tunesmith.runs.whole_files import names_beside
+from tunesmith.runs.whole_files import names_beside, write_whole
+from tunesmith.workflows.benchmarks import _folder
 
 
 class Heard(Silent):
@@ -116,6 +122,45 @@ def test_what_a_kill_leaves_of_any_file_is_removed_and_known_as_the_runs_own(run
     with run.lock():
         assert [path.name for path in run.folder.glob(".*.tmp")] == []
         assert [path.name for path in run.folder.glob(".*.tunesmith-0*")] == []
+
+
+def test_a_result_that_finds_a_full_disk_is_a_failure_with_the_file_and_the_bytes(run: Run) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = run.folder / COMPARISONS
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        heard = Heard()
+        assert not keep_result(run, COMPARISONS, {"x": "y" * 100_000}, heard)
+        with pytest.raises(RunError) as caught, disk_errors():
+            write_whole(run.folder / "big.json", "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (warned,) = heard.warned
+    assert isinstance(warned, Failure) and f"{file}: the result is not kept in the run" in warned
+    assert "may write files of 40,000 bytes" in warned
+    assert caught.value.where == str(run.folder / "big.json") and "40,000 bytes" in str(caught.value.why)
+
+
+def test_an_error_of_a_full_disk_that_names_no_file_has_the_bytes_that_are_free() -> None:
+    with pytest.raises(RunError, match=r"[\d,]+ on the disk of the working folder"), disk_errors():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_command_that_said_a_failure_ends_with_1() -> None:
+    with pytest.raises(typer.Exit) as ended, session() as terminal:
+        terminal.warn(Failure("not kept"))
+    assert ended.value.exit_code == 1
+    with session() as terminal:
+        terminal.warn("only a warning")
+
+
+def test_a_name_that_is_not_utf_8_is_stored_as_json_writes_it(run: Run) -> None:
+    assert keep_result(run, COMPARISONS, {"x": "tasks-\udcff"}, Heard())
+    assert b"tasks-\\udcff" in (run.folder / COMPARISONS).read_bytes()
+    assert run.read_lines(COMPARISONS) == [{"x": "tasks-\udcff"}]
+    (run.folder / "tasks-\udcff").mkdir()
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        _folder(run.folder / "tasks-\udcff")
 
 
 def test_a_result_is_kept_through_no_link(run: Run, tmp_path: Path) -> None:

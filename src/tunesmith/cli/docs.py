@@ -15,7 +15,8 @@ from tunesmith.cli.app import app
 EXIT_CODES = {
     "0": "done",
     "1": "an error that you can fix: the message says what happened, where, why and what to do (`check`: errors in the "
-    "data); also a bug in Tunesmith, with its traceback",
+    "data); also a result that was printed and could not be kept in its run, because "
+    "the disk is full or lost; also a bug in Tunesmith, with its traceback",
     "2": "the command was not understood",
     "3": "training failed: the run folder says how far it came, and `train RECIPE --resume` continues",
     "4": "training stopped because a loss, a gradient, a weight or the optimizer's state was infinite or not a number, "

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import resource
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +106,29 @@ def why_full(path: Path, error: BaseException, needed: int | None = None) -> str
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives the errors of a full or lost disk the name of the file that is written, which a write does not know."""
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        number = number_of(error)
+        if number not in (*FULL, *GONE) or isinstance(error, BlockingIOError):
+            raise
+        if not isinstance(error, OSError):
+            raise OSError(number, os.strerror(number), str(path)) from error
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _free_here() -> str:
+    """The bytes that are free where a command usually writes, for an error that names no file."""
+    places = {"the working folder": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
+    free = {name: free_at(path) for name, path in places.items()}
+    return " and ".join(f"{count:,} on the disk of {name}" for name, count in free.items() if count is not None)
+
+
+@contextmanager
 def disk_errors(path: Path | None = None, kind: type[TunesmithError] = RunError) -> Iterator[None]:
     """Turns the errors of a full, closed or lost disk into a message. Functions may be decorated with it.
 
@@ -135,7 +159,7 @@ def disk_errors(path: Path | None = None, kind: type[TunesmithError] = RunError)
             raise kind(
                 "The disk is full",
                 where=str(where) if where else None,
-                why=why_full(where, error) if where else f"{os.strerror(number)}.",
+                why=why_full(where, error) if where else f"{os.strerror(number)}. Bytes that are free: {_free_here()}.",
                 remedy="Make room there, or write to another place. What was complete before is still complete.",
             ) from error
         if number in (*SHUT, *GONE) and where is not None:

@@ -31,6 +31,7 @@ from typing import Any, BinaryIO, Literal
 from tunesmith.errors import RunError
 from tunesmith.recipe.paths import expanded
 from tunesmith.runs.checkpoint_names import checkpoint_name, checkpoints_in
+from tunesmith.runs.disk import naming
 from tunesmith.runs.locks import holder, is_locked, is_shared, locked, stand_in
 from tunesmith.runs.manifest import (
     GROWING,
@@ -223,7 +224,7 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Replaces a JSON file whole."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self.write_bytes(name, _encoded(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
 
     def write_text(self, name: str, text: str) -> None:
         """Replaces a text file whole."""
@@ -329,16 +330,16 @@ class Run:
 
     def write_lines(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Replaces a file of JSON lines as a whole."""
-        self.write_text(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        self.write_bytes(name, _encoded("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)))
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Adds one JSON line. An unfinished last line, as a kill or a full disk leaves it, goes first."""
         assert name in GROWING, "else a kill before the next seal would be damage"
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        line = _encoded(json.dumps(record, ensure_ascii=False) + "\n")
         refuse_links(self.folder, [name])
         part_from_others(self.folder / name)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(self.folder / name, flags, 0o666), "ab+") as file:
+        with naming(self.folder / name), open(os.open(self.folder / name, flags, 0o666), "ab+") as file:
             end = file.seek(0, 2)
             file.seek(max(end - 1, 0))
             if file.read() not in (b"", b"\n"):
@@ -443,6 +444,11 @@ def _access(folder: Path) -> Iterator[None]:
             why=why_not(folder, error),
             remedy="Set output_dir to a folder that you can write to, such as output_dir=runs/new.",
         ) from error
+
+
+def _encoded(text: str) -> bytes:
+    """JSON in UTF-8. Half a character, as in a name that is not UTF-8, is written as JSON does: ``\\udcff``."""
+    return text.encode(errors="backslashreplace")
 
 
 def _end_of_lines(file: BinaryIO, end: int) -> int:

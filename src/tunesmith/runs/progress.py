@@ -20,6 +20,12 @@ def sample_line(line: Mapping[str, Any], *, width: int = 100) -> str:
     return f"{line['source']} is answered {short(line['answer'])} (expected {short(line['truth'])})"
 
 
+class Failure(str):
+    """A warning about what a command could not do, though it goes on: the command line ends with exit code 1."""
+
+    __slots__ = ()
+
+
 class Listener(Protocol):
     """Hears the messages and the progress of a run.
 

@@ -5,12 +5,15 @@ And how a result that a later command made is kept in the folder of a run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from tunesmith.runs.disk import FULL, GONE, is_full, number_of, why_full
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import MANIFEST, changes, damage, in_words, read_checked, take_off
-from tunesmith.runs.progress import Listener
+from tunesmith.runs.progress import Failure, Listener
 
 RESULTS = ("samples.jsonl", "verdict.json")
 
@@ -47,7 +50,7 @@ def keep_result(
 ) -> bool:
     """Adds a result to those that a file of the run's folder holds. A folder that takes no files is only a warning.
 
-    Returns whether it was kept.
+    On a disk that is full or lost it is a Failure. Returns whether it was kept.
 
     Two processes add their results one after the other, so the files beside belong to the newest line. What was there
     before is compared first: a damaged file or manifest is named, and nothing vouches for it.
@@ -69,7 +72,12 @@ def keep_result(
             if beside:
                 run.settle()
     except OSError as error:
-        listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
+        if number_of(error) not in (*FULL, *GONE):
+            listener.warn(f"{run.folder}: the result is not kept in the run ({error.strerror or error})")
+            return False
+        at = Path(os.fsdecode(error.filename or file))
+        why = why_full(at, error) if is_full(error) else f"{error.strerror}."
+        listener.warn(Failure(f"{at}: the result is not kept in the run. {why} Make room there, and judge again"))
         return False
     listener.say(f"kept in {file}; `tunesmith runs show {run.folder}` shows it")
     if lost:

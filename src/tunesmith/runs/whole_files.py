@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from tunesmith.errors import ExportError
 from tunesmith.recipe.paths import local
-from tunesmith.runs.disk import is_full, why_full
+from tunesmith.runs.disk import is_full, naming, why_full
 from tunesmith.runs.temporary import temporary
 
 _REPLACING = ".tunesmith-replacing"  # in a folder whose entries are being replaced
@@ -98,7 +98,7 @@ def refuse_long_name(path: Path) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Inside, an open file to write to. It takes the place of ``path`` if nothing is raised."""
     _remove_left(path.parent, [path.name])
-    with ExitStack() as held:
+    with naming(path), ExitStack() as held:
         beside, file = _new_file(path, held)
         with file:
             yield file
@@ -173,7 +173,7 @@ def whole_folder(path: Path, *, beside: Path | None = None, last: str | None = N
             ``is_half_replaced``.
     """
     beside = beside or _beside(path)
-    with _reserved(beside):
+    with naming(path), _reserved(beside):
         yield beside
         if last is not None and path.exists():
             _replace_entries(beside, path, last)

@@ -29,7 +29,7 @@ from tunesmith.evaluation.benchmarks.task_values import changed_tasks, growing_g
 from tunesmith.evaluation.benchmarks.templates import TaskEnvironment
 from tunesmith.evaluation.compare import Level
 from tunesmith.planning.budget import micro_batch_tokens
-from tunesmith.recipe.paths import local
+from tunesmith.recipe.paths import local, refuse_odd_name
 from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.drift import allowed_kinds
 from tunesmith.runs.from_python import heard_by
@@ -157,6 +157,7 @@ def _folder(include_path: str | Path | None) -> Path | None:
             why="--include-path names a folder with YAML files of lm-evaluation-harness.",
             remedy="Correct the path, or leave --include-path out.",
         )
+    refuse_odd_name(str(folder.resolve()))
     return folder.resolve()
 
 

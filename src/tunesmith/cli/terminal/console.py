@@ -17,7 +17,7 @@ import typer
 
 from tunesmith.cli.terminal.text import UNLIMITED, folded
 from tunesmith.errors import TunesmithError
-from tunesmith.runs.progress import Advance
+from tunesmith.runs.progress import Advance, Failure
 from tunesmith.safe_text import escaped, escaped_json, safe
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Terminal:
         self._stdout, self._err = sys.stdout, sys.stderr
         self._out = self._err if as_json else self._stdout
         self._bars: Bars | None = None
+        self.failed = False  # a Failure was said
 
     @property
     def draws(self) -> bool:
@@ -86,6 +87,7 @@ class Terminal:
 
     def warn(self, text: str) -> None:
         """A line that begins with ``warning:``, on standard error."""
+        self.failed = self.failed or isinstance(text, Failure)
         line = _fitted(f"{style('warning:', self._err, fg='yellow', bold=True)} {safe(text)}", self._err)
         if self._bars is not None:
             self._bars.print_above(line)

@@ -34,6 +34,7 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
                 refuse_lost_folder()
                 yield terminal
             terminal.flush()
+            code = TunesmithError.exit_code if terminal.failed else 0
         except TunesmithError as error:
             terminal.error(error)
             code = error.exit_code
