@@ -1,15 +1,19 @@
 import datetime
 import sys
+import tracemalloc
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.door.spreadsheets import ods_sheet, xlsx_two_sheets
 
-from tunesmith.data.files import expansion
+from tunesmith.data.files import expansion, sheet_sizes
 from tunesmith.data.files.locations import parts_of
 from tunesmith.data.files.rows import BadRow
+from tunesmith.data.files.sheet_sizes import MOST_COLUMNS, MOST_ROWS
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings
 
@@ -109,6 +113,91 @@ def test_a_small_file_that_unpacks_to_very_much_is_refused(tmp_path: Path, monke
     with zipfile.ZipFile(tmp_path / "a.ods", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("content.xml", " " * 2**22)
     assert "times its size" in refused(tmp_path / "a.ods").what
+
+
+SHEET = "xl/worksheets/sheet1.xml"
+
+
+def changed(path: Path, part: str, change: Callable[[bytes], bytes], *, said: int | None = None) -> Path:
+    """A book with another part; ``said``: the part's size, as its directory gives it, with the checksum of so much."""
+    with zipfile.ZipFile(book(path, Page=[["prompt", "completion"], ["a", "b"]])) as archive:
+        parts = {each: archive.read(each) for each in archive.namelist()}
+    parts[part] = change(parts[part])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for each, content in parts.items():
+            archive.writestr(each, content)
+            if each == part and said is not None:
+                entry = archive.getinfo(each)
+                entry.file_size, entry.CRC = said, zlib.crc32(content[:said])
+    return path
+
+
+@pytest.mark.parametrize("number", ["99999999999", str(MOST_ROWS + 1), "1e12"])
+def test_a_row_beyond_the_end_of_a_sheet_is_refused_before_the_rows_before_it_are_made(tmp_path: Path, number: str):
+    def far(content: bytes) -> bytes:
+        return content.replace(b'<row r="2"', b'<row r="%s"' % number.encode())
+
+    error = refused(changed(tmp_path / "a.xlsx", SHEET, far))
+    assert "is beyond the end of a sheet" in error.what
+    assert error.why == "a sheet has at most 1,048,576 rows and 16,384 columns"
+    assert error.remedy == "save the sheet as .csv"
+
+
+def test_the_last_row_and_the_last_column_of_a_sheet_are_read(tmp_path: Path):
+    last = b'<row r="3"><c r="XFD3"><v>1</v></c></row><row r="%d"><c t="str"><v>c</v></c></row></sheetData>' % MOST_ROWS
+    path = changed(tmp_path / "a.xlsx", SHEET, lambda content: content.replace(b"</sheetData>", last))
+    assert [number for number, _ in read(path)[0]] == ["2", "3", str(MOST_ROWS)]
+
+
+def test_a_column_beyond_the_end_of_a_sheet_is_refused(tmp_path: Path):
+    beyond = b'<row r="3"><c r="ZZZ3"><v>1</v></c></row></sheetData>'
+    path = changed(tmp_path / "a.xlsx", SHEET, lambda content: content.replace(b"</sheetData>", beyond))
+    assert refused(path).what == "column 18,278 is beyond the end of a sheet"
+
+
+def test_few_rows_of_many_cells_are_made_at_once(tmp_path: Path):
+    wide = b"".join(b'<row r="%d"><c r="XFD%d"><v>1</v></c></row>' % (at, at) for at in range(3, 203))
+    path = changed(tmp_path / "a.xlsx", SHEET, lambda content: content.replace(b"</sheetData>", wide + b"</sheetData>"))
+    tracemalloc.start()
+    assert len(read(path)[0]) == 201
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 100 * MOST_COLUMNS * 8  # bytes: of a hundred rows, and not of all
+
+
+def test_a_part_that_is_larger_than_the_file_says_is_refused_before_it_is_unpacked(tmp_path: Path):
+    name = "xl/workbook.xml"
+    with zipfile.ZipFile(book(tmp_path / "b.xlsx", Page=[["a"], ["b"]])) as archive:
+        size = archive.getinfo(name).file_size
+    path = changed(tmp_path / "a.xlsx", name, lambda content: content + b" " * 2**26, said=size)
+    tracemalloc.start()
+    assert f"{name} has " in str(refused(path).why)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**25
+
+
+@pytest.mark.parametrize("cells", [b"<c/>", b"<row><c/></row>"])
+def test_elements_that_would_fill_the_memory_are_counted_before_a_library_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: bytes
+):
+    monkeypatch.setattr(expansion, "MOST_UNPACKED", 2**20)
+    many = b'<row r="3">' + cells * 10_000 + b"</row></sheetData>"
+    path = changed(tmp_path / "a.xlsx", SHEET, lambda content: content.replace(b"</sheetData>", many))
+    assert "times its size" in refused(path).what
+
+
+def test_an_ods_file_with_more_cells_than_its_library_can_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ods_sheet(tmp_path)
+    assert read(tmp_path / "tickets.ods")[0]
+    monkeypatch.setattr(sheet_sizes, "MOST_ODS_NODES", 20)
+    monkeypatch.setattr(expansion, "MOST_UNPACKED", 2**14)
+    error = refused(tmp_path / "tickets.ods")
+    assert error.what == "the sheets have more than 20 cells and texts"
+    monkeypatch.setenv("TUNESMITH_MAX_UNPACKED_GB", "1")
+    assert read(tmp_path / "tickets.ods")[0]
 
 
 def test_entities_are_refused(tmp_path: Path):

@@ -20,15 +20,16 @@ from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import listed
 from tunesmith.data.files.expansion import Expansion
 from tunesmith.data.files.rows import BLOCK_BYTES, BadRow, Block, LeftOut, blocks_of_rows
+from tunesmith.data.files.sheet_sizes import INSTEAD, MOST_COLUMNS, MOST_ROWS, refuse_beyond_limits
 from tunesmith.data.files.streams import seekable
 from tunesmith.data.files.tables import HEADER_AGAIN, is_header, numbered, without_repeats
 from tunesmith.errors import DataError, pip_install
 
 SHEETS = (".xlsx", ".ods")
-MOST_COLUMNS, MOST_ROWS = 16_384, 1_048_576  # of a sheet, in both programs
 MOST_TITLES = 5  # lines above the header
 ROWS_LOOKED_AT, COLUMNS_SAID = 100, 10  # for values in columns without a name
-ROWS_AT_ONCE = 1000
+CELLS_AT_ONCE = 20_000
+CELL_BYTES = 8  # of an empty one
 SMALLEST_ZIP = 22  # bytes
 OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0"  # begins .xls files, and files with a password
 MIDNIGHT = "T00:00:00"
@@ -66,7 +67,7 @@ def find_sheet(file: BinaryIO, suffix: str, name: str, asked: str | None, *, hea
     Raises:
         DataError: the file cannot be read, several sheets hold rows, or there is none as asked for.
     """
-    with _sheets(file, suffix, name) as sheets:
+    with _sheets(file, suffix, name, counted=True) as sheets:
         if asked is not None:
             chosen = [sheet for sheet in sheets if sheet.title == asked]
             if not chosen:
@@ -108,8 +109,8 @@ def sheet_blocks(file: BinaryIO, name: str, suffix: str, layout: Layout) -> Iter
 def _sized(rows: Iterable[Cells], name: str, layout: Layout, expansion: Expansion) -> Iterator[tuple[int, Any, int]]:
     """Rows with their sizes. A text can stand in the file once and in a million cells."""
     for number, cells in rows:
-        size = sum(len(text or "") for text in cells)
-        expansion.add(size + len(cells))
+        size = sum(len(text or "") for text in cells) + CELL_BYTES * max(len(cells), len(layout.names))
+        expansion.add(size)
         yield number, _row(number, cells, name, layout), size
 
 
@@ -159,11 +160,11 @@ def _holds(text: str | None) -> bool:
 
 
 @contextmanager
-def _sheets(file: BinaryIO, suffix: str, name: str) -> Iterator[list[Sheet]]:
-    """The sheets of a file; what its library says against the file is a data error."""
+def _sheets(file: BinaryIO, suffix: str, name: str, *, counted: bool = False) -> Iterator[list[Sheet]]:
+    """The sheets of a file; what its library says against the file is a data error. ``counted``: the first time."""
     try:
         content = seekable(file)
-        _refuse_bomb(content, suffix, name)
+        _refuse_bomb(content, suffix, name, counted=counted)
         with _library(suffix, name), _xlsx(content) if suffix == ".xlsx" else _ods(content) as sheets:
             yield sheets
     except (
@@ -194,7 +195,7 @@ def _library(suffix: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def _refuse_bomb(file: BinaryIO, suffix: str, name: str) -> None:
+def _refuse_bomb(file: BinaryIO, suffix: str, name: str, *, counted: bool) -> None:
     begins = file.read(4)
     if begins == OLD_OR_LOCKED:
         raise DataError(
@@ -206,28 +207,29 @@ def _refuse_bomb(file: BinaryIO, suffix: str, name: str) -> None:
     packed = file.seek(0, 2)
     if packed < SMALLEST_ZIP:
         raise zipfile.BadZipFile("it is cut off")
-    with zipfile.ZipFile(file) as archive:
-        unpacked = sum(each.file_size for each in archive.infolist())
+    if counted:
+        refuse_beyond_limits(file, suffix, name, _expansion(name, packed))
     file.seek(0)
-    _expansion(name, packed).refuse_beyond(unpacked)
 
 
 def _expansion(name: str, packed: int) -> Expansion:
-    return Expansion(name, lambda: packed, "save the sheet as .csv")
+    return Expansion(name, lambda: packed, INSTEAD)
 
 
 def _xlsx(file: BinaryIO) -> AbstractContextManager[list[Sheet]]:
     import defusedxml  # noqa: F401 - openpyxl uses it where it is installed
     import openpyxl
 
+    load = partial(openpyxl.load_workbook, read_only=True, keep_links=False)  # other files are never asked
+
     @contextmanager
     def opened() -> Iterator[list[Sheet]]:
         with ExitStack() as stack, warnings.catch_warnings():  # of styles and checks of input that are not kept
             warnings.simplefilter("ignore")
-            values: Any = stack.enter_context(closing(openpyxl.load_workbook(file, read_only=True, data_only=True)))
+            values: Any = stack.enter_context(closing(load(file, data_only=True)))
             written: list[Any] = [None for _ in values.worksheets]
             if _has_formulas(file):
-                written = stack.enter_context(closing(openpyxl.load_workbook(file, read_only=True))).worksheets
+                written = stack.enter_context(closing(load(file))).worksheets
             yield [
                 Sheet(sheet.title, sheet.sheet_state != "visible", _Rows(partial(_xlsx_rows, sheet, formulas)))
                 for sheet, formulas in zip(values.worksheets, written, strict=True)
@@ -261,7 +263,7 @@ def _xlsx_rows(sheet: Any, formulas: Any | None) -> Iterator[Cells]:
     while True:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            some = list(itertools.islice(zip(rows, beside, strict=False), ROWS_AT_ONCE))
+            some = _some(zip(rows, beside, strict=False))
         if not some:
             return
         for (number, row), written in some:
@@ -270,6 +272,17 @@ def _xlsx_rows(sheet: Any, formulas: Any | None) -> Iterator[Cells]:
                 if row[at] is None and formula is not None:
                     cells[at] = None
             yield number, cells
+
+
+def _some(rows: Iterator[tuple[tuple[int, Any], Any]]) -> list[tuple[tuple[int, Any], Any]]:
+    """The next rows, with about ``CELLS_AT_ONCE`` cells: a row may have one text and 16,384 cells."""
+    some, cells = [], 0
+    for row in rows:
+        some.append(row)
+        cells += 1 + len(row[0][1])
+        if cells > CELLS_AT_ONCE:
+            break
+    return some
 
 
 def _text(value: Any) -> str:
