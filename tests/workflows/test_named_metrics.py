@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.judge_server import Server, said
 
-from tunesmith.errors import ModelError, RunError
+from tunesmith.errors import RunError
 from tunesmith.evaluation.below_verdict import lines_below
 from tunesmith.runs.folder import Run
 from tunesmith.runs.progress import Silent
@@ -123,16 +123,16 @@ def test_labels_are_judged_by_their_likelihood_and_training_rows_name_them(
 def test_a_judge_is_asked_after_training_and_what_it_said_is_kept(
     values: dict[str, Any], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The judge fails at first: the weights are kept, and the same command with --resume judges again."""
+    """The judge fails at first: the verdict is by the other metrics, and says so. A run that begins anew is judged."""
     monkeypatch.setenv("JUDGE_KEY_OF_MINE", SECRET)
     judge = {"base_url": server.url, "model": "strict-7b", "api_key_env": "JUDGE_KEY_OF_MINE", "retries": 0}
     values["evaluation"] |= {"metrics": ["judge", "exact_match"], "judge": judge}
     server.answer = lambda _: (401, {}, b"no entry")
-    with pytest.raises(ModelError, match=r"code 401: no entry"):
-        train(values)
+    refused = train(values).verdict
+    assert "code 401: no entry" in refused["left_out"]["judge"] and list(refused["metrics"]) == ["exact_match", "loss"]
     server.seen.clear()
     server.answer = lambda request: said("[[A]]" if request["messages"][0]["content"].index("thing") % 2 else "[[TIE]]")
-    train(values, resume=True)
+    train(values, overwrite=True)
     run = Path(values["output_dir"])
     verdict = json.loads((run / "verdict.json").read_text())
     assert verdict["metrics"]["judge"]["base"] == verdict["metrics"]["judge"]["tuned"] == 0.5
