@@ -11,6 +11,8 @@ from tunesmith.errors import RunError
 from tunesmith.evaluation.held_out_recipe import evaluation_recipe, typed_names
 from tunesmith.recipe.file import LoadedRecipe, read_recipe
 from tunesmith.runs.consent import Consent, flags_of, stored_in
+from tunesmith.runs.folder import Run
+from tunesmith.runs.stored_addresses import addresses_allowed, note_begun, refuse_stored_addresses
 
 TRUSTING = "model: {path: m, trust_remote_code: true}\ndata: {train: rows.jsonl}\noutput_dir: out\n"
 FUNCTIONS = {"metrics": ["loss", "score.py:score"], "compute_metrics": "own.py:all"}
@@ -158,3 +160,64 @@ def test_the_flags_that_a_run_needs_are_named(stored: Path) -> None:
     assert (
         flags_of(recipe.with_values(evaluation={"compute_metrics": "a:b"})) == " --trust-remote-code --allow-functions"
     )
+
+
+INSIDE = "http://127.0.0.1:9/rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (INSIDE, "leads to this machine"),
+        ("http://2130706433/rows.jsonl", "leads to this machine"),
+        ("http://169.254.169.254/latest/rows.jsonl", "leads to a local address"),
+        ("https://10.1.2.3/rows.jsonl", "leads to a private network"),
+        ("http://[::1]/rows.jsonl", "form is unusual"),
+        ("HTTP://localhost/rows.jsonl", "leads to this machine"),
+        ("http://8.8.8.8\\@127.0.0.1/rows.jsonl", "leads to this machine|form is unusual"),
+        ("zip://rows.jsonl::http://127.0.0.1/rows.zip", "leads to this machine"),
+        ("s3://bucket/rows.jsonl", "s3:// is read with your own access"),
+        ("smb://host/share/rows.jsonl", "smb:// is read with your own access"),
+        ("simplecache::sftp://host/rows.jsonl", "is read with your own access"),
+        ("https://8.8.8.8/rows.jsonl", None),
+        ("user/rows@main", None),
+        ("rows.jsonl", None),
+    ],
+)
+def test_rows_of_a_stored_recipe_come_from_no_address_that_leads_inside(
+    stored: Path, address: str, words: str | None
+) -> None:
+    (stored / "recipe.yaml").write_text(f"model: m\ndata: {{train: '{address}'}}\noutput_dir: out\n")
+    recipe = read(stored).recipe
+    if words is None:
+        assert Consent().given(read(stored), stored) is not None
+        refuse_stored_addresses(recipe, stored)
+        return
+    for ask in (lambda: Consent().given(read(stored), stored), lambda: refuse_stored_addresses(recipe, stored)):
+        with pytest.raises(
+            RunError, match=rf"(?s)recipe\.yaml: data\.train.*({words}).*add data\.train=.*--allow-functions"
+        ):
+            ask()
+    assert Consent().given(read(stored), None) is not None, "a recipe that the user names is the user's word"
+
+
+def test_an_address_is_allowed_by_its_key_by_the_flag_and_by_a_run_that_began_here(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    (stored / "recipe.yaml").write_text(f"model: m\ndata: {{train: '{INSIDE}'}}\noutput_dir: out\n")
+    for typed in ([], ["data.train.format=text"], ["data.test=0.1"]):
+        with pytest.raises(RunError, match="asks to read rows from"):
+            Consent().given(read(stored, *typed), stored)
+    for typed in ([f"data.train={INSIDE}"], [f"data.train.path={INSIDE}"], ["data.train=mine.jsonl"]):
+        Consent().given(read(stored, *typed), stored)
+    Consent(allow_functions=True).given(read(stored), stored)
+    recipe = read(stored).recipe
+    for allowed in ([INSIDE], None):
+        with addresses_allowed(allowed):
+            refuse_stored_addresses(recipe, stored)
+    note_begun(Run(stored))
+    Consent().given(read(stored), stored)
+    (stored / "recipe.yaml").write_text(f"model: m\ndata: {{train: '{INSIDE}', test: '{INSIDE}2'}}\noutput_dir: out\n")
+    with pytest.raises(RunError, match="asks to read rows from"):
+        Consent().given(read(stored), stored)

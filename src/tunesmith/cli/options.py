@@ -77,7 +77,8 @@ TrustRemoteCode = Annotated[
 AllowFunctions = Annotated[
     bool,
     typer.Option(
-        "--allow-functions", help="Run the functions, and ask the judge, that the recipe of a stored run names."
+        "--allow-functions",
+        help="Let the recipe of a stored run name functions to run, a judge to ask, tasks, and rows anywhere.",
     ),
 ]
 AllowChanges = Annotated[

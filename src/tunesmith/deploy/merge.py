@@ -43,6 +43,7 @@ from tunesmith.planning import budget, memory
 from tunesmith.runs.from_python import heard_by
 from tunesmith.runs.notebook import paragraph
 from tunesmith.runs.progress import Listener
+from tunesmith.runs.stored_addresses import refuse_stored_addresses
 from tunesmith.runs.stored_facts import languages_of
 from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import place_for
@@ -272,6 +273,8 @@ def _rows(tuned: Tuned, data: str | None, listener: Listener) -> tuple[list[list
 
 def _read_rows(tuned: Tuned, data: str | None) -> tuple[Any, str]:
     recipe = evaluation_recipe(tuned.target.recipe, str(tuned.target.checkpoint), data, [])
+    if data is None and tuned.target.run is not None:
+        refuse_stored_addresses(recipe, tuned.target.run.folder)
     survey = survey_rows(recipe.data, seed=recipe.training.seed)
     if data is not None:
         survey = only_held_out(survey)

@@ -19,11 +19,12 @@ from tunesmith.recipe.file import LoadedRecipe
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import EvaluationSettings, Recipe
 from tunesmith.runs.run_files import FUNCTIONS
+from tunesmith.runs.stored_addresses import addresses_of, refuse_stored_addresses
 
 
 @dataclass(frozen=True, slots=True)
 class Consent:
-    """What the user lets a stored recipe run: the model's own code; functions of the recipe and the judge it names."""
+    """What the user lets a stored recipe do: run the model's own code; run functions, ask its judge, read its rows."""
 
     trust_remote_code: bool = False
     allow_functions: bool = False
@@ -36,9 +37,11 @@ class Consent:
             run: the run's folder, if that is where the recipe is stored.
 
         Raises:
-            RunError: a stored recipe runs the model's code, and the user did not say so.
+            RunError: a stored recipe runs the model's code, or reads rows from inside, and the user did not say so.
         """
         recipe, typed = loaded.recipe, typed_keys(loaded, "model")
+        if run is not None:
+            self.check_rows(loaded, run)
         if run is not None and "trust_remote_code" not in typed:
             if "path" in typed:  # the user's choice of a model, and not the run's
                 return recipe.with_values(model={"trust_remote_code": self.trust_remote_code})
@@ -46,6 +49,15 @@ class Consent:
         elif self.trust_remote_code and not recipe.model.trust_remote_code:
             return recipe.with_values(model={"trust_remote_code": True})
         return recipe
+
+    def check_rows(self, loaded: LoadedRecipe, run: Path) -> None:
+        """Raises RunError if the stored recipe of a run reads rows from an address that the user did not name."""
+        if self.allow_functions:
+            return
+        typed = typed_keys(loaded, "data")
+        said = {f"data.{key}" for key in ("train", "eval", "test") if {key, f"{key}.path"} & typed}
+        own = [address for address, key in addresses_of(loaded.recipe).items() if key in said]
+        refuse_stored_addresses(loaded.recipe, run, own=own)
 
     def check_model(self, recipe: Recipe, run: Path) -> None:
         """Raises RunError if the stored recipe of a run asks for the model's code, and the user did not."""

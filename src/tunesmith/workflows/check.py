@@ -254,6 +254,8 @@ def settings_of(
         raw = {"model": "unused", "data": _plain_section(data, given), "output_dir": "unused"}
         return read_recipe(raw, overrides).recipe.data, named, 0, None
     loaded, stored = read_recipe(data, overrides), stored_in(data)
+    if named and stored is not None:
+        consent.check_rows(loaded, stored)
     recipe = loaded.recipe if named else consent.given(loaded, stored)
     if stored is None:
         with functions_allowed(consent.of_recipe(loaded, None)):

@@ -28,6 +28,7 @@ from tunesmith.runs.notebook import html_table, paragraph
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.results import keep_result
 from tunesmith.runs.run_files import COMPARISONS
+from tunesmith.runs.stored_addresses import addresses_allowed
 from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
 from tunesmith.training.tasks import judging_rows
@@ -140,7 +141,7 @@ def _compare(
     first = next((each for each in targets if each.target.run is not None), targets[0])
     evaluation = first.recipe.evaluation
     functions = consent.functions(evaluation, typed=typed_names(settings), own=Path.cwd(), run=first.run_folder)
-    with functions_allowed(functions):
+    with functions_allowed(functions), addresses_allowed(None if consent.allow_functions else ()):
         check_functions(evaluation)
         rows = _rows_of(targets, listener)
         keys = shared_keys(rows, limit=evaluation.max_rows, seed=evaluation.seed)

@@ -31,6 +31,7 @@ from tunesmith.runs.notebook import metrics_html, metrics_text
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.results import keep_result
 from tunesmith.runs.run_files import ANSWERS, EVALUATIONS, PROBE
+from tunesmith.runs.stored_addresses import addresses_allowed
 from tunesmith.runs.surroundings import library_call
 from tunesmith.safe_text import without_secrets
 from tunesmith.training.rehearsal import memory_faults
@@ -142,7 +143,7 @@ def _evaluate(
     found = find(str(target), data=data, named=named, settings=settings, probe=probe)
     recipe = found.recipe
     functions = consent.functions(recipe.evaluation, typed=typed_names(settings), own=Path.cwd(), run=found.run_folder)
-    with functions_allowed(functions):
+    with functions_allowed(functions), addresses_allowed(None if consent.allow_functions else ()):
         check_evaluation(recipe.evaluation)
         found.check_rows()
         ready = judged(found, listener=listener, model=model, consent=consent, allowed=allowed)

@@ -47,6 +47,7 @@ from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.results import RESULTS, tell_of_result
 from tunesmith.runs.run_files import PROBE
 from tunesmith.runs.stopping import signal_ends_process
+from tunesmith.runs.stored_addresses import addresses_allowed, addresses_of, note_begun
 from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.attach import Ready, load_base, load_for_training, untuned
@@ -164,6 +165,7 @@ def train_in(start: Start, listener: Listener) -> TrainResult:
         listener.say(note)
     with (
         functions_allowed(start.functions),
+        addresses_allowed(addresses_of(start.asked)),
         signal_ends_process(),
         memory_faults(),
         disk_errors(start.run.folder, TrainError),
@@ -399,6 +401,7 @@ def _write_facts(
 ) -> None:
     """Writes the recipe, the data, the versions and the ledger. The status is last, because it makes this a run."""
     run.write_text("recipe.yaml", dump(recipe))
+    note_begun(run)
     run.write_json("environment.json", environment(int(recipe.training.threads), gpu_name(recipe.model.device)))
     write_facts_of_rows(run, prepared, tokens)
     fingerprint(recipe, prepared.folder, listener).write(run)

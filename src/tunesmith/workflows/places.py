@@ -7,6 +7,7 @@ from tunesmith.errors import ModelError, RunError, TunesmithError
 from tunesmith.model.weights.resolve import kind
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.folder import Run
+from tunesmith.runs.stored_addresses import refuse_stored_addresses
 
 
 def check_places(run: Run, recipe: Recipe) -> None:
@@ -19,7 +20,8 @@ def check_places(run: Run, recipe: Recipe) -> None:
 
 
 def check_rows(run: Run, recipe: Recipe, *, otherwise: str = "") -> None:
-    """The same of the rows alone. ``otherwise`` is another way out."""
+    """The same of the rows alone, and of an address that is not allowed. ``otherwise`` is another way out."""
+    refuse_stored_addresses(recipe, run.folder)
     for split in ("train", "eval", "test"):
         for source in recipe.data.sources(split):
             error = missing_source(source)

@@ -1,0 +1,147 @@
+"""Where the rows of a stored recipe may come from: its sender, and not the user, named the address.
+
+Plain addresses of the internet and of the hub stay, because they say nothing of this machine. What leads inside, or
+is read with the user's own access, is asked for again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import shlex
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tunesmith.errors import RunError, TunesmithError
+from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.settings import Recipe
+from tunesmith.runs.cache import cache_dir
+from tunesmith.runs.folder import Run
+from tunesmith.runs.run_files import RECIPE
+
+SCHEMES = re.compile(r"(?:^|::)(\w[\w+.-]*)(?=://|::)")
+PLAIN = frozenset({"http", "https", "hf", "file", "local", "zip", "tar"})  # the last four open no connection
+LINK_LOCAL, LOOPBACK, PRIVATE, PUBLIC = range(4)
+PLACES = {LINK_LOCAL: "a local address", LOOPBACK: "this machine", PRIVATE: "a private network"}
+_HOST = re.compile(r"(?:[^/]*@)?([\w.-]+|\[[\w:.%]+\])(?::\d*)?")
+_allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed_addresses", default=frozenset())
+
+
+@contextmanager
+def addresses_allowed(addresses: Collection[str] | None) -> Iterator[None]:
+    """Inside, rows of a stored recipe may come from these addresses, or from any (None), as the user said so."""
+    token = _allowed.set(None if addresses is None else frozenset(addresses))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def addresses_of(recipe: Recipe) -> dict[str, str]:
+    """The addresses of all rows, each with its key."""
+    found: dict[str, str] = {}
+    for split in ("train", "eval", "test"):
+        for source in recipe.data.sources(split):
+            if "://" in source.address or "::" in source.address or _is_share(source.address):
+                found.setdefault(source.address, f"data.{split}")
+    return found
+
+
+def refuse_stored_addresses(recipe: Recipe, run: Path, *, own: Collection[str] = ()) -> None:
+    """Raises RunError if a run's recipe names rows at an address that the user has to allow.
+
+    Args:
+        recipe: is stored in the run.
+        run: the run's folder.
+        own: the addresses that the user named.
+    """
+    allowed = _allowed.get()
+    if allowed is None:
+        return
+    odd = {
+        address: (key, why)
+        for address, key in addresses_of(recipe).items()
+        if address not in allowed and address not in own and (why := _needs_leave(address)) is not None
+    }
+    if not odd or {*odd} <= _addresses_begun_here(run):
+        return
+    address, (key, why) = next(iter(odd.items()))
+    raise RunError(
+        f"This run asks to read rows from {address}",
+        where=f"{run / RECIPE}: {key}",
+        why=f"{why} A run of somebody else could name any address that this machine reaches.",
+        remedy=f"If you trust it, name it yourself where the command takes keys: add {key}={shlex.quote(address)}; "
+        "with train, eval and compare --allow-functions allows it too (in Python: allow_functions=True).",
+    )
+
+
+def note_begun(run: Run) -> None:
+    """Notes in the cache that a run with this recipe began on this machine, so its addresses are the user's word."""
+    note = _note(run.folder)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+    except OSError:
+        pass  # a cache that cannot be written: the question is asked
+
+
+def place_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
+    """How far inside an address is."""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_link_local:
+        return LINK_LOCAL
+    if address.is_loopback or address.is_unspecified:
+        return LOOPBACK
+    return PUBLIC if address.is_global else PRIVATE
+
+
+def _needs_leave(address: str) -> str | None:
+    """Why an address is asked for again; None for a plain one."""
+    if _is_share(address):
+        return "It is a folder that another machine shares."
+    schemes = {scheme.lower() for scheme in SCHEMES.findall(address)}
+    if not schemes or not schemes <= PLAIN:
+        name = min(schemes - PLAIN, default="")
+        return f"{name}:// is read with your own access, where there is some." if name else "Its form is unusual."
+    for part in address.split("::"):
+        if part.lower().startswith(("http:", "https:")):
+            host = _HOST.fullmatch(part.partition("://")[2].partition("/")[0].partition("?")[0].partition("#")[0])
+            if host is None:
+                return "Its form is unusual."
+            place = _place_of_name(urlsplit(part).hostname or "")
+            if place < PUBLIC:
+                return f"It leads to {PLACES[place]}."
+    return None
+
+
+def _place_of_name(host: str) -> int:
+    """How far inside a name is; the innermost of the addresses that it stands for."""
+    try:
+        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return PUBLIC  # it cannot be reached either
+    found = [ipaddress.ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]
+    return min(map(place_of, found), default=PUBLIC)
+
+
+def _is_share(address: str) -> bool:
+    return os.name == "nt" and address.replace("\\", "/").startswith("//")
+
+
+def _addresses_begun_here(run: Path) -> set[str]:
+    """The addresses in the recipe of a run that began on this machine; none of any other."""
+    try:
+        return {*addresses_of(read_recipe(run / RECIPE).recipe)} if _note(run).exists() else set()
+    except (OSError, TunesmithError):
+        return set()
+
+
+def _note(run: Path) -> Path:
+    return cache_dir() / "begun" / sha256((run / RECIPE).read_bytes()).hexdigest()
