@@ -6,7 +6,8 @@
 
     banking tuned, banking base   loss and exact match of Banking77, by a tuned model and by the base
     demo                          loss and JSON metrics of the demo's rows, by both models
-    labels                        the log-probability of all 77 labels behind each message
+    labels, labels base           the likeliest of all 77 labels behind each message, by a tuned model and by the base
+    label probabilities           the probability of each of the 77 labels, by the tuned model
 
 Plain transformers is what one would write: the model of the hub with its PEFT adapter, sdpa, rows sorted by length and
 padded in batches of 16, one loop for the loss and ``generate`` for the answers; labels one by one, in padded batches.
@@ -14,7 +15,9 @@ Every part runs in the order A B B A. Figures are ratios within one run: plain s
 answers that are not the same tokens: plain batches round differently, ours are those of each row alone. ``settled``
 counts answers that were left unfinished, because exact match had lost them (``evaluation.whole_answers: 100``, the
 default, answers a hundred rows to their end); they are compared as far as they go. ``tokens`` are those that went
-through the layers, filling included: their ratio is the figure of two programs that compute a token equally fast.
+through the layers, filling included: their ratio is the figure of two programs that compute a token equally fast. For
+labels, ``differ`` counts messages with another likeliest label, ``largest_difference`` is that of the log-probabilities
+that ours computes to their end, and ``probabilities_differ`` the largest one between their softmaxes.
 """
 
 from __future__ import annotations
@@ -27,13 +30,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import tunesmith  # it says how OpenMP waits, which torch reads at its import
 
 # isort: split
+import numpy as np
 import torch
 import workloads
 from peft import PeftModel
@@ -46,6 +50,8 @@ from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.task import make_task, task_batches
 from tunesmith.model.generate import Generation
 from tunesmith.model.label_logprobs import label_logprobs
+from tunesmith.model.label_rounds import LabelLogprobs
+from tunesmith.model.label_tree import Wanted
 from tunesmith.planning.budget import micro_batch_tokens
 from tunesmith.recipe.settings import EvaluationSettings
 from tunesmith.runs.progress import Silent
@@ -53,6 +59,12 @@ from tunesmith.workflows.demo.story import ROWS
 
 BATCH, LABEL_BATCH = 16, 32
 TARGETS = {"banking tuned": 6.0, "banking base": 2.5, "demo tuned": 4.0, "demo base": 4.0, "labels": 20.0}
+LABEL_PARTS: dict[str, tuple[str, Wanted]] = {
+    "labels": ("tuned", "likeliest"),
+    "labels base": ("base", "likeliest"),
+    "label probabilities": ("tuned", "probabilities"),
+}
+PARTS = [*TARGETS, *(name for name in LABEL_PARTS if name not in TARGETS)]
 Turns = list[dict[str, str]]
 
 
@@ -70,7 +82,7 @@ def main() -> None:
 
 def _measured(arguments: argparse.Namespace, place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The figures of each part that is asked for."""
-    asked = arguments.parts or TARGETS
+    asked = arguments.parts or PARTS
     # 1. Banking77: its held rows by both models, and the likelihoods of its labels.
     if any(not name.startswith("demo") for name in asked):
         _, items = workloads.BUILDERS["a"](arguments.data, random.Random("bench/evaluate"))
@@ -81,9 +93,10 @@ def _measured(arguments: argparse.Namespace, place: Path) -> Iterator[tuple[str,
         for name in ("tuned", "base"):
             if f"banking {name}" in asked:
                 yield f"banking {name}", _judged(tuned, plain, name, held, limits)
-        if "labels" in asked:
-            labels = sorted({turns[-1]["content"] for turns in items})[:77]
-            yield "labels", _labelled(tuned, plain, held[: arguments.label_rows], labels)
+        labels = sorted({turns[-1]["content"] for turns in items})[:77]
+        for part, (name, wanted) in LABEL_PARTS.items():
+            if part in asked:
+                yield part, _labelled(tuned, plain, name, wanted, held[: arguments.label_rows], labels)
     # 2. The demo's rows by both models.
     if any(name.startswith("demo") for name in asked):
         rows, own = (
@@ -110,7 +123,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--demo-rows", type=int, help="rows of the demo to judge")
     parser.add_argument("--steps", type=int, help="training steps of 16 rows")
     parser.add_argument("--new-tokens", type=int, default=32, help="limit on an answer to a Banking77 row")
-    parser.add_argument("--parts", nargs="+", choices=TARGETS, help="only these parts")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="only these parts")
     parser.add_argument("--save", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     usual = {"rows": (48, 400), "label_rows": (3, 20), "demo_rows": (32, 100), "steps": (40, 200)}
@@ -231,8 +244,7 @@ def _judged(tuned: Tuned, plain: _Plain, name: str, items: Sequence[Turns], limi
 
     def ours() -> tuple[float, list[Generation]]:
         judge = Judge(task, task_batches(task, budget=budget, layout="tree"), tuned.tokenizer, tuned.stop_ids, settings)
-        base, _ = tuned.reference()
-        with nullcontext(tuned.model) if name == "tuned" or base is None else base as model:
+        with _own_model(tuned, name) as model:
             found = judge.measure(model, name, listener=Silent())
         return found.scores["loss"].value, found.answers
 
@@ -255,20 +267,42 @@ def _differ(answer: Generation, plain: list[int]) -> bool:
     return list(answer.tokens) != (plain[: len(answer.tokens)] if answer.settled else plain)
 
 
-def _labelled(tuned: Tuned, plain: _Plain, items: Sequence[Turns], names: Sequence[str]) -> dict[str, Any]:
-    """The log-probabilities of all labels behind some prompts."""
+def _labelled(
+    tuned: Tuned, plain: _Plain, name: str, wanted: Wanted, items: Sequence[Turns], names: Sequence[str]
+) -> dict[str, Any]:
+    """The likeliest label behind some prompts, or the probabilities of all, by one model. Plain computes all labels."""
     stop = tuned.stop_ids[0]
-    labels = [[*tuned.tokenizer.encode(name, add_special_tokens=False), stop] for name in names]
+    labels = [[*tuned.tokenizer.encode(label, add_special_tokens=False), stop] for label in names]
     prompts = [
         tuned.template.prompt_ids([Message(turn["role"], turn["content"]) for turn in turns[:-1]]) for turns in items
     ]
-    figures, (own, other) = _in_turn(
-        lambda: label_logprobs(tuned.model, prompts, labels), lambda: plain.labels(prompts, labels), tuned, plain
-    )
-    difference = max(
-        abs(one - two) for ours, theirs in zip(own, other, strict=True) for one, two in zip(ours, theirs, strict=True)
-    )
-    return {**figures, "rows": len(prompts), "labels": len(labels), "largest_difference": float(difference)}
+
+    def ours() -> LabelLogprobs:
+        with _own_model(tuned, name) as model:
+            return label_logprobs(model, prompts, labels, wanted=wanted)
+
+    def theirs() -> np.ndarray:
+        with plain.named(name):
+            return np.array(plain.labels(prompts, labels))
+
+    figures, (found, expected) = _in_turn(ours, theirs, tuned, plain)
+    own, other = (np.exp(values - values.max(1, keepdims=True)) for values in (found.values, expected))
+    shares = np.abs(own / own.sum(1, keepdims=True) - other / other.sum(1, keepdims=True))
+    return {
+        **figures,
+        "rows": len(prompts),
+        "labels": len(labels),
+        "followed": float(found.followed.sum(1).mean()),
+        "differ": int((found.values.argmax(1) != expected.argmax(1)).sum()),
+        "largest_difference": float(np.abs(found.values - expected)[found.followed].max()),
+        **({"probabilities_differ": float(shares.max())} if wanted == "probabilities" else {}),
+    }
+
+
+def _own_model(tuned: Tuned, name: str) -> AbstractContextManager[Any]:
+    """A context in which our model is the tuned one, or the base."""
+    base, _ = tuned.reference()
+    return nullcontext(tuned.model) if name == "tuned" or base is None else base
 
 
 def _in_turn(
@@ -304,8 +338,9 @@ def _tokens_counted(model: Any) -> Iterator[list[int]]:
 def _show(name: str, part: dict[str, Any]) -> None:
     ours, theirs = (statistics.mean(part["seconds"][who]) for who in ("ours", "plain"))
     rest = {key: value for key, value in part.items() if key not in ("seconds", "ratio")}
+    target = f" (target {TARGETS[name]:g})" if name in TARGETS else ""
     print(
-        f"{name}: ours {ours:.2f} s, plain {theirs:.2f} s, {part['ratio']:.1f} times (target {TARGETS[name]:g}) {rest}",
+        f"{name}: ours {ours:.2f} s, plain {theirs:.2f} s, {part['ratio']:.1f} times{target} {rest}",
         flush=True,
     )
 

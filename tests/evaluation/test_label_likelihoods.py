@@ -15,9 +15,12 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from tunesmith.data.chat.template import Encoded
 from tunesmith.errors import DataError, ModelError
+from tunesmith.evaluation import label_likelihoods
 from tunesmith.evaluation.during import during_judge, measured_during
 from tunesmith.evaluation.judge import Judge
 from tunesmith.evaluation.label_set import Spelling, spellings
+from tunesmith.evaluation.metrics.by_likelihood import LikelihoodRows
+from tunesmith.evaluation.metrics.calibration import BrierScore
 from tunesmith.evaluation.task import make_task, task_batches
 from tunesmith.recipe.settings import LIKELIHOOD_METRICS, EvaluationSettings
 from tunesmith.runs.progress import Silent
@@ -103,19 +106,50 @@ def test_the_likelihood_of_the_right_label_is_the_loss_of_its_row(model: Any, to
 
 
 def test_spellings_of_one_label_add_up_and_a_cut_one_does_not_count(model: Any, tokenizer: Any) -> None:
-    from tunesmith.evaluation.label_likelihoods import label_likelihoods
-
     judge = judge_of(rows_of([LABELS[0], LABELS[2]]), tokenizer)
     labels = [Spelling("Yes", (5, 6, STOP)), Spelling("yes", (7, STOP)), Spelling("no", (8, STOP))]
     labels += [Spelling("no", (8,)), *judge.task.labels]
-    rows = label_likelihoods(
-        model, judge.task.questions, labels, forms=["case"], stop_ids=[STOP], on_rows=lambda _: None
+    rows = label_likelihoods.label_likelihoods(
+        model, judge.task.questions, labels, forms=["case"], stop_ids=[STOP], wanted="likeliest", on_rows=lambda _: None
     )
+    assert rows.known == "probabilities", "the likeliest label need not have the likeliest spelling"
     prompt = judge.task.questions[0].prompt
     yes = np.logaddexp(alone(model, prompt, (5, 6, STOP)), alone(model, prompt, (7, STOP)))
     assert rows.log_likelihoods[0, list(rows.labels).index("yes")] == pytest.approx(yes, rel=1e-4)
     no = alone(model, prompt, (8, STOP))
     assert rows.log_likelihoods[0, list(rows.labels).index("no")] == pytest.approx(no, rel=1e-4)
+
+
+def test_only_what_the_metrics_need_of_the_labels_is_computed(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    scored = label_likelihoods.label_logprobs
+    monkeypatch.setattr(
+        label_likelihoods,
+        "label_logprobs",
+        lambda *given, **named: (asked.append(named["wanted"]), scored(*given, **named))[1],
+    )
+    answers = [LABELS[number % 4] for number in range(9)]
+    known, predicted = [], []
+    for metrics in (["likelihood_accuracy", "likelihood_macro_f1"], ["likelihood_accuracy", "brier_score"]):
+        judge = judge_of(rows_of(answers), tokenizer, metrics=metrics)
+        for all_labels in (False, True):
+            of_labels = judge.respond(model, "tuned", listener=Silent(), all_labels=all_labels).of_labels
+            assert of_labels is not None
+            known.append(of_labels.known)
+            predicted.append(of_labels.log_likelihoods.argmax(1).tolist())
+    assert known == asked == ["likeliest", "all", "probabilities", "all"]
+    assert predicted == predicted[:1] * 4
+
+
+def test_bounds_are_neither_probabilities_nor_a_choice_among_fewer_labels() -> None:
+    rows = LikelihoodRows(np.array([[-1.0, -5.0]]), np.array([0]), ["a", "b"], known="likeliest")
+    assert rows.only(np.array([0]), ["b", "a"], np.array([0])).truths.tolist() == [1]
+    with pytest.raises(AssertionError):
+        rows.only(np.array([0]), ["a"], np.array([0]))
+    with pytest.raises(AssertionError):
+        BrierScore().scores(rows)
 
 
 def test_a_verdict_has_the_report_the_table_and_intervals_of_both_models(model: Any, tokenizer: Any) -> None:

@@ -22,7 +22,12 @@ from tunesmith.evaluation.compare import Level, compare
 from tunesmith.evaluation.damage import signs
 from tunesmith.evaluation.endpoint import endpoint_of, over_plain_http
 from tunesmith.evaluation.few_shot import decoding_of
-from tunesmith.evaluation.label_likelihoods import check_label_lengths, label_likelihoods, with_intervals
+from tunesmith.evaluation.label_likelihoods import (
+    check_label_lengths,
+    label_likelihoods,
+    wanted_by,
+    with_intervals,
+)
 from tunesmith.evaluation.measured import (
     Measured,
     Responses,
@@ -42,6 +47,7 @@ from tunesmith.evaluation.metrics.tokens import Choices, KeysWanted, TokenScores
 from tunesmith.evaluation.not_measured import NotMeasured
 from tunesmith.evaluation.task import Question, Task
 from tunesmith.model.generate import PARTIAL_CHARACTER, Beginning, Generation, check_prompts, decode_text, generate
+from tunesmith.model.label_tree import Wanted
 from tunesmith.model.modes import random_state_kept
 from tunesmith.recipe.settings import PAIR_METRICS, EvaluationSettings
 from tunesmith.runs.progress import Advance, Listener, Silent
@@ -157,8 +163,12 @@ class Judge:
         listener: Listener,
         known: TokenScores | None = None,
         kept: list[Generation] | None = None,
+        all_labels: bool = False,
     ) -> Responses:
-        """Measures the tokens and makes the answers. What is ``known`` or ``kept`` of them is taken as it is."""
+        """Measures the tokens and makes the answers. What is ``known`` or ``kept`` of them is taken as it is.
+
+        ``all_labels``: the likelihood of every label is its own, so that some of them can be compared alone.
+        """
         with torch.no_grad():
             all_answered = needs_answers(self.settings)
             wanted = None
@@ -168,7 +178,8 @@ class Judge:
             if kept is None:
                 count, choices = None if all_answered else self.settings.samples, tokens.choices
                 kept = self.answers(model, count=count, title=f"{name}: answers", listener=listener, choices=choices)
-            of_labels = self._label_likelihoods(model, name, listener)
+            labels_wanted = "all" if all_labels else wanted_by(self.settings.metrics)
+            of_labels = self._label_likelihoods(model, name, labels_wanted, listener)
         return Responses(replace(tokens, choices=None), kept, of_labels)
 
     def scored(self, responses: Responses) -> Measured:
@@ -189,7 +200,9 @@ class Judge:
             of_answers |= {metric.name: metric.scores(responses.of_labels) for metric in by_likelihood}
         return Measured({**self.task.scores(responses.tokens), **of_answers}, of_answers, responses.answers, {})
 
-    def _label_likelihoods(self, model: nn.Module, name: str, listener: Listener) -> LikelihoodRows | None:
+    def _label_likelihoods(
+        self, model: nn.Module, name: str, labels_wanted: Wanted, listener: Listener
+    ) -> LikelihoodRows | None:
         """The likelihood of each label, if the recipe names a metric of them."""
         done = 0
         if not likelihood_metrics(self.settings.metrics):
@@ -207,6 +220,7 @@ class Judge:
                 self.task.labels,
                 forms=self.settings.normalize,
                 stop_ids=self.stop_ids,
+                wanted=labels_wanted,
                 on_rows=on_rows,
             )
 

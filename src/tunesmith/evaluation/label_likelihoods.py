@@ -1,6 +1,6 @@
 """The likelihood of each label of a task behind each question, over one tree of labels a row (model/label_logprobs.py).
 
-A label may be spelled in several ways. Its probability is the sum of theirs.
+A label may be spelled in several ways. Its probability is the sum of theirs. Only what the metrics need is computed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tunesmith.evaluation.metrics.classification import label_numbers, labels_of
 from tunesmith.evaluation.slices import interval_of
 from tunesmith.evaluation.task import Question
 from tunesmith.model.label_logprobs import check_labels, label_logprobs
+from tunesmith.model.label_tree import Wanted
 from tunesmith.recipe.settings import CALIBRATION_METRICS, NormalForm
 
 
@@ -30,9 +31,10 @@ def label_likelihoods(
     *,
     forms: Collection[NormalForm],
     stop_ids: Sequence[int],
+    wanted: Wanted,
     on_rows: Callable[[int], None],
 ) -> LikelihoodRows:
-    """The log-likelihood of every label as the answer to each question.
+    """The log-likelihood of every label as the answer to each question, as far as it is wanted.
 
     Args:
         questions: their reference answers are among the labels.
@@ -40,6 +42,7 @@ def label_likelihoods(
         forms: in what two spellings of one label may differ.
         stop_ids: token ids that end an answer. A spelling that was cut before them counts only if its label has no
             other.
+        wanted: as in ``label_logprobs``, of labels.
         on_rows: called with the number of questions that were completed.
 
     Raises:
@@ -49,13 +52,21 @@ def label_likelihoods(
     spelled = _ended(labels, names, forms, stop_ids)
     numbers = label_numbers([each.text for each in spelled], names, forms)  # [spellings]
     prompts = [question.prompt for question in questions]
-    found = label_logprobs(model, prompts, [each.ids for each in spelled], on_rows=on_rows)  # [rows, spellings]
+    if wanted == "likeliest" and len(spelled) > len(names):
+        # The likeliest label need not have the likeliest spelling.
+        wanted = "probabilities"
+    found = label_logprobs(model, prompts, [each.ids for each in spelled], wanted=wanted, on_rows=on_rows)
     summed = np.full((len(questions), len(names)), -np.inf)  # [rows, labels]
     for column, number in enumerate(numbers):
-        summed[:, number] = np.logaddexp(summed[:, number], found[:, column])
+        summed[:, number] = np.logaddexp(summed[:, number], found.values[:, column])
     truths = label_numbers([question.truth for question in questions], names, forms)
     assert (truths < len(names)).all(), "every reference answer is a label"
-    return LikelihoodRows(summed, truths, names, np.array([question.group for question in questions]))
+    return LikelihoodRows(summed, truths, names, np.array([question.group for question in questions]), wanted)
+
+
+def wanted_by(metrics: Collection[str]) -> Wanted:
+    """What metrics of likelihoods need of the labels."""
+    return "probabilities" if any(name in CALIBRATION_METRICS for name in metrics) else "likeliest"
 
 
 def check_label_lengths(model: nn.Module, questions: Sequence[Question], labels: Sequence[Spelling]) -> None:

@@ -133,7 +133,8 @@ class Measurements:
         place = _place(tuned, what or "untuned", ready.judge.task, numbers)
 
         def answered(model: nn.Module, name: str, base: str | None, made: list[Generation] | None) -> Answered:
-            responses = ready.judge.respond(model, name, listener=self.listener, kept=made)
+            # Other targets may lack some of the labels.
+            responses = ready.judge.respond(model, name, listener=self.listener, kept=made, all_labels=True)
             source = MADE if made is None else str(kept)
             if made is not None:
                 self.listener.say(f"{name}: the answers are those of {source}")

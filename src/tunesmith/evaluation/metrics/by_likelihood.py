@@ -19,6 +19,7 @@ import numpy as np
 
 from tunesmith.evaluation.metrics.base import Scores, needs_extra
 from tunesmith.evaluation.metrics.classification import LabelMetricName, label_scores, predicted_by_likelihood
+from tunesmith.model.label_tree import Wanted
 
 REPORT = "classification_by_likelihood"
 
@@ -32,12 +33,15 @@ class LikelihoodRows:
         truths: number of the right label, int64 [rows].
         labels: their names, [K].
         groups: as in RowScores.
+        known: what the log-likelihoods are right for: the likeliest label, the probabilities, or all of their values.
+            Those of labels that do not matter for it are upper bounds.
     """
 
     log_likelihoods: np.ndarray
     truths: np.ndarray
     labels: Sequence[str]
     groups: np.ndarray | None = None
+    known: Wanted = "all"
 
     def __post_init__(self) -> None:
         assert self.log_likelihoods.shape == (len(self.truths), len(self.labels)), "a likelihood for each label"
@@ -50,16 +54,18 @@ class LikelihoodRows:
             labels: names that are known, in an order of their own. The right labels of the rows are among them.
             groups: of these rows, int [rows].
         """
+        assert self.known == "all" or set(labels) == set(self.labels), "bounds say nothing of a choice of labels"
         columns = [self.labels.index(name) for name in labels]
         place = np.full(len(self.labels), len(labels))  # [K]: where each label is now
         place[columns] = np.arange(len(labels))
         truths = place[self.truths[rows]]
         assert (truths < len(labels)).all(), "every right answer is a label"
-        return LikelihoodRows(self.log_likelihoods[rows][:, columns], truths, list(labels), groups)
+        return LikelihoodRows(self.log_likelihoods[rows][:, columns], truths, list(labels), groups, self.known)
 
     @property
     def probabilities(self) -> np.ndarray:
         """Of each label, given that the answer is one of them: float64 [rows, K]."""
+        assert self.known != "likeliest", "bounds are no probabilities"
         shifted = np.exp(self.log_likelihoods - self.log_likelihoods.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
 

@@ -35,12 +35,24 @@ class Feed:
 
     By default they follow each other. For a tree of continuations, ``parents`` [tokens] has for each token the index of
     the one before it, -1 where that is the last of the columns before ``start``; a parent comes before its children.
+    ``parents`` may have more entries than there are ids. The first of them are then tokens that other passes have
+    computed, which stand in the columns from ``start`` on.
     """
 
     slot: int
     start: int
     ids: Sequence[int]
     parents: Sequence[int] | None = None
+
+    @property
+    def there(self) -> int:
+        """Tokens of the tree that other passes have computed."""
+        return 0 if self.parents is None else len(self.parents) - len(self.ids)
+
+    @property
+    def end(self) -> int:
+        """The column behind the last token."""
+        return self.start + self.there + len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +98,14 @@ class SlotPass:
         self.ends: list[int] = []
         positions: list[int] = []
         for feed in feeds:
-            positions += _positions(feed)
+            positions += _positions(feed)[feed.there :]
             self.ends.append(len(positions))
         sizes = torch.tensor([len(feed.ids) for feed in feeds])
-        starts = torch.cat([torch.arange(len(feed.ids)) + feed.start for feed in feeds])
+        columns = torch.cat([torch.arange(feed.start + feed.there, feed.end) for feed in feeds])
         self.input_ids = torch.tensor([token for feed in feeds for token in feed.ids], device=device)[None]
         self.position_ids = torch.tensor(positions, device=device)[None]
         self.slot = torch.tensor([feed.slot for feed in feeds]).repeat_interleave(sizes).to(device)
-        self.column = starts.to(device)
+        self.column = columns.to(device)
         self.groups = [self._group(own) for own in _together(feeds)]
 
     @property
@@ -117,7 +129,7 @@ class SlotPass:
         for number, feed in zip(numbers, feeds, strict=True):
             row, size, end = feed.slot - first, len(feed.ids), self.ends[number]
             line[row, :size], real[row, :size], placed[row] = torch.arange(end - size, end), True, feed
-        columns = max(feed.start + len(feed.ids) for feed in feeds)
+        columns = max(feed.end for feed in feeds)
         return _Group(first, last, columns, line.to(self.device), real.to(self.device), tuple(placed))
 
     def mask(self, sees: Callable[..., Any]) -> SlotMask:
@@ -128,13 +140,13 @@ class SlotPass:
         asking = self.position_ids[0][group.line]  # [R,Q]
         asked = torch.arange(group.columns, device=self.device).repeat(len(asking), 1)  # [R,N]
         own = self.column[group.line]  # [R,Q], the column that each token stands in
-        # 1. A token sees the columns up to its own; in a tree of the new columns only its ancestors.
+        # 1. A token sees the columns up to its own; in a tree of its columns only its ancestors.
         allowed = asked[:, None] <= own[:, :, None]  # [R,Q,N]
         for row, feed in enumerate(group.feeds):
             if feed is not None and feed.parents is not None:
-                new = slice(feed.start, feed.start + len(feed.ids))
-                asked[row, new] = asking[row, : len(feed.ids)]
-                allowed[row, : len(feed.ids), new] = _ancestors(feed.parents).to(self.device)
+                tree = slice(feed.start, feed.end)
+                asked[row, tree] = torch.tensor(_positions(feed), device=self.device)
+                allowed[row, : len(feed.ids), tree] = _ancestors(feed.parents, feed.there).to(self.device)
         # 2. And of them what the kind of layer lets it see.
         zero = torch.zeros((), dtype=torch.long, device=self.device)
         allowed &= sees(zero, zero, asking[:, :, None], asked[:, None])
@@ -152,12 +164,17 @@ def _positions(feed: Feed) -> list[int]:
     return found
 
 
-def _ancestors(parents: Sequence[int]) -> Tensor:
-    """bool [tokens, tokens]: whether the second is the first or an ancestor of it."""
-    seen = np.eye(len(parents), dtype=bool)
-    for number, parent in enumerate(parents):
-        if parent >= 0:
-            seen[number] |= seen[parent]
+def _ancestors(parents: Sequence[int], there: int) -> Tensor:
+    """bool [new tokens, tokens]: whether the second is the first or an ancestor of it. The first ``there`` are old."""
+    seen = np.zeros((len(parents) - there, len(parents)), dtype=bool)
+    for row, number in enumerate(range(there, len(parents))):
+        seen[row, number] = True
+        above = parents[number]
+        while 0 <= above < there:
+            seen[row, above] = True
+            above = parents[above]
+        if above >= 0:
+            seen[row] |= seen[above - there]
     return torch.from_numpy(seen)
 
 
@@ -165,7 +182,7 @@ def _together(feeds: Sequence[Feed]) -> Iterator[list[int]]:
     """Numbers of feeds that are computed as one group: of like size, in slots that lie close together."""
     waiting = list(range(len(feeds)))
     for size in _SIZES:
-        near = [number for number in waiting if len(feeds[number].ids) <= size and feeds[number].parents is None]
+        near = [number for number in waiting if len(feeds[number].ids) <= size]
         slots = [feeds[number].slot for number in near]
         if len(near) > 1 and 2 * len(near) >= max(slots) - min(slots) + 1:
             yield near
