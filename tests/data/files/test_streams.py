@@ -12,6 +12,7 @@ import pickle
 import random
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 from tests.data.loading import load
 
-from tunesmith.data.files import csv_rows
+from tunesmith.data.files import csv_rows, streams
 from tunesmith.data.files.formats import FORMATS
 from tunesmith.data.files.locations import SourcePart, parts_of
 from tunesmith.data.files.reader import example_of, open_source
@@ -291,3 +292,52 @@ def test_a_pass_over_a_file_needs_less_memory_than_its_rows_are_long(tmp_path: P
     count, _, megabytes = measured(tmp_path / name)
     assert count == 20_000
     assert megabytes < 200 < 20_000 * 12_000 // 2**20
+
+
+def with_dictionary(packed: bytes, props: int) -> bytes:
+    """An .xz file whose head asks for a dictionary of (2 | props & 1) << (props // 2 + 11) bytes; 40 is 4 GiB."""
+    size = 4 * (packed[12] + 1)  # of the head of the first block, with its checksum
+    head = bytearray(packed[12 : 12 + size - 4])
+    at = head.index(b"\x21\x01")  # the filter LZMA2, with one byte of properties
+    head[at + 2] = props
+    return packed[:12] + bytes(head) + zlib.crc32(head).to_bytes(4, "little") + packed[12 + size :]
+
+
+def test_a_dictionary_that_would_take_the_memory_is_refused_before_anything_is_unpacked(tmp_path: Path) -> None:
+    packed = lzma.compress(LINES)
+    said = refused(write(tmp_path / "r.jsonl.xz", with_dictionary(packed, 40)))
+    assert "the .xz file needs too much memory to be unpacked" in said.what
+    assert said.remedy == "unpack it yourself (xz -d), and name the unpacked file"
+    assert (
+        len(load(SourceSettings(path=str(write(tmp_path / "r.jsonl.xz", with_dictionary(packed, 28))))).examples)
+        == 4000
+    )
+    zstandard = pytest.importorskip("zstandard")
+    parameters = zstandard.ZstdCompressionParameters(window_log=29, enable_ldm=True)
+    long = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    said = refused(write(tmp_path / "r.jsonl.zst", long.compress(LINES) + long.flush()))
+    assert "the .zst file needs too much memory to be unpacked" in said.what
+
+
+def test_memory_that_runs_out_while_a_file_is_unpacked_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hungry:
+        def __init__(self, file: Any) -> None:
+            pass
+
+        def read(self, size: int) -> bytes:
+            raise MemoryError
+
+    monkeypatch.setitem(streams.COMPRESSIONS, ".gz", Hungry)  # type: ignore[arg-type]
+    said = refused(write(tmp_path / "r.jsonl.gz", gzip.compress(LINES)))
+    assert "the .gz file needs too much memory to be unpacked" in said.what
+
+
+def test_xz_streams_behind_one_another_are_one_file_and_one_that_is_cut_is_damaged(tmp_path: Path) -> None:
+    half = LINES.index(b"\n", len(LINES) // 2) + 1
+    two = lzma.compress(LINES[:half]) + bytes(8) + lzma.compress(LINES[half:]) + bytes(4)
+    assert len(load(SourceSettings(path=str(write(tmp_path / "r.jsonl.xz", two)))).examples) == 4000
+    for end in (0, 5, 40, len(two) // 3, len(two) - 20):
+        assert "damaged" in refused(write(tmp_path / "r.jsonl.xz", two[:end])).what
+    assert "damaged" in refused(write(tmp_path / "r.jsonl.xz", two + b"more")).what

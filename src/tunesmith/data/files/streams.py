@@ -21,6 +21,7 @@ from tunesmith.errors import DataError
 
 BUFFER_BYTES = 2**18
 IN_MEMORY_BYTES = 2**24  # a larger packed file that must be unpacked whole lies on the disk meanwhile
+DICTIONARY_BYTES = 2**28  # that unpacking may need: four times what `xz -9` makes; zstd's reader has half of it
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
@@ -114,11 +115,54 @@ class _Unpacked(io.RawIOBase):
         """Fills the buffer as far as there is something; 0 at the end."""
         try:
             data = self._file.read(len(buffer))
-        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        except (OSError, EOFError, ValueError, MemoryError, zlib.error, lzma.LZMAError) as error:
+            if isinstance(error, MemoryError) or _asks_for_memory(error):
+                raise DataError(
+                    f"the {self._suffix} file needs too much memory to be unpacked",
+                    where=self._name,
+                    why="it was packed with a dictionary that is larger than usual" if str(error) else None,
+                    remedy=f"unpack it yourself ({_UNPACK[self._suffix]}), and name the unpacked file",
+                ) from error
             raise DataError(f"the {self._suffix} file is damaged", where=self._name, why=str(error)) from error
         self._expansion.add(len(data))
         buffer[: len(data)] = data
         return len(data)
+
+
+class _Lzma:
+    """What an .xz or .lzma file holds, stream by stream, with a limit on the dictionary that its head asks for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._stream: lzma.LZMADecompressor | None = None
+        self._began = False
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes, none at the end. Raises LZMAError or EOFError for a damaged file."""
+        while True:
+            # 1. A stream that has ended may be followed by zeros, in fours, and by another one.
+            if self._stream is None or self._stream.eof:
+                left = (b"" if self._stream is None else self._stream.unused_data).lstrip(b"\0")
+                while not left and (data := self._file.read(BUFFER_BYTES)):
+                    left = data.lstrip(b"\0") if self._began else data
+                if not left:
+                    if not self._began:
+                        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+                    return b""
+                self._stream, self._began = lzma.LZMADecompressor(memlimit=DICTIONARY_BYTES), True
+            # 2. More of its bytes, where it asks for some.
+            else:
+                left = self._file.read(BUFFER_BYTES) if self._stream.needs_input else b""
+                if self._stream.needs_input and not left:
+                    raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            found = self._stream.decompress(left, max_length=size)
+            if found:
+                return found
+
+
+def _asks_for_memory(error: BaseException) -> bool:
+    """Whether a file was refused for the size of its dictionary: the words of liblzma and of zstd."""
+    return any(words in str(error) for words in ("Memory usage limit", "too much memory"))
 
 
 def _zstd(file: BinaryIO) -> _Reads:
@@ -130,9 +174,11 @@ def _zstd(file: BinaryIO) -> _Reads:
 COMPRESSIONS: Mapping[str, Callable[[BinaryIO], _Reads]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
+    ".xz": _Lzma,
     ".zst": _zstd,
 }
+
+_UNPACK = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "xz -d", ".zst": "zstd -d --long=31"}
 
 
 def buffered(raw: io.RawIOBase) -> io.BufferedReader:
