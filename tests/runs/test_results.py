@@ -20,6 +20,7 @@ from tunesmith.runs.folder import Run
 from tunesmith.runs.later_results import later_results
 from tunesmith.runs.manifest import MANIFEST, changes
 from tunesmith.runs.outputs import strangers
+from tunesmith.runs.overview import wrong_answers
 from tunesmith.runs.progress import Failure, Silent
 from tunesmith.runs.results import keep_result
 from tunesmith.runs.run_files import ANSWERS, BENCHMARKS, COMPARISONS, EVALUATIONS, HALF_WRITTEN, LATER, OWN
@@ -54,6 +55,10 @@ def kept(run: Run, name: str = EVALUATIONS, number: int = 1) -> list[str]:
     return heard.warned
 
 
+def numbers(run: Run, name: str = EVALUATIONS) -> list[int]:
+    return [line["n"] for line in run.read_lines(name)]
+
+
 def test_a_result_vouches_for_no_file_of_a_run_with_a_damaged_manifest(run: Run) -> None:
     manifest = run.folder / MANIFEST
     whole = bytearray(manifest.read_bytes())
@@ -63,7 +68,7 @@ def test_a_result_vouches_for_no_file_of_a_run_with_a_damaged_manifest(run: Run)
     assert "the result is kept, and cannot be verified" in warned
     (run.folder / "verdict.json").write_text('{"loss": 1.71}')
     assert list(changes(run.folder)) == [MANIFEST]
-    assert run.read_lines(EVALUATIONS) == [{"n": 1}]
+    assert numbers(run) == [1]
     manifest.unlink()  # as the message says
     assert kept(run) == []
     assert "verdict.json" in run.unverified()
@@ -80,7 +85,7 @@ def test_a_result_vouches_for_no_damaged_line_before_it(run: Run, name: str) -> 
     lines = (run.folder / name).read_bytes().splitlines(keepends=True)
     (run.folder / name).write_bytes(whole + lines[-1])  # the lines before it are put back, as the message says
     assert kept(run, name, 3) == []
-    assert run.read_lines(name) == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert numbers(run, name) == [1, 2, 3]
     assert changes(run.folder) == {}
 
 
@@ -89,7 +94,7 @@ def test_a_file_of_results_that_is_gone_begins_anew_and_that_is_said(run: Run) -
     (run.folder / EVALUATIONS).unlink()
     (warned,) = kept(run, number=2)
     assert "was missing: the results that it held are lost" in warned
-    assert (run.read_lines(EVALUATIONS), changes(run.folder)) == ([{"n": 2}], {})
+    assert (numbers(run), changes(run.folder)) == ([2], {})
 
 
 def test_processes_that_keep_results_at_once_lose_none_and_the_answers_are_of_the_newest(run: Run) -> None:
@@ -106,10 +111,40 @@ def test_processes_that_keep_results_at_once_lose_none_and_the_answers_are_of_th
         for number, each in enumerate(asked)
     ]  # fmt: skip
     assert [process.wait(60) for process in working] == [0, 0, 0]
-    found = run.read_lines(EVALUATIONS)
-    assert sorted(line["n"] for line in found) == [*range(15), *range(100, 115)]
-    assert run.read_lines(ANSWERS) == found[-1:]
+    found = numbers(run)
+    assert sorted(found) == [*range(15), *range(100, 115)]
+    assert numbers(run, ANSWERS) == found[-1:]
     assert changes(run.folder) == {}
+
+
+@pytest.mark.parametrize("stops_at", ["seal", "write_bytes", "settle"])
+def test_a_line_never_takes_the_answers_of_another_evaluation(
+    run: Run, stops_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {"time": "now", "target": "run", "settings": [], "rows": 1, "verdict": "Nothing."}
+
+    def evaluate(answer: str) -> None:
+        answers = [{"source": "r:1", "prompt": "p", "truth": "t", "tuned": answer, "scores": {"exact_match": 0.0}}]
+        keep_result(run, EVALUATIONS, {**line, "metrics": {}}, Silent(), beside={ANSWERS: answers})
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*given: object, **named: object) -> None:
+        raise Killed
+
+    evaluate("first")
+    assert [each["tuned"] for each in wrong_answers(run.folder, of_eval=True).wrong] == ["first"]
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Run, stops_at, kill)
+        evaluate("second")
+    if stops_at == "settle":  # all is written
+        assert [each["tuned"] for each in wrong_answers(run.folder, of_eval=True).wrong] == ["second"]
+    else:
+        with pytest.raises(RunError, match=r"(?s)answers of the newest evaluation are not there.*tunesmith eval"):
+            wrong_answers(run.folder, of_eval=True)
+    evaluate("third")
+    assert [each["tuned"] for each in wrong_answers(run.folder, of_eval=True).wrong] == ["third"]
 
 
 def test_what_a_kill_leaves_of_any_file_is_removed_and_known_as_the_runs_own(run: Run) -> None:

@@ -238,6 +238,24 @@ def test_data_that_is_not_there_and_programs_of_the_model_are_one_message(tiny_m
         benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("fewshot_split: test\nnum_fewshot: 60\n", "ValueError: Sample larger than population"),
+        ("fewshot_config: {sampler: balanced}\nnum_fewshot: 1\nfewshot_split: test\n", "NotImplementedError|sampler"),
+        ("fewshot_config: {samples: [{thing: x}]}\nnum_fewshot: 1\n", "task"),
+    ],
+)
+def test_examples_that_are_not_there_are_one_message(
+    tiny_model_dir: Path, tasks: Path, more: str, message: str
+) -> None:
+    (tasks / "choice.yaml").write_text((tasks / "choice.yaml").read_text() + more)
+    with pytest.raises(
+        (DataError, RecipeError), match=rf"(?s)(The task's questions cannot be made|cannot be).*({message})"
+    ):
+        benchmark(tiny_model_dir, ["colours"], include_path=tasks, progress=False)
+
+
 @pytest.mark.slow
 def test_a_metric_of_the_hub_is_not_run_from_the_working_folder(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

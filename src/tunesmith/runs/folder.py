@@ -330,7 +330,7 @@ class Run:
 
     def write_lines(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Replaces a file of JSON lines as a whole."""
-        self.write_bytes(name, _encoded("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)))
+        self.write_bytes(name, lines_of_json(records))
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Adds one JSON line. An unfinished last line, as a kill or a full disk leaves it, goes first."""
@@ -444,6 +444,11 @@ def _access(folder: Path) -> Iterator[None]:
             why=why_not(folder, error),
             remedy="Set output_dir to a folder that you can write to, such as output_dir=runs/new.",
         ) from error
+
+
+def lines_of_json(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """A file of JSON lines."""
+    return _encoded("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def _encoded(text: str) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from tunesmith.runs.drift import FILE as FINGERPRINT
 from tunesmith.runs.drift import in_words as allowed_changes
 from tunesmith.runs.folder import Run, find_runs
 from tunesmith.runs.later_results import later_results
-from tunesmith.runs.manifest import MANIFEST, changes, has_manifest, has_other_bytes, in_words
+from tunesmith.runs.manifest import MANIFEST, changes, has_manifest, has_other_bytes, in_words, read_checked
 from tunesmith.runs.notebook import html_table, metrics_html, metrics_text
 from tunesmith.runs.run_files import ANSWERS, RECIPE
 from tunesmith.runs.samples import SAMPLES, is_wrong
@@ -213,12 +215,29 @@ def wrong_answers(folder: str | Path, *, of_eval: bool = False) -> WrongAnswers:
             if of_eval
             else f"Finish it with `tunesmith train {folder} --resume`.",
         )
+    if of_eval:
+        _refuse_answers_of_another(run, verdict)
     answers = answer_lines(run, ANSWERS if of_eval else SAMPLES)
     scores = answers[0].get("scores", {}) if answers else {}
     decided = verdict.get("decided_by")
     metric = decided if decided in scores else next(iter(scores), None)
     wrong = [each for each in answers if is_wrong(each, metric)]
     return WrongAnswers(wrong, len(answers), max(len(answers), verdict.get("rows") or 0), metric)
+
+
+def _refuse_answers_of_another(run: Run, evaluation: Mapping[str, Any]) -> None:
+    """Raises RunError if the answers are not those of the newest evaluation, whose line has their sha256."""
+    files = evaluation.get("files")
+    if not isinstance(files, Mapping) or ANSWERS not in files:  # of an earlier version
+        return
+    content, _ = read_checked(run.folder, ANSWERS)
+    if content is None or sha256(content).hexdigest() != files[ANSWERS]:
+        raise RunError(
+            "The answers of the newest evaluation are not there",
+            where=str(run.folder / ANSWERS),
+            why="The command ended before it had written them, or the file was changed.",
+            remedy=f"Run `tunesmith eval {run.folder}` again.",
+        )
 
 
 def _counts(run: Run, status: dict[str, Any]) -> list[tuple[str, str]]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from tunesmith.runs.disk import FULL, GONE, is_full, number_of, why_full
-from tunesmith.runs.folder import Run
+from tunesmith.runs.folder import Run, lines_of_json
 from tunesmith.runs.manifest import MANIFEST, changes, damage, in_words, read_checked, take_off
 from tunesmith.runs.progress import Failure, Listener
 
@@ -52,8 +53,9 @@ def keep_result(
 
     On a disk that is full or lost it is a Failure. Returns whether it was kept.
 
-    Two processes add their results one after the other, so the files beside belong to the newest line. What was there
-    before is compared first: a damaged file or manifest is named, and nothing vouches for it.
+    Two processes add their results one after the other, so the files beside belong to the newest line, which has their
+    sha256 under ``files``: a kill between them leaves no line that takes the answers of another. What was there before
+    is compared first: a damaged file or manifest is named, and nothing vouches for it.
 
     Args:
         name: of the file of JSON lines.
@@ -61,15 +63,18 @@ def keep_result(
         beside: files of JSON lines that belong to the newest result alone, so they are replaced.
     """
     file, lost = run.folder / name, False
+    contents = {other: lines_of_json(lines) for other, lines in (beside or {}).items()}
+    files = {other: sha256(content).hexdigest() for other, content in contents.items()}
+    line = {**found, **({"files": files} if files else {})}
     try:
         with run.keeping():
             if lost := not file.exists() and read_checked(run.folder, name)[1] is not None:
                 take_off(run.folder, name)
-            run.append(name, dict(found))
+            run.append(name, line)
             refused = run.seal(name)
-            for other, lines in (beside or {}).items():
-                run.write_lines(other, lines)
-            if beside:
+            for other, content in contents.items():
+                run.write_bytes(other, content)
+            if contents:
                 run.settle()
     except OSError as error:
         if number_of(error) not in (*FULL, *GONE):

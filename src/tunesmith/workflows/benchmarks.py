@@ -41,6 +41,12 @@ from tunesmith.runs.surroundings import library_call
 from tunesmith.training.rehearsal import memory_faults
 
 EXTRA, PACKAGE = "benchmarks", "lm_eval"
+# The file of a task is a program of the harness. Whatever it raises while the harness loads it, makes its questions or
+# scores its answers is a fault of the file, of its data, or of the network.
+TASK_FAULTS = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, SyntaxError, RecursionError,
+    AssertionError, ArithmeticError, NotImplementedError,
+)  # fmt: skip
 SHOWN = 5  # names that are close to one that is not known, and things that files would run
 FEWSHOT_SEED = 1234  # that of the harness's own command
 
@@ -287,18 +293,7 @@ def _loaded(tasks: Sequence[str], folder: Path | None, files: TaskFiles | None) 
     try:
         with _template_faults():
             loaded = _manager(tasks, folder, files).load(list(tasks))
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ImportError,
-        SyntaxError,
-        RecursionError,
-    ) as error:
-        # The file of a task is a program of the harness: whatever it raises while it is loaded is a fault of the file,
-        # of its data, or of the network.
+    except TASK_FAULTS as error:
         text = str(error).strip() or type(error).__name__
         raise DataError(
             "The tasks cannot be loaded",
@@ -317,9 +312,30 @@ def _loaded(tasks: Sequence[str], folder: Path | None, files: TaskFiles | None) 
                 why="Tunesmith has no sandbox for them.",
                 remedy="Leave the task out, or run it with `lm-eval` itself, in a container.",
             )
+        task.build_all_requests = _guarded_call(task.build_all_requests, name, "questions cannot be made")
+        task.process_results = _guarded_call(task.process_results, name, "answers cannot be scored")
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
     return loaded
+
+
+def _guarded_call(of_task: Callable[..., Any], name: str, what: str) -> Callable[..., Any]:
+    """What a task does by its file, with one message for what its file or data make impossible."""
+
+    @functools.wraps(of_task)
+    def guarded(*given: Any, **named: Any) -> Any:
+        try:
+            return of_task(*given, **named)
+        except TASK_FAULTS as error:
+            text = str(error).strip() or type(error).__name__
+            raise DataError(
+                f"The task's {what}",
+                where=name,
+                why=f"{type(error).__name__}: {text[:500]}",
+                remedy="Correct the task's file, such as its fewshot_config, or its data.",
+            ) from error
+
+    return guarded
 
 
 def _harness_model(model: nn.Module, tuned: Tuned, name: str, batch_size: int, listener: Listener) -> Any:

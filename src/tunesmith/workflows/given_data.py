@@ -20,7 +20,7 @@ from tunesmith.recipe.data import SourceSettings
 from tunesmith.recipe.file import LoadedRecipe
 from tunesmith.recipe.paths import local
 from tunesmith.runs.rows_folders import passing_folder, passing_folder_of, passing_until_exit
-from tunesmith.runs.temporary import temporary
+from tunesmith.runs.whole_files import whole_file
 from tunesmith.workflows.in_python import ROWS, remedies_in_python
 
 Given = TypeVar("Given")
@@ -156,10 +156,9 @@ def _copy(there: Path, place: Path) -> None:
     except FileExistsError:
         return
     except OSError:  # another disk, or one without links
-        with temporary(place.with_name(f".{place.name}.{os.getpid()}.partial")) as partial:
-            with there.open("rb") as rows, open(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
-                shutil.copyfileobj(rows, file)
-            partial.replace(place)
+        with there.open("rb") as rows, whole_file(place) as file:
+            os.fchmod(file.fileno(), 0o600)
+            shutil.copyfileobj(rows, file)
 
 
 def _holds_rows(value: Any) -> bool:
