@@ -33,6 +33,7 @@ from tunesmith.data.files.opening import (
     without_query,
 )
 from tunesmith.data.files.rows import Block, Row, RowStream
+from tunesmith.data.files.saved_datasets import load_saved
 from tunesmith.data.files.source_part import SourcePart
 from tunesmith.data.files.splits import TRAIN, Role, choose_split, held_out_split, split_of_file
 from tunesmith.data.files.streams import HashedFile, buffered, drain, refuse_pointer, seekable, unpacked
@@ -445,19 +446,10 @@ def _dataset(source: SourceSettings, location: _Location, *, split: str | None) 
     match = HUB_ID.fullmatch(source.path)
     if location.is_nowhere:
         raise _missing(location)
-    import datasets
-    from datasets.exceptions import DatasetsError
-
     if match is None or not location.is_missing:
-        try:
-            return datasets.load_from_disk(source.path)
-        except (OSError, ValueError, KeyError, TypeError, DatasetsError) as error:
-            raise DataError(
-                "the dataset saved here cannot be read",
-                where=source.path,
-                why=f"{type(error).__name__}: {error}",
-                remedy="save it again with datasets' save_to_disk",
-            ) from error
+        return load_saved(source.path, location.system, location.root)
+    import datasets
+
     try:
         return datasets.load_dataset(match["repository"], source.name, split=split, revision=match["revision"])
     except Exception as error:  # the hub's HTTP library has errors of its own, and another library each few releases
