@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -254,6 +255,17 @@ def test_a_checkpoint_without_a_manifest_that_cannot_be_read_is_removed_as_the_m
     train(run.folder, resume=True, listener=heard)
     assert content(run.folder) == wanted
     assert any("starts again from its first step" in line for line in heard.warned) == (not all_kept)
+
+
+def test_a_state_that_would_take_the_memory_is_not_read(copied: Callable[[Path], Run], whole: Path) -> None:
+    run = copied(whole)
+    unfinish(run)
+    newest = run.checkpoints[-1]
+    (newest / MANIFEST).unlink()
+    os.truncate(newest / "training_state.json", 2**34)  # without content, it takes no room on the disk
+    with pytest.raises(TrainError, match=r"cannot be read[\s\S]*has 17,179,869,184 bytes") as caught:
+        train(run.folder, resume=True, progress=False)
+    assert caught.value.where == str(newest / "training_state.json")
 
 
 def test_files_that_decide_the_result_are_refused_and_others_are_named(

@@ -14,13 +14,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tunesmith.errors import RunError
+from tunesmith.runs.stored_json import most_text, too_large
 
 FOLDERS = ("checkpoints", "set_aside", "functions", "start", "tensorboard", "wandb", "mlflow")  # that a run writes to
 
 
 def read_plain(path: Path) -> bytes:
-    """The content of a file. Raises OSError for what is no file, such as a pipe, which would never end."""
+    """The content of a file of text.
+
+    Raises OSError for what is no file, such as a pipe, which would never end, and for one with more bytes than a text
+    may have (stored_json.py): a file without content takes no room on the disk, and all of it in memory.
+    """
     with open_plain(path) as file:
+        much = too_large(os.fstat(file.fileno()).st_size, most_text())
+        if much is not None:
+            raise OSError(errno.EFBIG, f"it {much}", str(path))
         return file.read()
 
 
