@@ -234,12 +234,36 @@ def _finished_run(world: Path, folder: Path) -> None:
     run(TRAIN, folder)
 
 
+def _two_runs(world: Path, folder: Path) -> None:
+    _finished_run(world, folder)
+    shutil.copytree(folder / "run", folder / "other")
+
+
+TASK = """task: echo
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Well?"
+doc_to_choice: ["yes", "no"]
+doc_to_target: 0
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def _run_and_task(world: Path, folder: Path) -> None:
+    _finished_run(world, folder)
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "echo.yaml").write_text(TASK.format(rows=world / "rows.jsonl"))
+
+
 def _finished_and_merged(world: Path, folder: Path) -> None:
     _finished_run(world, folder)
     run(["merge", "run", "--out", "made", "--dtype", "bfloat16"], folder)
 
 
 PREPARE = ["prepare", "rows.jsonl", "--out", "made", "data.eval=0.25"]
+TASKS = ["eval", "run", "--tasks", "echo", "--include-path", "tasks", "--allow-functions"]
 COMMANDS: dict[str, tuple[list[str], Prepare, str]] = {
     "prepare": (PREPARE, _rows, "dataset that `tunesmith prepare` wrote"),
     "prepare, into an empty folder": (PREPARE, _rows_and_empty_folder, "dataset that `tunesmith prepare` wrote"),
@@ -252,6 +276,8 @@ COMMANDS: dict[str, tuple[list[str], Prepare, str]] = {
         "The file exists already",
     ),
     "eval": (["eval", "run", "--data", "rows.jsonl"], _finished_run, ""),
+    "compare": (["compare", "run", "other"], _two_runs, ""),
+    "eval --tasks": (TASKS, _run_and_task, ""),
 }
 
 SHORT = ("best of all, one kept", "prepare, into an empty folder", "merge")

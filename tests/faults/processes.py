@@ -30,6 +30,7 @@ MODULES = (
     "tunesmith.workflows.answer_rows", "tunesmith.workflows.prepare_data", "tunesmith.workflows.check",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "peft.tuners.lora.model",
     "transformers.generation.utils", "datasets.arrow_writer", "bitsandbytes",
+    "tunesmith.workflows.compare", "tunesmith.workflows.benchmarks", "lm_eval.evaluator", "lm_eval.tasks",
 )  # fmt: skip
 
 

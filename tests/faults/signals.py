@@ -171,6 +171,6 @@ FAULTS = [
     Fault("signals, train, in a new interpreter", _new_interpreters, short=False),
     *(
         Fault(f"signals, {name}", partial(_command, *COMMANDS[name]), name == "prepare")
-        for name in ("prepare", "merge", "generate --data", "eval")
+        for name in ("prepare", "merge", "generate --data", "eval", "compare", "eval --tasks")
     ),
 ]

@@ -8,6 +8,7 @@ import stat
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -19,7 +20,11 @@ ONE_PRESS = 0.3  # seconds; `timeout` and some shells send one Ctrl-C twice
 
 
 MOMENT = 0.05  # seconds
+LOST_WITHIN = 1.0  # seconds in which an interrupt that a library turned into another exception comes out
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # a supervisor ends the process; its terminal closes
+
+
+_raised: deque[tuple[float, int]] = deque(maxlen=1)  # when, and the number of the signal
 
 
 class Terminated(KeyboardInterrupt):
@@ -49,6 +54,7 @@ def end_within_import(number: int, frame: FrameType | None) -> None:
 def interrupt(number: int, frame: FrameType | None) -> Never:
     """A handler of SIGINT that raises KeyboardInterrupt, as Python's own does, outside of imports."""
     end_within_import(number, frame)
+    _raised.append((time.monotonic(), number))
     raise KeyboardInterrupt
 
 
@@ -62,7 +68,17 @@ def terminate(number: int, frame: FrameType | None) -> Never:
         if signal.getsignal(each) is terminate:
             signal.signal(each, signal.SIG_IGN)
     let_go_of_terminal(number)
+    _raised.append((time.monotonic(), number))
     raise Terminated(number)
+
+
+def just_interrupted() -> int | None:
+    """The number of the signal that was raised a moment ago, if there was one.
+
+    Compiled code of a library may turn the interrupt into an exception of its own: torch, while a file of tensors is
+    read, into "could not determine the shape of object".
+    """
+    return next((number for at, number in _raised if time.monotonic() - at < LOST_WITHIN), None)
 
 
 def let_go_of_terminal(number: int) -> None:

@@ -73,3 +73,44 @@ except BaseException as end:
 def test_a_signal_that_arrives_where_nothing_can_be_raised_still_stops_the_command(number: int) -> None:
     done = subprocess.run([sys.executable, "-c", IN_DEL, str(number)], capture_output=True, text=True, timeout=15)
     assert (done.returncode, "Traceback" in done.stderr) == (128 + number, False)
+
+
+TURNED = """
+import os, signal, sys, time
+from tunesmith.cli.terminal.session import session
+from tunesmith.errors import ModelError
+kinds = {"ValueError": ValueError("no shape"), "ModelError": ModelError("damaged", remedy="fetch it")}
+try:
+    with session():
+        if sys.argv[1] != "0":
+            try:
+                os.kill(os.getpid(), int(sys.argv[1]))
+                time.sleep(20)
+            except KeyboardInterrupt:
+                pass  # as compiled code does that has an error of its own
+        time.sleep(float(sys.argv[3]))
+        raise kinds[sys.argv[2]]
+except BaseException as end:
+    if type(end) is ValueError:
+        raise
+    sys.exit(getattr(end, "exit_code", 1))
+"""
+
+
+def turned(number: int, kind: str, later: float = 0.0) -> tuple[int, bool]:
+    """The exit code, and whether there is a traceback."""
+    argv = [sys.executable, "-c", TURNED, str(number), kind, str(later)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    return done.returncode, "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_a_library_turned_into_an_error_still_stops_the_command(number: int) -> None:
+    for kind in ("ValueError", "ModelError"):
+        assert turned(number, kind) == (128 + number, False)
+
+
+def test_an_error_without_an_interrupt_or_long_after_one_is_what_it_is() -> None:
+    assert turned(0, "ValueError") == (1, True)
+    assert turned(signal.SIGINT, "ValueError", 1.5) == (1, True)
+    assert turned(signal.SIGINT, "ModelError", 1.5) == (1, False)

@@ -14,10 +14,10 @@ from tunesmith.errors import TunesmithError, ran_out
 from tunesmith.planning import memory
 from tunesmith.runs.disk import disk_errors
 from tunesmith.runs.from_python import quiet_libraries
-from tunesmith.runs.stopping import ENDING, Terminated, interrupt, raised_where_it_can_be, terminate
+from tunesmith.runs.stopping import ENDING, Terminated, interrupt, just_interrupted, raised_where_it_can_be, terminate
 from tunesmith.runs.surroundings import refuse_lost_folder
 
-INTERRUPTED, READER_GONE = (128 + number for number in (signal.SIGINT, signal.SIGPIPE))
+READER_GONE = 128 + signal.SIGPIPE
 
 
 @contextmanager
@@ -35,24 +35,28 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
                 yield terminal
             terminal.flush()
             code = TunesmithError.exit_code if terminal.failed else 0
-        except TunesmithError as error:
-            terminal.error(error)
-            code = error.exit_code
-        except (MemoryError, RuntimeError, OSError) as error:
-            if not ran_out(error):
-                raise
-            terminal.error(_no_memory(error))
-            code = TunesmithError.exit_code
-        except Terminated as stopped:
-            code = 128 + stopped.number
-            terminal.note("Stopped by a termination signal.")
-        except KeyboardInterrupt:
-            code = INTERRUPTED
-            terminal.note("Stopped.")
         except ReaderGone:
             code = READER_GONE
+        except Exception as error:
+            if (number := just_interrupted()) is not None:
+                code = _stopped(terminal, number)
+            elif isinstance(error, TunesmithError):
+                terminal.error(error)
+                code = error.exit_code
+            elif isinstance(error, MemoryError | RuntimeError | OSError) and ran_out(error):
+                terminal.error(_no_memory(error))
+                code = TunesmithError.exit_code
+            else:
+                raise
+        except KeyboardInterrupt as stopped:
+            code = _stopped(terminal, stopped.number if isinstance(stopped, Terminated) else signal.SIGINT)
     if code:
         raise typer.Exit(code)
+
+
+def _stopped(terminal: Terminal, number: int) -> int:
+    terminal.note("Stopped." if number == signal.SIGINT else "Stopped by a termination signal.")
+    return 128 + number
 
 
 def _no_memory(error: BaseException) -> TunesmithError:
