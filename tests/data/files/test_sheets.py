@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.door.spreadsheets import ods_sheet, xlsx_two_sheets
 
-from tunesmith.data.files import expansion, sheet_sizes
+from tunesmith.data.files import expansion
 from tunesmith.data.files.locations import parts_of
 from tunesmith.data.files.rows import BadRow
 from tunesmith.data.files.sheet_sizes import MOST_COLUMNS, MOST_ROWS
@@ -99,7 +99,7 @@ def test_an_ods_sheet_with_a_million_repeated_rows_gives_its_own(tmp_path: Path)
     assert not any(row[1]["amount"].endswith(".0") for row in rows)
 
 
-@pytest.mark.parametrize(("suffix", "module"), [(".xlsx", "openpyxl"), (".ods", "odf")])
+@pytest.mark.parametrize(("suffix", "module"), [(".xlsx", "openpyxl"), (".ods", "defusedxml.ElementTree")])
 def test_a_missing_library_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, module: str):
     path = tmp_path / f"a{suffix}"
     with zipfile.ZipFile(path, "w") as archive:
@@ -187,17 +187,67 @@ def test_elements_that_would_fill_the_memory_are_counted_before_a_library_keeps_
     assert "times its size" in refused(path).what
 
 
-def test_an_ods_file_with_more_cells_than_its_library_can_hold_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    ods_sheet(tmp_path)
-    assert read(tmp_path / "tickets.ods")[0]
-    monkeypatch.setattr(sheet_sizes, "MOST_ODS_NODES", 20)
-    monkeypatch.setattr(expansion, "MOST_UNPACKED", 2**14)
-    error = refused(tmp_path / "tickets.ods")
-    assert error.what == "the sheets have more than 20 cells and texts"
+ODS_HEAD = (
+    '<o:document-content xmlns:o="urn:oasis:names:tc:opendocument:xmlns:office:1.0" '
+    'xmlns:t="urn:oasis:names:tc:opendocument:xmlns:table:1.0" '
+    'xmlns:x="urn:oasis:names:tc:opendocument:xmlns:text:1.0" '
+    'xmlns:s="urn:oasis:names:tc:opendocument:xmlns:style:1.0"><o:automatic-styles><s:style s:name="away">'
+    '<s:table-properties t:display="false"/></s:style></o:automatic-styles><o:body>'
+)
+
+
+def ods(path: Path, *tables: str) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        body = f"<o:spreadsheet>{''.join(tables)}</o:spreadsheet></o:body></o:document-content>"
+        archive.writestr("content.xml", ODS_HEAD + body)
+    return path
+
+
+def table(name: str, *rows: list[str], style: str = "") -> str:
+    cells = ["".join(f"<t:table-cell><x:p>{cell}</x:p></t:table-cell>" for cell in row) for row in rows]
+    lines = "".join(f"<t:table-row>{row}</t:table-row>" for row in cells)
+    return f'<t:table t:name="{name}" t:style-name="{style}">{lines}</t:table>'
+
+
+def test_an_ods_file_is_read_row_by_row_in_little_memory(tmp_path: Path):
+    many = [[f"question {number}", f"answer {number}", "a", "b"] for number in range(20_000)]
+    path = ods(tmp_path / "a.ods", table("Page", ["prompt", "completion", "one", "two"], *many))
+    tracemalloc.start()
+    part = parts_of(SourceSettings(path=str(path)), "train")[0][0]
+    assert sum(1 for _ in part.rows()) == 20_000
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**24  # bytes, of 80,000 cells
+
+
+def test_cells_of_one_ods_row_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = ods(tmp_path / "a.ods", table("Page", ["a", "b"], ["c"] * 10_000))
+    monkeypatch.setattr(expansion, "MOST_UNPACKED", 2**20)
+    assert "times its size" in refused(path).what
     monkeypatch.setenv("TUNESMITH_MAX_UNPACKED_GB", "1")
-    assert read(tmp_path / "tickets.ods")[0]
+    assert read(path)[0]
+
+
+def test_spaces_tabs_and_lines_of_an_ods_cell_are_its_text_and_spaces_without_end_are_refused(tmp_path: Path):
+    text = 'a<x:s x:c="3"/>b<x:tab/>c<x:span>d<x:s/>e</x:span>f<x:line-break/>g'
+    path = ods(tmp_path / "a.ods", table("Page", ["prompt", "completion"], [text, "h"]))
+    assert read(path)[0] == [("2", {"prompt": "a   b\tcd ef\ng", "completion": "h"})]
+    path = ods(tmp_path / "a.ods", table("Page", ["prompt", "completion"], ['a<x:s x:c="99999999999"/>', "h"]))
+    assert refused(path).why == "row 2 has more than 1,048,576 spaces"
+    path = ods(
+        tmp_path / "a.ods", table("Page", ["prompt", "completion"], ["<x:span>" * 5000 + "</x:span>" * 5000, "h"])
+    )
+    assert refused(path).what == "the .ods file cannot be read"
+
+
+def test_sheets_of_an_ods_file_are_known_by_name_and_hidden_ones_are_not_read(tmp_path: Path):
+    pages = [table(name, ["prompt", "completion"], [name, "x"], [name, "y"]) for name in ("One", "Two")]
+    path = ods(tmp_path / "a.ods", *pages, table("Empty"), table("Away", ["a", "b"], ["c", "d"], style="away"))
+    assert refused(path).what == "several sheets hold rows"
+    assert [row[1]["prompt"] for row in read(path, sheet="Two")[0]] == ["Two", "Two"]
+    path = ods(tmp_path / "a.ods", pages[1], table("Away", ["a", "b"], ["c", "d"], style="away"))
+    assert read(path)[1] == "sheet Two; hidden, not read: Away"
+    assert refused(ods(tmp_path / "b.ods")).what == "there are no rows in it"
 
 
 def test_entities_are_refused(tmp_path: Path):

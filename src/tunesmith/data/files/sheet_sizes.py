@@ -8,22 +8,25 @@ from collections.abc import Iterator
 from typing import BinaryIO
 from xml.parsers import expat
 
-from tunesmith.data.files.expansion import RAISE, Expansion, most_unpacked
+from tunesmith.data.files.expansion import Expansion
 from tunesmith.data.files.rows import BLOCK_BYTES
 from tunesmith.errors import DataError
 
 MOST_COLUMNS, MOST_ROWS = 16_384, 1_048_576  # of a sheet, in Excel and LibreOffice
-MOST_ODS_NODES = 2_000_000  # elements and texts that odfpy keeps, about 2 GB
-ODS_NODE_BYTES = 900  # memory of one of them, measured
-NODE_BYTES, CLEARED_BYTES = 400, 120  # of an element that openpyxl holds, and of one that it has emptied, measured
+NODE_BYTES, CLEARED_BYTES = 400, 120  # of an element that is held, and of one that has been emptied, measured
 MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 SEPARATOR = "|"
-EMPTIED = {f"{MAIN}|worksheet": f"{MAIN}|row", f"{MAIN}|sst": f"{MAIN}|si"}  # by the root of a part: once it is read
+ODS = "urn:oasis:names:tc:opendocument:xmlns"
+EMPTIED = {  # by the root of a part: once it is read
+    f"{MAIN}|worksheet": f"{MAIN}|row",
+    f"{MAIN}|sst": f"{MAIN}|si",
+    f"{ODS}:office:1.0|document-content": f"{ODS}:table:1.0|table-row",
+}
 LOCAL_HEADER = 30  # bytes before the name in front of a part
 INSTEAD = "save the sheet as .csv"
 
 
-def refuse_beyond_limits(file: BinaryIO, suffix: str, name: str, expansion: Expansion) -> None:
+def refuse_beyond_limits(file: BinaryIO, name: str, expansion: Expansion) -> None:
     """Unpacks each part a piece at a time, and counts its bytes, elements, rows and columns.
 
     Raises:
@@ -31,33 +34,17 @@ def refuse_beyond_limits(file: BinaryIO, suffix: str, name: str, expansion: Expa
         zipfile.BadZipFile: a part has another size than the file says.
         expat.ExpatError: a part that is named as XML is none.
     """
-    nodes = 0
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
-            part, taken = _Part(name, texts=suffix == ".ods"), 0
+            part, taken = _Part(name), 0
             elements = True
             for piece in _pieces(file, entry):
                 taken += len(piece)
                 expansion.add(len(piece))
                 elements = elements and part.feed(piece, named_xml=entry.filename.endswith((".xml", ".rels")))
-                if suffix == ".ods":
-                    _refuse_ods(nodes + part.nodes, name)
-                else:
-                    expansion.refuse_with(max(part.most, part.nodes) * NODE_BYTES + part.emptied * CLEARED_BYTES)
+                expansion.refuse_with(max(part.most, part.nodes) * NODE_BYTES + part.emptied * CLEARED_BYTES)
             if taken != entry.file_size:
                 raise zipfile.BadZipFile(f"{entry.filename} has {taken:,} bytes, and the file says {entry.file_size:,}")
-            nodes += part.nodes
-
-
-def _refuse_ods(nodes: int, name: str) -> None:
-    most = max(MOST_ODS_NODES, most_unpacked() // ODS_NODE_BYTES)
-    if nodes > most:
-        raise DataError(
-            f"the sheets have more than {most:,} cells and texts",
-            where=name,
-            why="the library for .ods files keeps all of them in memory, with about 1 KB for each",
-            remedy=f"{INSTEAD} or .xlsx; or {RAISE}",
-        )
 
 
 def _pieces(file: BinaryIO, entry: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -91,11 +78,10 @@ def _pieces(file: BinaryIO, entry: zipfile.ZipInfo) -> Iterator[bytes]:
 class _Part:
     """Counts the elements of a part as a library would hold them: ``nodes`` now, ``most`` at once, ``emptied`` ones.
 
-    ``openpyxl`` empties each row, or each shared text, once it is read. Rows and columns beyond the last are refused.
-    ``texts``: whether texts count as elements do, as ``odfpy`` keeps them.
+    Each row, or each shared text, is emptied once it is read. Rows and columns beyond the last are refused.
     """
 
-    def __init__(self, name: str, *, texts: bool) -> None:
+    def __init__(self, name: str) -> None:
         self.nodes = self.most = self.emptied = 0
         self._name, self._root = name, ""
         self._row = self._column = 0
@@ -104,8 +90,6 @@ class _Part:
         self._parser.buffer_text = True
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
-        if texts:
-            self._parser.CharacterDataHandler = self._text
 
     def feed(self, piece: bytes, *, named_xml: bool) -> bool:
         """Counts more of the part; False if it is no XML, and is not named as such."""
@@ -133,12 +117,10 @@ class _Part:
 
     def _end(self, tag: str) -> None:
         if tag == EMPTIED.get(self._root):
-            self.most = max(self.most, self.nodes)
-            self.nodes = self._before.pop()
-            self.emptied += 1
-
-    def _text(self, text: str) -> None:
-        self.nodes += 1
+            before = self._before.pop()
+            if not self._before:  # a row inside a row stays with it
+                self.most, self.nodes = max(self.most, self.nodes), before
+                self.emptied += 1
 
     def _refuse(self, what: str) -> None:
         raise DataError(

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
 from xml.parsers.expat import ExpatError
-from xml.sax import SAXException
-from xml.sax.handler import ContentHandler
 
 from tunesmith.data.examples.message import printable
 from tunesmith.data.examples.row_shapes import listed
@@ -34,6 +32,17 @@ SMALLEST_ZIP = 22  # bytes
 OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0"  # begins .xls files, and files with a password
 MIDNIGHT = "T00:00:00"
 FORMULA = b"<f"  # begins one in the XML of a sheet
+BEGINS = 2  # rows of a sheet that are kept from the first look at an .ods file
+MOST_SPACES = 2**20  # in a row of an .ods file, where one element stands for any number of them
+_ODS_OFFICE, _ODS_TABLES, _ODS_TEXTS, _ODS_STYLING = (
+    f"{{urn:oasis:names:tc:opendocument:xmlns:{name}:1.0}}" for name in ("office", "table", "text", "style")
+)
+_ODS_SPREADSHEET, _ODS_STYLES = f"{_ODS_OFFICE}spreadsheet", f"{_ODS_OFFICE}automatic-styles"
+_ODS_TABLE, _ODS_ROW, _ODS_STYLE = f"{_ODS_TABLES}table", f"{_ODS_TABLES}table-row", f"{_ODS_STYLING}style"
+_ODS_TABLE_NAME, _ODS_TABLE_STYLE = f"{_ODS_TABLES}name", f"{_ODS_TABLES}style-name"
+_ODS_STYLE_NAME = f"{_ODS_STYLING}name"
+_ODS_SPACES = f"{_ODS_TEXTS}s"
+_ODS_WHITE = {f"{_ODS_TEXTS}tab": "\t", f"{_ODS_TEXTS}line-break": "\n"}
 
 Cells = tuple[int, list[str | None]]  # a row's number and its texts; None: a formula whose value was never saved
 
@@ -177,8 +186,8 @@ def _sheets(file: BinaryIO, suffix: str, name: str, *, counted: bool = False) ->
         SyntaxError,
         OSError,
         EOFError,
+        RecursionError,
         ExpatError,
-        SAXException,
     ) as error:
         raise DataError(f"the {suffix} file cannot be read", where=name, why=str(error)) from error
 
@@ -208,7 +217,7 @@ def _refuse_bomb(file: BinaryIO, suffix: str, name: str, *, counted: bool) -> No
     if packed < SMALLEST_ZIP:
         raise zipfile.BadZipFile("it is cut off")
     if counted:
-        refuse_beyond_limits(file, suffix, name, _expansion(name, packed))
+        refuse_beyond_limits(file, name, _expansion(name, packed))
     file.seek(0)
 
 
@@ -299,72 +308,141 @@ def _text(value: Any) -> str:
 
 
 def _ods(file: BinaryIO) -> AbstractContextManager[list[Sheet]]:
-    import defusedxml.sax
-    from odf import opendocument, table
-    from odf.namespaces import STYLENS, TABLENS
+    import defusedxml.ElementTree  # noqa: F401 - a missing package is said before anything is read
 
     @contextmanager
     def opened() -> Iterator[list[Sheet]]:
-        with zipfile.ZipFile(file) as archive, archive.open("content.xml") as content:
-            defusedxml.sax.parse(content, ContentHandler(), forbid_dtd=True)  # odfpy does not look for entities
-        file.seek(0)
-        document: Any = opendocument.load(file)
-        hidden = {
-            style.getAttrNS(STYLENS, "name")
-            for style in _elements(document.automaticstyles)
-            if any(part.getAttrNS(TABLENS, "display") == "false" for part in _elements(style))
-        }
-        yield [
-            Sheet(
-                sheet.getAttrNS(TABLENS, "name"),
-                sheet.getAttrNS(TABLENS, "style-name") in hidden,
-                _Rows(lambda s=sheet: _ods_rows(s)),
-            )
-            for sheet in document.spreadsheet.getElementsByType(table.Table)
-        ]
+        hidden: set[str | None] = set()
+        sheets = []
+        for number, parts in _ods_groups(file):
+            if not number:  # what stands before the first table
+                hidden = {style.get(_ODS_STYLE_NAME) for style in parts if _hides(style)}
+                continue
+            table = next(parts)
+            begins = list(itertools.islice(_Rows(lambda parts=parts: _ods_rows(parts)), BEGINS))
+            rows = _Begun(begins, _Rows(partial(_ods_sheet, file, number)))
+            sheets.append(Sheet(table.get(_ODS_TABLE_NAME), table.get(_ODS_TABLE_STYLE) in hidden, rows))
+        yield sheets
 
     return opened()
 
 
-def _ods_rows(sheet: Any) -> Iterator[Cells]:
-    from odf.namespaces import TABLENS
-    from odf.table import TableRow
+def _ods_groups(file: BinaryIO) -> Iterator[tuple[int, Iterator[Any]]]:
+    """What stands before the first table, as number 0, and each table with its rows, numbered from 1."""
+    tables = 0
 
+    def number_of(part: Any) -> int:
+        nonlocal tables
+        tables += part.tag == _ODS_TABLE
+        return tables
+
+    return itertools.groupby(_ods_parts(file), number_of)
+
+
+def _ods_parts(file: BinaryIO) -> Iterator[Any]:
+    """The automatic styles, each table as it begins, and its rows. A row leaves the memory before the next is read.
+
+    A table inside a row is a part of that row.
+    """
+    from defusedxml.ElementTree import iterparse
+
+    path: list[Any] = []
+    rows, found = 0, False
+    with zipfile.ZipFile(file) as archive, archive.open("content.xml") as content:
+        for event, element in iterparse(content, ("start", "end"), forbid_dtd=True):
+            if event == "start":
+                if element.tag == _ODS_TABLE and found and not rows:
+                    yield element
+                found = found or element.tag == _ODS_SPREADSHEET
+                rows += element.tag == _ODS_ROW
+                path.append(element)
+                continue
+            path.pop()
+            if element.tag == _ODS_ROW:
+                rows -= 1
+                if not rows:
+                    if found:
+                        yield element
+                    path[-1].remove(element)
+            elif element.tag == _ODS_STYLE and path[-1].tag == _ODS_STYLES:
+                yield element
+    if not found:
+        raise ValueError("it holds no spreadsheet")
+
+
+def _hides(style: Any) -> bool:
+    return any(part.get(f"{_ODS_TABLES}display") == "false" for part in style)
+
+
+def _ods_sheet(file: BinaryIO, wanted: int) -> Iterator[Cells]:
+    """The rows of one table. The file is read again up to its end."""
+    for number, parts in _ods_groups(file):
+        if number == wanted:
+            next(parts)
+            yield from _ods_rows(parts)
+            return
+
+
+def _ods_rows(rows: Iterable[Any]) -> Iterator[Cells]:
     number = 1
-    for row in sheet.getElementsByType(TableRow):
+    for row in (each for outer in rows for each in outer.iter(_ODS_ROW)):
+        if sum(map(_spaces, row.iter(_ODS_SPACES))) > MOST_SPACES:
+            raise ValueError(f"row {number:,} has more than {MOST_SPACES:,} spaces")
         cells: list[str | None] = []
-        for cell in _elements(row):
+        for cell in row:
             text = _ods_text(cell)
-            cells += [text] * _repeated(cell, TABLENS, "number-columns-repeated", MOST_COLUMNS - len(cells))
+            cells += [text] * _repeated(cell, "number-columns-repeated", MOST_COLUMNS - len(cells))
         while cells and not _holds(cells[-1]):
             cells.pop()
-        many = _repeated(row, TABLENS, "number-rows-repeated", MOST_ROWS)
+        many = _repeated(row, "number-rows-repeated", MOST_ROWS)
         if cells:
             yield from ((each, cells) for each in range(number, number + many))
         number += many
 
 
-def _elements(node: Any) -> list[Any]:
-    return [child for child in node.childNodes if child.nodeType == child.ELEMENT_NODE]
-
-
-def _repeated(element: Any, space: str, key: str, most: int) -> int:
-    return max(min(int(element.getAttrNS(space, key) or 1), most), 0)
+def _repeated(element: Any, key: str, most: int) -> int:
+    return max(min(int(element.get(f"{_ODS_TABLES}{key}") or 1), most), 0)
 
 
 def _ods_text(cell: Any) -> str:
-    from odf.namespaces import OFFICENS
-    from odf.teletype import extractText
-
-    kind = cell.getAttrNS(OFFICENS, "value-type")
+    kind = cell.get(f"{_ODS_OFFICE}value-type")
     if kind in ("float", "currency", "percentage"):
-        return _text(float(cell.getAttrNS(OFFICENS, "value")))
+        return _text(float(cell.get(f"{_ODS_OFFICE}value")))
     if kind == "boolean":
-        return str(cell.getAttrNS(OFFICENS, "boolean-value"))
+        return str(cell.get(f"{_ODS_OFFICE}boolean-value"))
     if kind == "date":
-        return str(cell.getAttrNS(OFFICENS, "date-value")).removesuffix(MIDNIGHT)
-    lines = [part for part in _elements(cell) if part.tagName == "text:p"]  # and no comments
-    return "\n".join(map(extractText, lines))
+        return str(cell.get(f"{_ODS_OFFICE}date-value")).removesuffix(MIDNIGHT)
+    lines = cell.findall(f"{_ODS_TEXTS}p")  # and no comments
+    return "\n".join("".join(_ods_pieces(line)) for line in lines)
+
+
+def _ods_pieces(element: Any) -> Iterator[str]:
+    """The text of a paragraph. Spaces, tabs and line breaks are elements of their own."""
+    yield element.text or ""
+    for part in element:
+        if part.tag == _ODS_SPACES:
+            yield " " * _spaces(part)
+        elif part.tag in _ODS_WHITE:
+            yield _ODS_WHITE[part.tag]
+        else:
+            yield from _ods_pieces(part)
+        yield part.tail or ""
+
+
+def _spaces(element: Any) -> int:
+    return max(int(element.get(f"{_ODS_TEXTS}c") or 1), 0)
+
+
+class _Begun:
+    """Rows whose first ``BEGINS`` are known: the others are read only if they are asked for."""
+
+    def __init__(self, begins: list[Cells], rows: Iterable[Cells]) -> None:
+        self._begins, self._rows = begins, rows
+
+    def __iter__(self) -> Iterator[Cells]:
+        yield from self._begins
+        if len(self._begins) == BEGINS:
+            yield from itertools.islice(self._rows, BEGINS, None)
 
 
 class _Rows:
