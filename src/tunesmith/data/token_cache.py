@@ -221,7 +221,8 @@ def _write(
     rows, done = 0, 0
     with temporary(path.with_suffix(".partial")) as partial:
         with _cache_errors(path.parent):
-            sink = partial.open("wb")
+            partial.unlink(missing_ok=True)  # what a killed process left, or a link that somebody put there
+            sink = partial.open("xb")
         try:
             writer = pa.ipc.new_file(sink, schema)
             for block in blocks:

@@ -210,14 +210,14 @@ def table(name: str, *rows: list[str], style: str = "") -> str:
 
 
 def test_an_ods_file_is_read_row_by_row_in_little_memory(tmp_path: Path):
-    many = [[f"question {number}", f"answer {number}", "a", "b"] for number in range(20_000)]
+    many = [[f"question {number}", f"answer {number}", "a", "b"] for number in range(4_000)]
     path = ods(tmp_path / "a.ods", table("Page", ["prompt", "completion", "one", "two"], *many))
     tracemalloc.start()
     part = parts_of(SourceSettings(path=str(path)), "train")[0][0]
-    assert sum(1 for _ in part.rows()) == 20_000
+    assert sum(1 for _ in part.rows()) == 4_000
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most < 2**24  # bytes, of 80,000 cells
+    assert most < 2**22  # bytes, of 16,000 cells
 
 
 def test_cells_of_one_ods_row_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
