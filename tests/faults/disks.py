@@ -17,7 +17,11 @@ from pathlib import Path
 from tests.faults.points import Points
 from tests.faults.processes import Command, Ended
 from tests.faults.table import Fault, Try
-from tests.faults.world import METHODS, TRAIN, apart, content, hashes, make_world, write_recipe
+from tests.faults.world import METHODS, TRAIN, apart, content, hashes, hidden_in, make_world, write_recipe
+
+from tunesmith.runs.folder import Run
+from tunesmith.runs.manifest import changes, in_words
+from tunesmith.runs.run_files import COMPARISONS, EVALUATIONS
 
 SIZE = "24m"
 FILLER = "filler"
@@ -190,6 +194,36 @@ def _of_command(argv: Sequence[str], out: str, environment: dict[str, str] | Non
     return tries
 
 
+def _of_result(argv: Sequence[str], name: str) -> Callable:
+    """The tries of a command that adds a line to the file ``name`` of a run."""
+
+    def tries(folder: Path, whole: bool) -> Iterator[Try]:
+        world, tuned = make_world(folder / "world"), folder / "tuned"
+        write_recipe(world, tuned, "lora with dropout")
+        Command(TRAIN, tuned).wait()
+        trained = content(tuned)
+
+        def new(at: Path) -> None:
+            shutil.copytree(tuned / "run", at / "run", dirs_exist_ok=True)
+
+        def result(at: Path) -> dict:
+            line, digests = Run(at / "run").read_lines(name)[-1], hashes(at / "run")
+            answers = {each: digests.get(each) == digest for each, digest in line.get("files", {}).items()}
+            found = {key: line.get(key) for key in ("verdict", "rows", "metrics")}
+            return {**found, "answers": answers, "damaged": changes(at / "run")}
+
+        def after(at: Path, wanted: dict) -> str | None:
+            lost = apart({**content(at), "names": None}, {**trained, "names": None})
+            left = [path for path in hidden_in(at) if ".tunesmith-" in path]
+            return lost or in_words(changes(at / "run")) or (f"left: {left}" if left else None)
+
+        places = {"ROWS": world / "rows.jsonl", "TUNED": tuned / "run"}
+        named = [str(places.get(word, word)) for word in argv]
+        yield from _tries(folder, named, new, result, after, count=None if whole else 3)
+
+    return tries
+
+
 _COMMANDS = {
     "prepare": (["prepare", "ROWS", "--out", "run/made"], "made"),
     "merge": (["merge", "TUNED", "--out", "run/merged"], "merged"),
@@ -203,5 +237,7 @@ _COMMANDS = {
 }
 FAULTS = [
     Fault("disk full: train", _training),
+    Fault("disk full: eval", _of_result(["eval", "run", "--data", "ROWS"], EVALUATIONS)),
+    Fault("disk full: compare", _of_result(["compare", "run", "TUNED"], COMPARISONS)),
     *(Fault(f"disk full: {name}", _of_command(*command)) for name, command in _COMMANDS.items()),
 ]

@@ -12,14 +12,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.faults.points import Points
 from tests.faults.processes import Command, run
 from tests.faults.table import Fault, Try
-from tests.faults.world import TRAIN, apart, content, copy_of, make_world, recipe, write_recipe
+from tests.faults.world import TRAIN, apart, content, copy_of, hashes, hidden_in, make_world, recipe, write_recipe
 
 from tunesmith.runs.folder import Run
-from tunesmith.runs.run_files import CARD, REPORT
+from tunesmith.runs.manifest import changes, in_words
+from tunesmith.runs.run_files import CARD, EVALUATIONS, REPORT
 
 STARTS, FIRST_USES = 20, 8
 LEAVES = 2.0  # seconds of a processor; twenty processes at a time wait for theirs
@@ -119,8 +121,11 @@ def _third_save(folder: Path) -> int:
     at = copy_of(folder / "whole", folder / "counted")
     shutil.rmtree(at / "run")
     Command(TRAIN, at, points=points).wait()
-    begun = [number for number, line in enumerate(points.lines(), 1) if line.startswith("mkdir run/checkpoints/.step-")]
-    return begun[2]
+    begun: dict[str, int] = {}  # a folder is made by several calls
+    for number, line in enumerate(points.lines(), 1):
+        if line.startswith("mkdir run/checkpoints/.step-"):
+            begun.setdefault(line, number)
+    return list(begun.values())[2]
 
 
 def _renames(folder: Path, whole: bool) -> Iterator[Try]:
@@ -161,7 +166,53 @@ def _renames(folder: Path, whole: bool) -> Iterator[Try]:
             shutil.rmtree(at)
 
 
+def _on_one_run(folder: Path, whole: bool) -> Iterator[Try]:
+    """Whole processes read one run and add to it at the same time: each ends well, and nothing of any is lost."""
+    world = make_world(folder / "world")
+    write_recipe(world, folder / "whole", NAME)
+    run(TRAIN, folder / "whole")
+    wanted = content(folder / "whole")
+    write_recipe(world, folder / "killed", NAME)
+    killed = Points(folder / "killed" / "points.log", kill_at=_third_save(folder))
+    Command(TRAIN, folder / "killed", points=killed).wait()
+    evaluate = ["eval", "../run", "--data", str(world / "rows.jsonl")]
+    report = ["runs", "report", "../run", "--html", "../page.html"]
+    cases = {
+        "two reports": ("whole", [report, report]),
+        "two evals": ("whole", [evaluate, evaluate]),
+        "evals and reports": ("whole", [evaluate, report, evaluate, report]),
+        "a training and an eval": ("killed", [TRAIN, evaluate]),
+    }
+    for turn in range(5 if whole else 1):
+        for name, (before, argvs) in cases.items():
+            at = copy_of(folder / before, folder / f"{name} {turn}")
+            places = [at if argv is TRAIN else at / f"own {number}" for number, argv in enumerate(argvs)]
+            for place in places:
+                place.mkdir(exist_ok=True)
+            commands = [Command(argv, place) for argv, place in zip(argvs, places, strict=True)]
+            ended = [command.wait() for command in commands]
+            for argv, each in zip(argvs, ended, strict=True):
+                lost = f"exit {each.code}: {each.said[-700:]}" if each.code or "Traceback" in each.said else None
+                yield Try(f"{name}: {argv[0]}", lost or (f"left: {each.left}" if each.left else None))
+            yield Try(f"{name}: the run", _of_run(at, argvs.count(evaluate), wanted))
+            shutil.rmtree(at)
+
+
+def _of_run(at: Path, evals: int, wanted: dict[str, Any]) -> str | None:
+    """What is wrong with a run to which so many evaluations were added."""
+    run_of = Run(at / "run")
+    lines, digests = run_of.read_lines(EVALUATIONS), hashes(at / "run")
+    if len(lines) != evals:
+        return f"there are {len(lines)} evaluations and should be {evals}"
+    if lines and lines[-1]["files"] != {name: digests.get(name) for name in lines[-1]["files"]}:
+        return "the answers are not those of the newest evaluation"
+    lost = apart({**content(at), "names": None}, {**wanted, "names": None})  # an eval adds files
+    left = [name for name in hidden_in(at) if ".tunesmith-" in name]
+    return lost or in_words(changes(at / "run")) or (f"left: {left}" if left else None)
+
+
 FAULTS = [
+    Fault("together: commands on one run", _on_one_run),
     Fault("together: 20 starts", _starts),
     Fault("together: 8 first uses", _first_uses),
     Fault("together: locks, clocks", _left_behind),
