@@ -34,7 +34,13 @@ from tests.faults.world import (
     write_recipe,
 )
 
+from tunesmith.errors import RunError
+from tunesmith.runs.folder import Run
+from tunesmith.runs.overview import wrong_answers
+from tunesmith.runs.run_files import ANSWERS, EVALUATIONS
+
 MOMENTS = 40
+FEW = 5  # rows of a second evaluation
 NEW = not os.environ.get("FAULTS_FORKS")  # set, what is not killed runs in a fork, too: faster, on a busy machine
 KILLED = 128 + signal.SIGKILL
 
@@ -280,10 +286,48 @@ COMMANDS: dict[str, tuple[list[str], Prepare, str]] = {
     "eval --tasks": (TASKS, _run_and_task, ""),
 }
 
+
+def _evaluating_again(folder: Path, whole: bool) -> Iterator[Try]:
+    """Killed while a run that has an evaluation gets another one, of fewer rows: no line takes the other's answers."""
+    world = make_world(folder / "world")
+    _finished_run(world, folder / "before")
+    lines = (world / "rows.jsonl").read_text().splitlines(keepends=True)
+    (folder / "before" / "few.jsonl").write_text("".join(lines[:FEW]))
+    run(["eval", "run", "--data", "rows.jsonl"], folder / "before")
+    argv = ["eval", "run", "--data", "few.jsonl"]
+    points, _ = _points_of(copy_of(folder / "before", folder / "counted"), argv)
+    adding = [number for number, line in enumerate(points, 1) if " run/" in line and ".answers" not in line]
+    for number in _spread(adding, len(adding) if whole else 6):
+        at = copy_of(folder / "before", folder / f"point {number}")
+        done = _killed_at_point(argv, at, number)
+        yield Try(f"killed at point {number}, {done}", _answers_of_another(at / "run"))
+        ended = run(argv, at)
+        lost = (
+            f"exit {ended.code}: {ended.said[-1500:]}" if ended.code else _answers_of_another(at / "run", needed=True)
+        )
+        yield Try(f"again after point {number}", lost)
+        shutil.rmtree(at)
+
+
+def _answers_of_another(folder: Path, *, needed: bool = False) -> str | None:
+    """Whether the newest evaluation is shown with answers of the other one. ``needed``: it must be shown."""
+    few = Run(folder).read_lines(EVALUATIONS)[-1]["rows"] == FEW
+    if needed and not few:
+        return "the second evaluation is not there"
+    try:
+        wrong_answers(folder, of_eval=True)
+    except RunError as error:
+        return error.render() if needed or "answers of the newest evaluation" not in error.what else None
+    sources = [line["source"] for line in Run(folder).read_lines(ANSWERS)]
+    of_it = sources and all(("few.jsonl" in source) is few for source in sources)
+    return None if of_it else f"the evaluation of {'few' if few else 'all'} rows has the answers to {sources[:3]}"
+
+
 SHORT = ("best of all, one kept", "prepare, into an empty folder", "merge")
 FAULTS = [
     *(Fault(f"kill -9, {name}", partial(_training, name), name in SHORT) for name in METHODS),
     Fault("kill -9, a resume", _resuming, short=False),
     Fault("kill -9, train --overwrite", _overwriting, short=False),
+    Fault("kill -9, a second eval", _evaluating_again),
     *(Fault(f"kill -9, {name}", partial(_command, *given), name in SHORT) for name, given in COMMANDS.items()),
 ]
