@@ -100,8 +100,8 @@ def _writes(call: ast.Call) -> bool:
     if method in ("write_text", "write_bytes"):
         return owner.removesuffix("()") not in ("run", "self", "self.run") and not owner.startswith("Run(")
     if method == "fdopen" or (method == "open" and owner not in ("os", "archive")):
-        modes = [each.value for each in [*call.args, *[key.value for key in call.keywords]] if _is_mode(each)]
-        return any(set(mode) & set("wax+") for mode in modes)
+        given = [*call.args, *[key.value for key in call.keywords]]
+        return any(set(ast.literal_eval(each)) & set("wax+") for each in given if _is_mode(each))
     return name in ("shutil.copyfile", "shutil.copy", "shutil.copy2", "shutil.move")
 
 
