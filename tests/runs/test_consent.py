@@ -168,23 +168,21 @@ INSIDE = "http://127.0.0.1:9/rows.jsonl"
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        (INSIDE, "leads to this machine"),
-        ("http://2130706433/rows.jsonl", "leads to this machine"),
-        ("http://169.254.169.254/latest/rows.jsonl", "leads to a local address"),
-        ("https://10.1.2.3/rows.jsonl", "leads to a private network"),
-        ("http://[::1]/rows.jsonl", "form is unusual"),
-        ("HTTP://localhost/rows.jsonl", "leads to this machine"),
-        ("http://8.8.8.8\\@127.0.0.1/rows.jsonl", "leads to this machine|form is unusual"),
-        ("zip://rows.jsonl::http://127.0.0.1/rows.zip", "leads to this machine"),
+        (INSIDE, "Its server would learn that you read it"),
+        ("https://example.org/rows.jsonl", "Its server would learn that you read it"),
+        ("HTTP://[::1]/rows.jsonl", "Its server would learn that you read it"),
+        ("zip://rows.jsonl::http://127.0.0.1/rows.zip", "Its server would learn that you read it"),
         ("s3://bucket/rows.jsonl", "s3:// is read with your own access"),
         ("smb://host/share/rows.jsonl", "smb:// is read with your own access"),
         ("simplecache::sftp://host/rows.jsonl", "is read with your own access"),
-        ("https://8.8.8.8/rows.jsonl", None),
+        ("://host/rows.jsonl", "form is unusual"),
+        ("hf://datasets/user/rows/rows.jsonl", None),
+        ("file:///rows.jsonl", None),
         ("user/rows@main", None),
         ("rows.jsonl", None),
     ],
 )
-def test_rows_of_a_stored_recipe_come_from_no_address_that_leads_inside(
+def test_rows_of_a_stored_recipe_come_from_no_address_without_the_users_word(
     stored: Path, address: str, words: str | None
 ) -> None:
     (stored / "recipe.yaml").write_text(f"model: m\ndata: {{train: '{address}'}}\noutput_dir: out\n")

@@ -1,4 +1,4 @@
-"""A run of somebody else makes this machine ask no address inside, unless the user says so."""
+"""A run of somebody else makes this machine ask no address, unless the user says so."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def asked(sent: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("name", READS_ROWS)
-def test_an_address_inside_is_asked_for_again(
+def test_an_address_is_asked_for_again(
     name: str, sent: Path, asked: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     address, paths = asked
@@ -82,6 +82,26 @@ def test_the_flag_that_the_message_names_works(
 ) -> None:
     assert run(*filled(name, sent), "--allow-functions") == 0, capsys.readouterr().err
     assert asked[1] != []
+
+
+def test_compare_asks_again_and_the_flag_works(
+    sent: Path, asked: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("compare", str(sent / "run"), "base", "max_new_tokens=1")
+    assert run(*command) == 1
+    assert f"asks to read rows from {asked[0]}" in " ".join(capsys.readouterr().err.split()) and asked[1] == []
+    assert run(*command, "--allow-functions") == 0, capsys.readouterr().err
+    assert asked[1] != []
+
+
+def test_merge_compares_on_questions_or_on_the_rows_that_are_named(
+    sent: Path, asked: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("merge", str(sent / "run"), "--out", "merged") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"asks to read rows from {asked[0]}" in said and "a few plain questions" in said
+    assert run("merge", str(sent / "run"), "--out", "again", "--data", str(sent / "rows.jsonl")) == 0
+    assert asked[1] == []
 
 
 def test_a_run_that_began_here_is_not_asked_about(

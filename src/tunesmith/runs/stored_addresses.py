@@ -1,22 +1,19 @@
 """Where the rows of a stored recipe may come from: its sender, and not the user, named the address.
 
-Plain addresses of the internet and of the hub stay, because they say nothing of this machine. What leads inside, or
-is read with the user's own access, is asked for again.
+Every address that opens a connection is asked for again, but those of the hub. No rule looks at the host: what a name
+stands for may change between a check and the read, and a server outside learns who reads from it.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import shlex
-import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.recipe.file import read_recipe
@@ -26,10 +23,8 @@ from tunesmith.runs.folder import Run
 from tunesmith.runs.run_files import RECIPE
 
 SCHEMES = re.compile(r"(?:^|::)(\w[\w+.-]*)(?=://|::)")
-PLAIN = frozenset({"http", "https", "hf", "file", "local", "zip", "tar"})  # the last four open no connection
-LINK_LOCAL, LOOPBACK, PRIVATE, PUBLIC = range(4)
-PLACES = {LINK_LOCAL: "a local address", LOOPBACK: "this machine", PRIVATE: "a private network"}
-_HOST = re.compile(r"(?:[^/]*@)?([\w.-]+|\[[\w:.%]+\])(?::\d*)?")
+_PLAIN = frozenset({"hf", "file", "local", "zip", "tar"})  # the hub, as a hub id is; the others open no connection
+_WEB = frozenset({"http", "https"})
 _allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed_addresses", default=frozenset())
 
 
@@ -91,44 +86,17 @@ def note_begun(run: Run) -> None:
         pass  # a cache that cannot be written: the question is asked
 
 
-def place_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
-    """How far inside an address is."""
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if address.is_link_local:
-        return LINK_LOCAL
-    if address.is_loopback or address.is_unspecified:
-        return LOOPBACK
-    return PUBLIC if address.is_global else PRIVATE
-
-
 def _needs_leave(address: str) -> str | None:
     """Why an address is asked for again; None for a plain one."""
     if _is_share(address):
         return "It is a folder that another machine shares."
     schemes = {scheme.lower() for scheme in SCHEMES.findall(address)}
-    if not schemes or not schemes <= PLAIN:
-        name = min(schemes - PLAIN, default="")
-        return f"{name}:// is read with your own access, where there is some." if name else "Its form is unusual."
-    for part in address.split("::"):
-        if part.lower().startswith(("http:", "https:")):
-            host = _HOST.fullmatch(part.partition("://")[2].partition("/")[0].partition("?")[0].partition("#")[0])
-            if host is None:
-                return "Its form is unusual."
-            place = _place_of_name(urlsplit(part).hostname or "")
-            if place < PUBLIC:
-                return f"It leads to {PLACES[place]}."
-    return None
-
-
-def _place_of_name(host: str) -> int:
-    """How far inside a name is; the innermost of the addresses that it stands for."""
-    try:
-        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return PUBLIC  # it cannot be reached either
-    found = [ipaddress.ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]
-    return min(map(place_of, found), default=PUBLIC)
+    if not schemes:
+        return "Its form is unusual."
+    access = min(schemes - _PLAIN - _WEB, default=None)
+    if access is not None:
+        return f"{access}:// is read with your own access, where there is some."
+    return "Its server would learn that you read it, and it may lead inside your network." if schemes & _WEB else None
 
 
 def _is_share(address: str) -> bool:

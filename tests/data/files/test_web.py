@@ -16,7 +16,6 @@ from tunesmith.data.files.locations import parts_of
 from tunesmith.data.files.web import Redirects, plain_http, refuse_schemes
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSettings
-from tunesmith.runs.stored_addresses import PUBLIC
 
 pytest.importorskip("aiohttp")
 ROWS = b"".join(json.dumps({"prompt": f"ask {n}", "completion": "say"}).encode() + b"\n" for n in range(5))
@@ -111,7 +110,7 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     real = web._place
 
     async def place(host: str | None) -> int:
-        return PUBLIC if host == "127.0.0.1" else await real(host)
+        return web._PUBLIC if host == "127.0.0.1" else await real(host)
 
     monkeypatch.setattr(web, "_place", place)
 

@@ -22,6 +22,7 @@ from tunesmith.data.files.documents import DOCUMENTS, TEXT
 from tunesmith.data.files.downloads import most_downloaded
 from tunesmith.data.files.folders import Link, choose_files, local_link
 from tunesmith.data.files.formats import FORMATS
+from tunesmith.data.files.hub_datasets import load_from_hub
 from tunesmith.data.files.opening import (
     Opening,
     find_opening,
@@ -448,17 +449,7 @@ def _dataset(source: SourceSettings, location: _Location, *, split: str | None) 
         raise _missing(location)
     if match is None or not location.is_missing:
         return load_saved(source.path, location.system, location.root)
-    import datasets
-
-    try:
-        return datasets.load_dataset(match["repository"], source.name, split=split, revision=match["revision"])
-    except Exception as error:  # the hub's HTTP library has errors of its own, and another library each few releases
-        raise DataError(
-            "no file or folder of this name is here, and the hub's dataset cannot be read",
-            where=source.path,
-            why=f"{type(error).__name__}: {error}",
-            remedy="check the name, `split`, `name` (configuration) and the connection",
-        ) from error
+    return load_from_hub(match["repository"], source.name, split=split, revision=match["revision"])
 
 
 def _missing(location: _Location) -> DataError:

@@ -9,13 +9,15 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import DataError
-from tunesmith.runs.stored_addresses import PLACES, PUBLIC, SCHEMES, place_of
+from tunesmith.runs.stored_addresses import SCHEMES
 
 if TYPE_CHECKING:
     import aiohttp
 
 HTTP = re.compile(r"(^|::)https?://")
 REFUSED = frozenset({"reference", "dask", "generic", "async_wrapper", "jlab", "jupyter"})  # they read what files name
+_LINK_LOCAL, _LOOPBACK, _PRIVATE, _PUBLIC = range(4)
+_PLACES = {_LINK_LOCAL: "a local address", _LOOPBACK: "this machine", _PRIVATE: "a private network"}
 
 
 def refuse_schemes(address: str, name: str) -> None:
@@ -76,7 +78,7 @@ class Redirects:
         else:
             before, after = await _place(found.url.host), await _place(target.host)
             if after < before:
-                why = f"a redirect leads from {found.url.host} to {PLACES[after]}, {target.host}"
+                why = f"a redirect leads from {found.url.host} to {_PLACES[after]}, {target.host}"
         if why is not None:
             add = "" if not target.query_string else ", with its query, which is not shown as it may hold a signature"
             self.refused.append(
@@ -93,13 +95,23 @@ class Redirects:
 async def _place(host: str | None) -> int:
     """How far inside an address is; the innermost of those that a name stands for."""
     if not host:
-        return PUBLIC
+        return _PUBLIC
     try:
         found = [ipaddress.ip_address(host)]
     except ValueError:
         try:
             answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError:
-            return PUBLIC  # it cannot be reached either
+            return _PUBLIC  # it cannot be reached either
         found = [ipaddress.ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]
-    return min(map(place_of, found), default=PUBLIC)
+    return min(map(_place_of, found), default=_PUBLIC)
+
+
+def _place_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_link_local:
+        return _LINK_LOCAL
+    if address.is_loopback or address.is_unspecified:
+        return _LOOPBACK
+    return _PUBLIC if address.is_global else _PRIVATE
