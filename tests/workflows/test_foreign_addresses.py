@@ -84,16 +84,6 @@ def test_the_flag_that_the_message_names_works(
     assert asked[1] != []
 
 
-def test_compare_asks_again_and_the_flag_works(
-    sent: Path, asked: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ("compare", str(sent / "run"), "base", "max_new_tokens=1")
-    assert run(*command) == 1
-    assert f"asks to read rows from {asked[0]}" in " ".join(capsys.readouterr().err.split()) and asked[1] == []
-    assert run(*command, "--allow-functions") == 0, capsys.readouterr().err
-    assert asked[1] != []
-
-
 def test_merge_compares_on_questions_or_on_the_rows_that_are_named(
     sent: Path, asked: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
