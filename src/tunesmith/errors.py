@@ -9,6 +9,7 @@ from tunesmith.safe_text import without_known_secrets
 _NO_MEMORY = (  # of torch, CUDA, its libraries, C++, and Python, whose threads need memory for their stacks
     "allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "can't start new thread",
 )  # fmt: skip
+_NOT_MAPPED = "failed to map segment"  # what glibc says of a library for which there is no memory
 
 
 def ran_out(error: BaseException) -> bool:
@@ -19,6 +20,8 @@ def ran_out(error: BaseException) -> bool:
     if kinds & {"MemoryError", "OutOfMemoryError"}:
         return True
     text = str(error)
+    if "ImportError" in kinds:
+        return _NOT_MAPPED in text
     return bool(kinds & {"RuntimeError", "SafetensorError"}) and any(part in text for part in _NO_MEMORY)
 
 

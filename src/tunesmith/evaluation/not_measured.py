@@ -63,7 +63,7 @@ class NotMeasured:
         """The same for memory alone, where a message to the user must end the command."""
         try:
             yield
-        except (MemoryError, RuntimeError, OSError) as error:
+        except (MemoryError, RuntimeError, OSError, ImportError) as error:
             if not ran_out(error):
                 raise
             how = f" with {_ALONE[key]}" if key in _ALONE else ""

@@ -108,7 +108,7 @@ def memory_faults(plan: Plan | None = None) -> Iterator[None]:
     """Turns an error that means that memory ran out into one with the estimate, the limit and a remedy."""
     try:
         yield
-    except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
+    except (MemoryError, RuntimeError, OSError, ImportError, SafetensorError) as error:
         if not ran_out(error):
             raise
         device = plan.shape.device if plan else "cpu"

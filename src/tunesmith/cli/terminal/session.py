@@ -43,7 +43,7 @@ def session(as_json: bool = False) -> Iterator[Terminal]:
             elif isinstance(error, TunesmithError):
                 terminal.error(error)
                 code = error.exit_code
-            elif isinstance(error, MemoryError | RuntimeError | OSError) and ran_out(error):
+            elif ran_out(error):
                 terminal.error(_no_memory(error))
                 code = TunesmithError.exit_code
             else:
