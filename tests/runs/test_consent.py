@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tunesmith
 from tunesmith.errors import RunError
 from tunesmith.evaluation.held_out_recipe import evaluation_recipe, typed_names
 from tunesmith.recipe.file import LoadedRecipe, read_recipe
 from tunesmith.runs.consent import Consent, flags_of, stored_in
 from tunesmith.runs.folder import Run
-from tunesmith.runs.stored_addresses import addresses_allowed, note_begun, refuse_stored_addresses
+from tunesmith.runs.stored_addresses import addresses_allowed, refuse_stored_addresses, write_recipe
 
+SOURCE = Path(tunesmith.__file__).parent
 TRUSTING = "model: {path: m, trust_remote_code: true}\ndata: {train: rows.jsonl}\noutput_dir: out\n"
 FUNCTIONS = {"metrics": ["loss", "score.py:score"], "compute_metrics": "own.py:all"}
 
@@ -214,8 +217,15 @@ def test_an_address_is_allowed_by_its_key_by_the_flag_and_by_a_run_that_began_he
     for allowed in ([INSIDE], None):
         with addresses_allowed(allowed):
             refuse_stored_addresses(recipe, stored)
-    note_begun(Run(stored))
+    write_recipe(Run(stored), recipe)
     Consent().given(read(stored), stored)
     (stored / "recipe.yaml").write_text(f"model: m\ndata: {{train: '{INSIDE}', test: '{INSIDE}2'}}\noutput_dir: out\n")
     with pytest.raises(RunError, match="asks to read rows from"):
         Consent().given(read(stored), stored)
+
+
+def test_every_writer_of_a_runs_recipe_notes_that_it_was_written_here() -> None:
+    written = [
+        path for path in SOURCE.rglob("*.py") if re.search(r"write_\w+\((\"recipe\.yaml\"|RECIPE),", path.read_text())
+    ]
+    assert [path.name for path in written] == ["stored_addresses.py"]

@@ -171,7 +171,7 @@ def test_a_result_that_finds_a_full_disk_is_a_failure_with_the_file_and_the_byte
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     (warned,) = heard.warned
-    assert isinstance(warned, Failure) and f"{file}: the result is not kept in the run" in warned
+    assert isinstance(warned, Failure) and f"{file}: the result is not kept whole in the run" in warned
     assert "may write files of 40,000 bytes" in warned
     assert caught.value.where == str(run.folder / "big.json") and "40,000 bytes" in str(caught.value.why)
 

@@ -21,7 +21,7 @@ from tunesmith.cli.options import (
 from tunesmith.cli.terminal.console import Terminal
 from tunesmith.cli.terminal.session import session
 from tunesmith.errors import RecipeError, TunesmithError
-from tunesmith.runs.stopping import Terminated
+from tunesmith.runs.stopping import Terminated, heard
 
 if TYPE_CHECKING:
     from tunesmith.data.examples.message import Message
@@ -124,6 +124,7 @@ class _Chat:
         except Terminated:
             raise
         except KeyboardInterrupt:
+            heard()
             self.terminal.note(f"\n{WELCOME}")
             return ""
 
@@ -140,6 +141,7 @@ class _Chat:
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
+            heard()
             self.terminal.note("\n(stopped)")
         except TunesmithError as error:
             if not self.interactive:

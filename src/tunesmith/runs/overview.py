@@ -230,7 +230,9 @@ def _refuse_answers_of_another(run: Run, evaluation: Mapping[str, Any]) -> None:
     files = evaluation.get("files")
     if not isinstance(files, Mapping) or ANSWERS not in files:  # of an earlier version
         return
-    content, _ = read_checked(run.folder, ANSWERS)
+    content, changed = read_checked(run.folder, ANSWERS)
+    if content is None and changed is not None and (run.folder / ANSWERS).exists():  # it is too large to be read
+        raise run.damaged(ANSWERS, f"It {changed}.")
     if content is None or sha256(content).hexdigest() != files[ANSWERS]:
         raise RunError(
             "The answers of the newest evaluation are not there",

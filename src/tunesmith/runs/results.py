@@ -82,7 +82,7 @@ def keep_result(
             return False
         at = Path(os.fsdecode(error.filename or file))
         why = why_full(at, error) if is_full(error) else f"{error.strerror}."
-        listener.warn(Failure(f"{at}: the result is not kept in the run. {why} Make room there, and judge again"))
+        listener.warn(Failure(f"{at}: the result is not kept whole in the run. {why} Make room there, and judge again"))
         return False
     listener.say(f"kept in {file}; `tunesmith runs show {run.folder}` shows it")
     if lost:

@@ -73,7 +73,7 @@ def terminate(number: int, frame: FrameType | None) -> Never:
 
 
 def just_interrupted() -> int | None:
-    """The number of the signal that was raised a moment ago, if there was one.
+    """The number of the signal that was raised a moment ago, if there was one and nobody heard it.
 
     Compiled code of a library may turn the interrupt into an exception of its own: torch, while a file of tensors is
     read, into "could not determine the shape of object".
@@ -114,6 +114,11 @@ def raised_where_it_can_be() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def heard() -> None:
+    """Call it where a command goes on after an interrupt: what fails from then on is no consequence of it."""
+    _raised.clear()
 
 
 class Stop:

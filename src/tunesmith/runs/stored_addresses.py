@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.recipe.file import read_recipe
+from tunesmith.recipe.file import dump, read_recipe
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.cache import cache_dir
 from tunesmith.runs.folder import Run
@@ -76,8 +76,12 @@ def refuse_stored_addresses(recipe: Recipe, run: Path, *, own: Collection[str] =
     )
 
 
-def note_begun(run: Run) -> None:
-    """Notes in the cache that a run with this recipe began on this machine, so its addresses are the user's word."""
+def write_recipe(run: Run, recipe: Recipe) -> None:
+    """Writes a run's recipe, whose addresses are the user's word: the cache notes that it was written here.
+
+    Call it once these addresses are allowed.
+    """
+    run.write_text(RECIPE, dump(recipe))
     note = _note(run.folder)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from tunesmith.planning import memory
 from tunesmith.planning.budget import gigabytes
-from tunesmith.recipe.file import dump
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.edited_recipe import MAY_CHANGE
 from tunesmith.runs.folder import Run
 from tunesmith.runs.manifest import changes
 from tunesmith.runs.progress import Listener
 from tunesmith.runs.start_folder import recipe_of
+from tunesmith.runs.stored_addresses import write_recipe
 
 
 def with_rules_of(run: Run, recipe: Recipe, asked: Recipe) -> Recipe:
@@ -23,7 +23,7 @@ def with_rules_of(run: Run, recipe: Recipe, asked: Recipe) -> Recipe:
     if not changed:
         return recipe
     status = run.status()
-    run.write_text("recipe.yaml", dump(recipe_of(run).with_values(training=changed)))
+    write_recipe(run, recipe_of(run).with_values(training=changed))
     before = status["asked"]
     run.set_status(status["status"], asked={**before, "training": {**before.get("training", {}), **changed}})
     return recipe.with_values(training=changed)

@@ -33,7 +33,7 @@ from tunesmith.evaluation.wording import sentence_of
 from tunesmith.methods.continued_adapter import CONFIG_FILE, START_FOLDER, WEIGHTS_FILE, kept_start
 from tunesmith.model.weights.device import gpu_name, tf32
 from tunesmith.recipe.complaints import dotted
-from tunesmith.recipe.file import dump, leaves, portable, read_recipe
+from tunesmith.recipe.file import leaves, portable, read_recipe
 from tunesmith.recipe.paths import local
 from tunesmith.recipe.settings import Recipe
 from tunesmith.runs.consent import Consent, flags_of, stored_in
@@ -47,7 +47,7 @@ from tunesmith.runs.progress import Listener, Silent
 from tunesmith.runs.results import RESULTS, tell_of_result
 from tunesmith.runs.run_files import PROBE
 from tunesmith.runs.stopping import signal_ends_process
-from tunesmith.runs.stored_addresses import addresses_allowed, addresses_of, note_begun
+from tunesmith.runs.stored_addresses import addresses_allowed, addresses_of, write_recipe
 from tunesmith.runs.surroundings import library_call
 from tunesmith.runs.whole_files import whole_folder
 from tunesmith.training.attach import Ready, load_base, load_for_training, untuned
@@ -400,8 +400,7 @@ def _write_facts(
     run: Run, asked: Recipe, recipe: Recipe, prepared: Prepared, tokens: EpochTokens, listener: Listener
 ) -> None:
     """Writes the recipe, the data, the versions and the ledger. The status is last, because it makes this a run."""
-    run.write_text("recipe.yaml", dump(recipe))
-    note_begun(run)
+    write_recipe(run, recipe)
     run.write_json("environment.json", environment(int(recipe.training.threads), gpu_name(recipe.model.device)))
     write_facts_of_rows(run, prepared, tokens)
     fingerprint(recipe, prepared.folder, listener).write(run)

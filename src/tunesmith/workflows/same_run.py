@@ -24,7 +24,7 @@ from tunesmith.model.weights.base_files import base_changes, base_files
 from tunesmith.model.weights.device import gpu_name
 from tunesmith.model.weights.resolve import resolve
 from tunesmith.recipe.complaints import Path_, dotted
-from tunesmith.recipe.file import dump, leaves, portable, read_recipe
+from tunesmith.recipe.file import leaves, portable, read_recipe
 from tunesmith.recipe.methods import QUANTIZED, AdapterSettings, method_label
 from tunesmith.recipe.optimizers import BITSANDBYTES
 from tunesmith.recipe.settings import Recipe
@@ -37,6 +37,7 @@ from tunesmith.runs.progress import Listener
 from tunesmith.runs.reporters import chosen_reporters
 from tunesmith.runs.run_files import FUNCTIONS
 from tunesmith.runs.start_folder import recipe_of, stored_recipe
+from tunesmith.runs.stored_addresses import write_recipe
 from tunesmith.runs.whole_files import write_whole
 from tunesmith.training import references
 from tunesmith.training.setup import Prepared
@@ -264,7 +265,7 @@ class Continuation:
             return
         if {change.kind for change in self.changes} - {"packages", "code"}:
             take_off(self.run.folder, references.FILE)  # the untuned model is measured again
-        self.run.write_text("recipe.yaml", dump(stored))
+        write_recipe(self.run, stored)
         keep_functions(self.run)
         write_facts_of_rows(self.run, prepared, tokens)
         if self.changed_settings or self.moved:
@@ -273,7 +274,7 @@ class Continuation:
     def _keep_places(self) -> None:
         """Writes down where the base and the rows are now, once their contents were found to be the same."""
         if self.moved:
-            self.run.write_text("recipe.yaml", dump(self._where_it_is(recipe_of(self.run), absolute=True)))
+            write_recipe(self.run, self._where_it_is(recipe_of(self.run), absolute=True))
             self.run.set_status("running", asked=portable(self.asked))
 
     def _refuse_nothing_left(self, step: int, total_steps: int) -> None:

@@ -79,6 +79,7 @@ TURNED = """
 import os, signal, sys, time
 from tunesmith.cli.terminal.session import session
 from tunesmith.errors import ModelError
+from tunesmith.runs.stopping import heard
 kinds = {"ValueError": ValueError("no shape"), "ModelError": ModelError("damaged", remedy="fetch it")}
 try:
     with session():
@@ -86,8 +87,9 @@ try:
             try:
                 os.kill(os.getpid(), int(sys.argv[1]))
                 time.sleep(20)
-            except KeyboardInterrupt:
-                pass  # as compiled code does that has an error of its own
+            except KeyboardInterrupt:  # as compiled code does that has an error of its own
+                if sys.argv[4] == "heard":
+                    heard()
         time.sleep(float(sys.argv[3]))
         raise kinds[sys.argv[2]]
 except BaseException as end:
@@ -97,9 +99,9 @@ except BaseException as end:
 """
 
 
-def turned(number: int, kind: str, later: float = 0.0) -> tuple[int, bool]:
+def turned(number: int, kind: str, later: float = 0.0, *, how: str = "lost") -> tuple[int, bool]:
     """The exit code, and whether there is a traceback."""
-    argv = [sys.executable, "-c", TURNED, str(number), kind, str(later)]
+    argv = [sys.executable, "-c", TURNED, str(number), kind, str(later), how]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     return done.returncode, "Traceback" in done.stderr
 
@@ -114,3 +116,4 @@ def test_an_error_without_an_interrupt_or_long_after_one_is_what_it_is() -> None
     assert turned(0, "ValueError") == (1, True)
     assert turned(signal.SIGINT, "ValueError", 1.5) == (1, True)
     assert turned(signal.SIGINT, "ModelError", 1.5) == (1, False)
+    assert turned(signal.SIGINT, "ValueError", how="heard") == (1, True)

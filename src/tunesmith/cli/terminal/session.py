@@ -14,7 +14,15 @@ from tunesmith.errors import TunesmithError, ran_out
 from tunesmith.planning import memory
 from tunesmith.runs.disk import disk_errors
 from tunesmith.runs.from_python import quiet_libraries
-from tunesmith.runs.stopping import ENDING, Terminated, interrupt, just_interrupted, raised_where_it_can_be, terminate
+from tunesmith.runs.stopping import (
+    ENDING,
+    Terminated,
+    heard,
+    interrupt,
+    just_interrupted,
+    raised_where_it_can_be,
+    terminate,
+)
 from tunesmith.runs.surroundings import refuse_lost_folder
 
 READER_GONE = 128 + signal.SIGPIPE
@@ -72,6 +80,7 @@ def _signals_unwind() -> Iterator[None]:
     """Makes SIGTERM and SIGHUP raise Terminated. A handler that was set before stays, such as that of `nohup`."""
     ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
     before = signal.getsignal(signal.SIGINT)
+    heard()  # whatever an earlier session in this process was stopped by
     for number in ours:
         signal.signal(number, terminate)
     if before is signal.default_int_handler:
