@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.files.hub_datasets import _leads_elsewhere
+from tunesmith.data.files.hub_datasets import _leads_elsewhere, _places, _settings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 READ = """
@@ -47,6 +47,14 @@ except DataError as error:
 )
 def test_a_place_leads_elsewhere_unless_it_is_of_the_hub(place: str, elsewhere: bool) -> None:
     assert _leads_elsewhere(place) is elsewhere
+
+
+def test_a_card_whose_lists_stand_in_themselves_or_often_is_read_once(tmp_path: Path) -> None:
+    bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40))
+    own = "a0: &a0 [rows.jsonl]\n" + bomb + "configs:\n- data_files: &own [*a39, *own, http://h/x]\n"
+    (tmp_path / ".huggingface.yaml").write_text(own)
+    found = list(_places(_settings(str(tmp_path / ".huggingface.yaml"), "user/rows")))
+    assert sorted(place for _, place in found) == ["http://h/x", "rows.jsonl"]
 
 
 @pytest.fixture

@@ -95,14 +95,15 @@ def _places(configs: Any) -> Iterator[tuple[str, str]]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts in lists and mappings, at any depth."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts(list(value.values()))
-    elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
+    """The texts in lists and mappings, at any depth. Aliases of YAML may make one list stand in itself, or often."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, dict | list) and id(each) not in seen:
+            seen.add(id(each))
+            waiting += each.values() if isinstance(each, dict) else each
 
 
 def _leads_elsewhere(place: str) -> bool:
