@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from tunesmith.data.files.hub_datasets import _leads_elsewhere, _places, _settings
+from tunesmith.errors import DataError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 READ = """
+from tunesmith.errors import DataError
 from tunesmith.errors import DataError
 from tunesmith.data.files.hub_datasets import load_from_hub
 try:
@@ -107,3 +109,18 @@ def test_a_card_that_names_an_address_is_refused_before_the_address_is_asked(
     ).stdout
     assert f"user/rows: {file}: configs.data_files" in said and "/inside/rows.jsonl" in said
     assert any(file in path for path in asked) and not any("inside" in path for path in asked)
+
+
+BAD_CARDS = ["configs: [", "a: b: c", "configs: &a [*a", "- x\n y", "\x00", "configs: !!python/object:os.system x"]
+
+
+@pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize("text", BAD_CARDS)
+def test_a_card_that_cannot_be_read_is_one_message(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(f"---\n{text}\n---\nRows.\n" if name.endswith(".md") else text)
+    try:
+        found = list(_places(_settings(str(tmp_path / name), "user/rows")))
+    except DataError as error:
+        assert error.what == "the card of this dataset cannot be read"
+    else:
+        assert found == [] and text == "- x\n y"  # YAML without configs

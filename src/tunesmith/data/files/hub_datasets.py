@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 _PACKED = frozenset({"zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4"})  # they open what stands behind the next ``::``
+_LINE_END = r"(?:\r\n|\r|\n)"
+_HEAD = re.compile(rf"^\s*---{_LINE_END}([\S\s]*?){_LINE_END}---[ \t]*(?:\r\n|\n|$)")  # as the hub's library finds it
 _CARD, _CONFIGS = "README.md", ".huggingface.yaml"  # the second is a card without text
 
 
@@ -71,15 +74,17 @@ def _refuse_elsewhere(repository: str, revision: str | None) -> str | None:
 
 
 def _settings(path: str, repository: str) -> Any:
-    """What a card says in YAML."""
-    from huggingface_hub import DatasetCard
-    from yaml import YAMLError, safe_load
+    """What a card says in YAML: a file, or the head of a text."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
-        if path.endswith(".md"):
-            return DatasetCard.load(path, ignore_metadata_errors=True).data.to_dict().get("configs")
         with open(path, encoding="utf-8") as file:
-            said = safe_load(file)
+            text = file.read()
+        if path.endswith(".md"):
+            head = _HEAD.search(text)
+            text = head[1] if head else ""
+        said = YAML(typ="safe", pure=True).load(text)
         return said.get("configs") if isinstance(said, dict) else None
     except (OSError, ValueError, YAMLError, RecursionError) as error:
         raise DataError("the card of this dataset cannot be read", where=repository, why=str(error)) from error
